@@ -1,0 +1,130 @@
+"""The error tree. Every error has a message, a hint (the next thing to type) and an exit code.
+
+::
+
+    MlkitError                     code
+    ├── UsageError                   2   the command or the recipe is wrong
+    │   └── RecipeError              2   one or more located faults in a recipe
+    ├── GateFailedError              1   a gate said FAILED
+    ├── GateInconclusiveError        4   a gate said INCONCLUSIVE and blocks
+    ├── WorldError                   3   the world failed
+    │   ├── DataError                3   a source, a table or a check
+    │   ├── UserCodeError            3   code that the recipe names raised or has the wrong type
+    │   ├── EngineError              3   training, conversion, a runtime or Ray
+    │   ├── StoreError               3   the store or the journal (a full disk included)
+    │   ├── BundleError              3   a bundle is corrupted, tampered with or not blessed
+    │   └── ServiceError             3   the gateway, a port, the network
+    └── InterruptedRunError        130   Ctrl-C or SIGTERM; the state is resumable
+
+Vendor exceptions are translated once, at the seam where they enter: ``raise EngineError(...) from error``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+
+class MlkitError(Exception):
+    """Root of every error that mlflowkit raises on purpose.
+
+    >>> str(DataError("table loans.csv has no rows", hint="check data.source.path"))
+    'table loans.csv has no rows'
+    """
+
+    exit_code: ClassVar[int] = 3
+    kind: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, object]:
+        """The object printed under ``error`` by every command with ``--json``."""
+        return {"code": self.exit_code, "kind": self.kind, "message": self.message, "hint": self.hint}
+
+
+class UsageError(MlkitError):
+    exit_code = 2
+    kind = "usage"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One located fault of a recipe. Lines and columns count from 1; overrides have file ``<override>``."""
+
+    file: str
+    line: int
+    column: int
+    key: str
+    found: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}"
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class RecipeError(UsageError):
+    """All the faults of one recipe, in the order of their places."""
+
+    kind = "recipe"
+
+    def __init__(self, faults: Sequence[Fault], *, hint: str = "") -> None:
+        self.faults = tuple(faults)
+        count = len(self.faults)
+        lines = [f"{count} error{'s' if count != 1 else ''} in the recipe"]
+        for fault in self.faults:
+            lines.append(f"  {fault}")
+            if fault.hint:
+                lines.append(f"      {fault.hint}")
+        super().__init__("\n".join(lines), hint=hint)
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), "errors": [asdict(fault) for fault in self.faults]}
+
+
+class GateFailedError(MlkitError):
+    exit_code = 1
+    kind = "gate-failed"
+
+
+class GateInconclusiveError(MlkitError):
+    exit_code = 4
+    kind = "gate-inconclusive"
+
+
+class WorldError(MlkitError):
+    kind = "world"
+
+
+class DataError(WorldError):
+    kind = "data"
+
+
+class UserCodeError(WorldError):
+    kind = "user-code"
+
+
+class EngineError(WorldError):
+    kind = "engine"
+
+
+class StoreError(WorldError):
+    kind = "store"
+
+
+class BundleError(WorldError):
+    kind = "bundle"
+
+
+class ServiceError(WorldError):
+    kind = "service"
+
+
+class InterruptedRunError(MlkitError):
+    exit_code = 130
+    kind = "interrupted"

@@ -1,0 +1,145 @@
+"""What stages ask of the world: Protocols of a few verbs, fulfilled by adapters, handed in by wiring.
+
+A stage module has ``Section`` (what the recipe says), ``Spec`` (exactly what its result depends on) and
+``run(spec, context) -> StageResult``. It reads ``context.inputs``, fills ``context.out`` and touches nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from mlflowkit.values import Event, Lineage, RoutingTable, RunRecord, ServiceStatus
+
+
+class Progress(Protocol):
+    """Takes events of a run; must not raise."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+class Profiler(Protocol):
+    """Summarises a table as a mergeable profile."""
+
+    def profile(self, table: pd.DataFrame) -> bytes:
+        """A serialised profile of the table's columns."""
+
+    def summary(self, profile: bytes) -> Mapping[str, Any]:
+        """JSON: for each column its type, counts, missing, mean, standard deviation, quantiles, frequent items."""
+
+
+class Trainer(Protocol):
+    """Fits preprocessing and model on ``train``, choosing by ``validation``. See stages.train for the layout."""
+
+    def fit(self, spec: Any, context: StageContext) -> Any:
+        """Fit as ``spec`` (a stages.train.Spec) says, write ``context.out``, return a stages.train.FitResult."""
+
+
+class Exporter(Protocol):
+    """Turns what a Trainer wrote into one ONNX graph that takes raw columns."""
+
+    def export(self, trained: Path, folder: Path, out: Path) -> None:
+        """Read the train stage's folder, write ``model.onnx`` and ``signature.json`` into ``out``."""
+
+    def predict(
+        self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """Answers of the Python model (not the graph) for the same inputs: what parity is measured against."""
+
+    def quantize(self, model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:
+        """Write a static INT8 Q/DQ copy of ``model`` to ``out``; returns "" or the reason why there is none."""
+
+
+class Session(Protocol):
+    """A loaded graph. Thread-safe."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Answers by output name. Raises EngineError."""
+
+
+class Runtime(Protocol):
+    """Loads graphs. Raises EngineError when the provider asked for cannot be had (never a silent fallback)."""
+
+    def load(self, model: Path, *, threads: int = 1) -> Session: ...
+
+
+class Tracker(Protocol):
+    """Mirrors runs and blessed bundles into a tracking server and model registry. The journal is the truth."""
+
+    def record(self, run: RunRecord) -> None:
+        """Parameters, metrics, tags (``git_commit``, ``git_dirty``, ``data_version``) of a finished run."""
+
+    def register(self, name: str, bundle: Path, run: RunRecord, alias: str) -> str:
+        """Register a blessed bundle under ``name`` and point ``alias`` at it; returns the registry's version.
+
+        Idempotent: the same identity digest is registered once.
+        """
+
+
+class Platform(Protocol):
+    """Keeps gateways running."""
+
+    def prewarm(self) -> None:
+        """Begin starting what `ensure` will need, in the background; returns at once."""
+
+    def ensure(self, service: Any) -> str:
+        """Start the gateway of a stages.deploy.ServeSection if it is not up; returns its endpoint URL."""
+
+    def publish(self, table: RoutingTable) -> None:
+        """Hand a table to every replica; returns once all have loaded, verified, warmed and swapped to it."""
+
+    def status(self) -> Sequence[ServiceStatus]: ...
+
+    def down(self, service: str | None = None) -> Sequence[str]:
+        """Stop one service, or all and the local Ray that was started for them; returns the names stopped."""
+
+
+class Ports(Protocol):
+    """What wiring hands to stages. Each is made on first use, so that nothing is imported before it is needed."""
+
+    @property
+    def profiler(self) -> Profiler: ...
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def exporter(self) -> Exporter: ...
+    @property
+    def tracker(self) -> Tracker: ...
+    @property
+    def platform(self) -> Platform: ...
+
+    def trainer(self, kind: str) -> Trainer:
+        """The trainer for a model kind ("torch" or "sklearn")."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """Where a stage reads and writes.
+
+    inputs     published folder of each stage in values.STAGE_INPUTS, read-only
+    out        an empty folder to fill; published when run() returns
+    scratch    a folder of this fingerprint that survives a kill: checkpoints go here
+    folder     the recipe's folder: relative paths and python references start here
+    champion   folder of the bundle that serves now, or None
+    previous   published folder of this stage in the last run of this recipe, or None (frozen schemas)
+    """
+
+    inputs: Mapping[str, Path]
+    out: Path
+    scratch: Path
+    folder: Path
+    seed: int
+    lineage: Lineage
+    run: str
+    ports: Ports
+    progress: Progress
+    champion: Path | None = None
+    previous: Path | None = None
+    state: Path = field(default_factory=Path)
+    """The state folder (``.mlkit``)."""

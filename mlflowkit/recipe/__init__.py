@@ -1,0 +1,1 @@
+"""Recipes: composed by Hydra, checked by pydantic, located to file:line:column."""

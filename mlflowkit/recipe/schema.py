@@ -1,0 +1,90 @@
+"""The recipe, whole, and the Spec that it gives each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mlflowkit.bundle import digest_json
+from mlflowkit.stages import data as data_stage
+from mlflowkit.stages import deploy as deploy_stage
+from mlflowkit.stages import evaluate as evaluate_stage
+from mlflowkit.stages import export as export_stage
+from mlflowkit.stages import optimize as optimize_stage
+from mlflowkit.stages import package as package_stage
+from mlflowkit.stages import train as train_stage
+from mlflowkit.stages import validate as validate_stage
+from mlflowkit.stages.base import Section
+from mlflowkit.values import Json
+
+
+class Recipe(Section):
+    """From data to a model that answers requests."""
+
+    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
+    """Name of the recipe and of the registered model."""
+    task: Literal["classification", "regression"]
+    """What is predicted: a class or a number."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the split, the initial weights, the order of rows and the bootstrap."""
+    data: data_stage.DataSection
+    """The table."""
+    preprocess: train_stage.Preprocess = Field(default_factory=train_stage.Preprocess)
+    """What is done to the columns before the model; fitted on the training rows, exported with the model."""
+    model: train_stage.Model
+    """The model."""
+    train: train_stage.TrainSection = Field(default_factory=train_stage.TrainSection)
+    """How it is fitted."""
+    export: export_stage.ExportSection = Field(default_factory=export_stage.ExportSection)
+    """The graph."""
+    optimize: optimize_stage.OptimizeSection = Field(default_factory=optimize_stage.OptimizeSection)
+    """Which graphs to try and how to choose."""
+    gates: list[evaluate_stage.Gate] = Field(default_factory=list)
+    """What must hold before the bundle is blessed."""
+    serve: deploy_stage.ServeSection | None = None
+    """The service; without it a run ends at the bundle."""
+
+
+def stage_specs(recipe: Recipe) -> Mapping[str, Section]:
+    """The Spec of each stage, keyed by stage; deploy is absent when the recipe has no ``serve``."""
+    task = recipe.task
+    table = recipe.data.model_dump(exclude={"checks"})
+    specs: dict[str, Section] = {
+        "data": data_stage.Spec.model_validate({"task": task, **table}),
+        "validate": validate_stage.Spec(checks=recipe.data.checks),
+        "train": train_stage.Spec(
+            task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train
+        ),
+        "export": export_stage.Spec(export=recipe.export),
+        "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
+        "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates),
+        "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe)),
+    }
+    if recipe.serve is not None:
+        specs["deploy"] = deploy_stage.Spec(name=recipe.name, serve=recipe.serve)
+    return specs
+
+
+def policy_digest(recipe: Recipe) -> str:
+    """Digest of the gates: what the blessing says was asked."""
+    return digest_json([gate.model_dump(mode="json") for gate in recipe.gates])
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe that was composed and found without fault."""
+
+    recipe: Recipe
+    path: Path
+    """The file it was read from, absolute."""
+    overrides: tuple[str, ...]
+    composed: Mapping[str, Json]
+    """The recipe as plain JSON, defaults filled in."""
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent

@@ -1,0 +1,1 @@
+"""The online half: gateway, protocol, variants."""

@@ -1,0 +1,21 @@
+"""The stages of a run, each a Section and a Spec beside ``run(spec, context) -> StageResult``.
+
+What each stage publishes (a folder; names are the contract between stages):
+
+data      train.parquet validation.parquet test.parquet   raw columns and the target, in source order
+          table.json        TableInfo: columns and their kinds, target, classes, rows of each split, data version
+validate  checks.json       list of {check, column, passed, message, failures: [{row, value}]}
+          schema.json       the frozen schema {column: {dtype, nullable}}
+          reference.whylogs reference.json    reference profile of the training features, and its summary
+train     spec.json         the train Spec, features (numeric, categorical), classes
+          preprocess.skops  fitted ColumnTransformer over [numeric | categorical]
+          model.safetensors (torch) or model.skops (sklearn; a whole Pipeline, preprocessing included)
+          curves.json       {metric name: [value per epoch]}, with "epoch"
+export    model.onnx signature.json parity.json {rows, max_abs_difference, label_mismatches, tolerance}
+optimize  model.onnx signature.json (of the pick) · candidates.json (the list that `bench --json` prints, with
+          "metric", "metric_drop" and "picked") · latency.json {candidate: {"samples_us": [...], ...}}
+evaluate  evaluation.json   {metrics: {name: Measurement}, confusion | residuals, calibration, slices, ...}
+          verdicts.json     list of Verdict · predictions.parquet (test rows: target, prediction, scores)
+package   bundle/           see mlflowkit.bundle
+deploy    service.json      {service, endpoint, version, epoch}
+"""

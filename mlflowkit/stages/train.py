@@ -1,0 +1,136 @@
+"""Fit preprocessing and model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mlflowkit.stages.base import Section
+
+REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+MODULES = ("mlflowkit.models", "sklearn")
+"""Where a model may come from, besides the recipe's own folder."""
+
+
+class TorchModel(Section):
+    """A torch.nn.Module. Called with ``features`` (columns after preprocessing) and ``outputs`` (classes, or 1)
+    besides ``args``; its forward takes float32 [rows, features] and returns [rows, outputs] (logits or values)."""
+
+    kind: Literal["torch"]
+    module: str = Field(default="mlflowkit.models:TabularMLP", pattern=REFERENCE)
+    """``module:Class`` beside the recipe or in mlflowkit.models."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+
+
+class SklearnModel(Section):
+    """A scikit-learn estimator."""
+
+    kind: Literal["sklearn"]
+    module: str = Field(pattern=REFERENCE)
+    """``module:Class`` in scikit-learn, such as sklearn.ensemble:HistGradientBoostingClassifier."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+
+
+Model = Annotated[TorchModel | SklearnModel, Field(discriminator="kind")]
+
+
+class Preprocess(Section):
+    """Fitted on the training rows only and exported inside the graph."""
+
+    impute: Literal["median", "mean", "most_frequent"] = "median"
+    """What fills missing numbers."""
+    scale: Literal["standard", "minmax", "none"] = "standard"
+    """How numbers are scaled."""
+    max_categories: int = Field(default=50, ge=1, le=10_000)
+    """The most frequent values of a categorical column that get a column of their own; others count as unknown."""
+
+
+class Optimizer(Section):
+    """The optimiser of a torch model."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Which one."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """Decoupled for adamw, L2 for the others."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of sgd."""
+
+
+class Schedule(Section):
+    """How the learning rate moves."""
+
+    name: Literal["none", "cosine", "step", "onecycle"] = "none"
+    """Which one."""
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs of linear warm-up before it (cosine and step)."""
+    step_epochs: int = Field(default=10, ge=1)
+    """Of step: epochs between drops."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    """Of step: factor of each drop."""
+
+
+class EarlyStopping(Section):
+    """Stop when the validation loss no longer falls, and keep the best epoch."""
+
+    patience: int = Field(default=5, ge=1)
+    """Epochs without improvement that are borne."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """Smallest fall of the loss that counts."""
+
+
+class TrainSection(Section):
+    """How the model is fitted. For scikit-learn only class_weights matters; the rest is in model.args."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training rows (torch)."""
+    batch_size: int = Field(default=256, ge=1)
+    """Rows a step, over all workers (torch)."""
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    """The optimiser (torch)."""
+    schedule: Schedule = Field(default_factory=Schedule)
+    """The learning-rate schedule (torch)."""
+    early_stopping: EarlyStopping | None = None
+    """When to stop early (torch)."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient (torch)."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """Weight of each class in the loss; balanced weighs by inverse frequency. Classification only."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32. fp16 needs a GPU."""
+    workers: int = Field(default=0, ge=0)
+    """0 fits in this process; N fits with N workers (DDP) on Ray."""
+    max_failures: int = Field(default=2, ge=0)
+    """How often a lost worker is replaced before the run fails (workers > 0)."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; a killed run resumes at the last."""
+    tune: None = None
+    """Hyperparameter search; not available in this version, must be null."""
+
+
+class Spec(Section):
+    """What the train stage's result depends on, besides its input, the model's code and the seed."""
+
+    task: Literal["classification", "regression"]
+    model: Model
+    preprocess: Preprocess
+    train: TrainSection
+
+
+class FitResult(Section):
+    """What a Trainer reports. Curves go to curves.json."""
+
+    epochs: int
+    best_epoch: int
+    metrics: dict[str, float]
+    """Of the kept epoch: train_loss, val_loss and so on."""
+    curves: dict[str, list[float]]
+    device: str = "cpu"
+    precision: str = "fp32"
+    parameters: int = 0
+    resumed_from: int | None = None
+    """Epoch that training was resumed at, or None."""

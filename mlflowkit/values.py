@@ -1,0 +1,206 @@
+"""Frozen values that cross rooms. No behaviour beyond reading themselves; no vendor, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Json = Any
+"""A value that ``json.dumps`` accepts without a default."""
+
+STAGES: tuple[str, ...] = (
+    "data",
+    "validate",
+    "train",
+    "export",
+    "optimize",
+    "evaluate",
+    "package",
+    "deploy",
+)
+"""The stages, in the order in which a run visits them."""
+
+STAGE_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "data": (),
+    "validate": ("data",),
+    "train": ("data",),
+    "export": ("data", "train"),
+    "optimize": ("data", "export"),
+    "evaluate": ("data", "optimize"),
+    "package": ("data", "validate", "export", "optimize", "evaluate"),
+    "deploy": ("package",),
+}
+"""What each stage reads. A stage is stale when one of these is, and for no other stage's sake."""
+
+
+class Outcome(StrEnum):
+    """What a gate can say."""
+
+    PASSED = "PASSED"
+    FAILED = "FAILED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A number with its interval: ``low <= value <= high`` at ``confidence`` from ``samples`` observations.
+
+    ``unit`` is "" for dimensionless metrics. ``method`` names how the interval was made ("DeLong", ...).
+
+    >>> Measurement("roc_auc", 0.74, 0.69, 0.79, samples=1479).low
+    0.69
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    confidence: float = 0.95
+    unit: str = ""
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one gate said, in numbers and in words."""
+
+    gate: str
+    outcome: Outcome
+    message: str
+    metric: str
+    measurement: Measurement | None = None
+    threshold: float | None = None
+    """The bound that the interval was held against (for a change threshold: minus or plus the margin)."""
+    direction: Literal["min", "max"] = "min"
+    blocking: bool = True
+    """False for a gate in dry-run, or an INCONCLUSIVE that the recipe allows."""
+    slice: str = ""
+    """``column=value`` for a slice, else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage says about what it published. Everything here is JSON and is kept in the journal."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    summary: Mapping[str, Json] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a result came from."""
+
+    git_commit: str
+    """Full hash, or "" outside a git checkout."""
+    git_dirty: bool
+    data_version: str
+    """Digest of the data's content, or the commit of the store that it came from."""
+    recipe_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a plan."""
+
+    stage: str
+    action: Literal["run", "reuse"]
+    reason: str
+    fingerprint: str
+    ingredients: Mapping[str, str] = field(default_factory=dict)
+    """Name of each ingredient of the fingerprint and its digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of a run, as the journal keeps it."""
+
+    stage: str
+    action: Literal["run", "reuse"]
+    reason: str
+    fingerprint: str
+    status: Literal["pending", "running", "done", "failed", "interrupted"]
+    seconds: float = 0.0
+    digest: str = ""
+    """Digest of the published folder in the store; "" until it is published."""
+    result: StageResult | None = None
+    error: str = ""
+
+
+RunStatus = Literal["running", "done", "failed", "gate-failed", "inconclusive", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run, as the journal keeps it. Times are seconds since the epoch."""
+
+    run: str
+    name: str
+    recipe_path: str
+    status: RunStatus
+    started: float
+    finished: float | None
+    lineage: Lineage
+    recipe: Mapping[str, Json]
+    """The composed recipe, whole."""
+    overrides: tuple[str, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    bundle: str = ""
+    """Identity digest of the bundle; "" when the run did not get that far."""
+    blessed: bool = False
+    endpoint: str = ""
+    report: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Progress of a run. ``fraction`` is in [0, 1] or None when unknown; ``metrics`` are the latest figures."""
+
+    stage: str
+    kind: Literal["planned", "started", "progress", "done", "reused", "failed"]
+    message: str = ""
+    fraction: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One model version behind a service. ``bundle`` is the folder of a bundle, ``digest`` its identity."""
+
+    name: str
+    version: str
+    digest: str
+    bundle: str
+    role: Literal["champion", "challenger", "shadow"] = "champion"
+    weight: float = 1.0
+    """Share of the traffic, in [0, 1]; the weights of a table sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """What a gateway answers with. Immutable, swapped whole; a larger epoch replaces a smaller one."""
+
+    service: str
+    epoch: int
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One service as ``mlkit status`` shows it."""
+
+    service: str
+    endpoint: str
+    epoch: int
+    ready: bool
+    variants: tuple[Variant, ...]
+    replicas: int
+    state: str = ""
+    rollout: str = ""
+    grpc_endpoint: str = ""

@@ -1,0 +1,60 @@
+"""From a recipe and a state folder to adapters: the only file that imports adapters, each on first use."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflowkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlflowkit.ports import Exporter, Platform, Profiler, Runtime, Tracker, Trainer
+
+
+class Wiring:
+    """The Ports of one state folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    @cached_property
+    def profiler(self) -> Profiler:
+        from mlflowkit.adapters.whylogs import WhylogsProfiler
+
+        return WhylogsProfiler()
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        from mlflowkit.adapters.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime()
+
+    @cached_property
+    def exporter(self) -> Exporter:
+        from mlflowkit.adapters.onnx_exporter import OnnxExporter
+
+        return OnnxExporter()
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        from mlflowkit.adapters.mlflow import MlflowTracker
+
+        return MlflowTracker(self.state)
+
+    @cached_property
+    def platform(self) -> Platform:
+        from mlflowkit.adapters.ray_serve import RayServePlatform
+
+        return RayServePlatform(self.state)
+
+    def trainer(self, kind: str) -> Trainer:
+        if kind == "torch":
+            from mlflowkit.adapters.ray_train import RayTorchTrainer
+
+            return RayTorchTrainer(self.state)
+        if kind == "sklearn":
+            from mlflowkit.adapters.sklearn_trainer import SklearnTrainer
+
+            return SklearnTrainer()
+        raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch or sklearn")
