@@ -1,0 +1,40 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/lending.yaml
+# Set TORCH=torch for a CUDA build; the pin takes a CPU build where the package index offers one.
+TORCH ?= torch
+
+.PHONY: install demo run test check bench clean
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,examples,test,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/mlkit run recipes/lending.yaml
+
+run: install
+	$(BIN)/mlkit run $(RECIPE)
+
+test: install
+	$(BIN)/python -m pytest tests
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules mlflowkit
+
+bench: install
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache recipes/.mlkit benchmarks/.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

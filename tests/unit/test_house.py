@@ -1,0 +1,74 @@
+"""The house stands: nothing heavy at import, and the public pieces that packaging promises are there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata, resources
+
+import pytest
+
+VENDORS = (
+    "torch",
+    "ray",
+    "pandas",
+    "numpy",
+    "sklearn",
+    "scipy",
+    "onnx",
+    "onnxruntime",
+    "skl2onnx",
+    "whylogs",
+    "mlflow",
+    "pandera",
+    "pyarrow",
+    "matplotlib",
+    "uvicorn",
+    "httpx",
+)
+
+ROOMS = (
+    "mlflowkit",
+    "mlflowkit.cli",
+    "mlflowkit.cli.app",
+    "mlflowkit.wiring",
+    "mlflowkit.values",
+    "mlflowkit.errors",
+    "mlflowkit.bundle",
+    "mlflowkit.ports",
+    "mlflowkit.usercode",
+    "mlflowkit.recipe.schema",
+    "mlflowkit.recipe.check",
+    "mlflowkit.pipeline.plan",
+    "mlflowkit.pipeline.run",
+    "mlflowkit.judging.gates",
+    "mlflowkit.judging.stats",
+    "mlflowkit.judging.metrics",
+    "mlflowkit.stages.data",
+    "mlflowkit.stages.validate",
+    "mlflowkit.stages.train",
+    "mlflowkit.stages.export",
+    "mlflowkit.stages.optimize",
+    "mlflowkit.stages.evaluate",
+    "mlflowkit.stages.package",
+    "mlflowkit.stages.deploy",
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_loads_no_vendor(room: str) -> None:
+    code = f"import sys, {room}; print([v for v in {VENDORS!r} if v in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_package_is_typed() -> None:
+    assert resources.files("mlflowkit").joinpath("py.typed").is_file()
+
+
+def test_cpu_and_gpu_runtimes_are_exclusive_extras() -> None:
+    requires = metadata.requires("mlflowkit") or []
+    cpu = [line for line in requires if 'extra == "cpu"' in line]
+    gpu = [line for line in requires if 'extra == "gpu"' in line]
+    assert [line.split(">")[0] for line in cpu] == ["onnxruntime"]
+    assert sorted(line.split(">")[0] for line in gpu) == ["onnxruntime-gpu", "tensorrt"]
