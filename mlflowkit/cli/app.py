@@ -39,14 +39,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)
-]
+
+@app.callback()
+def _root() -> None:
+    """One recipe, from data to a model that answers requests."""
+
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[OVERRIDE]...", help="Hydra overrides, such as train.epochs=3.", show_default=False
-    ),
+    typer.Argument(metavar="[OVERRIDE]...", help="Hydra overrides, such as train.epochs=3.", show_default=False),
 ]
 StateOption = Annotated[
     Path | None,
@@ -102,7 +104,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         importlib.import_module(f"mlflowkit.cli.{command}")
     as_json = "--json" in arguments
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="mlkit", standalone_mode=False)
     except MlkitError as error:
         fail(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
@@ -116,11 +118,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _usage_error(error: Exception) -> MlkitError | None:
-    from click import ClickException
+    """Typer's own complaint about the command line, as ours."""
+    from typer.exceptions import TyperException
 
     from mlflowkit.errors import UsageError
 
-    if not isinstance(error, ClickException):
+    if not isinstance(error, TyperException):
         return None
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "mlkit"
