@@ -1,8 +1,17 @@
-"""The pydantic base of every Section and Spec: frozen, unknown keys forbidden, finite numbers only."""
+"""What every stage module stands on: the base of Sections and Specs, and the values that two stages share.
+
+A Section or Spec is frozen, forbids unknown keys and takes finite numbers only. Stages do not import one another:
+what the data stage writes down about its table (`TableInfo`) and what may be asked of it (`Check`) live here.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlflowkit.errors import StoreError
 
 
 class Section(BaseModel):
@@ -16,3 +25,99 @@ class Section(BaseModel):
         strict=False,
         use_attribute_docstrings=False,
     )
+
+
+class SchemaCheck(Section):
+    """Column names and types: declared here, or inferred from the first run and frozen."""
+
+    kind: Literal["schema"]
+    columns: dict[str, Literal["int", "float", "string", "bool", "datetime"]] | None = None
+    """Type of each column. Without it the schema of the last run of this recipe is the one to keep to."""
+    extra: Literal["forbid", "allow"] = "forbid"
+    """Whether columns that are not declared are a failure."""
+
+
+class RangeCheck(Section):
+    """Numbers within bounds."""
+
+    kind: Literal["range"]
+    column: str
+    """The column to check."""
+    min: float | None = None
+    """Smallest value allowed."""
+    max: float | None = None
+    """Largest value allowed."""
+
+
+class NullsCheck(Section):
+    """Share of missing values."""
+
+    kind: Literal["nulls"]
+    column: str
+    """The column to check."""
+    max_share: float = Field(default=0.0, ge=0, le=1)
+    """Largest share of missing values allowed."""
+
+
+class UniqueCheck(Section):
+    """No two rows alike in these columns."""
+
+    kind: Literal["unique"]
+    columns: list[str] = Field(min_length=1)
+    """Columns that together identify a row."""
+
+
+class AllowedCheck(Section):
+    """Values from a list."""
+
+    kind: Literal["allowed"]
+    column: str
+    """The column to check."""
+    values: list[str | int | float | bool] = Field(min_length=1)
+    """The values allowed. Missing values are the nulls check's affair."""
+
+
+Check = Annotated[
+    SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck, Field(discriminator="kind")
+]
+
+
+class Column(Section):
+    name: str
+    kind: Literal["numeric", "categorical"]
+
+
+class TableInfo(Section):
+    """``table.json``: what later stages know of the table."""
+
+    task: Literal["classification", "regression"]
+    target: str
+    features: tuple[Column, ...]
+    """In the order of the source."""
+    classes: tuple[str | int, ...] = ()
+    """Sorted, the positive class of a binary task last. Booleans are written as 0 and 1."""
+    rows: dict[str, int]
+    """Rows of train, validation and test."""
+    data_version: str
+    slice_columns: tuple[str, ...] = ()
+    """Columns kept in the parts that are not features (group, time, ignore)."""
+
+    @property
+    def numeric(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.features if column.kind == "numeric")
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.features if column.kind == "categorical")
+
+
+PARTS = ("train", "validation", "test")
+"""The parts of a split, in the order of their codes in ``split.npy``."""
+
+
+def read_table_info(folder: Path) -> TableInfo:
+    """``table.json`` of the data stage's folder. Raises StoreError when it is missing or altered."""
+    try:
+        return TableInfo.model_validate_json((folder / "table.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(f"{folder / 'table.json'} cannot be read: {error}", hint="mlkit run --force data") from error

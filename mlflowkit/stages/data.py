@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mlflowkit.stages.base import Section
+from mlflowkit.stages.base import Check, Column, Section, TableInfo
+
+__all__ = ["Check", "Column", "DataSection", "Spec", "TableInfo"]
 
 ColumnKind = Literal["numeric", "categorical", "time", "group", "ignore"]
 
@@ -89,61 +91,6 @@ class TimeSplit(Section):
 Split = Annotated[RandomSplit | StratifiedSplit | GroupSplit | TimeSplit, Field(discriminator="kind")]
 
 
-class SchemaCheck(Section):
-    """Column names and types: declared here, or inferred from the first run and frozen."""
-
-    kind: Literal["schema"]
-    columns: dict[str, Literal["int", "float", "string", "bool", "datetime"]] | None = None
-    """Type of each column. Without it the schema of the last run of this recipe is the one to keep to."""
-    extra: Literal["forbid", "allow"] = "forbid"
-    """Whether columns that are not declared are a failure."""
-
-
-class RangeCheck(Section):
-    """Numbers within bounds."""
-
-    kind: Literal["range"]
-    column: str
-    """The column to check."""
-    min: float | None = None
-    """Smallest value allowed."""
-    max: float | None = None
-    """Largest value allowed."""
-
-
-class NullsCheck(Section):
-    """Share of missing values."""
-
-    kind: Literal["nulls"]
-    column: str
-    """The column to check."""
-    max_share: float = Field(default=0.0, ge=0, le=1)
-    """Largest share of missing values allowed."""
-
-
-class UniqueCheck(Section):
-    """No two rows alike in these columns."""
-
-    kind: Literal["unique"]
-    columns: list[str] = Field(min_length=1)
-    """Columns that together identify a row."""
-
-
-class AllowedCheck(Section):
-    """Values from a list."""
-
-    kind: Literal["allowed"]
-    column: str
-    """The column to check."""
-    values: list[str | int | float | bool] = Field(min_length=1)
-    """The values allowed. Missing values are the nulls check's affair."""
-
-
-Check = Annotated[
-    SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck, Field(discriminator="kind")
-]
-
-
 class DataSection(Section):
     """Where the table comes from, what its columns are, how it is split and what must hold of it."""
 
@@ -175,30 +122,3 @@ class Spec(Section):
     split: Split
 
 
-class Column(Section):
-    name: str
-    kind: Literal["numeric", "categorical"]
-
-
-class TableInfo(Section):
-    """``table.json``: what later stages know of the table."""
-
-    task: Literal["classification", "regression"]
-    target: str
-    features: tuple[Column, ...]
-    """In the order of the source."""
-    classes: tuple[str | int, ...] = ()
-    """Sorted, the positive class of a binary task last. Booleans are written as 0 and 1."""
-    rows: dict[str, int]
-    """Rows of train, validation and test."""
-    data_version: str
-    slice_columns: tuple[str, ...] = ()
-    """Columns kept in the parts that are not features (group, time)."""
-
-    @property
-    def numeric(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.features if column.kind == "numeric")
-
-    @property
-    def categorical(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.features if column.kind == "categorical")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mlflowkit.stages.base import Section
-from mlflowkit.stages.data import Check
+from mlflowkit.stages.base import Check, Section
 
 
 class Spec(Section):
