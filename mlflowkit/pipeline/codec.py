@@ -1,0 +1,82 @@
+"""Values to JSON and back, for what the journal keeps and the command line prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mlflowkit.values import Json, Lineage, Measurement, Outcome, StageResult, Verdict
+
+
+def dumps(value: Json) -> str:
+    """Compact JSON; NaN and infinities survive a round trip through `loads`.
+
+    >>> loads(dumps({"a": float("inf")}))
+    {'a': inf}
+    """
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def loads(text: str) -> Any:
+    return json.loads(text)
+
+
+def strict(value: Json) -> Json:
+    """The same value with NaN and infinities as null, which is what JSON for other readers allows.
+
+    >>> strict({"loss": float("nan"), "curve": (1.0, 2.0)})
+    {'loss': None, 'curve': [1.0, 2.0]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def measurement_from(value: Mapping[str, Json]) -> Measurement:
+    return Measurement(**value)
+
+
+def verdict_from(value: Mapping[str, Json]) -> Verdict:
+    """A Verdict from its JSON.
+
+    >>> verdict = Verdict("roc_auc >= 0.7", Outcome.PASSED, "0.74 [0.71, 0.77]", "roc_auc")
+    >>> verdict_from(asdict(verdict)) == verdict
+    True
+    """
+    measurement = value.get("measurement")
+    return Verdict(
+        **{
+            **value,
+            "outcome": Outcome(value["outcome"]),
+            "measurement": measurement_from(measurement) if measurement is not None else None,
+        }
+    )
+
+
+def result_from(value: Mapping[str, Json] | None) -> StageResult | None:
+    if value is None:
+        return None
+    verdicts = tuple(verdict_from(verdict) for verdict in value["verdicts"])
+    return StageResult(metrics=value["metrics"], summary=value["summary"], verdicts=verdicts)
+
+
+def result_json(result: StageResult | None) -> Json:
+    """A StageResult as JSON. Raises TypeError when a stage put something else into its summary."""
+    if result is None:
+        return None
+    return {
+        "metrics": {name: float(value) for name, value in result.metrics.items()},
+        "summary": dict(result.summary),
+        "verdicts": [asdict(verdict) for verdict in result.verdicts],
+    }
+
+
+def lineage_from(value: Mapping[str, Json]) -> Lineage:
+    return Lineage(**value)

@@ -1,0 +1,80 @@
+"""Places where a run can be made to die, so that tests can show that the next run picks it up.
+
+``MLKIT_FAILPOINT=[enospc:|edquot:|raise:]NAME[@STAGE][:NTH]`` makes the process SIGKILL itself (or fail with a full
+disk, an exceeded quota, or a RuntimeError) the NTH time that it reaches the point NAME in STAGE. Unset, a point costs
+one look at a module constant.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from collections.abc import Mapping
+
+VARIABLE = "MLKIT_FAILPOINT"
+
+TRANSITIONS: tuple[str, ...] = (
+    "start-run",
+    "take-lease",
+    "begin-step",
+    "publish",
+    "finish-step",
+    "release-lease",
+    "set-lineage",
+    "finish-run",
+    "mark-tracked",
+)
+"""Every write of a run to the journal; each has a point before it and one after its commit."""
+
+POINTS: tuple[str, ...] = (
+    *(f"{transition}.{side}" for transition in TRANSITIONS for side in ("before", "after")),
+    "stage.progress",
+    "stage.returned",
+    "store.synced",
+    "store.renamed",
+    "report.written",
+    "receipt.written",
+)
+"""Every point, for tests that try them all."""
+
+_PATTERN = re.compile(r"(?:(enospc|edquot|raise):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z]+))?(?::(\d+))?")
+_seen: dict[str, int] = {}
+
+
+def reach(name: str, stage: str = "") -> None:
+    """Pass the point ``name``; does not return when ``MLKIT_FAILPOINT`` says so.
+
+    >>> reach("store.renamed", "train")
+    """
+    text = os.environ.get(VARIABLE)
+    if text:
+        _act(text, name, stage)
+
+
+def parse(text: str) -> Mapping[str, str]:
+    """The parts of a failpoint's text; ValueError when there is no such point.
+
+    >>> parse("enospc:store.synced@train:2")
+    {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None or match[2] not in POINTS:
+        raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(POINTS)}")
+    return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}
+
+
+def _act(text: str, name: str, stage: str) -> None:
+    wanted = parse(text)
+    if wanted["name"] != name or (wanted["stage"] and wanted["stage"] != stage):
+        return
+    _seen[text] = _seen.get(text, 0) + 1
+    if _seen[text] != int(wanted["nth"]):
+        return
+    if wanted["action"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if wanted["action"] == "raise":
+        raise RuntimeError(f"failpoint {text}")
+    code = errno.ENOSPC if wanted["action"] == "enospc" else errno.EDQUOT
+    raise OSError(code, os.strerror(code))
