@@ -7,9 +7,9 @@ data      train.parquet validation.parquet test.parquet   raw columns and the ta
 validate  checks.json       list of {check, column, passed, message, failures: [{row, value}]}
           schema.json       the frozen schema {column: {dtype, nullable}}
           reference.whylogs reference.json    reference profile of the training features, and its summary
-train     spec.json         the train Spec, features (numeric, categorical), classes
+train     spec.json         the train Spec, features (numeric, categorical), classes, width, outputs, target_scale
           preprocess.skops  fitted ColumnTransformer over [numeric | categorical]
-          model.safetensors (torch) or model.skops (sklearn; a whole Pipeline, preprocessing included)
+          model.safetensors (torch) or model.skops (sklearn; the estimator alone, after preprocessing)
           curves.json       {metric name: [value per epoch]}, with "epoch"
 export    model.onnx signature.json parity.json {rows, max_abs_difference, label_mismatches, tolerance}
 optimize  model.onnx signature.json (of the pick) · candidates.json (the list that `bench --json` prints, with

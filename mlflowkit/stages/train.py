@@ -1,12 +1,31 @@
-"""Fit preprocessing and model."""
+"""Fit preprocessing and model.
+
+The folder that this stage publishes:
+
+spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], categorical: [names]} · ``classes`` (labels in
+                   the order of the outputs; [] for a regression) · ``width`` (columns after preprocessing) ·
+                   ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale} or null
+preprocess.skops   a fitted ColumnTransformer, see mlflowkit.preprocess: numeric columns, then categorical ones
+model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
+model.skops        sklearn: the estimator alone, fitted on the preprocessed matrix; a classifier's classes are the
+                   indices 0 .. C-1 into ``classes``
+curves.json        {"epoch": [1, ...], "train_loss": [...], "val_loss": [...], "val_<metric>": [...], "lr": [...]}
+
+A torch regression learns ``(y - mean) / scale``: the prediction is ``answer * scale + mean``. Its losses are in units
+of the standardised target, its rmse is in the target's own. A scikit-learn regression learns y itself
+(``target_scale`` is null). The losses of a classification are weighed by train.class_weights.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mlflowkit.ports import StageContext
 from mlflowkit.stages.base import Section
+from mlflowkit.values import StageResult
 
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 MODULES = ("mlflowkit.models", "sklearn")
@@ -121,8 +140,22 @@ class Spec(Section):
     train: TrainSection
 
 
+class TargetScale(Section):
+    """What a torch regression's target was standardised with: ``(y - mean) / scale``."""
+
+    mean: float
+    scale: float
+
+
+class FeatureNames(Section):
+    """Feature columns by kind, in the order of the preprocessor's input."""
+
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+
+
 class FitResult(Section):
-    """What a Trainer reports. Curves go to curves.json."""
+    """What a Trainer reports. Curves go to curves.json, the fields from ``features`` on to spec.json."""
 
     epochs: int
     best_epoch: int
@@ -134,3 +167,29 @@ class FitResult(Section):
     parameters: int = 0
     resumed_from: int | None = None
     """Epoch that training was resumed at, or None."""
+    features: FeatureNames
+    classes: tuple[str | int, ...]
+    width: int
+    """Columns after preprocessing."""
+    outputs: int
+    target_scale: TargetScale | None = None
+
+
+def run(spec: Spec, context: StageContext) -> StageResult:
+    """Fit with the Trainer of ``spec.model.kind`` and publish what it learnt (see the module's docstring).
+
+    Raises what the Trainer raises: DataError, UsageError, UserCodeError, EngineError, StoreError.
+    """
+    fields = context.ports.trainer(spec.model.kind).fit(spec, context)
+    result = FitResult.model_validate(fields)
+    about = {
+        "spec": spec.model_dump(mode="json"),
+        **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
+    }
+    (context.out / "spec.json").write_text(json.dumps(about, ensure_ascii=False, indent=1))
+    (context.out / "curves.json").write_text(json.dumps(result.curves))
+    summary = result.model_dump(
+        mode="json",
+        include={"epochs", "best_epoch", "parameters", "device", "precision", "resumed_from", "width", "outputs"},
+    )
+    return StageResult(metrics=result.metrics, summary={"model": spec.model.module, **summary})
