@@ -1,0 +1,235 @@
+"""The durable side of a service: small JSON files in the state folder, each with one writer.
+
+::
+
+    <state>/services/<service>/
+      service.json        Desired: what should run; written by the platform
+      observed.json       Observed: what the steward made of it
+      table.json          RoutingTable: what replicas answer with; written by publish()
+      proposal.json       RoutingTable: what replicas should get ready to answer with
+      replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
+
+A file is replaced whole (temporary name, fsync, rename), so a reader sees the old or the new one, never half.
+Only the standard library is imported: ``mlkit status`` and a run in which everything is reused read these files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflowkit.errors import ServiceError
+from mlflowkit.values import RoutingTable, Variant
+
+HEARTBEAT = 2.0
+"""Seconds between reports of a replica that has nothing new to say."""
+STALE = 10.0
+"""Seconds without a report after which a replica counts as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a gateway obeys, from ``serve`` of the recipe; ``port`` is never 0 here."""
+
+    service: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    replicas: int = 1
+    threads: int = 1
+    max_body_bytes: int = 8 << 20
+    max_rows: int = 65_536
+    timeout_seconds: float = 10.0
+    max_queue: int = 256
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that clients use; a wildcard address is reached through loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(
+            self.host, f"[{self.host}]" if ":" in self.host else self.host
+        )
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What should run. ``generation`` grows with every change."""
+
+    generation: int
+    up: bool
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the steward made of a generation: running, stopped or failed."""
+
+    generation: int
+    state: str
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What one gateway replica does now.
+
+    state     starting, waiting (no table yet), serving, or refused (its table cannot be loaded)
+    epoch     of the table that it answers with; 0 before the first
+    prepared  epoch of the proposal that is loaded and warm; 0 when there is none
+    refused   epoch of the table or proposal that was refused, with ``message`` and ``hint``; 0 when none was
+    """
+
+    replica: str
+    pid: int
+    node: str
+    started: float
+    generation: int = 0
+    port: int = 0
+    state: str = "starting"
+    epoch: int = 0
+    prepared: int = 0
+    refused: int = 0
+    message: str = ""
+    hint: str = ""
+    heartbeat: float = 0.0
+
+    def live(self, now: float) -> bool:
+        """Whether the replica reported lately and, on this machine, its process is there."""
+        if now - self.heartbeat > STALE:
+            return False
+        return self.node != socket.gethostname() or process_started(self.pid) == self.started
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFiles:
+    """The files of one service."""
+
+    folder: Path
+    desired_path: Path = field(init=False)
+    observed_path: Path = field(init=False)
+    table_path: Path = field(init=False)
+    proposal_path: Path = field(init=False)
+    replicas_path: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, file in (
+            ("desired_path", "service.json"),
+            ("observed_path", "observed.json"),
+            ("table_path", "table.json"),
+            ("proposal_path", "proposal.json"),
+            ("replicas_path", "replicas"),
+        ):
+            object.__setattr__(self, name, self.folder / file)
+
+    @staticmethod
+    def all(state: Path) -> tuple[ServiceFiles, ...]:
+        """The services of a state folder, by name."""
+        root = state / "services"
+        found = sorted(root.iterdir()) if root.is_dir() else []
+        return tuple(ServiceFiles(folder) for folder in found if (folder / "service.json").is_file())
+
+    @property
+    def service(self) -> str:
+        return self.folder.name
+
+    def desired(self) -> Desired | None:
+        value = read_json(self.desired_path)
+        if value is None:
+            return None
+        return Desired(value["generation"], value["up"], Settings(**value["settings"]))
+
+    def observed(self) -> Observed | None:
+        value = read_json(self.observed_path)
+        return None if value is None else Observed(**value)
+
+    def table(self) -> RoutingTable | None:
+        return _table(read_json(self.table_path))
+
+    def proposal(self) -> RoutingTable | None:
+        return _table(read_json(self.proposal_path))
+
+    def reports(self) -> tuple[ReplicaReport, ...]:
+        """Reports of the replicas that are alive, oldest first."""
+        now = time.time()
+        files = sorted(self.replicas_path.glob("*.json")) if self.replicas_path.is_dir() else []
+        found = [ReplicaReport(**value) for value in map(read_json, files) if value is not None]
+        return tuple(sorted((report for report in found if report.live(now)), key=lambda report: report.started))
+
+    def write_desired(self, desired: Desired) -> None:
+        write_json(self.desired_path, asdict(desired))
+
+    def write_observed(self, observed: Observed) -> None:
+        write_json(self.observed_path, asdict(observed))
+
+    def write_table(self, table: RoutingTable) -> None:
+        write_json(self.table_path, asdict(table))
+
+    def write_proposal(self, table: RoutingTable) -> None:
+        write_json(self.proposal_path, asdict(table))
+
+    def write_report(self, report: ReplicaReport) -> None:
+        """Durability is not needed: a report is stale in seconds, so it is renamed into place without fsync."""
+        write_json(self.replicas_path / f"{report.replica}.json", asdict(report), durable=False)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold an advisory lock of this service; released by the system when the process dies."""
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{name}.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+def read_json(path: Path) -> Any:
+    """The document, or None when there is no file. Raises ServiceError when it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ServiceError(f"{path} is not JSON: {error}", hint=f"remove {path} and run again") from error
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Replace a file whole: temporary name, fsync, rename. Raises ServiceError when the disk does not take it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as stream:
+            json.dump(value, stream, indent=1, allow_nan=False)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ServiceError(f"{path} cannot be written: {error.strerror or error}", hint="is the disk full?") from error
+
+
+def process_started(pid: int) -> float | None:
+    """Start time of a process in clock ticks since boot, from /proc; None when it is gone or a zombie.
+
+    With the process id it names a process for good: ids are used again, pairs of both are not.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else float(fields[19])
+
+
+def _table(value: Any) -> RoutingTable | None:
+    if value is None:
+        return None
+    variants = tuple(Variant(**variant) for variant in value["variants"])
+    return RoutingTable(value["service"], value["epoch"], variants)

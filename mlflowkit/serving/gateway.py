@@ -1,0 +1,359 @@
+"""The gateway: an ASGI application that answers for one service.
+
+::
+
+    GET  /v2                                        server metadata
+    GET  /v2/health/live  /v2/health/ready
+    GET  /v2/models/{m}[/versions/{v}]              model metadata, from the bundle's signature
+    GET  /v2/models/{m}[/versions/{v}]/ready
+    POST /v2/models/{m}[/versions/{v}]/infer        Open Inference Protocol v2, JSON
+    POST /predict                                   {"rows": [{column: value}]}
+    GET  /metrics                                   Prometheus
+
+Errors are ``{"error": "..."}``. 400 the body is wrong · 404 no such path, model or version · 405 · 408 the body came
+too slowly · 413 too many bytes or rows · 422 no finite answer for these values · 503 (with Retry-After) no model
+yet, or too many requests waiting · 504 the deadline passed. Input, however wrong, is never answered with 500.
+
+The application is written against ASGI itself: a framework's routing and request objects cost more than the
+model does. A small graph is run on the event loop, a large request in a thread (see `variants.INLINE_SECONDS`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+
+import mlflowkit
+from mlflowkit.bundle import Tensor
+from mlflowkit.errors import MlkitError
+from mlflowkit.serving.files import Settings
+from mlflowkit.serving.protocol import Query, Refusal, render_infer, render_rows
+from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry
+from mlflowkit.serving.variants import Loaded, Model, Versions
+from mlflowkit.values import Json
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_JSON: Headers = ((b"content-type", b"application/json"),)
+_RETRY: Headers = ((b"retry-after", b"1"),)
+_CLOSE: Headers = ((b"connection", b"close"),)
+_DRAIN_BYTES = 64 << 20
+_DRAIN_SECONDS = 2.0
+_log = logging.getLogger("mlflowkit.serving")
+
+
+class Reply(Exception):
+    """A finished reply; raised where the answer is known before the end of the road."""
+
+    def __init__(self, status: int, body: bytes, headers: Headers) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+
+class Gateway:
+    """Answers requests with what ``versions`` points at.
+
+    ``settings`` may be replaced at any time and holds from the next request on.
+    """
+
+    def __init__(self, settings: Settings, versions: Versions, telemetry: Telemetry) -> None:
+        self.settings = settings
+        self.versions = versions
+        self.telemetry = telemetry
+        self.in_flight = 0
+        self._buffered = 0
+        self._pool = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // settings.threads), "mlkit-infer")
+        self._prefix = f"{os.getpid():x}-{time.time_ns() & 0xFFFFFFFF:x}-"
+        self._count = itertools.count(1)
+        self._roads: dict[str, tuple[str, str, str]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3). Lifespan events are acknowledged; websockets are refused by closing."""
+        if scope["type"] != "http":
+            await _not_http(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        self.in_flight += 1
+        door, number = "other", ""
+        try:
+            number, length = self._head(scope["headers"])
+            road = self._roads.get(scope["path"]) or self._road(scope["path"])
+            door = road[0]
+            if door in ("infer", "predict"):
+                status, body, headers = await self._answer(scope, receive, road, number, length, begin)
+            else:
+                status, body, headers = self._look(scope["method"], road)
+        except Refusal as refusal:
+            status, body = refusal.status, _error(refusal.message)
+            headers = (*_JSON, *refusal.headers)
+        except Exception as error:  # noqa: BLE001 - the last wall: logged with its traceback, answered as 500
+            _log.exception("request %s", number)
+            status, body, headers = 500, _error(_ours(error)), _JSON
+        finally:
+            self.in_flight -= 1
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    *headers,
+                    (b"x-mlkit-request-id", number.encode("latin-1")),
+                    (b"content-length", b"%d" % len(body)),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        self.telemetry.answered(door, status, time.perf_counter() - begin)
+
+    def _head(self, headers: list[tuple[bytes, bytes]]) -> tuple[str, int]:
+        """Request id (the client's own, when it is printable and short) and declared length of the body."""
+        number, length = "", -1
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"x-request-id" and 0 < len(value) <= 128 and value.isascii():
+                number = value.decode("ascii")
+            elif name == b"inference-header-content-length":
+                raise Refusal(400, "the binary tensor extension is not served; send JSON", _CLOSE)
+            elif name == b"content-encoding" and value != b"identity":
+                raise Refusal(
+                    400, f"content-encoding {value[:40].decode('latin-1')} is not served; send plain JSON", _CLOSE
+                )
+        return number or f"{self._prefix}{next(self._count):x}", length
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, road: tuple[str, str, str], number: str, length: int, begin: float
+    ) -> tuple[int, bytes, Headers]:
+        """Read, parse, run and render an infer or predict request."""
+        settings = self.settings
+        if scope["method"] != "POST":
+            raise _wrong_method("POST")
+        if self.in_flight > settings.max_queue:
+            raise Refusal(503, f"{settings.max_queue} requests are waiting already", (*_RETRY, *_CLOSE))
+        body = await self._body(receive, length)
+        model = self._model(road)
+        door = road[0]
+        if door == "infer":
+            query = model.schema.infer(body, limit=settings.max_rows)
+        else:
+            query = model.schema.rows(body, limit=settings.max_rows)
+        if query.rows <= model.inline_rows:
+            answers = model.session.run(query.inputs)
+        else:
+            answers = await self._in_thread(model, query, begin)
+        render = render_infer if door == "infer" else render_rows
+        reply = self._render(render, door, model, query, answers, number)
+        self.telemetry.rows(model.variant.version, query.rows, query.unseen)
+        return 200, reply, model.stamp
+
+    def _render(
+        self, render: Any, door: str, model: Model, query: Query, answers: Mapping[str, Any], number: str
+    ) -> bytes:
+        names = {"model": self.settings.service, "version": model.variant.version, "id": query.id or number}
+        if door == "infer":
+            return bytes(render(model.schema, query, answers, **names))
+        return bytes(render(model.schema, answers, **names))
+
+    async def _in_thread(self, model: Model, query: Query, begin: float) -> Mapping[str, Any]:
+        left = self.settings.timeout_seconds - (time.perf_counter() - begin)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, model.session.run, query.inputs)
+        try:
+            return await asyncio.wait_for(running, max(left, 0.0))
+        except TimeoutError as error:
+            raise Refusal(504, f"no answer within {self.settings.timeout_seconds:g} s; fewer rows take less") from error
+
+    async def _body(self, receive: Receive, length: int) -> bytes:
+        """The request's body. Bounded in bytes (413), in time (408), and over all requests together (503)."""
+        settings = self.settings
+        limit = settings.max_body_bytes
+        if length > limit:
+            await _drain(receive)
+            raise Refusal(413, f"the body has {length} bytes; at most {limit} are read", _CLOSE)
+        try:
+            async with asyncio.timeout(settings.timeout_seconds):
+                message = await receive()
+                if not message.get("more_body"):
+                    return self._checked(message, limit)
+                return await self._chunks(receive, message, limit)
+        except TimeoutError as error:
+            raise Refusal(408, f"the body did not arrive within {settings.timeout_seconds:g} s", _CLOSE) from error
+
+    @staticmethod
+    def _checked(message: MutableMapping[str, Any], limit: int) -> bytes:
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "the client went away")
+        body = bytes(message.get("body", b""))
+        if len(body) > limit:
+            raise Refusal(413, f"the body has {len(body)} bytes; at most {limit} are read", _CLOSE)
+        return body
+
+    async def _chunks(self, receive: Receive, message: MutableMapping[str, Any], limit: int) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise Refusal(400, "the client went away")
+                chunk = message.get("body", b"")
+                chunks.append(chunk)
+                size += len(chunk)
+                self._buffered += len(chunk)
+                if size > limit:
+                    await _drain(receive)
+                    raise Refusal(413, f"the body has more than {limit} bytes; at most {limit} are read", _CLOSE)
+                if self._buffered > max(8 * limit, 64 << 20):
+                    raise Refusal(503, "too many large requests are being read already", (*_RETRY, *_CLOSE))
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+                message = await receive()
+        finally:
+            self._buffered -= size
+
+    def _model(self, road: tuple[str, str, str]) -> Model:
+        """The model that a path names. Raises Refusal when there is none (404) or none yet (503)."""
+        door, name, version = road
+        if door != "predict" and name != self.settings.service:
+            raise Refusal(404, f"no model {name[:80]!r} here; this service has {self.settings.service}")
+        active = self._active()
+        if not version:
+            return active.champion
+        model = active.by_version.get(version)
+        if model is None:
+            raise Refusal(
+                404,
+                f"no version {version[:80]!r} of {self.settings.service} here; loaded: {', '.join(active.by_version)}",
+            )
+        return model
+
+    def _active(self) -> Loaded:
+        active = self.versions.active
+        if active is None:
+            raise Refusal(503, f"{self.settings.service} has no model yet", _RETRY)
+        return active
+
+    def _road(self, path: str) -> tuple[str, str, str]:
+        """(door, model, version) of a path. Raises Refusal(404)."""
+        parts = tuple(path.rstrip("/").split("/")[1:])
+        fixed = {
+            ("predict",): "predict",
+            ("metrics",): "metrics",
+            ("v2",): "server",
+            ("v2", "health", "live"): "live",
+            ("v2", "health", "ready"): "ready",
+        }
+        road: tuple[str, str, str] | None = None
+        if parts in fixed:
+            road = (fixed[parts], "", "")
+        elif parts[:2] == ("v2", "models") and len(parts) > 2:
+            road = _model_road(parts[2:])
+        if road is None:
+            raise Refusal(404, f"no such path: {path[:200]}; see GET /v2", ())
+        if road[1] in ("", self.settings.service) and not road[2] and len(self._roads) < 64:
+            self._roads[path] = road
+        return road
+
+    def _look(self, method: str, road: tuple[str, str, str]) -> tuple[int, bytes, Headers]:
+        """Answer what needs no body: health, metadata, metrics."""
+        if method not in ("GET", "HEAD"):
+            raise _wrong_method("GET")
+        door = road[0]
+        if door == "metrics":
+            return 200, self.telemetry.page(self.in_flight - 1), ((b"content-type", CONTENT_TYPE),)
+        if door == "live":
+            return 200, orjson.dumps({"live": True}), _JSON
+        if door == "ready":
+            self._active()
+            return 200, orjson.dumps({"ready": True}), _JSON
+        if door == "server":
+            return 200, orjson.dumps({"name": "mlflowkit", "version": mlflowkit.__version__, "extensions": []}), _JSON
+        model = self._model(road)
+        if door == "model-ready":
+            ready: Json = {"name": self.settings.service, "ready": True}
+            return 200, orjson.dumps(ready), model.stamp
+        return 200, orjson.dumps(self._metadata(model)), model.stamp
+
+    def _metadata(self, model: Model) -> Json:
+        active = self._active()
+        signature = model.bundle.signature
+        return {
+            "name": self.settings.service,
+            "versions": list(active.by_version),
+            "platform": "onnx_onnxruntime",
+            "inputs": [_tensor(tensor) for tensor in signature.inputs],
+            "outputs": [_tensor(tensor) for tensor in signature.outputs],
+            "parameters": {
+                "version": model.variant.version,
+                "identity": model.variant.digest,
+                "task": signature.task,
+                "classes": list(signature.classes),
+            },
+        }
+
+    def close(self) -> None:
+        """Let the threads go; requests in them are answered first."""
+        self._pool.shutdown(wait=True)
+
+
+def _model_road(parts: tuple[str, ...]) -> tuple[str, str, str] | None:
+    name, rest, version = parts[0], parts[1:], ""
+    if not name:
+        return None
+    if len(rest) >= 2 and rest[0] == "versions" and rest[1]:
+        version, rest = rest[1], rest[2:]
+    doors = {(): "model", ("ready",): "model-ready", ("infer",): "infer"}
+    return (doors[rest], name, version) if rest in doors else None
+
+
+def _tensor(tensor: Tensor) -> Json:
+    described: dict[str, Json] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    if tensor.columns:
+        described["parameters"] = {"columns": list(tensor.columns)}
+    return described
+
+
+def _wrong_method(allowed: str) -> Refusal:
+    return Refusal(405, f"this path takes {allowed}", ((b"allow", allowed.encode()), *_CLOSE))
+
+
+def _error(message: str) -> bytes:
+    return orjson.dumps({"error": message})
+
+
+def _ours(error: Exception) -> str:
+    return error.message if isinstance(error, MlkitError) else "the server failed; its log says why"
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a moment, so that a client that is still sending gets to read the reply."""
+    size = 0
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while size < _DRAIN_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
+
+
+async def _not_http(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1003})
+        return
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,149 @@
+"""A gateway's own HTTP listener: uvicorn with uvloop and httptools, on a SO_REUSEPORT socket, in its own thread.
+
+Every replica on a machine binds the same port, and the kernel shares connections out among them; a replica that
+dies takes only its own connections along. uvicorn has no deadline for a request's headers: `_protocol` adds one,
+and a limit on connections, so that clients that connect and send nothing cannot hold a replica's sockets for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from mlflowkit.errors import ServiceError
+
+if TYPE_CHECKING:
+    from mlflowkit.serving.gateway import Gateway
+
+HEADER_SECONDS = 10.0
+"""From the connection, or the first byte of a request, to the end of its headers."""
+IDLE_SECONDS = 75.0
+"""How long a connection without a request is kept."""
+BACKLOG = 2048
+MAX_CONNECTIONS = 4096
+
+
+class Listener:
+    """Serves a gateway on (host, port) from the moment it is made until `stop`.
+
+    Raises ServiceError when the port cannot be had.
+    """
+
+    def __init__(self, gateway: Gateway, host: str, port: int, *, header_seconds: float = HEADER_SECONDS) -> None:
+        self._socket = bind(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self.host = host
+        self._server = _server(gateway, header_seconds)
+        self._thread = threading.Thread(target=self._serve, name=f"mlkit-http-{self.port}", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 30
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ServiceError(f"the listener on {host}:{self.port} did not start")
+            time.sleep(0.005)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Accept no more, let requests in flight end for up to ``seconds``, close."""
+        self._server.should_exit = True
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(2.0)
+
+    def _serve(self) -> None:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening SO_REUSEPORT socket. Raises ServiceError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind((host, port))
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        raise ServiceError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="choose another: serve.port=0 takes a free one",
+        ) from error
+    found.setblocking(False)
+    return found
+
+
+def _server(gateway: Gateway, header_seconds: float) -> Any:
+    import uvicorn
+
+    config = uvicorn.Config(
+        gateway,
+        http=_protocol(header_seconds),
+        ws="none",
+        loop="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(IDLE_SECONDS),
+        timeout_graceful_shutdown=10,
+        backlog=BACKLOG,
+    )
+    return uvicorn.Server(config)
+
+
+@functools.cache
+def _protocol(header_seconds: float) -> Any:
+    """uvicorn's httptools protocol with a deadline for headers and a bound on connections."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Protocol(HttpToolsProtocol):
+        """One connection. ``_head`` is the timer that runs while headers are due, beyond the packet they began in."""
+
+        _head: Any = None
+        _due = False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > MAX_CONNECTIONS:
+                transport.abort()
+                return
+            self._head = self.loop.call_later(header_seconds, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._due and self._head is None:
+                self._head = self.loop.call_later(header_seconds, self.transport.abort)
+
+        def on_message_begin(self) -> None:
+            self._due = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._due = False
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+            super().connection_lost(exc)
+
+    return Protocol

@@ -1,0 +1,88 @@
+"""What a gateway counts, for Prometheus. One registry a gateway, nothing process-wide.
+
+Children of labelled metrics are looked up once and kept, because a lookup costs more than the increment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+import mlflowkit
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Telemetry:
+    """Metrics of one gateway replica; every sample carries the labels ``service`` and ``replica``."""
+
+    def __init__(self, service: str, replica: str) -> None:
+        self.registry = CollectorRegistry()
+        base = {"service": service, "replica": replica}
+        names = tuple(base)
+        self._base = base
+        self._requests = Counter(
+            "mlkit_requests", "Requests answered.", (*names, "door", "code"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "mlkit_request_seconds",
+            "Seconds from the request's headers to its reply.",
+            (*names, "door"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._rows = Counter("mlkit_rows", "Rows answered.", (*names, "version"), registry=self.registry)
+        self._unseen = Counter(
+            "mlkit_unseen_categories",
+            "Cells that hold a category which training never saw.",
+            (*names, "column"),
+            registry=self.registry,
+        )
+        self._swaps = Counter("mlkit_version_swaps", "Routing tables swapped in.", names, registry=self.registry)
+        self._in_flight = Gauge("mlkit_requests_in_flight", "Requests being answered.", names, registry=self.registry)
+        self._epoch = Gauge("mlkit_routing_epoch", "Epoch of the routing table.", names, registry=self.registry)
+        self._version = Gauge(
+            "mlkit_model_version", "1 for each version loaded.", (*names, "variant", "version", "role"),
+            registry=self.registry,
+        )  # fmt: skip
+        build = Info("mlkit_build", "The gateway's build.", names, registry=self.registry)
+        build.labels(**base).info({"version": mlflowkit.__version__})
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._by_version: dict[str, Counter] = {}
+        self._flight = self._in_flight.labels(**base)
+
+    def answered(self, door: str, code: int, seconds: float) -> None:
+        """One request was answered with ``code`` in ``seconds``; ``door`` is infer, predict, or other."""
+        pair = self._children.get((door, code))
+        if pair is None:
+            pair = (
+                self._requests.labels(**self._base, door=door, code=str(code)),
+                self._seconds.labels(**self._base, door=door),
+            )
+            self._children[door, code] = pair
+        pair[0].inc()
+        pair[1].observe(seconds)
+
+    def rows(self, version: str, rows: int, unseen: Mapping[str, int]) -> None:
+        """``rows`` rows were answered by ``version``; ``unseen`` counts unseen categories by column."""
+        child = self._by_version.get(version)
+        if child is None:
+            child = self._by_version[version] = self._rows.labels(**self._base, version=version)
+        child.inc(rows)
+        for column, count in unseen.items():
+            self._unseen.labels(**self._base, column=column).inc(count)
+
+    def swapped(self, epoch: int, versions: tuple[tuple[str, str, str], ...]) -> None:
+        """A routing table came in; ``versions`` lists (variant, version, role)."""
+        self._version.clear()
+        for variant, version, role in versions:
+            self._version.labels(**self._base, variant=variant, version=version, role=role).set(1)
+        self._epoch.labels(**self._base).set(epoch)
+        self._swaps.labels(**self._base).inc()
+
+    def page(self, in_flight: int) -> bytes:
+        """The page that Prometheus reads."""
+        self._flight.set(in_flight)
+        return bytes(generate_latest(self.registry))

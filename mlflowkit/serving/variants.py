@@ -1,0 +1,187 @@
+"""The version manager of a gateway: loads, verifies and warms bundles, then flips one pointer.
+
+`load_table` does everything that can fail or take long, in whatever thread its caller likes; nothing answers
+with what it returns until `Versions.activate` makes it the pointer's target. A request reads the pointer once and
+keeps what it found, so it is answered by one version whatever happens meanwhile, and a version that nothing
+refers to any more (no table, no request in flight) is freed by that: there is no moment at which it is unloaded
+under a request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflowkit.bundle import Bundle, open_bundle
+from mlflowkit.errors import BundleError, MlkitError, ServiceError
+from mlflowkit.serving.files import read_json
+from mlflowkit.serving.protocol import Refusal, Schema, finite, zeros
+from mlflowkit.values import RoutingTable, Variant
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlflowkit.ports import Runtime, Session
+
+INLINE_SECONDS = 0.001
+"""A request expected to take less than this is answered on the event loop; a longer one goes to a thread.
+
+Handing work to a thread and back costs about 60 µs and a switch of the interpreter lock; a small graph takes 10.
+"""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Model:
+    """A loaded, verified and warm version."""
+
+    variant: Variant
+    bundle: Bundle
+    schema: Schema
+    session: Session
+    inline_rows: int
+    """Requests of at most this many rows are answered on the event loop."""
+    threads: int
+    stamp: tuple[tuple[bytes, bytes], ...] = ()
+    """Reply headers that name the variant and the version."""
+
+    def answer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Answers by output name. Raises EngineError."""
+        return self.session.run(inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A routing table with its models: what the pointer points at."""
+
+    table: RoutingTable
+    champion: Model
+    by_version: Mapping[str, Model]
+
+
+class Versions:
+    """The pointer. Written by one thread, read by the event loop; an attribute is read and written atomically."""
+
+    def __init__(self) -> None:
+        self.active: Loaded | None = None
+
+    @property
+    def epoch(self) -> int:
+        return 0 if self.active is None else self.active.table.epoch
+
+    def activate(self, loaded: Loaded) -> None:
+        """Answer with ``loaded`` from the next request on."""
+        self.active = loaded
+
+
+def check_table(table: RoutingTable) -> None:
+    """Raise ServiceError unless this gateway can honour the table: one champion that has all the traffic."""
+    champions = [variant for variant in table.variants if variant.role == "champion"]
+    if len(champions) != 1:
+        raise ServiceError(
+            f"routing table {table.epoch} of {table.service} has {len(champions)} champions; one is needed"
+        )
+    shared = [variant.name for variant in table.variants if variant.role != "champion" and variant.weight > 0]
+    if shared:
+        raise ServiceError(
+            f"routing table {table.epoch} of {table.service} gives traffic to {', '.join(shared)}; "
+            "this gateway answers with the champion only",
+            hint="serve.rollout.strategy=direct",
+        )
+
+
+def load_table(table: RoutingTable, runtime: Runtime, threads: int, reuse: Iterable[Model] = ()) -> Loaded:
+    """Load, verify and warm each variant of a table; a model of ``reuse`` that is the same is taken as it is.
+
+    Raises BundleError (corrupted, tampered with, not blessed, not the bundle that the table means), EngineError
+    (the graph does not load) or ServiceError (the table cannot be honoured, or a warm-up failed).
+    """
+    check_table(table)
+    have = {(model.variant.digest, model.threads): model for model in reuse}
+    models: dict[str, Model] = {}
+    for variant in table.variants:
+        old = have.get((variant.digest, threads))
+        models[variant.version] = _renamed(old, variant) if old is not None else load_variant(variant, runtime, threads)
+    champion = next(variant for variant in table.variants if variant.role == "champion")
+    return Loaded(table, models[champion.version], models)
+
+
+def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
+    """Verify a bundle, load its graph and warm it. Raises as `load_table` does."""
+    bundle = open_bundle(Path(variant.bundle), blessed=True)
+    if bundle.manifest.identity != variant.digest:
+        raise BundleError(
+            f"{variant.bundle}: its identity is {bundle.manifest.identity[:12]}, the routing table asks for "
+            f"{variant.digest[:12]}",
+            hint="deploy it again: mlkit run RECIPE --force deploy",
+        )
+    schema = Schema(bundle.signature, known_categories(bundle.path))
+    session = runtime.load(bundle.model, threads=threads)
+    inline_rows = warm(bundle, schema, session)
+    return Model(variant, bundle, schema, session, inline_rows, threads, _stamp(variant))
+
+
+def warm(bundle: Bundle, schema: Schema, session: Session) -> int:
+    """Run the evidence's sample rows (zeros when there are none); return how many rows fit in INLINE_SECONDS.
+
+    Raises ServiceError when the graph fails, or has no finite answer for rows that it answered when it was made.
+    """
+    sample = read_json(bundle.path / "evidence" / "sample.json")
+    try:
+        inputs = schema.arrays(sample["rows"]) if sample is not None else zeros(bundle.signature, 1)
+        answers = session.run(inputs)
+        for name in schema.outputs:
+            if name not in answers:
+                raise ServiceError(f"the graph has no output {name}, which the signature promises")
+            if sample is not None:
+                finite(answers[name], name)
+        one = _seconds(session, zeros(bundle.signature, 1))
+        many = _seconds(session, zeros(bundle.signature, 65))
+    except (Refusal, MlkitError) as error:
+        raise ServiceError(
+            f"version {bundle.manifest.version} fails its warm-up: {error}", hint="mlkit run RECIPE --force export"
+        ) from error
+    slope = max((many - one) / 64, 1e-9)
+    return max(0, int(1 + (INLINE_SECONDS - one) / slope))
+
+
+def known_categories(bundle: Path) -> dict[str, frozenset[str]]:
+    """Values by column, where the reference profile lists every one that training saw.
+
+    A profile keeps the frequent values only; a column with more distinct values than it lists is left out, because
+    there a value that is not listed may have been seen.
+    """
+    profile: Any = read_json(bundle / "evidence" / "reference.json") or {}
+    known = {}
+    for column, summary in profile.get("columns", {}).items():
+        frequent, unique = summary.get("frequent"), summary.get("unique")
+        if summary.get("type") == "categorical" and frequent and unique is not None and round(unique) <= len(frequent):
+            known[column] = frozenset(str(value) for value, _ in frequent)
+    return known
+
+
+def _seconds(session: Session, inputs: Mapping[str, np.ndarray], *, rounds: int = 20) -> float:
+    """Median seconds of a run, after the first few."""
+    clock: Callable[[], float] = time.perf_counter
+    found = []
+    for _ in range(rounds):
+        begin = clock()
+        session.run(inputs)
+        found.append(clock() - begin)
+    return sorted(found[rounds // 4 :])[len(found[rounds // 4 :]) // 2]
+
+
+def _renamed(model: Model, variant: Variant) -> Model:
+    if model.variant == variant:
+        return model
+    return Model(variant, model.bundle, model.schema, model.session, model.inline_rows, model.threads, _stamp(variant))
+
+
+def _stamp(variant: Variant) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"content-type", b"application/json"),
+        (b"x-mlkit-variant", variant.name.encode()),
+        (b"x-mlkit-version", variant.version.encode()),
+    )
