@@ -14,14 +14,41 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
-    from mlflowkit.values import Event, Lineage, RoutingTable, RunRecord, ServiceStatus
+    from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus
 
 
 class Progress(Protocol):
     """Takes events of a run; must not raise."""
 
     def __call__(self, event: Event) -> None: ...
+
+
+class Tables(Protocol):
+    """Reads and writes tables. Faults of files are DataErrors that name the file and the place."""
+
+    def read_csv(self, files: Sequence[Path], *, separator: str = ",", skip: Sequence[str] = ()) -> pa.Table:
+        """All rows of CSV files with the same columns, in the order given, without the columns in ``skip``."""
+
+    def read_parquet(self, files: Sequence[Path], *, skip: Sequence[str] = ()) -> pa.Table:
+        """All rows of Parquet files with the same columns, in the order given, without the columns in ``skip``."""
+
+    def from_pandas(self, holder: list[pd.DataFrame], source: str, *, skip: Sequence[str] = ()) -> pa.Table:
+        """The only frame in ``holder``, which is emptied, so that its columns are not held twice."""
+
+    def write_parquet(self, table: pa.Table, rows: np.ndarray, path: Path) -> None:
+        """Write the rows where the boolean mask is true; equal input gives equal bytes."""
+
+
+class Checker(Protocol):
+    """Holds a table against checks."""
+
+    def check(self, table: pd.DataFrame, checks: Sequence[Any]) -> Sequence[CheckResult]:
+        """One result for each check (a stages.base.Check whose schema columns are filled in), in their order.
+
+        Rows in failures count from 0 in ``table``.
+        """
 
 
 class Profiler(Protocol):
@@ -38,7 +65,7 @@ class Trainer(Protocol):
     """Fits preprocessing and model on ``train``, choosing by ``validation``. See stages.train for the layout."""
 
     def fit(self, spec: Any, context: StageContext) -> Any:
-        """Fit as ``spec`` (a stages.train.Spec) says, write ``context.out``, return a stages.train.FitResult."""
+        """Fit as ``spec`` (a stages.train.Spec) says, write ``context.out``, return the fields of a FitResult."""
 
 
 class Exporter(Protocol):
@@ -103,6 +130,10 @@ class Platform(Protocol):
 class Ports(Protocol):
     """What wiring hands to stages. Each is made on first use, so that nothing is imported before it is needed."""
 
+    @property
+    def tables(self) -> Tables: ...
+    @property
+    def checker(self) -> Checker: ...
     @property
     def profiler(self) -> Profiler: ...
     @property

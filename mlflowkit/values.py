@@ -65,6 +65,18 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What one check of the data said. ``failures`` are the first few (row, value); ``failed`` counts all."""
+
+    check: str
+    column: str
+    passed: bool
+    message: str
+    failed: int = 0
+    failures: tuple[tuple[int, Json], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What one gate said, in numbers and in words."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import Exporter, Platform, Profiler, Runtime, Tracker, Trainer
+    from mlflowkit.ports import Checker, Exporter, Platform, Profiler, Runtime, Tables, Tracker, Trainer
 
 
 class Wiring:
@@ -17,6 +17,18 @@ class Wiring:
 
     def __init__(self, state: Path) -> None:
         self.state = state
+
+    @cached_property
+    def tables(self) -> Tables:
+        from mlflowkit.adapters.arrow import ArrowTables
+
+        return ArrowTables()
+
+    @cached_property
+    def checker(self) -> Checker:
+        from mlflowkit.adapters.pandera import PanderaChecker
+
+        return PanderaChecker()
 
     @cached_property
     def profiler(self) -> Profiler:

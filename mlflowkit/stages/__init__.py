@@ -3,6 +3,7 @@
 What each stage publishes (a folder; names are the contract between stages):
 
 data      train.parquet validation.parquet test.parquet   raw columns and the target, in source order
+          split.npy         the part of each source row (uint8: 0 train, 1 validation, 2 test)
           table.json        TableInfo: columns and their kinds, target, classes, rows of each split, data version
 validate  checks.json       list of {check, column, passed, message, failures: [{row, value}]}
           schema.json       the frozen schema {column: {dtype, nullable}}

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import glob
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mlflowkit.stages.base import Check, Column, Section, TableInfo
+from mlflowkit import usercode
+from mlflowkit.errors import DataError, UserCodeError
+from mlflowkit.stages import splitting, tabular
+from mlflowkit.stages.base import PARTS, Check, Column, Section, TableInfo
+from mlflowkit.values import Event, Json, StageResult
 
-__all__ = ["Check", "Column", "DataSection", "Spec", "TableInfo"]
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from mlflowkit.ports import StageContext, Tables
+
+__all__ = ["Check", "Column", "DataSection", "Spec", "TableInfo", "run", "source_files"]
 
 ColumnKind = Literal["numeric", "categorical", "time", "group", "ignore"]
 
@@ -122,3 +136,214 @@ class Spec(Section):
     split: Split
 
 
+def run(spec: Spec, context: StageContext) -> StageResult:
+    """Read the table, judge it, split it, and write train, validation and test as Parquet.
+
+    Besides the files in ``stages.__init__``: ``split.npy``, the part of each source row (uint8; 0 train,
+    1 validation, 2 test), so that later stages can name rows as the source has them. Raises DataError for what is
+    wrong with the table and UserCodeError for what is wrong with a python source.
+    """
+    import numpy as np
+
+    table = read_source(spec.source, context.folder, context.ports.tables, skip=spec.drop)
+    if table.num_rows == 0:
+        raise DataError(f"{described(spec.source)} has no rows", hint="check data.source")
+    context.progress(Event("data", "progress", f"{table.num_rows:,} rows, {table.num_columns} columns", 0.3))
+    categories = tabular.dictionary_columns(table)
+    table = tabular.canonical(table)
+    version = tabular.data_version(table)
+    kept, features = _roles(spec, table)
+    kinds = tabular.kinds_of(table, features, spec.columns, categories)
+    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"])
+    tabular.refuse_unlearnable(table, kinds)
+    classes: list[str | int] = []
+    if spec.task == "classification":
+        table, classes = tabular.class_target(table, spec.target, spec.positive)
+    else:
+        tabular.number_target(table, spec.target)
+    parts = parts_of(spec, table, classes, context.seed)
+    _refuse_poor_parts(spec, table, kinds, classes, parts)
+    context.progress(Event("data", "progress", "writing the parts", 0.7))
+    for code, part in enumerate(PARTS):
+        context.ports.tables.write_parquet(table, parts == code, context.out / f"{part}.parquet")
+    np.save(context.out / "split.npy", parts)
+    info = TableInfo(
+        task=spec.task,
+        target=spec.target,
+        features=tuple(Column.model_validate({"name": name, "kind": kind}) for name, kind in kinds.items()),
+        classes=tuple(classes),
+        rows={part: int((parts == code).sum()) for code, part in enumerate(PARTS)},
+        data_version=version,
+        slice_columns=tuple(kept),
+    )
+    (context.out / "table.json").write_text(info.model_dump_json(indent=1))
+    return StageResult(
+        metrics={f"rows_{part}": float(rows) for part, rows in info.rows.items()},
+        summary=_summary(spec, table, info, parts),
+    )
+
+
+def source_files(source: CsvSource | ParquetSource, folder: Path) -> tuple[Path, ...]:
+    """The files of a source, sorted: itself, those in a folder, or those that a glob matches.
+
+    Raises DataError when there is none; the nearest name is suggested.
+    """
+    path = folder / source.path
+    if path.is_file():
+        return (path,)
+    if path.is_dir():
+        files = sorted(path.glob(f"*.{source.kind}"))
+        if not files:
+            raise DataError(f"there is no *.{source.kind} in {path}", hint="check data.source.path")
+        return tuple(files)
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not files:
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "check data.source.path; it is relative to the recipe"
+        raise DataError(f"there is no file {path}", hint=hint)
+    return tuple(files)
+
+
+def read_source(
+    source: CsvSource | ParquetSource | PythonSource, folder: Path, tables: Tables, *, skip: Sequence[str] = ()
+) -> pa.Table:
+    """The rows of a source as an Arrow table, without the columns in ``skip``."""
+    if isinstance(source, CsvSource):
+        return tables.read_csv(source_files(source, folder), separator=source.separator, skip=skip)
+    if isinstance(source, ParquetSource):
+        return tables.read_parquet(source_files(source, folder), skip=skip)
+    return _called(source, folder, tables, skip)
+
+
+def described(source: CsvSource | ParquetSource | PythonSource) -> str:
+    """What a person calls a source: its path, or its function."""
+    return f"{source.function}()" if isinstance(source, PythonSource) else source.path
+
+
+def parts_of(spec: Spec, table: pa.Table, classes: Sequence[str | int], seed: int) -> np.ndarray:
+    """The part of each row as the recipe's split says; uint8 [rows]. Raises DataError where the column does not do."""
+    split = spec.split
+    if isinstance(split, RandomSplit):
+        return splitting.random_parts(table.num_rows, split.validation, split.test, seed)
+    if isinstance(split, StratifiedSplit):
+        if spec.task != "classification":
+            raise DataError("a stratified split needs classes", hint="set data.split.kind: random")
+        labels = tabular.codes(table.column(spec.target), classes)
+        return splitting.stratified_parts(labels, split.validation, split.test, seed)
+    if isinstance(split, GroupSplit):
+        groups = tabular.group_codes(table.column(split.column), split.column)
+        return splitting.group_parts(groups, split.validation, split.test, seed)
+    times = tabular.sortable_times(table.column(split.column), split.column)
+    return splitting.time_parts(times, split.validation, split.test)
+
+
+def _called(source: PythonSource, folder: Path, tables: Tables, skip: Sequence[str]) -> pa.Table:
+    import pandas as pd
+
+    function = usercode.load(source.function, folder)
+    if not callable(function):
+        raise UserCodeError(
+            f"{source.function} is {type(function).__name__}, not a function",
+            hint="name a function that returns a pandas.DataFrame",
+        )
+    with usercode.blame(source.function, folder):
+        frame = function(**source.args)
+    if not isinstance(frame, pd.DataFrame):
+        raise UserCodeError(
+            f"{source.function} returned {type(frame).__name__}; a pandas.DataFrame is needed",
+            hint=f"return a DataFrame from {source.function}",
+        )
+    holder = [frame]
+    del frame
+    return tables.from_pandas(holder, described(source), skip=skip)
+
+
+def _roles(spec: Spec, table: pa.Table) -> tuple[list[str], list[str]]:
+    """Columns that are kept and not learned from, and the features; both in the order of the source."""
+    tabular.require(table, [spec.target], "data.target")
+    tabular.require(table, spec.columns, "data.columns")
+    aside = {name for name, kind in spec.columns.items() if kind in ("time", "group", "ignore")}
+    if isinstance(spec.split, GroupSplit | TimeSplit):
+        tabular.require(table, [spec.split.column], "data.split.column")
+        aside.add(spec.split.column)
+    if spec.target in aside:
+        raise DataError(
+            f"target {spec.target!r} is also a {spec.columns.get(spec.target, spec.split.kind)} column",
+            hint="a column has one role: change data.target, data.columns or data.split",
+        )
+    kept = [name for name in table.column_names if name in aside]
+    features = [name for name in table.column_names if name not in aside and name != spec.target]
+    if not features:
+        raise DataError("no column is left to learn from", hint="see data.drop and data.columns")
+    return kept, features
+
+
+def _refuse_poor_parts(
+    spec: Spec, table: pa.Table, kinds: Mapping[str, str], classes: Sequence[str | int], parts: np.ndarray
+) -> None:
+    """Raise DataError when a part is empty, lacks classes, or the training rows of a feature have no value."""
+    import pyarrow as pa
+
+    kind = spec.split.kind
+    for code, part in enumerate(PARTS):
+        if not (parts == code).any():
+            raise DataError(
+                f"the {kind} split of {table.num_rows} rows leaves none for {part}",
+                hint="change the shares under data.split, take another kind of split, or bring more rows",
+            )
+    if classes:
+        labels = tabular.codes(table.column(spec.target), classes)
+        for code, part in enumerate(PARTS):
+            present = set(labels[parts == code].tolist())
+            lacking = [name for index, name in enumerate(classes) if index not in present]
+            if lacking and (part == "train" or len(present) < 2):
+                raise DataError(
+                    f"the {kind} split leaves {part} without class {tabular.listed(lacking)}",
+                    hint="set data.split.kind: stratified, or change the shares or the seed",
+                )
+    train = pa.array(parts == splitting.TRAIN)
+    empty = [name for name in kinds if (column := table.column(name)).null_count and _all_missing(column, train)]
+    if empty:
+        raise DataError(
+            f"column {tabular.listed(empty)}: no value in any of the training rows",
+            hint=f"add to data.drop: [{', '.join(empty)}]",
+        )
+
+
+def _all_missing(column: pa.ChunkedArray, rows: pa.Array) -> bool:
+    chosen = column.filter(rows)
+    return bool(chosen.null_count == len(chosen))
+
+
+def _summary(spec: Spec, table: pa.Table, info: TableInfo, parts: np.ndarray) -> dict[str, Json]:
+    """What the report shows of the table."""
+    import numpy as np
+
+    columns = []
+    for feature in info.features:
+        column = table.column(feature.name)
+        entry: dict[str, Json] = {
+            "name": feature.name,
+            "kind": feature.kind,
+            "missing": column.null_count / table.num_rows,
+        }
+        if feature.kind == "categorical":
+            entry["distinct"] = len(column.unique().drop_null())
+        columns.append(entry)
+    balance = {}
+    if info.classes:
+        labels = tabular.codes(table.column(spec.target), info.classes)
+        for code, part in enumerate(PARTS):
+            counts = np.bincount(labels[parts == code], minlength=len(info.classes))
+            balance[part] = {str(name): int(count) for name, count in zip(info.classes, counts, strict=True)}
+    return {
+        "source": described(spec.source),
+        "data_version": info.data_version,
+        "target": info.target,
+        "split": spec.split.kind,
+        "rows": dict(info.rows),
+        "columns": columns,
+        "kept": list(info.slice_columns),
+        "classes": balance,
+    }

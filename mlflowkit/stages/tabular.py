@@ -1,0 +1,383 @@
+"""Judgement of a table before it is split: kinds of columns, the target, what cannot be learned from, its digest.
+
+Pure: Arrow tables in, values out. What a person must mend is raised as a DataError that names columns and rows; rows
+count from 0 in the order of the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from mlflowkit.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+SHOWN = 5
+"""Rows, values or columns named in one message."""
+FLOAT32_MAX = 3.4028234663852886e38
+DIGEST_BATCH = 65_536
+
+
+def canonical(table: pa.Table) -> pa.Table:
+    """The same values in one type for each kind of value: int64, float32 or float64, bool, string, timestamp.
+
+    A NaN is a missing value. Columns that are so already are not copied.
+    """
+    for index, name in enumerate(table.column_names):
+        table = table.set_column(index, name, _canonical_column(table.column(index)))
+    return table.replace_schema_metadata(None)
+
+
+def data_version(table: pa.Table) -> str:
+    """SHA-256 of a canonical table's columns, in hexadecimal: the same for the same names, types and values in the
+    same order, wherever they were read from."""
+    digest = hashlib.sha256()
+    for field in table.schema:
+        digest.update(f"{field.name}\0{field.type}\0{table.num_rows}\0".encode())
+        column = table.column(field.name)
+        for start in range(0, table.num_rows, DIGEST_BATCH):
+            for content in _content(column.slice(start, DIGEST_BATCH)):
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def dictionary_columns(table: pa.Table) -> frozenset[str]:
+    """Columns that the source itself keeps as categories."""
+    import pyarrow as pa
+
+    return frozenset(field.name for field in table.schema if pa.types.is_dictionary(field.type))
+
+
+def require(table: pa.Table, names: Iterable[str], key: str) -> None:
+    """Raise DataError when a column that the recipe names under ``key`` is not there; the nearest is suggested."""
+    for name in names:
+        if name not in table.column_names:
+            near = get_close_matches(name, table.column_names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {listed(table.column_names, 20)}"
+            raise DataError(f"{key} names column {name!r}, which the table does not have", hint=hint)
+
+
+def kinds_of(
+    table: pa.Table, features: Sequence[str], declared: Mapping[str, str], categories: frozenset[str]
+) -> dict[str, str]:
+    """numeric or categorical for each feature: as declared, else numbers and booleans numeric, text categorical."""
+    import pyarrow as pa
+
+    kinds: dict[str, str] = {}
+    times: list[str] = []
+    others: list[str] = []
+    for name in features:
+        kind = table.schema.field(name).type
+        if name in declared:
+            kinds[name] = declared[name]
+        elif name in categories or pa.types.is_string(kind) or pa.types.is_null(kind):
+            kinds[name] = "categorical"
+        elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            kinds[name] = "numeric"
+        else:
+            (times if pa.types.is_temporal(kind) else others).append(name)
+    if times:
+        raise DataError(
+            f"{_columns(times)} times; a model takes numbers and categories",
+            hint=f"add to data.drop: [{', '.join(times)}], or mark as time under data.columns",
+        )
+    if others:
+        raise DataError(
+            f"{_columns(others)} values of type {listed([str(table.schema.field(name).type) for name in others])}",
+            hint=f"add to data.drop: [{', '.join(others)}], or turn them into numbers or text at the source",
+        )
+    return kinds
+
+
+def as_numbers(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """Columns declared numeric as numbers. Raises DataError naming the rows of values that are not."""
+    import pyarrow as pa
+
+    for name in names:
+        index = table.schema.get_field_index(name)
+        kind = table.schema.field(index).type
+        if pa.types.is_string(kind):
+            try:
+                numbers = _canonical_column(table.column(index).cast(pa.float64()))
+                table = table.set_column(index, name, numbers)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index))}",
+                    hint=f"declare data.columns.{name}: categorical, or mend the values",
+                ) from error
+        elif pa.types.is_temporal(kind):
+            raise DataError(
+                f"column {name!r} is declared numeric and holds times",
+                hint=f"declare data.columns.{name}: time, or add it to data.drop",
+            )
+    return table
+
+
+def refuse_unlearnable(table: pa.Table, kinds: Mapping[str, str]) -> None:
+    """Raise DataError for features without any value, and for numbers that float32 cannot hold (infinity above all)."""
+    empty = [name for name in kinds if table.column(name).null_count == table.num_rows]
+    if empty:
+        raise DataError(
+            f"{_columns(empty)} no value in any of the {table.num_rows} rows",
+            hint=f"add to data.drop: [{', '.join(empty)}]",
+        )
+    found = []
+    for name, kind in kinds.items():
+        if kind == "numeric":
+            rows = _too_large(table.column(name))
+            if rows:
+                values = ", ".join(f"row {row}: {table.column(name)[row].as_py()}" for row in rows[:SHOWN])
+                found.append(f"{name!r} in {counted(len(rows), 'row')} ({values}{', …' if len(rows) > SHOWN else ''})")
+    if found:
+        raise DataError(
+            f"infinity, or a number beyond float32, in column {'; '.join(found[:SHOWN])}"
+            + (f"; and {len(found) - SHOWN} more columns" if len(found) > SHOWN else ""),
+            hint="leave the value empty (missing values are allowed), or mend it at the source",
+        )
+
+
+def class_target(table: pa.Table, target: str, positive: str | int | bool | None) -> tuple[pa.Table, list[str | int]]:
+    """The table with its target as int64 or string, and the classes, sorted, the positive one of two last.
+
+    Raises DataError for a missing target, fewer than two classes, a class with fewer than three rows (one for each
+    part) and a positive class that does not occur.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    hint = "leave these rows out at the source: there is nothing to learn from them"
+    _refuse_missing(table.column(target), f"target {target!r}", hint)
+    index = table.schema.get_field_index(target)
+    column = table.column(index)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int64())
+    elif pa.types.is_floating(column.type):
+        column = _whole(column, target)
+    elif not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
+        raise DataError(f"target {target!r} holds {column.type}, not classes", hint="use whole numbers or text")
+    table = table.set_column(index, target, column)
+    counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
+    classes = sorted(counts)
+    if len(classes) < 2:
+        raise DataError(
+            f"target {target!r} is {classes[0]!r} in all {table.num_rows} rows: there is nothing to tell apart",
+            hint="check data.target and data.source",
+        )
+    _refuse_rare(counts, classes)
+    return table, _positive_last(classes, positive)
+
+
+def number_target(table: pa.Table, target: str) -> None:
+    """Raise DataError unless the target is a finite number in every row, and not the same in all."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    hint = "leave these rows out at the source: there is nothing to learn from them"
+    _refuse_missing(table.column(target), f"target {target!r}", hint)
+    column = table.column(target)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(
+            f"target {target!r} holds {'text' if pa.types.is_string(column.type) else column.type}, not numbers",
+            hint="set task: classification, or name another data.target",
+        )
+    rows = _too_large(column)
+    if rows:
+        raise DataError(
+            f"target {target!r} is infinite or beyond float32 in {_rows(rows)}", hint="mend or leave out these rows"
+        )
+    extremes = pc.min_max(column).as_py()
+    if extremes["min"] == extremes["max"]:
+        raise DataError(
+            f"target {target!r} is {extremes['min']} in all {table.num_rows} rows: there is nothing to predict",
+            hint="check data.target and data.source",
+        )
+
+
+def codes(column: pa.ChunkedArray, classes: Sequence[str | int]) -> np.ndarray:
+    """Index into ``classes`` of each value; int64 [rows]."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: np.ndarray = pc.index_in(column, value_set=pa.array(list(classes), column.type)).to_numpy()
+    return found.astype(np.int64)
+
+
+def group_codes(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Number of each row's group, from 0 in order of appearance; int64 [rows]. Raises DataError for missing ones."""
+    _refuse_missing(column, f"group column {name!r}", "give these rows a group, or leave them out at the source")
+    return codes(column, column.unique().to_pylist())
+
+
+def sortable_times(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Times as numbers that sort; [rows]. Text is read as ISO 8601. Raises DataError for what is missing or no time."""
+    import pyarrow as pa
+
+    _refuse_missing(column, f"time column {name!r}", "give these rows a time, or leave them out at the source")
+    if pa.types.is_string(column.type):
+        try:
+            column = column.cast(pa.timestamp("us"))
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"time column {name!r} holds text that is no ISO 8601 time: {str(error)[:120]}",
+                hint="write times as 2024-01-31 or 2024-01-31T10:00:00, or as numbers",
+            ) from error
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    times: np.ndarray = column.to_numpy()
+    return times
+
+
+def listed(names: Sequence[object], most: int = SHOWN) -> str:
+    """
+    >>> listed(["a", "b", "c"], most=2)
+    "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "row"), counted(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# ------------------------------------------------------------------------------------------------------------ details
+
+
+def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _canonical_column(column.cast(kind.value_type))
+    if pa.types.is_integer(kind):
+        return column.cast(pa.float64() if pa.types.is_uint64(kind) else pa.int64())
+    if pa.types.is_float16(kind):
+        column = column.cast(pa.float32())
+    elif pa.types.is_decimal(kind):
+        column = column.cast(pa.float64())
+    elif pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.string())
+    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
+    if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    return column
+
+
+def _content(column: pa.ChunkedArray) -> Iterable[Any]:
+    """Bytes that say what a slice of a canonical column holds: where it is missing, then its values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    yield pc.is_null(array).to_numpy(zero_copy_only=False).tobytes()
+    kind = array.type
+    if pa.types.is_string(kind):
+        array = pc.fill_null(array, "") if array.null_count else array
+        yield pc.binary_length(array).to_numpy().tobytes()
+        _, offsets, content = array.buffers()
+        if content is not None:
+            bounds = memoryview(offsets).cast("i")[array.offset : array.offset + len(array) + 1]
+            yield memoryview(content)[bounds[0] : bounds[-1]]
+    elif pa.types.is_boolean(kind):
+        yield pc.fill_null(array, False).to_numpy(zero_copy_only=False).tobytes()
+    elif pa.types.is_timestamp(kind):
+        yield pc.fill_null(array.cast(pa.int64()), 0).to_numpy().tobytes()
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        yield pc.fill_null(array, 0).to_numpy().tobytes()
+    else:
+        yield repr(array.to_pylist()).encode()
+
+
+def _not_numbers(column: pa.ChunkedArray) -> str:
+    import pyarrow.compute as pc
+
+    looks = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
+    rows = [row for row, ok in enumerate(looks.to_pylist()) if ok is False]
+    values = ", ".join(f"{column[row].as_py()!r} (row {row})" for row in rows[:SHOWN])
+    return f"{values}{f' and {len(rows) - SHOWN} more' if len(rows) > SHOWN else ''}" if rows else "text"
+
+
+def _too_large(column: pa.ChunkedArray) -> list[int]:
+    """Rows whose absolute value float32 cannot hold."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_floating(column.type):
+        return []
+    extremes = pc.min_max(column).as_py()
+    if extremes["min"] is None or max(abs(extremes["min"]), abs(extremes["max"])) <= FLOAT32_MAX:
+        return []
+    beyond = pc.fill_null(pc.greater(pc.abs(column), FLOAT32_MAX), False)
+    return [int(row) for row in np.flatnonzero(beyond.to_numpy())]
+
+
+def _refuse_missing(column: pa.ChunkedArray, what: str, hint: str) -> None:
+    import numpy as np
+    import pyarrow.compute as pc
+
+    if column.null_count:
+        rows = [int(row) for row in np.flatnonzero(pc.is_null(column).to_numpy())]
+        raise DataError(f"{what} is missing in {_rows(rows)}", hint=hint)
+
+
+def _whole(column: pa.ChunkedArray, target: str) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"target {target!r} holds fractions, not classes", hint="set task: regression, or name another data.target"
+        ) from error
+
+
+def _refuse_rare(counts: Mapping[str | int, int], classes: Sequence[str | int]) -> None:
+    rare = [f"{name!r} ({counted(counts[name], 'row')})" for name in classes if counts[name] < 3]
+    if rare:
+        more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
+        numbers = len(rare) > SHOWN and not isinstance(classes[0], str)
+        raise DataError(
+            f"too few rows of class {', '.join(rare[:SHOWN])}{more} to have one in each of train, validation and test",
+            hint="is it a regression? set task: regression" if numbers else "merge or drop the class at the source",
+        )
+
+
+def _positive_last(classes: list[str | int], positive: str | int | bool | None) -> list[str | int]:
+    if positive is None:
+        return classes
+    wanted = int(positive) if isinstance(positive, bool) else positive
+    named = [name for name in classes if name == wanted or str(name) == str(wanted)]
+    if not named:
+        near = get_close_matches(str(wanted), [str(name) for name in classes], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the classes are {listed(classes, 20)}"
+        raise DataError(f"data.positive is {positive!r}, which the target never is", hint=hint)
+    if len(classes) > 2:
+        raise DataError(
+            f"data.positive is for two classes; the target has {len(classes)}: {listed(classes)}",
+            hint="remove data.positive",
+        )
+    return [name for name in classes if name != named[0]] + [named[0]]
+
+
+def _rows(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:SHOWN]))
+    return f"{counted(len(rows), 'row')} ({shown}{', …' if len(rows) > SHOWN else ''})"
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"column{'' if len(names) == 1 else 's'} {listed(names)} {'has' if len(names) == 1 else 'have'}"
