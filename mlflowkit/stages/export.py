@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from mlflowkit.stages.base import Section
+from mlflowkit.bundle import Signature
+from mlflowkit.errors import EngineError
+from mlflowkit.stages.base import Section, read_table_info
+from mlflowkit.tables import inputs_from_table
+from mlflowkit.values import Event, StageResult
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlflowkit.ports import Session, StageContext
+
+Tensors = Mapping[str, "np.ndarray"]
+
+UNSEEN = "\N{WORD JOINER}unseen\N{WORD JOINER}"
+"""A category that no table holds."""
+SINGLE_ROWS = 8
+"""Rows that are also asked one at a time: a graph with a batch size baked in shows here."""
 
 
 class ExportSection(Section):
@@ -21,3 +44,194 @@ class Spec(Section):
     """What the export stage's result depends on, besides its inputs."""
 
     export: ExportSection
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the graph's answers are from the Python model's.
+
+    ``max_abs_difference`` is of probabilities, or of predictions in standard deviations of the target (``unit`` of the
+    difference in ``scale``). ``worst_row`` counts the rows compared; a label mismatch is counted where the Python
+    model's two best classes are further apart than the tolerance, so that no rounding can explain it.
+    """
+
+    rows: int
+    real_rows: int
+    max_abs_difference: float
+    label_mismatches: int
+    tolerance: float
+    scale: float
+    worst_row: int
+    expected: float | str | int
+    found: float | str | int
+
+    @property
+    def holds(self) -> bool:
+        return self.label_mismatches == 0 and self.max_abs_difference <= self.tolerance
+
+
+def run(spec: Spec, context: StageContext) -> StageResult:
+    """Write ``model.onnx``, ``signature.json`` and ``parity.json``.
+
+    Raises EngineError when the model has no ONNX form, or when the graph's answers differ from the Python model's by
+    more than ``tolerance`` on validation rows, on the same rows with cells blanked, or with categories never seen.
+    """
+    trained, data = context.inputs["train"], context.inputs["data"]
+    context.progress(Event("export", "progress", "converting to ONNX", fraction=0.0))
+    context.ports.exporter.export(trained, context.folder, context.out)
+    signature = Signature.model_validate_json((context.out / "signature.json").read_bytes())
+    context.progress(Event("export", "progress", "measuring parity with the Python model", fraction=0.5))
+    real = _validation_inputs(data, signature, spec.export.parity_rows, context.seed)
+    inputs = with_gaps(real, context.seed)
+    expected = context.ports.exporter.predict(trained, context.folder, inputs)
+    found = _answers(context.ports.runtime.load(context.out / "model.onnx"), inputs)
+    scale = _target_deviation(data) if signature.task == "regression" else 1.0
+    parity = compare(expected, found, spec.export.tolerance, scale=scale, real_rows=_rows(real))
+    (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
+    if not parity.holds:
+        raise EngineError(describe(parity, inputs, signature), hint=_hint(spec.export.tolerance))
+    metrics = {
+        "parity_max_abs_difference": parity.max_abs_difference,
+        "parity_rows": float(parity.rows),
+        "graph_bytes": float((context.out / "model.onnx").stat().st_size),
+    }
+    return StageResult(
+        metrics=metrics, summary={"parity": asdict(parity), "signature": signature.model_dump(mode="json")}
+    )
+
+
+def _validation_inputs(data: Path, signature: Signature, rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Up to ``rows`` rows of the validation part, drawn without replacement, in their order."""
+    import numpy as np
+    import pandas as pd
+
+    columns = [column for tensor in signature.inputs for column in tensor.columns]
+    table = pd.read_parquet(data / "validation.parquet", columns=columns)
+    if len(table) > rows:
+        table = table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False))]
+    return inputs_from_table(signature, table)
+
+
+def with_gaps(real: Tensors, seed: int) -> dict[str, np.ndarray]:
+    """The rows, then a quarter of them again with cells blanked, then with categories never seen, then one all blank.
+
+    >>> import numpy as np
+    >>> inputs = with_gaps({"numeric": np.zeros((4, 2), np.float32)}, seed=0)
+    >>> inputs["numeric"].shape, bool(np.isnan(inputs["numeric"][-1]).all())
+    ((6, 2), True)
+    """
+    import numpy as np
+
+    rows = _rows(real)
+    drawn = np.sort(np.random.default_rng(seed + 1).choice(rows, max(1, rows // 4), replace=False))
+    blanks = {"numeric": np.nan, "categorical": ""}
+    blanked = {name: _fill(matrix[drawn], blanks[name], seed) for name, matrix in real.items()}
+    empty = {name: np.full_like(matrix[:1], blanks[name]) for name, matrix in real.items()}
+    blocks = [real, blanked, empty]
+    if "categorical" in real:
+        unseen = _fill(real["categorical"][drawn], UNSEEN, seed + 2)
+        blocks.insert(2, {**{name: matrix[drawn] for name, matrix in real.items()}, "categorical": unseen})
+    return {name: np.concatenate([block[name] for block in blocks]) for name in real}
+
+
+def _fill(matrix: np.ndarray, value: object, seed: int) -> np.ndarray:
+    """A copy in which about one cell in four, and one at least in each row, holds ``value``."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    mask = generator.random(matrix.shape) < 0.25
+    mask[np.arange(len(matrix)), generator.integers(matrix.shape[1], size=len(matrix))] = True
+    copy = matrix.copy()
+    copy[mask] = value
+    return copy
+
+
+def _answers(session: Session, inputs: Tensors) -> dict[str, np.ndarray]:
+    """The graph's answers, the first SINGLE_ROWS asked one by one and the rest at once."""
+    import numpy as np
+
+    rows = _rows(inputs)
+    cuts = [*range(min(SINGLE_ROWS, rows)), rows] if rows > SINGLE_ROWS else [*range(rows + 1)]
+    parts = [session.run({name: matrix[start:end] for name, matrix in inputs.items()}) for start, end in pairwise(cuts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def compare(expected: Tensors, found: Tensors, tolerance: float, *, scale: float = 1.0, real_rows: int = 0) -> Parity:
+    """Hold the graph's answers against the Python model's (outputs as in bundle.Signature).
+
+    Answers that are not finite on one side only, or of another shape, count as infinitely far apart.
+
+    >>> import numpy as np
+    >>> answers = {"prediction": np.array([1.0, 2.0])}
+    >>> compare(answers, {"prediction": np.array([1.0, 2.5])}, 0.1, scale=2.0).max_abs_difference
+    0.25
+    """
+    import numpy as np
+
+    name = "prediction" if "prediction" in expected else "probabilities"
+    want, have = np.asarray(expected[name], np.float64), np.asarray(found[name], np.float64)
+    rows = len(want)
+    if want.shape != have.shape:
+        shapes = str(list(want.shape)), str(list(have.shape))
+        return Parity(rows, real_rows, float("inf"), rows, tolerance, scale, 0, *shapes)
+    gap = np.abs(want - have).reshape(rows, -1) / scale
+    gap = np.where(
+        (want == have) | (np.isnan(want) & np.isnan(have)), 0, np.nan_to_num(gap, nan=np.inf).reshape(want.shape)
+    )
+    gap = gap.reshape(rows, -1)
+    mismatched = _label_mismatches(expected, found, want, tolerance)
+    worst = int(mismatched[0]) if mismatched.size else int(gap.max(axis=1).argmax())
+    cell = int(gap[worst].argmax())
+    pair = [float(side.reshape(rows, -1)[worst, cell]) for side in (want, have)]
+    return Parity(rows, real_rows, float(gap.max()), len(mismatched), tolerance, scale, worst, pair[0], pair[1])
+
+
+def _label_mismatches(expected: Tensors, found: Tensors, scores: np.ndarray, tolerance: float) -> np.ndarray:
+    """Rows whose labels differ though the Python model's two best classes are clearly apart."""
+    import numpy as np
+
+    if "label" not in expected:
+        return np.empty(0, dtype=np.int64)
+    best = np.sort(scores, axis=1)
+    clear = best[:, -1] - best[:, -2] > 2 * tolerance
+    differ = np.array([a != b for a, b in zip(expected["label"], found["label"], strict=True)], dtype=bool)
+    return np.flatnonzero(differ & clear)
+
+
+def describe(parity: Parity, inputs: Tensors, signature: Signature) -> str:
+    """In words: how far apart, at which row, with which values."""
+    unit = " standard deviations of the target" if parity.scale != 1.0 else ""
+    row = parity.worst_row
+    origin = "" if row < parity.real_rows else " (a validation row with cells blanked or categories never seen)"
+    values = [
+        f"{column}={inputs[tensor.name][row, index]!r}"
+        for tensor in signature.inputs
+        for index, column in enumerate(tensor.columns)
+    ]
+    shown = ", ".join(values[:12]) + (f" and {len(values) - 12} more" if len(values) > 12 else "")
+    return (
+        f"the graph differs from the Python model by {parity.max_abs_difference:.3g}{unit} "
+        f"(export.tolerance {parity.tolerance:g}) and in {parity.label_mismatches} of {parity.rows} labels; "
+        f"the worst is row {row}{origin}: {parity.found!r} instead of {parity.expected!r} for {shown}"
+    )
+
+
+def _hint(tolerance: float) -> str:
+    return (
+        "does the model's forward depend on values or on the batch size? If the difference is rounding, "
+        f"raise it: mlkit run RECIPE export.tolerance={tolerance * 10:g}"
+    )
+
+
+def _target_deviation(data: Path) -> float:
+    """Standard deviation of the target over the training rows; 1 when it is constant."""
+    import numpy as np
+    import pandas as pd
+
+    target = read_table_info(data).target
+    values = pd.read_parquet(data / "train.parquet", columns=[target])[target].to_numpy(np.float64, na_value=np.nan)
+    return float(np.nanstd(values)) or 1.0
+
+
+def _rows(inputs: Tensors) -> int:
+    return len(next(iter(inputs.values())))
