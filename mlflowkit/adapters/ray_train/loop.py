@@ -205,6 +205,25 @@ def batches(order: Tensor, size: int, workers: int) -> list[Tensor]:
     return cuts
 
 
+class Guarded(nn.Module):  # type: ignore[misc]
+    """A user's module whose errors become UserCodeErrors at their own line; those of DDP around it do not."""
+
+    def __init__(self, model: nn.Module, job: Job) -> None:
+        super().__init__()
+        self.model = model
+        self.job = job
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            with usercode.blame(self.job.reference, self.job.folder):
+                answers: Tensor = self.model(x)
+                return answers
+        except UserCodeError as error:
+            if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
+                raise EngineError("the GPU has no memory left", hint="lower train.batch_size") from error
+            raise
+
+
 class _Run:
     """The state of one worker of one training."""
 
@@ -216,12 +235,13 @@ class _Run:
         if self.parameters * min(job.train.batch_size, len(data.y)) < SMALL_STEP:
             torch.set_num_threads(1)
         self.model = model.to(group.device)
+        self.guarded = Guarded(self.model, job)
         weights = torch.tensor(job.weights, device=group.device) if job.weights else None
         self.objective = objective.Objective(job.task, weights)
         unused = self._probe()
         self.optimizer = objective.optimizer(job.train.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=precision == "fp16")
-        self.wrapped = group.wrap(self.model, unused=unused)
+        self.wrapped = group.wrap(self.guarded, unused=unused)
         self.metric = objective.metric_name(job.task, data.y_validation, job.outputs)
         self.steps = len(batches(torch.arange(len(data.y)), job.train.batch_size, group.size))
         self.progress = checkpoint.Progress()
@@ -287,7 +307,7 @@ class _Run:
         mine = rows[group.rank :: group.size]
         x, y = self.data.x[mine], self.data.y[mine]
         with self._autocast():
-            answers = self._forward(self.wrapped, x)
+            answers = self.wrapped(x)
         loss = self.objective.loss(answers, y)
         self.optimizer.zero_grad()
         self.scaler.scale(loss * (group.size / weight)).backward()
@@ -303,22 +323,12 @@ class _Run:
         self.model.eval()
         with torch.no_grad():
             parts = self.data.x_validation.split(EVALUATION_ROWS)
-            answers = torch.cat([self._forward(self.model, part) for part in parts])
+            answers = torch.cat([self.guarded(part) for part in parts])
             target = self.data.y_validation
             loss = float(self.objective.loss(answers, target) / self.objective.weight(target))
         if not math.isfinite(loss):
             return loss, 0.0
         return loss, objective.metric(self.metric, answers, target, self.job.scale)
-
-    def _forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        try:
-            with usercode.blame(self.job.reference, self.job.folder):
-                answers: Tensor = model(x)
-                return answers
-        except UserCodeError as error:
-            if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
-                raise EngineError("the GPU has no memory left", hint="lower train.batch_size") from error
-            raise
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -331,7 +341,7 @@ class _Run:
         """Check the answer to two rows; returns whether some parameters get no gradient."""
         rows = self.data.x[:2]
         self.model.eval()
-        answers = self._forward(self.model, rows)
+        answers = self.guarded(rows)
         shape, name = (len(rows), self.job.outputs), f"{self.job.reference}.forward"
         if not isinstance(answers, Tensor):
             raise UserCodeError(f"{name} returned a {type(answers).__name__}", hint="return one tensor")
