@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 WIDTH, HEIGHT = 440.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 24.0, 38.0
@@ -130,7 +131,8 @@ class Dots:
         for index, (x, y) in enumerate(zip(self.x, self.y, strict=True)):
             bar = ""
             if self.low:
-                bar = f'<path class="whisker" d="M{_at(across(x))} {_at(up(self.low[index]))}V{_at(up(self.high[index]))}"/>'
+                ends = f"{_at(up(self.low[index]))}V{_at(up(self.high[index]))}"
+                bar = f'<path class="whisker" d="M{_at(across(x))} {ends}"/>'
             title = f"<title>{escape(self.titles[index])}</title>" if self.titles else ""
             parts.append(f'<g>{title}{bar}<circle cx="{_at(across(x))}" cy="{_at(up(y))}" r="4"/></g>')
         return f'<g class="dots s{self.style % SERIES}">{"".join(parts)}</g>'
@@ -204,7 +206,9 @@ def plot(
     parts = [_grid(across, up, ticks(*x_domain) if x_ticks is None else x_ticks)]
     parts += [layer.draw(across, up) for layer in layers]
     parts.append(f'<text class="axis" x="0" y="11">{escape(y_label)}</text>')
-    parts.append(f'<text class="axis" x="{_at(WIDTH - RIGHT)}" y="{_at(HEIGHT - 4)}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{_at(WIDTH - RIGHT)}" y="{_at(HEIGHT - 4)}" text-anchor="end">{escape(x_label)}</text>'
+    )
     box = f"0 0 {_at(WIDTH)} {_at(HEIGHT)}"
     return f'<svg class="plot" viewBox="{box}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
@@ -231,6 +235,11 @@ def legend(layers: Sequence[Layer]) -> str:
             kind = "dashed" if isinstance(layer, Line) and layer.dashed else "solid"
             items.append(f'<li><i class="key {kind} s{layer.style % SERIES}"></i>{escape(layer.name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>' if len(items) > 1 else ""
+
+
+def figure(title: str, layers: Sequence[Layer], note: str = "", **axes: Any) -> dict[str, str]:
+    """A plot with its title, its legend and a line under it, for the page's ``figures``."""
+    return {"title": title, "svg": plot(layers, **axes), "legend": legend(layers), "note": note}
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +309,8 @@ def spark(heights: Sequence[float], label: str, widths: Sequence[float] = ()) ->
             top = 28.0 - max(1.0, 27.0 * height / tallest)
             path.append(f"M{_at(left)} 28V{_at(top)}h{_at(max(0.6, width - 0.8))}V28z")
         left += width
-    return f'<svg class="spark" viewBox="0 0 120 28" role="img" aria-label="{escape(label)}"><path d="{"".join(path)}"/></svg>'
+    name = f'class="spark" viewBox="0 0 120 28" role="img" aria-label="{escape(label)}"'
+    return f'<svg {name}><path d="{"".join(path)}"/></svg>'
 
 
 def _at(position: float) -> str:

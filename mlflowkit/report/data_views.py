@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from mlflowkit.report import charts, format
+from mlflowkit.report import charts, wording
 from mlflowkit.report.evidence import Evidence
 from mlflowkit.values import RunRecord
 
@@ -27,7 +28,10 @@ def data(record: RunRecord, evidence: Evidence) -> View | None:
         return None
     profiled = (evidence.reference or {}).get("columns", {})
     features = table["features"]
+    said = summary_of(record, "data")
     return {
+        "source": said.get("source", ""),
+        "split": said.get("split", ""),
         "task": table["task"],
         "target": table["target"],
         "splits": splits(table["rows"]),
@@ -43,52 +47,74 @@ def data(record: RunRecord, evidence: Evidence) -> View | None:
 def splits(rows: Mapping[str, int]) -> list[View]:
     """Rows and share of each part."""
     total = sum(rows.values()) or 1
-    return [{"part": part, "rows": format.number(count), "share": format.share(count / total)} for part, count in rows.items()]
+    return [
+        {"part": part, "rows": wording.number(count), "share": wording.share(count / total)}
+        for part, count in rows.items()
+    ]
+
+
+def summary_of(record: RunRecord, stage: str) -> Mapping[str, Any]:
+    """What a stage said of itself; empty when it was not reached."""
+    step = next((step for step in record.steps if step.stage == stage), None)
+    return step.result.summary if step is not None and step.result is not None else {}
 
 
 def balance(record: RunRecord, evidence: Evidence) -> View | None:
-    """How many rows each class has: of the whole table where the data stage counted, else of the test part."""
-    step = next((step for step in record.steps if step.stage == "data" and step.result is not None), None)
-    counted = step.result.summary.get("class_counts") if step is not None and step.result is not None else None
-    of = "table"
-    if not isinstance(counted, Mapping):
-        confusion = (evidence.evaluation or {}).get("confusion")
-        if not confusion:
-            return None
-        of = "test part"
-        counted = {str(name): sum(row) for name, row in zip(confusion["labels"], confusion["counts"], strict=True)}
-    total = sum(counted.values()) or 1
+    """Rows of each class by part as the data stage counted them, else of the test part from the confusion matrix."""
+    counted = dict(summary_of(record, "data").get("classes") or {})
+    confusion = (evidence.evaluation or {}).get("confusion")
+    if not counted and confusion:
+        labels = [str(label) for label in confusion["labels"]]
+        counted = {"test": dict(zip(labels, map(sum, confusion["counts"]), strict=True))}
+    if not counted:
+        return None
+    names = list(dict.fromkeys(name for part in counted.values() for name in part))
+    totals = {name: sum(part.get(name, 0) for part in counted.values()) for name in names}
+    rows_in_all, most = sum(totals.values()) or 1, max(totals.values()) or 1
     rows = [
-        {"name": str(name), "rows": format.number(count), "share": format.share(count / total), "part": count / total}
-        for name, count in counted.items()
+        {
+            "name": name,
+            "counts": [wording.number(part.get(name, 0)) for part in counted.values()],
+            "share": wording.share(totals[name] / rows_in_all),
+            "width": round(100 * totals[name] / most, 1),
+        }
+        for name in names
     ]
-    return {"of": of, "rows": rows}
+    return {"parts": list(counted), "rows": rows}
 
 
 def column(feature: Mapping[str, str], profile: Mapping[str, Any] | None) -> View:
     """One line of the table of columns."""
-    row = {"name": feature["name"], "kind": feature["kind"], "missing": format.NONE, "values": format.NONE, "spark": ""}
+    row = {
+        "name": feature["name"],
+        "kind": feature["kind"],
+        "missing": wording.NONE,
+        "values": wording.NONE,
+        "spark": "",
+    }
     if profile is None:
         return row
     missing, present = profile.get("missing") or 0, profile.get("count") or 0
     total = max(present, missing) if profile.get("count_includes_missing", True) else present + missing
-    row["missing"] = "none" if not missing else f"{format.number(missing)} ({format.share(missing / max(1, total))})"
-    described = numeric(feature["name"], profile) if feature["kind"] == "numeric" else categorical(feature["name"], profile)
+    row["missing"] = "none" if not missing else f"{wording.number(missing)} ({wording.share(missing / max(1, total))})"
+    described = (
+        numeric(feature["name"], profile) if feature["kind"] == "numeric" else categorical(feature["name"], profile)
+    )
     return {**row, **described}
 
 
 def numeric(name: str, profile: Mapping[str, Any]) -> View:
     """Mean, spread and quantiles in words, and a histogram."""
     quantiles = profile.get("quantiles") or {}
-    words = f"{format.number(profile.get('mean'))} ± {format.number(profile.get('stddev'), 3)}"
-    low, high = format.number(profile.get("min")), format.number(profile.get("max"))
-    range_words = f"{low} … {format.number(quantiles.get('0.5'))} … {high}"
+    words = f"{wording.number(profile.get('mean'))} ± {wording.number(profile.get('stddev'), 3)}"
+    low, high = wording.number(profile.get("min")), wording.number(profile.get("max"))
+    range_words = f"{low} … {wording.number(quantiles.get('0.5'))} … {high}"
     histogram = profile.get("histogram")
     if not histogram or not histogram.get("counts"):
         return {"values": words, "range": range_words}
     edges, counts = histogram["edges"], histogram["counts"]
-    widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
-    label = f"Distribution of {name}: from {low} to {high}, median {format.number(quantiles.get('0.5'))}"
+    widths = [right - left for left, right in pairwise(edges)]
+    label = f"Distribution of {name}: from {low} to {high}, median {wording.number(quantiles.get('0.5'))}"
     return {"values": words, "range": range_words, "spark": charts.spark(densities(counts, widths), label, widths)}
 
 
@@ -111,10 +137,10 @@ def categorical(name: str, profile: Mapping[str, Any]) -> View:
     total = (profile.get("count") or 0) or sum(count for _, count in frequent)
     unique = profile.get("unique") or len(frequent)
     shown = frequent[:MOST_VALUES]
-    top = ", ".join(f"{value or '(empty)'} {format.share(min(1.0, count / total))}" for value, count in shown[:3])
+    top = ", ".join(f"{value or '(empty)'} {wording.share(min(1.0, count / total))}" for value, count in shown[:3])
     label = f"Most frequent values of {name}: {top}"
     return {
-        "values": f"{format.number(round(unique))} value{'' if round(unique) == 1 else 's'}",
+        "values": f"{wording.number(round(unique))} value{'' if round(unique) == 1 else 's'}",
         "range": top,
         "spark": charts.spark([float(count) for _, count in shown], label),
     }
@@ -129,7 +155,7 @@ def check(one: Mapping[str, Any]) -> View:
         "passed": one["passed"],
         "message": one.get("message") or "",
         "failures": [
-            f"row {format.number(case.get('row'))}: {case.get('value')}" for case in failures[:MOST_FAILURES]
+            f"row {wording.number(case.get('row'))}: {case.get('value')}" for case in failures[:MOST_FAILURES]
         ],
         "more": max(0, len(failures) - MOST_FAILURES),
     }

@@ -1,108 +1,35 @@
-"""What the page shows of the model: gates, training curves, quality, slices, champion, latency."""
+"""What the page shows of the model: training curves, metrics, confusion, ROC, calibration, residuals."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflowkit.report import charts, format
+from mlflowkit.report import charts, wording
+from mlflowkit.report.data_views import View, summary_of
 from mlflowkit.report.evidence import Evidence
-from mlflowkit.values import Outcome, RunRecord, Verdict
+from mlflowkit.values import RunRecord
 
-View = Mapping[str, Any]
-
-TONES: Mapping[Outcome, str] = {
-    Outcome.PASSED: "ok",
-    Outcome.FAILED: "bad",
-    Outcome.INCONCLUSIVE: "warn",
-    Outcome.ERROR: "bad",
-}
 MOST_CLASSES = 20
 """A larger confusion matrix is shown as its largest confusions."""
-SLICE_METRICS = 2
-"""Metrics drawn for each slice."""
-PERCENTILES = ((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95"), (0.99, "99"), (0.999, "99.9"))
-
-
-def figure(title: str, layers: Sequence[charts.Layer], note: str = "", **axes: Any) -> View:
-    """A plot with its title, legend and a line under it."""
-    return {"title": title, "svg": charts.plot(layers, **axes), "legend": charts.legend(layers), "note": note}
-
-
-def gates(record: RunRecord, evidence: Evidence) -> View | None:
-    """Verdicts by family (one metric, one axis), each with its interval drawn against its threshold."""
-    reached = evidence.evaluation is not None or any(step.stage == "evaluate" and step.result for step in record.steps)
-    if not reached:
-        return None
-    verdicts = [verdict for step in record.steps if step.result for verdict in step.result.verdicts]
-    families: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        measured = verdict.measurement
-        key = (measured.name or verdict.metric, measured.unit) if measured else (verdict.metric, "")
-        families.setdefault(key, []).append(verdict)
-    return {"families": [family(f"{name} ({unit})" if unit else name, group) for (name, unit), group in families.items()]}
-
-
-def family(title: str, verdicts: Sequence[Verdict]) -> View:
-    """The rows of one axis."""
-    bounds = [bound_of(verdict) for verdict in verdicts]
-    domain = charts.forest_domain([bound for bound in bounds if bound is not None])
-    rows = []
-    for verdict, bound in zip(verdicts, bounds, strict=True):
-        measured = verdict.measurement
-        label = f"{verdict.gate} {verdict.slice}: {verdict.outcome}. {verdict.message}"
-        rows.append(
-            {
-                "gate": verdict.gate,
-                "slice": verdict.slice,
-                "outcome": str(verdict.outcome),
-                "tone": TONES[verdict.outcome],
-                "blocking": verdict.blocking,
-                "message": verdict.message,
-                "svg": "" if bound is None else charts.forest_row(bound, domain, label),
-                "method": "" if measured is None else method_words(measured.confidence, measured.method, measured.samples),
-            }
-        )
-    drawn = any(bound is not None for bound in bounds)
-    return {"title": title, "rows": rows, "axis": charts.forest_axis(domain) if drawn else ""}
-
-
-def bound_of(verdict: Verdict) -> charts.Bound | None:
-    """What is drawn of a verdict; None for one without a measurement."""
-    measured = verdict.measurement
-    if measured is None:
-        return None
-    return charts.Bound(
-        measured.low, measured.value, measured.high, verdict.threshold, verdict.direction, str(verdict.outcome)
-    )
-
-
-def method_words(confidence: float, method: str, samples: int) -> str:
-    """How an interval was made.
-
-    >>> method_words(0.95, "DeLong", 1479)
-    '95 % interval, DeLong, n = 1,479'
-    """
-    parts = [f"{format.number(100 * confidence)} % interval", method, f"n = {format.number(samples)}"]
-    return ", ".join(part for part in parts if part)
 
 
 def training(record: RunRecord, evidence: Evidence) -> View | None:
     """Curves of loss, metrics and learning rate, and what was fitted."""
     if evidence.curves is None and evidence.trained is None:
         return None
-    step = next((step for step in record.steps if step.stage == "train" and step.result is not None), None)
-    summary = dict(step.result.summary) if step is not None and step.result is not None else {}
+    summary = summary_of(record, "train")
     curves = evidence.curves or {}
     epochs = curves.get("epoch") or []
     figures = curve_figures(curves, epochs, summary.get("best_epoch")) if len(epochs) > 1 else []
     model = record.recipe.get("model") or {}
-    facts = [("Model", str(model.get("module", format.NONE)))]
+    facts = [("Model", str(model.get("module", wording.NONE)))]
     facts += [("Arguments", str(model["args"]))] if model.get("args") else []
     facts += [(name.replace("_", " ").capitalize(), words(value)) for name, value in summary.items() if words(value)]
     names = [name for name in curves if name != "epoch"]
-    rows = [[format.number(epoch), *(format.number(curves[name][i]) for name in names)] for i, epoch in enumerate(epochs)]
+    rows = [
+        [wording.number(epoch), *(wording.number(curves[name][i]) for name in names)] for i, epoch in enumerate(epochs)
+    ]
     return {"facts": facts, "figures": figures, "names": names, "rows": rows if len(epochs) > 1 else []}
 
 
@@ -112,10 +39,10 @@ def words(value: Any) -> str:
     >>> words(4321), words("cpu"), words(None), words({"a": 1})
     ('4,321', 'cpu', '', '')
     """
-    return format.number(value) if isinstance(value, (str, int, float)) else ""
+    return wording.number(value) if isinstance(value, (str, int, float)) else ""
 
 
-def curve_figures(curves: Mapping[str, Sequence[float]], epochs: Sequence[float], best: Any) -> list[View]:
+def curve_figures(curves: Mapping[str, Sequence[float]], epochs: Sequence[float], best: Any) -> Sequence[View]:
     """One figure for the losses together, one for each other curve."""
     groups: dict[str, list[str]] = {}
     for name in curves:
@@ -124,17 +51,28 @@ def curve_figures(curves: Mapping[str, Sequence[float]], epochs: Sequence[float]
     figures = []
     for group, names in groups.items():
         lines: list[charts.Layer] = [
-            charts.Line(name.replace("_", " "), epochs, curves[name], style=index) for index, name in enumerate(sorted(names))
+            charts.Line(name.replace("_", " "), epochs, curves[name], style=index)
+            for index, name in enumerate(sorted(names))
         ]
         values = [value for name in names for value in curves[name] if value is not None]
-        rules = [charts.Rule("kept", best, style=2)] if isinstance(best, int) and epochs[0] <= best <= epochs[-1] else []
-        label = f"{group} by epoch, from {format.number(values[0])} to {format.number(values[-1])}"
+        rules = (
+            [charts.Rule("kept", best, style=2)] if isinstance(best, int) and epochs[0] <= best <= epochs[-1] else []
+        )
+        label = f"{group} by epoch, from {wording.number(values[0])} to {wording.number(values[-1])}"
         title = {"lr": "Learning rate"}.get(group, group.replace("_", " ").capitalize())
         note = "The green line marks the epoch that was kept." if rules else ""
-        axes = {"label": label, "x_label": "epoch", "y_label": group.replace("_", " ")}
+        axes = {"label": label, "x_label": "epoch", "y_label": ""}
         span = (float(epochs[0]), float(epochs[-1]))
         figures.append(
-            figure(title, [*rules, *lines], note, x_domain=span, y_domain=charts.padded(values), x_ticks=whole(span), **axes)
+            charts.figure(
+                title,
+                [*rules, *lines],
+                note,
+                x_domain=span,
+                y_domain=charts.padded(values),
+                x_ticks=whole(span),
+                **axes,
+            )
         )
     return figures
 
@@ -154,17 +92,15 @@ def quality(record: RunRecord, evidence: Evidence) -> View | None:
     if found is None:
         return None
     figures = [
-        one
-        for one in (roc(found), precision_recall(found), calibration(found), *residuals(found))
-        if one is not None
+        one for one in (roc(found), precision_recall(found), calibration(found), *residuals(found)) if one is not None
     ]
     bins = (found.get("calibration") or {}).get("bins") or []
     return {
-        "rows": format.number(found["rows"]),
-        "metrics": [{"name": name, "interval": format.interval(one), **one} for name, one in found["metrics"].items()],
+        "rows": wording.number(found["rows"]),
+        "metrics": [{"name": name, "interval": wording.interval(one), **one} for name, one in found["metrics"].items()],
         "confusion": confusion(found.get("confusion")),
         "figures": figures,
-        "bins": [{key: format.number(value) for key, value in one.items()} for one in bins],
+        "bins": [{key: wording.number(value) for key, value in one.items()} for one in bins],
     }
 
 
@@ -175,14 +111,22 @@ def confusion(found: Mapping[str, Any] | None) -> View | None:
     labels, counts = [str(label) for label in found["labels"]], found["counts"]
     if len(labels) > MOST_CLASSES:
         wrong = [
-            (count, labels[i], labels[j]) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count
+            (count, labels[i], labels[j])
+            for i, row in enumerate(counts)
+            for j, count in enumerate(row)
+            if i != j and count
         ]
         largest = sorted(wrong, key=lambda one: -one[0])[:MOST_CLASSES]
-        return {"large": True, "rows": [{"actual": a, "predicted": p, "count": format.number(n)} for n, a, p in largest]}
+        return {
+            "large": True,
+            "rows": [{"actual": a, "predicted": p, "count": wording.number(n)} for n, a, p in largest],
+        }
     rows = []
     for label, row in zip(labels, counts, strict=True):
         total = sum(row) or 1
-        cells = [{"count": format.number(n), "share": format.share(n / total), "tint": round(55 * n / total)} for n in row]
+        cells = [
+            {"count": wording.number(n), "share": wording.share(n / total), "tint": round(55 * n / total)} for n in row
+        ]
         rows.append({"label": label, "cells": cells})
     return {"large": False, "labels": labels, "rows": rows}
 
@@ -198,11 +142,11 @@ def roc(found: Mapping[str, Any]) -> View | None:
     if not curve:
         return None
     area = found["metrics"].get("roc_auc")
-    label = f"ROC curve: area {format.interval(area)}"
+    label = f"ROC curve: area {wording.interval(area)}"
     line = charts.Line("", curve["fpr"], curve["tpr"])
-    note = f"Area {format.interval(area)}. The dashed line is chance." if area else "The dashed line is chance."
+    note = f"Area {wording.interval(area)}. The dashed line is chance." if area else "The dashed line is chance."
     axes = {"label": label, "x_label": "false positive rate", "y_label": "true positive rate"}
-    return figure("ROC", [diagonal(), line], note, x_domain=(0, 1), y_domain=(0, 1), **axes)
+    return charts.figure("ROC", [diagonal(), line], note, x_domain=(0, 1), y_domain=(0, 1), **axes)
 
 
 def precision_recall(found: Mapping[str, Any]) -> View | None:
@@ -212,15 +156,15 @@ def precision_recall(found: Mapping[str, Any]) -> View | None:
         return None
     area = found["metrics"].get("average_precision")
     layers: list[charts.Layer] = [charts.Line("", curve["recall"], curve["precision"])]
-    note = f"Average precision {format.interval(area)}." if area else ""
+    note = f"Average precision {wording.interval(area)}." if area else ""
     matrix = (found.get("confusion") or {}).get("counts")
     if matrix and len(matrix) == 2:
         positives = sum(matrix[1]) / max(1, sum(map(sum, matrix)))
         layers.insert(0, charts.Line("", [0.0, 1.0], [positives, positives], style=3, dashed=True))
-        note += f" The dashed line is the share of positives, {format.share(positives)}."
-    label = f"Precision-recall curve: average precision {format.interval(area)}"
+        note += f" The dashed line is the share of positives, {wording.share(positives)}."
+    label = f"Precision-recall curve: average precision {wording.interval(area)}"
     axes = {"label": label, "x_label": "recall", "y_label": "precision"}
-    return figure("Precision and recall", layers, note.strip(), x_domain=(0, 1), y_domain=(0, 1), **axes)
+    return charts.figure("Precision and recall", layers, note.strip(), x_domain=(0, 1), y_domain=(0, 1), **axes)
 
 
 def calibration(found: Mapping[str, Any]) -> View | None:
@@ -231,8 +175,9 @@ def calibration(found: Mapping[str, Any]) -> View | None:
         return None
     top = min(1.0, 1.08 * max(max(one["predicted"], one["observed_high"]) for one in bins))
     titles = [
-        f"predicted {format.number(one['predicted'])}, observed {format.number(one['observed'])} "
-        f"[{format.number(one['observed_low'])}, {format.number(one['observed_high'])}], {format.number(one['count'])} rows"
+        "predicted {predicted}, observed {observed} [{observed_low}, {observed_high}], {count} rows".format_map(
+            {key: wording.number(value) for key, value in one.items()}
+        )
         for one in bins
     ]
     dots = charts.Dots(
@@ -243,11 +188,11 @@ def calibration(found: Mapping[str, Any]) -> View | None:
         [one["observed_high"] for one in bins],
         titles,
     )
-    error = format.number(curve.get("ece"))
+    error = wording.number(curve.get("ece"))
     label = f"Calibration in {len(bins)} bins: expected calibration error {error}"
     note = f"Expected calibration error {error}. On the dashed line, probabilities mean what they say."
     axes = {"label": label, "x_label": "predicted probability", "y_label": "observed share"}
-    return figure("Calibration", [diagonal(top), dots], note, x_domain=(0, top), y_domain=(0, top), **axes)
+    return charts.figure("Calibration", [diagonal(top), dots], note, x_domain=(0, top), y_domain=(0, top), **axes)
 
 
 def residuals(found: Mapping[str, Any]) -> list[View]:
@@ -258,22 +203,33 @@ def residuals(found: Mapping[str, Any]) -> list[View]:
     predicted, actual = pairs["predicted"], pairs["actual"]
     span = charts.padded([*predicted, *actual], 0.04)
     cloud = charts.Cloud("", predicted, actual)
-    shown = f"{format.number(len(actual))} rows. On the dashed line, the prediction is right."
+    note = f"{wording.number(len(actual))} rows. On the dashed line, the prediction is right."
     left = [a - p for a, p in zip(actual, predicted, strict=True)]
     edges, counts = histogram(left)
     bias = sum(left) / len(left)
     bars = charts.Bars("", edges, counts)
     return [
-        figure(
-            "Actual against predicted", [diagonal(span[1], span[0]), cloud], shown, label=f"Scatter of {shown}",
-            x_label="predicted", y_label="actual", x_domain=span, y_domain=span,
+        charts.figure(
+            "Actual against predicted",
+            [diagonal(span[1], span[0]), cloud],
+            note,
+            label=f"Scatter of {note}",
+            x_label="predicted",
+            y_label="actual",
+            x_domain=span,
+            y_domain=span,
         ),
-        figure(
-            "Residuals", [bars, charts.Rule("zero", 0.0)], f"Actual minus predicted; their mean is {format.number(bias, 3)}.",
-            label=f"Histogram of residuals, mean {format.number(bias, 3)}", x_label="actual − predicted", y_label="rows",
-            x_domain=(edges[0], edges[-1]), y_domain=(0.0, 1.05 * max(counts)),
+        charts.figure(
+            "Residuals",
+            [bars, charts.Rule("zero", 0.0)],
+            f"Actual minus predicted; their mean is {wording.number(bias, 3)}.",
+            label=f"Histogram of residuals, mean {wording.number(bias, 3)}",
+            x_label="actual − predicted",
+            y_label="rows",
+            x_domain=(edges[0], edges[-1]),
+            y_domain=(0.0, 1.05 * max(counts)),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def histogram(values: Sequence[float], bins: int = 32) -> tuple[list[float], list[float]]:
@@ -288,163 +244,3 @@ def histogram(values: Sequence[float], bins: int = 32) -> tuple[list[float], lis
     for value in values:
         counts[min(bins - 1, int((value - low) / width))] += 1
     return [low + index * width for index in range(bins + 1)], counts
-
-
-def slices(record: RunRecord, evidence: Evidence) -> View | None:
-    """Each slice's metrics with intervals drawn around the figure for all rows."""
-    found = evidence.evaluation
-    if found is None or not found.get("slices"):
-        return None
-    gated = [v.metric for step in record.steps if step.result for v in step.result.verdicts if v.slice]
-    present = list(dict.fromkeys(name for one in found["slices"] for name in one["metrics"]))
-    names = [*dict.fromkeys(name for name in gated if name in present), *(name for name in present if name not in gated)]
-    return {"tables": [slice_table(name, found) for name in names[:SLICE_METRICS]]}
-
-
-def slice_table(name: str, found: Mapping[str, Any]) -> View:
-    """One metric over all slices."""
-    overall = (found["metrics"].get(name) or {}).get("value")
-    bounds = [
-        (one, measured, shown(measured, overall)) for one in found["slices"] if (measured := one["metrics"].get(name))
-    ]
-    domain = charts.forest_domain([bound for *_, bound in bounds])
-    rows = [
-        {
-            "slice": f"{one['column']} = {one['value']}",
-            "rows": format.number(one["rows"]),
-            "interval": format.interval(measured),
-            "svg": charts.forest_row(bound, domain, f"{name} of {one['column']} = {one['value']}: {format.interval(measured)}"),
-        }
-        for one, measured, bound in bounds
-    ]
-    return {"metric": name, "overall": format.number(overall), "rows": rows, "axis": charts.forest_axis(domain)}
-
-
-def champion(record: RunRecord, evidence: Evidence) -> View | None:
-    """Paired differences to the model that served when this one was judged."""
-    found = evidence.evaluation
-    if found is None:
-        return None
-    against = found.get("champion")
-    if not against:
-        return {"version": "", "rows": []}
-    rows = []
-    for name, one in against["metrics"].items():
-        gap = one["difference"]
-        bound = shown(gap, 0.0)
-        label = f"{name}: candidate minus champion {format.interval(gap)}"
-        rows.append(
-            {
-                "metric": name,
-                "champion": format.number(plain(one["champion"])),
-                "candidate": format.number(plain(one["candidate"])),
-                "difference": format.interval(gap),
-                "svg": charts.forest_row(bound, charts.forest_domain([bound]), label),
-            }
-        )
-    return {"version": format.short(against["version"]), "count": format.number(against["rows"]), "rows": rows}
-
-
-def shown(measured: Mapping[str, Any], reference: float | None) -> charts.Bound:
-    """A measurement (as JSON, where what is not a number is null) drawn beside a reference, with no threshold."""
-    low, value, high = (math.nan if measured.get(key) is None else measured[key] for key in ("low", "value", "high"))
-    return charts.Bound(low, value, high, reference=reference)
-
-
-def plain(value: Any) -> Any:
-    """The number of a measurement, or the number itself."""
-    return value.get("value") if isinstance(value, Mapping) else value
-
-
-def latency(record: RunRecord, evidence: Evidence) -> View | None:
-    """The candidates, which was picked and why, and their latency by percentile."""
-    if evidence.candidates is None:
-        return None
-    section = record.recipe.get("optimize") or {}
-    measured = [one for one in evidence.candidates if one.get("interval")]
-    bounds = [charts.Bound(one["interval"][0], objective_value(one, section), one["interval"][1]) for one in measured]
-    domain = charts.forest_domain(bounds)
-    drawn = {
-        one["name"]: charts.forest_row(bound, domain, f"{one['name']}: {interval_words(one)}")
-        for one, bound in zip(measured, bounds, strict=True)
-    }
-    rows = [candidate(one, drawn.get(one["name"], "")) for one in evidence.candidates]
-    picked = next((one for one in evidence.candidates if one.get("picked")), None)
-    return {
-        "objective": str(section.get("objective", "latency_p99")).replace("_", " "),
-        "picked": picked["name"] if picked else "",
-        "why": (picked.get("reason") or "") if picked else "",
-        "rows": rows,
-        "axis": charts.forest_axis(domain) if measured else "",
-        "figure": percentiles(evidence),
-    }
-
-
-def objective_value(one: Mapping[str, Any], section: Mapping[str, Any]) -> float:
-    """The candidate's figure for the objective, in microseconds."""
-    key = str(section.get("objective", "latency_p99")).removeprefix("latency_") + "_us"
-    return float(one[key])
-
-
-def interval_words(one: Mapping[str, Any]) -> str:
-    """The interval of the objective, in words."""
-    return f"{format.micros(one['interval'][0])} to {format.micros(one['interval'][1])}"
-
-
-def candidate(one: Mapping[str, Any], svg: str) -> View:
-    """One line of the table of candidates."""
-    metric = one.get("metric") or {}
-    return {
-        "name": one["name"],
-        "runtime": one.get("runtime") or "",
-        "batch": format.number(one.get("batch")),
-        "status": one["status"],
-        "tone": {"ok": "ok", "rejected": "bad"}.get(one["status"], "off"),
-        "picked": bool(one.get("picked")),
-        "p50": format.micros(one.get("p50_us")),
-        "p95": format.micros(one.get("p95_us")),
-        "p99": format.micros(one.get("p99_us")),
-        "throughput": format.number(one.get("throughput"), 3),
-        "metric": f"{metric['name']} {format.number(metric['value'])}" if metric else format.NONE,
-        "drop": format.interval(one.get("metric_drop")),
-        "reason": one.get("reason") or "",
-        "svg": svg,
-    }
-
-
-def percentiles(evidence: Evidence) -> View | None:
-    """Latency by percentile, the tail stretched (as HdrHistogram draws it; Gil Tene, "How NOT to measure latency")."""
-    samples = {
-        name: sorted(one["samples_us"]) for name, one in (evidence.latency or {}).items() if one.get("samples_us")
-    }
-    if not samples:
-        return None
-    picked = {one["name"] for one in evidence.candidates or () if one.get("picked")}
-    layers = [
-        charts.Line(f"{name} (picked)" if name in picked else name, *by_percentile(ordered), style=i, dashed=name not in picked)
-        for i, (name, ordered) in enumerate(samples.items())
-    ]
-    longest = min(3.0, max(tail(0.5 + len(ordered)) for ordered in samples.values()))
-    marks = [(tail(1 / (1 - share)), f"p{text}") for share, text in PERCENTILES if tail(1 / (1 - share)) <= longest + 0.01]
-    shown = [value for line in layers for at, value in zip(line.x, line.y, strict=True) if at <= longest]
-    note = "The axis stretches the tail: each decade to the right is ten times rarer."
-    label = "Latency by percentile of " + ", ".join(samples)
-    axes = {"label": label, "x_label": "percentile", "y_label": "µs"}
-    return figure("Latency by percentile", layers, note, x_domain=(0.0, longest), y_domain=(0.0, 1.08 * max(shown)), x_ticks=marks, **axes)
-
-
-def tail(rarity: float) -> float:
-    """Place on the percentile axis: log10 of how rare a slower answer is.
-
-    >>> tail(100.0)
-    2.0
-    """
-    return math.log10(rarity)
-
-
-def by_percentile(ordered: Sequence[float], points: int = 160) -> tuple[list[float], list[float]]:
-    """(place, latency) evenly spaced on the percentile axis, to the 99.9th or what the samples allow."""
-    end = min(3.0, tail(len(ordered) + 0.5))
-    places = [end * index / (points - 1) for index in range(points)]
-    last = len(ordered) - 1
-    return places, [float(ordered[min(last, int((1 - 10**-place) * len(ordered)))]) for place in places]

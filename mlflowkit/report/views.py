@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflowkit.report import data_views, format, model_views
+from mlflowkit.report import data_views, gate_views, latency_views, model_views, wording
+from mlflowkit.report.data_views import View
 from mlflowkit.report.evidence import Evidence
 from mlflowkit.values import STAGES, Outcome, RunRecord, StepRecord, Verdict
-
-View = Mapping[str, Any]
 
 STATUS_TONES: Mapping[str, str] = {
     "done": "ok",
@@ -22,12 +21,6 @@ STATUS_TONES: Mapping[str, str] = {
     "gate-failed": "bad",
     "inconclusive": "warn",
     "interrupted": "warn",
-}
-OUTCOME_TONES: Mapping[Outcome, str] = {
-    Outcome.PASSED: "ok",
-    Outcome.FAILED: "bad",
-    Outcome.INCONCLUSIVE: "warn",
-    Outcome.ERROR: "bad",
 }
 HEADLINES = 3
 """Metrics shown at the top of the page."""
@@ -94,8 +87,8 @@ def overview(record: RunRecord, evidence: Evidence) -> View:
     return {
         "status": record.status,
         "tone": STATUS_TONES.get(record.status, "warn"),
-        "started": format.moment(record.started),
-        "took": format.seconds(took),
+        "started": wording.moment(record.started),
+        "took": wording.seconds(took),
         "error": error,
         "tiles": [*_metric_tiles(record, evidence), *_latency_tile(evidence), *_outcome_tiles(record, evidence)],
     }
@@ -108,8 +101,8 @@ def _metric_tiles(record: RunRecord, evidence: Evidence) -> list[View]:
     return [
         {
             "name": name,
-            "value": format.number(metrics[name].get("value")),
-            "small": f"{format.number(metrics[name].get('low'))} to {format.number(metrics[name].get('high'))}",
+            "value": wording.number(metrics[name].get("value")),
+            "small": f"{wording.number(metrics[name].get('low'))} to {wording.number(metrics[name].get('high'))}",
         }
         for name in names
     ]
@@ -120,7 +113,7 @@ def _latency_tile(evidence: Evidence) -> list[View]:
     if picked is None:
         return []
     small = f"{picked['name']}, batch {picked['batch']}"
-    return [{"name": "latency p99", "value": format.micros(picked.get("p99_us")), "small": small}]
+    return [{"name": "latency p99", "value": wording.micros(picked.get("p99_us")), "small": small}]
 
 
 def _outcome_tiles(record: RunRecord, evidence: Evidence) -> list[View]:
@@ -149,17 +142,19 @@ def steps(record: RunRecord, evidence: Evidence) -> View:
                 "status": step.status,
                 "tone": {"done": "ok", "failed": "bad"}.get(step.status, "warn" if step.status != "pending" else "off"),
                 "reason": step.reason,
-                "seconds": format.seconds(step.seconds) if step.status != "pending" else format.NONE,
+                "seconds": wording.NONE
+                if step.status == "pending" or step.action == "reuse"
+                else wording.seconds(step.seconds),
                 "start": round(100 * elapsed / total, 2),
                 "width": round(max(0.4, 100 * step.seconds / total), 2) if step.seconds else 0,
-                "fingerprint": format.short(step.fingerprint),
-                "digest": format.short(step.digest),
+                "fingerprint": wording.short(step.fingerprint),
+                "digest": wording.short(step.digest),
             }
         )
         elapsed += step.seconds
     ran = [step for step in record.steps if step.action == "run" and step.status != "pending"]
     reused = sum(step.action == "reuse" for step in record.steps)
-    return {"rows": rows, "ran": len(ran), "reused": reused, "total": format.seconds(sum(s.seconds for s in ran))}
+    return {"rows": rows, "ran": len(ran), "reused": reused, "total": wording.seconds(sum(s.seconds for s in ran))}
 
 
 def lineage(record: RunRecord, evidence: Evidence) -> View:
@@ -168,11 +163,15 @@ def lineage(record: RunRecord, evidence: Evidence) -> View:
     return {
         "facts": [
             ("Git commit", from_git or "none: the recipe is outside a git checkout"),
-            ("Working tree", ("dirty: it had changes that are in no commit" if record.lineage.git_dirty else "clean")
-             if from_git else format.NONE),
-            ("Data version", record.lineage.data_version or format.NONE),
-            ("Recipe digest", record.lineage.recipe_digest or format.NONE),
-            ("Seed", str(record.recipe.get("seed", format.NONE))),
+            (
+                "Working tree",
+                ("dirty: it had changes that are in no commit" if record.lineage.git_dirty else "clean")
+                if from_git
+                else wording.NONE,
+            ),
+            ("Data version", record.lineage.data_version or wording.NONE),
+            ("Recipe digest", record.lineage.recipe_digest or wording.NONE),
+            ("Seed", str(record.recipe.get("seed", wording.NONE))),
             ("Run", record.run),
         ]
     }
@@ -187,7 +186,7 @@ def bundle(record: RunRecord, evidence: Evidence) -> View | None:
     signature = evidence.signature or {}
     return {
         "blessed": blessing is not None,
-        "blessed_at": format.moment(blessing["created"]) if blessing else "",
+        "blessed_at": wording.moment(blessing["created"]) if blessing else "",
         "blessed_by": blessing["run"] if blessing else "",
         "facts": [
             ("Name", manifest["name"]),
@@ -195,7 +194,7 @@ def bundle(record: RunRecord, evidence: Evidence) -> View | None:
             ("Identity", manifest["identity"]),
             ("Evidence", manifest["evidence"]),
             ("Policy (digest of the gates)", manifest["policy"]),
-            ("Graph", f"{format.number(evidence.graph_bytes)} bytes" if evidence.graph_bytes else format.NONE),
+            ("Graph", f"{wording.number(evidence.graph_bytes)} bytes" if evidence.graph_bytes else wording.NONE),
         ],
         "tensors": [
             {**tensor, "way": way, "shape": list(tensor["shape"])}
@@ -242,13 +241,13 @@ def _plain(value: Any) -> Any:
 
 _SECTIONS: tuple[tuple[str, str, str, Callable[..., View | None]], ...] = (
     ("steps", "What ran and why", "data", steps),
-    ("gates", "Gates", "evaluate", model_views.gates),
+    ("gates", "Gates", "evaluate", gate_views.gates),
     ("data", "Data", "data", data_views.data),
     ("training", "Training", "train", model_views.training),
     ("quality", "Quality on the test rows", "evaluate", model_views.quality),
-    ("slices", "Slices", "evaluate", model_views.slices),
-    ("champion", "Against the champion", "evaluate", model_views.champion),
-    ("latency", "Latency of the candidates", "optimize", model_views.latency),
+    ("slices", "Slices", "evaluate", gate_views.slices),
+    ("champion", "Against the champion", "evaluate", gate_views.champion),
+    ("latency", "Latency of the candidates", "optimize", latency_views.latency),
     ("bundle", "Bundle", "package", bundle),
     ("serving", "Service", "deploy", serving),
     ("lineage", "Lineage", "data", lineage),

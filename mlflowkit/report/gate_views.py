@@ -1,0 +1,154 @@
+"""What the page shows of judgement: gates, slices and the champion, each interval drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflowkit.report import charts, wording
+from mlflowkit.report.data_views import View
+from mlflowkit.report.evidence import Evidence
+from mlflowkit.values import Outcome, RunRecord, Verdict
+
+TONES: Mapping[Outcome, str] = {
+    Outcome.PASSED: "ok",
+    Outcome.FAILED: "bad",
+    Outcome.INCONCLUSIVE: "warn",
+    Outcome.ERROR: "bad",
+}
+SLICE_METRICS = 2
+"""Metrics drawn for each slice."""
+
+
+def gates(record: RunRecord, evidence: Evidence) -> View | None:
+    """Verdicts by family (one metric, one axis), each with its interval drawn against its threshold."""
+    reached = evidence.evaluation is not None or any(step.stage == "evaluate" and step.result for step in record.steps)
+    if not reached:
+        return None
+    verdicts = [verdict for step in record.steps if step.result for verdict in step.result.verdicts]
+    families: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        measured = verdict.measurement
+        key = (measured.name or verdict.metric, measured.unit) if measured else (verdict.metric, "")
+        families.setdefault(key, []).append(verdict)
+    return {
+        "families": [family(f"{name} ({unit})" if unit else name, group) for (name, unit), group in families.items()]
+    }
+
+
+def family(title: str, verdicts: Sequence[Verdict]) -> View:
+    """The rows of one axis."""
+    bounds = [bound_of(verdict) for verdict in verdicts]
+    domain = charts.forest_domain([bound for bound in bounds if bound is not None])
+    rows = []
+    for verdict, bound in zip(verdicts, bounds, strict=True):
+        measured = verdict.measurement
+        label = f"{verdict.gate} {verdict.slice}: {verdict.outcome}. {verdict.message}"
+        rows.append(
+            {
+                "gate": verdict.gate,
+                "slice": verdict.slice,
+                "outcome": str(verdict.outcome),
+                "tone": TONES[verdict.outcome],
+                "blocking": verdict.blocking,
+                "message": verdict.message,
+                "svg": "" if bound is None else charts.forest_row(bound, domain, label),
+                "method": ""
+                if measured is None
+                else method_words(measured.confidence, measured.method, measured.samples),
+            }
+        )
+    drawn = any(bound is not None for bound in bounds)
+    return {"title": title, "rows": rows, "axis": charts.forest_axis(domain) if drawn else ""}
+
+
+def bound_of(verdict: Verdict) -> charts.Bound | None:
+    """What is drawn of a verdict; None for one without a measurement."""
+    measured = verdict.measurement
+    if measured is None:
+        return None
+    return charts.Bound(
+        measured.low, measured.value, measured.high, verdict.threshold, verdict.direction, str(verdict.outcome)
+    )
+
+
+def method_words(confidence: float, method: str, samples: int) -> str:
+    """How an interval was made.
+
+    >>> method_words(0.95, "DeLong", 1479)
+    '95 % interval, DeLong, n = 1,479'
+    """
+    parts = [f"{wording.number(100 * confidence)} % interval", method, f"n = {wording.number(samples)}"]
+    return ", ".join(part for part in parts if part)
+
+
+def slices(record: RunRecord, evidence: Evidence) -> View | None:
+    """Each slice's metrics with intervals drawn around the figure for all rows."""
+    found = evidence.evaluation
+    if found is None or not found.get("slices"):
+        return None
+    gated = [v.metric for step in record.steps if step.result for v in step.result.verdicts if v.slice]
+    present = list(dict.fromkeys(name for one in found["slices"] for name in one["metrics"]))
+    names = [
+        *dict.fromkeys(name for name in gated if name in present),
+        *(name for name in present if name not in gated),
+    ]
+    return {"tables": [slice_table(name, found) for name in names[:SLICE_METRICS]]}
+
+
+def slice_table(name: str, found: Mapping[str, Any]) -> View:
+    """One metric over all slices."""
+    overall = (found["metrics"].get(name) or {}).get("value")
+    bounds = [
+        (one, measured, shown(measured, overall)) for one in found["slices"] if (measured := one["metrics"].get(name))
+    ]
+    domain = charts.forest_domain([bound for *_, bound in bounds])
+    rows = [
+        {
+            "slice": f"{one['column']} = {one['value']}",
+            "rows": wording.number(one["rows"]),
+            "interval": wording.interval(measured),
+            "svg": charts.forest_row(
+                bound, domain, f"{name} of {one['column']} = {one['value']}: {wording.interval(measured)}"
+            ),
+        }
+        for one, measured, bound in bounds
+    ]
+    return {"metric": name, "overall": wording.number(overall), "rows": rows, "axis": charts.forest_axis(domain)}
+
+
+def champion(record: RunRecord, evidence: Evidence) -> View | None:
+    """Paired differences to the model that served when this one was judged."""
+    found = evidence.evaluation
+    if found is None:
+        return None
+    against = found.get("champion")
+    if not against:
+        return {"version": "", "rows": []}
+    rows = []
+    for name, one in against["metrics"].items():
+        gap = one["difference"]
+        bound = shown(gap, 0.0)
+        label = f"{name}: candidate minus champion {wording.interval(gap)}"
+        rows.append(
+            {
+                "metric": name,
+                "champion": wording.number(plain(one["champion"])),
+                "candidate": wording.number(plain(one["candidate"])),
+                "difference": wording.interval(gap),
+                "svg": charts.forest_row(bound, charts.forest_domain([bound]), label),
+            }
+        )
+    return {"version": wording.short(against["version"]), "count": wording.number(against["rows"]), "rows": rows}
+
+
+def shown(measured: Mapping[str, Any], reference: float | None) -> charts.Bound:
+    """A measurement (as JSON, where what is not a number is null) drawn beside a reference, with no threshold."""
+    low, value, high = (math.nan if measured.get(key) is None else measured[key] for key in ("low", "value", "high"))
+    return charts.Bound(low, value, high, reference=reference)
+
+
+def plain(value: Any) -> Any:
+    """The number of a measurement, or the number itself."""
+    return value.get("value") if isinstance(value, Mapping) else value

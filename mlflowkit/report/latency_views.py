@@ -1,0 +1,120 @@
+"""What the page shows of the candidates: which was picked and why, and their latency by percentile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflowkit.report import charts, wording
+from mlflowkit.report.data_views import View
+from mlflowkit.report.evidence import Evidence
+from mlflowkit.values import RunRecord
+
+PERCENTILES = ((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95"), (0.99, "99"), (0.999, "99.9"))
+
+
+def latency(record: RunRecord, evidence: Evidence) -> View | None:
+    """The candidates, which was picked and why, and their latency by percentile."""
+    if evidence.candidates is None:
+        return None
+    section = record.recipe.get("optimize") or {}
+    measured = [one for one in evidence.candidates if one.get("interval")]
+    bounds = [charts.Bound(one["interval"][0], objective_value(one, section), one["interval"][1]) for one in measured]
+    domain = charts.forest_domain(bounds)
+    drawn = {
+        one["name"]: charts.forest_row(bound, domain, f"{one['name']}: {interval_words(one)}")
+        for one, bound in zip(measured, bounds, strict=True)
+    }
+    rows = [candidate(one, drawn.get(one["name"], "")) for one in evidence.candidates]
+    picked = next((one for one in evidence.candidates if one.get("picked")), None)
+    return {
+        "objective": str(section.get("objective", "latency_p99")).replace("_", " "),
+        "picked": picked["name"] if picked else "",
+        "why": (picked.get("reason") or "") if picked else "",
+        "rows": rows,
+        "axis": charts.forest_axis(domain) if measured else "",
+        "figure": percentiles(evidence),
+    }
+
+
+def objective_value(one: Mapping[str, Any], section: Mapping[str, Any]) -> float:
+    """The candidate's figure for the objective, in microseconds."""
+    key = str(section.get("objective", "latency_p99")).removeprefix("latency_") + "_us"
+    return float(one[key])
+
+
+def interval_words(one: Mapping[str, Any]) -> str:
+    """The interval of the objective, in words."""
+    return f"{wording.micros(one['interval'][0])} to {wording.micros(one['interval'][1])}"
+
+
+def candidate(one: Mapping[str, Any], svg: str) -> View:
+    """One line of the table of candidates."""
+    metric = one.get("metric") or {}
+    return {
+        "name": one["name"],
+        "runtime": one.get("runtime") or "",
+        "batch": wording.number(one.get("batch")),
+        "status": one["status"],
+        "tone": {"ok": "ok", "rejected": "bad"}.get(one["status"], "off"),
+        "picked": bool(one.get("picked")),
+        "p50": wording.micros(one.get("p50_us")),
+        "p95": wording.micros(one.get("p95_us")),
+        "p99": wording.micros(one.get("p99_us")),
+        "throughput": wording.number(one.get("throughput"), 3),
+        "metric": f"{metric['name']} {wording.number(metric['value'])}" if metric else wording.NONE,
+        "drop": wording.interval(one.get("metric_drop")),
+        "reason": one.get("reason") or "",
+        "svg": svg,
+    }
+
+
+def percentiles(evidence: Evidence) -> View | None:
+    """Latency by percentile, the tail stretched (as HdrHistogram draws it; Gil Tene, "How NOT to measure latency")."""
+    samples = {
+        name: sorted(one["samples_us"]) for name, one in (evidence.latency or {}).items() if one.get("samples_us")
+    }
+    if not samples:
+        return None
+    picked = {one["name"] for one in evidence.candidates or () if one.get("picked")}
+    layers = [
+        charts.Line(
+            f"{name} (picked)" if name in picked else name, *by_percentile(ordered), style=i, dashed=name not in picked
+        )
+        for i, (name, ordered) in enumerate(samples.items())
+    ]
+    longest = min(3.0, max(tail(0.5 + len(ordered)) for ordered in samples.values()))
+    marks = [
+        (tail(1 / (1 - share)), f"p{text}") for share, text in PERCENTILES if tail(1 / (1 - share)) <= longest + 0.01
+    ]
+    shown = [value for line in layers for at, value in zip(line.x, line.y, strict=True) if at <= longest]
+    note = "The axis stretches the tail: each decade to the right is ten times rarer."
+    label = "Latency by percentile of " + ", ".join(samples)
+    axes = {"label": label, "x_label": "percentile", "y_label": "µs"}
+    return charts.figure(
+        "Latency by percentile",
+        layers,
+        note,
+        x_domain=(0.0, longest),
+        y_domain=(0.0, 1.08 * max(shown)),
+        x_ticks=marks,
+        **axes,
+    )
+
+
+def tail(rarity: float) -> float:
+    """Place on the percentile axis: log10 of how rare a slower answer is.
+
+    >>> tail(100.0)
+    2.0
+    """
+    return math.log10(rarity)
+
+
+def by_percentile(ordered: Sequence[float], points: int = 160) -> tuple[list[float], list[float]]:
+    """(place, latency) evenly spaced on the percentile axis, to the 99.9th or what the samples allow."""
+    end = min(3.0, tail(len(ordered) + 0.5))
+    places = [end * index / (points - 1) for index in range(points)]
+    last = len(ordered) - 1
+    return places, [float(ordered[min(last, int((1 - 10**-place) * len(ordered)))]) for place in places]
