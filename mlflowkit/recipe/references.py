@@ -1,0 +1,144 @@
+"""What a recipe names in the world, looked up without running anything: data files, functions and classes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from mlflowkit.errors import DataError
+from mlflowkit.recipe.semantics import Problem, View
+from mlflowkit.recipe.words import nearest
+from mlflowkit.stages.data import CsvSource, ParquetSource, source_files
+from mlflowkit.stages.train import MODULES
+from mlflowkit.values import Json
+
+
+def problems(values: Json, folder: Path) -> list[Problem]:
+    """What a recipe in ``folder`` names and is not there."""
+    view = View(values)
+    return [*_source(view, folder), *_function(view, folder), *_model(view, folder)]
+
+
+def _source(view: View, folder: Path) -> Iterator[Problem]:
+    kind, path = view.text("data", "source", "kind"), view.text("data", "source", "path")
+    if kind not in ("csv", "parquet") or not path:
+        return
+    source = CsvSource(kind="csv", path=path) if kind == "csv" else ParquetSource(kind="parquet", path=path)
+    try:
+        source_files(source, folder)
+    except DataError as error:
+        yield Problem(("data", "source", "path"), error.message, error.hint)
+    except (OSError, ValueError) as error:
+        yield Problem(("data", "source", "path"), f"cannot be looked up: {error}", "name a file, a folder or a glob")
+
+
+def _function(view: View, folder: Path) -> Iterator[Problem]:
+    reference = view.text("data", "source", "function")
+    if view.text("data", "source", "kind") != "python" or reference.count(":") != 1:
+        return
+    path = ("data", "source", "function")
+    yield from _reference(reference, path, folder, functions_only=True)
+
+
+def _model(view: View, folder: Path) -> Iterator[Problem]:
+    kind, reference = view.text("model", "kind"), view.text("model", "module")
+    if kind not in ("torch", "sklearn") or reference.count(":") != 1:
+        return
+    module = reference.partition(":")[0]
+    path = ("model", "module")
+    library = next((name for name in MODULES if module == name or module.startswith(f"{name}.")), "")
+    if find_module(module, folder) is None and library:
+        yield from _library(reference, path)
+    else:
+        yield from _reference(reference, path, folder)
+
+
+def _reference(
+    reference: str, path: tuple[str, ...], folder: Path, *, functions_only: bool = False
+) -> Iterator[Problem]:
+    """A reference to code beside the recipe."""
+    module, _, name = reference.partition(":")
+    file = find_module(module, folder)
+    if file is None:
+        beside = sorted(item.stem for item in folder.glob("*.py")) if folder.is_dir() else []
+        close = nearest(module, beside)
+        if functions_only or importlib.util.find_spec(module.partition(".")[0]) is None:
+            message = f"there is no {module.replace('.', '/')}.py beside the recipe"
+        else:
+            message = f"{module} is neither beside the recipe nor in {' or '.join(MODULES)}"
+        yield Problem(path, message, f"did you mean {close}:{name}?" if close else f"write {folder / module}.py")
+        return
+    try:
+        names = defined(file, file.stat().st_mtime_ns)
+    except SyntaxError as error:
+        yield Problem(path, f"{file}:{error.lineno}: not Python: {error.msg}", "mend that line")
+        return
+    except (OSError, ValueError) as error:
+        yield Problem(path, f"{file} cannot be read: {error}", f"ls -l {file}")
+        return
+    if name not in names and "*" not in names:
+        close = nearest(name, sorted(names))
+        message = f"{file.name} has no {name!r}"
+        yield Problem(path, message, f"did you mean {module}:{close}?" if close else f"define {name} in {file}")
+
+
+def _library(reference: str, path: tuple[str, ...]) -> Iterator[Problem]:
+    """A reference into one of the libraries that models come from."""
+    module, _, name = reference.partition(":")
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        yield Problem(path, f"{top} is not installed", f"pip install {top}")
+        return
+    file = find_module(".".join(rest), Path(spec.submodule_search_locations[0])) if rest else Path(str(spec.origin))
+    if file is None:
+        known = [item.name.removesuffix(".py") for item in Path(spec.submodule_search_locations[0]).iterdir()]
+        close = nearest(rest[0] if rest else module, [item for item in known if not item.startswith("_")])
+        yield Problem(path, f"there is no module {module}", f"did you mean {top}.{close}:{name}?" if close else "")
+        return
+    names = defined(file, file.stat().st_mtime_ns)
+    if name not in names and "*" not in names:
+        close = nearest(name, sorted(item for item in names if item[:1].isupper()))
+        yield Problem(path, f"{module} has no {name!r}", f"did you mean {module}:{close}?" if close else "")
+
+
+def find_module(module: str, folder: Path) -> Path | None:
+    """The file of a module below a folder, or None."""
+    base = folder.joinpath(*module.split("."))
+    for file in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+@lru_cache(maxsize=64)
+def defined(file: Path, modified: int) -> frozenset[str]:
+    """The names that a module defines at its top level; "*" among them when more may come in unseen.
+
+    Raises SyntaxError. ``modified`` is the file's time, so that a changed file is read again.
+    """
+    tree = ast.parse(file.read_bytes(), filename=str(file))
+    names: set[str] = set()
+    for node in _top_level(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add("*" if node.name == "__getattr__" else node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names.update(item.id for target in targets for item in ast.walk(target) if isinstance(item, ast.Name))
+    return frozenset(names)
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements of a module, those under if, try and with included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            for name in ("body", "orelse", "finalbody"):
+                yield from _top_level(getattr(node, name, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _top_level(handler.body)

@@ -1,0 +1,438 @@
+"""What one key of a recipe forbids another: pure judgements over plain values, all of them made at once.
+
+Each rule takes a `View`, which gives values of the right type or None, so that a recipe with other faults is judged
+as far as it can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlflowkit.recipe.locate import KeyPath, show
+from mlflowkit.recipe.words import nearest
+from mlflowkit.stages.evaluate import (
+    BINARY_METRICS,
+    CLASSIFICATION_METRICS,
+    LATENCY_METRICS,
+    REGRESSION_METRICS,
+)
+from mlflowkit.values import Json
+
+SHARES = ("roc_auc", "average_precision", "precision", "recall", "f1", "accuracy", "balanced_accuracy",
+          "macro_f1", "macro_roc_auc", "brier")  # fmt: skip
+"""Metrics within [0, 1]."""
+TORCH_ONLY = ("epochs", "batch_size", "optimizer", "schedule", "early_stopping", "clip_norm", "precision",
+              "workers", "max_failures", "checkpoint_every")  # fmt: skip
+"""Keys of train that scikit-learn has no use for."""
+KIND_OF_TYPE = {"string": ("categorical",), "datetime": ("time",), "float": ("numeric",)}
+"""Column kinds that a declared type can have besides group and ignore; others can have any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something impossible at a key path: at its value, or at the key itself."""
+
+    path: KeyPath
+    message: str
+    hint: str = ""
+    at_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The values that a recipe sets, defaults left out."""
+
+    values: Json
+
+    def get(self, *path: str | int) -> Any:
+        """The value at a key path, or None."""
+        value = self.values
+        for part in path:
+            if isinstance(value, dict) and part in value:
+                value = value[part]
+            elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+                value = value[part]
+            else:
+                return None
+        return value
+
+    def has(self, *path: str | int) -> bool:
+        """Whether the recipe sets a key, be it to null."""
+        parent = self.get(*path[:-1])
+        return isinstance(parent, dict) and path[-1] in parent
+
+    def text(self, *path: str | int) -> str:
+        value = self.get(*path)
+        return value if isinstance(value, str) else ""
+
+    def number(self, *path: str | int) -> float | None:
+        value = self.get(*path)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def items(self, *path: str | int) -> list[Any]:
+        value = self.get(*path)
+        return value if isinstance(value, list) else []
+
+    def mapping(self, *path: str | int) -> Mapping[str, Any]:
+        value = self.get(*path)
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def task(self) -> str:
+        return self.text("task")
+
+    @property
+    def regression(self) -> bool:
+        return self.task == "regression"
+
+    def checks(self, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The checks of one kind, with their index."""
+        for index, check in enumerate(self.items("data", "checks")):
+            if isinstance(check, dict) and check.get("kind") == kind:
+                yield index, check
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The columns that a schema check declares to be all that there are, or None."""
+        for _, check in self.checks("schema"):
+            columns = check.get("columns")
+            if isinstance(columns, dict) and check.get("extra", "forbid") == "forbid":
+                return columns
+        return None
+
+
+Rule = Callable[[View], Iterator[Problem]]
+
+
+def problems(values: Json) -> list[Problem]:
+    """Everything impossible about a recipe's values.
+
+    >>> found = problems({"task": "regression", "data": {"split": {"kind": "stratified"}}})
+    >>> found[0].path, found[0].message
+    (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
+    """
+    view = View(values)
+    return [problem for rule in RULES for problem in rule(view)]
+
+
+def metrics_of(task: str) -> tuple[str, ...]:
+    """The metrics that a task has; of an unknown task, all."""
+    if task == "regression":
+        return (*REGRESSION_METRICS, *LATENCY_METRICS)
+    if task == "classification":
+        return (*BINARY_METRICS, *CLASSIFICATION_METRICS, *LATENCY_METRICS)
+    return (*BINARY_METRICS, *CLASSIFICATION_METRICS, *REGRESSION_METRICS, *LATENCY_METRICS)
+
+
+def _metric(view: View, path: KeyPath, allowed: Sequence[str]) -> Iterator[Problem]:
+    """A metric that the task has not."""
+    metric = view.text(*path)
+    if not metric or metric in allowed:
+        return
+    close = nearest(metric, allowed)
+    elsewhere = metric in metrics_of("")
+    message = f"a {view.task} has no metric {metric!r}" if elsewhere and view.task else f"unknown metric {metric!r}"
+    hint = f"did you mean {close}?" if close and not elsewhere else f"write {allowed[0]}"
+    yield Problem(path, f"{message}; there are {', '.join(allowed)}", hint)
+
+
+# --------------------------------------------------------------------------------------------------------- gates
+
+
+def _gates(view: View) -> Iterator[Problem]:
+    allowed = metrics_of(view.task)
+    for index, gate in enumerate(view.items("gates")):
+        if not isinstance(gate, dict):
+            continue
+        path = ("gates", index)
+        yield from _metric(view, (*path, "metric"), allowed)
+        yield from _gate_form(view, path, gate)
+        yield from _gate_reach(view, path, gate)
+        earlier = [other for other in range(index) if view.get("gates", other) == gate]
+        if earlier:
+            yield Problem(path, f"the same gate as gates.{earlier[0]}", "remove one of them")
+
+
+def _gate_form(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+    """A value threshold has min or max, a change threshold has against and margin; nothing else."""
+    bounds = [name for name in ("min", "max") if gate.get(name) is not None]
+    against = gate.get("against") is not None
+    if not bounds and not against:
+        better = "max" if gate.get("metric") in LATENCY_METRICS else "min"
+        message = "a gate needs min or max (a value threshold), or against (a change threshold)"
+        yield Problem(path, message, f"add {better}: to it, or against: champion")
+    if bounds and against:
+        message = f"against and {bounds[0]} in one gate: a gate is a change threshold or a value threshold"
+        yield Problem((*path, "against"), message, "make two gates of it")
+    if "margin" in gate and not against:
+        yield Problem((*path, "margin"), "margin belongs to against", "add against: champion, or drop margin")
+    low, high = view.number(*path, "min"), view.number(*path, "max")
+    if low is not None and high is not None and low > high:
+        message = f"max {show(high)} is below min {show(low)}: no value passes"
+        yield Problem((*path, "max"), message, "swap them")
+
+
+def _gate_reach(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+    """Thresholds that no value reaches; latency by slice or against the champion."""
+    metric = str(gate.get("metric"))
+    low, high = view.number(*path, "min"), view.number(*path, "max")
+    if low is not None and low > 1 and (metric in SHARES or metric == "r2"):
+        hint = f"as a share: {show(low / 100)}" if 1 < low <= 100 else "write a number up to 1"
+        yield Problem((*path, "min"), f"{metric} is at most 1: min {show(low)} never passes", hint)
+    if high is not None and high < 0 and metric != "r2" and metric in metrics_of(""):
+        yield Problem(
+            (*path, "max"), f"{metric} is at least 0: max {show(high)} never passes", "write a number above 0"
+        )
+    if metric in LATENCY_METRICS:
+        for name in ("against", "slice"):
+            if gate.get(name) is not None:
+                message = f"a latency gate has no {name}: latency is measured on the machine of the run, for all rows"
+                yield Problem((*path, name), message, "give it max: MILLISECONDS only")
+
+
+def _slices(view: View) -> Iterator[Problem]:
+    """Slices by a column that is not declared, is dropped or is the target."""
+    columns = view.mapping("data", "columns")
+    declared = dict.fromkeys(columns)
+    for _, check in view.checks("schema"):
+        declared.update(dict.fromkeys(check["columns"]) if isinstance(check.get("columns"), dict) else {})
+    if column := view.text("data", "split", "column"):
+        declared[column] = None
+    for index, _ in enumerate(view.items("gates")):
+        path = ("gates", index, "slice", "column")
+        column = view.text(*path)
+        if not column:
+            continue
+        if column == view.text("data", "target"):
+            yield Problem(path, f"{column!r} is the target: a slice is made by a feature", "name another column")
+        elif column in view.items("data", "drop") or columns.get(column) == "ignore":
+            yield Problem(path, f"{column!r} is dropped: there is nothing to slice by", "take it out of data.drop")
+        elif column not in declared:
+            close = nearest(column, list(declared))
+            hint = f"did you mean {close}?" if close else f"declare it: data.columns: {{{column}: categorical}}"
+            message = f"column {column!r} is declared neither in data.columns nor in a schema check"
+            yield Problem(path, message, hint)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def _split(view: View) -> Iterator[Problem]:
+    if view.regression and view.text("data", "split", "kind") == "stratified":
+        message = "a stratified split needs classes; a regression has none"
+        yield Problem(("data", "split", "kind"), message, "write kind: random")
+    shares = {name: view.number("data", "split", name) for name in ("validation", "test")}
+    if not view.mapping("data", "split"):
+        return
+    total = sum(0.15 if share is None else share for share in shares.values())
+    if total >= 1 and all(share is None or 0 < share < 1 for share in shares.values()):
+        name = "test" if shares["test"] is not None else "validation"
+        message = f"validation and test take {total:g} of the rows: none are left to train on"
+        yield Problem(("data", "split", name), message, "they sum to less than 1, such as 0.15 and 0.15")
+
+
+def _target(view: View) -> Iterator[Problem]:
+    """Keys that contradict the target's role."""
+    target = view.text("data", "target")
+    if view.regression and view.get("data", "positive") is not None:
+        message = "a positive class belongs to a classification; this is a regression"
+        yield Problem(("data", "positive"), message, "remove data.positive")
+    if not target:
+        return
+    for index, column in enumerate(view.items("data", "drop")):
+        if column == target:
+            yield Problem(("data", "drop", index), f"{target!r} is the target: it cannot be dropped", "take it out")
+    if target in view.mapping("data", "columns"):
+        message = f"{target!r} is the target: it is no feature and has no kind"
+        yield Problem(("data", "columns", target), message, "remove it from data.columns", at_key=True)
+    if view.text("data", "split", "column") == target:
+        yield Problem(
+            ("data", "split", "column"), f"{target!r} is the target: rows are not split by it", "name another"
+        )
+
+
+def _columns(view: View) -> Iterator[Problem]:
+    """Columns that are named twice, or for two purposes."""
+    columns, drop = view.mapping("data", "columns"), view.items("data", "drop")
+    for index, column in enumerate(drop):
+        if column in drop[:index]:
+            yield Problem(("data", "drop", index), f"{column!r} is listed twice", "remove one")
+        elif isinstance(column, str) and columns.get(column, "ignore") != "ignore":
+            message = f"{column!r} is dropped here and declared {columns[column]} in data.columns"
+            yield Problem(("data", "drop", index), message, "remove it from one of them")
+    column, kind = view.text("data", "split", "column"), view.text("data", "split", "kind")
+    if not column:
+        return
+    if column in drop:
+        path = ("data", "drop", drop.index(column))
+        yield Problem(path, f"the split needs {column!r}, which is no feature anyway", "take it out of data.drop")
+    if columns.get(column, kind) != kind and kind in ("group", "time"):
+        message = f"{column!r} makes the {kind} split: it is no feature, and declared {columns[column]}"
+        yield Problem(("data", "columns", column), message, f"write {column}: {kind}, or leave it out")
+
+
+def _checks(view: View) -> Iterator[Problem]:
+    for index, _ in view.checks("range"):
+        path = ("data", "checks", index)
+        low, high = view.number(*path, "min"), view.number(*path, "max")
+        if view.get(*path, "min") is None and view.get(*path, "max") is None:
+            yield Problem(path, "a range check needs min or max", "add min: or max:")
+        elif low is not None and high is not None and low > high:
+            message = f"max {show(high)} is below min {show(low)}: no value is in range"
+            yield Problem((*path, "max"), message, "swap them")
+        if view.mapping("data", "columns").get(view.text(*path, "column")) == "categorical":
+            message = f"{view.text(*path, 'column')!r} is declared categorical: a range is of numbers"
+            yield Problem((*path, "column"), message, "use a check of kind allowed")
+    for index, _ in view.checks("unique"):
+        names = view.items("data", "checks", index, "columns")
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                yield Problem(("data", "checks", index, "columns", at), f"{name!r} is listed twice", "remove one")
+    yield from _repeated_checks(view)
+
+
+def _repeated_checks(view: View) -> Iterator[Problem]:
+    """Two checks of one thing: which of them holds?"""
+    seen: dict[tuple[str, str], int] = {}
+    for index, check in enumerate(view.items("data", "checks")):
+        kind = check.get("kind") if isinstance(check, dict) else None
+        if kind not in ("schema", "range", "nulls", "allowed"):
+            continue
+        key = (kind, str(check.get("column")))
+        if key in seen:
+            what = "schema check" if kind == "schema" else f"{kind} check of {key[1]!r}"
+            message = f"a second {what}: the first is data.checks.{seen[key]}"
+            yield Problem(("data", "checks", index), message, "make one of the two")
+        seen.setdefault(key, index)
+
+
+def _schema_check(view: View) -> Iterator[Problem]:
+    """Columns named elsewhere that a closed schema check does not have, and kinds that its types cannot have."""
+    schema = view.schema
+    if schema is None:
+        return
+    for path, column in _named_columns(view):
+        if column not in schema:
+            close = nearest(column, list(schema))
+            message = f"column {column!r} is not among the columns of the schema check"
+            hint = f"did you mean {close}?" if close else "declare it there, or write extra: allow"
+            yield Problem(path, message, hint, at_key=path[:2] == ("data", "columns"))
+    for column, kind in view.mapping("data", "columns").items():
+        allowed = KIND_OF_TYPE.get(str(schema.get(column)))
+        if allowed and kind in ("numeric", "categorical", "time") and kind not in allowed:
+            message = f"{column!r} is declared {schema[column]} in the schema check: it cannot be {kind}"
+            yield Problem(("data", "columns", column), message, f"write {column}: {allowed[0]}")
+
+
+def _named_columns(view: View) -> Iterator[tuple[KeyPath, str]]:
+    """Every column that the recipe names outside its schema check, and where."""
+    for name in ("target", "split"):
+        path: KeyPath = ("data", name) if name == "target" else ("data", "split", "column")
+        if view.text(*path):
+            yield path, view.text(*path)
+    for column in view.mapping("data", "columns"):
+        yield ("data", "columns", column), column
+    for index, column in enumerate(view.items("data", "drop")):
+        if isinstance(column, str):
+            yield ("data", "drop", index), column
+    for index, check in enumerate(view.items("data", "checks")):
+        if not isinstance(check, dict):
+            continue
+        if isinstance(check.get("column"), str):
+            yield ("data", "checks", index, "column"), check["column"]
+        for at, column in enumerate(view.items("data", "checks", index, "columns")):
+            if isinstance(column, str):
+                yield ("data", "checks", index, "columns", at), column
+
+
+# ----------------------------------------------------------------------------------------- model, train, optimize
+
+
+def _train(view: View) -> Iterator[Problem]:
+    weights = view.get("train", "class_weights")
+    if view.regression and weights is not None:
+        message = "class weights belong to a classification; this is a regression"
+        yield Problem(("train", "class_weights"), message, "remove train.class_weights")
+    elif isinstance(weights, dict):
+        for name in weights:
+            weight = view.number("train", "class_weights", name)
+            if weight is not None and weight < 0:
+                path = ("train", "class_weights", name)
+                yield Problem(path, f"expected a weight >= 0, found {show(weight)}", "write a number from 0 up")
+    if view.text("model", "kind") == "sklearn":
+        for name in TORCH_ONLY:
+            if view.has("train", name) and view.get("train", name) not in (None, 0):
+                message = f"scikit-learn has no use for train.{name}: it would be ignored"
+                yield Problem(
+                    ("train", name), message, "remove it; settings of an estimator go to model.args", at_key=True
+                )
+        return
+    yield from _ignored_settings(view)
+    batch, workers = view.number("train", "batch_size"), view.number("train", "workers")
+    if batch is not None and workers is not None and batch < workers:
+        message = f"{show(workers)} workers share batches of {show(batch)} rows: some get none"
+        yield Problem(("train", "batch_size"), message, f"write {show(workers)} or more")
+
+
+def _ignored_settings(view: View) -> Iterator[Problem]:
+    """Settings of an optimiser or a schedule that the one that is named does not have."""
+    optimizer = view.text("train", "optimizer", "name") or "adamw"
+    if optimizer in ("adam", "adamw") and view.has("train", "optimizer", "momentum"):
+        message = f"momentum belongs to sgd; {optimizer} ignores it"
+        yield Problem(("train", "optimizer", "momentum"), message, "write name: sgd, or remove momentum", at_key=True)
+    schedule = view.text("train", "schedule", "name") or "none"
+    owners = {"step_epochs": ("step",), "gamma": ("step",), "warmup_epochs": ("step", "cosine")}
+    if schedule not in ("none", "cosine", "step", "onecycle"):
+        return
+    for name, schedules in owners.items():
+        set_to = view.number("train", "schedule", name)
+        if schedule not in schedules and set_to is not None and (name, set_to) != ("warmup_epochs", 0):
+            message = f"{name} belongs to {' and '.join(schedules)}; {schedule} ignores it"
+            hint = f"write name: {schedules[0]}, or remove {name}"
+            yield Problem(("train", "schedule", name), message, hint, at_key=True)
+    warmup, epochs = view.number("train", "schedule", "warmup_epochs"), view.number("train", "epochs") or 20
+    if schedule in owners["warmup_epochs"] and warmup is not None and warmup >= epochs >= 1:
+        message = f"{show(warmup)} epochs of warm-up in a training of {show(epochs)}: the schedule never starts"
+        yield Problem(("train", "schedule", "warmup_epochs"), message, f"write less than {show(epochs)}")
+
+
+def _model(view: View) -> Iterator[Problem]:
+    """A model of the other kind or for the other task."""
+    kind, reference = view.text("model", "kind"), view.text("model", "module")
+    module, _, name = reference.partition(":")
+    path = ("model", "module")
+    if kind == "torch" and module.partition(".")[0] == "sklearn":
+        yield Problem(path, f"{reference} is a scikit-learn estimator, and model.kind is torch", "write kind: sklearn")
+    elif kind == "sklearn" and module == "mlflowkit.models":
+        yield Problem(path, f"{reference} is a torch module, and model.kind is sklearn", "write kind: torch")
+    elif kind == "sklearn" and module.startswith("sklearn"):
+        wrong, right = ("Classifier", "Regressor") if view.regression else ("Regressor", "Classifier")
+        if view.task in ("classification", "regression") and name.endswith(wrong):
+            other = name.removesuffix(wrong) + right
+            yield Problem(path, f"{name} does not do {view.task}", f"did you mean {module}:{other}?")
+
+
+def _optimize(view: View) -> Iterator[Problem]:
+    candidates = view.items("optimize", "candidates")
+    for index, candidate in enumerate(candidates):
+        if candidate in candidates[:index]:
+            yield Problem(("optimize", "candidates", index), f"{candidate!r} is listed twice", "remove one")
+    allowed = [metric for metric in metrics_of(view.task) if metric not in LATENCY_METRICS]
+    yield from _metric(view, ("optimize", "metric"), allowed)
+
+
+RULES: tuple[Rule, ...] = (
+    _split,
+    _target,
+    _columns,
+    _checks,
+    _schema_check,
+    _model,
+    _train,
+    _optimize,
+    _gates,
+    _slices,
+)
+"""Every rule, in the order of a recipe."""

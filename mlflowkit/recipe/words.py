@@ -1,0 +1,194 @@
+"""pydantic's errors as faults of a recipe, in words for the person who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from mlflowkit.errors import Fault
+from mlflowkit.recipe import fields, locate
+from mlflowkit.recipe.fields import Shape
+from mlflowkit.recipe.locate import KeyPath, Node
+from mlflowkit.values import Json
+
+
+def schema_faults(errors: Sequence[Mapping[str, Any]], root: Node, values: Json) -> list[Fault]:
+    """The faults of pydantic's error list, one for each key: a union complains once a member."""
+    faults: dict[KeyPath, Fault] = {}
+    for error in errors:
+        path, shape, is_key = fields.key_path(error["loc"], values)
+        if path not in faults:
+            faults[path] = _schema_fault(str(error["type"]), path, shape, is_key, root, values)
+    return [
+        fault
+        for path, fault in faults.items()
+        if not any(len(other) > len(path) and other[: len(path)] == path for other in faults)
+    ]
+
+
+def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, root: Node, values: Json) -> Fault:
+    if kind == "missing":
+        return missing(path, root)
+    if kind == "extra_forbidden":
+        return unknown_key(path, root, values)
+    node = locate.nearest(root, path)
+    if is_key:
+        return fault_at(
+            node, path, "expected text as a key", f'quote it: "{path[-1]}"', found=str(path[-1]), at_key=True
+        )
+    if shape is not None and shape.discriminator and kind.startswith("union_tag"):
+        return _unknown_kind(kind, path, shape, node)
+    words = fields.expected(shape) if shape is not None else "another value"
+    found = locate.show(node)
+    if kind == "string_pattern_mismatch" and shape is not None:
+        message, hint = _pattern_words(fields.pattern(shape), locate.plain(node))
+        return fault_at(node, path, f"{message}, found {found}", hint)
+    if kind in ("string_too_short", "too_short"):
+        return fault_at(
+            node,
+            path,
+            "expected at least one item, found none" if kind == "too_short" else "must not be empty",
+            _default_hint(shape),
+        )
+    if kind == "string_too_long":
+        limit = next((item.max_length for item in shape.constraints if hasattr(item, "max_length")), 0) if shape else 0
+        return fault_at(node, path, f"expected at most {limit} characters, found {len(str(node.value))}", "shorten it")
+    if kind == "finite_number":
+        words = words.replace("a number", "a finite number", 1)
+    return fault_at(node, path, f"expected {words}, found {found}", _value_hint(node, shape))
+
+
+def fault_at(
+    node: Node, path: KeyPath, message: str, hint: str = "", *, found: str | None = None, at_key: bool = False
+) -> Fault:
+    """A fault at a node of a recipe: at its value, or at its key."""
+    place = node.start if at_key else node.place
+    shown = locate.show(node) if found is None else found
+    return Fault(place.file, place.line, place.column, locate.dotted(path), shown, message, hint)
+
+
+def missing(path: KeyPath, root: Node) -> Fault:
+    """A required key that is not there: at the mapping that lacks it."""
+    parent = locate.find(root, path[:-1]) or root
+    shape = fields.look_up(path, locate.plain(root))
+    words = f" ({fields.expected(shape)})" if shape is not None else ""
+    choices = fields.choices(shape) if shape is not None else ()
+    hint = f"add {path[-1]}: {choices[0] if choices else '...'}"
+    if shape is not None and (fields.is_section(shape.type) or shape.discriminator):
+        words, hint = "", f"add a {path[-1]}: section"
+    return fault_at(parent, path, f"missing key {path[-1]!r}{words}", hint, found="nothing", at_key=True)
+
+
+def unknown_key(path: KeyPath, root: Node, values: Json) -> Fault:
+    """A key that the schema does not have: at the key, with the nearest that it has."""
+    node = locate.nearest(root, path)
+    name = str(path[-1])
+    parent: Json = values
+    for part in path[:-1]:
+        parent = parent[part]
+    shape = fields.look_up(path[:-1], values)
+    known = list(fields.keys(shape, parent)) if shape is not None else []
+    free = [key for key in known if not isinstance(parent, dict) or key not in parent]
+    close = nearest(name, free) or nearest(name, known)
+    hint = f"did you mean {close}? " if close else _misplaced(name)
+    owner = locate.dotted(path[:-1]) or "a recipe"
+    message = f"unknown key {name!r}; {owner} has {', '.join(known)}" if known else f"unknown key {name!r}"
+    return fault_at(node, path, message, hint.strip() or "remove it", found=name, at_key=True)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that was probably meant, or "".
+
+    >>> nearest("epocs", ["epochs", "batch_size"])
+    'epochs'
+    """
+    folded = {item.lower(): item for item in reversed(known)}
+    close = get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    return folded[close[0]] if close else ""
+
+
+def _misplaced(name: str) -> str:
+    """Where a key belongs that was written in the wrong section."""
+    places = [path for path, key in _all_keys(fields.ROOT, ()) if key == name]
+    return f"it belongs at {' or '.join(places[:2])}" if places else ""
+
+
+def _all_keys(shape: Shape, path: KeyPath) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for branch in fields.branches(shape):
+        if fields.is_section(branch.type):
+            for name in branch.type.model_fields:
+                found.append((locate.dotted((*path, name)), name))
+                found.extend(_all_keys(fields.field_shape(branch.type, name), (*path, name)))
+    return list(dict.fromkeys(found))
+
+
+def _unknown_kind(kind: str, path: KeyPath, shape: Shape, node: Node) -> Fault:
+    """A section whose member cannot be told: its ``kind`` is missing or unknown."""
+    known = list(fields.tags(shape))
+    tag = shape.discriminator
+    inside = (node.mapping or {}).get(tag)
+    allowed = ", ".join(known)
+    if inside is None or kind == "union_tag_not_found":
+        return fault_at(
+            node,
+            (*path, tag),
+            f"missing key {tag!r} (one of {allowed})",
+            f"add {tag}: {known[0]}",
+            found="nothing",
+            at_key=True,
+        )
+    close = nearest(str(inside.value), known)
+    hint = f"did you mean {close}?" if close else f"write {tag}: {known[0]}"
+    return fault_at(inside, (*path, tag), f"expected {tag} to be one of {allowed}, found {locate.show(inside)}", hint)
+
+
+def _pattern_words(pattern: str, value: Json) -> tuple[str, str]:
+    if ":" in pattern:
+        hint = ""
+        if isinstance(value, str) and ":" not in value and "." in value:
+            module, _, name = value.rpartition(".")
+            hint = f"did you mean {module}:{name}?"
+        return "expected MODULE:NAME, such as datasets:load", hint or "name the module, a colon, and the object in it"
+    suggestion = "".join(
+        letter if letter.isalnum() and letter.isascii() else "-" for letter in str(value).lower()
+    ).strip("-")
+    allowed = "a-z, 0-9, _ and -" if "_" in pattern else "a-z, 0-9 and -"
+    return f"expected a name of {allowed}", f"write {suggestion}" if suggestion else "such as lending"
+
+
+def _value_hint(node: Node, shape: Shape | None) -> str:
+    if shape is None:
+        return ""
+    value = node.value
+    if isinstance(value, str):
+        close = nearest(value, [str(choice) for choice in fields.choices(shape)])
+        if close:
+            return f"did you mean {close}?"
+        if any(branch.type in (int, float) for branch in fields.branches(shape)) and _is_number(value):
+            return f"drop the quotes: {value}"
+    if isinstance(value, bool | int | float) and any(branch.type is str for branch in fields.branches(shape)):
+        return f'quote it: "{locate.show(node)}"'
+    if fields.choices(shape):
+        return f"write {fields.choices(shape)[0]}"
+    return _default_hint(shape)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _default_hint(shape: Shape | None) -> str:
+    if shape is None or shape.default is PydanticUndefined or shape.info is None:
+        return ""
+    default = shape.default
+    if hasattr(default, "model_dump"):
+        return "leave it out for the default"
+    return f"the default is {locate.show(default)}"
