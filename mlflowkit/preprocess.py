@@ -1,14 +1,12 @@
 """From the data stage's folder to the matrix a model is fitted on: read, impute, scale, one-hot encode.
 
-Everything fitted here sees the training rows only. The preprocessor is a scikit-learn ``ColumnTransformer`` over a
-table of the numeric columns (float32, NaN when missing) followed by the categorical ones (str, "" when missing)::
+Everything fitted here sees the training rows only. It is numbers and texts, kept as JSON, and its arithmetic is that
+of the ONNX operators which repeat it in the graph, bit for bit in float32::
 
-    numeric       Pipeline(SimpleImputer, StandardScaler or MinMaxScaler)   columns 0 .. k-1
-    categorical   OneHotEncoder(explicit categories, unknown: all zero)     columns k .. k+m-1
+    numeric       x = fill where x is NaN; (x - center) / scale      [rows, k] -> [rows, k]
+    categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
 
-so that skl2onnx converts it into a graph with the inputs ``numeric`` FLOAT [-1, k] and ``categorical`` STRING
-[-1, m]. Its output is float32 [rows, width]: the numeric columns, then one column for each category.
-Persisted with skops, never with pickle.
+The matrix has the numeric columns first. A value that is not among the categories of its column encodes to zeros.
 """
 
 from __future__ import annotations
@@ -82,7 +80,7 @@ class Table:
             return class_codes(values, self.classes)
         import numpy as np
 
-        target: np.ndarray = numeric_matrix_target(values)
+        target: np.ndarray = values.to_numpy(dtype=np.float64, na_value=np.nan)
         bad = np.flatnonzero(~np.isfinite(target))
         if bad.size:
             raise DataError(
@@ -90,14 +88,6 @@ class Table:
                 hint="drop rows without a finite target before training",
             )
         return target
-
-
-def numeric_matrix_target(values: Any) -> np.ndarray:
-    """A regression target as float64 [rows]; NaN when missing."""
-    import numpy as np
-
-    result: np.ndarray = values.to_numpy(dtype=np.float64, na_value=np.nan)
-    return result
 
 
 def open_table(folder: Path) -> Table:
@@ -132,81 +122,120 @@ def _refuse_infinite(matrix: np.ndarray, columns: Sequence[str], part: str) -> N
         )
 
 
-def fit_preprocess(inputs: Mapping[str, np.ndarray], features: Features, section: Any) -> Any:
-    """Fit the ColumnTransformer on the training rows, as a stages.train.Preprocess says.
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Fitted preprocessing. ``fill``, ``center`` and ``scale`` are float32 [k]; ``categories`` has m lists."""
 
-    A numeric column with no value at all in these rows becomes constant instead of vanishing.
-    Raises DataError when nothing can be fitted.
+    fill: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    categories: tuple[tuple[str, ...], ...]
+
+    @property
+    def width(self) -> int:
+        """Columns of the matrix."""
+        return len(self.fill) + sum(map(len, self.categories))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; float32 survives the way through JSON unchanged."""
+        numbers = {name: getattr(self, name).tolist() for name in ("fill", "center", "scale")}
+        return {**numbers, "categories": [list(values) for values in self.categories]}
+
+
+def fit_preprocess(inputs: Mapping[str, np.ndarray], section: Any) -> Preprocess:
+    """Fit on the training rows, as a stages.train.Preprocess says.
+
+    standard scales by mean and (population) standard deviation, minmax to [0, 1]. A column that is constant in these
+    rows is only centred; one that has no value at all becomes 0. Categories are the most frequent values (ties by
+    value), sorted; a missing value counts as the category "".
 
     >>> from types import SimpleNamespace
     >>> import numpy as np
-    >>> section = SimpleNamespace(impute="mean", scale="none", max_categories=1)
+    >>> section = SimpleNamespace(impute="mean", scale="minmax", max_categories=1)
     >>> inputs = {"numeric": np.array([[1], [np.nan], [3]], np.float32),
     ...           "categorical": np.array([["b"], ["b"], ["a"]], object)}
-    >>> fitted = fit_preprocess(inputs, Features(("x",), ("c",)), section)
-    >>> transform(fitted, inputs).tolist()
-    [[1.0, 1.0], [2.0, 1.0], [3.0, 0.0]]
+    >>> transform(fit_preprocess(inputs, section), inputs).tolist()
+    [[0.0, 1.0], [0.5, 1.0], [1.0, 0.0]]
     """
     import numpy as np
-    from sklearn.compose import ColumnTransformer
-    from sklearn.preprocessing import OneHotEncoder
 
-    steps: list[tuple[str, Any, list[int]]] = []
-    width = len(features.numeric)
-    if features.numeric:
-        steps.append(("numeric", _numeric_pipeline(section), list(range(width))))
-    if features.categorical:
-        texts = inputs["categorical"]
-        categories = [_frequent(texts[:, index], section.max_categories) for index in range(texts.shape[1])]
-        encoder = OneHotEncoder(categories=categories, handle_unknown="ignore", sparse_output=False, dtype=np.float32)
-        steps.append(("categorical", encoder, list(range(width, width + len(features.categorical)))))
-    transformer = ColumnTransformer(steps, remainder="drop", sparse_threshold=0.0)
-    transformer.fit(_frame(inputs))
-    return transformer
+    numeric = inputs.get("numeric", np.empty((0, 0), np.float32))
+    fitted = [_fit_column(numeric[:, index], section) for index in range(numeric.shape[1])]
+    fill, center, scale = np.array(fitted, dtype=np.float32).reshape(-1, 3).T
+    texts = inputs.get("categorical", np.empty((0, 0), object))
+    categories = tuple(_frequent(texts[:, index], section.max_categories) for index in range(texts.shape[1]))
+    return Preprocess(fill.copy(), center.copy(), scale.copy(), categories)
 
 
-def _numeric_pipeline(section: Any) -> Any:
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import MinMaxScaler, StandardScaler
+def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
+    """fill, center and scale of one column."""
+    import numpy as np
 
-    steps: list[tuple[str, Any]] = [("impute", SimpleImputer(strategy=section.impute, keep_empty_features=True))]
-    scalers = {"standard": StandardScaler, "minmax": MinMaxScaler}
-    if section.scale != "none":
-        steps.append(("scale", scalers[section.scale]()))
-    return Pipeline(steps)
+    values = column[~np.isnan(column)].astype(np.float64)
+    if not values.size:
+        return 0.0, 0.0, 1.0
+    fill = float(np.float32(_fill(values, section.impute)))
+    if section.scale == "none":
+        return fill, 0.0, 1.0
+    filled = np.append(values, np.full(len(column) - len(values), fill))
+    spread = float(np.ptp(filled))
+    if section.scale == "minmax":
+        return fill, float(filled.min()), spread or 1.0
+    return fill, float(filled.mean()), float(filled.std()) if spread else 1.0
 
 
-def _frequent(values: np.ndarray, limit: int) -> np.ndarray:
-    """The most frequent values (ties by value), sorted by value: an object array of str."""
+def _fill(values: np.ndarray, how: str) -> float:
+    import numpy as np
+
+    if how == "most_frequent":
+        found, counts = np.unique(values, return_counts=True)
+        return float(found[counts.argmax()])
+    return float(np.median(values) if how == "median" else np.mean(values))
+
+
+def _frequent(values: np.ndarray, limit: int) -> tuple[str, ...]:
+    """The most frequent values (ties by value), sorted."""
     import numpy as np
     import pandas as pd
 
     codes, uniques = pd.factorize(values)
     counts = np.bincount(codes, minlength=len(uniques))
     order = sorted(range(len(uniques)), key=lambda code: (-counts[code], uniques[code]))[:limit]
-    return np.array(sorted(str(uniques[code]) for code in order), dtype=object)
+    return tuple(sorted(str(uniques[code]) for code in order))
 
 
-def _frame(inputs: Mapping[str, np.ndarray]) -> Any:
-    """One table of both inputs, columns named by position so that names never clash."""
-    import pandas as pd
-
-    parts, start = [], 0
-    for name in ("numeric", "categorical"):
-        if name in inputs:
-            matrix = inputs[name]
-            columns = [f"c{index}" for index in range(start, start + matrix.shape[1])]
-            parts.append(pd.DataFrame(matrix, columns=columns, dtype=matrix.dtype))
-            start += matrix.shape[1]
-    return parts[0] if len(parts) == 1 else pd.concat(parts, axis=1)
-
-
-def transform(preprocess: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def transform(preprocess: Preprocess, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """The matrix a model takes: float32, C-contiguous [rows, width]."""
     import numpy as np
+    import pandas as pd
 
-    return np.ascontiguousarray(preprocess.transform(_frame(inputs)), dtype=np.float32)
+    rows = len(next(iter(inputs.values())))
+    matrix = np.zeros((rows, preprocess.width), dtype=np.float32)
+    start = len(preprocess.fill)
+    if start:
+        numeric = inputs["numeric"]
+        filled = np.where(np.isnan(numeric), preprocess.fill, numeric)
+        matrix[:, :start] = (filled - preprocess.center) / preprocess.scale
+    for index, categories in enumerate(preprocess.categories):
+        found = pd.Index(categories, dtype=object).get_indexer(pd.Index(inputs["categorical"][:, index], dtype=object))
+        known = np.flatnonzero(found >= 0)
+        matrix[known, start + found[known]] = 1.0
+        start += len(categories)
+    return matrix
+
+
+def save_preprocess(preprocess: Preprocess, trained: Path) -> None:
+    """Write ``preprocess.json`` into the train stage's folder."""
+    (trained / "preprocess.json").write_text(json.dumps(preprocess.to_json(), ensure_ascii=False, allow_nan=False))
+
+
+def load_preprocess(trained: Path) -> Preprocess:
+    """Read ``preprocess.json`` of the train stage's folder."""
+    import numpy as np
+
+    found = json.loads((trained / "preprocess.json").read_text())
+    fill, center, scale = (np.array(found[name], dtype=np.float32) for name in ("fill", "center", "scale"))
+    return Preprocess(fill, center, scale, tuple(map(tuple, found["categories"])))
 
 
 def save_sklearn(value: Any, path: Path) -> None:

@@ -20,6 +20,7 @@ from mlflowkit.preprocess import (
     class_weights,
     fit_preprocess,
     open_table,
+    save_preprocess,
     save_sklearn,
     transform,
 )
@@ -44,14 +45,14 @@ class SklearnTrainer:
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
         estimator = make_estimator(spec, context.folder, context.seed)
-        preprocess = fit_preprocess(train.inputs, table.features, spec.preprocess)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess)
         x, x_validation = transform(preprocess, train.inputs), transform(preprocess, validation.inputs)
         weights = None
         if spec.task == "classification":
             weights = class_weights(spec.train.class_weights, table.classes, train.target)
         _fit(estimator, x, train.target, weights, spec.model.module)
         curves = _curves(estimator, (x, train.target), (x_validation, validation.target), weights, spec.task)
-        save_sklearn(preprocess, context.out / "preprocess.skops")
+        save_preprocess(preprocess, context.out)
         save_sklearn(estimator, context.out / "model.skops")
         return {
             "epochs": len(curves["epoch"]),

@@ -5,7 +5,7 @@ The folder that this stage publishes:
 spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], categorical: [names]} · ``classes`` (labels in
                    the order of the outputs; [] for a regression) · ``width`` (columns after preprocessing) ·
                    ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale} or null
-preprocess.skops   a fitted ColumnTransformer, see mlflowkit.preprocess: numeric columns, then categorical ones
+preprocess.json    fill, center and scale of the numeric columns, categories of the others; see mlflowkit.preprocess
 model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
 model.skops        sklearn: the estimator alone, fitted on the preprocessed matrix; a classifier's classes are the
                    indices 0 .. C-1 into ``classes``

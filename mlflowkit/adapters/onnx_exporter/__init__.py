@@ -12,7 +12,7 @@ import numpy as np
 
 from mlflowkit.bundle import Signature, Tensor
 from mlflowkit.errors import EngineError
-from mlflowkit.preprocess import load_sklearn, transform
+from mlflowkit.preprocess import load_preprocess, load_sklearn, transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class OnnxExporter:
 
         model = read_trained(trained)
         pieces = [
-            graph.preprocessing(load_sklearn(trained / "preprocess.skops"), len(model.numeric), len(model.categorical)),
+            graph.preprocessing(load_preprocess(trained)),
             _network(model, folder) if model.kind == "torch" else _estimator(model),
         ]
         signature = signature_of(model)
@@ -53,7 +53,7 @@ class OnnxExporter:
     def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answers of the Python model, under the graph's output names and with its types."""
         model = read_trained(trained)
-        features = transform(load_sklearn(trained / "preprocess.skops"), inputs)
+        features = transform(load_preprocess(trained), inputs)
         if model.kind == "torch":
             return _network_answers(model, folder, features)
         return _estimator_answers(model, features)

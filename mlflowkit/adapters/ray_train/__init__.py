@@ -26,7 +26,7 @@ from mlflowkit.preprocess import (
     class_weights,
     fit_preprocess,
     open_table,
-    save_sklearn,
+    save_preprocess,
     transform,
 )
 from mlflowkit.values import Event
@@ -58,7 +58,7 @@ class RayTorchTrainer:
         table = open_table(context.inputs["data"])
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
-        preprocess = fit_preprocess(train.inputs, table.features, spec.preprocess)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess)
         scale = target_scale(table, train)
         data = _data(preprocess, train, validation, scale)
         job = _job(spec, context, table, data, train, scale)
@@ -69,7 +69,7 @@ class RayTorchTrainer:
             from mlflowkit.adapters.ray_train.cluster import train_on_ray
 
             fitted = train_on_ray(job, data, self.state, report)
-        save_sklearn(preprocess, context.out / "preprocess.skops")
+        save_preprocess(preprocess, context.out)
         checkpoint.publish(context.out / "model.safetensors", save(dict(fitted.weights)))
         return _fields(fitted, job, table, scale)
 
