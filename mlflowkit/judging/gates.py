@@ -70,12 +70,18 @@ def judge(question: Question, estimate: Estimate) -> Verdict:
     return judge_family(question, {"": estimate})[0]
 
 
-def judge_family(question: Question, estimates: Mapping[str, Estimate]) -> tuple[Verdict, ...]:
-    """One verdict a slice (``column=value``), in the order given, corrected for their number (Holm)."""
-    made = {name: _Judged(question, estimate, len(estimates)) for name, estimate in estimates.items()}
+def judge_family(
+    question: Question, estimates: Mapping[str, Estimate], *, size: int | None = None
+) -> tuple[Verdict, ...]:
+    """One verdict a slice (``column=value``), in the order given, corrected for their number (Holm).
+
+    ``size`` is the number corrected for where it is larger: members that were to be judged and had no estimate.
+    """
+    size = max(size or 0, len(estimates))
+    made = {name: _Judged(question, estimate, size) for name, estimate in estimates.items()}
     pending = _holm(made, Outcome.PASSED)
     pending = max(pending, _holm({name: one for name, one in made.items() if not one.decided}, Outcome.FAILED))
-    return tuple(one.verdict(name, pending, len(made)) for name, one in made.items())
+    return tuple(one.verdict(name, pending, size) for name, one in made.items())
 
 
 def no_answer(question: Question, outcome: Outcome, why: str, slice_name: str = "") -> Verdict:

@@ -441,7 +441,7 @@ def _average_precision(answers: Answers) -> Estimate:
     error = math.sqrt(float(influence.var(ddof=1)) / answers.rows)
     rarest = min(hits, answers.rows - hits)
     centre = value
-    if rarest >= 10:
+    if 10 <= rarest <= 2000:  # below there is nothing to leave out, above nothing to mend
         centre = min(max(value - _average_precision_bias(answers, value), value / 2), (1 + value) / 2)
     bounds = _ranking_bounds(centre, error, hits - 1, rarest)
     return _made("average_precision", answers, value, bounds, "influence function, logit")
