@@ -1,0 +1,296 @@
+"""What each stage's result depends on, by name: the ingredients of its fingerprint.
+
+The name of an ingredient says what it is::
+
+    spec:epochs       a key of the stage's Spec, its value as JSON      seed               of the run
+    content:a.csv     digest of a data file                             machine            where latency is measured
+    code:helper.py    digest of a file beside the recipe that it runs   input:data         fingerprint of an input
+    own:stages.train  digest of a module of mlflowkit that it runs      champion           identity judged against
+    library:torch     installed version of a library that these import
+
+Nothing is executed or imported to find them: recipes' code and mlflowkit's own are followed by reading them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from mlflowkit import usercode
+from mlflowkit.bundle import digest_file, digest_json
+from mlflowkit.errors import DataError
+from mlflowkit.pipeline import codec
+from mlflowkit.pipeline.journal import Journal
+from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
+from mlflowkit.stages.base import Section
+from mlflowkit.stages.data import source_files
+from mlflowkit.values import Json
+
+PACKAGE = Path(__file__).parent.parent
+
+STAGE_PORTS: Mapping[str, tuple[str, ...]] = {
+    "data": ("tables",),
+    "validate": ("checker", "profiler", "tables"),
+    "train": ("trainer",),
+    "export": ("exporter", "runtime"),
+    "optimize": ("exporter", "runtime"),
+    "evaluate": ("runtime",),
+    "package": (),
+    "deploy": (),
+}
+"""Ports that each stage's result depends on. Deploy is judged by what runs, so its platform is not one of them."""
+
+PORT_MODULES: Mapping[str, str] = {
+    "tables": "adapters.arrow",
+    "checker": "adapters.pandera",
+    "profiler": "adapters.whylogs",
+    "trainer:torch": "adapters.ray_train",
+    "trainer:sklearn": "adapters.sklearn_trainer",
+    "exporter": "adapters.onnx_exporter",
+    "runtime": "adapters.onnxruntime",
+}
+"""The module of mlflowkit behind each port, as `mlflowkit.wiring` makes it."""
+
+SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize", "evaluate")
+"""Stages that draw random numbers."""
+
+CONTRACTS = ("errors", "ports", "values")
+"""Modules that say what others look like and do nothing themselves: no ingredient."""
+
+IRRELEVANT = ("pydantic", "typing_extensions", "mlflowkit")
+"""Distributions that stages import and no result depends on."""
+
+RECENT_NS = 50_000_000
+"""A file that changed this shortly before it was digested may change again within one tick of the clock."""
+
+
+def fingerprint(stage: str, ingredients: Mapping[str, str]) -> str:
+    """The fingerprint of a stage: a digest of its name and all its ingredients.
+
+    >>> fingerprint("train", {"seed": "7"}) == fingerprint("train", {"seed": "8"})
+    False
+    """
+    return digest_json({"stage": stage, "ingredients": dict(ingredients)})
+
+
+def gather(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, dict[str, str]]:
+    """The ingredients of each stage of a recipe, but for its inputs and the champion.
+
+    Raises DataError when a data file is missing, UserCodeError when code that the recipe names is.
+    """
+    model = loaded.recipe.model
+    return {
+        stage: {
+            **_spec_ingredients(spec),
+            **_own_ingredients(_roots(stage, model.kind, model.module), digests),
+            **_world_ingredients(stage, loaded, digests),
+        }
+        for stage, spec in stage_specs(loaded.recipe).items()
+    }
+
+
+def recipe_key(stage: str, key: str) -> str:
+    """The key of a recipe that a key of a stage's Spec comes from.
+
+    >>> recipe_key("data", "split.test"), recipe_key("train", "train.epochs")
+    ('data.split.test', 'train.epochs')
+    """
+    return f"data.{key}" if stage in ("data", "validate") and key != "task" else key
+
+
+def flatten(value: Json, prefix: str = "") -> dict[str, Json]:
+    """Nested mappings and lists as one mapping from dotted keys to leaves; empty ones are leaves.
+
+    >>> flatten({"train": {"epochs": 3}, "gates": [{"min": 0.7}], "drop": []})
+    {'train.epochs': 3, 'gates[0].min': 0.7, 'drop': []}
+    """
+    if isinstance(value, Mapping) and value:
+        items = [(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple) and value:
+        items = [(f"{prefix}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {key: leaf for name, item in items for key, leaf in flatten(item, name).items()}
+
+
+@dataclass
+class FileDigests:
+    """Digests of files by path, remembered with each file's stat so that a file is read once."""
+
+    journal: Journal
+    _known: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _new: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def look_up(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """SHA-256 of each file. Raises DataError when one cannot be read."""
+        unknown = [str(path) for path in paths if str(path) not in self._known]
+        self._known.update(self.journal.file_digests(unknown) if unknown else {})
+        return {path: self._one(path) for path in paths}
+
+    def save(self) -> None:
+        """Keep in the journal what was newly digested."""
+        self.journal.remember_files(self._new)
+        self._new = {}
+
+    def _one(self, path: Path) -> str:
+        try:
+            stat = stat_text(path)
+            known = self._known.get(str(path))
+            if known is not None and known[0] == stat:
+                return known[1]
+            started = time.time_ns()
+            digest = digest_file(path)
+            settled = started - max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) > RECENT_NS
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}", hint=f"ls -l {path}") from error
+        self._known[str(path)] = (stat, digest)
+        if settled:
+            self._new[str(path)] = (stat, digest)
+        return digest
+
+
+def stat_text(path: Path) -> str:
+    """What tells a file from a changed one without reading it: size, times of change, inode."""
+    stat = os.stat(path)
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
+
+
+# ---------------------------------------------------------------------------------------------------- ingredients
+
+
+def _spec_ingredients(spec: Section) -> dict[str, str]:
+    plain = spec.model_dump(mode="json")
+    leaves = {f"spec:{key}": codec.dumps(value) for key, value in flatten(plain).items()}
+    return {"spec": digest_json(plain), **leaves}
+
+
+def _world_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDigests) -> dict[str, str]:
+    recipe = loaded.recipe
+    found: dict[str, str] = {}
+    if stage in SEEDED and not (stage == "data" and recipe.data.split.kind == "time"):
+        found["seed"] = str(recipe.seed)
+    if stage == "data":
+        found |= _source_ingredients(loaded, digests)
+    if stage == "train":
+        found |= _code_ingredients(recipe.model.module, loaded.folder, digests)
+    if stage == "optimize":
+        found["machine"] = _machine()
+    return found
+
+
+def _source_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, str]:
+    source = loaded.recipe.data.source
+    if source.kind == "python":
+        return _code_ingredients(source.function, loaded.folder, digests)
+    files = source_files(source, loaded.folder)
+    named = {_relative(path, loaded.folder): digest for path, digest in digests.look_up(files).items()}
+    return {f"content:{name}": digest for name, digest in named.items()}
+
+
+def _code_ingredients(reference: str, folder: Path, digests: FileDigests) -> dict[str, str]:
+    closure = usercode.closure(reference, folder)
+    files = digests.look_up([folder / name for name in closure.files])
+    return {
+        **{f"code:{_relative(path, folder)}": digest for path, digest in files.items()},
+        **{f"library:{name}": version for name, version in closure.distributions if name not in IRRELEVANT},
+    }
+
+
+def _own_ingredients(roots: Sequence[str], digests: FileDigests) -> dict[str, str]:
+    modules = own_modules(roots)
+    files = digests.look_up(list(modules.values()))
+    found = {f"own:{name}": files[path] for name, path in modules.items()}
+    installed = usercode.installed()
+    for library in sorted({name for path in modules.values() for name in _read_imports(path).libraries}):
+        distribution = usercode.ALIASES.get(library, library)
+        for candidate in (distribution, f"{distribution}_gpu"):
+            if candidate in installed and candidate not in IRRELEVANT:
+                found[f"library:{candidate.replace('_', '-')}"] = installed[candidate]
+    return found | {"library:python": platform.python_version().rpartition(".")[0]}
+
+
+def _roots(stage: str, kind: str, module: str) -> list[str]:
+    ports = [f"trainer:{kind}" if port == "trainer" else port for port in STAGE_PORTS[stage]]
+    roots = [f"stages.{stage}", *(PORT_MODULES[port] for port in ports)]
+    if stage == "train" and module.startswith("mlflowkit."):
+        roots.append(module.partition(":")[0].removeprefix("mlflowkit."))
+    return roots
+
+
+# ----------------------------------------------------------------------------------------------- mlflowkit's own code
+
+
+@dataclass(frozen=True, slots=True)
+class _Imports:
+    own: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+_OWN = re.compile(
+    r"^[ \t]*from mlflowkit((?:\.\w+)*) import (\([^)]*\)|[^\n]+)|^[ \t]*import mlflowkit\.([\w.]+)", re.M
+)
+_LIBRARY = re.compile(r"^[ \t]*(?:import|from) ([A-Za-z_]\w*)", re.M)
+
+
+def own_modules(roots: Sequence[str]) -> dict[str, Path]:
+    """Modules of mlflowkit that these import, themselves included, with their files; found by reading.
+
+    >>> sorted(own_modules(["bundle"]))
+    ['bundle']
+    """
+    found: dict[str, Path] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = _module_file(name)
+        if name in found or name in CONTRACTS or path is None:
+            continue
+        found[name] = path
+        waiting.extend(_read_imports(path).own)
+        parent = name.rpartition(".")[0]
+        if parent:
+            waiting.append(parent)
+    return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=256)
+def _read_imports(path: Path) -> _Imports:
+    text = path.read_text(encoding="utf-8")
+    own: list[str] = []
+    for module, names, plain in _OWN.findall(text):
+        base = module.removeprefix(".")
+        own.extend([base] if base else [])
+        own.extend(f"{base}.{name}".removeprefix(".") for name in re.findall(r"\w+", names))
+        own.extend([plain] if plain else [])
+    return _Imports(tuple(own), tuple(sorted(set(_LIBRARY.findall(text)))))
+
+
+def _module_file(name: str) -> Path | None:
+    place = PACKAGE.joinpath(*name.split("."))
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------- the world
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.machine()} {model} x{os.cpu_count()}".replace("  ", " ")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
