@@ -6,7 +6,7 @@
       service.json        Desired: what should run; written by the platform
       observed.json       Observed: what the steward made of it
       table.json          RoutingTable: what replicas answer with; written by publish()
-      proposal.json       RoutingTable: what replicas should get ready to answer with
+      proposal.json       Proposal: a RoutingTable that replicas should get ready to answer with
       replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
 
 A file is replaced whole (temporary name, fsync, rename), so a reader sees the old or the new one, never half.
@@ -30,7 +30,7 @@ from mlflowkit.values import RoutingTable, Variant
 
 HEARTBEAT = 2.0
 """Seconds between reports of a replica that has nothing new to say."""
-STALE = 10.0
+STALE = 15.0
 """Seconds without a report after which a replica counts as gone."""
 
 
@@ -82,8 +82,8 @@ class ReplicaReport:
 
     state     starting, waiting (no table yet), serving, or refused (its table cannot be loaded)
     epoch     of the table that it answers with; 0 before the first
-    prepared  epoch of the proposal that is loaded and warm; 0 when there is none
-    refused   epoch of the table or proposal that was refused, with ``message`` and ``hint``; 0 when none was
+    prepared  ticket of the proposal that is loaded and warm; "" when there is none
+    refused   ticket of the proposal that was refused, with ``message`` and ``hint``; "" when none was
     """
 
     replica: str
@@ -94,8 +94,8 @@ class ReplicaReport:
     port: int = 0
     state: str = "starting"
     epoch: int = 0
-    prepared: int = 0
-    refused: int = 0
+    prepared: str = ""
+    refused: str = ""
     message: str = ""
     hint: str = ""
     heartbeat: float = 0.0
@@ -105,6 +105,14 @@ class ReplicaReport:
         if now - self.heartbeat > STALE:
             return False
         return self.node != socket.gethostname() or process_started(self.pid) == self.started
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A table to get ready for. The ticket tells it from an earlier proposal of the same epoch."""
+
+    ticket: str
+    table: RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +160,10 @@ class ServiceFiles:
     def table(self) -> RoutingTable | None:
         return _table(read_json(self.table_path))
 
-    def proposal(self) -> RoutingTable | None:
-        return _table(read_json(self.proposal_path))
+    def proposal(self) -> Proposal | None:
+        value = read_json(self.proposal_path)
+        table = None if value is None else _table(value["table"])
+        return None if table is None else Proposal(value["ticket"], table)
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """Reports of the replicas that are alive, oldest first."""
@@ -171,8 +181,8 @@ class ServiceFiles:
     def write_table(self, table: RoutingTable) -> None:
         write_json(self.table_path, asdict(table))
 
-    def write_proposal(self, table: RoutingTable) -> None:
-        write_json(self.proposal_path, asdict(table))
+    def write_proposal(self, proposal: Proposal) -> None:
+        write_json(self.proposal_path, asdict(proposal))
 
     def write_report(self, report: ReplicaReport) -> None:
         """Durability is not needed: a report is stale in seconds, so it is renamed into place without fsync."""

@@ -1,0 +1,222 @@
+"""The record of a steward and its Ray, and how to start and stop them. Imports no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from mlflowkit.errors import EngineError
+from mlflowkit.serving.files import process_started, read_json, write_json
+
+MARK = "MLKIT_STEWARD"
+"""Environment variable of the steward and all that it starts; its value is the temporary folder."""
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where the Ray of a state folder is. ``owned`` tells one that we started from one that we attached to."""
+
+    state: str
+    pid: int
+    started: float
+    temp_dir: str
+    owned: bool
+    address: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    message: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the steward runs."""
+        return process_started(self.pid) == self.started
+
+
+def record_path(state: Path) -> Path:
+    return state / "ray" / "cluster.json"
+
+
+def log_path(state: Path) -> Path:
+    return state / "ray" / "steward.log"
+
+
+def read(state: Path) -> Cluster | None:
+    """The cluster of a state folder, or None when no steward runs. A machine that rebooted has none."""
+    value = read_json(record_path(state))
+    if value is None:
+        return None
+    steward = value.pop("steward")
+    cluster = Cluster(**value, **steward)
+    return cluster if cluster.alive else None
+
+
+def write(state: Path, cluster: Cluster) -> None:
+    value = asdict(cluster)
+    steward = {"pid": value.pop("pid"), "started": value.pop("started")}
+    write_json(record_path(state), {**value, "steward": steward})
+
+
+def temp_dir(state: Path) -> Path:
+    """Ray's folder: short, because a socket's path must stay under 108 bytes, and this user's own."""
+    digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"mlkit-{os.getuid()}-{digest}"
+
+
+def spawn(state: Path, runtime: str) -> None:
+    """Start the steward unless one runs. Returns at once; `wait` tells when it is ready."""
+    folder = record_path(state).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if read(state) is not None:
+            return
+        owned = not os.environ.get("RAY_ADDRESS")
+        temporary = temp_dir(state)
+        if owned:
+            _sweep(temporary)
+        with log_path(state).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mlflowkit.adapters.ray_serve.steward", str(state.resolve()), runtime],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=_environment(state, temporary, owned),
+            )
+        started = process_started(process.pid)
+        _children.append(process)
+        write(state, Cluster("starting", process.pid, started or 0.0, str(temporary), owned))
+
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Stewards that this process started: kept so that one which ends is reaped when the next is spawned or stopped."""
+
+
+def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
+    """The cluster, once it is ready. Raises EngineError when it fails or takes longer than ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        cluster = read(state)
+        if cluster is not None and cluster.state == "ready":
+            return cluster
+        if cluster is None or cluster.state == "failed":
+            value = read_json(record_path(state)) or {}
+            raise EngineError(
+                f"the local Ray did not start: {value.get('message') or 'the steward ended'}",
+                hint=f"its log: {log_path(state)}",
+            )
+        if time.monotonic() > deadline:
+            raise EngineError(f"the local Ray is not up after {seconds:g} s", hint=f"its log: {log_path(state)}")
+        time.sleep(0.05)
+
+
+def stop(state: Path) -> bool:
+    """Stop the steward, and Ray when we started it; returns whether there was one. Leaves no process behind."""
+    cluster = read(state)
+    if cluster is None:
+        return False
+    family = _family(cluster)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(cluster.pid, signal.SIGTERM)
+    _await_end([(cluster.pid, cluster.started)], STOP_SECONDS)
+    if cluster.owned:
+        family |= _family(cluster)
+        _await_end(family, 5.0)
+        for pid, started in family:
+            if process_started(pid) == started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        _await_end(family, 5.0)
+        shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    for child in _children:
+        child.poll()
+    write(state, replace(cluster, state="stopped", address="", environment={}))
+    return True
+
+
+def auth_token(state: Path) -> Path:
+    """The file with this cluster's token, readable by its owner only; made when absent."""
+    path = state.resolve() / "ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+    path.chmod(0o600)
+    return path
+
+
+def ray_environment(state: Path) -> dict[str, str]:
+    """What a process needs in its environment to start or join the Ray that we own.
+
+    A token, and loopback only: Ray otherwise replaces 127.0.0.1 by an address that other machines reach, except
+    where it takes clusters of several machines for impossible, which is what the second variable says.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(auth_token(state)),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def _environment(state: Path, temporary: Path, owned: bool) -> dict[str, str]:
+    quiet = {MARK: str(temporary), "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+    return {**os.environ, **quiet, **(ray_environment(state) if owned else {})}
+
+
+def _family(cluster: Cluster) -> set[tuple[int, float]]:
+    """Every process that the steward started, directly or not: (process id, start time)."""
+    import psutil
+
+    pids: set[int] = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        pids |= {child.pid for child in psutil.Process(cluster.pid).children(recursive=True)}
+    if cluster.owned:
+        pids |= _marked(Path(cluster.temp_dir))
+    return {(pid, started) for pid in pids if (started := process_started(pid)) is not None}
+
+
+def _marked(temporary: Path) -> set[int]:
+    """Processes of this user whose environment has our mark or whose command line names Ray's folder."""
+    needle = f"{MARK}={temporary}\0".encode()
+    folder = f"{temporary}/".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if needle in (entry / "environ").read_bytes() or folder in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _sweep(temporary: Path) -> None:
+    """Clear what a steward that was killed may have left."""
+    for pid in _marked(temporary):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _await_end(processes: Iterable[tuple[int, float]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(process_started(pid) == started for pid, started in processes):
+        for child in _children:
+            child.poll()
+        time.sleep(0.05)

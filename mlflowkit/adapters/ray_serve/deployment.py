@@ -1,0 +1,59 @@
+"""The gateway as a Ray Serve deployment. Imported in the steward and in Serve's replicas only."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+
+class GatewayReplica:
+    """What Serve keeps alive: a `mlflowkit.serving.replica.Replica`, which owns its listener.
+
+    Its arguments never change, so Serve has no reason to replace a replica: versions, limits and even the port come
+    through the service's files.
+    """
+
+    def __init__(self, folder: str, runtime: str) -> None:
+        from mlflowkit.serving.replica import Replica
+
+        module, _, name = runtime.partition(":")
+        loader = getattr(importlib.import_module(module), name)()
+        self._replica = Replica(Path(folder), loader, serve.get_replica_context().replica_id.unique_id)
+
+    def check_health(self) -> None:
+        """Called by Serve; raises when the replica must be replaced."""
+        self._replica.check()
+
+    async def __call__(self, request: Any) -> Any:
+        """What Serve's own proxy calls, where someone runs one: the same application, on the proxy's connection."""
+        from starlette.responses import Response
+
+        gateway, inner = self._replica.gateway, request
+
+        class Passed(Response):
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                await gateway(inner.scope, inner.receive, send)
+
+        return Passed()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_replica"):
+            self._replica.stop()
+
+
+def application(folder: Path, replicas: int, runtime: str) -> Any:
+    """A Serve application of ``replicas`` gateways for the service in ``folder``."""
+    deployment = serve.deployment(
+        name="gateway",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": 0.1},
+        health_check_period_s=2,
+        health_check_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=10,
+        max_ongoing_requests=256,
+    )(GatewayReplica)
+    return deployment.bind(str(folder), runtime)

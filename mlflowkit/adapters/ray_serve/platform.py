@@ -1,0 +1,263 @@
+"""RayServePlatform: the Platform port over the files of a state folder and its steward. Imports no Ray."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlflowkit.adapters.ray_serve import cluster as clusters
+from mlflowkit.errors import ServiceError
+from mlflowkit.serving import client
+from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
+from mlflowkit.values import RoutingTable, ServiceStatus
+
+ENSURE_SECONDS = 120.0
+PUBLISH_SECONDS = 120.0
+
+
+class RayServePlatform:
+    """Keeps the gateways of a state folder running.
+
+    ``runtime`` is the ``module:class`` of the Runtime that replicas load graphs with, in their own processes.
+    """
+
+    def __init__(self, state: Path, runtime: str = "mlflowkit.adapters.onnxruntime:OnnxRuntime") -> None:
+        self.state = state.resolve()
+        self.runtime = runtime
+
+    def prewarm(self) -> None:
+        """Begin starting Ray and Serve in the background; returns at once."""
+        clusters.spawn(self.state, self.runtime)
+
+    def ensure(self, service: Any) -> str:
+        """Start the gateways of a stages.deploy.ServeSection if they are not up; returns the endpoint's URL.
+
+        Changed limits, threads, replicas or address are taken up by the running gateways. Raises ServiceError when
+        the port is taken (before Ray is started) or the gateway does not come up, EngineError when Ray does not.
+        """
+        files = ServiceFiles(self.state / "services" / service.service)
+        with files.lock("ensure"):
+            before = files.desired()
+            mine = before is not None and bool(files.reports())
+            settings = _settings(service, before)
+            if (
+                before is None
+                or not mine
+                or (settings.host, settings.port) != (before.settings.host, before.settings.port)
+            ):
+                settings = _with_port(settings, kept=before is not None and service.port == 0)
+            desired = _next(before, settings, up=True)
+            if desired != before:
+                files.write_desired(desired)
+            clusters.spawn(self.state, self.runtime)
+            clusters.wait(self.state)
+            self._await_replicas(files, desired)
+        return settings.endpoint
+
+    def publish(self, table: RoutingTable) -> None:
+        """Hand a table to every replica; returns once all have loaded, verified, warmed and swapped to it.
+
+        Raises ServiceError with the reason of the first replica that refuses (a corrupted or unblessed bundle, a
+        failed warm-up); every replica then goes on answering with the table that it has.
+        """
+        files = ServiceFiles(self.state / "services" / table.service)
+        with files.lock("publish"):
+            desired = files.desired()
+            if desired is None or not desired.up:
+                raise ServiceError(f"service {table.service} is not up", hint="mlkit up RECIPE, or mlkit run RECIPE")
+            current = files.table()
+            if current is not None and table.epoch <= current.epoch:
+                raise ServiceError(
+                    f"{table.service} has routing table {current.epoch}; {table.epoch} is not newer",
+                    hint="another run deployed meanwhile: run the same command again",
+                )
+            proposal = Proposal(secrets.token_hex(8), table)
+            files.write_proposal(proposal)
+            try:
+                self._await(files, desired, lambda report: _prepared(report, proposal), "loaded the new version")
+                files.write_table(table)
+                self._await(files, desired, lambda report: report.epoch >= table.epoch, "swapped to the new version")
+            finally:
+                files.proposal_path.unlink(missing_ok=True)
+
+    def status(self) -> Sequence[ServiceStatus]:
+        """Every service of the state folder, from its files and one health request each. Imports no Ray."""
+        return [_status(files) for files in ServiceFiles.all(self.state)]
+
+    def down(self, service: str | None = None) -> Sequence[str]:
+        """Stop one service, or all and the local Ray that was started for them; returns the names stopped.
+
+        Raises ServiceError when there is no such service, or when it does not stop.
+        """
+        known = {files.service: files for files in ServiceFiles.all(self.state)}
+        if service is not None and service not in known:
+            close = difflib.get_close_matches(service, known, n=1)
+            allowed = ", ".join(known) or "none"
+            raise ServiceError(
+                f"no service {service!r} in {self.state}; there is {allowed}",
+                hint=f"mlkit down {close[0]}" if close else "mlkit status",
+            )
+        stopped = [name for name in known if service in (None, name) and self._stop(known[name])]
+        if service is None:
+            clusters.stop(self.state)
+        return stopped
+
+    def _stop(self, files: ServiceFiles) -> bool:
+        """Ask for a service to be down and wait until it is; returns whether it was up."""
+        with files.lock("ensure"):
+            before = files.desired()
+            if before is None or not before.up:
+                return False
+            desired = replace(before, generation=before.generation + 1, up=False)
+            files.write_desired(desired)
+            deadline = time.monotonic() + 60
+            while clusters.read(self.state) is not None and files.reports():
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"service {files.service} did not stop within 60 s", hint=f"see {clusters.log_path(self.state)}"
+                    )
+                time.sleep(0.05)
+        return True
+
+    def _await_replicas(self, files: ServiceFiles, desired: Desired) -> None:
+        """Wait until as many replicas as desired follow this generation."""
+
+        def follows(report: ReplicaReport) -> bool:
+            if report.state == "refused":
+                raise ServiceError(f"{files.service} cannot serve its version: {report.message}", hint=report.hint)
+            return report.generation >= desired.generation and report.state in ("waiting", "serving")
+
+        self._await(files, desired, follows, "started", ENSURE_SECONDS)
+
+    def _await(
+        self,
+        files: ServiceFiles,
+        desired: Desired,
+        done: Callable[[ReplicaReport], bool],
+        what: str,
+        seconds: float = PUBLISH_SECONDS,
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            reports = files.reports()
+            count = sum(map(done, reports))
+            if count == len(reports) and count >= desired.settings.replicas:
+                return
+            observed = files.observed()
+            if observed is not None and observed.generation >= desired.generation and observed.state == "failed":
+                raise ServiceError(
+                    f"Ray Serve did not start {files.service}: {observed.message}",
+                    hint=f"see {clusters.log_path(self.state)}",
+                )
+            if clusters.read(self.state) is None:
+                raise ServiceError(
+                    "the local Ray ended", hint=f"see {clusters.log_path(self.state)}; then mlkit up RECIPE"
+                )
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"{count} of {desired.settings.replicas} replicas of {files.service} {what} within {seconds:g} s",
+                    hint=f"mlkit status; the log is {clusters.log_path(self.state)}",
+                )
+            time.sleep(0.02)
+
+
+def _prepared(report: ReplicaReport, proposal: Proposal) -> bool:
+    if report.refused == proposal.ticket:
+        raise ServiceError(
+            f"{proposal.table.service} refuses the new version: {report.message}; the version before it still answers",
+            hint=report.hint,
+        )
+    return report.prepared == proposal.ticket
+
+
+def _next(before: Desired | None, settings: Settings, *, up: bool) -> Desired:
+    if before is not None and before.settings == settings and before.up == up:
+        return before
+    return Desired(1 if before is None else before.generation + 1, up, settings)
+
+
+def _settings(service: Any, before: Desired | None) -> Settings:
+    """What a ServeSection asks for; port 0 keeps the port that was chosen before."""
+    port = service.port or (before.settings.port if before is not None and before.settings.host == service.host else 0)
+    return Settings(
+        service=service.service,
+        host=service.host,
+        port=port,
+        replicas=service.replicas,
+        threads=service.threads,
+        max_body_bytes=int(service.max_body_mb * (1 << 20)),
+        timeout_seconds=service.timeout_seconds,
+        max_queue=service.max_queue,
+    )
+
+
+def _with_port(settings: Settings, *, kept: bool) -> Settings:
+    """Settings with a port that is free now. A ``kept`` port (chosen by us earlier) that is taken is chosen anew."""
+    if settings.port:
+        reason = _taken(settings.host, settings.port)
+        if not reason:
+            return settings
+        if not kept:
+            raise ServiceError(
+                f"port {settings.port} on {settings.host} is {reason}",
+                hint=f"choose another: serve.port={_free(settings.host)} (serve.port=0 takes a free one)",
+            )
+    return replace(settings, port=_free(settings.host))
+
+
+def _taken(host: str, port: int) -> str:
+    """Why a port cannot be had; "" when it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return f"in use by another program{_holder(port)}" if error.errno == 98 else os.strerror(error.errno or 0)
+    return ""
+
+
+def _holder(port: int) -> str:
+    import psutil
+
+    try:
+        found = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr[1] == port and c.status == "LISTEN"]
+        return f" ({psutil.Process(found[0].pid).name()}, process {found[0].pid})" if found and found[0].pid else ""
+    except psutil.Error:
+        return ""
+
+
+def _free(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _status(files: ServiceFiles) -> ServiceStatus:
+    desired, table, reports = files.desired(), files.table(), files.reports()
+    endpoint = "" if desired is None else desired.settings.endpoint
+    ready = bool(reports) and client.ready(endpoint)
+    refused = next((report for report in reports if report.state == "refused"), None)
+    if refused is not None:
+        state = f"refused: {refused.message}"
+    elif ready:
+        state = "serving"
+    elif reports:
+        state = "waiting" if table is None else "starting"
+    else:
+        state = "down"
+    return ServiceStatus(
+        service=files.service,
+        endpoint=endpoint,
+        epoch=0 if table is None else table.epoch,
+        ready=ready,
+        variants=() if table is None else table.variants,
+        replicas=len(reports),
+        state=state,
+    )

@@ -1,0 +1,179 @@
+"""One gateway replica: a gateway, its listener, and a thread that keeps both to what the service's files say.
+
+Why files and not a call to each replica: Ray Serve has no broadcast (a handle's call goes to one replica, of its
+choice), a change of ``user_config`` takes a replica out of rotation, and a replica that comes back after a crash
+has to find the table somewhere durable anyway. So the table lives in one place, is replaced whole, and every
+replica follows it; on several machines the state folder is a shared one.
+
+A table comes in two phases. A *proposal* is loaded, verified and warmed while the present table answers; a replica
+reports it prepared or refused, with the reason. Only when all have prepared does the *table* itself change, and
+then each flips its pointer: no replica answers with a version that another one could not load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
+from mlflowkit.serving.gateway import Gateway
+from mlflowkit.serving.listener import Listener
+from mlflowkit.serving.telemetry import Telemetry
+from mlflowkit.serving.variants import Loaded, Versions, load_table
+from mlflowkit.values import RoutingTable
+
+if TYPE_CHECKING:
+    from mlflowkit.ports import Runtime
+
+POLL_SECONDS = 0.05
+RETRY_SECONDS = 5.0
+_log = logging.getLogger("mlflowkit.serving")
+_Mark = tuple[tuple[int, int] | None, ...]
+
+
+class Replica:
+    """Follows the files in ``folder`` until `stop`. Raises ServiceError when the service has no settings."""
+
+    def __init__(self, folder: Path, runtime: Runtime, name: str) -> None:
+        self._files = ServiceFiles(folder)
+        desired = self._files.desired()
+        if desired is None:
+            raise ServiceError(f"{folder} has no service.json", hint="mlkit run RECIPE")
+        self._runtime = runtime
+        self._settings: Settings = desired.settings
+        self.versions = Versions()
+        self.gateway = Gateway(self._settings, self.versions, Telemetry(self._settings.service, name))
+        self._listener: Listener | None = None
+        self._prepared: tuple[Proposal, Loaded] | None = None
+        self._mark: _Mark = ()
+        self._retry_at = 0.0
+        self._report = ReplicaReport(
+            replica=name,
+            pid=os.getpid(),
+            node=socket.gethostname(),
+            started=process_started(os.getpid()) or 0.0,
+        )
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._follow, name="mlkit-follow", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise ServiceError when the replica can no longer do its work: Ray Serve replaces it then."""
+        if self._failure is not None:
+            raise ServiceError(f"the replica stopped following its table: {self._failure!r}") from self._failure
+        if self._listener is not None and not self._listener.alive:
+            raise ServiceError("the listener's thread ended")
+
+    def stop(self) -> None:
+        """Accept no more, answer what is in flight, withdraw the report."""
+        self._stopping.set()
+        self._thread.join(5.0)
+        if self._listener is not None:
+            self._listener.stop()
+        self.gateway.close()
+        (self._files.replicas_path / f"{self._report.replica}.json").unlink(missing_ok=True)
+
+    def _follow(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                mark = self._read_mark()
+                if mark != self._mark or (self._retry_at and time.monotonic() > self._retry_at):
+                    self._mark, self._retry_at = mark, 0.0
+                    self._step()
+                elif time.time() - self._report.heartbeat > HEARTBEAT:
+                    self._tell()
+                self._stopping.wait(POLL_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - kept for check(), which tells Ray Serve
+            _log.exception("the replica stopped following its table")
+            self._failure = error
+
+    def _step(self) -> None:
+        """Bring settings, table, listener and proposal, in this order, to what the files say."""
+        desired = self._files.desired()
+        if desired is not None and desired.generation != self._report.generation:
+            self._take_settings(desired.settings)
+            self._note(generation=desired.generation)
+        table = self._files.table()
+        if table is not None and table.epoch > self.versions.epoch:
+            self._take_table(table)
+        if self._listener is None and (table is None or self.versions.active is not None):
+            self._listen()
+        proposal = self._files.proposal()
+        if proposal is None or proposal.table.epoch <= self.versions.epoch:
+            self._prepared = None
+        elif proposal.ticket not in (self._report.prepared, self._report.refused):
+            self._prepare(proposal)
+        self._tell()
+
+    def _take_settings(self, settings: Settings) -> None:
+        """Limits hold at once; another address is a new listener beside the old; other threads, a new session."""
+        old, self._settings = self._settings, settings
+        self.gateway.settings = settings
+        if self._listener is not None and (settings.host, settings.port) != (old.host, old.port):
+            before = self._listener
+            self._listen()
+            before.stop()
+        active = self.versions.active
+        if active is not None and settings.threads != old.threads:
+            self.versions.activate(self._load(active.table))
+
+    def _take_table(self, table: RoutingTable) -> None:
+        ready = self._prepared
+        try:
+            loaded = ready[1] if ready is not None and ready[0].table == table else self._load(table)
+        except MlkitError as error:
+            state = "serving" if self.versions.active is not None else "refused"
+            self._note(state=state, message=error.message, hint=error.hint)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            return
+        self.versions.activate(loaded)
+        self._prepared = None
+        told = tuple((model.variant.name, version, model.variant.role) for version, model in loaded.by_version.items())
+        self.gateway.telemetry.swapped(table.epoch, told)
+        self._note(state="serving", epoch=table.epoch, message="", hint="", prepared="", refused="")
+
+    def _prepare(self, proposal: Proposal) -> None:
+        try:
+            self._prepared = (proposal, self._load(proposal.table))
+        except MlkitError as error:
+            self._prepared = None
+            self._note(refused=proposal.ticket, prepared="", message=error.message, hint=error.hint)
+        else:
+            self._note(prepared=proposal.ticket, refused="", message="", hint="")
+
+    def _load(self, table: RoutingTable) -> Loaded:
+        active = self.versions.active
+        reuse = () if active is None else tuple(active.by_version.values())
+        return load_table(table, self._runtime, self._settings.threads, reuse)
+
+    def _listen(self) -> None:
+        self._listener = Listener(self.gateway, self._settings.host, self._settings.port)
+        state = "waiting" if self.versions.active is None else "serving"
+        self._note(port=self._listener.port, state=state)
+
+    def _note(self, **changes: object) -> None:
+        self._report = dataclasses.replace(self._report, **changes)  # type: ignore[arg-type]
+
+    def _tell(self) -> None:
+        self._note(heartbeat=time.time())
+        self._files.write_report(self._report)
+
+    def _read_mark(self) -> _Mark:
+        files = self._files
+        return tuple(_stat(path) for path in (files.desired_path, files.table_path, files.proposal_path))
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
