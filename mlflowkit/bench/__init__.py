@@ -1,1 +1,1 @@
-"""The one honest latency measurement."""
+"""The one honest latency measurement: `measure` takes the samples, `analysis` judges them, purely."""

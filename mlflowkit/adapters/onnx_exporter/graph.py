@@ -21,7 +21,6 @@ from onnx import NodeProto, TensorProto, compose, helper, numpy_helper
 
 from mlflowkit.errors import EngineError
 from mlflowkit.preprocess import Preprocess
-from mlflowkit.preprocess import Preprocess
 
 OPSET = 17
 ML_OPSET = 3
@@ -51,7 +50,7 @@ class Piece:
 
 
 def preprocessing(fitted: Preprocess) -> Piece:
-    """From inputs ``numeric`` [rows, k] and ``categorical`` [rows, m] to FEATURES, as mlflowkit.preprocess transforms."""
+    """From inputs ``numeric`` [rows, k] and ``categorical`` [rows, m] to FEATURES, as preprocess.transform does it."""
     piece, parts = Piece(), []
     if len(fitted.fill):
         parts.append(_numeric(piece, fitted))

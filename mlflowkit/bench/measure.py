@@ -1,0 +1,132 @@
+"""Taking latency samples: warm-up until stationary, then short blocks of every candidate in turn."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+from mlflowkit.bench.analysis import stationary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Request = Callable[[int], object]
+"""Asks a candidate the i-th of the prepared requests and waits for the answer."""
+
+BLOCK = 50
+"""Requests of one candidate before the next has its turn."""
+LEAD_IN = 5
+"""Requests at the start of a block that are not counted: the caches still hold the candidate before."""
+MAX_WARM_UP = 40
+"""Blocks of warm-up after which measuring begins, stationary or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Requests in the order in which they were made.
+
+    ``microseconds`` is float64 [blocks, BLOCK]; block i of every candidate was measured in round i. ``settled`` says
+    whether the warm-up ended because block medians no longer moved.
+    """
+
+    microseconds: np.ndarray
+    warm_up: int
+    settled: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As latency.json keeps it: samples in order, to a tenth of a microsecond, and the size of a block."""
+        flat = [round(float(value), 1) for value in self.microseconds.ravel()]
+        return {"samples_us": flat, "block": int(self.microseconds.shape[1]), "settled": self.settled}
+
+
+def measure(
+    candidates: Mapping[str, Request], samples: int, *, progress: Callable[[float], None] | None = None
+) -> dict[str, Samples]:
+    """Measure every candidate in interleaved blocks of BLOCK requests, at least ``samples`` requests each.
+
+    The order of turns is rotated from round to round, so that no candidate always follows the same one. Garbage is
+    collected before each round and not during it. Whatever a request raises is passed on.
+
+    >>> taken = measure({"a": lambda i: None, "b": lambda i: sum(range(i % 7))}, 180)
+    >>> {name: samples.microseconds.shape for name, samples in taken.items()}
+    {'a': (4, 50), 'b': (4, 50)}
+    """
+    import numpy as np
+
+    names = list(candidates)
+    rounds = -(-samples // BLOCK)
+    enabled = gc.isenabled()
+    taken: dict[str, list[list[int]]] = {name: [] for name in names}
+    try:
+        gc.disable()
+        warm = {name: _warm_up(request) for name, request in candidates.items()}
+        for index in range(rounds):
+            gc.collect(0)
+            turn = index % len(names)
+            for name in names[turn:] + names[:turn]:
+                taken[name].append(_block(candidates[name], index * BLOCK))
+            if progress is not None:
+                progress((index + 1) / rounds)
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: Samples(np.array(taken[name]) / 1000, *warm[name]) for name in names}
+
+
+def _warm_up(request: Request) -> tuple[int, bool]:
+    """Ask until block medians are stationary; returns the blocks that it took and whether they became so."""
+    medians: list[float] = []
+    while not stationary(medians) and len(medians) < MAX_WARM_UP:
+        medians.append(statistics.median(_block(request, len(medians) * BLOCK)))
+    return len(medians), stationary(medians)
+
+
+def _block(request: Request, start: int) -> list[int]:
+    """Nanoseconds of BLOCK requests one after another."""
+    for index in range(start - LEAD_IN, start):
+        request(index)
+    times = []
+    for index in range(start, start + BLOCK):
+        before = perf_counter_ns()
+        request(index)
+        times.append(perf_counter_ns() - before)
+    return times
+
+
+def requests_over(
+    run: Callable[[Mapping[str, np.ndarray]], object], inputs: Mapping[str, np.ndarray], batch: int
+) -> Request:
+    """Requests of ``batch`` rows each over real rows, cut beforehand; the i-th request is the i-th cut, cyclically."""
+    import numpy as np
+
+    rows = len(next(iter(inputs.values())))
+    starts: Sequence[int] = range(0, max(1, rows - batch + 1), batch)
+    cuts = [
+        {name: np.ascontiguousarray(matrix[np.arange(start, start + batch) % rows]) for name, matrix in inputs.items()}
+        for start in starts
+    ]
+    count = len(cuts)
+    return lambda index: run(cuts[index % count])
+
+
+def machine() -> dict[str, Any]:
+    """What the samples were taken on: processor, cores that this process may use, system, Python."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
+        if line.startswith("model name")
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": cores,
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
