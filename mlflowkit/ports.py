@@ -44,11 +44,16 @@ class Tables(Protocol):
 class Checker(Protocol):
     """Holds a table against checks."""
 
-    def check(self, table: pd.DataFrame, checks: Sequence[Any]) -> Sequence[CheckResult]:
-        """One result for each check (a stages.base.Check whose schema columns are filled in), in their order.
+    def check(
+        self, table: pd.DataFrame, checks: Sequence[Any], schema: Mapping[str, Mapping[str, Any]]
+    ) -> Sequence[CheckResult]:
+        """Results of checks (stages.base.Check) in their order; ``schema`` is what a schema check holds the table to.
 
-        Rows in failures count from 0 in ``table``.
+        Rows in failures are labels of the table's index, which must be whole numbers, each once.
         """
+
+    def infer(self, table: pd.DataFrame) -> Mapping[str, Mapping[str, Any]]:
+        """The table's schema, ``{column: {dtype, nullable}}``; dtype is int, float, string, bool or datetime."""
 
 
 class Profiler(Protocol):

@@ -2,10 +2,160 @@
 
 from __future__ import annotations
 
-from mlflowkit.stages.base import Check, Section
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflowkit.errors import DataError, StoreError
+from mlflowkit.stages.base import PARTS, Check, SchemaCheck, Section, TableInfo, read_table_info
+from mlflowkit.tables import categorical_matrix
+from mlflowkit.values import CheckResult, Event, StageResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mlflowkit.ports import StageContext
+
+Schema = Mapping[str, Mapping[str, Any]]
 
 
 class Spec(Section):
     """What the validate stage's result depends on, besides its input."""
 
     checks: list[Check]
+
+
+def run(spec: Spec, context: StageContext) -> StageResult:
+    """Hold the table against its checks and write what later runs and the service compare with.
+
+    A schema check without columns holds the table to ``schema.json`` of ``context.previous``; the first run infers
+    it. Raises DataError with every failed check in words when one fails.
+    """
+    folder = context.inputs["data"]
+    info = read_table_info(folder)
+    table = read_parts(folder)
+    inferred = context.ports.checker.infer(table)
+    expected = expected_schema(spec.checks, inferred, _frozen(context.previous))
+    context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
+    results = context.ports.checker.check(table, spec.checks, expected)
+    refuse_failures(results)
+    context.progress(Event("validate", "progress", "reference profile", 0.6))
+    profiler = context.ports.profiler
+    profile = profiler.profile(profiled(table.iloc[: info.rows["train"]], info))
+    reference = profiler.summary(profile)
+    (context.out / "reference.whylogs").write_bytes(profile)
+    _write_json(context.out / "reference.json", reference)
+    _write_json(context.out / "schema.json", expected)
+    _write_json(context.out / "checks.json", [asdict(result) for result in results])
+    return StageResult(
+        metrics={"checks": float(len(spec.checks)), "checks_failed": 0.0},
+        summary={
+            "checks": [{"check": result.check, "column": result.column, "passed": True} for result in results],
+            "schema": "declared" if _declared(spec.checks) else "frozen" if context.previous else "inferred",
+            "profiled_rows": info.rows["train"],
+        },
+    )
+
+
+def read_parts(folder: Path) -> pd.DataFrame:
+    """All rows of the data stage's folder: train, then validation, then test. The index is the row in the source.
+
+    Whole numbers and booleans with gaps keep their type (Int64, boolean). Columns are handed over one by one, so the
+    table is not held twice.
+    """
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    parts = [parquet.ParquetFile(folder / f"{part}.parquet").read() for part in PARTS]
+    table = pa.concat_tables(parts)
+    del parts
+    nullable = {
+        field.name: {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get(field.type)
+        for field in table.schema
+        if table.column(field.name).null_count
+    }
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        table = table.drop_columns([name])
+        kind = nullable.get(name)
+        columns[name] = column.to_pandas(types_mapper=(lambda _, kind=kind: kind) if kind is not None else None)
+        del column
+    frame = pd.DataFrame(columns, copy=False)
+    frame.index = pd.Index(np.argsort(np.load(folder / "split.npy"), kind="stable"))
+    return frame
+
+
+def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | None) -> Schema:
+    """What a schema check holds the table to: what it declares, else what was frozen, else what the table has.
+
+    >>> int_column = {"a": {"dtype": "int", "nullable": False}}
+    >>> expected_schema([], {"a": {"dtype": "float", "nullable": True}}, int_column)["a"]["dtype"]
+    'float'
+    >>> expected_schema([SchemaCheck(kind="schema")], {}, int_column) == int_column
+    True
+    """
+    schema_checks = [check for check in checks if isinstance(check, SchemaCheck)]
+    if not schema_checks:
+        return inferred
+    declared = _declared(checks)
+    if declared:
+        return {name: {"dtype": dtype, "nullable": True} for name, dtype in declared.items()}
+    return frozen if frozen is not None else inferred
+
+
+def profiled(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
+    """The features as a model sees them: numbers as float64, categories as text, both with gaps."""
+    import numpy as np
+    import pandas as pd
+
+    columns: dict[str, np.ndarray | pd.Series] = {}
+    for feature in info.features:
+        if feature.kind == "numeric":
+            columns[feature.name] = table[feature.name].to_numpy(dtype=np.float64, na_value=np.nan)
+        else:
+            text = categorical_matrix(table, [feature.name])[:, 0]
+            columns[feature.name] = pd.Series(text, dtype="str").mask(text == "")
+    return pd.DataFrame(columns, copy=False)
+
+
+def refuse_failures(results: Sequence[CheckResult]) -> None:
+    """Raise DataError that lists every failed check in words."""
+    failed = [result for result in results if not result.passed]
+    if not failed:
+        return
+    lines = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} of the data failed"]
+    lines += [f"  {result.check}{f' {result.column}' if result.column else ''}: {result.message}" for result in failed]
+    hint = "mend these rows at the source, or change data.checks"
+    if any(result.check == "schema" for result in failed):
+        hint += "; if the schema has changed for good: mlkit run RECIPE --force validate"
+    raise DataError("\n".join(lines), hint=hint)
+
+
+def _declared(checks: Sequence[Check]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for check in checks:
+        if isinstance(check, SchemaCheck) and check.columns is not None:
+            columns.update(check.columns)
+    return columns
+
+
+def _frozen(previous: Path | None) -> Schema | None:
+    if previous is None:
+        return None
+    try:
+        frozen: Schema = json.loads((previous / "schema.json").read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"the frozen schema {previous / 'schema.json'} cannot be read: {error}",
+            hint="mlkit run RECIPE --force validate",
+        ) from error
+    return frozen
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
