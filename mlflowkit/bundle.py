@@ -11,6 +11,10 @@
 
 The **identity** of a bundle is the digest of what answers: ``model.onnx`` and ``signature.json``. Evidence is
 digested apart, and the blessing binds identity, evidence, git commit, data version and policy.
+
+What verification promises: no byte of any file differs from what was written, nothing is missing, nothing was added,
+and nothing lies outside the folder. It is proof against accidents and against a file that was swapped; whoever may
+rewrite a whole bundle can also make new digests.
 """
 
 from __future__ import annotations
@@ -19,15 +23,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlflowkit.errors import BundleError
+from mlflowkit.errors import BundleError, StoreError
 from mlflowkit.values import Lineage
 
 FORMAT = 1
 IDENTITY_FILES = ("model.onnx", "signature.json")
+MANIFEST, BLESSING = "manifest.json", "blessing.json"
+RESTORE = "restore the bundle from the store, or run the recipe again with --force package"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -64,7 +70,16 @@ class Signature(_Frozen):
     """Labels in the order of ``probabilities``; the positive class of a binary task is the last."""
 
 
-class Blessing(_Frozen):
+class _Sealed(_Frozen):
+    """``checksum`` is the digest of the other fields: manifest and blessing are listed nowhere else."""
+
+    checksum: str = ""
+
+    def sealed_as(self) -> str:
+        return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
+
+
+class Blessing(_Sealed):
     """Says that the gates passed for exactly this artifact, code, data and policy."""
 
     identity: str
@@ -77,7 +92,7 @@ class Blessing(_Frozen):
     created: float
 
 
-class Manifest(_Frozen):
+class Manifest(_Sealed):
     format: int = FORMAT
     name: str
     version: str
@@ -102,6 +117,20 @@ class Bundle(_Frozen):
     @property
     def model(self) -> Path:
         return self.path / "model.onnx"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, verified again as it is read: what was altered since the bundle was opened is refused.
+
+        Raises BundleError for that, and for a name that the manifest does not list.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: no file {name}", hint=f"it has {', '.join(sorted(self.manifest.files))}")
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{self.path}: {name} cannot be read: {error.strerror}", hint=RESTORE) from error
+        _same(self.path, name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
+        return content
 
 
 def digest_file(path: Path) -> str:
@@ -130,21 +159,16 @@ def evidence_of(files: Mapping[str, str]) -> str:
     return digest_json({name: digest for name, digest in files.items() if name.startswith("evidence/")})
 
 
-def write(
-    path: Path, *, name: str, lineage: Lineage, policy: str, run: str, blessed: bool, created: float
-) -> Bundle:
+def write(path: Path, *, name: str, lineage: Lineage, policy: str, run: str, blessed: bool, created: float) -> Bundle:
     """Write ``manifest.json`` and, when blessed, ``blessing.json`` over a folder that holds the other files.
 
-    The version is the first twelve digits of the identity. Raises BundleError when a file is missing.
+    The version is the first twelve digits of the identity. Raises BundleError when a file is missing or is a link,
+    and StoreError when the files cannot be written (a full disk).
     """
-    files = {
-        file.relative_to(path).as_posix(): digest_file(file)
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in ("manifest.json", "blessing.json")
-    }
+    files = {file: digest_file(path / file) for file in _present(path)}
     missing = [file for file in IDENTITY_FILES if file not in files]
     if missing:
-        raise BundleError(f"a bundle needs {', '.join(missing)}; {path} has not")
+        raise BundleError(f"a bundle needs {', '.join(missing)}; {path} has not", hint="mlkit run --force optimize")
     identity, evidence = identity_of(files), evidence_of(files)
     common = {
         "identity": identity,
@@ -154,31 +178,27 @@ def write(
         "data_version": lineage.data_version,
         "policy": policy,
     }
-    manifest = Manifest(
-        name=name, version=identity[:12], files=files, recipe_digest=lineage.recipe_digest, **common
-    )
-    (path / "manifest.json").write_text(manifest.model_dump_json(indent=1))
-    if blessed:
-        blessing = Blessing(run=run, created=created, **common)
-        (path / "blessing.json").write_text(blessing.model_dump_json(indent=1))
+    manifest = Manifest(name=name, version=identity[:12], files=files, recipe_digest=lineage.recipe_digest, **common)
+    try:
+        (path / BLESSING).unlink(missing_ok=True)
+        _write(path / MANIFEST, manifest)
+        if blessed:
+            _write(path / BLESSING, Blessing(run=run, created=created, **common))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}", hint="free some space and run again") from error
     return open_bundle(path)
 
 
 def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
     """Verify a bundle and read it. With ``blessed`` an unblessed bundle is refused.
 
-    Raises BundleError when a file is missing, unlisted or altered, when the manifest or the blessing does not
+    Raises BundleError when a file is missing, unlisted, altered or a link, when the manifest or the blessing does not
     bind this identity and evidence, or when a blessing is asked for and absent.
     """
-    manifest = _read(path / "manifest.json", Manifest)
-    if manifest.format != FORMAT:
-        raise BundleError(
-            f"{path}: bundle format {manifest.format}; this mlflowkit reads {FORMAT}",
-            hint="mlkit run it again",
-        )
+    manifest = _read(path / MANIFEST, Manifest)
     _verify_files(path, manifest)
-    signature = _read(path / "signature.json", Signature)
-    blessing = _read(path / "blessing.json", Blessing) if (path / "blessing.json").exists() else None
+    signature = _parsed(path / "signature.json", (path / "signature.json").read_bytes(), Signature)
+    blessing = _read(path / BLESSING, Blessing) if (path / BLESSING).exists() else None
     if blessing is not None:
         _verify_blessing(path, manifest, blessing)
     elif blessed:
@@ -189,28 +209,50 @@ def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
     return Bundle(path=path, manifest=manifest, signature=signature, blessing=blessing)
 
 
+def _present(path: Path) -> list[str]:
+    """Names of the files of a bundle, manifest and blessing left out, sorted.
+
+    Raises BundleError for a link, a device or a socket: each could answer differently when it is read again.
+    """
+    names = []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            what = "a link" if file.is_symlink() else "no regular file"
+            raise BundleError(f"{path}: {name} is {what}; a bundle holds regular files only", hint=RESTORE)
+        if file.is_file() and name not in (MANIFEST, BLESSING):
+            names.append(name)
+    return names
+
+
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    hint = "restore the bundle from the store, or run the recipe again with --force package"
-    present = {
-        file.relative_to(path).as_posix()
-        for file in path.rglob("*")
-        if file.is_file() and file.relative_to(path).as_posix() not in ("manifest.json", "blessing.json")
-    }
-    for name in sorted(set(manifest.files) | present):
+    present = _present(path)
+    for name in sorted(set(manifest.files) | set(present)):
         if name not in present:
-            raise BundleError(f"{path}: {name} is missing", hint=hint)
+            raise BundleError(f"{path}: {name} is missing", hint=RESTORE)
         if name not in manifest.files:
-            raise BundleError(f"{path}: {name} is not listed in the manifest", hint=hint)
-        found = digest_file(path / name)
-        if found != manifest.files[name]:
-            raise BundleError(
-                f"{path}: {name} was altered: sha256 {found[:12]}…, the manifest says {manifest.files[name][:12]}…",
-                hint=hint,
-            )
+            raise BundleError(f"{path}: {name} is not listed in the manifest", hint=RESTORE)
+        try:
+            found = digest_file(path / name)
+        except OSError as error:
+            raise BundleError(f"{path}: {name} cannot be read: {error.strerror}", hint=RESTORE) from error
+        _same(path, name, found, manifest.files[name])
     if any(name not in manifest.files for name in IDENTITY_FILES):
-        raise BundleError(f"{path}: the manifest does not list {' and '.join(IDENTITY_FILES)}", hint=hint)
-    if identity_of(manifest.files) != manifest.identity or evidence_of(manifest.files) != manifest.evidence:
-        raise BundleError(f"{path}: the manifest's digests do not agree with each other", hint=hint)
+        raise BundleError(f"{path}: the manifest does not list {' and '.join(IDENTITY_FILES)}", hint=RESTORE)
+    identity = identity_of(manifest.files)
+    if (identity, identity[:12], evidence_of(manifest.files)) != (
+        manifest.identity,
+        manifest.version,
+        manifest.evidence,
+    ):
+        raise BundleError(f"{path}: the manifest's digests do not agree with each other", hint=RESTORE)
+
+
+def _same(path: Path, name: str, found: str, listed: str) -> None:
+    if found != listed:
+        raise BundleError(
+            f"{path}: {name} was altered: sha256 {found[:12]}…, the manifest says {listed[:12]}…", hint=RESTORE
+        )
 
 
 def _verify_blessing(path: Path, manifest: Manifest, blessing: Blessing) -> None:
@@ -223,12 +265,55 @@ def _verify_blessing(path: Path, manifest: Manifest, blessing: Blessing) -> None
             )
 
 
-def _read(path: Path, model: type[M]) -> M:
+S = TypeVar("S", bound=_Sealed)
+
+
+def _write(path: Path, sealed: _Sealed) -> None:
+    path.write_bytes(_canonical(sealed.model_copy(update={"checksum": sealed.sealed_as()}).model_dump(mode="json")))
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _read(path: Path, model: type[S]) -> S:
+    """A manifest or a blessing, to the byte as it was written."""
     try:
-        return model.model_validate_json(path.read_bytes())
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link; a bundle holds regular files only", hint=RESTORE)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing", hint="is this the folder of a bundle?") from error
-    except ValidationError as error:
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}", hint="is this the folder of a bundle?") from error
+    if model is Manifest:
+        _same_format(path, content)
+    value = _parsed(path, content, model)
+    if value.checksum != value.sealed_as() or content != _canonical(value.model_dump(mode="json")):
+        raise BundleError(f"{path} was altered: its checksum does not hold", hint=RESTORE)
+    return value
+
+
+def _same_format(path: Path, content: bytes) -> None:
+    """Another format has other fields: say so before they are found fault with."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return  # _parsed says what is wrong with it
+    found = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
+    if found != FORMAT:
         raise BundleError(
-            f"{path} is not a valid {model.__name__.lower()}: {error.errors()[0]['msg']}"
+            f"{path.parent}: bundle format {found}; this mlflowkit reads {FORMAT}", hint="run the recipe again"
+        )
+
+
+def _parsed(path: Path, content: bytes, model: type[M]) -> M:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise BundleError(
+            f"{path} is not a valid {model.__name__.lower()}: {where + ': ' if where else ''}{fault['msg']}",
+            hint=RESTORE,
         ) from error

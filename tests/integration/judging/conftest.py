@@ -151,7 +151,7 @@ class World:
         )
 
 
-@pytest.fixture()
+@pytest.fixture
 def world(tmp_path: Path) -> World:
     """1,500 loans with text labels, and no graph yet."""
     return World(tmp_path, loans(1500), "status", ("good", "bad"))
