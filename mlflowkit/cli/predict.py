@@ -1,1 +1,180 @@
-"""mlkit predict."""
+"""mlkit predict: ask a service."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
+from mlflowkit.errors import ServiceError, UsageError
+
+BATCH = 1000
+"""Rows a request."""
+
+
+@app.command()
+def predict(
+    service: Annotated[
+        str | None, typer.Argument(metavar="[SERVICE]", help="A service of the state folder; the only one if left out.")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", metavar="URL", help="Ask this URL instead.")] = None,
+    rows: Annotated[
+        str | None, typer.Option("--rows", metavar="JSON", help='Rows as JSON: [{"column": value}].')
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="Rows from a .json or .csv file; - is stdin.")
+    ] = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Ask a service for predictions; rows come from --rows, --file or stdin (JSON or CSV)."""
+    if service is not None and endpoint is not None:
+        raise UsageError("give a service or --endpoint, not both", hint="mlkit predict --help")
+    if rows is not None and file is not None:
+        raise UsageError("give --rows or --file, not both", hint="mlkit predict --help")
+    url = endpoint or _endpoint(state_folder(state), service)
+    asked = _rows(rows, file, url)
+    if not asked:
+        raise UsageError("there are no rows to ask", hint="--rows '[{\"column\": value}]'")
+    replies = list(_ask(url, asked))
+    predictions = [prediction for reply in replies for prediction in reply["predictions"]]
+    if json:
+        emit_json(
+            {
+                "endpoint": url,
+                "model_name": replies[-1]["model_name"],
+                "model_version": replies[-1]["model_version"],
+                "predictions": predictions,
+            }
+        )
+        return 0
+    for prediction in predictions:
+        echo(_line(prediction))
+    return 0
+
+
+def _endpoint(state: Path, service: str | None) -> str:
+    from mlflowkit.wiring import Wiring
+
+    found = {status.service: status for status in Wiring(state).platform.status()}
+    if service is None and len(found) == 1:
+        service = next(iter(found))
+    if service is None or service not in found:
+        import difflib
+
+        what = "which service?" if service is None else f"no service {service!r} in {state};"
+        close = difflib.get_close_matches(service or "", found, n=1)
+        raise UsageError(
+            f"{what} there is {', '.join(found) or 'none'}",
+            hint=f"mlkit predict {close[0]}" if close else "mlkit run RECIPE deploys one; --endpoint URL asks any",
+        )
+    return found[service].endpoint
+
+
+def _rows(text: str | None, file: Path | None, url: str) -> list[Any]:
+    """Rows from the option, the file or stdin."""
+    import json
+
+    where = "--rows"
+    if text is None:
+        where = "stdin" if file is None or str(file) == "-" else str(file)
+        text = sys.stdin.read() if where == "stdin" else _read(Path(where))
+        if where.endswith(".csv") or (where == "stdin" and text.lstrip()[:1] not in ("[", "{")):
+            return _csv(text, url, where)
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON: {error}", hint='such as [{"column": value}]') from error
+    if isinstance(document, dict):
+        document = document.get("rows", [document])
+    if not isinstance(document, list):
+        raise UsageError(f"{where} is not a list of rows", hint='such as [{"column": value}]')
+    return document
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint="--file FILE.json or FILE.csv") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}", hint="--file FILE.json or FILE.csv") from error
+
+
+def _csv(text: str, url: str, where: str) -> list[dict[str, Any]]:
+    """Rows of a CSV; the model's metadata says which columns are numbers. An empty field is a missing value."""
+    import csv
+
+    numeric = _numeric_columns(url)
+    rows = []
+    reader = csv.DictReader(text.splitlines())
+    for line in reader:
+        if None in line or None in line.values():
+            raise UsageError(f"{where}:{reader.line_num}: {len(reader.fieldnames or ())} fields are expected")
+        row: dict[str, Any] = {}
+        for column, value in line.items():
+            row[column] = _number(value, f"{where}:{reader.line_num}: {column}") if column in numeric else value or None
+        rows.append(row)
+    return rows
+
+
+def _number(value: str, where: str) -> float | bool | None:
+    if not value.strip():
+        return None
+    if value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"{where}: {value!r} is not a number", hint="an empty field is a missing value") from error
+
+
+def _numeric_columns(url: str) -> frozenset[str]:
+    models = _get(url, "/v2").get("models", [])
+    if not models:
+        raise ServiceError(f"{url} does not say which models it has", hint="give the rows as JSON")
+    inputs = _get(url, f"/v2/models/{models[0]}")["inputs"]
+    return frozenset(
+        column
+        for tensor in inputs
+        if tensor["datatype"] != "BYTES"
+        for column in tensor.get("parameters", {}).get("columns", ())
+    )
+
+
+def _get(url: str, path: str) -> Any:
+    from mlflowkit.serving import client
+
+    status, reply = client.request(url, "GET", path)
+    if status != 200:
+        raise ServiceError(f"{url}{path}: {_reason(status, reply)}", hint="mlkit status")
+    return reply
+
+
+def _ask(url: str, rows: Sequence[Any]) -> Iterator[Any]:
+    from mlflowkit.serving import client
+
+    for begin in range(0, len(rows), BATCH):
+        status, reply = client.request(url, "POST", "/predict", {"rows": list(rows[begin : begin + BATCH])})
+        if status == 200:
+            yield reply
+        elif 400 <= status < 500:
+            more = f" (rows are counted from row {begin} of the input)" if begin else ""
+            raise UsageError(_reason(status, reply) + more, hint=f"{url}/v2 and its models say what is allowed")
+        else:
+            raise ServiceError(f"{url}: {_reason(status, reply)}", hint="mlkit status")
+
+
+def _reason(status: int, reply: Any) -> str:
+    return str(reply["error"]) if isinstance(reply, dict) and "error" in reply else f"HTTP {status}: {str(reply)[:200]}"
+
+
+def _line(prediction: dict[str, Any]) -> str:
+    if "prediction" in prediction:
+        return f"{prediction['prediction']:.6g}"
+    shares = "  ".join(f"{name} {share:.4f}" for name, share in prediction["probabilities"].items())
+    return f"{prediction['label']}  {shares}"

@@ -278,7 +278,8 @@ class Gateway:
             self._active()
             return 200, orjson.dumps({"ready": True}), _JSON
         if door == "server":
-            return 200, orjson.dumps({"name": "mlflowkit", "version": mlflowkit.__version__, "extensions": []}), _JSON
+            server = {"name": "mlflowkit", "version": mlflowkit.__version__, "extensions": []}
+            return 200, orjson.dumps({**server, "models": [self.settings.service]}), _JSON
         model = self._model(road)
         if door == "model-ready":
             ready: Json = {"name": self.settings.service, "ready": True}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import BundleError, MlkitError, ServiceError
 from mlflowkit.serving.files import read_json
-from mlflowkit.serving.protocol import Refusal, Schema, finite, zeros
+from mlflowkit.serving.protocol import Refusal, Schema, zeros
 from mlflowkit.values import RoutingTable, Variant
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
 def warm(bundle: Bundle, schema: Schema, session: Session) -> int:
     """Run the evidence's sample rows (zeros when there are none); return how many rows fit in INLINE_SECONDS.
 
-    Raises ServiceError when the graph fails, or has no finite answer for rows that it answered when it was made.
+    Raises ServiceError when the graph fails, or does not answer the sample rows as it did when it was packaged.
     """
     sample = read_json(bundle.path / "evidence" / "sample.json")
     try:
@@ -135,8 +135,8 @@ def warm(bundle: Bundle, schema: Schema, session: Session) -> int:
         for name in schema.outputs:
             if name not in answers:
                 raise ServiceError(f"the graph has no output {name}, which the signature promises")
-            if sample is not None:
-                finite(answers[name], name)
+            if sample is not None and not agree(sample["outputs"][name], answers[name]):
+                raise ServiceError(f"output {name} of the sample rows is not what it was when they were packaged")
         one = _seconds(session, zeros(bundle.signature, 1))
         many = _seconds(session, zeros(bundle.signature, 65))
     except (Refusal, MlkitError) as error:
@@ -145,6 +145,22 @@ def warm(bundle: Bundle, schema: Schema, session: Session) -> int:
         ) from error
     slope = max((many - one) / 64, 1e-9)
     return max(0, int(1 + (INLINE_SECONDS - one) / slope))
+
+
+def agree(expected: Any, found: Any) -> bool:
+    """Whether two answers are the same up to what another machine's arithmetic changes (0.1 %, or 0.0001).
+
+    >>> agree([[0.25, 0.75]], [[0.25001, 0.74999]]), agree(["good"], ["bad"]), agree([1.0], [float("nan")])
+    (True, False, False)
+    """
+    import numpy as np
+
+    before, now = np.asarray(expected), np.asarray(found)
+    if before.shape != now.shape:
+        return False
+    if now.dtype.kind == "f":
+        return bool(np.allclose(before, now, rtol=1e-3, atol=1e-4))
+    return bool(before.tolist() == now.tolist())
 
 
 def known_categories(bundle: Path) -> dict[str, frozenset[str]]:

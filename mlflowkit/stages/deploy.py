@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import shlex
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from mlflowkit.bundle import Bundle, open_bundle
+from mlflowkit.errors import ServiceError
 from mlflowkit.stages.base import Section
+from mlflowkit.values import Event, RoutingTable, ServiceStatus, StageResult, Variant
+
+if TYPE_CHECKING:
+    from mlflowkit.ports import Platform, StageContext
 
 
 class Rollout(Section):
@@ -44,3 +52,96 @@ class Spec(Section):
 
     name: str
     serve: ServeSection
+
+
+def run(spec: Spec, context: StageContext) -> StageResult:
+    """Put the blessed bundle of the package stage behind its service and ask it a real question.
+
+    Idempotent: a service that answers with this version already keeps its routing table. Raises BundleError when the
+    bundle is corrupted or not blessed, ServiceError when the port is taken, when the gateway refuses the version,
+    or when the sample rows are not answered as they were when they were packaged; the version before it then
+    answers again.
+    """
+    bundle = open_bundle(context.inputs["package"] / "bundle", blessed=True)
+    platform = context.ports.platform
+    context.progress(Event("deploy", "progress", f"starting service {spec.serve.service}", fraction=0.1))
+    endpoint = platform.ensure(spec.serve)
+    before = _status(platform, spec.serve.service)
+    table = RoutingTable(spec.serve.service, before.epoch, (_champion(bundle),))
+    if before.state != "serving" or before.variants != table.variants:
+        context.progress(Event("deploy", "progress", f"loading version {bundle.manifest.version}", fraction=0.6))
+        table = RoutingTable(spec.serve.service, before.epoch + 1, table.variants)
+        platform.publish(table)
+    context.progress(Event("deploy", "progress", "asking the sample rows", fraction=0.9))
+    rows = _smoke(platform, before, table, endpoint, bundle)
+    served = {
+        "service": spec.serve.service,
+        "endpoint": endpoint,
+        "version": bundle.manifest.version,
+        "epoch": table.epoch,
+    }
+    (context.out / "service.json").write_text(json.dumps(served, indent=1))
+    return StageResult(summary={**served, "curl": curl(endpoint, rows[:1])})
+
+
+def curl(endpoint: str, rows: list[Any]) -> str:
+    """A line for the shell that asks ``rows``.
+
+    >>> print(curl("http://127.0.0.1:8080", [{"age": 41}]))
+    curl -s http://127.0.0.1:8080/predict -H 'content-type: application/json' -d '{"rows": [{"age": 41}]}'
+    """
+    body = json.dumps({"rows": rows}, ensure_ascii=False, allow_nan=False)
+    return f"curl -s {endpoint}/predict -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def _champion(bundle: Bundle) -> Variant:
+    return Variant(
+        name="champion",
+        version=bundle.manifest.version,
+        digest=bundle.manifest.identity,
+        bundle=str(bundle.path.resolve()),
+    )
+
+
+def _status(platform: Platform, service: str) -> ServiceStatus:
+    found = next((status for status in platform.status() if status.service == service), None)
+    if found is None:
+        raise ServiceError(f"service {service} is gone right after it was started", hint="run the same command again")
+    return found
+
+
+def _smoke(
+    platform: Platform, before: ServiceStatus, table: RoutingTable, endpoint: str, bundle: Bundle
+) -> list[dict[str, Any]]:
+    """Ask the sample rows over the wire; on a wrong answer restore the table before and raise ServiceError."""
+    from mlflowkit.serving import client
+
+    sample = json.loads((bundle.path / "evidence" / "sample.json").read_bytes())
+    status, reply = client.request(endpoint, "POST", "/predict", {"rows": sample["rows"]})
+    problem = _problem(status, reply, sample["outputs"], bundle)
+    if problem:
+        if before.variants and table.epoch != before.epoch:
+            platform.publish(RoutingTable(table.service, table.epoch + 1, before.variants))
+        raise ServiceError(
+            f"{table.service} does not answer version {bundle.manifest.version} as it was packaged: {problem}",
+            hint="mlkit status; the version before it answers again" if before.variants else "mlkit status",
+        )
+    return list(sample["rows"])
+
+
+def _problem(status: int, reply: Any, outputs: dict[str, Any], bundle: Bundle) -> str:
+    """What is wrong with the reply to the sample rows; "" when nothing is."""
+    from mlflowkit.serving.variants import agree
+
+    if status != 200:
+        return f"HTTP {status}: {reply.get('error', reply) if isinstance(reply, dict) else reply}"
+    if reply["model_version"] != bundle.manifest.version:
+        return f"version {reply['model_version']} answered"
+    found = reply["predictions"]
+    answers = {
+        "prediction": [row.get("prediction") for row in found],
+        "label": [row.get("label") for row in found],
+        "probabilities": [list(row.get("probabilities", {}).values()) for row in found],
+    }
+    wrong = [name for name, expected in outputs.items() if not agree(expected, answers[name])]
+    return f"{wrong[0]} is {answers[wrong[0]]}, not {outputs[wrong[0]]}" if wrong else ""

@@ -127,12 +127,13 @@ class RayServePlatform:
         return True
 
     def _await_replicas(self, files: ServiceFiles, desired: Desired) -> None:
-        """Wait until as many replicas as desired follow this generation."""
+        """Wait until as many replicas as desired follow this generation.
+
+        A replica that refuses its table follows too: what mends it is the next table.
+        """
 
         def follows(report: ReplicaReport) -> bool:
-            if report.state == "refused":
-                raise ServiceError(f"{files.service} cannot serve its version: {report.message}", hint=report.hint)
-            return report.generation >= desired.generation and report.state in ("waiting", "serving")
+            return report.generation >= desired.generation and report.state != "starting"
 
         self._await(files, desired, follows, "started", ENSURE_SECONDS)
 

@@ -116,7 +116,7 @@ def make_bundle(
     }
     (folder / "evidence" / "reference.json").write_text(json.dumps(reference))
     rows = ROWS if rows is None else rows
-    (folder / "evidence" / "sample.json").write_text(json.dumps({"rows": rows, "expected": expected(folder, rows)}))
+    (folder / "evidence" / "sample.json").write_text(json.dumps({"rows": rows, "outputs": expected(folder, rows)}))
     return bundle.write(
         folder,
         name="lending",
