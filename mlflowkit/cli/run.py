@@ -1,1 +1,122 @@
-"""mlkit run."""
+"""mlkit run: carry a recipe's plan out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlflowkit.cli.app import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    StateOption,
+    app,
+    echo,
+    emit_json,
+    note,
+    state_folder,
+)
+from mlflowkit.errors import MlkitError
+from mlflowkit.values import Json
+
+SWEEP_UNTIL = "package"
+"""Where the runs of a sweep stop unless told otherwise: one of them is to be chosen before it serves."""
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage anew.")] = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="Run once for each combination of swept overrides (a=1,2).")
+    ] = False,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Run what is stale of a recipe, reuse the rest, and leave the service up."""
+    folder = state_folder(state, recipe)
+    if multirun:
+        return _sweep(recipe, overrides or [], folder, until or SWEEP_UNTIL, force or [], json)
+    value, error = run_once(recipe, overrides or [], folder, until, force or [])
+    if json:
+        emit_json(value if error is None else {**value, "error": error.to_json()})
+    else:
+        show(value)
+        if error is not None:
+            note(f"error: {error.message}")
+            note(f"hint: {error.hint}")
+    return 0 if error is None else error.exit_code
+
+
+def run_once(
+    recipe: Path, overrides: Sequence[str], folder: Path, until: str | None, force: Sequence[str]
+) -> tuple[dict[str, Json], MlkitError | None]:
+    """Run a recipe; what the run says of itself, and the error that its end amounts to, if any."""
+    from mlflowkit.cli.progress import shown, stdout_to_stderr
+    from mlflowkit.pipeline.answer import answer
+    from mlflowkit.pipeline.run import execute, raise_for
+    from mlflowkit.recipe.check import load
+    from mlflowkit.wiring import Wiring
+
+    loaded = load(recipe, tuple(overrides))
+    with stdout_to_stderr(), shown() as progress:
+        record = execute(loaded, folder, Wiring(folder), progress, until=until, force=force, reporter=_render)
+    try:
+        raise_for(record)
+    except MlkitError as error:
+        return answer(record, folder), error
+    return answer(record, folder), None
+
+
+def show(value: Mapping[str, Json]) -> None:
+    """Print a run for people."""
+    from mlflowkit.pipeline.answer import idle
+
+    done = [step for step in value["steps"] if step["status"] == "done"]
+    if idle(value):
+        echo(f"{value['name']}: nothing to do, all {len(done)} steps are unchanged since run {value['run']}")
+    else:
+        ran = sum(step["action"] == "run" for step in done)
+        seconds = f" in {value['seconds']:.1f} s" if value["seconds"] is not None else ""
+        echo(f"{value['name']}: run {value['run']} {value['status']}{seconds}, {ran} run, {len(done) - ran} reused")
+    for verdict in value["verdicts"]:
+        dry = "" if verdict["blocking"] or verdict["verdict"] == "PASSED" else " (does not block)"
+        echo(f"  {verdict['verdict']:<12} {verdict['gate']}: {verdict['message']}{dry}")
+    rows = [("bundle", value["bundle"]), ("endpoint", value["endpoint"]), ("report", value["report"])]
+    for name, text in rows:
+        if text:
+            blessed = " (blessed)" if name == "bundle" and value["blessing"] else ""
+            echo(f"  {name:<12} {text}{blessed}")
+    if value["curl"]:
+        echo(f"  try it       {value['curl']}")
+
+
+def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, force: Sequence[str], json: bool) -> int:
+    from mlflowkit.recipe.compose import expand_sweep
+
+    jobs = expand_sweep(recipe.expanduser().absolute(), overrides)
+    values: list[dict[str, Json]] = []
+    worst = 0
+    for number, job in enumerate(jobs, 1):
+        note(f"job {number} of {len(jobs)}: {' '.join(job)}")
+        value, error = run_once(recipe, job, folder, until, force)
+        values.append(value if error is None else {**value, "error": error.to_json()})
+        worst = worst or (0 if error is None else error.exit_code)
+    if json:
+        emit_json({"runs": values})
+        return worst
+    for job, value in zip(jobs, values, strict=True):
+        figures = ", ".join(f"{name} {figure:.4g}" for name, figure in list(value["metrics"].items())[:4])
+        echo(f"{value['run']}  {value['status']:<12} {' '.join(job)}  {figures}")
+    return worst
+
+
+def _render(record: object, folders: Mapping[str, Path]) -> str:
+    from mlflowkit.report.page import render
+
+    return render(record, folders)  # type: ignore[arg-type]
