@@ -270,7 +270,7 @@ def class_weights(
 ) -> tuple[float, ...] | None:
     """Weight of each class in the loss: ``rows / (classes * rows of the class)`` when balanced, 1 where not named.
 
-    Raises UsageError for a class that the table has not or a weight that is not positive.
+    Raises UsageError for a regression, a class that the table has not, or a weight that is not positive.
 
     >>> import numpy as np
     >>> class_weights("balanced", ("no", "yes"), np.array([0, 0, 0, 1]))
@@ -280,6 +280,8 @@ def class_weights(
 
     if setting is None:
         return None
+    if not classes:
+        raise UsageError("train.class_weights is for a classification", hint="train.class_weights=null")
     if setting == "balanced":
         counts = np.bincount(codes, minlength=len(classes))
         return tuple((len(codes) / (len(classes) * counts)).tolist())

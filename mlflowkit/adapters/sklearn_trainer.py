@@ -47,9 +47,7 @@ class SklearnTrainer:
         estimator = make_estimator(spec, context.folder, context.seed)
         preprocess = fit_preprocess(train.inputs, spec.preprocess)
         x, x_validation = transform(preprocess, train.inputs), transform(preprocess, validation.inputs)
-        weights = None
-        if spec.task == "classification":
-            weights = class_weights(spec.train.class_weights, table.classes, train.target)
+        weights = class_weights(spec.train.class_weights, table.classes, train.target)
         _fit(estimator, x, train.target, weights, spec.model.module)
         curves = _curves(estimator, (x, train.target), (x_validation, validation.target), weights, spec.task)
         save_preprocess(preprocess, context.out)

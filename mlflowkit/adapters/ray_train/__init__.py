@@ -121,7 +121,7 @@ def _job(
         task=spec.task,
         features=data.x.shape[1],
         outputs=len(table.classes) if scale is None else 1,
-        weights=class_weights(spec.train.class_weights, table.classes, train.target) if scale is None else None,
+        weights=class_weights(spec.train.class_weights, table.classes, train.target),
         scale=1.0 if scale is None else scale.scale,
         train=spec.train,
         seed=context.seed,

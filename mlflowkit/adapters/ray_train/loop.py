@@ -164,7 +164,7 @@ def reproducible(job: Job, group: Group) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     states = random.getstate(), np.random.get_state(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
         try:
             torch.use_deterministic_algorithms(True, warn_only=True)
             yield
