@@ -1,12 +1,15 @@
 """Profiles by whylogs 1.6.4: mergeable sketches of columns (KLL quantiles, HyperLogLog, frequent items).
 
-whylogs has ended upstream and predates NumPy 2; what that takes is kept in this file. KLL is randomised and cannot
-be seeded, so two profiles of one table agree up to its rank error (about 0.3 % at k = 1024), not byte for byte.
+whylogs has ended upstream and predates NumPy 2; what that takes is kept in this file. Its KLL update is randomised
+and cannot be seeded; here the rows are at hand, so each sketch is built from them sorted, which is deterministic and
+closer than an update (`_kll`). Equal tables give equal bytes, and profiles merge with any other of whylogs.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlflowkit.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -45,9 +49,12 @@ class WhylogsProfiler:
             schema.resolve(row={name: kind()})
             profile._initialize_new_columns((name,))
             profile._columns[name]._process_extracted_column(column)
+            distribution = profile._columns[name]._metrics.get("distribution")
+            numbers = column.numpy.ints if column.numpy.ints is not None else column.numpy.floats
+            if numbers is not None and distribution.kll.value.is_estimation_mode():
+                distribution.kll.set(_kll(numbers, distribution.kll.value))
         profile._track_count += 1
-        content: bytes = profile.view().serialize()
-        return content
+        return _canonical(profile.view().serialize())
 
     def summary(self, profile: bytes) -> Mapping[str, Any]:
         """``{rows, columns: {name: {type, count, missing, mean, stddev, min, max, quantiles, histogram, frequent,
@@ -104,6 +111,70 @@ def _prepared(series: pd.Series) -> Any:
         present = series[~missing] if column.null_count else series
         column.pandas.strings = present if isinstance(series.dtype, pd.StringDtype) else present.map(str)
     return column
+
+
+def _kll(numbers: np.ndarray, like: Any) -> Any:
+    """A KLL sketch of all of ``numbers`` with the parameters of ``like``, without its randomness.
+
+    A sketch keeps, at level h, items that each stand for 2^h. The sorted numbers are cut into blocks of 2^h, with
+    2^h the smallest that leaves no more than k blocks, and smaller blocks for the rest; the middle of each block
+    stands for it. Every rank is right to within half a block, at most n / k. Written in the serialised form of Apache
+    DataSketches (preamble of 6 ints, then the offset of each level, minimum, maximum, items), which it is read from.
+    """
+    import numpy as np
+
+    k, m = like.get_k(), 8
+    ordered = np.sort(numbers.astype(np.float64))
+    count = len(ordered)
+    top = max((count - 1) // k, 0).bit_length()
+    sizes = [count >> level & 1 for level in range(top)] + [count >> top]
+    kept, start = [], 0
+    for level, size in enumerate(sizes):
+        kept.append(ordered[start + (1 << level) // 2 :: 1 << level][:size])
+        start += size << level
+    items = np.concatenate(kept)
+    capacity = sum(max(m, ((2 * k << depth) // 3**depth + 1) >> 1) for depth in range(top + 1))
+    offsets = capacity - len(items) + np.concatenate([[0], np.cumsum(sizes[:-1])])
+    preamble = struct.pack("<BBBBHBxQHBxxxxx", 6, 1, 15, 0, k, m, count, k, top + 1)
+    ends = struct.pack("<dd", ordered[0], ordered[-1])
+    return like.deserialize(preamble + offsets.astype("<u4").tobytes() + ends + items.astype("<f8").tobytes())
+
+
+def _canonical(profile: bytes) -> bytes:
+    """The same profile with the entries of protobuf's maps in order (they come in the order of addresses).
+
+    A profile is a magic number, two length-delimited headers, and a header and a message for each column. No length
+    changes, so offsets stay right.
+    """
+    from whylogs.core.proto import ChunkHeader, ChunkMessage, DatasetProfileHeader, DatasetSegmentHeader
+    from whylogs.core.utils import read_delimited_protobuf
+
+    stream, parts = io.BytesIO(profile), [profile[:4]]
+    stream.seek(4)
+
+    def copy_delimited(kind: Any) -> Any:
+        message = read_delimited_protobuf(stream, kind)
+        parts.append(_varint(message.ByteSize()) + message.SerializeToString(deterministic=True))
+        return message
+
+    copy_delimited(DatasetSegmentHeader)
+    copy_delimited(DatasetProfileHeader)
+    while stream.tell() < len(profile):
+        length = copy_delimited(ChunkHeader).length
+        parts.append(ChunkMessage.FromString(stream.read(length)).SerializeToString(deterministic=True))
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    """
+    >>> _varint(300).hex()
+    'ac02'
+    """
+    content = bytearray()
+    while number > 0x7F:
+        content.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*content, number])
 
 
 def _column_summary(view: Any) -> dict[str, Any]:
