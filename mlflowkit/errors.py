@@ -21,7 +21,7 @@ Vendor exceptions are translated once, at the seam where they enter: ``raise Eng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -73,8 +73,10 @@ class RecipeError(UsageError):
 
     kind = "recipe"
 
-    def __init__(self, faults: Sequence[Fault], *, hint: str = "") -> None:
+    def __init__(self, faults: Sequence[Fault], *, hint: str = "", sources: Mapping[str, str] | None = None) -> None:
         self.faults = tuple(faults)
+        self.sources = dict(sources or {})
+        """Text of files that faults are in, by name; of ``<override>``, one override a line."""
         count = len(self.faults)
         lines = [f"{count} error{'s' if count != 1 else ''} in the recipe"]
         for fault in self.faults:

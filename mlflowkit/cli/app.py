@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mlflowkit.errors import InterruptedRunError, MlkitError
+from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError
 
 COMMANDS = (
     "init",
@@ -33,15 +34,26 @@ COMMANDS = (
 app = typer.Typer(
     name="mlkit",
     help="One recipe, from data to a model that answers requests.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from mlflowkit import __version__
+
+        echo(f"mlkit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """One recipe, from data to a model that answers requests."""
 
 
@@ -90,6 +102,12 @@ def fail(error: MlkitError, as_json: bool) -> NoReturn:
     """Print an error for its reader and exit with its code."""
     if as_json:
         emit_json({"error": error.to_json()})
+    elif isinstance(error, RecipeError):
+        from mlflowkit.cli.faults import render
+
+        note(render(error))
+        if error.hint:
+            note(f"hint: {error.hint}")
     else:
         note(f"error: {error.message}")
         if error.hint:
@@ -98,9 +116,12 @@ def fail(error: MlkitError, as_json: bool) -> NoReturn:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; never shows a traceback for an error that we raise on purpose."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    for command in COMMANDS:
+    """Run the command line; never shows a traceback for an error that we raise on purpose.
+
+    Exits with what the command returns (an int, else 0), with 130 when interrupted, or with the error's code.
+    """
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for command in _wanted(arguments):
         importlib.import_module(f"mlflowkit.cli.{command}")
     as_json = "--json" in arguments
     try:
@@ -108,23 +129,46 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except MlkitError as error:
         fail(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        fail(InterruptedRunError("interrupted", hint="run the same command again to resume"), as_json)
-    except Exception as error:
+        code = InterruptedRunError.exit_code
+    except Exception as error:  # noqa: BLE001  (the last resort: printed whole)
         usage = _usage_error(error)
         if usage is None:
-            raise
+            _crash(error, as_json)
         fail(usage, as_json)
+    if code == InterruptedRunError.exit_code:
+        fail(InterruptedRunError("interrupted", hint="run the same command again to resume"), as_json)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _wanted(arguments: Sequence[str]) -> Sequence[str]:
+    """The command modules that a command line needs: its own, or all of them for help and for a wrong name."""
+    return (arguments[0],) if arguments[0] in COMMANDS else COMMANDS
 
 
 def _usage_error(error: Exception) -> MlkitError | None:
     """Typer's own complaint about the command line, as ours."""
-    from typer.exceptions import TyperException
+    import re
+    from difflib import get_close_matches
 
-    from mlflowkit.errors import UsageError
+    from typer.exceptions import TyperException
 
     if not isinstance(error, TyperException):
         return None
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "mlkit"
-    return UsageError(error.format_message(), hint=f"{command} --help")
+    message = error.format_message()
+    unknown = re.match(r"No such command '(.*)'", message)
+    close = get_close_matches(unknown[1], COMMANDS, n=1) if unknown else []
+    return UsageError(message, hint=f"did you mean mlkit {close[0]}?" if close else f"{command} --help")
+
+
+def _crash(error: Exception, as_json: bool) -> NoReturn:
+    """An error that nobody raised on purpose: the traceback, and where to send it."""
+    import traceback
+
+    traceback.print_exception(error, file=sys.stderr)
+    crash = MlkitError(
+        f"mlflowkit failed unexpectedly: {type(error).__name__}: {error}",
+        hint="this is a bug in mlflowkit: report it with the traceback above",
+    )
+    fail(crash, as_json)

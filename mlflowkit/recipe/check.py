@@ -46,9 +46,14 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises RecipeError with every fault, each at file:line:column (an override is the file ``<override>``, and its
     line is its index from 1).
     """
-    examined = examine(path, overrides)
-    if examined.faults or examined.recipe is None:
-        raise RecipeError(examined.faults, hint=f"mlkit explain {path} KEY says what set a value and what is allowed")
+    hint = f"mlkit explain {path} KEY says what set a value and what is allowed"
+    try:
+        examined = examine(path, overrides)
+        if examined.faults or examined.recipe is None:
+            raise RecipeError(examined.faults, hint=hint, sources=examined.texts)
+    except RecipeError as error:
+        error.sources[OVERRIDE] = "\n".join(text.replace("\n", " ") for text in overrides)
+        raise
     composed = examined.recipe.model_dump(mode="json")
     return LoadedRecipe(examined.recipe, examined.path, examined.overrides, composed)
 
@@ -61,13 +66,16 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> tuple[LoadedR
     absolute = _absolute(path)
     loaded: list[LoadedRecipe] = []
     faults: list[Fault] = []
+    sources: dict[str, str] = {}
     for job in compose.expand_sweep(absolute, overrides):
         try:
             loaded.append(load(path, job))
         except RecipeError as error:
             faults.extend(fault for fault in error.faults if fault not in faults)
+            sources |= error.sources
     if faults:
-        raise RecipeError(faults)
+        sources[OVERRIDE] = "\n".join(text.replace("\n", " ") for text in overrides)
+        raise RecipeError(faults, sources=sources)
     return tuple(loaded)
 
 

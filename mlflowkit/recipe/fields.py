@@ -82,6 +82,11 @@ def branches(shape: Shape) -> tuple[Shape, ...]:
     return (shape,)
 
 
+def arguments(shape: Shape) -> tuple[Any, ...]:
+    """The types inside a list or a mapping."""
+    return get_args(shape.type) if get_origin(shape.type) in (list, dict, tuple) else ()
+
+
 def tags(shape: Shape) -> dict[str, Shape]:
     """Of a union told apart by a key (``kind``): its members by the value of that key."""
     found: dict[str, Shape] = {}

@@ -50,12 +50,10 @@ class View:
         """The value at a key path, or None."""
         value = self.values
         for part in path:
-            if isinstance(value, dict) and part in value:
-                value = value[part]
-            elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-                value = value[part]
-            else:
+            known = part in value if isinstance(value, dict) else isinstance(part, int) and part < _length(value)
+            if not known:
                 return None
+            value = value[part]
         return value
 
     def has(self, *path: str | int) -> bool:
@@ -101,6 +99,10 @@ class View:
             if isinstance(columns, dict) and check.get("extra", "forbid") == "forbid":
                 return columns
         return None
+
+
+def _length(value: Json) -> int:
+    return len(value) if isinstance(value, list) else 0
 
 
 Rule = Callable[[View], Iterator[Problem]]

@@ -116,6 +116,11 @@ def _misplaced(name: str) -> str:
     return f"it belongs at {' or '.join(places[:2])}" if places else ""
 
 
+def all_keys() -> list[str]:
+    """Every key path that the schema has, list indices left out."""
+    return [path for path, _ in _all_keys(fields.ROOT, ())]
+
+
 def _all_keys(shape: Shape, path: KeyPath) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for branch in fields.branches(shape):
