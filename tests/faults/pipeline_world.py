@@ -121,9 +121,10 @@ class World:
     def evaluate(self, spec: Any, context: StageContext) -> StageResult:
         self.called("evaluate", context)
         judged = digest_of(context.champion) if context.champion is not None else ""
-        (context.out / "evaluation.json").write_text(
-            digest_of(*(context.inputs[name] for name in sorted(context.inputs)), spec, judged)
-        )
+        parts = [context.inputs[name] for name in sorted(context.inputs)]
+        accuracy = {"name": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "samples": 20}
+        evaluation = {"metrics": {"accuracy": accuracy}, "of": digest_of(*parts, spec, judged)}
+        (context.out / "evaluation.json").write_text(json.dumps(evaluation))
         verdict = Verdict("accuracy >= 0.5", self.outcome, "0.8 [0.7, 0.9]", "accuracy")
         return StageResult(metrics={"accuracy": 0.8}, verdicts=(verdict,))
 
