@@ -12,10 +12,7 @@ from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, sta
 
 @app.command()
 def runs(
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RECIPE]", help="Runs beside this recipe [default: here]", show_default=False),
-    ] = None,
+    recipe: RecipeOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     state: StateOption = None,
     json: JsonOption = False,
