@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
+from mlflowkit.cli.show import RecipeOption
 
 
 @app.command()
