@@ -17,7 +17,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 24.0, 38.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 14.0, 24.0, 38.0
 SERIES = 4
 """How many series colours the page's style sheet has."""
 MOST_POINTS = 500
@@ -149,7 +149,8 @@ class Cloud:
 
     def draw(self, across: Scale, up: Scale) -> str:
         spots = {f"M{_at(across(x))} {_at(up(y))}h0": None for x, y in zip(self.x, self.y, strict=True)}
-        return f'<path class="cloud s{self.style % SERIES}" d="{"".join(spots)}"/>'
+        ink = min(0.8, max(0.3, 20 / math.sqrt(max(1, len(spots)))))
+        return f'<path class="cloud s{self.style % SERIES}" opacity="{ink:.2f}" d="{"".join(spots)}"/>'
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -94,9 +93,8 @@ def column(feature: Mapping[str, str], profile: Mapping[str, Any] | None) -> Vie
     }
     if profile is None:
         return row
-    missing, present = profile.get("missing") or 0, profile.get("count") or 0
-    total = max(present, missing) if profile.get("count_includes_missing", True) else present + missing
-    row["missing"] = "none" if not missing else f"{wording.number(missing)} ({wording.share(missing / max(1, total))})"
+    missing, rows = profile.get("missing") or 0, profile.get("count") or 0
+    row["missing"] = "none" if not missing else f"{wording.number(missing)} ({wording.share(missing / max(1, rows))})"
     described = (
         numeric(feature["name"], profile) if feature["kind"] == "numeric" else categorical(feature["name"], profile)
     )
@@ -159,20 +157,3 @@ def check(one: Mapping[str, Any]) -> View:
         ],
         "more": max(0, len(failures) - MOST_FAILURES),
     }
-
-
-def curl(endpoint: str, evidence: Evidence) -> str:
-    """A request with one typical row: the median of each numeric column, the commonest value of each other."""
-    profiled = (evidence.reference or {}).get("columns", {})
-    features = (evidence.table or {}).get("features", ())
-    row = {one["name"]: typical(one["kind"], profiled.get(one["name"]) or {}) for one in features}
-    body = json.dumps({"rows": [row]}, ensure_ascii=False).replace("'", "'\\''")
-    return f"curl -s {endpoint.rstrip('/')}/predict -H 'content-type: application/json' -d '{body}'"
-
-
-def typical(kind: str, profile: Mapping[str, Any]) -> Any:
-    """The median of a numeric column, the commonest value of a categorical one, None of an unknown one."""
-    if kind == "numeric":
-        return (profile.get("quantiles") or {}).get("0.5")
-    frequent = profile.get("frequent") or ()
-    return frequent[0][0] if frequent else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflowkit.report import charts, wording
-from mlflowkit.report.data_views import View
+from mlflowkit.report.data_views import View, summary_of
 from mlflowkit.report.evidence import Evidence
 from mlflowkit.values import Outcome, RunRecord, Verdict
 
@@ -29,12 +29,16 @@ def gates(record: RunRecord, evidence: Evidence) -> View | None:
     verdicts = [verdict for step in record.steps if step.result for verdict in step.result.verdicts]
     families: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
-        measured = verdict.measurement
-        key = (measured.name or verdict.metric, measured.unit) if measured else (verdict.metric, "")
-        families.setdefault(key, []).append(verdict)
+        unit = verdict.measurement.unit if verdict.measurement else ""
+        families.setdefault((subject(verdict), unit), []).append(verdict)
     return {
         "families": [family(f"{name} ({unit})" if unit else name, group) for (name, unit), group in families.items()]
     }
+
+
+def subject(verdict: Verdict) -> str:
+    """What a verdict's axis measures: the metric, or for a change threshold its difference to the champion's."""
+    return f"{verdict.metric} minus champion" if " against " in verdict.gate else verdict.metric
 
 
 def family(title: str, verdicts: Sequence[Verdict]) -> View:
@@ -86,15 +90,18 @@ def method_words(confidence: float, method: str, samples: int) -> str:
 def slices(record: RunRecord, evidence: Evidence) -> View | None:
     """Each slice's metrics with intervals drawn around the figure for all rows."""
     found = evidence.evaluation
-    if found is None or not found.get("slices"):
+    if found is None:
         return None
+    unjudged = list(summary_of(record, "evaluate").get("not_judged") or ())
+    if not found.get("slices"):
+        return {"tables": [], "unjudged": unjudged}
     gated = [v.metric for step in record.steps if step.result for v in step.result.verdicts if v.slice]
     present = list(dict.fromkeys(name for one in found["slices"] for name in one["metrics"]))
     names = [
         *dict.fromkeys(name for name in gated if name in present),
         *(name for name in present if name not in gated),
     ]
-    return {"tables": [slice_table(name, found) for name in names[:SLICE_METRICS]]}
+    return {"tables": [slice_table(name, found) for name in names[:SLICE_METRICS]], "unjudged": unjudged}
 
 
 def slice_table(name: str, found: Mapping[str, Any]) -> View:
@@ -125,22 +132,28 @@ def champion(record: RunRecord, evidence: Evidence) -> View | None:
         return None
     against = found.get("champion")
     if not against:
-        return {"version": "", "rows": []}
+        return {"version": "", "rows": [], "fault": ""}
     rows = []
     for name, one in against["metrics"].items():
         gap = one["difference"]
         bound = shown(gap, 0.0)
         label = f"{name}: candidate minus champion {wording.interval(gap)}"
+        domain = charts.forest_domain([bound])
         rows.append(
             {
                 "metric": name,
                 "champion": wording.number(plain(one["champion"])),
                 "candidate": wording.number(plain(one["candidate"])),
                 "difference": wording.interval(gap),
-                "svg": charts.forest_row(bound, charts.forest_domain([bound]), label),
+                "svg": charts.forest_row(bound, domain, label) + charts.forest_axis(domain),
             }
         )
-    return {"version": wording.short(against["version"]), "count": wording.number(against["rows"]), "rows": rows}
+    return {
+        "version": wording.short(against["version"]),
+        "count": wording.number(against["rows"]),
+        "rows": rows,
+        "fault": against.get("fault") or "",
+    }
 
 
 def shown(measured: Mapping[str, Any], reference: float | None) -> charts.Bound:

@@ -30,7 +30,25 @@ def training(record: RunRecord, evidence: Evidence) -> View | None:
     rows = [
         [wording.number(epoch), *(wording.number(curves[name][i]) for name in names)] for i, epoch in enumerate(epochs)
     ]
-    return {"facts": facts, "figures": figures, "names": names, "rows": rows if len(epochs) > 1 else []}
+    return {
+        "facts": facts,
+        "figures": figures,
+        "parity": parity(evidence),
+        "names": names,
+        "rows": rows if len(epochs) > 1 else [],
+    }
+
+
+def parity(evidence: Evidence) -> str:
+    """How far the exported graph is from the Python model, in words; "" when it was not exported."""
+    found = evidence.parity
+    if found is None:
+        return ""
+    apart = wording.number(found["max_abs_difference"], 2)
+    words = f"The exported graph answers as the Python model does: on {wording.number(found['rows'])} rows the scores"
+    words += f" differ by {apart} at most (allowed {wording.number(found['tolerance'])})"
+    mismatches = found.get("label_mismatches")
+    return f"{words} and {wording.number(mismatches)} labels differ." if mismatches is not None else f"{words}."
 
 
 def words(value: Any) -> str:
@@ -97,6 +115,8 @@ def quality(record: RunRecord, evidence: Evidence) -> View | None:
     bins = (found.get("calibration") or {}).get("bins") or []
     return {
         "rows": wording.number(found["rows"]),
+        "fault": found.get("fault") or "",
+        "undefined": sorted((found.get("undefined") or {}).items()),
         "metrics": [{"name": name, "interval": wording.interval(one), **one} for name, one in found["metrics"].items()],
         "confusion": confusion(found.get("confusion")),
         "figures": figures,

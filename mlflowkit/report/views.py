@@ -97,7 +97,7 @@ def overview(record: RunRecord, evidence: Evidence) -> View:
 def _metric_tiles(record: RunRecord, evidence: Evidence) -> list[View]:
     metrics = (evidence.evaluation or {}).get("metrics", {})
     gated = [verdict.metric for verdict in verdicts_of(record) if verdict.metric in metrics]
-    names = list(dict.fromkeys([*gated, *metrics]))[:HEADLINES]
+    names = [name for name in dict.fromkeys([*gated, *metrics]) if not name.startswith("latency_")][:HEADLINES]
     return [
         {
             "name": name,
@@ -207,7 +207,7 @@ def bundle(record: RunRecord, evidence: Evidence) -> View | None:
 
 
 def serving(record: RunRecord, evidence: Evidence) -> View | None:
-    """The endpoint and a request that works."""
+    """The endpoint and the request that the deploy stage had answered."""
     service = evidence.service
     if service is None:
         return None
@@ -219,7 +219,7 @@ def serving(record: RunRecord, evidence: Evidence) -> View | None:
             ("Version", service["version"]),
             ("Epoch of the routing table", str(service["epoch"])),
         ],
-        "curl": data_views.curl(endpoint, evidence) if endpoint else "",
+        "curl": str(data_views.summary_of(record, "deploy").get("curl", "")),
     }
 
 

@@ -25,6 +25,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "yes" if value else "no"
     if not math.isfinite(value):
         return NONE
+    value = 0 if abs(value) < 1e-12 else value
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     if 10 ** (digits - 1) <= abs(value) < 1e15:
