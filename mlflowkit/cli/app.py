@@ -35,6 +35,7 @@ app = typer.Typer(
     name="mlkit",
     help="One recipe, from data to a model that answers requests.",
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -20,7 +20,10 @@ KeyArgument = Annotated[
 def explain(
     recipe: RecipeArgument, key: KeyArgument = "", overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Say which file and line, or which override, set a value of a recipe, and what it shadowed."""
+    """Say what set a value, and what it shadowed.
+
+    Of a section, and of the whole recipe when no KEY is given, its keys are listed.
+    """
     from mlflowkit.recipe.explain import explain as explain_key
 
     found = explain_key(recipe, key, overrides or ())

@@ -16,7 +16,10 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that
 
 @app.command()
 def init(directory: DirectoryArgument = Path(), force: ForceOption = False) -> None:
-    """Write a small recipe that runs, the code that it names and the schema that editors use."""
+    """Write a small recipe that runs.
+
+    With it come the code that it names and the schema that editors use.
+    """
     from mlflowkit.cli.files import write_text
 
     files = _files()

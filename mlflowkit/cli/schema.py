@@ -16,7 +16,7 @@ OutputOption = Annotated[
 
 @app.command()
 def schema(output: OutputOption = None) -> None:
-    """Write the JSON Schema of recipes; an editor completes and checks a recipe with it."""
+    """Write the JSON Schema of recipes, for editors."""
     from mlflowkit.recipe.jsonschema import schema as recipe_schema
 
     if output is None:

@@ -10,7 +10,10 @@ from mlflowkit.errors import RecipeError
 
 @app.command()
 def validate(recipe: RecipeArgument, overrides: OverridesArgument = None, json: JsonOption = False) -> int:
-    """Check a recipe and print all its faults, each with its line. Exits with 2 when there are any."""
+    """Print all the faults of a recipe, each with its line.
+
+    Exits with 2 when there are any.
+    """
     from mlflowkit.recipe.check import load
 
     try:
