@@ -84,6 +84,8 @@ class LoadedRecipe:
     overrides: tuple[str, ...]
     composed: Mapping[str, Json]
     """The recipe as plain JSON, defaults filled in."""
+    files: tuple[Path, ...] = ()
+    """The files that it was composed from, the recipe first."""
 
     @property
     def folder(self) -> Path:
