@@ -212,7 +212,8 @@ class Gateway:
                 size += len(chunk)
                 self._buffered += len(chunk)
                 if size > limit:
-                    await _drain(receive)
+                    if message.get("more_body"):
+                        await _drain(receive)
                     raise Refusal(413, f"the body has more than {limit} bytes; at most {limit} are read", _CLOSE)
                 if self._buffered > max(8 * limit, 64 << 20):
                     raise Refusal(503, "too many large requests are being read already", (*_RETRY, *_CLOSE))

@@ -36,7 +36,7 @@ _DTYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
     "BYTES": np.object_,
 }
-_NUMBERS = frozenset({"FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL"})
+_NUMBERS = ("FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL")
 _REAL = frozenset({float, int})
 _TEXT = frozenset({str})
 _NULL = type(None)
@@ -365,7 +365,7 @@ def _data(given: Mapping[str, Any], tensor: Tensor, shape: Sequence[int]) -> np.
     if type(data) is not list:
         raise Refusal(400, f"inputs[{tensor.name}]: data must be a list, found {_kind(data)}")
     if data and type(data[0]) is list:
-        data = _flatten(data, tensor.name, len(shape))
+        data = _flatten(data, given["name"], shape)
     count = 1
     for size in shape:
         count *= size
@@ -375,16 +375,17 @@ def _data(given: Mapping[str, Any], tensor: Tensor, shape: Sequence[int]) -> np.
     return array.reshape(shape)
 
 
-def _flatten(data: list[Any], name: str, depth: int) -> list[Any]:
-    for _ in range(depth - 1):
+def _flatten(data: list[Any], name: str, shape: Sequence[int]) -> list[Any]:
+    """Nested data as one list, row-major; each level must be as long as the shape says."""
+    if len(data) != shape[0]:
+        raise Refusal(400, f"inputs[{name}]: data has {len(data)} rows; shape {_show(list(shape))} needs {shape[0]}")
+    for size in shape[1:]:
         flat: list[Any] = []
         for part in data:
-            if type(part) is not list:
-                raise Refusal(400, f"inputs[{name}]: data mixes lists and values")
+            if type(part) is not list or len(part) != size:
+                raise Refusal(400, f"inputs[{name}]: data is not nested as shape {_show(list(shape))} says")
             flat += part
         data = flat
-        if data and type(data[0]) is not list:
-            break
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,15 @@ def expected(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def table(epoch: int, made: bundle.Bundle, service: str = "lending") -> RoutingTable:
     variant = Variant("champion", made.manifest.version, made.manifest.identity, str(made.path))
     return RoutingTable(service, epoch, (variant,))
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What ``found`` returns, once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return value
 
 
 class InProcess:

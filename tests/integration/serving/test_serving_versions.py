@@ -1,0 +1,206 @@
+"""The version manager: what it refuses, what it keeps, and that a swap leaves nobody behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from mlflowkit import bundle
+from mlflowkit.adapters.onnxruntime import OnnxRuntime
+from mlflowkit.bundle import Bundle
+from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
+from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
+from mlflowkit.serving.replica import Replica
+from mlflowkit.serving.variants import load_table
+from mlflowkit.values import Lineage, RoutingTable, Variant
+
+from .conftest import ROWS, InProcess, expected, make_bundle, table, wait_for
+
+
+def rewrite(folder: Path, **changes: str) -> Bundle:
+    """A bundle whose file was replaced before it was blessed: its digests agree, its content does not."""
+    for name, text in changes.items():
+        (folder / "evidence" / f"{name}.json").write_text(text)
+    return bundle.write(
+        folder, name="lending", lineage=Lineage("c", False, "d", "r"), policy="p", run="r", blessed=True, created=0.0
+    )
+
+
+def test_a_version_is_served_only_if_blessed_intact_and_the_one_meant(tmp_path: Path) -> None:
+    runtime = OnnxRuntime()
+    unblessed = make_bundle(tmp_path / "unblessed", blessed=False)
+    with pytest.raises(BundleError, match="not blessed"):
+        load_table(table(1, unblessed), runtime, 1)
+    tampered = make_bundle(tmp_path / "tampered")
+    (tampered.path / "model.onnx").write_bytes((tampered.path / "model.onnx").read_bytes() + b"\0")
+    with pytest.raises(BundleError, match=r"model.onnx was altered"):
+        load_table(table(1, tampered), runtime, 1)
+    other = make_bundle(tmp_path / "other")
+    lying = RoutingTable("lending", 1, (Variant("champion", "v", "0" * 64, str(other.path)),))
+    with pytest.raises(BundleError, match="the routing table asks for"):
+        load_table(lying, runtime, 1)
+    with pytest.raises(BundleError, match="missing"):
+        load_table(table(1, other.model_copy(update={"path": tmp_path / "nowhere"})), runtime, 1)
+
+
+def test_a_version_that_fails_its_warm_up_is_refused(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "wrong")
+    sample = json.loads((made.path / "evidence" / "sample.json").read_text())
+    sample["outputs"]["probabilities"][0] = [0.5, 0.5]
+    wrong = rewrite(made.path, sample=json.dumps(sample))
+    with pytest.raises(ServiceError, match="not what it was when they were packaged"):
+        load_table(table(1, wrong), OnnxRuntime(), 1)
+    stray = rewrite(made.path, sample=json.dumps({"rows": [{"age": 1}], "outputs": {}}))
+    with pytest.raises(ServiceError, match="fails its warm-up"):
+        load_table(table(1, stray), OnnxRuntime(), 1)
+
+
+def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "broken")
+    (made.path / "model.onnx").write_bytes(b"not a graph")
+    broken = rewrite(made.path)
+    with pytest.raises(EngineError):
+        load_table(table(1, broken), OnnxRuntime(), 1)
+
+
+def test_a_graph_without_a_promised_output_is_refused(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "short")
+    model = onnx.load(made.path / "model.onnx")
+    del model.graph.output[0]
+    onnx.save(model, made.path / "model.onnx")
+    with pytest.raises(ServiceError, match="no output label"):
+        load_table(table(1, rewrite(made.path)), OnnxRuntime(), 1)
+
+
+def test_tables_that_this_gateway_cannot_honour_are_refused(first: Bundle, second: Bundle) -> None:
+    both = RoutingTable("lending", 1, (*table(1, first).variants, *table(1, second).variants))
+    with pytest.raises(ServiceError, match="2 champions"):
+        load_table(both, OnnxRuntime(), 1)
+    challenger = Variant("b", second.manifest.version, second.manifest.identity, str(second.path), "challenger", 0.5)
+    with pytest.raises(ServiceError, match="gives traffic to b"):
+        load_table(RoutingTable("lending", 1, (*table(1, first).variants, challenger)), OnnxRuntime(), 1)
+
+
+def test_a_swap_under_load_fails_no_request_and_frees_the_version_before(
+    start: Callable[..., InProcess], first: Bundle, second: Bundle
+) -> None:
+    running = start()
+    running.swap(table(1, first))
+    old = weakref.ref(running.versions.active.champion.session)  # type: ignore[union-attr]
+    truth = {made.manifest.version: expected(made.path, ROWS)["probabilities"][0] for made in (first, second)}
+    seen: list[tuple[int, str, float]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            reply = running.client.post("/predict", json={"rows": ROWS})
+            body = reply.json()
+            share = body["predictions"][0]["probabilities"]["bad"] if reply.status_code == 200 else -1.0
+            seen.append((reply.status_code, body.get("model_version", ""), share))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for epoch in range(2, 8):
+        before = len(seen)
+        running.swap(table(epoch, (first, second)[epoch % 2 == 0]))
+        wait_for(lambda before=before: len(seen) > before + 20)  # type: ignore[misc]
+    running.swap(table(8, second))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {code for code, _, _ in seen} == {200}
+    assert {version for _, version, _ in seen} == set(truth)
+    assert all(share == pytest.approx(truth[version][0], rel=1e-5) for _, version, share in seen)
+    gc.collect()
+    assert old() is None
+
+
+def service(tmp_path: Path, **settings: object) -> ServiceFiles:
+    files = ServiceFiles(tmp_path / "services" / "lending")
+    files.write_desired(Desired(1, True, Settings("lending", port=free_port(), **settings)))  # type: ignore[arg-type]
+    return files
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def report(files: ServiceFiles, done: Callable[[ReplicaReport], bool]) -> ReplicaReport:
+    """The replica's report, once it satisfies ``done``."""
+    return wait_for(lambda: next((found for found in files.reports() if done(found)), None))
+
+
+def test_a_replica_follows_its_files(tmp_path: Path, first: Bundle, second: Bundle) -> None:
+    from mlflowkit.serving import client
+
+    files = service(tmp_path)
+    replica = Replica(files.folder, OnnxRuntime(), "r1")
+    try:
+        report(files, lambda found: found.state == "waiting")
+        url = files.desired().settings.endpoint  # type: ignore[union-attr]
+        assert not client.ready(url)
+        files.write_table(table(1, first))
+        report(files, lambda found: found.epoch == 1 and found.state == "serving")
+        assert client.ready(url)
+
+        files.write_proposal(Proposal("t1", table(2, second)))
+        report(files, lambda found: found.prepared == "t1")
+        assert client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == first.manifest.version
+        files.write_table(table(2, second))
+        report(files, lambda found: found.epoch == 2)
+        assert client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == second.manifest.version
+
+        files.write_proposal(Proposal("t2", table(3, make_bundle(tmp_path / "unblessed", blessed=False))))
+        refused = report(files, lambda found: found.refused == "t2")
+        assert "not blessed" in refused.message
+        assert client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == second.manifest.version
+        files.write_proposal(Proposal("t3", table(3, first)))
+        report(files, lambda found: found.prepared == "t3" and not found.refused)
+
+        moved = Settings("lending", port=free_port(), max_body_bytes=64)
+        files.write_desired(Desired(2, True, moved))
+        report(files, lambda found: found.generation == 2 and found.port == moved.port)
+        assert client.request(moved.endpoint, "POST", "/predict", {"rows": ROWS})[0] == 413
+        assert not client.ready(url)
+        replica.check()
+    finally:
+        replica.stop()
+    assert files.reports() == ()
+
+
+def test_a_replica_whose_bundle_went_bad_stays_away_from_the_port_and_says_why(tmp_path: Path, second: Bundle) -> None:
+    from mlflowkit.serving import client
+
+    bad = make_bundle(tmp_path / "bad")
+    (bad.path / "signature.json").write_text("{}")
+    files = service(tmp_path)
+    files.write_table(table(4, bad))
+    replica = Replica(files.folder, OnnxRuntime(), "r1")
+    try:
+        found = report(files, lambda found: found.state == "refused")
+        assert "signature.json was altered" in found.message
+        assert found.port == 0
+        files.write_proposal(Proposal("t", table(5, second)))
+        report(files, lambda found: found.prepared == "t")
+        files.write_table(table(5, second))
+        report(files, lambda found: found.state == "serving" and found.epoch == 5)
+        assert client.ready(files.desired().settings.endpoint)  # type: ignore[union-attr]
+    finally:
+        replica.stop()
+
+
+def test_a_replica_needs_its_settings(tmp_path: Path) -> None:
+    with pytest.raises(MlkitError, match=r"no service.json"):
+        Replica(tmp_path, OnnxRuntime(), "r1")

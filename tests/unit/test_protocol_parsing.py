@@ -1,0 +1,193 @@
+"""Request bodies: what is accepted, and for everything else which status and which words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.serving.protocol import Refusal, Schema, render_infer, render_rows
+
+SIGNATURE = Signature(
+    task="classification",
+    inputs=(
+        Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),
+        Tensor(name="categorical", datatype="BYTES", shape=(-1, 2), columns=("term", "grade")),
+    ),
+    outputs=(
+        Tensor(name="label", datatype="BYTES", shape=(-1,)),
+        Tensor(name="probabilities", datatype="FP32", shape=(-1, 2)),
+    ),
+    classes=("bad", "good"),
+)
+SCHEMA = Schema(SIGNATURE, {"term": frozenset({"36", "60"})})
+NUMERIC = {"name": "numeric", "shape": [1, 2], "datatype": "FP32", "data": [41, 5.5]}
+CATEGORICAL = {"name": "categorical", "shape": [1, 2], "datatype": "BYTES", "data": ["36", "A"]}
+ROW = {"age": 41, "income": 5.5, "term": "36", "grade": "A"}
+
+
+def infer(*inputs: Any, **more: Any) -> Any:
+    return SCHEMA.infer(orjson.dumps({"inputs": list(inputs), **more}), limit=100)
+
+
+def rows(*found: Any, **more: Any) -> Any:
+    return SCHEMA.rows(orjson.dumps({"rows": list(found), **more}), limit=100)
+
+
+def test_the_same_question_in_four_forms_is_the_same_arrays() -> None:
+    column = [
+        {"name": "age", "shape": [2], "datatype": "INT64", "data": [41, 7]},
+        {"name": "income", "shape": [2, 1], "datatype": "FP64", "data": [[5.5], [None]]},
+        {"name": "term", "shape": [2], "datatype": "BYTES", "data": ["36", None]},
+        {"name": "grade", "shape": [2, 1], "datatype": "BYTES", "data": ["A", "B"]},
+    ]
+    flat = [
+        {"name": "numeric", "shape": [2, 2], "datatype": "FP32", "data": [41, 5.5, 7, None]},
+        {"name": "categorical", "shape": [2, 2], "datatype": "BYTES", "data": ["36", "A", "", "B"]},
+    ]
+    nested = [
+        {"name": "numeric", "shape": [2, 2], "datatype": "FP32", "data": [[41, 5.5], [7, None]]},
+        {"name": "categorical", "shape": [2, 2], "datatype": "BYTES", "data": [["36", "A"], [None, "B"]]},
+    ]
+    plain = rows(ROW, {"age": 7, "income": None, "term": None, "grade": "B"})
+    for query in (infer(*column), infer(*flat), infer(*nested)):
+        assert query.rows == plain.rows == 2
+        np.testing.assert_array_equal(query.inputs["numeric"], plain.inputs["numeric"])
+        assert query.inputs["categorical"].tolist() == plain.inputs["categorical"].tolist() == [["36", "A"], ["", "B"]]
+    assert plain.inputs["numeric"].dtype == np.float32
+    assert math.isnan(plain.inputs["numeric"][1, 1])
+
+
+def test_categories_that_training_never_saw_are_counted_and_missing_ones_are_not() -> None:
+    query = rows({**ROW, "term": "48"}, {**ROW, "term": None}, {**ROW, "grade": "Z"})
+    assert query.unseen == {"term": 1}
+    assert infer(NUMERIC, {**CATEGORICAL, "data": ["48", "Z"]}).unseen == {"term": 1}
+
+
+def test_a_number_is_a_category_where_training_saw_it_as_one() -> None:
+    assert rows({**ROW, "term": 36}).inputs["categorical"].tolist() == [["36", "A"]]
+    assert rows({**ROW, "term": 36.0, "grade": True}).inputs["categorical"].tolist() == [["36", "True"]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "words"),
+    [
+        ([], 400, ["inputs", "list of tensors"]),
+        (["numeric"], 400, ["inputs[0]", "found a string"]),
+        ([{"shape": [1, 2]}], 400, ["inputs[0]", "name"]),
+        ([NUMERIC, NUMERIC], 400, ["given twice"]),
+        ([NUMERIC], 400, ["categorical is missing"]),
+        ([{**NUMERIC, "name": "numerics"}, CATEGORICAL], 400, ["numerics", "Did you mean numeric?"]),
+        ([{**NUMERIC, "datatype": "INT64"}, CATEGORICAL], 400, ["INT64", "FP32 is expected"]),
+        ([{**NUMERIC, "datatype": None}, CATEGORICAL], 400, ["null", "FP32 is expected"]),
+        ([{**NUMERIC, "shape": [1, 3]}, CATEGORICAL], 400, ["[1,3]", "[-1, 2] is expected"]),
+        ([{**NUMERIC, "shape": [2]}, CATEGORICAL], 400, ["[-1, 2] is expected"]),
+        ([{**NUMERIC, "shape": "1x2"}, CATEGORICAL], 400, ["[-1, 2] is expected"]),
+        ([{**NUMERIC, "shape": [0, 2], "data": []}, CATEGORICAL], 400, ["one row or more"]),
+        ([{**NUMERIC, "shape": [-1, 2]}, CATEGORICAL], 400, ["one row or more"]),
+        ([{**NUMERIC, "shape": [1.0, 2]}, CATEGORICAL], 400, ["one row or more"]),
+        ([{**NUMERIC, "shape": [True, 2]}, CATEGORICAL], 400, ["one row or more"]),
+        ([{**NUMERIC, "shape": [10**12, 2]}, CATEGORICAL], 413, ["at most 100"]),
+        ([{**NUMERIC, "shape": [2, 2], "data": [1, 2, 3, 4]}, CATEGORICAL], 400, ["1 rows", "has 2"]),
+        ([{**NUMERIC, "data": [1]}, CATEGORICAL], 400, ["1 values", "needs 2"]),
+        ([{**NUMERIC, "data": None}, CATEGORICAL], 400, ["data must be a list"]),
+        ([{**NUMERIC, "data": [[1], 2]}, CATEGORICAL], 400, ["2 rows", "needs 1"]),
+        ([{**NUMERIC, "data": [[1, 2, 3]]}, CATEGORICAL], 400, ["not nested as shape [1,2]"]),
+        ([{**NUMERIC, "data": [[1, [2]]]}, CATEGORICAL], 400, ["value 1", "a list"]),
+        ([{**NUMERIC, "data": [[[1, 2]]]}, CATEGORICAL], 400, ["not nested as shape [1,2]"]),
+        ([{**NUMERIC, "data": [1, "2"]}, CATEGORICAL], 400, ["value 1", "a string", "a number or null"]),
+        ([{**NUMERIC, "data": [1, True]}, CATEGORICAL], 400, ["value 1", "a boolean"]),
+        ([{**NUMERIC, "data": [1, {}]}, CATEGORICAL], 400, ["value 1", "an object"]),
+        ([{**NUMERIC, "data": [1, 1e39]}, CATEGORICAL], 400, ["1e+39", "beyond the range of FP32"]),
+        ([NUMERIC, {**CATEGORICAL, "data": ["36", 5]}], 400, ["value 1", "a string or null"]),
+        ([{"name": "age", "shape": [1], "datatype": "INT64", "data": [1]}], 400, ["income, term, grade are missing"]),
+        ([{"name": "agee", "shape": [1], "datatype": "INT64", "data": [1]}], 400, ["Did you mean age?"]),
+        ([{"name": "age", "shape": [1], "datatype": "BYTES", "data": ["x"]}], 400, ["FP32 is expected"]),
+        ([{"name": "age", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}], 400, ["[-1] or [-1, 1]"]),
+    ],
+)  # fmt: skip
+def test_an_infer_request_that_is_wrong_is_told_what_is_right(inputs: list[Any], status: int, words: list[str]) -> None:
+    with pytest.raises(Refusal) as refusal:
+        infer(*inputs)
+    assert refusal.value.status == status
+    for word in words:
+        assert word in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "words"),
+    [
+        ([], 400, ["at least one row"]),
+        (["x"], 400, ["row 0", "found a string"]),
+        ([ROW, {**ROW, "incom": 1}], 400, ["row 1", '"incom"', "age, income, term, grade", "Did you mean income?"]),
+        ([{"age": 1, "income": 2, "term": "36"}], 400, ["row 0", "grade is not given", "null"]),
+        ([{**ROW, "age": "old"}], 400, ["row 0, column age", "a string", '"old"', "a number or null"]),
+        ([ROW, {**ROW, "age": [1]}], 400, ["row 1, column age", "a list"]),
+        ([{**ROW, "age": 1e300}], 400, ["row 0, column age", "beyond the range"]),
+        ([{**ROW, "term": 37}], 400, ["row 0, column term", "a number", "a string or null"]),
+        ([{**ROW, "grade": {"a": 1}}], 400, ["row 0, column grade", "an object"]),
+        ([ROW] * 101, 413, ["101 rows", "at most 100"]),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_wrong_is_named_with_its_column(found: list[Any], status: int, words: list[str]) -> None:
+    with pytest.raises(Refusal) as refusal:
+        rows(*found)
+    assert refusal.value.status == status
+    for word in words:
+        assert word in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1, 2]",
+        b"null",
+        b'{"inputs": NaN}',
+        b'{"inputs": [1e999]}',
+        b"[" * 5000,
+        b"\xff\xfe",
+        b'{"a": "\\ud800"}',
+    ],
+)
+def test_a_body_that_is_not_a_json_object_is_refused_by_both_doors(body: bytes) -> None:
+    for door in (SCHEMA.infer, SCHEMA.rows):
+        with pytest.raises(Refusal) as refusal:
+            door(body, limit=10)
+        assert refusal.value.status == 400
+
+
+def test_replies_name_model_version_and_id_and_keep_the_asked_outputs() -> None:
+    answers = {"label": np.array(["good"], dtype=object), "probabilities": np.array([[0.1, 0.9]], dtype=np.float32)}
+    query = infer(NUMERIC, CATEGORICAL, id="q1", outputs=[{"name": "probabilities"}])
+    reply = orjson.loads(render_infer(SCHEMA, query, answers, model="lending", version="v1", id=query.id))
+    assert reply == {
+        "model_name": "lending",
+        "model_version": "v1",
+        "id": "q1",
+        "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [1, 2], "data": [0.1, 0.9]}],
+    }
+    people = orjson.loads(render_rows(SCHEMA, answers, model="lending", version="v1", id="q1"))
+    assert people["predictions"] == [{"label": "good", "probabilities": {"bad": 0.1, "good": 0.9}}]
+
+
+def test_an_answer_that_is_not_finite_is_refused_with_its_row() -> None:
+    answers = {
+        "label": np.array(["a", "b"], dtype=object),
+        "probabilities": np.array([[0, 1], [np.nan, 1]], np.float32),
+    }
+    with pytest.raises(Refusal, match="row 1") as refusal:
+        render_infer(SCHEMA, infer(NUMERIC, CATEGORICAL), answers, model="m", version="v", id="")
+    assert refusal.value.status == 422
+
+
+def test_unknown_outputs_and_ids_are_refused() -> None:
+    with pytest.raises(Refusal, match="Did you mean label"):
+        infer(NUMERIC, CATEGORICAL, outputs=[{"name": "labels"}])
+    with pytest.raises(Refusal, match="id"):
+        infer(NUMERIC, CATEGORICAL, id=5)
