@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class SklearnTrainer:
         preprocess = fit_preprocess(train.inputs, spec.preprocess)
         x, x_validation = transform(preprocess, train.inputs), transform(preprocess, validation.inputs)
         weights = class_weights(spec.train.class_weights, table.classes, train.target)
-        _fit(estimator, x, train.target, weights, spec.model.module)
+        _fit(estimator, x, train.target, weights, spec.model.module, context.folder)
         curves = _curves(estimator, (x, train.target), (x_validation, validation.target), weights, spec.task)
         save_preprocess(preprocess, context.out)
         save_sklearn(estimator, context.out / "model.skops")
@@ -102,16 +103,16 @@ def _check_names(kind: Any, reference: str, args: Mapping[str, Any]) -> None:
     known = kind._get_param_names()
     for name in args:
         if name not in known:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, known, n=1)
+            near = [other for other in known if other.lower() == name.lower()] or get_close_matches(name, known, n=1)
             raise UserCodeError(
                 f"model.args.{name}: {reference} takes {', '.join(known)}, not {name!r}",
                 hint=f"did you mean {near[0]}?" if near else "remove it",
             )
 
 
-def _fit(estimator: Any, x: np.ndarray, y: np.ndarray, weights: tuple[float, ...] | None, reference: str) -> None:
+def _fit(
+    estimator: Any, x: np.ndarray, y: np.ndarray, weights: tuple[float, ...] | None, reference: str, folder: Path
+) -> None:
     """Fit in place. What scikit-learn refuses (a value of model.args out of range, say) is a UserCodeError."""
     extra = {}
     if weights is not None:
@@ -122,9 +123,13 @@ def _fit(estimator: Any, x: np.ndarray, y: np.ndarray, weights: tuple[float, ...
             )
         extra["sample_weight"] = np.asarray(weights)[y]
     try:
-        estimator.fit(x, y, **extra)
-    except (ValueError, TypeError) as error:
-        raise UserCodeError(f"{reference} cannot be fitted: {error}", hint="see model.args in the recipe") from error
+        with usercode.blame(reference, folder):
+            estimator.fit(x, y, **extra)
+    except UserCodeError as error:
+        if reference.startswith(LIBRARIES):
+            cause = f"{reference} cannot be fitted: {error.__cause__}"
+            raise UserCodeError(cause, hint="see model.args in the recipe") from error
+        raise
     except MemoryError as error:
         raise EngineError(f"{reference}: no memory left while fitting", hint="use fewer rows") from error
 

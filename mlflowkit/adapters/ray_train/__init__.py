@@ -7,6 +7,7 @@ scikit-learn, 2 cores).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save
 
 from mlflowkit.adapters.ray_train import checkpoint, loop
+from mlflowkit.adapters.ray_train.attach import running
 from mlflowkit.ports import StageContext
 from mlflowkit.preprocess import (
     Part,
@@ -44,7 +46,7 @@ class TargetScale:
 
 
 class RayTorchTrainer:
-    """Fits torch modules. ``state`` is the state folder; a Ray that it names is reused."""
+    """Fits torch modules. ``state`` is the state folder; the Ray that serves it is reused when it has room."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -66,12 +68,17 @@ class RayTorchTrainer:
         if spec.train.workers == 0:
             fitted = loop.train(job, data, loop.Alone(), report)
         else:
-            from mlflowkit.adapters.ray_train.cluster import train_on_ray
-
-            fitted = train_on_ray(job, data, self.state, report)
+            fitted = self._fit_on_ray(job, data, report)
         save_preprocess(preprocess, context.out)
         checkpoint.publish(context.out / "model.safetensors", save(dict(fitted.weights)))
         return _fields(fitted, job, table, scale)
+
+    def _fit_on_ray(self, job: loop.Job, data: loop.Data, report: loop.Report) -> loop.Fitted:
+        environment = running(self.state)
+        os.environ.update(environment or {})
+        from mlflowkit.adapters.ray_train.cluster import train_on_ray
+
+        return train_on_ray(job, data, environment, report)
 
 
 def target_scale(table: Table, train: Part) -> TargetScale | None:

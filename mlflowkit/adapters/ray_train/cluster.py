@@ -35,6 +35,8 @@ from mlflowkit.errors import EngineError, MlkitError
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Shared memory of a Ray started here: the data goes through files, not through the object store."""
+WORKER_CPUS = 0.5
+"""CPUs reserved for a worker: less than one, so that a gateway on a small machine does not keep training off it."""
 POLL_SECONDS = 0.1
 """Time between two looks at the workers' progress."""
 
@@ -60,16 +62,25 @@ class Workers:
         return value
 
 
-def train_on_ray(job: loop.Job, data: loop.Data, state: Path, report: loop.Report) -> loop.Fitted:
-    """`loop.train` on ``job.train.workers`` workers. Raises what it raises; EngineError when Ray gives up."""
+def train_on_ray(
+    job: loop.Job, data: loop.Data, environment: Mapping[str, str] | None, report: loop.Report
+) -> loop.Fitted:
+    """`loop.train` on ``job.train.workers`` workers. Raises what it raises; EngineError when Ray gives up.
+
+    ``environment`` says where a local Ray is, if one runs (see `attach.running`).
+    """
     files = _Files(job.scratch)
     files.begin(data)
     run = f"train-{uuid.uuid4().hex[:12]}"
-    with local_ray(state, job.train.workers):
+    with local_ray(environment, job.train.workers):
         trainer = TorchTrainer(
             work,
             train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=job.train.workers, use_gpu=torch.cuda.is_available()),
+            scaling_config=ScalingConfig(
+                num_workers=job.train.workers,
+                use_gpu=torch.cuda.is_available(),
+                resources_per_worker={"CPU": WORKER_CPUS},
+            ),
             run_config=RunConfig(
                 name=run,
                 storage_path=str(files.ray),
@@ -182,8 +193,8 @@ def _following(files: _Files, report: loop.Report) -> Iterator[None]:
 
 
 @contextmanager
-def local_ray(state: Path, workers: int) -> Iterator[None]:
-    """A Ray with ``workers`` free CPUs: the one this process is connected to, that of the state folder, or a new one.
+def local_ray(environment: Mapping[str, str] | None, workers: int) -> Iterator[None]:
+    """A Ray with CPUs for the workers: the one this process is connected to, that of ``environment``, or a new one.
 
     What was started or connected here is left again at the end. Raises EngineError when Ray does not start.
     """
@@ -191,19 +202,12 @@ def local_ray(state: Path, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = _running(state)
-    if address is None or not _connect(address, workers):
+    if environment is None or not _connect(environment["RAY_ADDRESS"], workers):
         _start(workers)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _running(state: Path) -> str | None:
-    """Address of the Ray that serves this state folder, if one was started."""
-    path = state / "ray" / "address"
-    return path.read_text().strip() if path.exists() else None
 
 
 def _connect(address: str, workers: int) -> bool:
@@ -212,7 +216,7 @@ def _connect(address: str, workers: int) -> bool:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError):
         return False
-    if ray.available_resources().get("CPU", 0) >= workers:
+    if ray.available_resources().get("CPU", 0) >= workers * WORKER_CPUS:
         return True
     ray.shutdown()
     return False
