@@ -231,6 +231,11 @@ def _parse_override(index: int, text: str, folder: Path) -> Override | Fault:
         known = known_groups(folder)
         hint = _nearest_hint(name, known) or f"config groups: {', '.join(known)}"
         return Fault(OVERRIDE, index, 1, key, text, f"there is no config group {name!r}", hint)
+    if action == "group" and not sweep:
+        for option in value if isinstance(value, list) else [value]:
+            if _resolve_config(folder, f"{name}/{option}") is None:
+                message, hint = _unknown_option(folder, name, str(option))
+                return Fault(OVERRIDE, index, column, key, str(option), message, hint)
     return Override(index, text, name, value, action, column, long, sweep)
 
 
@@ -500,14 +505,7 @@ def _composition_faults(
 def _missing_fault(missing: str, path: Path, shown: str, root: Node, groups: Sequence[Override]) -> Fault:
     """A group or an option that there is not: where it is asked for, and what there is."""
     group, _, option = missing.removesuffix(".yaml").rpartition("/")
-    known = options(path.parent, group) if group else ()
-    if known:
-        close = get_close_matches(option, known, n=1)
-        hint = (f"did you mean {close[0]}? " if close else "") + f"there are: {', '.join(known)}"
-        message = f"{group} has no option {option!r}"
-    else:
-        hint = f"config groups: {', '.join(known_groups(path.parent)) or 'none'}"
-        message = f"there is no config group {group!r}" if group else f"there is no config file {option}.yaml"
+    message, hint = _unknown_option(path.parent, group, option)
     for item in groups:
         values = item.value if isinstance(item.value, list) else [item.value]
         if item.key == group and option in values:
@@ -520,6 +518,17 @@ def _missing_fault(missing: str, path: Path, shown: str, root: Node, groups: Seq
         if found is not None:
             return Fault(found.place.file, found.place.line, found.place.column, "defaults", option, message, hint)
     return Fault(shown, 1, 1, "defaults", option, message, hint)
+
+
+def _unknown_option(folder: Path, group: str, option: str) -> tuple[str, str]:
+    """Message and hint for a config group's option that there is not."""
+    known = options(folder, group) if group else ()
+    if known:
+        close = get_close_matches(option, known, n=1)
+        near = f"did you mean {close[0]}? " if close else ""
+        return f"{group} has no option {option!r}", f"{near}there are: {', '.join(known)}"
+    hint = f"config groups: {', '.join(known_groups(folder)) or 'none'}"
+    return (f"there is no config group {group!r}" if group else f"there is no config file {option}.yaml"), hint
 
 
 def _asked_for_in(file: Path, option: str) -> Node | None:
