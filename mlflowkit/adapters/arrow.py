@@ -157,15 +157,13 @@ def _from_series(series: pd.Series, source: str) -> pa.ChunkedArray | pa.Array:
 
 def _header(file: Path, separator: str) -> list[str]:
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             header = next(python_csv.reader(stream, delimiter=separator), [])
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, "its first line") from error
     except (python_csv.Error, OSError) as error:
         raise _unreadable(file, "CSV", error) from error
     if not header:
         raise DataError(f"{file} is empty: not even a header", hint="the first line must name the columns")
-    if "\0" in "".join(header):
+    if any(mark == "\0" or "\ud800" <= mark <= "\udfff" for mark in "".join(header)):
         raise _not_utf8(file, "its first line")
     if "" in header:
         raise DataError(

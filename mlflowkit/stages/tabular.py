@@ -57,8 +57,8 @@ def require(table: pa.Table, names: Iterable[str], key: str) -> None:
     """Raise DataError when a column that the recipe names under ``key`` is not there; the nearest is suggested."""
     for name in names:
         if name not in table.column_names:
-            near = get_close_matches(name, table.column_names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {listed(table.column_names, 20)}"
+            near = nearest(name, table.column_names)
+            hint = f"did you mean {near!r}?" if near else f"the columns are {listed(table.column_names, 20)}"
             raise DataError(f"{key} names column {name!r}, which the table does not have", hint=hint)
 
 
@@ -233,6 +233,17 @@ def sortable_times(column: pa.ChunkedArray, name: str) -> np.ndarray:
     return times
 
 
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name most like another, whatever its case; "" when none is.
+
+    >>> nearest("class", ["rownames", "Class"])
+    'Class'
+    """
+    lowered = {other.lower(): other for other in known}
+    matches = get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[matches[0]] if matches else ""
+
+
 def listed(names: Sequence[object], most: int = SHOWN) -> str:
     """
     >>> listed(["a", "b", "c"], most=2)
@@ -363,8 +374,8 @@ def _positive_last(classes: list[str | int], positive: str | int | bool | None) 
     wanted = int(positive) if isinstance(positive, bool) else positive
     named = [name for name in classes if name == wanted or str(name) == str(wanted)]
     if not named:
-        near = get_close_matches(str(wanted), [str(name) for name in classes], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the classes are {listed(classes, 20)}"
+        near = nearest(str(wanted), [str(name) for name in classes])
+        hint = f"did you mean {near!r}?" if near else f"the classes are {listed(classes, 20)}"
         raise DataError(f"data.positive is {positive!r}, which the target never is", hint=hint)
     if len(classes) > 2:
         raise DataError(
