@@ -17,11 +17,14 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 14.0, 24.0, 38.0
+LEFT, RIGHT, TOP, BOTTOM = 60.0, 20.0, 24.0, 38.0
 SERIES = 4
 """How many series colours the page's style sheet has."""
 MOST_POINTS = 500
 """Points kept of a line: more than the chart has pixels is weight and no information."""
+
+LARGEST, SMALLEST = 1e290, 1e-290
+"""Beyond these a value is not drawn, and a span counts as none."""
 
 Domain = tuple[float, float]
 Tick = tuple[float, str]
@@ -76,17 +79,23 @@ def _tick_label(value: float, step: float) -> str:
 
 
 def padded(values: Iterable[float], share: float = 0.08) -> Domain:
-    """The extent of finite values, widened by a share on both sides; (0, 1) of none.
+    """The extent of the values that can be drawn, widened by a share on both sides; (0, 1) of none.
 
     >>> padded([1.0, 3.0], 0.5)
     (0.0, 4.0)
     """
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    shown = [value for value in values if _drawable(value)]
+    if not shown:
         return 0.0, 1.0
-    low, high = min(finite), max(finite)
-    pad = (high - low) * share or abs(high) * share or 1.0
+    low, high = min(shown), max(shown)
+    size = max(abs(low), abs(high))
+    pad = (high - low) * share if high - low > 1e-9 * size else size * share
+    pad = pad if pad > SMALLEST else 1.0
     return low - pad, high + pad
+
+
+def _drawable(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ class Line:
         path, pen = [], "M"
         for index in kept:
             x, y = self.x[index], self.y[index]
-            if not (math.isfinite(x) and math.isfinite(y)):
+            if not (_drawable(x) and _drawable(y)):
                 pen = "M"
                 continue
             path.append(f"{pen}{_at(across(x))} {_at(up(y))}")
@@ -148,7 +157,8 @@ class Cloud:
     style: int = 0
 
     def draw(self, across: Scale, up: Scale) -> str:
-        spots = {f"M{_at(across(x))} {_at(up(y))}h0": None for x, y in zip(self.x, self.y, strict=True)}
+        pairs = [(x, y) for x, y in zip(self.x, self.y, strict=True) if _drawable(x) and _drawable(y)]
+        spots = {f"M{_at(across(x))} {_at(up(y))}h0": None for x, y in pairs}
         ink = min(0.8, max(0.3, 20 / math.sqrt(max(1, len(spots)))))
         return f'<path class="cloud s{self.style % SERIES}" opacity="{ink:.2f}" d="{"".join(spots)}"/>'
 

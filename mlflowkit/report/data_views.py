@@ -84,21 +84,14 @@ def balance(record: RunRecord, evidence: Evidence) -> View | None:
 
 def column(feature: Mapping[str, str], profile: Mapping[str, Any] | None) -> View:
     """One line of the table of columns."""
-    row = {
-        "name": feature["name"],
-        "kind": feature["kind"],
-        "missing": wording.NONE,
-        "values": wording.NONE,
-        "spark": "",
-    }
+    unknown = dict.fromkeys(("missing", "values", "range"), wording.NONE)
+    row = {"name": feature["name"], "kind": feature["kind"], **unknown, "spark": ""}
     if profile is None:
         return row
     missing, rows = profile.get("missing") or 0, profile.get("count") or 0
     row["missing"] = "none" if not missing else f"{wording.number(missing)} ({wording.share(missing / max(1, rows))})"
-    described = (
-        numeric(feature["name"], profile) if feature["kind"] == "numeric" else categorical(feature["name"], profile)
-    )
-    return {**row, **described}
+    describe = numeric if feature["kind"] == "numeric" else categorical
+    return {**row, **describe(feature["name"], profile)}
 
 
 def numeric(name: str, profile: Mapping[str, Any]) -> View:
@@ -152,8 +145,6 @@ def check(one: Mapping[str, Any]) -> View:
         "column": one.get("column") or "",
         "passed": one["passed"],
         "message": one.get("message") or "",
-        "failures": [
-            f"row {wording.number(case.get('row'))}: {case.get('value')}" for case in failures[:MOST_FAILURES]
-        ],
+        "failures": [f"row {case.get('row')}: {case.get('value')}" for case in failures[:MOST_FAILURES]],
         "more": max(0, len(failures) - MOST_FAILURES),
     }

@@ -9,7 +9,7 @@ from typing import Any
 from mlflowkit.report import charts, wording
 from mlflowkit.report.data_views import View, summary_of
 from mlflowkit.report.evidence import Evidence
-from mlflowkit.values import Outcome, RunRecord, Verdict
+from mlflowkit.values import Measurement, Outcome, RunRecord, Verdict
 
 TONES: Mapping[Outcome, str] = {
     Outcome.PASSED: "ok",
@@ -48,7 +48,7 @@ def family(title: str, verdicts: Sequence[Verdict]) -> View:
     rows = []
     for verdict, bound in zip(verdicts, bounds, strict=True):
         measured = verdict.measurement
-        label = f"{verdict.gate} {verdict.slice}: {verdict.outcome}. {verdict.message}"
+        label = f"{verdict.gate}{', ' * bool(verdict.slice)}{verdict.slice}: {verdict.outcome}. {verdict.message}"
         rows.append(
             {
                 "gate": verdict.gate,
@@ -58,9 +58,7 @@ def family(title: str, verdicts: Sequence[Verdict]) -> View:
                 "blocking": verdict.blocking,
                 "message": verdict.message,
                 "svg": "" if bound is None else charts.forest_row(bound, domain, label),
-                "method": ""
-                if measured is None
-                else method_words(measured.confidence, measured.method, measured.samples),
+                "method": "" if measured is None else method_words(measured),
             }
         )
     drawn = any(bound is not None for bound in bounds)
@@ -77,14 +75,14 @@ def bound_of(verdict: Verdict) -> charts.Bound | None:
     )
 
 
-def method_words(confidence: float, method: str, samples: int) -> str:
+def method_words(measured: Measurement) -> str:
     """How an interval was made.
 
-    >>> method_words(0.95, "DeLong", 1479)
-    '95 % interval, DeLong, n = 1,479'
+    >>> method_words(Measurement("roc_auc", 0.74, 0.69, 0.79, samples=1479, method="DeLong, logit"))
+    '95 % interval: DeLong, logit'
     """
-    parts = [f"{wording.number(100 * confidence)} % interval", method, f"n = {wording.number(samples)}"]
-    return ", ".join(part for part in parts if part)
+    interval = f"{wording.number(100 * measured.confidence)} % interval"
+    return f"{interval}: {measured.method}" if measured.method else interval
 
 
 def slices(record: RunRecord, evidence: Evidence) -> View | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,10 @@ def training(record: RunRecord, evidence: Evidence) -> View | None:
     figures = curve_figures(curves, epochs, summary.get("best_epoch")) if len(epochs) > 1 else []
     model = record.recipe.get("model") or {}
     facts = [("Model", str(model.get("module", wording.NONE)))]
-    facts += [("Arguments", str(model["args"]))] if model.get("args") else []
-    facts += [(name.replace("_", " ").capitalize(), words(value)) for name, value in summary.items() if words(value)]
+    arguments = ", ".join(f"{name}={value}" for name, value in (model.get("args") or {}).items())
+    facts += [("Arguments", arguments)] if arguments else []
+    said = {name: words(value) for name, value in summary.items() if name != "model"}
+    facts += [(name.replace("_", " ").capitalize(), value) for name, value in said.items() if value]
     names = [name for name in curves if name != "epoch"]
     rows = [
         [wording.number(epoch), *(wording.number(curves[name][i]) for name in names)] for i, epoch in enumerate(epochs)
@@ -61,38 +64,33 @@ def words(value: Any) -> str:
 
 
 def curve_figures(curves: Mapping[str, Sequence[float]], epochs: Sequence[float], best: Any) -> Sequence[View]:
-    """One figure for the losses together, one for each other curve."""
+    """One figure for the losses together, one for each other curve; the epoch that was kept is marked."""
     groups: dict[str, list[str]] = {}
-    for name in curves:
+    for name in sorted(curves):
         if name != "epoch":
             groups.setdefault(name.removeprefix("train_").removeprefix("val_"), []).append(name)
-    figures = []
-    for group, names in groups.items():
-        lines: list[charts.Layer] = [
-            charts.Line(name.replace("_", " "), epochs, curves[name], style=index)
-            for index, name in enumerate(sorted(names))
-        ]
-        values = [value for name in names for value in curves[name] if value is not None]
-        rules = (
-            [charts.Rule("kept", best, style=2)] if isinstance(best, int) and epochs[0] <= best <= epochs[-1] else []
-        )
-        label = f"{group} by epoch, from {wording.number(values[0])} to {wording.number(values[-1])}"
-        title = {"lr": "Learning rate"}.get(group, group.replace("_", " ").capitalize())
-        note = "The green line marks the epoch that was kept." if rules else ""
-        axes = {"label": label, "x_label": "epoch", "y_label": ""}
-        span = (float(epochs[0]), float(epochs[-1]))
-        figures.append(
-            charts.figure(
-                title,
-                [*rules, *lines],
-                note,
-                x_domain=span,
-                y_domain=charts.padded(values),
-                x_ticks=whole(span),
-                **axes,
-            )
-        )
-    return figures
+    order = sorted(groups, key=lambda group: {"loss": 0, "lr": 2}.get(group, 1))
+    return [curve_figure(group, {name: curves[name] for name in groups[group]}, epochs, best) for group in order]
+
+
+def curve_figure(group: str, curves: Mapping[str, Sequence[Any]], epochs: Sequence[float], best: Any) -> View:
+    """Curves of one quantity; a null (what was not a number) is a gap."""
+    numbers = {name: [math.nan if value is None else value for value in curve] for name, curve in curves.items()}
+    lines = [charts.Line(name, epochs, curve, style=index) for index, (name, curve) in enumerate(numbers.items())]
+    span = (float(epochs[0]), float(epochs[-1]))
+    rules = [charts.Rule("kept", best, style=2)] if isinstance(best, int) and span[0] <= best <= span[1] else []
+    ends = [f"{name} from {wording.number(curve[0])} to {wording.number(curve[-1])}" for name, curve in numbers.items()]
+    return charts.figure(
+        {"lr": "Learning rate", "loss": "Loss"}.get(group, " and ".join(curves)),
+        [*rules, *lines],
+        "The green line marks the epoch that was kept." if rules else "",
+        label=f"By epoch: {', '.join(ends)}",
+        x_label="epoch",
+        y_label="",
+        x_domain=span,
+        y_domain=charts.padded([value for curve in numbers.values() for value in curve]),
+        x_ticks=whole(span),
+    )
 
 
 def whole(span: charts.Domain) -> list[charts.Tick]:
@@ -117,11 +115,17 @@ def quality(record: RunRecord, evidence: Evidence) -> View | None:
         "rows": wording.number(found["rows"]),
         "fault": found.get("fault") or "",
         "undefined": sorted((found.get("undefined") or {}).items()),
-        "metrics": [{"name": name, "interval": wording.interval(one), **one} for name, one in found["metrics"].items()],
+        "metrics": [metric(name, one) for name, one in found["metrics"].items()],
         "confusion": confusion(found.get("confusion")),
         "figures": figures,
         "bins": [{key: wording.number(value) for key, value in one.items()} for one in bins],
     }
+
+
+def metric(name: str, measured: Mapping[str, Any]) -> View:
+    """One line of the table of metrics."""
+    samples, method = wording.number(measured.get("samples")), measured.get("method") or ""
+    return {"name": name, "interval": wording.interval(measured), "samples": samples, "method": method}
 
 
 def confusion(found: Mapping[str, Any] | None) -> View | None:
