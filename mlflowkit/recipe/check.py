@@ -90,7 +90,7 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> Examined:
     root = composition.root
     faults = _Faults(composition.faults)
     values = _resolve(root, faults)
-    recipe = _validate(root, values, faults)
+    recipe = _validate(root, values, faults, complete=composition.complete)
     sense = semantics.problems(values)
     world = references.problems(values, absolute.parent)
     for problem in [*sense, *world]:
@@ -188,11 +188,16 @@ def _resolver_fault(path: KeyPath, node: Node) -> Fault | None:
     return None
 
 
-def _validate(root: Node, values: Json, faults: _Faults) -> Recipe | None:
+def _validate(root: Node, values: Json, faults: _Faults, *, complete: bool) -> Recipe | None:
+    """The recipe by the schema; of an incomplete composition, what it lacks is not held against it."""
     try:
         return Recipe.model_validate(values, strict=True)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_input=False)
+        errors = [
+            item
+            for item in error.errors(include_url=False, include_input=False)
+            if complete or item["type"] not in ("missing", "union_tag_not_found")
+        ]
         for fault in words.schema_faults(errors, root, values):
             faults.add(fault)
     finally:

@@ -72,12 +72,14 @@ class Composition:
     faults: tuple[Fault, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     """Text of each file, by the name that places have; what error messages quote."""
+    complete: bool = True
+    """False when its groups could not be composed: what it lacks may have been theirs to give."""
 
 
 def compose(path: Path, overrides: Sequence[str] = (), *, shown: str | None = None) -> Composition:
     """Compose the recipe at ``path`` (absolute); ``shown`` is how places name it.
 
-    Raises RecipeError when there is nothing to go on with: the file is missing or is not YAML, or a group is unknown.
+    Raises RecipeError when there is nothing to go on with: the file is missing or is not YAML.
     """
     shown = shown or str(path)
     text, root = _read_file(path, shown)
@@ -88,11 +90,16 @@ def compose(path: Path, overrides: Sequence[str] = (), *, shown: str | None = No
     parsed = [item for item in parsed if not item.sweep]
     files, texts = [path], {shown: text}
     groups = [item for item in parsed if item.action == "group"]
+    alone = _without_defaults(locate.merge(_empty(root), root))
+    complete = True
     if groups or _composes(root):
-        sources, container = _hydra(path, shown, root, groups)
-        root, files, texts = _merge_sources(sources, container, path, shown)
-    else:
-        root = _without_defaults(locate.merge(_empty(root), root))
+        try:
+            sources, container = _hydra(path, shown, root, groups)
+            alone, files, texts = _merge_sources(sources, container, path, shown)
+        except RecipeError as error:
+            faults.extend(error.faults)
+            complete = False
+    root = alone
     for item in parsed:
         if item.action != "group":
             try:
@@ -101,7 +108,7 @@ def compose(path: Path, overrides: Sequence[str] = (), *, shown: str | None = No
                 known = [locate.dotted(at) for at, _ in locate.walk(root)]
                 hint = "" if item.key in known else _nearest_hint(item.key, known)
                 faults.append(item.fault(str(error), hint, at_key=True))
-    return Composition(root, tuple(files), tuple(faults), texts)
+    return Composition(root, tuple(files), tuple(faults), texts, complete)
 
 
 # --------------------------------------------------------------------------------------------------------- files

@@ -167,7 +167,7 @@ def _pattern_words(pattern: str, value: Json) -> tuple[str, str]:
 
 def _value_hint(node: Node, shape: Shape | None) -> str:
     if shape is None:
-        return ""
+        return _default_hint(shape)
     value = node.value
     if isinstance(value, str):
         close = nearest(value, [str(choice) for choice in fields.choices(shape)])
@@ -191,8 +191,9 @@ def _is_number(text: str) -> bool:
 
 
 def _default_hint(shape: Shape | None) -> str:
-    if shape is None or shape.default is PydanticUndefined or shape.info is None:
-        return ""
+    if shape is None or shape.info is None or shape.default is PydanticUndefined:
+        placeholder = "TEXT" if shape is not None and shape.type is str else "VALUE"
+        return f"write {shape.name}: {placeholder}" if shape is not None and shape.name else "write another value"
     default = shape.default
     if hasattr(default, "model_dump"):
         return "leave it out for the default"

@@ -1,0 +1,295 @@
+"""Seeded mistakes in working recipes: each is reported at its own file, line, column and key, and nothing else is.
+
+Where a key or a value is written is taken from PyYAML's composer, which the code under test does not use.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlflowkit.errors import Fault, RecipeError
+from mlflowkit.recipe import templates
+from mlflowkit.recipe.check import load
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}
+RECIPES["start"] = templates.FOLDER / "start" / "recipe.yaml"
+
+FREE = ("columns", "args", "class_weights")
+"""Mappings whose keys are names of the user's."""
+CASCADING = ("columns", "kind", "against", "min", "max", "column", "patience")
+"""Keys without which the recipe means something else: a mistake in them has more than one consequence."""
+REQUIRED = ("task", "data", "model", "source", "target", "split", "function", "service", "path", "values")
+"""Keys that their section cannot do without, wherever it is."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A key and its value: where they are in the text (offsets and marks)."""
+
+    path: tuple[str, ...]
+    key: yaml.Node
+    value: yaml.Node
+
+    @property
+    def name(self) -> str:
+        return self.path[-1]
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A broken text and where its fault must be reported; ``word`` must be in the message or the hint."""
+
+    label: str
+    text: str
+    line: int
+    column: int
+    key: str
+    word: str = ""
+    others: tuple[str, ...] = ()
+    """Keys of further faults that follow from this one."""
+
+
+def sites(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[Site]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            yield Site(here, key, value)
+            yield from sites(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from sites(item, (*path, str(index)))
+
+
+def replaced(text: str, node: yaml.Node, new: str) -> str:
+    return text[: node.start_mark.index] + new + text[node.end_mark.index :]
+
+
+def at(label: str, node: yaml.Node, text: str, key: str, word: str = "", others: tuple[str, ...] = ()) -> Mistake:
+    return Mistake(label, text, node.start_mark.line + 1, node.start_mark.column + 1, key, word, others)
+
+
+def is_required(site: Site, text: str) -> bool:
+    if site.name == "metric":
+        return site.path[0] == "gates"
+    if site.dotted == "model.module":
+        return "kind: sklearn" in text
+    return site.name in REQUIRED or site.dotted == "name"
+
+
+def is_number(site: Site) -> bool:
+    return isinstance(site.value, yaml.ScalarNode) and site.value.tag.rpartition(":")[2] in ("int", "float")
+
+
+def is_free(site: Site) -> bool:
+    return any(part in FREE for part in site.path[:-1])
+
+
+def typo(word: str, rng: random.Random) -> str:
+    at = rng.randrange(1, len(word)) if len(word) > 1 else 1
+    return rng.choice([word[:at] + word[at - 1] + word[at:], word[:at] + "x" + word[at:]])
+
+
+def misspelt_keys(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in found:
+        if is_free(site) or site.name in CASCADING or site.name == "task":
+            continue
+        wrong = typo(site.name, rng)
+        key = ".".join((*site.path[:-1], wrong))
+        others = (site.dotted,) if is_required(site, text) else ()
+        yield at("misspelt key", site.key, replaced(text, site.key, wrong), key, site.name, others)
+
+
+def misspelt_words(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in found:
+        if site.name not in ("kind", "task", "objective", "class_weights", "against") or site.value.value == "schema":
+            continue
+        if site.dotted == "model.kind":
+            continue  # decides what train may say
+        wrong = typo(site.value.value, rng)
+        yield at("misspelt word", site.value, replaced(text, site.value, wrong), site.dotted, site.value.value)
+
+
+def wrong_types(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in found:
+        if is_free(site) or site.name in ("positive", "values", "min", "max"):
+            continue
+        if is_number(site):
+            wrong, word = (
+                rng.choice(["fast", "[1]", "{a: 1}", "true", '"3"']),
+                "number" if "." in site.value.value else "",
+            )
+        elif isinstance(site.value, yaml.ScalarNode) and site.name not in ("kind", "column", "target", "task"):
+            wrong, word = rng.choice(["[a]", "{a: b}", "12", "true"]), "expected"
+        else:
+            continue
+        yield at("wrong type", site.value, replaced(text, site.value, wrong), site.dotted, word)
+
+
+def not_finite(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in found:
+        if is_number(site):
+            wrong = rng.choice([".nan", ".inf", "-.inf", "1e999"])
+            yield at("not finite", site.value, replaced(text, site.value, wrong), site.dotted, "finite")
+
+
+def out_of_range(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    bounds = {"seed": "-1", "validation": "1.5", "test": "0", "epochs": "0", "batch_size": "-5", "lr": "0", "port": "70000",
+              "patience": "0", "max_metric_drop": "-0.1", "margin": "-1", "max_share": "2", "clip_norm": "0"}  # fmt: skip
+    for site in found:
+        if site.name in bounds and not is_free(site):
+            wrong = bounds[site.name]
+            yield at("out of range", site.value, replaced(text, site.value, wrong), site.dotted, "expected")
+
+
+def duplicates(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    """A flow mapping's first entry once more at its end; a block mapping's one-line entry on the line below."""
+    for site in found:
+        if not isinstance(site.value, yaml.ScalarNode):
+            continue
+        entry = text[site.key.start_mark.index : site.value.end_mark.index]
+        before = text[: site.key.start_mark.index].rpartition("\n")[2]
+        first = site.key.start_mark
+        if not before.strip() and first.line == site.value.end_mark.line:
+            rest = text.index("\n", site.value.end_mark.index)
+            wrong = text[: rest + 1] + before + entry + "\n" + text[rest + 1 :]
+            yield Mistake("duplicate", wrong, first.line + 2, first.column + 1, site.dotted, f"line {first.line + 1}")
+        elif before.strip():
+            end = site.value.end_mark
+            wrong = text[: end.index] + ", " + entry + text[end.index :]
+            yield Mistake("duplicate", wrong, end.line + 1, end.column + 3, site.dotted, f"line {first.line + 1}")
+
+
+def tabs(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    lines = text.splitlines(keepends=True)
+    for index, line in enumerate(lines):
+        stripped = line.lstrip(" ")
+        if len(stripped) == len(line) or stripped.startswith("#") or not stripped.strip():
+            continue
+        wrong = [*lines[:index], "\t" + stripped, *lines[index + 1 :]]
+        yield Mistake("tab", "".join(wrong), index + 1, 1, "", "tab")
+
+
+def removed(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    """A required key of a block mapping, on one line, taken away: reported at the mapping that lacks it."""
+    parents = {site.path: site for site in found}
+    for site in found:
+        before = text[: site.key.start_mark.index].rpartition("\n")[2]
+        one_line = site.key.start_mark.line == site.value.end_mark.line
+        if not is_required(site, text) or before.strip() or not one_line or is_free(site) or site.name == "task":
+            continue
+        start, end = site.key.start_mark.index - len(before), text.index("\n", site.value.end_mark.index) + 1
+        wrong = text[:start] + text[end:]
+        parent = parents.get(site.path[:-1])
+        if parent is not None:
+            yield at("missing", parent.key, wrong, site.dotted, site.name)
+        elif site.name != "name":
+            first = found[0].key
+            yield at("missing", first, wrong, site.dotted, site.name)
+
+
+def instantiated(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in found:
+        if site.name == "args" and isinstance(site.value, yaml.MappingNode) and site.value.flow_style:
+            start = site.value.start_mark
+            wrong = text[: start.index + 1] + "_target_: os.system, " + text[start.index + 1 :]
+            key = f"{site.dotted}._target_"
+            yield Mistake("_target_", wrong, start.line + 1, start.column + 2, key, "not allowed")
+
+
+def resolved(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in found:
+        if isinstance(site.value, yaml.ScalarNode) and site.name not in ("kind", "column"):
+            wrong, word = rng.choice(
+                [
+                    ('"${nowhere.at.all}"', "nowhere"),
+                    ('"${oc.env:HOME}"', "environment"),
+                    ('"${now:%Y}"', "now"),
+                    ('"${oc.create:1}"', "oc.create"),
+                    ('"${"', "interpolation"),
+                    ('"???"', "required"),
+                ]
+            )
+            yield at("interpolation", site.value, replaced(text, site.value, wrong), site.dotted, word)
+
+
+KINDS = (
+    misspelt_keys,
+    misspelt_words,
+    wrong_types,
+    not_finite,
+    out_of_range,
+    duplicates,
+    tabs,
+    removed,
+    instantiated,
+    resolved,
+)
+
+
+def cases() -> Iterator[tuple[str, Mistake, Path]]:
+    """Some mistakes of every kind in every recipe, drawn by a fixed seed."""
+    for name, file in RECIPES.items():
+        text = file.read_text(encoding="utf-8")
+        found = list(sites(yaml.compose(text, Loader=yaml.SafeLoader)))
+        for kind in KINDS:
+            rng = random.Random(f"{name} {kind.__name__}")
+            mistakes = list(kind(text, found, rng))
+            for mistake in rng.sample(mistakes, min(8, len(mistakes))):
+                yield f"{name}-{mistake.label}-{mistake.key or mistake.line}".replace(" ", "_"), mistake, file
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the code that the recipes name."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for file in [*(ROOT / "recipes").glob("*.py"), *(templates.FOLDER / "start").glob("*.py")]:
+        target = folder / file.name
+        text = target.read_text(encoding="utf-8") if target.exists() else ""
+        target.write_text(text + file.read_text(encoding="utf-8").replace("from __future__", "# from __future__"))
+    return folder
+
+
+def faults_of(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Fault, ...]:
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    return caught.value.faults
+
+
+def test_there_are_more_than_a_hundred_of_every_sort() -> None:
+    assert len(CASES) >= 250
+    assert {mistake.label for _, mistake, _ in CASES} >= {"misspelt key", "tab", "duplicate", "missing", "not finite"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_without_a_mistake_the_recipe_is_fine(name: str, folder: Path) -> None:
+    path = folder / f"{name}.yaml"
+    shutil.copy(RECIPES[name], path)
+    assert load(path).recipe.name
+
+
+@pytest.mark.parametrize(("mistake", "file"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_a_mistake_is_reported_where_it_is(mistake: Mistake, file: Path, folder: Path) -> None:
+    path = folder / "mistake.yaml"
+    path.write_text(mistake.text, encoding="utf-8")
+    faults = faults_of(path)
+    places = [(fault.file, fault.line, fault.column, fault.key) for fault in faults]
+    assert (str(path), mistake.line, mistake.column, mistake.key) in places, [str(fault) for fault in faults]
+    assert {fault.key for fault in faults} == {mistake.key, *mistake.others}, [str(fault) for fault in faults]
+    fault = faults[places.index((str(path), mistake.line, mistake.column, mistake.key))]
+    assert mistake.word in f"{fault.message} {fault.hint}"
+    assert all(fault.hint for fault in faults)
