@@ -55,22 +55,18 @@ def run(
 
 def run_once(
     recipe: Path, overrides: Sequence[str], folder: Path, until: str | None, force: Sequence[str]
-) -> tuple[dict[str, Json], MlkitError | None]:
+) -> tuple[Mapping[str, Json], MlkitError | None]:
     """Run a recipe; what the run says of itself, and the error that its end amounts to, if any."""
-    from mlflowkit.cli.progress import shown, stdout_to_stderr
-    from mlflowkit.pipeline.answer import answer
-    from mlflowkit.pipeline.run import execute, raise_for
-    from mlflowkit.recipe.check import load
-    from mlflowkit.wiring import Wiring
+    from mlflowkit import library
 
-    loaded = load(recipe, tuple(overrides))
-    with stdout_to_stderr(), shown() as progress:
-        record = execute(loaded, folder, Wiring(folder), progress, until=until, force=force, reporter=_render)
-    try:
-        raise_for(record)
-    except MlkitError as error:
-        return answer(record, folder), error
-    return answer(record, folder), None
+    found = None if force else library.nothing_to_do(recipe, overrides, folder, until)
+    if found is None:
+        from mlflowkit.cli.progress import shown, stdout_to_stderr
+
+        loaded = library.load(recipe, overrides)
+        with stdout_to_stderr(), shown() as progress:
+            found = library.run(loaded, until=until, force=force, state=folder, progress=progress)
+    return found.answer, found.error
 
 
 def show(value: Mapping[str, Json]) -> None:
@@ -100,7 +96,7 @@ def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, for
     from mlflowkit.recipe.compose import expand_sweep
 
     jobs = expand_sweep(recipe.expanduser().absolute(), overrides)
-    values: list[dict[str, Json]] = []
+    values: list[Mapping[str, Json]] = []
     worst = 0
     for number, job in enumerate(jobs, 1):
         note(f"job {number} of {len(jobs)}: {' '.join(job)}")
@@ -114,9 +110,3 @@ def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, for
         figures = ", ".join(f"{name} {figure:.4g}" for name, figure in list(value["metrics"].items())[:4])
         echo(f"{value['run']}  {value['status']:<12} {' '.join(job)}  {figures}")
     return worst
-
-
-def _render(record: object, folders: Mapping[str, Path]) -> str:
-    from mlflowkit.report.page import render
-
-    return render(record, folders)  # type: ignore[arg-type]

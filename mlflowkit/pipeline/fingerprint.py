@@ -95,6 +95,15 @@ def gather(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, dict[str, st
     }
 
 
+def files_read(loaded: LoadedRecipe) -> list[Path]:
+    """The data files and the code beside the recipe that its stages read."""
+    recipe, folder = loaded.recipe, loaded.folder
+    source = recipe.data.source
+    references = [recipe.model.module, *([source.function] if source.kind == "python" else [])]
+    code = [folder / name for reference in references for name in usercode.closure(reference, folder).files]
+    return code if source.kind == "python" else [*code, *source_files(source, folder)]
+
+
 def recipe_key(stage: str, key: str) -> str:
     """The key of a recipe that a key of a stage's Spec comes from.
 
