@@ -104,6 +104,9 @@ class Runtime(Protocol):
 class Tracker(Protocol):
     """Mirrors runs and blessed bundles into a tracking server and model registry. The journal is the truth."""
 
+    def prewarm(self) -> None:
+        """Begin starting what `record` will need, in the background; returns at once. Needless, and cheap."""
+
     def record(self, run: RunRecord) -> None:
         """Parameters, metrics, tags (``git_commit``, ``git_dirty``, ``data_version``) of a finished run."""
 
