@@ -108,6 +108,7 @@ class _Faults:
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.found: list[Fault] = list(faults)
+        self.given = len(self.found)
         self.keys: list[str] = []
 
     def add(self, fault: Fault) -> None:
@@ -117,7 +118,7 @@ class _Faults:
 
     def close(self) -> None:
         """End one order of judgement: what was found in it hides what follows."""
-        self.keys = [fault.key for fault in self.found if fault.file != OVERRIDE or fault.key]
+        self.keys = [fault.key for fault in self.found[self.given :]]
 
 
 def _within(key: str, other: str) -> bool:

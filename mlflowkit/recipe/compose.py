@@ -239,7 +239,7 @@ def _parse_override(index: int, text: str, folder: Path) -> Override | Fault:
         hint = _nearest_hint(name, known) or f"config groups: {', '.join(known)}"
         return Fault(OVERRIDE, index, 1, key, text, f"there is no config group {name!r}", hint)
     if action == "group" and not sweep:
-        for option in value if isinstance(value, list) else [value]:
+        for option in _listed(value):
             if _resolve_config(folder, f"{name}/{option}") is None:
                 message, hint = _unknown_option(folder, name, str(option))
                 return Fault(OVERRIDE, index, column, key, str(option), message, hint)
@@ -481,13 +481,9 @@ def _composition_faults(
     error: Exception, path: Path, shown: str, root: Node, groups: Sequence[Override]
 ) -> list[Fault]:
     """What Hydra could not compose, at the place that asked for it."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None and Path(str(mark.name)).is_file():
-        file = Path(str(mark.name))
-        try:
-            _read_file(file, shown if file == path else display(file))
-        except RecipeError as located:
-            return list(located.faults)
+    broken = _broken_files(error, path, shown, root, groups)
+    if broken:
+        return broken
     missing = getattr(error, "missing_cfg_file", None)
     if missing is not None:
         return [_missing_fault(str(missing), path, shown, root, groups)]
@@ -509,13 +505,34 @@ def _composition_faults(
     ]
 
 
+def _broken_files(error: Exception, path: Path, shown: str, root: Node, groups: Sequence[Override]) -> list[Fault]:
+    """The faults of the files that were to be composed, as far as they are named or Hydra says where it stopped."""
+    asked = [(item.key, value) for item in groups for value in _listed(item.value)]
+    asked += [(group, option) for group, option, _ in _entries(root)]
+    names = [f"{group}/{option}" if group else option for group, option in asked]
+    files = [file for file in (_resolve_config(path.parent, name) for name in names) if file is not None]
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None and Path(str(mark.name)).is_file():
+        files.append(Path(str(mark.name)))
+    faults: list[Fault] = []
+    for file in dict.fromkeys(files):
+        try:
+            _read_file(file, shown if file == path else display(file))
+        except RecipeError as located:
+            faults.extend(located.faults)
+    return faults
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _missing_fault(missing: str, path: Path, shown: str, root: Node, groups: Sequence[Override]) -> Fault:
     """A group or an option that there is not: where it is asked for, and what there is."""
     group, _, option = missing.removesuffix(".yaml").rpartition("/")
     message, hint = _unknown_option(path.parent, group, option)
     for item in groups:
-        values = item.value if isinstance(item.value, list) else [item.value]
-        if item.key == group and option in values:
+        if item.key == group and option in _listed(item.value):
             return item.fault(message, hint, found=option)
     for name, value, node in _entries(root):
         if (name.lstrip("/"), value) == (group, option) or (not name and value.lstrip("/") == missing):
