@@ -54,3 +54,5 @@ def _print(found: Explanation) -> None:
     for key, setting in found.inside:
         shown = f"{show(setting.value)}  ({setting.where})" if setting else "required, and not set"
         echo(f"  {key:<{width}}  {shown}")
+    if found.groups:
+        echo(f"  add a group with {', '.join(f'+{name}' for name in found.groups)}")

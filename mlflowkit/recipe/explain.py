@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from mlflowkit.errors import UsageError
-from mlflowkit.recipe import fields, jsonschema, locate, words
+from mlflowkit.recipe import compose, fields, jsonschema, locate, words
 from mlflowkit.recipe.check import Examined, examine
 from mlflowkit.recipe.fields import Shape
 from mlflowkit.recipe.locate import KeyPath, Node
@@ -59,6 +59,8 @@ class Explanation:
     description: str
     inside: tuple[tuple[str, Setting | None], ...] = ()
     """Of a section: its keys."""
+    groups: tuple[str, ...] = ()
+    """Of the recipe itself: the config groups that can be added to it, as ``group/option``."""
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -71,6 +73,7 @@ class Explanation:
             "required": self.required,
             "description": self.description,
             "keys": [{"key": key, **(setting.to_json() if setting else {})} for key, setting in self.inside],
+            "groups": list(self.groups),
         }
 
 
@@ -102,7 +105,13 @@ def explain(path: Path | str, key: str, overrides: Sequence[str] = ()) -> Explan
         required=shape.info is not None and shape.info.is_required(),
         description=description,
         inside=tuple(_inside(parts, narrowed, node, examined)),
+        groups=() if parts else _groups(examined.path.parent),
     )
+
+
+def _groups(folder: Path) -> tuple[str, ...]:
+    groups = compose.known_groups(folder)
+    return tuple(f"{group}/{option}" for group in groups for option in compose.options(folder, group))
 
 
 def _split(key: str, values: Json) -> KeyPath:

@@ -261,7 +261,8 @@ class _Reader:
             if "\t" not in line or index in self.exempt:
                 continue
             column = len(line) - len(line.lstrip(" "))
-            if line[column] != "\t" or not line.strip() or line.lstrip().startswith("#"):
+            harmless = not line.strip() and index + 1 != only_to
+            if line[column] != "\t" or harmless or line.lstrip().startswith("#"):
                 continue
             self.faults = [fault for fault in self.faults if fault.line != index + 1]
             message, hint = "a tab in the indentation", "YAML is indented with spaces: replace the tab"
@@ -282,7 +283,7 @@ def _syntax_fault(error: yaml.YAMLError, text: str, file: str) -> Fault:
         mark = opened
     lines = text.splitlines()
     row, column = mark.line, mark.column
-    while row > 0 and (row >= len(lines) or not lines[row].strip()):
+    while row > 0 and (row >= len(lines) or not lines[row].strip(" ")):
         row, column = row - 1, len(lines[row - 1]) if row <= len(lines) else 0
     found = lines[row][column : column + 20] if row < len(lines) else ""
     problem = getattr(error, "problem", None) or str(error)

@@ -67,6 +67,8 @@ def test_a_loaded_recipe_knows_its_path_and_its_defaults(recipe: Path) -> None:
         (b"name: loans\n task: x\n", 2, 6, "indent"),
         (b"name: @x\n", 1, 7, "quote"),
         (b"name: a: b\n", 1, 8, "quote"),
+        (b"name: a\n\t\n", 2, 1, "tab"),
+        (b"data:\n  \ta: b\n", 2, 3, "tab"),
     ],
 )
 def test_text_that_is_no_recipe(recipe: Path, content: bytes, line: int, column: int, word: str) -> None:
