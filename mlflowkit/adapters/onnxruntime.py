@@ -88,6 +88,7 @@ class OnnxSession:
         self._inputs = {
             tensor.name: (DTYPES.get(tensor.type, ""), len(tensor.shape)) for tensor in session.get_inputs()
         }
+        self._strings = [name for name, (dtype, _) in self._inputs.items() if dtype == "object"]
         self._outputs = [tensor.name for tensor in session.get_outputs()]
         self.providers: tuple[str, ...] = tuple(session.get_providers())
 
@@ -97,13 +98,17 @@ class OnnxSession:
         Raises EngineError when an input is absent, unknown, or of another type or rank than the graph's, and when
         the graph itself fails.
         """
+        for name in self._strings:
+            if name in inputs and not _all_strings(inputs[name]):
+                raise self._error(self._fault(inputs))  # ONNX Runtime would take None for the category "None"
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         except VENDOR_ERRORS as error:
-            raise EngineError(
-                f"{self._model.name} does not answer: {self._fault(inputs) or _first_line(error)}",
-                hint="the graph takes " + ", ".join(f"{k} {d} rank {r}" for k, (d, r) in self._inputs.items()),
-            ) from error
+            raise self._error(self._fault(inputs) or _first_line(error)) from error
+
+    def _error(self, fault: str) -> EngineError:
+        takes = ", ".join(f"{name} {dtype} rank {rank}" for name, (dtype, rank) in self._inputs.items())
+        return EngineError(f"{self._model.name} does not answer: {fault}", hint=f"the graph takes {takes}")
 
     def _fault(self, inputs: Mapping[str, np.ndarray]) -> str:
         """What is wrong with the inputs, in words; "" when nothing shows."""
@@ -117,10 +122,17 @@ class OnnxSession:
                 return f"input {name} has shape {list(found.shape)}; the graph wants {rank} axes"
             if dtype and found.dtype != dtype and not (dtype == "object" and found.dtype.kind in "US"):
                 return f"input {name} is {found.dtype}; the graph wants {dtype}"
-            if dtype == "object" and not all(isinstance(cell, str) for cell in found.flat):
+            if dtype == "object" and not _all_strings(found):
                 return f"input {name} holds something that is not a string; a missing value is the empty string"
         unknown = sorted(set(inputs) - set(self._inputs))
         return f"the graph has no input {', '.join(unknown)}" if unknown else ""
+
+
+def _all_strings(cells: object) -> bool:
+    if not isinstance(cells, np.ndarray) or cells.dtype != object:
+        return True  # not for this check to judge
+    kinds = set(map(type, cells.ravel().tolist()))
+    return kinds <= {str} or all(issubclass(kind, str) for kind in kinds)
 
 
 def _options(threads: int) -> Any:

@@ -43,7 +43,12 @@ def quantile(blocks: np.ndarray, q: float) -> float:
 def quantile_interval(
     blocks: np.ndarray, q: float, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the q-quantile, by block. ``blocks`` is [blocks, requests of a block]."""
+    """Percentile bootstrap interval of the q-quantile, by block. ``blocks`` is [blocks, requests of a block].
+
+    Where the weather of a block weighs more than the spread within it, the interval of a tail quantile is too narrow:
+    at 0.95 it covers the median in 0.94 of simulated cases and p95 in 0.83 to 0.87 (tests/property/test_bench_pick.py).
+    The pick does not rest on it but on `ratio_interval`, where the weather of a round is on both sides.
+    """
     import numpy as np
 
     drawn = _resampled_quantiles(blocks, q, _draws(len(blocks), seed))

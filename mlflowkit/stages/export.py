@@ -87,9 +87,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     found = _answers(context.ports.runtime.load(context.out / "model.onnx"), inputs)
     scale = _target_deviation(data) if signature.task == "regression" else 1.0
     parity = compare(expected, found, spec.export.tolerance, scale=scale, real_rows=_rows(real))
-    (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
     if not parity.holds:
         raise EngineError(describe(parity, inputs, signature), hint=_hint(spec.export.tolerance))
+    (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
     metrics = {
         "parity_max_abs_difference": parity.max_abs_difference,
         "parity_rows": float(parity.rows),
@@ -174,11 +174,9 @@ def compare(expected: Tensors, found: Tensors, tolerance: float, *, scale: float
     if want.shape != have.shape:
         shapes = str(list(want.shape)), str(list(have.shape))
         return Parity(rows, real_rows, float("inf"), rows, tolerance, scale, 0, *shapes)
-    gap = np.abs(want - have).reshape(rows, -1) / scale
-    gap = np.where(
-        (want == have) | (np.isnan(want) & np.isnan(have)), 0, np.nan_to_num(gap, nan=np.inf).reshape(want.shape)
-    )
-    gap = gap.reshape(rows, -1)
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.abs(want - have) / scale, nan=np.inf)
+    gap = np.where((want == have) | (np.isnan(want) & np.isnan(have)), 0, gap).reshape(rows, -1)
     mismatched = _label_mismatches(expected, found, want, tolerance)
     worst = int(mismatched[0]) if mismatched.size else int(gap.max(axis=1).argmax())
     cell = int(gap[worst].argmax())
@@ -204,7 +202,7 @@ def describe(parity: Parity, inputs: Tensors, signature: Signature) -> str:
     row = parity.worst_row
     origin = "" if row < parity.real_rows else " (a validation row with cells blanked or categories never seen)"
     values = [
-        f"{column}={inputs[tensor.name][row, index]!r}"
+        f"{column}={inputs[tensor.name][row].tolist()[index]!r}"
         for tensor in signature.inputs
         for index, column in enumerate(tensor.columns)
     ]

@@ -53,7 +53,7 @@ class OptimizeSection(Section):
     """Largest loss of the metric on the validation rows, against the float graph (paired on the same rows)."""
     batch: int = Field(default=1, ge=1)
     """Rows a request when latency is measured."""
-    samples: int = Field(default=2000, ge=200)
+    samples: int = Field(default=5000, ge=200)
     """Requests measured for each candidate, in interleaved blocks."""
 
 
@@ -228,7 +228,8 @@ def _latencies(
     """Latency samples of every candidate that could be made, rejected ones included: the report shows them."""
 
     def progress(done: float) -> None:
-        context.progress(Event("optimize", "progress", "measuring latency", fraction=0.4 + 0.6 * done))
+        if (done * 4).is_integer():
+            context.progress(Event("optimize", "progress", "measuring latency", fraction=0.4 + 0.6 * done))
 
     rows = {name: matrix[:REQUEST_ROWS] for name, matrix in inputs.items()}
     requests = {
