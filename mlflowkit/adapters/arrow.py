@@ -6,7 +6,7 @@ import csv as python_csv
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
@@ -176,19 +176,44 @@ def _header(file: Path, separator: str) -> list[str]:
 
 def _read_csv(file: Path, separator: str, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
     try:
-        table = arrow_csv.read_csv(
-            file,
-            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=names, column_types=types, strings_can_be_null=True
-            ),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise _csv_fault(file, separator, error) from error
+        table = _parse(file, separator, names, _first_types(file, separator, names) | types)
+    except (pa.ArrowException, OSError):
+        try:
+            table = _parse(file, separator, names, types)
+        except (pa.ArrowException, OSError) as error:
+            raise _csv_fault(file, separator, error) from error
     for name in names:
         if pa.types.is_binary(table.schema.field(name).type):
             raise _not_utf8(file, f"column {name!r}, row {_first_bad_text(table.column(name))}")
     return table
+
+
+def _parse(file: Path, separator: str, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    options = _csv_options(separator, names, types)
+    try:
+        return arrow_csv.read_csv(file, **options)
+    finally:
+        pa.default_memory_pool().release_unused()
+
+
+def _first_types(file: Path, separator: str, names: list[str]) -> dict[str, pa.DataType]:
+    """Types of the columns in the first mebibyte. A file is read with them in hand where they hold throughout, since
+    types told after the last row need the text of all rows to be kept until then."""
+    with arrow_csv.open_csv(file, **_csv_options(separator, names, {})) as reader:
+        return {field.name: field.type for field in reader.schema if _tells(field.type)}
+
+
+def _tells(kind: pa.DataType) -> bool:
+    return not (pa.types.is_null(kind) or pa.types.is_binary(kind))
+
+
+def _csv_options(separator: str, names: list[str], types: dict[str, pa.DataType]) -> dict[str, Any]:
+    return {
+        "parse_options": arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        "convert_options": arrow_csv.ConvertOptions(
+            include_columns=names, column_types=types, strings_can_be_null=True
+        ),
+    }
 
 
 def _csv_fault(file: Path, separator: str, error: Exception) -> DataError:

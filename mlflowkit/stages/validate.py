@@ -62,29 +62,21 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 def read_parts(folder: Path) -> pd.DataFrame:
     """All rows of the data stage's folder: train, then validation, then test. The index is the row in the source.
 
-    Whole numbers and booleans with gaps keep their type (Int64, boolean). Columns are handed over one by one, so the
-    table is not held twice.
+    Whole numbers and booleans with gaps keep their type (Int64, boolean). Columns are read one by one, so the table is
+    not held twice.
     """
     import numpy as np
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    parts = [parquet.ParquetFile(folder / f"{part}.parquet").read() for part in PARTS]
-    table = pa.concat_tables(parts)
-    del parts
-    nullable = {
-        field.name: {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get(field.type)
-        for field in table.schema
-        if table.column(field.name).null_count
-    }
+    files = [parquet.ParquetFile(folder / f"{part}.parquet") for part in PARTS]
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        table = table.drop_columns([name])
-        kind = nullable.get(name)
+    for name in files[0].schema_arrow.names:
+        column = pa.concat_tables([file.read(columns=[name]) for file in files]).column(0)
+        kind = nullable.get(column.type) if column.null_count else None
         columns[name] = column.to_pandas(types_mapper=(lambda _, kind=kind: kind) if kind is not None else None)
-        del column
     frame = pd.DataFrame(columns, copy=False)
     frame.index = pd.Index(np.argsort(np.load(folder / "split.npy"), kind="stable"))
     return frame
@@ -109,17 +101,25 @@ def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | 
 
 
 def profiled(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
-    """The features as a model sees them: numbers as float64, categories as text, both with gaps."""
+    """The features as a model sees them: numbers as float64, categories as text, both with gaps.
+
+    Columns that are so already are not copied.
+    """
     import numpy as np
     import pandas as pd
 
-    columns: dict[str, np.ndarray | pd.Series] = {}
+    columns: dict[str, pd.Series] = {}
     for feature in info.features:
-        if feature.kind == "numeric":
-            columns[feature.name] = table[feature.name].to_numpy(dtype=np.float64, na_value=np.nan)
-        else:
+        column = table[feature.name]
+        if feature.kind == "numeric" and column.dtype != np.float64:
+            numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+            column = pd.Series(numbers, index=table.index, copy=False)
+        elif feature.kind == "categorical" and not isinstance(column.dtype, pd.StringDtype):
             text = categorical_matrix(table, [feature.name])[:, 0]
-            columns[feature.name] = pd.Series(text, dtype="str").mask(text == "")
+            column = pd.Series(text, index=table.index, dtype="str")
+        if feature.kind == "categorical" and (empty := column == "").any():
+            column = column.mask(empty)
+        columns[feature.name] = column
     return pd.DataFrame(columns, copy=False)
 
 
