@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from mlflowkit.adapters.ray_train import checkpoint, loop
 from mlflowkit.adapters.ray_train.attach import running
+from mlflowkit.errors import UsageError
 from mlflowkit.ports import StageContext
 from mlflowkit.preprocess import (
     Part,
@@ -57,6 +58,11 @@ class RayTorchTrainer:
         Raises DataError, UsageError, UserCodeError, EngineError or StoreError; the checkpoint in ``context.scratch``
         stays, and the next call resumes at it.
         """
+        if spec.train.batch_size < spec.train.workers:
+            raise UsageError(
+                f"train.batch_size {spec.train.batch_size} is smaller than train.workers {spec.train.workers}",
+                hint=f"train.batch_size={spec.train.workers * 32}",
+            )
         table = open_table(context.inputs["data"])
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)

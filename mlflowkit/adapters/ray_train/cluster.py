@@ -2,8 +2,9 @@
 
 The workers share the scratch folder: they read the prepared matrices there, the first of them leaves checkpoints and
 progress there. A lost worker makes Ray Train start the group again (FailureConfig), which resumes at the checkpoint.
-An error that is mlflowkit's to explain is written down in the scratch folder, so that it reaches the user as it is,
-and a group that finds one ends at once instead of failing the same way again.
+An error that is mlflowkit's to explain is written down in the scratch folder, so that it reaches the user as it is.
+When every worker has written one, as most errors make them, all end in peace; when only some have, the others are
+stuck waiting for them, so these raise, and the group that Ray Train starts in their place ends at once.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+for _setting in (
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",  # one process less to start: a local machine is not preempted
+    "RAY_TRAIN_METRICS_ENABLED",
+):
+    os.environ.setdefault(_setting, "0")
 
 import ray
 import torch
@@ -39,6 +46,8 @@ WORKER_CPUS = 0.5
 """CPUs reserved for a worker: less than one, so that a gateway on a small machine does not keep training off it."""
 POLL_SECONDS = 0.1
 """Time between two looks at the workers' progress."""
+PEACE_SECONDS = 2.0
+"""How long a worker that failed waits for the others to fail too."""
 
 
 class Workers:
@@ -105,15 +114,17 @@ def work(config: Mapping[str, Any]) -> None:
     """What each worker runs. Returns nothing: results are in the scratch folder."""
     job: loop.Job = config["job"]
     files = _Files(job.scratch)
-    if files.failure.exists():
+    if files.failures():
         return
     group = Workers()
     data = loop.Data(**load_file(files.data))
     try:
         fitted = loop.train(job, data, group, files.report)
     except MlkitError as error:
-        files.write_failure(error)
-        raise
+        files.write_failure(error, group.rank)
+        if not files.all_failed(group.size):
+            raise
+        return
     if group.rank == 0:
         files.write_outcome(fitted)
 
@@ -123,25 +134,38 @@ class _Files:
 
     def __init__(self, scratch: Path) -> None:
         self.data = scratch / "prepared.safetensors"
-        self.failure = scratch / "failure.json"
+        self.scratch = scratch
         self.outcome = scratch / "outcome.json"
         self.progress = scratch / "progress.jsonl"
         self.ray = scratch / "ray"
 
     def begin(self, data: loop.Data) -> None:
-        for path in (self.failure, self.outcome, self.progress):
+        for path in (*self.failures(), self.outcome, self.progress):
             path.unlink(missing_ok=True)
         names = ("x", "y", "x_validation", "y_validation")
         checkpoint.publish(self.data, save({name: getattr(data, name) for name in names}))
 
-    def write_failure(self, error: MlkitError) -> None:
+    def failures(self) -> list[Path]:
+        """What workers wrote down about their errors, in the order of their ranks."""
+        return sorted(self.scratch.glob("failure-*.json"))
+
+    def write_failure(self, error: MlkitError, rank: int) -> None:
         content = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-        checkpoint.publish(self.failure, json.dumps(content).encode())
+        checkpoint.publish(self.scratch / f"failure-{rank:06d}.json", json.dumps(content).encode())
+
+    def all_failed(self, size: int) -> bool:
+        """Whether every worker writes down an error within PEACE_SECONDS."""
+        deadline = time.monotonic() + PEACE_SECONDS
+        while len(self.failures()) < size:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
 
     def raise_failure(self) -> None:
         """Raise the error that a worker wrote down, if one did."""
-        if self.failure.exists():
-            found = json.loads(self.failure.read_text())
+        for path in self.failures():
+            found = json.loads(path.read_text())
             raise getattr(errors, found["type"])(found["message"], hint=found["hint"])
 
     def report(self, epoch: int, figures: Mapping[str, float]) -> None:

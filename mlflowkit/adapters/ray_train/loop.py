@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mlflowkit import usercode
 from mlflowkit.adapters.ray_train import checkpoint, objective
-from mlflowkit.errors import EngineError, UsageError, UserCodeError
+from mlflowkit.errors import EngineError, UserCodeError
 from mlflowkit.models import build
 
 EVALUATION_ROWS = 8192
@@ -127,15 +127,9 @@ def train(job: Job, data: Data, group: Group, report: Report) -> Fitted:
     """Fit the model of ``job``, resuming at its checkpoint when there is one; every worker of ``group`` calls this.
 
     Raises UserCodeError when the model is not usable or raises, EngineError when the loss is no longer finite or the
-    precision cannot be had, UsageError when a batch has fewer rows than there are workers, StoreError when a
-    checkpoint cannot be written.
+    precision cannot be had, StoreError when a checkpoint cannot be written.
     """
     precision = choose_precision(job.train.precision, group.device)
-    if job.train.batch_size < group.size:
-        raise UsageError(
-            f"train.batch_size {job.train.batch_size} is smaller than train.workers {group.size}",
-            hint=f"train.batch_size={group.size * 32}",
-        )
     with reproducible(job, group):
         run = _Run(job, data.to(group.device), group, precision)
         resumed = run.resume()

@@ -1,0 +1,124 @@
+"""The same training by two workers on a real Ray, one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from mlflowkit.adapters.ray_train.attach import running
+from mlflowkit.errors import UsageError, UserCodeError
+from mlflowkit.serving.files import process_started
+from mlflowkit.values import Event
+
+pytestmark = pytest.mark.ray
+World = Any
+"""conftest.World"""
+
+NET = """
+import os
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, features, outputs, pids="", fail_at=0):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(features, 12), nn.Tanh(), nn.Linear(12, outputs))
+        self.idle = nn.Linear(2, 2)
+        self.fail_at, self.calls = fail_at, 0
+        if pids:
+            (Path(pids) / str(os.getpid())).touch()
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.training and self.calls == self.fail_at:
+            raise ZeroDivisionError("the third step is one too many")
+        return self.layers(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def two_cpus() -> Iterator[None]:
+    """The Ray that a run would start for itself, shared by the tests of this module."""
+    from mlflowkit.adapters.ray_train.cluster import local_ray
+
+    with local_ray(None, 2):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cpus")
+def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(world: World, binary: Path) -> None:
+    pids = world.base / "pids"
+    pids.mkdir()
+    killed: list[tuple[int, float]] = []
+
+    def kill_one(event: Event) -> None:
+        if not killed and event.metrics["epoch"] > 3:
+            victim = int(max(path.name for path in pids.iterdir()))
+            killed.append((victim, event.metrics["epoch"]))
+            os.kill(victim, signal.SIGKILL)
+
+    world.module(NET)
+    fit = {
+        "epochs": 200,
+        "batch_size": 31,
+        "class_weights": "balanced",
+        "optimizer": {"name": "sgd", "lr": 0.02},
+        "checkpoint_every": 3,
+        "max_failures": 1,
+    }
+    model = {"kind": "torch", "module": "net:Net", "args": {"pids": str(pids)}}
+    alone = world.train(binary, model, fit)
+    for path in pids.iterdir():
+        path.unlink()
+    together = world.train(binary, model, {**fit, "workers": 2}, progress=kill_one)
+    (victim, epoch), *_ = killed
+    assert epoch < 200
+    assert process_started(victim) is None
+    assert len(list(pids.iterdir())) >= 3, "no worker took the place of the killed one"
+    assert together.result.summary["resumed_from"] >= epoch - 3
+    assert together.curves["epoch"] == alone.curves["epoch"]
+    np.testing.assert_allclose(together.curves["train_loss"], alone.curves["train_loss"], rtol=1e-3)
+    expected, found = load(alone.weights), load(together.weights)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cpus")
+def test_an_error_in_a_worker_reaches_the_user_with_its_line(world: World, binary: Path) -> None:
+    world.module(NET)
+    model = {"kind": "torch", "module": "net:Net", "args": {"fail_at": 3}}
+    with pytest.raises(UserCodeError) as caught:
+        world.train(binary, model, {"epochs": 2, "batch_size": 64, "workers": 2, "max_failures": 1})
+    assert "net.py:18: net:Net raised ZeroDivisionError: the third step is one too many" in caught.value.message
+
+
+def test_a_batch_smaller_than_the_group_is_refused_before_ray_starts(world: World, binary: Path) -> None:
+    with pytest.raises(UsageError, match="batch_size 3 is smaller than train.workers 4") as caught:
+        world.train(binary, {"kind": "torch"}, {"batch_size": 3, "workers": 4})
+    assert caught.value.hint == "train.batch_size=128"
+
+
+def test_only_the_ray_of_a_living_steward_is_joined(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    path = tmp_path / "ray" / "cluster.json"
+    environment = {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "token"}
+    steward = {"pid": os.getpid(), "started": process_started(os.getpid())}
+    assert running(tmp_path) is None
+    path.write_text(json.dumps({"state": "starting", "steward": steward, "environment": {}}))
+    assert running(tmp_path) is None
+    path.write_text(json.dumps({"state": "ready", "steward": steward, "environment": environment}))
+    assert running(tmp_path) == environment
+    dead = {**steward, "started": steward["started"] - 1}
+    path.write_text(json.dumps({"state": "ready", "steward": dead, "environment": environment}))
+    assert running(tmp_path) is None
