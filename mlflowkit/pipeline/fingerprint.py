@@ -280,6 +280,7 @@ def _read_imports(path: Path) -> _Imports:
     return _Imports(tuple(own), tuple(sorted(set(_LIBRARY.findall(text)))))
 
 
+@lru_cache(maxsize=512)
 def _module_file(name: str) -> Path | None:
     place = PACKAGE.joinpath(*name.split("."))
     for path in (place.with_suffix(".py"), place / "__init__.py"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -231,18 +230,15 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--until")
     parser.add_argument("--pause", type=float, default=0.0)
-    parser.add_argument("--wait-for", type=Path, help="start when this file exists")
     arguments = parser.parse_args()
-    while arguments.wait_for is not None and not arguments.wait_for.exists():
-        time.sleep(0.005)
     events: list[Event] = []
     try:
         record = World(arguments.folder, pause=arguments.pause).run(until=arguments.until, events=events)
         raise_for(record)
     except MlkitError as error:
-        print(json.dumps({"error": error.to_json(), "pid": os.getpid()}))
+        sys.stdout.write(json.dumps({"error": error.to_json()}))
         return error.exit_code
-    print(json.dumps({**asdict(record), "messages": [event.message for event in events]}))
+    sys.stdout.write(json.dumps({**asdict(record), "messages": [event.message for event in events]}))
     return 0
 
 
