@@ -118,7 +118,7 @@ def test_a_file_that_is_no_graph_is_an_engine_error(runtime: Runtime, content: b
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(EngineError, match="model.onnx") as caught:
+    with pytest.raises(EngineError, match=r"model\.onnx") as caught:
         runtime.load(path)
     assert caught.value.hint
 
