@@ -11,6 +11,8 @@ from mlflowkit.report.data_views import View
 from mlflowkit.report.evidence import Evidence
 from mlflowkit.values import RunRecord
 
+HEADROOM = 4.0
+"""Height of the latency chart, in slowest 99th percentiles."""
 PERCENTILES = ((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95"), (0.99, "99"), (0.999, "99.9"))
 
 
@@ -64,42 +66,44 @@ def candidate(one: Mapping[str, Any], svg: str) -> View:
         "p99": wording.micros(one.get("p99_us")),
         "throughput": wording.number(one.get("throughput"), 3),
         "metric": f"{metric['name']} {wording.number(metric['value'])}" if metric else wording.NONE,
-        "drop": wording.interval(one.get("metric_drop")),
+        "drop": wording.interval(one["metric_drop"]) if one.get("metric_drop") else "",
         "reason": one.get("reason") or "",
         "svg": svg,
     }
 
 
 def percentiles(evidence: Evidence) -> View | None:
-    """Latency by percentile, the tail stretched (as HdrHistogram draws it; Gil Tene, "How NOT to measure latency")."""
+    """Latency by percentile, the tail stretched (as HdrHistogram draws it; Gil Tene, "How NOT to measure latency").
+
+    A line ends where it leaves the chart, which is ``HEADROOM`` times as high as the slowest p99: one hiccup of the
+    machine would flatten all the rest. The slowest answers are told in words.
+    """
     samples = {
         name: sorted(one["samples_us"]) for name, one in (evidence.latency or {}).items() if one.get("samples_us")
     }
     if not samples:
         return None
     picked = {one["name"] for one in evidence.candidates or () if one.get("picked")}
-    layers = [
-        charts.Line(
-            f"{name} (picked)" if name in picked else name, *by_percentile(ordered), style=i, dashed=name not in picked
-        )
-        for i, (name, ordered) in enumerate(samples.items())
-    ]
-    longest = min(3.0, max(tail(0.5 + len(ordered)) for ordered in samples.values()))
-    marks = [
-        (tail(1 / (1 - share)), f"p{text}") for share, text in PERCENTILES if tail(1 / (1 - share)) <= longest + 0.01
-    ]
-    shown = [value for line in layers for at, value in zip(line.x, line.y, strict=True) if at <= longest]
-    note = "The axis stretches the tail: each decade to the right is ten times rarer."
-    label = "Latency by percentile of " + ", ".join(samples)
-    axes = {"label": label, "x_label": "percentile", "y_label": "µs"}
+    end = max(rarest(len(ordered)) for ordered in samples.values())
+    top = HEADROOM * max(at_percentile(ordered, 2.0) for ordered in samples.values())
+    layers, slowest = [], []
+    for index, (name, ordered) in enumerate(samples.items()):
+        called = f"{name} (picked)" if name in picked else name
+        places, latencies = by_percentile(ordered)
+        drawn = [latency if latency <= top else math.nan for latency in latencies]
+        layers.append(charts.Line(called, places, drawn, style=index, dashed=name not in picked))
+        slowest.append(f"{wording.micros(ordered[-1])} ({name})")
+    marks = [(tail(1 / (1 - share)), f"p{text}") for share, text in PERCENTILES]
     return charts.figure(
         "Latency by percentile",
         layers,
-        note,
-        x_domain=(0.0, longest),
-        y_domain=(0.0, 1.08 * max(shown)),
-        x_ticks=marks,
-        **axes,
+        f"Each step to the right is ten times rarer. The slowest answer took {', '.join(slowest)}.",
+        label="Latency by percentile of " + ", ".join(samples),
+        x_label="percentile",
+        y_label="µs",
+        x_domain=(0.0, end),
+        y_domain=(0.0, min(top, 1.08 * max(value for line in layers for value in line.y if value <= top))),
+        x_ticks=[mark for mark in marks if mark[0] <= end + 0.01],
     )
 
 
@@ -112,9 +116,21 @@ def tail(rarity: float) -> float:
     return math.log10(rarity)
 
 
+def rarest(count: int) -> float:
+    """The last place on the percentile axis that so many samples can tell, the 99.9th percentile at most."""
+    return min(3.0, tail(count + 0.5))
+
+
+def at_percentile(ordered: Sequence[float], place: float) -> float:
+    """The latency at a place on the percentile axis.
+
+    >>> at_percentile([1.0, 2.0, 3.0, 40.0], tail(2.0))
+    3.0
+    """
+    return float(ordered[min(len(ordered) - 1, int((1 - 10**-place) * len(ordered)))])
+
+
 def by_percentile(ordered: Sequence[float], points: int = 160) -> tuple[list[float], list[float]]:
-    """(place, latency) evenly spaced on the percentile axis, to the 99.9th or what the samples allow."""
-    end = min(3.0, tail(len(ordered) + 0.5))
-    places = [end * index / (points - 1) for index in range(points)]
-    last = len(ordered) - 1
-    return places, [float(ordered[min(last, int((1 - 10**-place) * len(ordered)))]) for place in places]
+    """(place, latency), evenly spaced on the percentile axis."""
+    places = [rarest(len(ordered)) * index / (points - 1) for index in range(points)]
+    return places, [at_percentile(ordered, place) for place in places]

@@ -50,8 +50,8 @@ def parity(evidence: Evidence) -> str:
     apart = wording.number(found["max_abs_difference"], 2)
     words = f"The exported graph answers as the Python model does: on {wording.number(found['rows'])} rows the scores"
     words += f" differ by {apart} at most (allowed {wording.number(found['tolerance'])})"
-    mismatches = found.get("label_mismatches")
-    return f"{words} and {wording.number(mismatches)} labels differ." if mismatches is not None else f"{words}."
+    classified = (evidence.table or {}).get("task") == "classification"
+    return f"{words} and {wording.number(found.get('label_mismatches'))} labels differ." if classified else f"{words}."
 
 
 def words(value: Any) -> str:

@@ -14,10 +14,13 @@ LATENCY_UNITS = ((1e6, "s"), (1e3, "ms"), (1.0, "µs"))
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number with ``digits`` significant digits, never in scientific notation between 1e-4 and 1e15.
+    """A number with ``digits`` significant digits, never in scientific notation between 1e-4 and 1e15. What is
+    nearly one is not rounded to it.
 
     >>> number(0.739512), number(9857), number(1234567.8), number(0.00001234), number(None), number(float("nan"))
     ('0.7395', '9,857', '1,234,568', '1.234e-05', '–', '–')
+    >>> number(0.99998)
+    '0.99998'
     """
     if value is None or isinstance(value, str):
         return value or NONE
@@ -30,7 +33,7 @@ def number(value: Any, digits: int = 4) -> str:
         return f"{int(value):,}"
     if 10 ** (digits - 1) <= abs(value) < 1e15:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:.{digits if abs(value) < 0.999 or abs(value) > 1 else 7}g}"
 
 
 def share(value: Any) -> str:
