@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app, echo, emit_json
 from mlflowkit.errors import RecipeError
 
+if TYPE_CHECKING:
+    from mlflowkit.recipe.schema import LoadedRecipe
+
+MultirunOption = Annotated[bool, typer.Option("--multirun", "-m", help="Overrides may be sweeps: seed=1,2,3.")]
+
 
 @app.command()
-def validate(recipe: RecipeArgument, overrides: OverridesArgument = None, json: JsonOption = False) -> int:
+def validate(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    multirun: MultirunOption = False,
+    json: JsonOption = False,
+) -> int:
     """Print all the faults of a recipe, each with its line.
 
     Exits with 2 when there are any.
     """
-    from mlflowkit.recipe.check import load
+    from mlflowkit.recipe.check import load, load_sweep
 
     try:
-        loaded = load(recipe, overrides or ())
+        swept = load_sweep(recipe, overrides or ()) if multirun else (load(recipe, overrides or ()),)
     except RecipeError as error:
         if not json:
             raise
         emit_json({"ok": False, "errors": [asdict(fault) for fault in error.faults]})
         return error.exit_code
     if json:
-        emit_json({"ok": True, "errors": [], "recipe": loaded.recipe.name})
+        emit_json({"ok": True, "errors": [], "recipe": swept[0].recipe.name, "jobs": len(swept)})
         return 0
-    found = loaded.recipe
+    _summary(recipe, overrides or [], swept, "--multirun " if multirun else "")
+    return 0
+
+
+def _summary(path: Path, overrides: list[str], swept: Sequence[LoadedRecipe], option: str) -> None:
+    found = swept[0].recipe
     gates = f"{len(found.gates)} gate{'s' if len(found.gates) != 1 else ''}"
     serve = f", served as {found.serve.service}" if found.serve else ""
-    echo(f"{recipe}: ok: {found.name}, {found.task} by {found.model.module}, {gates}{serve}")
-    echo(f"next: mlkit run {' '.join([str(recipe), *(overrides or ())])}")
-    return 0
+    jobs = f", {len(swept)} jobs" if len(swept) > 1 else ""
+    echo(f"{path}: ok: {found.name}, {found.task} by {found.model.module}, {gates}{serve}{jobs}")
+    echo(f"next: mlkit run {option}{shlex.join([str(path), *overrides])}")

@@ -118,7 +118,8 @@ class _Faults:
 
     def close(self) -> None:
         """End one order of judgement: what was found in it hides what follows."""
-        self.keys = [fault.key for fault in self.found[self.given :]]
+        self.keys = [fault.key for fault in self.found if fault.key and fault.file != OVERRIDE]
+        self.keys += [fault.key for fault in self.found[self.given :] if fault.file == OVERRIDE]
 
 
 def _within(key: str, other: str) -> bool:

@@ -18,7 +18,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -82,88 +82,108 @@ def compose(path: Path, overrides: Sequence[str] = (), *, shown: str | None = No
     Raises RecipeError when there is nothing to go on with: the file is missing or is not YAML.
     """
     shown = shown or str(path)
-    text, root = _read_file(path, shown)
+    file = _read_file(path, shown)
     parsed, faults = parse_overrides(overrides, path.parent)
+    faults += file.faults
     faults += [
         item.fault("a sweep needs --multirun", "give one value, or add --multirun") for item in parsed if item.sweep
     ]
     parsed = [item for item in parsed if not item.sweep]
-    files, texts = [path], {shown: text}
     groups = [item for item in parsed if item.action == "group"]
-    alone = _without_defaults(locate.merge(_empty(root), root))
-    complete = True
-    if groups or _composes(root):
+    alone = _without_defaults(locate.merge(_empty(file.root), file.root))
+    if not groups and not _composes(file.root):
+        composition = Composition(alone, (path,), (), {shown: file.text})
+    elif file.faults:  # Hydra would stop at them, and say less
+        composition = Composition(alone, (path,), (), {shown: file.text}, complete=False)
+    else:
         try:
-            sources, container = _hydra(path, shown, root, groups)
-            alone, files, texts = _merge_sources(sources, container, path, shown)
+            sources, container = _hydra(path, shown, file.root, groups)
+            composition = _merge_sources(sources, container, path, shown)
         except RecipeError as error:
-            faults.extend(error.faults)
-            complete = False
-    root = alone
-    for item in parsed:
-        if item.action != "group":
-            try:
-                root = _apply(root, item)
-            except LookupError as error:
-                known = [locate.dotted(at) for at, _ in locate.walk(root)]
-                hint = "" if item.key in known else _nearest_hint(item.key, known)
-                faults.append(item.fault(str(error), hint, at_key=True))
-    return Composition(root, tuple(files), tuple(faults), texts, complete)
+            composition = Composition(alone, (path,), error.faults, {shown: file.text}, complete=False)
+    faults += composition.faults
+    root = _apply_all(composition.root, [item for item in parsed if item.action != "group"], faults)
+    return replace(composition, root=root, faults=tuple(faults))
+
+
+def _apply_all(root: Node, overrides: Sequence[Override], faults: list[Fault]) -> Node:
+    """The tree after all overrides; those that cannot be applied are added to the faults."""
+    for item in overrides:
+        try:
+            root = _apply(root, item)
+        except LookupError as error:
+            known = [locate.dotted(at) for at, _ in locate.walk(root)]
+            hint = "" if item.key in known else _nearest_hint(item.key, known)
+            faults.append(item.fault(str(error), hint or "mlkit explain lists the keys that are set", at_key=True))
+    return root
 
 
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def _read_file(path: Path, shown: str) -> tuple[str, Node]:
-    """Text and tree of a recipe or group file. Raises RecipeError."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A recipe or group file that could be read to its end, with the faults of its text."""
 
-    def refuse(message: str, hint: str = "", line: int = 1, column: int = 1, found: str = "") -> RecipeError:
-        return RecipeError([Fault(shown, line, column, "", found, message, hint)])
+    text: str
+    root: Node
+    faults: tuple[Fault, ...]
 
+
+def _read_file(path: Path, shown: str) -> _File:
+    """Read a recipe or group file. Raises RecipeError where there is no mapping to go on with."""
+    text = _decode(_read_bytes(path, shown), shown)
+    document = locate.read(text, shown)
+    if document.root is None and document.faults:
+        raise RecipeError(document.faults)
+    if document.root is None or document.root.value is None:
+        hint = "mlkit init writes one that runs"
+        raise _refusal(Place(shown, 1, 1), "empty: a recipe is a mapping with name, task, data and model", hint)
+    root = document.root
+    if root.mapping is None:
+        hint = "a key is followed by a colon and a space" if isinstance(root.value, str) else "remove the leading -"
+        message = f"expected a mapping of keys to values, found {locate.kind_of(root.value)}"
+        raise _refusal(root.place, message, hint, locate.show(root))
+    hydra = root.mapping.get("hydra")
+    if hydra is not None:
+        raise _refusal(hydra.start, "Hydra itself is not configured in a recipe", "remove hydra:", "hydra")
+    return _File(text, root, document.faults)
+
+
+def _refusal(place: Place, message: str, hint: str, found: str = "") -> RecipeError:
+    return RecipeError([Fault(place.file, place.line, place.column, "", found, message, hint)])
+
+
+def _read_bytes(path: Path, shown: str) -> bytes:
+    top = Place(shown, 1, 1)
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
         beside = sorted(item.name for item in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         close = get_close_matches(path.name, beside, n=1)
-        hint = f"did you mean {path.with_name(close[0])}?" if close else "mlkit init writes one that runs"
-        raise refuse("there is no such file", hint) from error
+        hint = f"did you mean {Path(shown).with_name(close[0])}?" if close else "mlkit init writes one that runs"
+        raise _refusal(top, "there is no such file", hint) from error
     except IsADirectoryError as error:
         inside = sorted(item.name for item in path.glob("*.yaml"))
         hint = f"name a file in it, such as {Path(shown) / inside[0]}" if inside else f"mlkit init {shown}"
-        raise refuse("a directory, not a recipe", hint) from error
-    except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror or error}", f"ls -l {shown}") from error
+        raise _refusal(top, "a directory, not a recipe", hint) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _refusal(top, f"cannot be read: {reason}", f"ls -l {shown}") from error
     if len(data) > locate.MAX_BYTES:
-        raise refuse(f"{len(data)} bytes; a recipe has at most {locate.MAX_BYTES}", "is this the recipe, or its data?")
+        message = f"{len(data)} bytes; a recipe has at most {locate.MAX_BYTES}"
+        raise _refusal(top, message, "is this the recipe, or its data?")
+    return data
+
+
+def _decode(data: bytes, shown: str) -> str:
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8", errors="replace")
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        raise refuse(
-            "not UTF-8 text", "save it as UTF-8", line, column, repr(data[error.start : error.start + 4])
-        ) from error
-    document = locate.read(text, shown)
-    if document.faults:
-        raise RecipeError(document.faults)
-    if document.root is None or document.root.value is None:
-        raise refuse("empty: a recipe is a mapping with name, task, data and model", "mlkit init writes one that runs")
-    if document.root.mapping is None:
-        place = document.root.place
-        hint = "a key is followed by a colon and a space" if isinstance(document.root.value, str) else ""
-        kind = locate.kind_of(document.root.value)
-        raise refuse(
-            f"expected a mapping of keys to values, found {kind}",
-            hint,
-            place.line,
-            place.column,
-            locate.show(document.root),
-        )
-    hydra = document.root.mapping.get("hydra")
-    if hydra is not None:
-        line, column = hydra.start.line, hydra.start.column
-        raise refuse("Hydra itself is not configured in a recipe", "remove hydra:", line, column, "hydra")
-    return text, document.root
+        place = Place(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        found = repr(data[error.start : error.start + 4])
+        raise _refusal(place, "not UTF-8 text", "save it as UTF-8", found) from error
 
 
 def _empty(node: Node) -> Node:
@@ -394,29 +414,28 @@ def _resolve_config(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _merge_sources(
-    sources: Sequence[_Source], container: Json, path: Path, shown: str
-) -> tuple[Node, list[Path], dict[str, str]]:
-    """One tree from all the sources, with Hydra's values and their places."""
+def _merge_sources(sources: Sequence[_Source], container: Json, path: Path, shown: str) -> Composition:
+    """One tree from all the sources, with Hydra's values and their places. Raises RecipeError."""
     merged: Node | None = None
-    hydra: Node | None = None
     texts: dict[str, str] = {}
     faults: list[Fault] = []
     for source in sources:
         name = shown if source.file == path else display(source.file)
         try:
-            texts[name], node = _read_file(source.file, name)
+            file = _read_file(source.file, name)
         except RecipeError as error:
             faults.extend(error.faults)
             continue
-        node = locate.embed(_without_defaults(node), source.package)
+        texts[name] = file.text
+        faults.extend(file.faults)
+        node = locate.embed(_without_defaults(file.root), source.package)
         merged = locate.merge(merged or _empty(node), node)
     if faults:
         raise RecipeError(faults)
     if merged is None:
-        raise RecipeError([Fault(shown, 1, 1, "", "", "empty: nothing is composed", "mlkit init writes one that runs")])
-    hydra = locate.attach(_fold(container, merged), merged)
-    return hydra, list(dict.fromkeys(source.file for source in sources)), texts
+        raise _refusal(Place(shown, 1, 1), "empty: nothing is composed", "mlkit init writes one that runs")
+    root = locate.attach(_fold(container, merged), merged)
+    return Composition(root, tuple(dict.fromkeys(source.file for source in sources)), (), texts)
 
 
 def _fold(container: Json, merged: Node) -> Json:
@@ -517,7 +536,7 @@ def _broken_files(error: Exception, path: Path, shown: str, root: Node, groups: 
     faults: list[Fault] = []
     for file in dict.fromkeys(files):
         try:
-            _read_file(file, shown if file == path else display(file))
+            faults.extend(_read_file(file, shown if file == path else display(file)).faults)
         except RecipeError as located:
             faults.extend(located.faults)
     return faults
@@ -557,7 +576,7 @@ def _unknown_option(folder: Path, group: str, option: str) -> tuple[str, str]:
 
 def _asked_for_in(file: Path, option: str) -> Node | None:
     try:
-        _, root = _read_file(file, display(file))
+        root = _read_file(file, display(file)).root
     except RecipeError:
         return None
     return next((node for _, value, node in _entries(root) if value.rpartition("/")[2] == option), None)

@@ -88,7 +88,7 @@ def explain(path: Path | str, key: str, overrides: Sequence[str] = ()) -> Explan
     shape = fields.look_up(parts, examined.values)
     node = locate.find(examined.root, parts)
     if shape is None and node is None:
-        raise _unknown(key, path)
+        raise _unknown(key, path, examined.values)
     shape = shape or Shape(Any)
     set_by, shadows = _history(node, shape, parts, examined)
     section = shape.owner
@@ -170,8 +170,13 @@ def _inside(path: KeyPath, shape: Shape, node: Node | None, examined: Examined) 
     return rows
 
 
-def _unknown(key: str, path: Path | str) -> UsageError:
+def _unknown(key: str, path: Path | str, values: Json) -> UsageError:
     known = words.all_keys()
+    if key in known:
+        parent = key.rpartition(".")[0]
+        kind = (_value_at(values, _split(parent, values)) or {}).get("kind")
+        hint = f"mlkit explain {path} {parent} lists what it has"
+        return UsageError(f"{parent} of kind {kind} has no key {key.rpartition('.')[2]!r}", hint=hint)
     close = words.nearest(key, known) or words.nearest(key.rpartition(".")[2], known)
     same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     found = close or (same[0] if same else "")

@@ -199,6 +199,16 @@ def test_validate_json_has_the_agreed_shape(mlkit: Any) -> None:
     assert document["errors"][0]["key"] == "train.epochs"
 
 
+def test_validate_a_sweep(mlkit: Any) -> None:
+    mlkit("init")
+    code, out, _ = mlkit("validate", "recipe.yaml", "seed=1,2", "train.epochs=1,2,3", "--multirun")
+    assert code == 0
+    assert "6 jobs" in out
+    code, _, err = mlkit("validate", "recipe.yaml", "seed=1,x", "--multirun")
+    assert code == 2
+    assert err.startswith("<override>:1:6: error: seed:")
+
+
 def test_validate_a_missing_recipe(mlkit: Any) -> None:
     code, _, err = mlkit("validate", "recipe.yaml")
     assert code == 2

@@ -59,7 +59,6 @@ def test_a_loaded_recipe_knows_its_path_and_its_defaults(recipe: Path) -> None:
         (b"a: 1\n---\nb: 2\n", 2, 1, "second document"),
         (b"name: loans\ntask: \xff\xfe\n", 2, 7, "UTF-8"),
         (b"name: a\x00b\n", 1, 8, "control"),
-        (b"name: *nobody\n", 1, 7, "anchor"),
         (b"name: [" + b"[" * 100, 1, 71, "nested"),
         (b"x" * (MAX_BYTES + 1), 1, 1, "at most"),
         (b"name: 'loans\ntask: x\n", 1, 7, "close the quote"),
@@ -143,6 +142,19 @@ def test_interpolations_in_a_circle_are_each_reported(recipe: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load(recipe)
     assert {fault.key for fault in caught.value.faults} == {"seed", "train.epochs"}
+
+
+def test_faults_of_the_text_come_with_those_of_the_values(recipe: Path) -> None:
+    recipe.write_text(RECIPE + "seed: 1\nseed: 2\noptimize: *nobody\ntrain: {epochs: 0, workers: !!int 2}\n")
+    with pytest.raises(RecipeError) as caught:
+        load(recipe, ["+train/fast", "seeed=1"])
+    assert [(fault.line, fault.key) for fault in caught.value.faults] == [
+        (9, "seed"),
+        (10, "optimize"),
+        (11, "train.epochs"),
+        (11, "train.workers"),
+        (2, "seeed"),
+    ]
 
 
 def test_faults_come_in_the_order_of_their_places(recipe: Path) -> None:

@@ -113,6 +113,11 @@ def test_an_unknown_key_suggests_the_nearest(recipe: Path, key: str, near: str) 
     assert f"did you mean {near}?" in caught.value.hint
 
 
+def test_a_key_of_another_kind_is_named_as_such(recipe: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.source of kind csv has no key"):
+        explain(recipe, "data.source.function")
+
+
 def test_a_recipe_with_faults_is_explained_all_the_same(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("lr: 0.1", "lr: fast") + "nonsense: 1\n")
     assert [setting.value for setting in explain(recipe, "train.optimizer.lr").shadows] == ["fast", 0.001]
