@@ -55,7 +55,9 @@ def two_cpus() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
-def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(world: World, binary: Path) -> None:
+def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(
+    world: World, binary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pids = world.base / "pids"
     pids.mkdir()
     killed: list[tuple[int, float]] = []
@@ -87,6 +89,7 @@ def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(world: Wor
     assert together.result.summary["resumed_from"] >= epoch - 3
     assert together.curves["epoch"] == alone.curves["epoch"]
     np.testing.assert_allclose(together.curves["train_loss"], alone.curves["train_loss"], rtol=1e-3)
+    assert capsys.readouterr().out == "", "stdout is for results"
     expected, found = load(alone.weights), load(together.weights)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -104,7 +107,7 @@ def test_an_error_in_a_worker_reaches_the_user_with_its_line(world: World, binar
 
 
 def test_a_batch_smaller_than_the_group_is_refused_before_ray_starts(world: World, binary: Path) -> None:
-    with pytest.raises(UsageError, match="batch_size 3 is smaller than train.workers 4") as caught:
+    with pytest.raises(UsageError, match=r"batch_size 3 is smaller than train\.workers 4") as caught:
         world.train(binary, {"kind": "torch"}, {"batch_size": 3, "workers": 4})
     assert caught.value.hint == "train.batch_size=128"
 
