@@ -55,7 +55,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         error.sources[OVERRIDE] = "\n".join(text.replace("\n", " ") for text in overrides)
         raise
     composed = examined.recipe.model_dump(mode="json")
-    return LoadedRecipe(examined.recipe, examined.path, examined.overrides, composed, examined.files)
+    files = tuple(dict.fromkeys((examined.path, *examined.files)))
+    return LoadedRecipe(examined.recipe, examined.path, examined.overrides, composed, files)
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> tuple[LoadedRecipe, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from mlflowkit.recipe.words import nearest
 from mlflowkit.stages.data import CsvSource, ParquetSource, source_files
 from mlflowkit.stages.train import MODULES
 from mlflowkit.values import Json
+
+GIVEN_TO_TORCH = ("features", "outputs")
+"""What a torch module is called with besides its args."""
 
 
 def problems(values: Json, folder: Path) -> list[Problem]:
@@ -40,7 +44,8 @@ def _function(view: View, folder: Path) -> Iterator[Problem]:
     if view.text("data", "source", "kind") != "python" or reference.count(":") != 1:
         return
     path = ("data", "source", "function")
-    yield from _reference(reference, path, folder, functions_only=True)
+    found = list(_reference(reference, path, folder, functions_only=True))
+    yield from found or _arguments(view, reference, ("data", "source", "args"), path, folder, given=())
 
 
 def _model(view: View, folder: Path) -> Iterator[Problem]:
@@ -51,9 +56,34 @@ def _model(view: View, folder: Path) -> Iterator[Problem]:
     path = ("model", "module")
     library = next((name for name in MODULES if module == name or module.startswith(f"{name}.")), "")
     if find_module(module, folder) is None and library:
-        yield from _library(reference, path)
+        spec = importlib.util.find_spec(library.partition(".")[0])
+        folder = Path(spec.origin).parents[1] if spec is not None and spec.origin else folder
+        found = list(_library(reference, path))
     else:
-        yield from _reference(reference, path, folder)
+        found = list(_reference(reference, path, folder))
+    given = GIVEN_TO_TORCH if kind == "torch" else ()
+    yield from found or _arguments(view, reference, ("model", "args"), path, folder, given=given)
+
+
+def _arguments(
+    view: View, reference: str, args: tuple[str, ...], path: tuple[str, ...], folder: Path, *, given: Sequence[str]
+) -> Iterator[Problem]:
+    """Keyword arguments that the function or the class does not take, or does not get."""
+    module, _, name = reference.partition(":")
+    file = find_module(module, folder)
+    takes = signature(file, name, folder) if file is not None else None
+    if takes is None:
+        return
+    names, required = takes
+    free = [item for item in names if item not in given]
+    for key in view.mapping(*args):
+        if key not in free:
+            close = nearest(key, free)
+            message = f"{name} takes no argument {key!r}; it takes {', '.join(free) or 'none'}"
+            yield Problem((*args, key), message, f"did you mean {close}?" if close else "remove it", at_key=True)
+    for key in required:
+        if key not in given and key not in view.mapping(*args):
+            yield Problem(path, f"{name} needs an argument {key!r}", f"add {'.'.join(args)}: {{{key}: ...}}")
 
 
 def _reference(
@@ -131,6 +161,45 @@ def defined(file: Path, modified: int) -> frozenset[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names.update(item.id for target in targets for item in ast.walk(target) if isinstance(item, ast.Name))
     return frozenset(names)
+
+
+def signature(file: Path, name: str, folder: Path, depth: int = 4) -> tuple[list[str], list[str]] | None:
+    """The keyword arguments that a function or a class takes, and those that it must be given.
+
+    None where reading does not tell: ``**kwargs``, decorators, an inherited ``__init__``. Only the definition is
+    parsed, not the file: estimators live in long ones. A name that the file imports is followed, from ``folder``.
+    """
+    text = file.read_text(encoding="utf-8", errors="replace")
+    match = re.search(rf"^(?:class|def|async def) {name}\b.*?(?=^[^\s)#]|\Z)", text, re.M | re.S)
+    if match is None:
+        imported = re.search(rf"^from ([\w.]+) import (?:\([^)]*?|[^\n(]*?)\b{name}\b", text, re.M)
+        if imported is None or depth == 0:
+            return None
+        dots = len(imported[1]) - len(imported[1].lstrip("."))
+        source = find_module(imported[1].lstrip("."), file.parents[dots - 1] if dots else folder)
+        return signature(source, name, folder, depth - 1) if source is not None else None
+    if text[: match.start()].rstrip("\n").rpartition("\n")[2].startswith("@"):
+        return None
+    try:
+        node = ast.parse(match.group()).body[0]
+    except SyntaxError:  # a definition that cannot be cut out whole: nothing is claimed of it
+        return None
+    return _parameters(node)
+
+
+def _parameters(node: ast.stmt) -> tuple[list[str], list[str]] | None:
+    """Names and required names of a function, or of a class that has its own ``__init__``."""
+    if isinstance(node, ast.ClassDef):
+        inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+        taken = _parameters(inits[0]) if len(inits) == 1 and not inits[0].decorator_list else None
+        return None if taken is None else (taken[0][1:], [item for item in taken[1] if item != taken[0][0]])
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.args.kwarg is not None:
+        return None
+    spec = node.args
+    positional = [item.arg for item in (*spec.posonlyargs, *spec.args)]
+    required = positional[: len(positional) - len(spec.defaults)]
+    required += [item.arg for item, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if default is None]
+    return [*positional, *(item.arg for item in spec.kwonlyargs)], required
 
 
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:

@@ -45,7 +45,11 @@ CODE = """\
 import numpy as np
 LIMIT = 3
 def load(): ...
+def some(path, *, rows=3): ...
+def any(**options): ...
 class Net: ...
+class Wide:
+    def __init__(self, features: int, outputs: int, width: int, depth: int = 2) -> None: ...
 if LIMIT:
     def late(): ...
 """
@@ -66,6 +70,8 @@ def test_the_recipe_has_no_contradiction(folder: Path) -> None:
     path.write_text(RECIPE)
     assert load(path).recipe.name == "loans"
 
+
+SOURCE = "kind: csv, path: loans.csv"
 
 # (what is replaced, by what, where the fault is: the text that starts there, the key, a word of the message or hint)
 CASES = [
@@ -141,6 +147,16 @@ CASES = [
     ("mlflowkit.models:TabularMLP", "code:Nett", "code:Nett", "model.module", "did you mean code:Net"),
     ("mlflowkit.models:TabularMLP", "code:Net", None, "", ""),
     ("mlflowkit.models:TabularMLP", "broken:Net", "broken", "model.module", "broken.py:1"),
+    ("TabularMLP", "TabularMLP\n  args: {hiden: [3]}", "hiden", "model.args.hiden", "did you mean hidden"),
+    ("mlflowkit.models:TabularMLP", "code:Wide", "code:Wide", "model.module", "add model.args: {width: ...}"),
+    ("mlflowkit.models:TabularMLP", "code:Wide\n  args: {width: 3}", None, "", ""),
+    (
+        "mlflowkit.models:TabularMLP",
+        "code:Wide\n  args: {width: 3, features: 2}",
+        "features",
+        "model.args.features",
+        "no",
+    ),
     # sources
     ("path: loans.csv", "path: loan.csv", "loan.csv", "data.source.path", "loans.csv"),
     ("path: loans.csv", "path: empty", "empty", "data.source.path", "*.csv"),
@@ -148,6 +164,10 @@ CASES = [
     ("path: loans.csv", "path: '*.tsv'", "'*.tsv'", "data.source.path", "relative to the recipe"),
     ("kind: csv, path: loans.csv", "kind: python, function: 'code:load'", None, "", ""),
     ("kind: csv, path: loans.csv", "kind: python, function: 'code:late'", None, "", ""),
+    (SOURCE, "kind: python, function: 'code:any', args: {x: 1}", None, "", ""),
+    (SOURCE, "kind: python, function: 'code:some', args: {path: x}", None, "", ""),
+    (SOURCE, "kind: python, function: 'code:some', args: {row: 1, path: x}", "row:", "data.source.args.row", "rows"),
+    (SOURCE, "kind: python, function: 'code:some', args: {rows: 1}", "'code:some'", "data.source.function", "'path'"),
     ("kind: csv, path: loans.csv", "kind: python, function: 'code:laod'", "'code", "data.source.function", "code:load"),
     (
         "kind: csv, path: loans.csv",
@@ -220,6 +240,19 @@ def test_scikit_learn_ignores_nothing_silently(name: str) -> None:
     found = problems(values)
     assert [problem.path for problem in found] == [("train", name)]
     assert "model.args" in found[0].hint
+
+
+@pytest.mark.parametrize(
+    "module", ["sklearn.ensemble:RandomForestClassifier", "sklearn.linear_model:LogisticRegression"]
+)
+def test_arguments_of_estimators_are_read_without_importing_them(module: str, folder: Path) -> None:
+    path = folder / "estimator.yaml"
+    model = f"model:\n  kind: sklearn\n  module: {module}\n  args: {{random_state: 1, max_iters: 3}}\n"
+    text = RECIPE[: RECIPE.index("model:")] + model + RECIPE[RECIPE.index("optimize:") :]
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert [fault.key for fault in caught.value.faults] == ["model.args.max_iters"]
 
 
 def test_an_estimator_for_the_other_task_is_refused_with_its_counterpart() -> None:
