@@ -61,8 +61,9 @@ class View:
         parent = self.get(*path[:-1])
         return isinstance(parent, dict) and path[-1] in parent
 
-    def text(self, *path: str | int) -> str:
-        value = self.get(*path)
+    def text(self, *path: str | int, default: str = "") -> str:
+        """The text at a key path; ``default`` when nothing is set there, "" when it is no text."""
+        value = self.get(*path) if self.has(*path) else default
         return value if isinstance(value, str) else ""
 
     def number(self, *path: str | int) -> float | None:
@@ -380,11 +381,11 @@ def _train(view: View) -> Iterator[Problem]:
 
 def _ignored_settings(view: View) -> Iterator[Problem]:
     """Settings of an optimiser or a schedule that the one that is named does not have."""
-    optimizer = view.text("train", "optimizer", "name") or "adamw"
+    optimizer = view.text("train", "optimizer", "name", default="adamw")
     if optimizer in ("adam", "adamw") and view.has("train", "optimizer", "momentum"):
         message = f"momentum belongs to sgd; {optimizer} ignores it"
         yield Problem(("train", "optimizer", "momentum"), message, "write name: sgd, or remove momentum", at_key=True)
-    schedule = view.text("train", "schedule", "name") or "none"
+    schedule = view.text("train", "schedule", "name", default="none")
     owners = {"step_epochs": ("step",), "gamma": ("step",), "warmup_epochs": ("step", "cosine")}
     if schedule not in ("none", "cosine", "step", "onecycle"):
         return
