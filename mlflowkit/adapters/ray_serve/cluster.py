@@ -20,8 +20,6 @@ from pathlib import Path
 from mlflowkit.errors import EngineError
 from mlflowkit.serving.files import process_started, read_json, write_json
 
-MARK = "MLKIT_STEWARD"
-"""Environment variable of the steward and all that it starts; its value is the temporary folder."""
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -55,12 +53,16 @@ def log_path(state: Path) -> Path:
 
 def read(state: Path) -> Cluster | None:
     """The cluster of a state folder, or None when no steward runs. A machine that rebooted has none."""
+    cluster = _recorded(state)
+    return cluster if cluster is not None and cluster.alive else None
+
+
+def _recorded(state: Path) -> Cluster | None:
     value = read_json(record_path(state))
     if value is None:
         return None
     steward = value.pop("steward")
-    cluster = Cluster(**value, **steward)
-    return cluster if cluster.alive else None
+    return Cluster(**value, **steward)
 
 
 def write(state: Path, cluster: Cluster) -> None:
@@ -70,9 +72,10 @@ def write(state: Path, cluster: Cluster) -> None:
 
 
 def temp_dir(state: Path) -> Path:
-    """Ray's folder: short, because a socket's path must stay under 108 bytes, and this user's own."""
+    """Ray's folder: short, because Ray puts sockets 70 characters deeper and a socket's path ends at 107."""
     digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"mlkit-{os.getuid()}-{digest}"
+    base = tempfile.gettempdir()
+    return Path(base if len(base) <= 16 else "/tmp") / f"mlkit-{os.getuid()}-{digest}"
 
 
 def spawn(state: Path, runtime: str) -> None:
@@ -85,8 +88,7 @@ def spawn(state: Path, runtime: str) -> None:
             return
         owned = not os.environ.get("RAY_ADDRESS")
         temporary = temp_dir(state)
-        if owned:
-            _sweep(temporary)
+        _clear(_recorded(state))
         with log_path(state).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "mlflowkit.adapters.ray_serve.steward", str(state.resolve()), runtime],
@@ -94,7 +96,7 @@ def spawn(state: Path, runtime: str) -> None:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=_environment(state, temporary, owned),
+                env=_environment(state, owned),
             )
         started = process_started(process.pid)
         _children.append(process)
@@ -113,9 +115,10 @@ def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
         if cluster is not None and cluster.state == "ready":
             return cluster
         if cluster is None or cluster.state == "failed":
-            value = read_json(record_path(state)) or {}
+            found = _recorded(state)
+            reason = "" if found is None else found.message
             raise EngineError(
-                f"the local Ray did not start: {value.get('message') or 'the steward ended'}",
+                f"the local Ray did not start: {reason or 'the steward ended'}",
                 hint=f"its log: {log_path(state)}",
             )
         if time.monotonic() > deadline:
@@ -125,26 +128,40 @@ def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
 
 def stop(state: Path) -> bool:
     """Stop the steward, and Ray when we started it; returns whether there was one. Leaves no process behind."""
-    cluster = read(state)
+    cluster = _recorded(state)
     if cluster is None:
         return False
-    family = _family(cluster)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(cluster.pid, signal.SIGTERM)
-    _await_end([(cluster.pid, cluster.started)], STOP_SECONDS)
-    if cluster.owned:
-        family |= _family(cluster)
-        _await_end(family, 5.0)
-        for pid, started in family:
-            if process_started(pid) == started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        _await_end(family, 5.0)
-        shutil.rmtree(cluster.temp_dir, ignore_errors=True)
-    for child in _children:
-        child.poll()
+    alive = cluster.alive
+    if alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(cluster.pid, signal.SIGTERM)
+        _await_end([(cluster.pid, cluster.started)], STOP_SECONDS)
+    _clear(cluster)
     write(state, replace(cluster, state="stopped", address="", environment={}))
-    return True
+    return alive
+
+
+def family(cluster: Cluster) -> set[tuple[int, float]]:
+    """Every process that the steward started, directly or not: (process id, start time).
+
+    The steward leads a session and all of Ray stays in it, also when the steward is gone. (Ray's processes change
+    their titles, which wipes command line and environment: neither can be relied on to find them.)
+    """
+    found = set()
+    if process_started(cluster.pid) in (None, cluster.started):  # otherwise the id names another process by now
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != cluster.pid and _session(int(entry.name)) == cluster.pid:
+                started = process_started(int(entry.name))
+                if started is not None and started >= cluster.started:
+                    found.add((int(entry.name), started))
+    return found
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def auth_token(state: Path) -> Path:
@@ -173,45 +190,22 @@ def ray_environment(state: Path) -> dict[str, str]:
     }
 
 
-def _environment(state: Path, temporary: Path, owned: bool) -> dict[str, str]:
-    quiet = {MARK: str(temporary), "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+def _environment(state: Path, owned: bool) -> dict[str, str]:
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
     return {**os.environ, **quiet, **(ray_environment(state) if owned else {})}
 
 
-def _family(cluster: Cluster) -> set[tuple[int, float]]:
-    """Every process that the steward started, directly or not: (process id, start time)."""
-    import psutil
-
-    pids: set[int] = set()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        pids |= {child.pid for child in psutil.Process(cluster.pid).children(recursive=True)}
-    if cluster.owned:
-        pids |= _marked(Path(cluster.temp_dir))
-    return {(pid, started) for pid in pids if (started := process_started(pid)) is not None}
-
-
-def _marked(temporary: Path) -> set[int]:
-    """Processes of this user whose environment has our mark or whose command line names Ray's folder."""
-    needle = f"{MARK}={temporary}\0".encode()
-    folder = f"{temporary}/".encode()
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if needle in (entry / "environ").read_bytes() or folder in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def _sweep(temporary: Path) -> None:
-    """Clear what a steward that was killed may have left."""
-    for pid in _marked(temporary):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(temporary, ignore_errors=True)
+def _clear(cluster: Cluster | None) -> None:
+    """End what is left of a cluster of ours (helpers of Ray notice its end late) and remove its folder."""
+    if cluster is None or not cluster.owned or cluster.state == "stopped":
+        return
+    members = family(cluster)
+    for pid, started in {*members, (cluster.pid, cluster.started)}:
+        if process_started(pid) == started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    _await_end({*members, (cluster.pid, cluster.started)}, 10.0)
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
 
 
 def _await_end(processes: Iterable[tuple[int, float]], seconds: float) -> None:

@@ -12,7 +12,7 @@ from ray import serve
 class GatewayReplica:
     """What Serve keeps alive: a `mlflowkit.serving.replica.Replica`, which owns its listener.
 
-    Its arguments never change, so Serve has no reason to replace a replica: versions, limits and even the port come
+    Its arguments never change, so there is no reason to replace it: versions, limits and even the port come
     through the service's files.
     """
 
@@ -44,11 +44,11 @@ class GatewayReplica:
             self._replica.stop()
 
 
-def application(folder: Path, replicas: int, runtime: str) -> Any:
-    """A Serve application of ``replicas`` gateways for the service in ``folder``."""
+def application(folder: Path, runtime: str) -> Any:
+    """A Serve application of one gateway replica for the service in ``folder``."""
     deployment = serve.deployment(
         name="gateway",
-        num_replicas=replicas,
+        num_replicas=1,
         ray_actor_options={"num_cpus": 0.1},
         health_check_period_s=2,
         health_check_timeout_s=5,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.errors import ServiceError
+from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.serving import client
 from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
 from mlflowkit.values import RoutingTable, ServiceStatus
@@ -94,13 +94,13 @@ class RayServePlatform:
     def down(self, service: str | None = None) -> Sequence[str]:
         """Stop one service, or all and the local Ray that was started for them; returns the names stopped.
 
-        Raises ServiceError when there is no such service, or when it does not stop.
+        Raises UsageError when there is no such service, ServiceError when it does not stop.
         """
         known = {files.service: files for files in ServiceFiles.all(self.state)}
         if service is not None and service not in known:
             close = difflib.get_close_matches(service, known, n=1)
             allowed = ", ".join(known) or "none"
-            raise ServiceError(
+            raise UsageError(
                 f"no service {service!r} in {self.state}; there is {allowed}",
                 hint=f"mlkit down {close[0]}" if close else "mlkit status",
             )

@@ -22,6 +22,7 @@ from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
+from mlflowkit.errors import EngineError
 from mlflowkit.serving.files import Desired, Observed, ServiceFiles, process_started
 
 POLL_SECONDS = 0.1
@@ -80,6 +81,8 @@ def _connect(state: Path, temporary: Path, owned: bool) -> dict[str, Any]:
 
     if owned:
         temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if temporary.stat().st_uid != os.getuid():
+            raise EngineError(f"{temporary} belongs to someone else", hint="set TMPDIR to a short path of your own")
         ray.init(
             address="local",
             include_dashboard=False,
@@ -99,60 +102,52 @@ def _connect(state: Path, temporary: Path, owned: bool) -> dict[str, Any]:
 
 
 class Steward:
-    """Compares what each service's files ask for with what Serve runs, and carries the difference out."""
+    """Compares what each service's files ask for with what Serve runs, and carries the difference out.
+
+    Each gateway replica is a Serve application of its own: Serve replaces every replica of an application when
+    anything of it changes, the number of replicas included, and that would take a service down to scale it.
+    """
 
     def __init__(self, state: Path, runtime: str) -> None:
         self._state = state
         self._runtime = runtime
         self._suffix = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
         self._done: dict[str, int] = {}
-        self._running: dict[str, int] = {}
-        """Services that Serve runs for us, with their number of replicas."""
 
     def follow(self, stop: threading.Event) -> None:
-        """Reconcile until ``stop`` is set or the state folder is gone."""
+        """Reconcile until ``stop`` is set or the state folder is gone; then take down what runs."""
         while not stop.wait(POLL_SECONDS) and self._state.is_dir():
             for files in ServiceFiles.all(self._state):
                 desired = files.desired()
                 if desired is not None and self._done.get(files.service) != desired.generation:
                     self._reconcile(files, desired)
-        for service in list(self._running):
-            self._delete(service)
+        for service in self._done:
+            self._scale(ServiceFiles(self._state / "services" / service), 0)
 
     def _reconcile(self, files: ServiceFiles, desired: Desired) -> None:
         self._done[files.service] = desired.generation
         try:
-            if desired.up:
-                self._run(files, desired)
-                files.write_observed(Observed(desired.generation, "running"))
-            else:
-                self._delete(files.service)
-                files.write_observed(Observed(desired.generation, "stopped"))
+            self._scale(files, desired.settings.replicas if desired.up else 0)
+            files.write_observed(Observed(desired.generation, "running" if desired.up else "stopped"))
         except Exception as error:  # noqa: BLE001 - whatever Serve raises is the reason, told in the file
             _log.exception("service %s", files.service)
             files.write_observed(Observed(desired.generation, "failed", str(error).strip()[:2000]))
 
-    def _run(self, files: ServiceFiles, desired: Desired) -> None:
+    def _scale(self, files: ServiceFiles, replicas: int) -> None:
+        """Run exactly ``replicas`` applications of a service; those that run already are left alone."""
         from ray import serve
 
-        from mlflowkit.adapters.ray_serve.deployment import application
+        prefix = f"{files.service}-{self._suffix}-"
+        wanted = [f"{prefix}{number}" for number in range(replicas)]
+        present = [name for name in serve.status().applications if name.startswith(prefix)]
+        for name in set(present) - set(wanted):
+            serve.delete(name)
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            from mlflowkit.adapters.ray_serve.deployment import application
 
-        service, replicas = files.service, desired.settings.replicas
-        if self._running.get(service) == replicas:
-            return
-        name = self._application(service)
-        serve.run(application(files.folder, replicas, self._runtime), name=name, route_prefix=f"/{name}")
-        self._running[service] = replicas
-
-    def _delete(self, service: str) -> None:
-        from ray import serve
-
-        if self._running.pop(service, None) is not None:
-            serve.delete(self._application(service))
-
-    def _application(self, service: str) -> str:
-        """A name that no other state folder on the same cluster has."""
-        return f"{service}-{self._suffix}"
+            built = application(files.folder, self._runtime)
+            serve.run_many([serve.RunTarget(built, name=name, route_prefix=f"/{name}") for name in missing])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from mlflowkit.bundle import Bundle
 
 from .conftest import CATEGORIES, LABELS, NUMERIC, ROWS, InProcess, expected, table
 
-
 HUGE = b'{"inputs": [{"name": "numeric", "shape": [99999999999999, 3], "datatype": "FP32", "data": []}]}'
 
 

@@ -1,0 +1,318 @@
+"""The platform and the deploy stage on a real local Ray: one cluster for the whole module, real bundles, real ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from mlflowkit.adapters.ray_serve import RayServePlatform
+from mlflowkit.adapters.ray_serve import cluster as clusters
+from mlflowkit.bundle import Bundle
+from mlflowkit.errors import BundleError, ServiceError
+from mlflowkit.serving.files import ServiceFiles, process_started
+from mlflowkit.stages import deploy
+from mlflowkit.stages.deploy import ServeSection
+from mlflowkit.values import RoutingTable, ServiceStatus
+
+from .conftest import ROWS, expected, make_bundle, table, wait_for
+
+pytestmark = pytest.mark.ray
+
+RECIPE = """
+name: lending
+task: classification
+data:
+  source: {kind: csv, path: rows.csv}
+  target: outcome
+  split: {kind: random}
+model: {kind: sklearn, module: "sklearn.linear_model:LogisticRegression"}
+serve: {service: lending, port: 0}
+"""
+
+
+class World:
+    """A state folder with its platform, and what a deploy stage needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / ".mlkit"
+        self.recipe = folder / "recipe.yaml"
+        self.recipe.write_text(RECIPE)
+        (folder / "rows.csv").write_text("age,outcome\n1,bad\n")
+        self.platform = RayServePlatform(self.state)
+
+    def deploy(self, made: Bundle, **serve: Any) -> Any:
+        out = self.folder / "out" / f"{time.monotonic_ns()}"
+        out.mkdir(parents=True)
+        context: Any = SimpleNamespace(
+            inputs={"package": made.path.parent}, out=out, ports=self, progress=lambda event: None, state=self.state
+        )
+        spec = deploy.Spec(name="lending", serve=ServeSection(service="lending", **{"port": 0, **serve}))
+        return deploy.run(spec, context), json.loads((out / "service.json").read_text())
+
+    def status(self) -> ServiceStatus:
+        return next(found for found in self.platform.status() if found.service == "lending")
+
+    def mlkit(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        code = "from mlflowkit.cli.app import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "MLKIT_STATE": str(self.state)},
+        )
+
+
+def packaged(folder: Path, seed: int, **more: Any) -> Bundle:
+    """As the package stage leaves it: a folder with ``bundle/`` in it."""
+    return make_bundle(folder / "bundle", seed, **more)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return packaged(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return packaged(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A state folder whose Ray is started once; whatever a test leaves, nothing outlives the module."""
+    made = World(tmp_path_factory.mktemp("world"))
+    made.platform.prewarm()
+    yield made
+    made.platform.down()
+
+
+@pytest.fixture
+def lending(world: World, one: Bundle) -> World:
+    """The service, answering with the first bundle."""
+    world.deploy(one)
+    assert world.status().variants[0].version == one.manifest.version
+    return world
+
+
+def ask(world: World) -> dict[str, Any]:
+    reply = httpx.post(f"{world.status().endpoint}/predict", json={"rows": ROWS}, timeout=20)
+    assert reply.status_code == 200
+    return dict(reply.json())
+
+
+def test_a_port_in_use_is_told_before_ray_is_started(tmp_path: Path, one: Bundle) -> None:
+    other = World(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServiceError, match=f"port {port} on 127.0.0.1 is in use") as refused:
+            other.deploy(one, port=port)
+    assert "serve.port=" in refused.value.hint
+    assert clusters.read(other.state) is None
+    assert not clusters.record_path(other.state).exists()
+
+
+def test_what_a_dead_machine_left_is_down(tmp_path: Path, one: Bundle) -> None:
+    from mlflowkit.serving.files import Desired, ReplicaReport, Settings
+
+    files = ServiceFiles(tmp_path / "services" / "lending")
+    files.write_desired(Desired(1, True, Settings("lending", port=1)))
+    files.write_table(table(3, one))
+    files.write_report(
+        ReplicaReport("r1", 2**22 + 1, socket.gethostname(), 1.0, 1, 1, "serving", 3, heartbeat=time.time())
+    )
+    (found,) = RayServePlatform(tmp_path).status()
+    assert (found.state, found.ready, found.replicas, found.epoch) == ("down", False, 0, 3)
+    assert RayServePlatform(tmp_path).down() == ["lending"]
+    assert RayServePlatform(tmp_path).down() == []
+
+
+def test_deploy_prints_a_curl_line_that_answers_and_is_idempotent(lending: World, one: Bundle, two: Bundle) -> None:
+    result, served = lending.deploy(one)
+    assert served == {key: result.summary[key] for key in ("service", "endpoint", "version", "epoch")}
+    assert served["version"] == one.manifest.version
+    answered = subprocess.run(result.summary["curl"], shell=True, capture_output=True, text=True, timeout=30)
+    share = json.loads(answered.stdout)["predictions"][0]["probabilities"]["bad"]
+    assert share == pytest.approx(expected(one.path, ROWS)["probabilities"][0][0], rel=1e-5)
+    again, _ = lending.deploy(one)
+    assert again.summary["epoch"] == served["epoch"]
+    later, _ = lending.deploy(two)
+    assert later.summary["epoch"] == served["epoch"] + 1
+    assert later.summary["endpoint"] == served["endpoint"]
+    assert ask(lending)["model_version"] == two.manifest.version
+
+
+def test_a_swap_under_load_fails_no_request(lending: World, one: Bundle, two: Bundle) -> None:
+    url = lending.status().endpoint
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        with httpx.Client(base_url=url, timeout=20) as session:
+            while not stop.is_set():
+                reply = session.post("/predict", json={"rows": ROWS})
+                seen.append((reply.status_code, reply.headers.get("x-mlkit-version", "")))
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    epoch = lending.status().epoch
+    for step in range(1, 5):
+        before = len(seen)
+        lending.platform.publish(table(epoch + step, (one, two)[step % 2]))
+        wait_for(lambda before=before: len(seen) > before + 30)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {code for code, _ in seen} == {200}
+    assert {version for _, version in seen} == {one.manifest.version, two.manifest.version}
+
+
+def test_a_bad_bundle_is_refused_while_the_version_before_answers(lending: World, one: Bundle, tmp_path: Path) -> None:
+    epoch = lending.status().epoch
+    tampered = packaged(tmp_path / "tampered", 3)
+    (tampered.path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(ServiceError, match=r"model\.onnx was altered.*still answers"):
+        lending.platform.publish(table(epoch + 1, tampered))
+    with pytest.raises(ServiceError, match=f"{epoch} is not newer"):
+        lending.platform.publish(table(epoch, one))
+    with pytest.raises(BundleError, match="not blessed"):
+        lending.deploy(packaged(tmp_path / "unblessed", 4, blessed=False))
+    assert ask(lending)["model_version"] == one.manifest.version
+    assert (lending.status().epoch, lending.status().state) == (epoch, "serving")
+
+
+def test_two_replicas_share_the_port_and_a_killed_one_comes_back_with_the_same_table(
+    lending: World, one: Bundle
+) -> None:
+    lending.deploy(one, replicas=2)
+    files = ServiceFiles(lending.state / "services" / "lending")
+    before = {report.pid for report in files.reports()}
+    assert len(before) == 2
+    victim = max(before)
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: process_started(victim) is None)
+    assert lending.status().ready
+    assert ask(lending)["model_version"] == one.manifest.version
+    back = wait_for(lambda: [report for report in files.reports() if report.pid not in before], 60)
+    wait_for(lambda: all(r.epoch == lending.status().epoch for r in files.reports()) and len(files.reports()) == 2)
+    assert back
+    lending.deploy(one, replicas=1)
+    wait_for(lambda: len(files.reports()) == 1, 60)
+    assert ask(lending)["model_version"] == one.manifest.version
+
+
+def test_limits_of_a_changed_recipe_hold_without_a_restart(lending: World, one: Bundle) -> None:
+    pid = ServiceFiles(lending.state / "services" / "lending").reports()[0].pid
+    lending.deploy(one, max_body_mb=0.0005)
+    big = httpx.post(f"{lending.status().endpoint}/predict", json={"rows": ROWS * 5})
+    assert big.status_code == 413
+    lending.deploy(one)
+    assert ServiceFiles(lending.state / "services" / "lending").reports()[0].pid == pid
+    assert ask(lending)["predictions"]
+
+
+def test_the_token_is_private_and_ray_listens_on_loopback_only(lending: World) -> None:
+    import psutil
+
+    cluster = clusters.wait(lending.state)
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert cluster.address.startswith("127.0.0.1:")
+    family = {cluster.pid, *(child.pid for child in psutil.Process(cluster.pid).children(recursive=True))}
+    ours = [c for c in psutil.net_connections("tcp") if c.pid in family and c.status == "LISTEN"]
+    assert {c.laddr.ip for c in ours if c.laddr.port == int(lending.status().endpoint.rsplit(":")[-1])} == {"127.0.0.1"}
+
+
+def test_the_command_line_asks_shows_stops_and_starts_again(lending: World, one: Bundle, tmp_path: Path) -> None:
+    truth = expected(one.path, ROWS)["probabilities"]
+
+    def shares(done: subprocess.CompletedProcess[str]) -> list[float]:
+        assert done.returncode == 0, done.stderr
+        return [row["probabilities"]["bad"] for row in json.loads(done.stdout)["predictions"]]
+
+    want = pytest.approx([row[0] for row in truth], rel=1e-5)
+    assert shares(lending.mlkit("predict", "lending", "--rows", json.dumps(ROWS), "--json")) == want
+    assert shares(lending.mlkit("predict", "--json", stdin=json.dumps({"rows": ROWS}))) == want
+    text = "age,income,debt,term,purpose\n41,52000,,36 months,car\n23,18000,900,60 months,\n"
+    assert shares(lending.mlkit("predict", "--json", stdin=text)) == want
+    (tmp_path / "rows.csv").write_text(text)
+    url = lending.status().endpoint
+    by_file = lending.mlkit("predict", "--endpoint", url, "--file", str(tmp_path / "rows.csv"), "--json")
+    assert shares(by_file) == want
+    wrong = lending.mlkit("predict", "lending", "--rows", '[{"agee": 1}]', "--json")
+    assert wrong.returncode == 2
+    assert "Did you mean age?" in json.loads(wrong.stdout)["error"]["message"]
+    assert lending.mlkit("predict", "landing", "--rows", "[]").returncode == 2
+
+    shown = json.loads(lending.mlkit("status", "--json").stdout)["services"]
+    assert [(found["service"], found["endpoint"], found["state"]) for found in shown] == [("lending", url, "serving")]
+    variant = {
+        "name": "champion",
+        "version": one.manifest.version,
+        "role": "champion",
+        "weight": 1.0,
+        "state": "serving",
+    }
+    assert shown[0]["variants"] == [variant]
+
+    assert lending.mlkit("down", "lendin").returncode == 2
+    assert json.loads(lending.mlkit("down", "lending", "--json").stdout) == {"stopped": ["lending"]}
+    assert lending.status().state == "down"
+    gone = lending.mlkit("predict", "lending", "--rows", json.dumps(ROWS))
+    assert gone.returncode == 3
+    assert "nothing answers" in gone.stderr
+    up = lending.mlkit("up", str(lending.recipe), "--json")
+    assert up.returncode == 0, up.stderr
+    assert json.loads(up.stdout)["version"] == one.manifest.version
+    assert ask(lending)["model_version"] == one.manifest.version
+
+
+def test_status_loads_neither_ray_nor_the_libraries_of_models(lending: World) -> None:
+    code = (
+        "import sys; from mlflowkit.adapters.ray_serve import RayServePlatform; from pathlib import Path; "
+        "assert RayServePlatform(Path(sys.argv[1])).status()[0].ready; "
+        "print([name for name in ('ray', 'numpy', 'pandas', 'torch', 'onnxruntime', 'uvicorn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(lending.state)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_steward_that_is_killed_takes_ray_along_and_the_next_one_serves_the_same(lending: World, one: Bundle) -> None:
+    cluster = clusters.wait(lending.state)
+    epoch = lending.status().epoch
+    family = clusters.family(cluster)
+    assert len(family) > 3
+    os.kill(cluster.pid, signal.SIGKILL)
+    wait_for(lambda: lending.status().state == "down")
+    assert lending.platform.ensure(ServeSection(service="lending", port=0)) == lending.status().endpoint
+    assert not [pid for pid, started in family if process_started(pid) == started]
+    assert ask(lending)["model_version"] == one.manifest.version
+    assert lending.status().epoch == epoch
+
+
+def test_down_leaves_no_process_and_no_folder(lending: World, two: Bundle) -> None:
+    cluster = clusters.wait(lending.state)
+    family = {*clusters.family(cluster), (cluster.pid, cluster.started)}
+    assert list(lending.platform.down()) == ["lending"]
+    assert [pid for pid, started in family if process_started(pid) == started] == []
+    assert clusters.family(cluster) == set()
+    assert not Path(cluster.temp_dir).exists()
+    with pytest.raises(ServiceError, match="not up"):
+        lending.platform.publish(RoutingTable("lending", 99, table(99, two).variants))
