@@ -440,10 +440,13 @@ def _average_precision(answers: Answers) -> Estimate:
     hits = int((answers.actual == 1).sum())
     error = math.sqrt(float(influence.var(ddof=1)) / answers.rows)
     rarest = min(hits, answers.rows - hits)
-    centre = value
-    if 10 <= rarest <= 2000:  # below there is nothing to leave out, above nothing to mend
-        centre = min(max(value - _average_precision_bias(answers, value), value / 2), (1 + value) / 2)
-    bounds = _ranking_bounds(centre, error, hits - 1, rarest)
+
+    def bounds(confidence: float) -> Bounds:
+        centre = value
+        if 10 <= rarest <= 2000:  # below there is nothing to leave out, above nothing to mend
+            centre = min(max(value - _average_precision_bias(answers, value), value / 2), (1 + value) / 2)
+        return _ranking_bounds(centre, error, hits - 1, rarest)(confidence)
+
     return _made("average_precision", answers, value, bounds, "influence function, logit")
 
 
@@ -496,12 +499,14 @@ def _mean_loss(name: str) -> Callable[[Answers], Estimate]:
 
 
 def _rmse(answers: Answers) -> Estimate:
+    """Squares of errors have long tails: each bound is the wider of those made on the scales of squares and logs."""
     squares = _squared_errors(answers)
     mean = float(squares.mean())
 
     def bounds(confidence: float) -> Bounds:
         low, high = stats.mean_bounds(mean, squares - mean, confidence)
-        return math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0))
+        logs = [mean * math.exp(log) for log in stats.mean_bounds(0.0, squares / mean - 1, confidence)]
+        return math.sqrt(max(min(low, logs[0]), 0.0)), math.sqrt(max(high, logs[1]))
 
     return _made("rmse", answers, math.sqrt(mean), bounds, "Student's t of squares, skewness removed")
 

@@ -140,10 +140,13 @@ def mover_difference(first: float, second: float, one: Bounds, two: Bounds, corr
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation; 0 where one of the two does not vary."""
+    """Pearson's correlation of two estimates from their influence values, 1 - 2/n at most; 0 where one does not vary.
+
+    So few rows cannot show that two models never part: a correlation of 1 would make an interval of no width.
+    """
     first, second = first - first.mean(), second - second.mean()
     product = math.sqrt(float((first**2).sum()) * float((second**2).sum()))
-    return float((first * second).sum()) / product if product > 0 else 0.0
+    return min(float((first * second).sum()) / product, 1 - 2 / len(first)) if product > 0 else 0.0
 
 
 def newcombe(both: int, first_only: int, second_only: int, neither: int, confidence: float) -> Bounds:

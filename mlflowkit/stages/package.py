@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlflowkit import bundle
 from mlflowkit.bundle import Signature
-from mlflowkit.errors import StoreError
+from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.judging import gates
 from mlflowkit.stages.base import Section, read_table_info
 from mlflowkit.tables import inputs_from_table
@@ -126,6 +126,9 @@ def _sample(context: StageContext, out: Path) -> Json:
     table = table.replace([np.inf, -np.inf], np.nan)  # JSON has no infinity
     session = context.ports.runtime.load(out / "model.onnx")
     outputs = session.run(inputs_from_table(signature, table))
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise EngineError(f"the graph's {name} holds NaN or infinity on test rows", hint="mlkit run --force train")
     rows = [{name: _plain(row[name]) for name in columns} for row in table.to_dict(orient="records")]
     return {"rows": rows, "outputs": {tensor.name: outputs[tensor.name].tolist() for tensor in signature.outputs}}
 

@@ -1,0 +1,556 @@
+"""The evaluate and package stages over real ONNX graphs: what they write, and what gates say when something is odd."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from onnx import TensorProto, helper
+
+from mlflowkit import bundle
+from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.errors import DataError, EngineError, StoreError
+from mlflowkit.ports import StageContext
+from mlflowkit.stages import evaluate, package
+from mlflowkit.values import Lineage, Outcome, StageResult
+from mlflowkit.wiring import Wiring
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def classifier(path: Path, weights: Sequence[float], labels: Sequence[str | int]) -> None:
+    """A logistic model of numeric columns, missing ones 0, as a graph: label (text or INT64) and probabilities."""
+    matrix = np.stack([np.zeros(len(weights)), np.array(weights)], axis=1).astype(np.float32)
+    text = isinstance(labels[0], str)
+    keys = {"keys_int64s": [0, 1]}
+    values = {"values_strings": list(labels)} if text else {"values_int64s": list(labels)}
+    nodes = [
+        helper.make_node("IsNaN", ["numeric"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "numeric"], ["filled"]),
+        helper.make_node("MatMul", ["filled", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["probabilities"], ["code"], axis=1, keepdims=0),
+        helper.make_node("LabelEncoder", ["code"], ["label"], domain="ai.onnx.ml", **keys, **values),
+    ]
+    kind = TensorProto.STRING if text else TensorProto.INT64
+    outputs = [("label", kind, ["N"]), ("probabilities", TensorProto.FLOAT, ["N", 2])]
+    _save(path, nodes, len(weights), outputs, matrix)
+
+
+def regressor(path: Path, weights: Sequence[float]) -> None:
+    """A linear model of numeric columns as a graph: prediction [rows]."""
+    nodes = [
+        helper.make_node("MatMul", ["numeric", "weights"], ["column"]),
+        helper.make_node("Squeeze", ["column", "axis"], ["prediction"]),
+    ]
+    matrix = np.array(weights, dtype=np.float32)[:, None]
+    _save(path, nodes, len(weights), [("prediction", TensorProto.FLOAT, ["N"])], matrix)
+
+
+def _save(
+    path: Path, nodes: list[Any], width: int, outputs: list[tuple[str, int, list[Any]]], matrix: np.ndarray
+) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "model",
+        [helper.make_tensor_value_info("numeric", TensorProto.FLOAT, ["N", width])],
+        [helper.make_tensor_value_info(*output) for output in outputs],
+        [
+            helper.make_tensor("weights", TensorProto.FLOAT, matrix.shape, matrix.ravel().tolist()),
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0]),
+        ],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), path)
+
+
+def signature(columns: Sequence[str], classes: Sequence[str | int] = ()) -> Signature:
+    inputs = (Tensor(name="numeric", datatype="FP32", shape=(-1, len(columns)), columns=tuple(columns)),)
+    if not classes:
+        outputs = (Tensor(name="prediction", datatype="FP32", shape=(-1,)),)
+        return Signature(task="regression", inputs=inputs, outputs=outputs)
+    label = "BYTES" if isinstance(classes[0], str) else "INT64"
+    outputs = (
+        Tensor(name="label", datatype=label, shape=(-1,)),
+        Tensor(name="probabilities", datatype="FP32", shape=(-1, len(classes))),
+    )
+    return Signature(task="classification", inputs=inputs, outputs=outputs, classes=tuple(classes))
+
+
+def loans(rows: int, seed: int = 0, labels: Sequence[str | int] = ("good", "bad")) -> pd.DataFrame:
+    """Two informative columns, one slice column with a rare value, and a label drawn from a logistic model."""
+    rng = np.random.default_rng(seed)
+    income, debt = rng.normal(size=rows), rng.normal(size=rows)
+    bad = rng.random(rows) < 1 / (1 + np.exp(-(1.5 * debt - 1.0 * income - 1)))
+    term = rng.choice(["36", "60", "84"], p=[0.6, 0.38, 0.02], size=rows)
+    target = np.array(labels, dtype=object if isinstance(labels[0], str) else np.int64)[bad.astype(int)]
+    return pd.DataFrame({"income": income, "debt": debt, "term": term, "status": target})
+
+
+class World:
+    """The folders of the stages before evaluate, and contexts over them."""
+
+    def __init__(self, root: Path, table: pd.DataFrame, target: str, classes: Sequence[str | int] = ()) -> None:
+        self.root = root
+        self.table = table
+        self.target = target
+        self.classes = tuple(classes)
+        self.features = ["income", "debt"]
+        self.wiring = Wiring(root / "state")
+        self.inputs = {name: root / name for name in ("data", "validate", "export", "optimize")}
+        for folder in self.inputs.values():
+            folder.mkdir(parents=True)
+        self._data()
+        (self.inputs["validate"] / "reference.whylogs").write_bytes(b"profile")
+        (self.inputs["validate"] / "reference.json").write_text("{}")
+        (self.inputs["export"] / "parity.json").write_text("{}")
+
+    def _data(self) -> None:
+        self.table.to_parquet(self.inputs["data"] / "test.parquet")
+        info = {
+            "task": "classification" if self.classes else "regression",
+            "target": self.target,
+            "features": [{"name": name, "kind": "numeric"} for name in self.features],
+            "classes": list(self.classes),
+            "rows": {"train": 0, "validation": 0, "test": len(self.table)},
+            "data_version": "d" * 64,
+            "slice_columns": [],
+        }
+        (self.inputs["data"] / "table.json").write_text(json.dumps(info))
+
+    def optimized(self, write: Callable[[Path], None], samples_us: Sequence[float] | None = None) -> None:
+        """Publish a graph as the optimize stage would."""
+        folder = self.inputs["optimize"]
+        write(folder / "model.onnx")
+        made = signature(self.features, self.classes)
+        (folder / "signature.json").write_text(made.model_dump_json())
+        (folder / "candidates.json").write_text(json.dumps([{"name": "onnx", "picked": True}]))
+        if samples_us is None:
+            samples_us = np.random.default_rng(1).gamma(20, 5, size=2000).tolist()
+        (folder / "latency.json").write_text(json.dumps({"onnx": {"samples_us": list(samples_us), "block": 50}}))
+
+    def like(self, other: World) -> World:
+        """The same, with the other's graph."""
+        self.inputs["optimize"] = other.inputs["optimize"]
+        return self
+
+    def context(
+        self, stage: str, *, champion: Path | None = None, more: Mapping[str, Path] | None = None
+    ) -> StageContext:
+        number = len(list(self.root.glob(f"{stage}-out-*")))
+        out = self.root / f"{stage}-out-{number}"
+        out.mkdir()
+        return StageContext(
+            inputs={**self.inputs, **(more or {})},
+            out=out,
+            scratch=self.root,
+            folder=self.root,
+            seed=7,
+            lineage=Lineage(COMMIT, False, "d" * 64, "r" * 64),
+            run="run-1",
+            ports=self.wiring,
+            progress=lambda event: None,
+            champion=champion,
+            state=self.root / "state",
+        )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """1,500 loans with text labels, and no graph yet."""
+    return World(tmp_path, loans(1500), "status", ("good", "bad"))
+
+
+GOOD, WORSE = (-1.0, 1.5), (1.0, 0.2)
+
+
+def judged(world: World, *gates: dict[str, Any], champion: Path | None = None) -> tuple[StageResult, Path]:
+    task = "classification" if world.classes else "regression"
+    spec = evaluate.Spec.model_validate({"task": task, "gates": list(gates)})
+    context = world.context("evaluate", champion=champion)
+    return evaluate.run(spec, context), context.out
+
+
+def served(world: World, weights: tuple[float, float], labels: tuple[Any, ...] = ("good", "bad")) -> Path:
+    """The folder of a blessed bundle with these weights, as if it had been deployed."""
+    path = world.root / f"champion-{weights}-{labels}"
+    path.mkdir()
+    classifier(path / "model.onnx", weights, labels)
+    (path / "signature.json").write_text(signature(world.features, labels).model_dump_json())
+    lineage = world.context("evaluate").lineage
+    bundle.write(path, name="loans", lineage=lineage, policy="p", run="r", blessed=True, created=0.0)
+    return path
+
+
+def load(out: Path, name: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{name} holds {constant}, which is not JSON")
+
+    return json.loads((out / name).read_text(), parse_constant=refuse)
+
+
+@pytest.fixture
+def trained(world: World) -> World:
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    return world
+
+
+def test_what_it_writes_is_what_the_model_answered(trained: World) -> None:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    result, out = judged(trained, {"metric": "roc_auc", "min": 0.7})
+    written = load(out, "evaluation.json")
+    predictions = pd.read_parquet(out / "predictions.parquet")
+    actual = (predictions["target"] == "bad").to_numpy()
+    assert predictions["target"].tolist() == trained.table["status"].tolist()
+    assert written["metrics"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(actual, predictions["score:bad"]))
+    assert written["metrics"]["average_precision"]["value"] == pytest.approx(
+        average_precision_score(actual, predictions["score:bad"])
+    )
+    assert result.metrics["roc_auc"] == written["metrics"]["roc_auc"]["value"]
+    assert written["rows"] == 1500
+    assert written["classes"] == ["good", "bad"]
+    counts = np.array(written["confusion"]["counts"])
+    assert counts.sum() == 1500
+    assert np.trace(counts) / 1500 == pytest.approx(result.metrics["accuracy"])
+    assert sum(one["count"] for one in written["calibration"]["bins"]) == 1500
+    assert all(one["observed_low"] <= one["observed"] <= one["observed_high"] for one in written["calibration"]["bins"])
+    assert (written["roc"]["fpr"][-1], written["roc"]["tpr"][-1]) == (1.0, 1.0)
+    area = np.trapezoid(written["roc"]["tpr"], written["roc"]["fpr"])
+    assert area == pytest.approx(result.metrics["roc_auc"], abs=1e-3)
+    assert written["residuals"] is None
+    assert [verdict["outcome"] for verdict in load(out, "verdicts.json")] == ["PASSED"]
+
+
+def test_equal_runs_write_equal_bytes(trained: World) -> None:
+    outs = [judged(trained, {"metric": "roc_auc", "min": 0.7})[1] for _ in range(2)]
+    for name in ("evaluation.json", "verdicts.json", "predictions.parquet"):
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+
+
+def test_every_kind_of_gate_has_its_verdict(trained: World) -> None:
+    result, _ = judged(
+        trained,
+        {"metric": "roc_auc", "min": 0.7},
+        {"metric": "accuracy", "min": 0.5, "max": 0.6},
+        {"metric": "brier", "max": 0.05},
+        {"metric": "roc_auc", "against": "champion", "margin": 0.01},
+        {"metric": "roc_auc", "slice": {"column": "term"}, "min": 0.6},
+        {"metric": "latency_p99_ms", "max": 5},
+        {"metric": "latency_p99_ms", "max": 0.01, "dry_run": True},
+    )
+    said = [(verdict.gate, verdict.slice, verdict.outcome.value, verdict.blocking) for verdict in result.verdicts]
+    assert said == [
+        ("roc_auc >= 0.7", "", "PASSED", True),
+        ("accuracy >= 0.5", "", "PASSED", True),
+        ("accuracy <= 0.6", "", "FAILED", True),
+        ("brier <= 0.05", "", "FAILED", True),
+        ("roc_auc against champion, margin 0.01", "", "PASSED", True),
+        ("roc_auc >= 0.6 by term", "term=36", "PASSED", True),
+        ("roc_auc >= 0.6 by term", "term=60", "PASSED", True),
+        ("latency_p99_ms <= 5", "", "PASSED", True),
+        ("latency_p99_ms <= 0.01", "", "FAILED", False),
+    ]
+    assert "no champion yet" in result.verdicts[4].message
+    rare = (trained.table["term"] == "84").sum()
+    assert result.summary["not_judged"] == [
+        f"1 values of term ({rare} rows) have fewer than 30 rows each and were not judged"
+    ]
+    assert (result.summary["blessed"], result.summary["worst"]) == (False, "FAILED")
+
+
+def test_slices_are_written_with_the_small_ones_named(trained: World) -> None:
+    _, out = judged(trained, {"metric": "roc_auc", "slice": {"column": "term"}, "min": 0.6})
+    written = load(out, "evaluation.json")
+    assert [(one["column"], one["value"]) for one in written["slices"]] == [("term", "36"), ("term", "60")]
+    assert written["slices"][0]["rows"] == (trained.table["term"] == "36").sum()
+    (small,) = written["slices_too_small"]
+    assert [one["value"] for one in small["values"]] == ["84"]
+
+
+def test_no_slice_large_enough_is_inconclusive(trained: World) -> None:
+    result, _ = judged(trained, {"metric": "roc_auc", "slice": {"column": "term", "min_rows": 5000}, "min": 0.6})
+    (verdict,) = result.verdicts
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "none of 3 values of term has 5000 test rows" in verdict.message
+
+
+def test_missing_values_are_a_slice(tmp_path: Path) -> None:
+    table = loans(400)
+    table["term"] = table["term"].where(table["term"] != "60")
+    world = World(tmp_path, table, "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    result, _ = judged(world, {"metric": "accuracy", "slice": {"column": "term"}, "min": 0.1})
+    assert "term=(missing)" in [verdict.slice for verdict in result.verdicts]
+
+
+def test_a_slice_of_one_class_is_inconclusive_and_counts(tmp_path: Path) -> None:
+    table = loans(600)
+    table.loc[table["term"] == "60", "status"] = "good"
+    world = World(tmp_path, table, "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    result, _ = judged(world, {"metric": "roc_auc", "slice": {"column": "term"}, "min": 0.5})
+    by = {verdict.slice: verdict for verdict in result.verdicts}
+    assert by["term=60"].outcome is Outcome.INCONCLUSIVE
+    assert "0 are positive" in by["term=60"].message
+    assert by["term=36"].outcome is Outcome.PASSED
+    assert "corrected for 2 slices" in by["term=36"].message
+
+
+def test_a_test_part_of_one_class_is_inconclusive(tmp_path: Path) -> None:
+    table = loans(50)
+    table["status"] = "good"
+    world = World(tmp_path, table, "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    result, out = judged(world, {"metric": "roc_auc", "min": 0.5}, {"metric": "accuracy", "min": 0.1})
+    assert [verdict.outcome.value for verdict in result.verdicts] == ["INCONCLUSIVE", "PASSED"]
+    written = load(out, "evaluation.json")
+    assert "roc_auc" in written["undefined"]
+    assert written["roc"] is None
+
+
+def test_a_worse_model_fails_against_the_champion(trained: World) -> None:
+    champion = served(trained, GOOD)
+    trained.optimized(lambda path: classifier(path, WORSE, ("good", "bad")))
+    result, out = judged(trained, {"metric": "roc_auc", "against": "champion", "margin": 0.01}, champion=champion)
+    (verdict,) = result.verdicts
+    assert verdict.outcome is Outcome.FAILED
+    assert "minus champion" in verdict.message
+    written = load(out, "evaluation.json")["champion"]
+    assert written["version"] == bundle.open_bundle(champion).manifest.version
+    assert written["rows"] == 1500
+    one = written["metrics"]["roc_auc"]
+    assert one["difference"]["value"] == pytest.approx(one["candidate"]["value"] - one["champion"]["value"])
+
+
+def test_less_is_better_for_losses_against_the_champion(trained: World) -> None:
+    champion = served(trained, WORSE)
+    gates = [{"metric": name, "against": "champion"} for name in ("log_loss", "brier", "roc_auc")]
+    result, _ = judged(trained, *gates, champion=champion)
+    assert [verdict.outcome.value for verdict in result.verdicts] == ["PASSED"] * 3
+    assert [verdict.direction for verdict in result.verdicts] == ["max", "max", "min"]
+
+
+def test_the_champion_itself_is_no_worse_than_the_champion(trained: World) -> None:
+    champion = served(trained, GOOD)
+    result, _ = judged(trained, {"metric": "roc_auc", "against": "champion"}, champion=champion)
+    assert result.verdicts[0].outcome is Outcome.PASSED
+
+
+def test_a_champion_with_labels_in_another_order_is_compared_rightly(tmp_path: Path) -> None:
+    """Three classes: order is free. The champion's codes are its own."""
+    world = World(tmp_path, loans(300), "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    champion = served(world, (1.0, -1.5), ("bad", "good"))
+    result, _ = judged(world, {"metric": "roc_auc", "against": "champion"}, champion=champion)
+    assert result.verdicts[0].outcome is Outcome.ERROR
+    assert "positive class is 'good'" in result.verdicts[0].message
+
+
+@pytest.mark.parametrize("how", ["altered", "gone", "other columns", "other classes"])
+def test_a_champion_that_cannot_be_compared_is_an_error_in_words(trained: World, how: str) -> None:
+    champion = served(trained, GOOD, ("good", "late") if how == "other classes" else ("good", "bad"))
+    words = {
+        "altered": "was altered",
+        "gone": "is missing",
+        "other classes": "'late'",
+        "other columns": "no column 'age'",
+    }
+    if how == "altered":
+        (champion / "model.onnx").write_bytes(b"other")
+    elif how == "gone":
+        champion = champion.parent / "nowhere"
+    elif how == "other columns":
+        (champion / "signature.json").write_text(signature(["income", "age"], ("good", "bad")).model_dump_json())
+        lineage = trained.context("evaluate").lineage
+        bundle.write(champion, name="loans", lineage=lineage, policy="p", run="r", blessed=True, created=0.0)
+    result, out = judged(
+        trained,
+        {"metric": "roc_auc", "against": "champion"},
+        {"metric": "roc_auc", "min": 0.7},
+        champion=champion,
+    )
+    assert [verdict.outcome.value for verdict in result.verdicts] == ["ERROR", "PASSED"]
+    assert words[how] in result.verdicts[0].message
+    assert words[how] in load(out, "evaluation.json")["champion"]["fault"]
+
+
+def test_a_model_that_answers_nan_is_never_blessed(world: World) -> None:
+    world.optimized(lambda path: classifier(path, (float("nan"), 1.0), ("good", "bad")))
+    result, out = judged(world)
+    (verdict,) = result.verdicts
+    assert verdict.outcome is Outcome.ERROR
+    assert verdict.blocking
+    assert "NaN or infinity on 1,500 of 1,500 rows" in verdict.message
+    assert load(out, "evaluation.json")["fault"]
+    result, _ = judged(world, {"metric": "accuracy", "min": 0.1, "on_inconclusive": "allow"})
+    assert {verdict.outcome for verdict in result.verdicts} == {Outcome.ERROR}
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"metric": "rmse", "max": 1}, "no such metric"),
+        ({"metric": "roc_auc"}, "neither min nor max nor against"),
+        ({"metric": "roc_auc", "min": 0.5, "slice": {"column": "age"}}, "no column 'age'"),
+        ({"metric": "latency_p99_ms", "against": "champion"}, "not against the champion"),
+        ({"metric": "latency_p99_ms", "max": 5, "slice": {"column": "term"}}, "not by slice"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_an_error_and_bars(trained: World, gate: dict[str, Any], words: str) -> None:
+    result, _ = judged(trained, gate)
+    (verdict,) = result.verdicts
+    assert (verdict.outcome, verdict.blocking) == (Outcome.ERROR, True)
+    assert words in verdict.message
+
+
+def test_too_few_requests_leave_latency_undecided(world: World) -> None:
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")), samples_us=[100.0] * 200)
+    result, out = judged(world, {"metric": "latency_p99_ms", "max": 5})
+    assert result.verdicts[0].outcome is Outcome.INCONCLUSIVE
+    assert "it takes 368 or more" in result.verdicts[0].message
+    assert "latency_p99_ms" in load(out, "evaluation.json")["undefined"]
+    assert "latency_p50_ms" in result.metrics
+
+
+def test_whole_number_labels(tmp_path: Path) -> None:
+    world = World(tmp_path, loans(500, labels=(0, 1)), "status", (0, 1))
+    world.optimized(lambda path: classifier(path, GOOD, (0, 1)))
+    result, out = judged(world, {"metric": "roc_auc", "min": 0.7})
+    assert result.verdicts[0].outcome is Outcome.PASSED
+    assert set(pd.read_parquet(out / "predictions.parquet")["prediction"]) == {0, 1}
+
+
+def test_a_regression_is_judged(tmp_path: Path) -> None:
+    table = loans(800)
+    rng = np.random.default_rng(1)
+    table["rate"] = 2 * table["income"] - table["debt"] + rng.normal(scale=0.5, size=800)
+    world = World(tmp_path, table, "rate")
+    world.optimized(lambda path: regressor(path, (2.0, -1.0)))
+    result, out = judged(
+        world,
+        {"metric": "rmse", "max": 0.6},
+        {"metric": "r2", "min": 0.9},
+        {"metric": "mae", "max": 0.6, "slice": {"column": "term"}},
+        {"metric": "median_absolute_error", "max": 0.1},
+    )
+    outcomes = [verdict.outcome.value for verdict in result.verdicts]
+    assert outcomes == ["PASSED", "PASSED", "PASSED", "PASSED", "FAILED"]
+    written = load(out, "evaluation.json")
+    assert len(written["residuals"]["predicted"]) == 800
+    assert written["confusion"] is None
+    assert written["calibration"] is None
+    assert set(pd.read_parquet(out / "predictions.parquet").columns) == {"target", "prediction"}
+
+
+def test_an_empty_test_part_is_a_data_error(tmp_path: Path) -> None:
+    world = World(tmp_path, loans(500).head(0), "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    with pytest.raises(DataError, match="no rows"):
+        judged(world)
+
+
+def test_a_label_that_the_model_does_not_know_is_a_data_error(tmp_path: Path) -> None:
+    table = loans(100)
+    table.loc[7, "status"] = "late"
+    world = World(tmp_path, table, "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    with pytest.raises(DataError, match=r"row 7 of column 'status' is 'late'"):
+        judged(world)
+
+
+# ---- package
+
+
+def packed(world: World, evaluated: Path) -> tuple[StageResult, Path]:
+    context = world.context("package", more={"evaluate": evaluated})
+    return package.run(package.Spec(name="loans", policy="p" * 64), context), context.out / "bundle"
+
+
+def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: World) -> None:
+    _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
+    result, path = packed(trained, evaluated)
+    made = bundle.open_bundle(path, blessed=True)
+    assert made.blessing is not None
+    assert (made.blessing.git_commit, made.blessing.data_version) == ("0123456789abcdef" * 2 + "01234567", "d" * 64)
+    assert (made.blessing.policy, made.blessing.run) == ("p" * 64, "run-1")
+    assert result.summary["identity"] == made.manifest.identity
+    assert result.summary["blessed"] is True
+    evidence = {name.removeprefix("evidence/") for name in made.manifest.files if name.startswith("evidence/")}
+    assert evidence >= {"reference.whylogs", "evaluation.json", "verdicts.json", "parity.json", "latency.json"}
+    sample = json.loads(made.read("evidence/sample.json"))
+    assert sample["rows"] == trained.table[trained.features].head(3).to_dict(orient="records")
+    inputs = np.array([list(row.values()) for row in sample["rows"]], dtype=np.float32)
+    answers = trained.wiring.runtime.load(made.model).run({"numeric": inputs})
+    assert answers["label"].tolist() == sample["outputs"]["label"]
+    assert answers["probabilities"].tolist() == sample["outputs"]["probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "blessed"),
+    [
+        ({"metric": "roc_auc", "min": 0.99}, False),
+        ({"metric": "roc_auc", "min": 0.99, "dry_run": True}, True),
+        ({"metric": "roc_auc", "min": 0.843}, False),
+        ({"metric": "roc_auc", "min": 0.843, "on_inconclusive": "allow"}, True),
+        ({"metric": "rmse", "max": 0.1, "on_inconclusive": "allow"}, False),
+    ],
+)
+def test_who_is_blessed(trained: World, gate: dict[str, Any], blessed: bool) -> None:
+    _, evaluated = judged(trained, gate)
+    result, path = packed(trained, evaluated)
+    assert result.summary["blessed"] is blessed
+    assert (path / "blessing.json").exists() is blessed
+    assert bool(result.summary["barring"]) is not blessed
+
+
+def test_identity_does_not_move_with_timings(trained: World) -> None:
+    _, first = packed(trained, judged(trained, {"metric": "roc_auc", "min": 0.7})[1])
+    trained.optimized(lambda path: classifier(path, GOOD, ("good", "bad")), samples_us=[90.0] * 3000)
+    _, second = packed(trained, judged(trained, {"metric": "roc_auc", "min": 0.7})[1])
+    one, two = bundle.open_bundle(first).manifest, bundle.open_bundle(second).manifest
+    assert one.identity == two.identity
+    assert one.evidence != two.evidence
+
+
+def test_missing_cells_of_the_sample_are_null(tmp_path: Path) -> None:
+    table = loans(300)
+    table.loc[0, "income"] = np.nan
+    table.loc[1, "debt"] = np.inf
+    world = World(tmp_path, table, "status", ("good", "bad"))
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    out = judged(World(tmp_path / "clean", loans(300), "status", ("good", "bad")).like(world))[1]
+    _, path = packed(world, out)
+    rows = json.loads((path / "evidence" / "sample.json").read_text())["rows"]
+    assert (rows[0]["income"], rows[1]["debt"]) == (None, None)
+    assert rows[0]["debt"] == table.loc[0, "debt"]
+
+
+def test_a_graph_that_answers_nan_is_not_packed(trained: World) -> None:
+    _, evaluated = judged(trained)
+    trained.optimized(lambda path: classifier(path, (float("nan"), 1.0), ("good", "bad")))
+    with pytest.raises(EngineError, match="NaN or infinity"):
+        packed(trained, evaluated)
+
+
+@pytest.mark.parametrize("content", ["", "[", "[{}]", '[{"outcome": "MAYBE", "measurement": null}]', "{}x"])
+def test_broken_verdicts_do_not_bless(trained: World, content: str) -> None:
+    _, evaluated = judged(trained)
+    (evaluated / "verdicts.json").write_text(content)
+    with pytest.raises(StoreError, match=r"verdicts\.json cannot be read"):
+        packed(trained, evaluated)
+
+
+def test_a_missing_input_is_named(trained: World) -> None:
+    _, evaluated = judged(trained)
+    (trained.inputs["validate"] / "reference.whylogs").unlink()
+    with pytest.raises(StoreError, match=r"validate stage's reference\.whylogs") as caught:
+        packed(trained, evaluated)
+    assert caught.value.hint == "mlkit run --force validate"
