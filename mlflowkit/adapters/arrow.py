@@ -81,7 +81,8 @@ class ArrowTables:
     def write_parquet(self, table: pa.Table, rows: np.ndarray, path: Path) -> None:
         """Write the rows where the boolean mask ``rows`` is true, a batch at a time; equal input, equal bytes."""
         schema = table.schema.remove_metadata()
-        with parquet.ParquetWriter(path, schema, version="2.6", compression="snappy") as writer:
+        texts = [field.name for field in schema if pa.types.is_string(field.type)]
+        with parquet.ParquetWriter(path, schema, version="2.6", compression="snappy", use_dictionary=texts) as writer:
             for start in range(0, table.num_rows, BATCH):
                 mask = rows[start : start + BATCH]
                 if mask.any():
