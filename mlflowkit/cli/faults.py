@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlflowkit.errors import Fault, RecipeError
 
-_TOKEN = re.compile(r"""("[^"]*"|'[^']*'|[^\s,\]\}#:]+)""")
+_TOKEN = re.compile(r"""("[^"]*"|'[^']*'|[^\s,\]\}#:=]+|.)""")
 
 
 def render(error: RecipeError, *, color: bool | None = None) -> str:

@@ -6,6 +6,7 @@ as far as it can be read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from mlflowkit.stages.evaluate import (
     BINARY_METRICS,
     CLASSIFICATION_METRICS,
     LATENCY_METRICS,
+    LOWER_IS_BETTER,
     REGRESSION_METRICS,
 )
 from mlflowkit.values import Json
@@ -67,8 +69,10 @@ class View:
         return value if isinstance(value, str) else ""
 
     def number(self, *path: str | int) -> float | None:
+        """The finite number at a key path, or None."""
         value = self.get(*path)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return value if good else None
 
     def items(self, *path: str | int) -> list[Any]:
         value = self.get(*path)
@@ -163,7 +167,7 @@ def _gate_form(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[P
     bounds = [name for name in ("min", "max") if gate.get(name) is not None]
     against = gate.get("against") is not None
     if not bounds and not against:
-        better = "max" if gate.get("metric") in LATENCY_METRICS else "min"
+        better = "max" if gate.get("metric") in LOWER_IS_BETTER else "min"
         message = "a gate needs min or max (a value threshold), or against (a change threshold)"
         yield Problem(path, message, f"add {better}: to it, or against: champion")
     if bounds and against:
@@ -197,6 +201,8 @@ def _gate_reach(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[
 
 def _slices(view: View) -> Iterator[Problem]:
     """Slices by a column that is not declared, is dropped or is the target."""
+    if not view.mapping("data"):
+        return
     columns = view.mapping("data", "columns")
     declared = dict.fromkeys(columns)
     for _, check in view.checks("schema"):

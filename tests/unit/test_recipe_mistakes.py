@@ -24,7 +24,7 @@ RECIPES["start"] = templates.FOLDER / "start" / "recipe.yaml"
 
 FREE = ("columns", "args", "class_weights")
 """Mappings whose keys are names of the user's."""
-CASCADING = ("columns", "kind", "against", "min", "max", "column", "patience")
+CASCADING = ("columns", "kind", "against", "min", "max", "column", "patience", "args", "schedule.name")
 """Keys without which the recipe means something else: a mistake in them has more than one consequence."""
 REQUIRED = ("task", "data", "model", "source", "target", "split", "function", "service", "path", "values")
 """Keys that their section cannot do without, wherever it is."""
@@ -103,7 +103,7 @@ def typo(word: str, rng: random.Random) -> str:
 
 def misspelt_keys(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
     for site in found:
-        if is_free(site) or site.name in CASCADING or site.name == "task":
+        if is_free(site) or site.name in CASCADING or site.name == "task" or ".".join(site.path[-2:]) in CASCADING:
             continue
         wrong = typo(site.name, rng)
         key = ".".join((*site.path[:-1], wrong))
