@@ -39,6 +39,8 @@ def run(
     json: JsonOption = False,
 ) -> int:
     """Run what is stale of a recipe, reuse the rest, and leave the service up."""
+    from mlflowkit.cli.quick import told
+
     folder = state_folder(state, recipe)
     if multirun:
         return _sweep(recipe, overrides or [], folder, until or SWEEP_UNTIL, force or [], json)
@@ -46,7 +48,7 @@ def run(
     if json:
         emit_json(value if error is None else {**value, "error": error.to_json()})
     else:
-        show(value)
+        echo(told(value))
         if error is not None:
             note(f"error: {error.message}")
             note(f"hint: {error.hint}")
@@ -67,29 +69,6 @@ def run_once(
         with stdout_to_stderr(), shown() as progress:
             found = library.run(loaded, until=until, force=force, state=folder, progress=progress)
     return found.answer, found.error
-
-
-def show(value: Mapping[str, Json]) -> None:
-    """Print a run for people."""
-    from mlflowkit.pipeline.answer import idle
-
-    done = [step for step in value["steps"] if step["status"] == "done"]
-    if idle(value):
-        echo(f"{value['name']}: nothing to do, all {len(done)} steps are unchanged since run {value['run']}")
-    else:
-        ran = sum(step["action"] == "run" for step in done)
-        seconds = f" in {value['seconds']:.1f} s" if value["seconds"] is not None else ""
-        echo(f"{value['name']}: run {value['run']} {value['status']}{seconds}, {ran} run, {len(done) - ran} reused")
-    for verdict in value["verdicts"]:
-        dry = "" if verdict["blocking"] or verdict["verdict"] == "PASSED" else " (does not block)"
-        echo(f"  {verdict['verdict']:<12} {verdict['gate']}: {verdict['message']}{dry}")
-    rows = [("bundle", value["bundle"]), ("endpoint", value["endpoint"]), ("report", value["report"])]
-    for name, text in rows:
-        if text:
-            blessed = " (blessed)" if name == "bundle" and value["blessing"] else ""
-            echo(f"  {name:<12} {text}{blessed}")
-    if value["curl"]:
-        echo(f"  try it       {value['curl']}")
 
 
 def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, force: Sequence[str], json: bool) -> int:
