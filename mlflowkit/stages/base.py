@@ -77,9 +77,7 @@ class AllowedCheck(Section):
     """The values allowed. Missing values are the nulls check's affair."""
 
 
-Check = Annotated[
-    SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck, Field(discriminator="kind")
-]
+Check = Annotated[SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck, Field(discriminator="kind")]
 
 
 class Column(Section):
@@ -101,6 +99,8 @@ class TableInfo(Section):
     data_version: str
     slice_columns: tuple[str, ...] = ()
     """Columns kept in the parts that are not features (group, time, ignore)."""
+    dropped: tuple[str, ...] = ()
+    """Columns of the source that the recipe drops."""
 
     @property
     def numeric(self) -> tuple[str, ...]:

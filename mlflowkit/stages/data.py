@@ -175,6 +175,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         rows={part: int((parts == code).sum()) for code, part in enumerate(PARTS)},
         data_version=version,
         slice_columns=tuple(kept),
+        dropped=tuple(spec.drop),
     )
     (context.out / "table.json").write_text(info.model_dump_json(indent=1))
     return StageResult(

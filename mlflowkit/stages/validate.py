@@ -37,7 +37,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     info = read_table_info(folder)
     table = read_parts(folder)
     inferred = context.ports.checker.infer(table)
-    expected = expected_schema(spec.checks, inferred, _frozen(context.previous))
+    frozen = _frozen(context.previous, info.dropped)
+    expected = expected_schema(spec.checks, inferred, frozen)
     context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
     results = context.ports.checker.check(table, spec.checks, expected)
     refuse_failures(results)
@@ -144,7 +145,8 @@ def _declared(checks: Sequence[Check]) -> dict[str, str]:
     return columns
 
 
-def _frozen(previous: Path | None) -> Schema | None:
+def _frozen(previous: Path | None, dropped: Sequence[str]) -> Schema | None:
+    """The schema of the last run, less what the recipe has come to drop; None when there was no run."""
     if previous is None:
         return None
     try:
@@ -154,7 +156,7 @@ def _frozen(previous: Path | None) -> Schema | None:
             f"the frozen schema {previous / 'schema.json'} cannot be read: {error}",
             hint="mlkit run RECIPE --force validate",
         ) from error
-    return frozen
+    return {name: rule for name, rule in frozen.items() if name not in dropped}
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -250,6 +250,11 @@ class TestFrozenSchema:
         run(tmp_path / "second", [{"kind": "schema"}], previous=first)
         assert (tmp_path / "second" / "validate" / "schema.json").read_bytes() == (first / "schema.json").read_bytes()
 
+    def test_a_column_that_the_recipe_has_come_to_drop_is_not_missed(self, tmp_path: Path, first: Path) -> None:
+        prepare(tmp_path / "second", frame(), drop=["x"])
+        run(tmp_path / "second", [{"kind": "schema"}], previous=first)
+        assert set(read(tmp_path / "second", "schema.json")) == {"n", "s", "id", "y"}
+
     def test_without_a_schema_check_anything_goes(self, tmp_path: Path, first: Path) -> None:
         prepare(tmp_path / "second", frame(new=1))
         run(tmp_path / "second", [], previous=first)

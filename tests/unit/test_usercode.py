@@ -158,7 +158,7 @@ class TestLoad:
         assert done.stdout == "there\n"
 
     def test_classes_keep_their_module(self, tmp_path: Path) -> None:
-        source = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass C:\n    x: int\n"
+        source = "from __future__ import annotations\nimport dataclasses as d\n@d.dataclass\nclass C:\n    x: int\n"
         loaded = usercode.load("a:C", write(tmp_path, {"a.py": source}))
         import typing
 
