@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflowkit.judging.metrics import LOWER_IS_BETTER
 from mlflowkit.report import charts, wording
 from mlflowkit.report.data_views import View, summary_of
 from mlflowkit.report.evidence import Evidence
@@ -143,6 +144,7 @@ def champion(record: RunRecord, evidence: Evidence) -> View | None:
                 "champion": wording.number(plain(one["champion"])),
                 "candidate": wording.number(plain(one["candidate"])),
                 "difference": wording.interval(gap),
+                "tells": told(name, bound),
                 "svg": charts.forest_row(bound, domain, label) + charts.forest_axis(domain),
             }
         )
@@ -152,6 +154,18 @@ def champion(record: RunRecord, evidence: Evidence) -> View | None:
         "rows": rows,
         "fault": against.get("fault") or "",
     }
+
+
+def told(metric: str, difference: charts.Bound) -> tuple[str, str]:
+    """What an interval of candidate minus champion says of the candidate, and its tone on the page.
+
+    >>> told("roc_auc", charts.Bound(0.01, 0.02, 0.03)), told("rmse", charts.Bound(0.01, 0.02, 0.03))
+    (('better', 'ok'), ('worse', 'bad'))
+    """
+    if difference.low > 0 or difference.high < 0:
+        better = (difference.high < 0) == (metric in LOWER_IS_BETTER)
+        return ("better", "ok") if better else ("worse", "bad")
+    return ("cannot be told apart", "off")
 
 
 def shown(measured: Mapping[str, Any], reference: float | None) -> charts.Bound:

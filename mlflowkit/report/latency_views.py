@@ -33,11 +33,20 @@ def latency(record: RunRecord, evidence: Evidence) -> View | None:
     return {
         "objective": str(section.get("objective", "latency_p99")).replace("_", " "),
         "picked": picked["name"] if picked else "",
-        "why": (picked.get("reason") or "") if picked else "",
+        "why": why(picked, evidence.candidates) if picked else "",
         "rows": rows,
         "axis": charts.forest_axis(domain) if measured else "",
         "figure": percentiles(evidence),
     }
+
+
+def why(picked: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
+    """Why a candidate was picked, in words."""
+    if picked.get("reason"):
+        return str(picked["reason"])
+    if sum(one["status"] == "ok" for one in candidates) == 1:
+        return "no other candidate may serve"
+    return "it comes first in the recipe, and no other was shown to be faster"
 
 
 def objective_value(one: Mapping[str, Any], section: Mapping[str, Any]) -> float:

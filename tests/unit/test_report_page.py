@@ -142,6 +142,7 @@ def test_binary_page_says_what_the_run_found(runs: Mapping[str, Any]) -> None:
         assert verdict.message in said["gates"]
     assert {"PASSED", "INCONCLUSIVE"} <= set(re.findall("PASSED|INCONCLUSIVE", said["gates"]))
     assert "radius = large" in said["slices"]
+    assert "cannot be told apart" in said["champion"]
     assert "float64 was picked for latency p99" in said["latency"]
     assert "no node of this graph can be quantised" in said["latency"]
     assert run.record.bundle in said["bundle"]
@@ -297,3 +298,12 @@ def test_report_package_imports_no_vendor_but_its_template_engine() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"numpy", "pandas", "matplotlib", "jinja2", "yaml", "torch", "sklearn", "sqlalchemy", "pydantic"}
     assert heavy & set(loaded) == set()
+
+
+def test_one_slow_answer_does_not_flatten_the_latency_chart(runs: Mapping[str, Any], altered: Any) -> None:
+    steady = [10.0 + index / 1000 for index in range(999)]
+    folders = altered("optimize", "latency.json", json.dumps({"float64": {"samples_us": [*steady, 4_000_000.0]}}))
+    text = render(runs["binary"].record, folders)
+    labels = re.findall(r'text-anchor="end">([\d.]+)</text>', text.split("Latency by percentile</figcaption>")[1])
+    assert max(map(float, labels)) <= 50
+    assert "The slowest answer took 4 s (float64)" in Page(text).sections["latency"]
