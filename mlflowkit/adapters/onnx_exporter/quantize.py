@@ -66,7 +66,7 @@ def quantize(model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> s
             ) from error
         quantised = onnx.load(written)
     _require_pairs(quantised, products)
-    out.write_bytes(_finished(quantised))
+    out.write_bytes(_finished(quantised, graph))
     return ""
 
 
@@ -116,10 +116,11 @@ def _prepare(graph: Any, path: Path) -> None:
     onnx.save(inferred, path)
 
 
-def _finished(model: Any) -> bytes:
-    """The bytes of the graph without the quantiser's marks: the same for the same input."""
+def _finished(model: Any, original: Any) -> bytes:
+    """The bytes of the graph without the quantiser's marks, with the types that the original writes down."""
     del model.metadata_props[:]
     del model.graph.value_info[:]
+    model.graph.value_info.extend(original.graph.value_info)
     model.producer_name, model.producer_version = "mlflowkit", ""
     serialised: bytes = model.SerializeToString(deterministic=True)
     return serialised

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from mlflowkit.adapters.onnx_exporter import OnnxExporter
+from mlflowkit.adapters.onnx_exporter.graph import FEATURES
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
@@ -84,6 +85,7 @@ def test_what_is_quantised_is_what_tensorrt_takes(case: str, exported: Make, tmp
         for bias in node.input[2:]:
             assert constants[bias].data_type == TensorProto.FLOAT
     assert all(node.output[0].startswith("network/") for node in pairs), "preprocessing and answers stay as they are"
+    assert FEATURES in {entry.name for entry in model.graph.value_info}, "the network can be cut out for an engine"
 
 
 def test_a_quantised_graph_answers_nearly_the_same_over_raw_columns(exported: Make, tmp_path: Path) -> None:
@@ -197,10 +199,12 @@ def test_a_regression_is_held_to_its_error(copy: Make) -> None:
 
 
 def test_rows_that_cannot_say_reject_all_but_the_float_graph(copy: Make) -> None:
-    world = copy("boosting, two classes")
+    world = copy(MLP)
     path = world.base / "data" / "validation.parquet"
-    pd.read_parquet(path).assign(target=1).to_parquet(path)
-    result = world.optimize(candidates=["onnx"])
-    (row,) = published(world, "candidates.json")
-    assert (row["picked"], row["metric"]) == (True, None)
+    pd.read_parquet(path).assign(homeownership="RENT").to_parquet(path)
+    result = world.optimize(candidates=["onnx-int8", "onnx"], metric="balanced_accuracy")
+    rough, exact = published(world, "candidates.json")
+    assert (rough["status"], rough["picked"]) == ("rejected", False)
+    assert "cannot say what it loses" in rough["reason"]
+    assert (exact["picked"], exact["metric"]) == (True, None)
     assert not [name for name in result.metrics if name.startswith("validation_")]
