@@ -36,12 +36,12 @@ PACKAGE = Path(__file__).parent.parent
 
 STAGE_PORTS: Mapping[str, tuple[str, ...]] = {
     "data": ("tables",),
-    "validate": ("checker", "profiler", "tables"),
+    "validate": ("checker", "profiler"),
     "train": ("trainer",),
     "export": ("exporter", "runtime"),
     "optimize": ("exporter", "runtime"),
     "evaluate": ("runtime",),
-    "package": (),
+    "package": ("runtime",),
     "deploy": (),
 }
 """Ports that each stage's result depends on. Deploy is judged by what runs, so its platform is not one of them."""
@@ -57,7 +57,7 @@ PORT_MODULES: Mapping[str, str] = {
 }
 """The module of mlflowkit behind each port, as `mlflowkit.wiring` makes it."""
 
-SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize", "evaluate")
+SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize")
 """Stages that draw random numbers."""
 
 CONTRACTS = ("errors", "ports", "values")

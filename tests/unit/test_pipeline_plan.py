@@ -1,0 +1,275 @@
+"""What a changed ingredient re-runs, and what the plan says of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+
+from pipeline_world import World, lay_out, load
+
+from mlflowkit import usercode
+from mlflowkit.errors import DataError, UsageError
+from mlflowkit.pipeline.fingerprint import PORT_MODULES, SEEDED, STAGE_PORTS, fingerprint
+from mlflowkit.pipeline.journal import Journal, Result
+from mlflowkit.pipeline.plan import Known, decide, make_plan
+from mlflowkit.pipeline.store import Published
+from mlflowkit.values import STAGES, StageResult, Step
+
+PACKAGE = Path(usercode.__file__).parent
+AFTER_DATA = list(STAGES)
+AFTER_TRAIN = ["train", "export", "optimize", "evaluate", "package", "deploy"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    lay_out(tmp_path)
+    return World(tmp_path)
+
+
+def planned(world: World, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Step]:
+    steps = make_plan(load(world.folder, changes), world.folder / ".mlkit", services=world.status, **options)
+    return {step.stage: step for step in steps}
+
+
+def edit(name: str, text: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_text((folder / name).read_text() + text)
+
+    return change
+
+
+def nothing(folder: Path) -> None:
+    """Change no file."""
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "rerun", "stage", "reason"),
+    [
+        (nothing, {}, [], "train", "unchanged since run"),
+        (nothing, {"seed": 8}, AFTER_DATA, "data", "seed 7 -> 8"),
+        (edit("rows.csv", "20,0\n"), {}, AFTER_DATA, "data", "data.source: rows.csv changed"),
+        (edit("helper.py", "# wider\n"), {}, AFTER_TRAIN, "train", "code: helper.py changed"),
+        (edit("net.py", "# deeper\n"), {}, AFTER_TRAIN, "train", "code: net.py changed"),
+        (nothing, {"train.epochs": 30}, AFTER_TRAIN, "train", "train.epochs 3 -> 30"),
+        (nothing, {"model.args": {"hidden": [8]}}, AFTER_TRAIN, "train", "model.args.hidden[0] added"),
+        (nothing, {"preprocess": {"scale": "none"}}, AFTER_TRAIN, "train", 'preprocess.scale "standard" -> "none"'),
+        (
+            nothing,
+            {"data.checks": [{"kind": "nulls", "column": "x"}]},
+            ["validate", "package", "deploy"],
+            "validate",
+            "data.checks[0].column added",
+        ),
+        (nothing, {"export.parity_rows": 5}, AFTER_TRAIN[1:], "export", "export.parity_rows 1000 -> 5"),
+        (nothing, {"optimize": {"batch": 4}}, AFTER_TRAIN[2:], "optimize", "optimize.batch 1 -> 4"),
+        (
+            nothing,
+            {"gates": [{"metric": "accuracy", "min": 0.6}]},
+            ["evaluate", "package", "deploy"],
+            "evaluate",
+            "gates[0].min 0.5 -> 0.6",
+        ),
+        (nothing, {"serve.threads": 2}, ["deploy"], "deploy", "serve.threads 1 -> 2"),
+        (nothing, {"data.split": {"kind": "group", "column": "x"}}, AFTER_DATA, "data", "data.split.kind"),
+    ],
+)
+def test_change_reruns_what_depends_on_it(
+    world: World,
+    change: Callable[[Path], None],
+    keys: dict[str, Any],
+    rerun: list[str],
+    stage: str,
+    reason: str,
+) -> None:
+    world.run()
+    change(world.folder)
+    steps = planned(world, keys)
+    assert [name for name, step in steps.items() if step.action == "run"] == rerun
+    assert reason in steps[stage].reason
+    before = len(world.calls())
+    world.run(keys)
+    assert world.calls()[before:] == rerun
+
+
+def test_stale_input_is_named(world: World) -> None:
+    world.run()
+    steps = planned(world, {"train.epochs": 5})
+    assert steps["export"].reason == "train is stale"
+    assert steps["package"].reason == "export, optimize and evaluate are stale"
+
+
+def test_first_run_and_forced_steps_say_so(world: World) -> None:
+    assert {step.reason for step in planned(world).values()} == {"first run"}
+    world.run()
+    steps = planned(world, force=["export"])
+    assert steps["export"].reason == "--force"
+    assert steps["train"].action == "reuse"
+
+
+def test_forced_step_that_comes_out_the_same_leaves_the_rest_reused(world: World) -> None:
+    world.run()
+    before = len(world.calls())
+    record = world.run(force=["train"])
+    assert world.calls()[before:] == ["train"]
+    assert {step.stage for step in record.steps if step.action == "run"} == {"train"}
+
+
+def test_forced_step_that_comes_out_otherwise_reruns_the_rest(world: World) -> None:
+    world.run()
+    plain = world.stages["train"]
+
+    def restless(spec: Any, context: Any) -> StageResult:
+        result = plain(spec, context)
+        (context.out / "note").write_text("another")
+        return result
+
+    world.stages["train"] = restless
+    before = len(world.calls())
+    world.run(until="train", force=["train"])
+    steps = planned(world)
+    assert steps["train"].action == "reuse"
+    assert steps["export"].reason == "train was made anew"
+    world.run()
+    assert world.calls()[before:] == AFTER_TRAIN
+
+
+def test_seed_leaves_a_split_by_time_alone(world: World) -> None:
+    split = {"data.split": {"kind": "time", "column": "x"}}
+    world.run(split)
+    steps = planned(world, {**split, "seed": 8})
+    assert steps["data"].action == steps["validate"].action == "reuse"
+    assert steps["train"].reason == "seed 7 -> 8"
+
+
+def test_library_upgrade_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    installed = dict(usercode.installed())
+    monkeypatch.setattr(usercode, "installed", lambda: {**installed, "onnxruntime": "99.0"})
+    steps = planned(world)
+    assert f"library onnxruntime {installed['onnxruntime']} -> 99.0" in steps["evaluate"].reason
+    assert steps["train"].action == "reuse"
+
+
+def test_touched_but_unchanged_data_is_reused(world: World) -> None:
+    world.run()
+    text = (world.folder / "rows.csv").read_text()
+    (world.folder / "rows.csv").write_text(text)
+    assert planned(world)["data"].action == "reuse"
+
+
+def test_changed_row_is_seen_though_size_and_time_are_kept(world: World) -> None:
+    import os
+
+    world.run()
+    path = world.folder / "rows.csv"
+    stat = path.stat()
+    path.write_text(path.read_text().replace("3,1", "3,0"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert planned(world)["data"].reason == "data.source: rows.csv changed"
+
+
+def test_service_that_is_down_or_serves_another_is_deployed_again(world: World) -> None:
+    world.run()
+    (world.folder / "service").write_text("another")
+    assert planned(world)["deploy"].reason == "service tiny answers with another version"
+    (world.folder / "service").unlink()
+    steps = planned(world)
+    assert steps["deploy"].reason == "service tiny is not running"
+    assert {step.action for step in list(steps.values())[:-1]} == {"reuse"}
+
+
+def test_return_to_an_earlier_recipe_is_judged_against_what_serves_now(world: World) -> None:
+    first = world.run()
+    second = world.run({"train.epochs": 4})
+    assert first.bundle != second.bundle
+    steps = planned(world)
+    assert [name for name, step in steps.items() if step.action == "run"] == ["evaluate", "package", "deploy"]
+    assert second.bundle[:12] in steps["evaluate"].reason
+    assert world.run().bundle == first.bundle
+    assert all(step.action == "reuse" for step in planned(world).values())
+
+
+def test_plan_writes_nothing(world: World) -> None:
+    planned(world)
+    assert not (world.folder / ".mlkit").exists()
+
+
+def test_missing_data_is_told(world: World) -> None:
+    (world.folder / "rows.csv").rename(world.folder / "row.csv")
+    with pytest.raises(DataError, match=r"rows\.csv") as caught:
+        planned(world)
+    assert "row.csv" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "keys", "told"),
+    [
+        ({"until": "trian"}, {}, "did you mean train?"),
+        ({"force": ["exprot"]}, {}, "did you mean export?"),
+        ({"until": "deploy"}, {"serve": None}, "add serve"),
+        ({"until": "data", "force": ["train"]}, {}, "--until train"),
+    ],
+)
+def test_wrong_stage_is_told(world: World, options: dict[str, Any], keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(world, keys, **options)
+    assert told in caught.value.hint
+
+
+def test_decide_looks_at_the_results_inputs() -> None:
+    marks = {"input:data": "f"}
+    result = Result(
+        fingerprint("train", marks), "train", "n", Published("d", {}), StageResult(), marks, {"data": "a"}, "r"
+    )
+    assert decide("train", marks, Known(result, result), inputs={"data": "a"}) == ("reuse", "unchanged since run r")
+    assert decide("train", marks, Known(result, result), inputs={"data": "b"}) == ("run", "data was made anew")
+    assert decide("train", marks, Known(result, result, intact=False), inputs={"data": "a"})[0] == "run"
+
+
+# ------------------------------------------------------------------------- declared dependencies against the sources
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "deploy"])
+def test_ports_of_a_stage_are_ingredients(stage: str) -> None:
+    text = (PACKAGE / "stages" / f"{stage}.py").read_text()
+    assert set(re.findall(r"context\.ports\.(\w+)", text)) == set(STAGE_PORTS[stage])
+
+
+def test_modules_behind_ports_are_those_of_the_wiring() -> None:
+    tree = ast.parse((PACKAGE / "wiring.py").read_text())
+    used = {
+        node.module.removeprefix("mlflowkit.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mlflowkit.adapters")
+    }
+    outside = {"adapters.mlflow", "adapters.ray_serve"}
+    assert set(PORT_MODULES.values()) == used - outside
+
+
+def test_seeded_stages_are_those_that_read_the_seed() -> None:
+    sources = {stage: (PACKAGE / "stages" / f"{stage}.py").read_text() for stage in STAGES}
+    reading = {stage for stage, text in sources.items() if "context.seed" in text}
+    assert reading | {"train"} == set(SEEDED)
+
+
+def test_journal_resolves_runs(world: World) -> None:
+    journal = Journal(world.folder / ".mlkit")
+    with pytest.raises(UsageError, match="no run was recorded"):
+        journal.run("last")
+    first, second = world.run(), world.run({"seed": 8})
+    assert journal.run("last").run == second.run
+    assert journal.run(first.run[:-1]).run == first.run
+    with pytest.raises(UsageError, match="begins 2 runs"):
+        journal.run(first.run[:6])
+    with pytest.raises(UsageError) as caught:
+        journal.run(first.run[:-4] + "zzzz")
+    assert first.run in caught.value.hint
