@@ -11,8 +11,9 @@
     GET  /metrics                                   Prometheus
 
 Errors are ``{"error": "..."}``. 400 the body is wrong · 404 no such path, model or version · 405 · 408 the body came
-too slowly · 413 too many bytes or rows · 422 no finite answer for these values · 503 (with Retry-After) no model
-yet, or too many requests waiting · 504 the deadline passed. Input, however wrong, is never answered with 500.
+too slowly (see `listener`) · 413 too many bytes or rows · 422 no finite answer for these values · 503 (with
+Retry-After) no model yet, or too many requests waiting · 504 the deadline passed. Input, however wrong, is never
+answered with 500.
 
 The application is written against ASGI itself: a framework's routing and request objects cost more than the
 model does. A small graph is run on the event loop, a large request in a thread (see `variants.INLINE_SECONDS`).
@@ -176,26 +177,24 @@ class Gateway:
             raise Refusal(504, f"no answer within {self.settings.timeout_seconds:g} s; fewer rows take less") from error
 
     async def _body(self, receive: Receive, length: int) -> bytes:
-        """The request's body. Bounded in bytes (413), in time (408), and over all requests together (503)."""
-        settings = self.settings
-        limit = settings.max_body_bytes
+        """The request's body, bounded in bytes (413) and over all requests together (503).
+
+        Its time is bounded by the listener, which need not start a clock for a body that is there already.
+        """
+        limit = self.settings.max_body_bytes
         if length > limit:
             await _drain(receive)
             raise Refusal(413, f"the body has {length} bytes; at most {limit} are read", _CLOSE)
-        try:
-            async with asyncio.timeout(settings.timeout_seconds):
-                message = await receive()
-                if not message.get("more_body"):
-                    return self._checked(message, limit)
-                return await self._chunks(receive, message, limit)
-        except TimeoutError as error:
-            raise Refusal(408, f"the body did not arrive within {settings.timeout_seconds:g} s", _CLOSE) from error
+        message = await receive()
+        if not message.get("more_body"):
+            return self._checked(message, limit)
+        return await self._chunks(receive, message, limit)
 
     @staticmethod
     def _checked(message: MutableMapping[str, Any], limit: int) -> bytes:
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "the client went away")
-        body = bytes(message.get("body", b""))
+            raise _gone()
+        body: bytes = message.get("body", b"")
         if len(body) > limit:
             raise Refusal(413, f"the body has {len(body)} bytes; at most {limit} are read", _CLOSE)
         return body
@@ -206,7 +205,7 @@ class Gateway:
         try:
             while True:
                 if message["type"] == "http.disconnect":
-                    raise Refusal(400, "the client went away")
+                    raise _gone()
                 chunk = message.get("body", b"")
                 chunks.append(chunk)
                 size += len(chunk)
@@ -328,6 +327,10 @@ def _tensor(tensor: Tensor) -> Json:
 
 def _wrong_method(allowed: str) -> Refusal:
     return Refusal(405, f"this path takes {allowed}", ((b"allow", allowed.encode()), *_CLOSE))
+
+
+def _gone() -> Refusal:
+    return Refusal(408, "the body did not arrive in time, or the client went away", _CLOSE)
 
 
 def _error(message: str) -> bytes:

@@ -1,17 +1,18 @@
 """A gateway's own HTTP listener: uvicorn with uvloop and httptools, on a SO_REUSEPORT socket, in its own thread.
 
 Every replica on a machine binds the same port, and the kernel shares connections out among them; a replica that
-dies takes only its own connections along. uvicorn has no deadline for a request's headers: `_protocol` adds one,
-and a limit on connections, so that clients that connect and send nothing cannot hold a replica's sockets for ever.
+dies takes only its own connections along. uvicorn has no deadline for receiving a request: `_protocol` adds one for
+headers and one for bodies, and a limit on connections, so that clients that send slowly, or nothing, cannot hold a
+replica's sockets for ever. A request that arrives in one piece, as nearly every one does, starts no clock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import ServiceError
@@ -25,6 +26,11 @@ IDLE_SECONDS = 75.0
 """How long a connection without a request is kept."""
 BACKLOG = 2048
 MAX_CONNECTIONS = 4096
+_BODY = b'{"error":"the body did not arrive in time"}'
+TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
 
 
 class Listener:
@@ -89,7 +95,7 @@ def _server(gateway: Gateway, header_seconds: float) -> Any:
 
     config = uvicorn.Config(
         gateway,
-        http=_protocol(header_seconds),
+        http=_protocol(header_seconds, lambda: gateway.settings.timeout_seconds),
         ws="none",
         loop="none",
         lifespan="off",
@@ -106,44 +112,60 @@ def _server(gateway: Gateway, header_seconds: float) -> Any:
     return uvicorn.Server(config)
 
 
-@functools.cache
-def _protocol(header_seconds: float) -> Any:
-    """uvicorn's httptools protocol with a deadline for headers and a bound on connections."""
+def _protocol(header_seconds: float, body_seconds: Callable[[], float]) -> Any:
+    """uvicorn's httptools protocol with deadlines for headers and bodies and a bound on connections."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Protocol(HttpToolsProtocol):
-        """One connection. ``_head`` is the timer that runs while headers are due, beyond the packet they began in."""
+        """One connection. ``_clock`` runs while a request is due, beyond the packet that it began in."""
 
-        _head: Any = None
+        _clock: Any = None
         _due = False
+        _in_body = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > MAX_CONNECTIONS:
                 transport.abort()
                 return
-            self._head = self.loop.call_later(header_seconds, transport.abort)
+            self._clock = self.loop.call_later(header_seconds, transport.abort)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self._due and self._head is None:
-                self._head = self.loop.call_later(header_seconds, self.transport.abort)
+            if self._due and self._clock is None:
+                if self._in_body:
+                    self._clock = self.loop.call_later(body_seconds(), self._too_slow)
+                else:
+                    self._clock = self.loop.call_later(header_seconds, self.transport.abort)
 
         def on_message_begin(self) -> None:
-            self._due = True
+            self._due, self._in_body = True, False
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._due = False
-            if self._head is not None:
-                self._head.cancel()
-                self._head = None
+            self._in_body = True
+            self._stop_clock()
             super().on_headers_complete()
 
+        def on_message_complete(self) -> None:
+            self._due = False
+            self._stop_clock()
+            super().on_message_complete()
+
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._head is not None:
-                self._head.cancel()
-                self._head = None
+            self._due = False
+            self._stop_clock()
             super().connection_lost(exc)
+
+        def _stop_clock(self) -> None:
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+
+        def _too_slow(self) -> None:
+            """Answer 408 past the application, which learns that the client is gone."""
+            if not self.cycle.response_started:
+                self.transport.write(TOO_SLOW)
+            self.transport.close()
 
     return Protocol

@@ -18,6 +18,7 @@ Source: Open Inference Protocol, "inference_rest" of the KServe project.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ _NUMBERS = ("FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16"
 _REAL = frozenset({float, int})
 _TEXT = frozenset({str})
 _NULL = type(None)
+_FP32_LIMIT = 3.4028235e38
 _SCALARS = frozenset({str, int, float, bool, _NULL})
 _JSON_NAMES = {
     dict: "an object",
@@ -61,9 +63,12 @@ class Refusal(Exception):
         self.headers = headers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Query:
-    """A request, parsed. ``inputs`` is what the graph takes; ``outputs`` names the outputs asked for (all if empty)."""
+    """A request, parsed; not frozen, because a frozen one takes three times as long to make.
+
+    ``inputs`` is what the graph takes; ``outputs`` names the outputs asked for (all if empty).
+    """
 
     inputs: Mapping[str, np.ndarray]
     rows: int
@@ -97,9 +102,7 @@ class Schema:
         self.categories = dict(categories or {})
         self._watched = {
             tensor.name: tuple(
-                (place, column, self.categories[column])
-                for place, column in enumerate(tensor.columns)
-                if column in self.categories
+                (column, place) for place, column in enumerate(tensor.columns) if column in self.categories
             )
             for tensor in signature.inputs
             if tensor.datatype == "BYTES"
@@ -271,11 +274,13 @@ class Schema:
     def _unseen(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
         unseen: dict[str, int] = {}
         for name, watched in self._watched.items():
-            cells = inputs[name]
-            for place, column, known in watched:
-                count = sum(1 for value in cells[:, place] if value and value not in known)
-                if count:
-                    unseen[column] = count
+            cells = inputs[name].ravel().tolist()
+            width = len(self.tensors[name].columns)
+            for column, place in watched:
+                found = cells[place::width]
+                strange = set(found) - self.categories[column] - {""}
+                if strange:
+                    unseen[column] = sum(1 for value in found if value in strange)
         return unseen
 
 
@@ -331,7 +336,7 @@ def finite(array: np.ndarray, name: str) -> np.ndarray:
     A graph that has no finite answer for a well-formed row is not a fault of the request's form (400) nor of the
     server (500): the row lies outside of what the model can answer. JSON could not carry the value either.
     """
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not math.isfinite(sum(array.ravel().tolist())):
         row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
         raise Refusal(422, f"row {row}: the model has no finite answer ({name} is not a number) for these values")
     return array
@@ -391,6 +396,8 @@ def _flatten(data: list[Any], name: str, shape: Sequence[int]) -> list[Any]:
 
 def _numbers(values: list[Any], tensor: Tensor, *, loose: bool = False) -> np.ndarray:
     kinds = set(map(type, values))
+    if tensor.datatype == "FP32" and kinds <= _REAL and min(values) > -_FP32_LIMIT and max(values) < _FP32_LIMIT:
+        return np.array(values, dtype=np.float32)  # the road that nearly every request takes
     if not kinds <= _REAL:
         allowed = _REAL | ({_NULL, bool} if loose or tensor.datatype == "BOOL" else {_NULL})
         if not kinds <= allowed:
