@@ -25,8 +25,6 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 KINDS = st.sampled_from(["seed", "machine", "code:a.py", "library:x", "spec:k"])
 INGREDIENTS = st.dictionaries(KINDS, st.text(max_size=4))
-    st.sampled_from(["seed", "machine", "code:a.py", "library:x", "spec:k"]), st.text(max_size=4)
-)
 
 
 def lay(folder: Path, tree: dict[str, bytes]) -> dict[str, bytes]:
