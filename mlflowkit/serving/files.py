@@ -8,6 +8,7 @@
       table.json          RoutingTable: what replicas answer with; written by publish()
       proposal.json       Proposal: a RoutingTable that replicas should get ready to answer with
       replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
+      replicas/<id>.prom  its metrics, where there are several
 
 A file is replaced whole (temporary name, fsync, rename), so a reader sees the old or the new one, never half.
 Only the standard library is imported: ``mlkit status`` and a run in which everything is reused read these files.
@@ -187,6 +188,25 @@ class ServiceFiles:
     def write_report(self, report: ReplicaReport) -> None:
         """Durability is not needed: a report is stale in seconds, so it is renamed into place without fsync."""
         write_json(self.replicas_path / f"{report.replica}.json", asdict(report), durable=False)
+
+    def write_page(self, replica: str, page: bytes) -> None:
+        """Leave a replica's metrics where the replica that is scraped finds them."""
+        path = self.replicas_path / f"{replica}.prom"
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_bytes(page)
+        temporary.replace(path)
+
+    def page(self, replica: str) -> str:
+        """A replica's metrics; "" when it left none yet."""
+        try:
+            return (self.replicas_path / f"{replica}.prom").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def withdraw(self, replica: str) -> None:
+        """Remove what a replica left."""
+        for suffix in ("json", "prom"):
+            (self.replicas_path / f"{replica}.{suffix}").unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -26,7 +26,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,7 +37,7 @@ from mlflowkit.bundle import Tensor
 from mlflowkit.errors import MlkitError
 from mlflowkit.serving.files import Settings
 from mlflowkit.serving.protocol import Query, Refusal, render_infer, render_rows
-from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry
+from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry, merge
 from mlflowkit.serving.variants import Loaded, Model, Versions
 from mlflowkit.values import Json
 
@@ -67,11 +67,19 @@ class Reply(Exception):
 class Gateway:
     """Answers requests with what ``versions`` points at.
 
-    ``settings`` may be replaced at any time and holds from the next request on.
+    ``settings`` may be replaced at any time and holds from the next request on. ``neighbours`` gives the metrics pages
+    of the other replicas on the same port.
     """
 
-    def __init__(self, settings: Settings, versions: Versions, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        versions: Versions,
+        telemetry: Telemetry,
+        neighbours: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self.settings = settings
+        self.neighbours = neighbours
         self.versions = versions
         self.telemetry = telemetry
         self.in_flight = 0
@@ -271,7 +279,8 @@ class Gateway:
             raise _wrong_method("GET")
         door = road[0]
         if door == "metrics":
-            return 200, self.telemetry.page(self.in_flight - 1), ((b"content-type", CONTENT_TYPE),)
+            pages = (self.telemetry.page(self.in_flight - 1).decode(), *self.neighbours())
+            return 200, merge(pages), ((b"content-type", CONTENT_TYPE),)
         if door == "live":
             return 200, orjson.dumps({"live": True}), _JSON
         if door == "ready":

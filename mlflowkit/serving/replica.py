@@ -49,7 +49,7 @@ class Replica:
         self._runtime = runtime
         self._settings: Settings = desired.settings
         self.versions = Versions()
-        self.gateway = Gateway(self._settings, self.versions, Telemetry(self._settings.service, name))
+        self.gateway = Gateway(self._settings, self.versions, Telemetry(self._settings.service, name), self._neighbours)
         self._listener: Listener | None = None
         self._prepared: tuple[Proposal, Loaded] | None = None
         self._mark: _Mark = ()
@@ -79,7 +79,7 @@ class Replica:
         if self._listener is not None:
             self._listener.stop()
         self.gateway.close()
-        (self._files.replicas_path / f"{self._report.replica}.json").unlink(missing_ok=True)
+        self._files.withdraw(self._report.replica)
 
     def _follow(self) -> None:
         try:
@@ -164,7 +164,17 @@ class Replica:
 
     def _tell(self) -> None:
         self._note(heartbeat=time.time())
+        if self._settings.replicas > 1:
+            self._files.replicas_path.mkdir(parents=True, exist_ok=True)
+            self._files.write_page(self._report.replica, self.gateway.telemetry.page(self.gateway.in_flight))
         self._files.write_report(self._report)
+
+    def _neighbours(self) -> list[str]:
+        """Metrics pages of the other live replicas, a few seconds old at most."""
+        if self._settings.replicas == 1:
+            return []
+        others = [report.replica for report in self._files.reports() if report.replica != self._report.replica]
+        return [page for page in map(self._files.page, others) if page]
 
     def _read_mark(self) -> _Mark:
         files = self._files

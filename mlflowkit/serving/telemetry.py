@@ -1,11 +1,13 @@
 """What a gateway counts, for Prometheus. One registry a gateway, nothing process-wide.
 
-Children of labelled metrics are looked up once and kept, because a lookup costs more than the increment.
+Children of labelled metrics are looked up once and kept, because a lookup costs more than the increment. Replicas
+share a port, so a scrape reaches any one of them: each leaves its page where the others find it, and the page that
+is answered has the samples of all, told apart by the label ``replica``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
@@ -83,6 +85,31 @@ class Telemetry:
         self._swaps.labels(**self._base).inc()
 
     def page(self, in_flight: int) -> bytes:
-        """The page that Prometheus reads."""
+        """This replica's page, in Prometheus's text format."""
         self._flight.set(in_flight)
         return bytes(generate_latest(self.registry))
+
+
+def merge(pages: Iterable[str]) -> bytes:
+    """Pages of several replicas as one: each metric is described once, followed by everybody's samples.
+
+    >>> one, two = "# TYPE a gauge\\na 1\\n", "# TYPE a gauge\\na 5\\n"
+    >>> merge(["# HELP a A.\\n" + one, "# HELP a A.\\n" + two]).decode().splitlines()
+    ['# HELP a A.', '# TYPE a gauge', 'a 1', 'a 5']
+    """
+    described: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for page in pages:
+        name, here = "", False
+        for line in page.splitlines():
+            if line.startswith("# "):
+                if line.startswith("# HELP "):
+                    name = line.split(" ", 3)[2]
+                    here = name not in described
+                    described.setdefault(name, [])
+                if here:
+                    described[name].append(line)
+            else:
+                samples.setdefault(name, []).append(line)
+    lines = [line for name, head in described.items() for line in (*head, *samples.get(name, ()))]
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -205,10 +205,13 @@ def test_two_replicas_share_the_port_and_a_killed_one_comes_back_with_the_same_t
     files = ServiceFiles(lending.state / "services" / "lending")
     before = {report.pid for report in files.reports()}
     assert len(before) == 2
+    page = httpx.get(f"{lending.status().endpoint}/metrics").text
+    assert all(f'replica="{report.replica}"' in page for report in files.reports())
+    assert page.count("# TYPE mlkit_requests_total counter") == 1
     victim = max(before)
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: process_started(victim) is None)
-    assert lending.status().ready
+    wait_for(lambda: lending.status().ready)  # connections that the dying one had accepted are lost with it
     assert ask(lending)["model_version"] == one.manifest.version
     back = wait_for(lambda: [report for report in files.reports() if report.pid not in before], 60)
     wait_for(lambda: all(r.epoch == lending.status().epoch for r in files.reports()) and len(files.reports()) == 2)
