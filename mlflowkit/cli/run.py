@@ -72,9 +72,10 @@ def run_once(
 
 
 def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, force: Sequence[str], json: bool) -> int:
-    from mlflowkit.recipe.compose import expand_sweep
+    from mlflowkit.cli.quick import told
+    from mlflowkit.recipe.check import load_sweep
 
-    jobs = expand_sweep(recipe.expanduser().absolute(), overrides)
+    jobs = [loaded.overrides for loaded in load_sweep(recipe, overrides)]
     values: list[Mapping[str, Json]] = []
     worst = 0
     for number, job in enumerate(jobs, 1):

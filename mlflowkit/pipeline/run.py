@@ -393,6 +393,8 @@ class _Run:
 
     def _fail(self, status: RunStatus, message: str) -> None:
         """Enter how a run was cut; the state is already such that the next run goes on."""
+        if self.current:
+            self._tell(self.current, "failed", message)
         with contextlib.suppress(StoreError):  # a full disk: the next run sees that this process is gone
             for step in self.record.steps:
                 if step.stage == self.current and step.status != "done":
