@@ -92,11 +92,15 @@ def note(text: str) -> None:
 
 
 def state_folder(state: Path | None, recipe: Path | None = None) -> Path:
-    """The state folder: the option or MLKIT_STATE, else .mlkit beside the recipe, else .mlkit here."""
+    """The state folder: the option or MLKIT_STATE, else .mlkit beside the recipe, else .mlkit here.
+
+    Where there is none here and exactly one a folder below (``recipes/.mlkit``), it is that one.
+    """
     if state is not None:
         return state.expanduser().resolve()
-    base = recipe.expanduser().resolve().parent if recipe is not None else Path.cwd()
-    return base / ".mlkit"
+    here = (recipe.expanduser().resolve().parent if recipe is not None else Path.cwd()) / ".mlkit"
+    below = list(here.parent.glob("*/.mlkit")) if recipe is None and not here.is_dir() else []
+    return below[0] if len(below) == 1 else here
 
 
 def fail(error: MlkitError, as_json: bool) -> NoReturn:
