@@ -6,7 +6,9 @@
       manifest.json      Manifest: identity digest, digests of every file, lineage
       signature.json     Signature: inputs and outputs of the graph, columns, classes
       model.onnx         raw columns in, answers out
-      evidence/          reference.whylogs reference.json evaluation.json latency.json parity.json verdicts.json
+      evidence/          reference.whylogs reference.json evaluation.json verdicts.json candidates.json latency.json
+                         parity.json · sample.json (test rows and the answers to them) · seen_rows.npy (digests of
+                         the rows that the model was fitted or chosen on: uint64, sorted; see mlflowkit.stages.seen)
       blessing.json      Blessing: present only when the gates passed
 
 The **identity** of a bundle is the digest of what answers: ``model.onnx`` and ``signature.json``. Evidence is

@@ -92,6 +92,8 @@ class Verdict:
     """False for a gate in dry-run, or an INCONCLUSIVE that the recipe allows."""
     slice: str = ""
     """``column=value`` for a slice, else empty."""
+    change: bool = False
+    """Whether the measurement is a difference, candidate minus champion."""
 
 
 @dataclass(frozen=True, slots=True)

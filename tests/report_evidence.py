@@ -153,6 +153,7 @@ def binary(root: Path, names: Sequence[str] | None = None) -> Run:
             "roc_auc",
             change,
             -0.02,
+            change=True,
         ),
         Verdict(
             f"accuracy min {tight:.4f}",

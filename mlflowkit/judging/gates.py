@@ -97,6 +97,7 @@ def no_answer(question: Question, outcome: Outcome, why: str, slice_name: str = 
         direction=question.direction,
         blocking=_blocking(question, outcome),
         slice=slice_name,
+        change=question.change,
     )
 
 
@@ -172,6 +173,7 @@ class _Judged:
             direction=question.direction,
             blocking=_blocking(question, self.outcome),
             slice=name,
+            change=question.change,
         )
 
 

@@ -39,7 +39,7 @@ def gates(record: RunRecord, evidence: Evidence) -> View | None:
 
 def subject(verdict: Verdict) -> str:
     """What a verdict's axis measures: the metric, or for a change threshold its difference to the champion's."""
-    return f"{verdict.metric} minus champion" if " against " in verdict.gate else verdict.metric
+    return f"{verdict.metric} minus champion" if verdict.change else verdict.metric
 
 
 def family(title: str, verdicts: Sequence[Verdict]) -> View:
@@ -151,6 +151,9 @@ def champion(record: RunRecord, evidence: Evidence) -> View | None:
     return {
         "version": wording.short(against["version"]),
         "count": wording.number(against["rows"]),
+        "left_out": against.get("left_out") or 0,
+        "of": wording.number(against["rows"] + (against.get("left_out") or 0)),
+        "why": against.get("why") or "",
         "rows": rows,
         "fault": against.get("fault") or "",
     }

@@ -15,8 +15,10 @@ train     spec.json         the train Spec, features (numeric, categorical), cla
 export    model.onnx signature.json parity.json {rows, max_abs_difference, label_mismatches, tolerance}
 optimize  model.onnx signature.json (of the pick) · candidates.json (the list that `bench --json` prints, with
           "metric", "metric_drop" and "picked") · latency.json {candidate: {"samples_us": [...], ...}}
-evaluate  evaluation.json   {metrics: {name: Measurement}, confusion | residuals, calibration, slices, ...}
+evaluate  evaluation.json   {metrics: {name: Measurement}, confusion | residuals, calibration, slices,
+                            champion: {version, rows (compared on), left_out (test rows that just one of the two was
+                            trained on), why, metrics, undefined, fault}, ...}
           verdicts.json     list of Verdict · predictions.parquet (test rows: target, prediction, scores)
-package   bundle/           see mlflowkit.bundle
+package   bundle/           see mlflowkit.bundle; with evidence/seen_rows.npy (mlflowkit.stages.seen)
 deploy    service.json      {service, endpoint, version, epoch}
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from mlflowkit.errors import BundleError, DataError, EngineError, MlkitError, St
 from mlflowkit.judging import curves, gates, metrics
 from mlflowkit.judging.metrics import Answers
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
+from mlflowkit.stages import seen
 from mlflowkit.stages.base import Section, TableInfo, read_table_info
 from mlflowkit.tables import category_text, class_codes, inputs_from_table
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
@@ -36,6 +37,10 @@ CHUNK = 4096
 SMALL_SLICES = 50
 """Slices too small to judge that are listed by name; beyond, they are counted."""
 MISSING = "(missing)"
+UNTOLD = (
+    "the champion's bundle does not tell which rows it was trained on, so some of them may be among these test rows; "
+    "let this one pass with on_inconclusive: allow (its own bundle tells), or give the gate a min or max"
+)
 
 
 class Slice(Section):
@@ -57,7 +62,8 @@ class Gate(Section):
     max: float | None = None
     """PASSED needs the whole interval at or below it."""
     against: Literal["champion"] | None = None
-    """Compare with the model that serves now, paired on the same rows. PASSED when there is none."""
+    """Compare with the model that serves now, paired on the test rows that not just one of the two was trained on.
+    PASSED when there is none; INCONCLUSIVE when its bundle does not say what it was trained on."""
     margin: float = Field(default=0.0, ge=0)
     """Non-inferiority margin: how much worse than the champion is borne."""
     slice: Slice | None = None
@@ -81,11 +87,29 @@ class Spec(Section):
 
 @dataclass(frozen=True, slots=True)
 class _Champion:
-    """The model that serves now, asked the same rows; or why it could not be."""
+    """The model that serves now, asked the same rows; or why it could not be, and what its gates say then."""
 
     version: str
     answers: Answers | None
     fault: str = ""
+    outcome: Outcome = Outcome.ERROR
+    pairs: _Pairs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The test rows that champion and candidate are compared on: those that both have seen or neither has."""
+
+    fair: np.ndarray
+    """bool [rows]"""
+    why: str
+    """Why the others are left out."""
+
+    def among(self, rows: np.ndarray | None) -> np.ndarray:
+        """Those of these rows (None: all) that are compared on."""
+        import numpy as np
+
+        return np.flatnonzero(self.fair) if rows is None else rows[self.fair[rows]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +140,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("evaluate", "progress", f"asking the model {len(table):,} test rows", fraction=0.1))
     answers = _ask(context, optimized / "model.onnx", signature, table, info)
     champion = _ask_champion(context, signature, table, info)
+    if champion is not None and champion.pairs is not None:
+        message = f"comparing with the champion on {int(champion.pairs.fair.sum()):,} test rows"
+        context.progress(Event("evaluate", "progress", message, fraction=0.5))
     latency = _latency(optimized)
     evidence = _Evidence(table, answers, metrics.fault_of(answers), champion, latency)
     context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.6))
@@ -185,7 +212,29 @@ def _ask_champion(
     fault = metrics.fault_of(answers)
     if fault:
         return _Champion(bundle.manifest.version, None, f"the champion cannot be compared with: {fault}")
-    return _Champion(bundle.manifest.version, _reordered(answers, bundle.signature.classes, signature.classes))
+    answers = _reordered(answers, bundle.signature.classes, signature.classes)
+    return _paired(bundle, answers, context.inputs["data"], info)
+
+
+def _paired(bundle: Bundle, answers: Answers, data: Path, info: TableInfo) -> _Champion:
+    """The champion with the test rows that it and the candidate are compared on.
+
+    A row that just one of the two was trained on is left out. What both were trained on is not: with one split, and a
+    table where rows recur, the test rows are as they come, and the comparison on all of them favours neither.
+    """
+    version = bundle.manifest.version
+    try:
+        theirs = seen.read(bundle)
+    except BundleError as error:
+        return _Champion(version, None, f"the champion cannot be compared with: {error.message}")
+    if theirs is None:
+        return _Champion(version, None, UNTOLD, Outcome.INCONCLUSIVE)
+    rows = seen.digests_of(data / "test.parquet", bundle.signature, info.target)
+    by_champion = seen.is_seen(rows, theirs)
+    by_candidate = seen.is_seen(rows, seen.seen_by(data, bundle.signature, info.target))
+    trained = "one of the two" if (by_candidate & ~by_champion).any() else "the champion"
+    pairs = _Pairs(by_champion == by_candidate, f"{trained} was trained on the others")
+    return _Champion(version, answers, pairs=pairs)
 
 
 def _unlike(bundle: Bundle, signature: Signature) -> str:
@@ -298,7 +347,7 @@ def _refusal(gate: Gate, question: gates.Question, evidence: _Evidence) -> tuple
         if evidence.champion is None:
             return Outcome.PASSED, "no champion yet: nothing to compare with"
         if evidence.champion.answers is None:
-            return Outcome.ERROR, evidence.champion.fault
+            return evidence.champion.outcome, evidence.champion.fault
     return None
 
 
@@ -311,9 +360,10 @@ def _answer_slices(sliced: Slice, question: gates.Question, evidence: _Evidence)
             continue
         name = f"{sliced.column}={value}"
         try:
-            estimates[name] = _estimate(question, evidence, rows)
+            estimates[name] = _estimate(question, evidence, rows, sliced.min_rows)
         except UndefinedMetricError as error:
-            undefined[name] = f"{len(rows):,} rows: {error.message}"
+            counted = "" if question.change else f"{len(rows):,} rows: "
+            undefined[name] = f"{counted}{error.message}"
     yield from gates.judge_family(question, estimates, size=len(estimates) + len(undefined))
     for name, why in undefined.items():
         yield gates.no_answer(question, Outcome.INCONCLUSIVE, why, name)
@@ -323,16 +373,32 @@ def _answer_slices(sliced: Slice, question: gates.Question, evidence: _Evidence)
         yield gates.no_answer(question, Outcome.INCONCLUSIVE, why)
 
 
-def _estimate(question: gates.Question, evidence: _Evidence, rows: np.ndarray | None) -> Estimate:
+def _estimate(question: gates.Question, evidence: _Evidence, rows: np.ndarray | None, min_rows: int = 0) -> Estimate:
     if question.metric in LATENCY_METRICS:
         return evidence.latency(question.metric)
-    answers = evidence.answers if rows is None else evidence.answers.take(rows)
-    if not question.change:
-        return metrics.estimate(question.metric, answers)
-    theirs = evidence.champion.answers if evidence.champion else None
-    if theirs is None:
+    if question.change:
+        return _difference(question.metric, evidence, rows, min_rows)
+    return metrics.estimate(question.metric, evidence.answers if rows is None else evidence.answers.take(rows))
+
+
+def _difference(metric: str, evidence: _Evidence, rows: np.ndarray | None, min_rows: int) -> Estimate:
+    """Candidate minus champion on those of the rows that are compared on, told with how many were left out."""
+    champion = evidence.champion
+    if champion is None or champion.answers is None or champion.pairs is None:
         raise UndefinedMetricError("no champion to compare with")  # _refusal answers before it comes to this
-    return metrics.difference(question.metric, answers, theirs if rows is None else theirs.take(rows))
+    asked = evidence.answers.rows if rows is None else len(rows)
+    fair = champion.pairs.among(rows)
+    ours, theirs = evidence.answers.take(fair), champion.answers.take(fair)
+    if len(fair) == asked:
+        return metrics.difference(metric, ours, theirs)
+    positive = f"{int((ours.actual == 1).sum()):,} positive; " if ours.classes == 2 else ""
+    basis = f"{len(fair):,} of {asked:,} test rows ({positive}{champion.pairs.why})"
+    if len(fair) < min_rows:
+        raise UndefinedMetricError(f"{basis}: the gate asks for {min_rows:,} or more")
+    try:
+        return replace(metrics.difference(metric, ours, theirs), basis=basis)
+    except UndefinedMetricError as error:
+        raise UndefinedMetricError(f"{basis}: {error.message}") from error
 
 
 def _groups(column: pd.Series) -> list[tuple[str, np.ndarray]]:
@@ -419,23 +485,34 @@ def _add_slices(evaluation: dict[str, Json], sliced: Slice, evidence: _Evidence)
 
 
 def _compared(evidence: _Evidence) -> Json:
-    """Each metric of champion and candidate on the same rows, and their difference."""
+    """Each metric of champion and candidate on the rows that they are compared on, and their difference."""
     champion = evidence.champion
     if champion is None:
         return None
-    made: dict[str, Json] = {"version": champion.version, "rows": 0, "metrics": {}, "fault": champion.fault}
-    if champion.answers is None:
+    made: dict[str, Json] = {
+        "version": champion.version,
+        "rows": 0,
+        "left_out": 0,
+        "why": "",
+        "metrics": {},
+        "undefined": {},
+        "fault": champion.fault,
+    }
+    if champion.answers is None or champion.pairs is None:
         return made
-    made["rows"] = champion.answers.rows
-    for name in metrics.metrics_of(champion.answers.task, champion.answers.classes):
+    fair = champion.pairs.among(None)
+    ours, theirs = evidence.answers.take(fair), champion.answers.take(fair)
+    left_out = evidence.answers.rows - len(fair)
+    made |= {"rows": len(fair), "left_out": left_out, "why": champion.pairs.why if left_out else ""}
+    for name in metrics.metrics_of(ours.task, ours.classes):
         try:
             made["metrics"][name] = {
-                "champion": asdict(metrics.estimate(name, champion.answers).at(0.95)),
-                "candidate": asdict(metrics.estimate(name, evidence.answers).at(0.95)),
-                "difference": asdict(metrics.difference(name, evidence.answers, champion.answers).at(0.95)),
+                "champion": asdict(metrics.estimate(name, theirs).at(0.95)),
+                "candidate": asdict(metrics.estimate(name, ours).at(0.95)),
+                "difference": asdict(metrics.difference(name, ours, theirs).at(0.95)),
             }
-        except UndefinedMetricError:
-            continue  # evaluation["undefined"] says why
+        except UndefinedMetricError as error:
+            made["undefined"][name] = error.message
     return made
 
 

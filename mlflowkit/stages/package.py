@@ -13,6 +13,7 @@ from mlflowkit import bundle
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.judging import gates
+from mlflowkit.stages import seen
 from mlflowkit.stages.base import Section, read_table_info
 from mlflowkit.tables import inputs_from_table
 from mlflowkit.values import Event, Json, Measurement, Outcome, StageResult, Verdict
@@ -55,6 +56,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     for name, (stage, file) in GATHERED.items():
         _copy(context.inputs[stage] / file, out / name, stage)
     verdicts = read_verdicts(out / "evidence" / "verdicts.json")
+    context.progress(Event("package", "progress", "digesting the rows that the model has seen", fraction=0.3))
+    _write_seen(context, out)
     context.progress(Event("package", "progress", "asking the sample rows", fraction=0.5))
     sample = _sample(context, out)
     (out / "evidence" / "sample.json").write_text(json.dumps(sample, ensure_ascii=False, allow_nan=False, indent=1))
@@ -111,6 +114,13 @@ def _copy(source: Path, target: Path, stage: str) -> None:
             f"the {stage} stage's {source.name} cannot be copied: {error.strerror or error}",
             hint="a full disk? free some space and run again" if source.exists() else f"mlkit run --force {stage}",
         ) from error
+
+
+def _write_seen(context: StageContext, out: Path) -> None:
+    """What a later candidate must know of this model to be compared with it fairly."""
+    data = context.inputs["data"]
+    signature = Signature.model_validate_json((out / "signature.json").read_bytes())
+    seen.write(out / seen.EVIDENCE, seen.seen_by(data, signature, read_table_info(data).target))
 
 
 def _sample(context: StageContext, out: Path) -> Json:

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from mlflowkit import bundle
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.errors import DataError, EngineError, StoreError
+from mlflowkit.errors import BundleError, DataError, EngineError, StoreError
 from mlflowkit.ports import StageContext
-from mlflowkit.stages import evaluate, package
+from mlflowkit.stages import evaluate, package, seen
 from mlflowkit.values import Lineage, Outcome, StageResult
 from mlflowkit.wiring import Wiring
 
@@ -97,9 +97,17 @@ def loans(rows: int, seed: int = 0, labels: Sequence[str | int] = ("good", "bad"
 class World:
     """The folders of the stages before evaluate, and contexts over them."""
 
-    def __init__(self, root: Path, table: pd.DataFrame, target: str, classes: Sequence[str | int] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        table: pd.DataFrame,
+        target: str,
+        classes: Sequence[str | int] = (),
+        seen: pd.DataFrame | None = None,
+    ) -> None:
         self.root = root
         self.table = table
+        self.seen = table.head(0) if seen is None else seen
         self.target = target
         self.classes = tuple(classes)
         self.features = ["income", "debt"]
@@ -114,6 +122,8 @@ class World:
 
     def _data(self) -> None:
         self.table.to_parquet(self.inputs["data"] / "test.parquet")
+        for part, found in (("train", self.seen.iloc[::2]), ("validation", self.seen.iloc[1::2])):
+            found.to_parquet(self.inputs["data"] / f"{part}.parquet")
         info = {
             "task": "classification" if self.classes else "regression",
             "target": self.target,
@@ -178,12 +188,21 @@ def judged(world: World, *gates: dict[str, Any], champion: Path | None = None) -
     return evaluate.run(spec, context), context.out
 
 
-def served(world: World, weights: tuple[float, float], labels: tuple[Any, ...] = ("good", "bad")) -> Path:
-    """The folder of a blessed bundle with these weights, as if it had been deployed."""
+def served(
+    world: World,
+    weights: tuple[float, float],
+    labels: tuple[Any, ...] = ("good", "bad"),
+    trained_on: pd.DataFrame | None = None,
+) -> Path:
+    """The folder of a blessed bundle with these weights, as if it had been trained on these rows and deployed."""
     path = world.root / f"champion-{weights}-{labels}"
-    path.mkdir()
+    (path / "evidence").mkdir(parents=True)
     classifier(path / "model.onnx", weights, labels)
-    (path / "signature.json").write_text(signature(world.features, labels).model_dump_json())
+    made = signature(world.features, labels)
+    (path / "signature.json").write_text(made.model_dump_json())
+    rows = world.seen if trained_on is None else trained_on
+    rows.to_parquet(world.root / "rows.parquet")
+    seen.write(path / seen.EVIDENCE, np.unique(seen.digests_of(world.root / "rows.parquet", made, world.target)))
     lineage = world.context("evaluate").lineage
     bundle.write(path, name="loans", lineage=lineage, policy="p", run="r", blessed=True, created=0.0)
     return path
@@ -354,6 +373,144 @@ def test_a_champion_with_labels_in_another_order_is_compared_rightly(tmp_path: P
     assert "positive class is 'good'" in result.verdicts[0].message
 
 
+CHANGE = {"metric": "roc_auc", "against": "champion", "margin": 0.01}
+
+
+def test_rows_that_only_the_champion_was_trained_on_are_left_out(trained: World) -> None:
+    """It is told, and the numbers are those of the other rows alone."""
+    from sklearn.metrics import roc_auc_score
+
+    champion = served(trained, WORSE, trained_on=trained.table.iloc[400:])
+    result, out = judged(trained, CHANGE, champion=champion)
+    (verdict,) = result.verdicts
+    rest = trained.table.head(400)
+    bad = (rest["status"] == "bad").to_numpy()
+    expected = [roc_auc_score(bad, rest[["income", "debt"]].to_numpy() @ weights) for weights in (GOOD, WORSE)]
+    assert verdict.measurement is not None
+    assert verdict.measurement.value == pytest.approx(expected[0] - expected[1], abs=1e-6)
+    assert verdict.change
+    assert (
+        f"on 400 of 1,500 test rows ({bad.sum()} positive; the champion was trained on the others)" in verdict.message
+    )
+    written = load(out, "evaluation.json")["champion"]
+    assert (written["rows"], written["left_out"]) == (400, 1100)
+    assert written["metrics"]["roc_auc"]["champion"]["value"] == pytest.approx(expected[1], abs=1e-6)
+    assert load(out, "evaluation.json")["rows"] == 1500
+
+
+def test_a_champion_of_the_same_split_is_compared_with_on_all_test_rows(tmp_path: Path) -> None:
+    """Also where rows recur, so that test rows have copies among the rows that both were trained on."""
+    table = loans(600).round(0)
+    world = World(tmp_path, table.iloc[:300], "status", ("good", "bad"), seen=table.iloc[300:])
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    result, out = judged(world, CHANGE, champion=served(world, WORSE))
+    assert "on 300 rows" in result.verdicts[0].message
+    written = load(out, "evaluation.json")["champion"]
+    assert (written["rows"], written["left_out"], written["why"]) == (300, 0, "")
+
+
+def test_rows_that_only_the_candidate_was_trained_on_are_left_out_too(tmp_path: Path) -> None:
+    table = loans(400)
+    world = World(tmp_path, table, "status", ("good", "bad"), seen=table.iloc[:100])
+    world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
+    result, _ = judged(world, CHANGE, champion=served(world, WORSE, trained_on=loans(50, seed=5)))
+    assert "on 300 of 400 test rows" in result.verdicts[0].message
+    assert "one of the two was trained on the others" in result.verdicts[0].message
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_too_few_rows_to_compare_on_are_inconclusive(trained: World, left: int) -> None:
+    champion = served(trained, WORSE, trained_on=trained.table.iloc[left:])
+    result, out = judged(trained, CHANGE, {"metric": "roc_auc", "min": 0.7}, champion=champion)
+    change, value = result.verdicts
+    assert (change.outcome, change.blocking) == (Outcome.INCONCLUSIVE, True)
+    assert f"{left} of 1,500 test rows" in change.message
+    assert "the champion was trained on the others" in change.message
+    assert value.outcome is Outcome.PASSED
+    written = load(out, "evaluation.json")["champion"]
+    assert (written["rows"], written["left_out"]) == (left, 1500 - left)
+    assert "roc_auc" in written["undefined"]
+
+
+def test_a_slice_that_the_champion_was_trained_on_is_inconclusive_by_name(trained: World) -> None:
+    long = trained.table["term"] == "60"
+    champion = served(trained, WORSE, trained_on=trained.table[long].iloc[5:])
+    result, _ = judged(trained, {**CHANGE, "slice": {"column": "term"}}, champion=champion)
+    by = {verdict.slice: verdict for verdict in result.verdicts}
+    assert by["term=36"].outcome is Outcome.PASSED
+    assert by["term=60"].outcome is Outcome.INCONCLUSIVE
+    assert f"5 of {long.sum()} test rows" in by["term=60"].message
+    assert "the gate asks for 30 or more" in by["term=60"].message
+
+
+def test_a_champion_that_does_not_tell_its_rows_is_inconclusive(trained: World) -> None:
+    champion = served(trained, WORSE)
+    (champion / seen.EVIDENCE).unlink()
+    lineage = trained.context("evaluate").lineage
+    bundle.write(champion, name="loans", lineage=lineage, policy="p", run="r", blessed=True, created=0.0)
+    result, out = judged(
+        trained, CHANGE, {**CHANGE, "on_inconclusive": "allow"}, {"metric": "roc_auc", "min": 0.7}, champion=champion
+    )
+    said = [(verdict.outcome.value, verdict.blocking) for verdict in result.verdicts]
+    assert said == [("INCONCLUSIVE", True), ("INCONCLUSIVE", False), ("PASSED", True)]
+    assert "does not tell which rows it was trained on" in result.verdicts[0].message
+    written = load(out, "evaluation.json")["champion"]
+    assert (written["rows"], written["metrics"]) == (0, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"digests", b"PK\x03\x04", "pickle", "floats", "unsorted"])
+def test_digests_that_are_not_digests_are_an_error(trained: World, content: bytes | str) -> None:
+    champion = served(trained, WORSE)
+    if isinstance(content, bytes):
+        (champion / seen.EVIDENCE).write_bytes(content)
+    else:
+        odd = {"pickle": np.array([{}], dtype=object), "floats": np.zeros(3), "unsorted": np.array([2, 1], "<u8")}
+        np.save(champion / seen.EVIDENCE, odd[content], allow_pickle=True)
+    lineage = trained.context("evaluate").lineage
+    bundle.write(champion, name="loans", lineage=lineage, policy="p", run="r", blessed=True, created=0.0)
+    (verdict,) = judged(trained, CHANGE, champion=champion)[0].verdicts
+    assert verdict.outcome is Outcome.ERROR
+    assert "seen_rows.npy" in verdict.message
+
+
+def test_a_champion_that_memorised_its_rows_gains_nothing_by_another_split(tmp_path: Path) -> None:
+    """Two models of one kind, trained on two splits of noise: all test rows say that the champion knows the answer."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame({"income": rng.normal(size=4000), "debt": rng.normal(size=4000)})
+    table["status"] = np.where(rng.random(4000) < 0.5, "good", "bad")
+    splits = [np.random.default_rng(seed).permutation(4000) for seed in (7, 9)]
+    (theirs, _), (ours, test) = [(order[1000:], order[:1000]) for order in splits]
+    world = World(tmp_path, table.iloc[test], "status", ("good", "bad"), seen=table.iloc[ours])
+    columns = table[["income", "debt"]].to_numpy(np.float32)
+    trees = [DecisionTreeClassifier(random_state=0) for _ in splits]
+    for tree, rows in zip(trees, (ours, theirs), strict=True):
+        tree.fit(columns[rows], table["status"].iloc[rows])
+    world.optimized(lambda path: _tree(path, trees[0]))
+    champion = served(world, GOOD, trained_on=table.iloc[theirs])
+    _tree(champion / "model.onnx", trees[1])
+    lineage = world.context("evaluate").lineage
+    bundle.write(champion, name="loans", lineage=lineage, policy="p", run="r", blessed=True, created=0.0)
+    result, out = judged(world, {"metric": "accuracy", "against": "champion"}, champion=champion)
+    right = [np.mean(tree.predict(columns[test]) == table["status"].iloc[test]) for tree in trees]
+    assert right[0] - right[1] < -0.3
+    (verdict,) = result.verdicts
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.measurement is not None
+    assert verdict.measurement.low < 0 < verdict.measurement.high
+    assert load(out, "evaluation.json")["champion"]["rows"] == len(set(test) - set(theirs))
+
+
+def _tree(path: Path, tree: Any) -> None:
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+
+    options = {id(tree): {"zipmap": False}}
+    graph = to_onnx(tree, initial_types=[("numeric", FloatTensorType([None, 2]))], options=options, target_opset=17)
+    path.write_bytes(graph.SerializeToString())
+
+
 @pytest.mark.parametrize("how", ["altered", "gone", "other columns", "other classes"])
 def test_a_champion_that_cannot_be_compared_is_an_error_in_words(trained: World, how: str) -> None:
     champion = served(trained, GOOD, ("good", "late") if how == "other classes" else ("good", "bad"))
@@ -483,6 +640,9 @@ def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: W
     assert (made.blessing.policy, made.blessing.run) == ("p" * 64, "run-1")
     assert result.summary["identity"] == made.manifest.identity
     assert result.summary["blessed"] is True
+    digests = seen.read(made)
+    assert digests is not None
+    assert digests.tolist() == seen.seen_by(trained.inputs["data"], made.signature, "status").tolist()
     evidence = {name.removeprefix("evidence/") for name in made.manifest.files if name.startswith("evidence/")}
     assert evidence >= {"reference.whylogs", "evaluation.json", "verdicts.json", "parity.json", "latency.json"}
     sample = json.loads(made.read("evidence/sample.json"))
@@ -518,6 +678,21 @@ def test_identity_does_not_move_with_timings(trained: World) -> None:
     one, two = bundle.open_bundle(first).manifest, bundle.open_bundle(second).manifest
     assert one.identity == two.identity
     assert one.evidence != two.evidence
+
+
+def test_rows_seen_are_evidence_that_is_sealed_and_no_part_of_the_identity(trained: World) -> None:
+    _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
+    paths = [packed(trained, evaluated)[1]]
+    loans(60, seed=4).to_parquet(trained.inputs["data"] / "train.parquet")
+    paths += [packed(trained, evaluated)[1] for _ in range(2)]
+    first, second, third = (bundle.open_bundle(path).manifest for path in paths)
+    assert first.identity == second.identity
+    assert first.files[seen.EVIDENCE] != second.files[seen.EVIDENCE] == third.files[seen.EVIDENCE]
+    content = bytearray((paths[0] / seen.EVIDENCE).read_bytes())
+    content[-1] ^= 1
+    (paths[0] / seen.EVIDENCE).write_bytes(content)
+    with pytest.raises(BundleError, match=r"seen_rows\.npy was altered"):
+        bundle.open_bundle(paths[0])
 
 
 def test_missing_cells_of_the_sample_are_null(tmp_path: Path) -> None:
