@@ -152,6 +152,9 @@ def _texts(series: pd.Series) -> np.ndarray:
     import numpy as np
     import pandas as pd
 
+    if series.dtype == object and pd.api.types.infer_dtype(series, skipna=True).startswith("mixed"):
+        # 0 == False and 1 == True: telling distinct values apart by equality would give one the other's text.
+        return np.array([category_text(value) for value in series], dtype=object)
     codes, uniques = pd.factorize(series, use_na_sentinel=False)
     texts = np.array([category_text(value) for value in uniques], dtype=object)
     return texts[codes] if len(series) else np.empty(0, dtype=object)
