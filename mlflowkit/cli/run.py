@@ -72,7 +72,6 @@ def run_once(
 
 
 def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, force: Sequence[str], json: bool) -> int:
-    from mlflowkit.cli.quick import told
     from mlflowkit.recipe.check import load_sweep
 
     jobs = [loaded.overrides for loaded in load_sweep(recipe, overrides)]
