@@ -3,7 +3,7 @@
 The name of an ingredient says what it is::
 
     spec:epochs       a key of the stage's Spec, its value as JSON      seed               of the run
-    content:a.csv     digest of a data file                             machine            where latency is measured
+    content:a.csv     digest of a data file, read or declared           machine            where latency is measured
     code:helper.py    digest of a file beside the recipe that it runs   input:data         fingerprint of an input
     own:stages.train  digest of a module of mlflowkit that it runs      champion           identity judged against
     library:torch     installed version of a library that these import
@@ -101,7 +101,7 @@ def files_read(loaded: LoadedRecipe) -> list[Path]:
     source = recipe.data.source
     references = [recipe.model.module, *([source.function] if source.kind == "python" else [])]
     code = [folder / name for reference in references for name in usercode.closure(reference, folder).files]
-    return code if source.kind == "python" else [*code, *source_files(source, folder)]
+    return [*code, *source_files(source, folder)]
 
 
 def recipe_key(stage: str, key: str) -> str:
@@ -195,11 +195,10 @@ def _world_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDigests) -
 
 def _source_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, str]:
     source = loaded.recipe.data.source
-    if source.kind == "python":
-        return _code_ingredients(source.function, loaded.folder, digests)
+    code = _code_ingredients(source.function, loaded.folder, digests) if source.kind == "python" else {}
     files = source_files(source, loaded.folder)
     named = {_relative(path, loaded.folder): digest for path, digest in digests.look_up(files).items()}
-    return {f"content:{name}": digest for name, digest in named.items()}
+    return code | {f"content:{name}": digest for name, digest in named.items()}
 
 
 def _code_ingredients(reference: str, folder: Path, digests: FileDigests) -> dict[str, str]:

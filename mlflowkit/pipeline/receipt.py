@@ -98,6 +98,7 @@ def write(question: Question, beginning: Beginning, loaded: LoadedRecipe, answer
     from mlflowkit.pipeline import failpoint
     from mlflowkit.pipeline.fingerprint import files_read
     from mlflowkit.pipeline.store import write_atomically
+    from mlflowkit.stages.data import declared_pattern
 
     inputs = {str(path): _stat(str(path)) for path in [*_watched(loaded), *files_read(loaded)]}
     settled = beginning.time_ns - SETTLED_NS
@@ -107,14 +108,15 @@ def write(question: Question, beginning: Beginning, loaded: LoadedRecipe, answer
     if moved or listings != dict(beginning.beside) or champion == UNREADABLE:
         return False
     source = loaded.recipe.data.source
-    pattern = "" if source.kind == "python" else str(loaded.folder / source.path)
+    patterns = [str(loaded.folder / source.path)] if source.kind != "python" else []
+    patterns += [declared_pattern(path, loaded.folder) for path in source.files] if source.kind == "python" else []
     deployed = any(step["stage"] == "deploy" for step in answer["steps"])
     receipt = {
         "format": FORMAT,
         "name": loaded.recipe.name,
         "stats": {**inputs, **{str(path): _stat(str(path)) for path in _published(question.state, answer)}},
         "listings": listings,
-        "globs": {pattern: _matches(pattern)} if pattern else {},
+        "globs": {pattern: _matches(pattern) for pattern in patterns},
         "environment": {name: _secret(name) for name in _secrets(question, loaded)},
         "champion": champion,
         "service": answer["service"] if deployed else "",

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlflowkit.errors import DataError
 from mlflowkit.recipe.semantics import Problem, View
 from mlflowkit.recipe.words import nearest
-from mlflowkit.stages.data import CsvSource, ParquetSource, source_files
+from mlflowkit.stages.data import CsvSource, ParquetSource, declared_files, source_files
 from mlflowkit.stages.train import MODULES
 from mlflowkit.values import Json
 
@@ -23,7 +23,7 @@ GIVEN_TO_TORCH = ("features", "outputs")
 def problems(values: Json, folder: Path) -> list[Problem]:
     """What a recipe in ``folder`` names and is not there."""
     view = View(values)
-    return [*_source(view, folder), *_function(view, folder), *_model(view, folder)]
+    return [*_source(view, folder), *_declared(view, folder), *_function(view, folder), *_model(view, folder)]
 
 
 def _source(view: View, folder: Path) -> Iterator[Problem]:
@@ -37,6 +37,21 @@ def _source(view: View, folder: Path) -> Iterator[Problem]:
         yield Problem(("data", "source", "path"), error.message, error.hint)
     except (OSError, ValueError) as error:
         yield Problem(("data", "source", "path"), f"cannot be looked up: {error}", "name a file, a folder or a glob")
+
+
+def _declared(view: View, folder: Path) -> Iterator[Problem]:
+    """Files that a python source is said to read."""
+    if view.text("data", "source", "kind") != "python":
+        return
+    for index, name in enumerate(view.items("data", "source", "files")):
+        path = ("data", "source", "files", index)
+        try:
+            if isinstance(name, str) and name:
+                declared_files(name, folder)
+        except DataError as error:
+            yield Problem(path, error.message, error.hint)
+        except (OSError, ValueError) as error:
+            yield Problem(path, f"cannot be looked up: {error}", "name a file, a folder or a glob")
 
 
 def _function(view: View, folder: Path) -> Iterator[Problem]:

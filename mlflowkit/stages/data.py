@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,6 +54,9 @@ class PythonSource(Section):
     """``module:function``; the module is a file beside the recipe."""
     args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """Keyword arguments of the function."""
+    files: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Files, folders (all that lies in them) or globs, relative to the recipe, that the function reads: the data stage
+    runs again when their content changes. What a function reads and is not named here is not looked at."""
 
 
 Source = Annotated[CsvSource | ParquetSource | PythonSource, Field(discriminator="kind")]
@@ -184,11 +188,14 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     )
 
 
-def source_files(source: CsvSource | ParquetSource, folder: Path) -> tuple[Path, ...]:
+def source_files(source: CsvSource | ParquetSource | PythonSource, folder: Path) -> tuple[Path, ...]:
     """The files of a source, sorted: itself, those in a folder, or those that a glob matches.
 
-    Raises DataError when there is none; the nearest name is suggested.
+    Of a python source, those that it declares to read. Raises DataError when a path names none; the nearest name is
+    suggested.
     """
+    if isinstance(source, PythonSource):
+        return tuple(sorted({file for path in source.files for file in declared_files(path, folder)}))
     path = folder / source.path
     if path.is_file():
         return (path,)
@@ -199,11 +206,34 @@ def source_files(source: CsvSource | ParquetSource, folder: Path) -> tuple[Path,
         return tuple(files)
     files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
-        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "check data.source.path; it is relative to the recipe"
-        raise DataError(f"there is no file {path}", hint=hint)
+        raise _no_file(path, "data.source.path")
     return tuple(files)
+
+
+def declared_files(path: str, folder: Path) -> tuple[Path, ...]:
+    """The files of one entry of a python source's ``files``: itself, all below a folder, or what a glob matches.
+
+    Hidden files and ``__pycache__`` are left out. Raises DataError when there is none.
+    """
+    found = [Path(name) for name in glob.glob(declared_pattern(path, folder), recursive=True)]
+    files = sorted(file for file in found if file.is_file() and "__pycache__" not in file.parts)
+    if not files and (folder / path).is_dir():
+        raise DataError(f"there is no file in {folder / path}", hint="check data.source.files")
+    if not files:
+        raise _no_file(folder / path, "data.source.files")
+    return tuple(files)
+
+
+def declared_pattern(path: str, folder: Path) -> str:
+    """One entry of a python source's ``files`` as a recursive glob.
+
+    >>> declared_pattern("tables/*.csv", Path("/recipes"))
+    '/recipes/tables/*.csv'
+    """
+    place = folder / path
+    if place.is_dir():
+        return os.path.join(glob.escape(str(place)), "**")
+    return glob.escape(str(place)) if place.is_file() else os.path.join(glob.escape(str(folder)), path)
 
 
 def read_source(
@@ -215,6 +245,13 @@ def read_source(
     if isinstance(source, ParquetSource):
         return tables.read_parquet(source_files(source, folder), skip=skip)
     return _called(source, folder, tables, skip)
+
+
+def _no_file(path: Path, key: str) -> DataError:
+    siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"check {key}; it is relative to the recipe"
+    return DataError(f"there is no file {path}", hint=hint)
 
 
 def described(source: CsvSource | ParquetSource | PythonSource) -> str:

@@ -99,7 +99,7 @@ class World:
 
     def data(self, spec: Any, context: StageContext) -> StageResult:
         self.called("data", context)
-        text = (context.folder / spec.source.path).read_text()
+        text = (context.folder / getattr(spec.source, "path", "rows.csv")).read_text()
         (context.out / "rows.csv").write_text(text + str(context.seed))
         (context.out / "table.json").write_text(json.dumps({"data_version": digest_of(text)}))
         return StageResult(metrics={"rows": float(text.count("\n") - 1)})

@@ -158,6 +158,56 @@ def test_library_upgrade_is_named(world: World, monkeypatch: pytest.MonkeyPatch)
     assert steps["train"].action == "reuse"
 
 
+def called(world: World, *files: str) -> dict[str, Any]:
+    """A source that is a function, with the files that it says it reads; whatever it says, rows.csv is read."""
+    (world.folder / "rows.py").write_text("def table():\n    return None\n")
+    return {"data.source": {"kind": "python", "function": "rows:table", "files": list(files)}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "change", "reason"),
+    [
+        ("rows.csv", edit("rows.csv", "20,0\n"), "data.source: rows.csv changed"),
+        ("*.csv", edit("rows.csv", "20,0\n"), "data.source: rows.csv changed"),
+        ("*.csv", lambda folder: (folder / "more.csv").write_text("x,y\n"), "data.source: more.csv added"),
+        ("tables", lambda folder: (folder / "tables/deep/a.bin").write_text("b"), "tables/deep/a.bin changed"),
+        ("tables", lambda folder: (folder / "tables/deep/c.bin").write_text("c"), "tables/deep/c.bin added"),
+        ("tables/**/*.bin", lambda folder: (folder / "tables/deep/a.bin").unlink(), "tables/deep/a.bin removed"),
+    ],
+)
+def test_files_that_a_function_says_it_reads_are_its_content(
+    world: World, declared: str, change: Callable[[Path], None], reason: str
+) -> None:
+    (world.folder / "tables" / "deep").mkdir(parents=True)
+    for name in ("a", "b"):
+        (world.folder / "tables" / "deep" / f"{name}.bin").write_text(name)
+    keys = called(world, declared)
+    world.run(keys)
+    assert {step.action for step in planned(world, keys).values()} == {"reuse"}
+    change(world.folder)
+    steps = planned(world, keys)
+    assert reason in steps["data"].reason
+    before = len(world.calls())
+    world.run(keys)
+    assert world.calls()[before] == "data"
+    assert {step.action for step in planned(world, keys).values()} == {"reuse"}
+
+
+def test_files_that_a_function_does_not_declare_are_not_looked_at(world: World) -> None:
+    keys = called(world)
+    world.run(keys)
+    edit("rows.csv", "20,0\n")(world.folder)
+    assert planned(world, keys)["data"].action == "reuse"
+
+
+def test_a_declared_file_that_is_gone_is_named(world: World) -> None:
+    keys = called(world, "rows.csv")
+    (world.folder / "rows.csv").rename(world.folder / "row.csv")
+    with pytest.raises(DataError, match=r"no file .*rows\.csv") as caught:
+        planned(world, keys)
+    assert "'row.csv'" in caught.value.hint
+
+
 def test_touched_but_unchanged_data_is_reused(world: World) -> None:
     world.run()
     text = (world.folder / "rows.csv").read_text()

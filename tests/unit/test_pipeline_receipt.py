@@ -127,6 +127,27 @@ def test_what_moved_is_left_to_the_planner(world: World, change: Callable[[World
     assert look_up(question(world), world.status) is None
 
 
+@pytest.mark.parametrize("change", ["changed", "added"])
+def test_files_that_a_function_says_it_reads_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(receipt, "SETTLED_NS", 0)
+    lay_out(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("name: tiny\n")
+    (tmp_path / "table.py").write_text("def rows():\n    return None\n")
+    (tmp_path / "tables" / "deep").mkdir(parents=True)
+    (tmp_path / "tables" / "deep" / "a.bin").write_text("a")
+    world = World(tmp_path)
+    keys = {"data.source": {"kind": "python", "function": "table:rows", "files": ["tables"]}}
+    beginning = begin(tmp_path / "recipe.yaml")
+    record = world.run(keys)
+    assert write(question(world), beginning, load(tmp_path, keys), answer(record, tmp_path / ".mlkit"))
+    assert look_up(question(world), world.status) is not None
+    name = "a.bin" if change == "changed" else "b.bin"
+    (tmp_path / "tables" / "deep" / name).write_text("b")
+    assert look_up(question(world), world.status) is None
+
+
 def test_answer_is_that_of_the_run_with_its_steps_reused(world: World) -> None:
     found = look_up(question(world), world.status)
     assert found is not None

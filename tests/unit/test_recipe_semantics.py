@@ -168,6 +168,10 @@ CASES = [
     (SOURCE, "kind: python, function: 'code:some', args: {path: x}", None, "", ""),
     (SOURCE, "kind: python, function: 'code:some', args: {row: 1, path: x}", "row:", "data.source.args.row", "rows"),
     (SOURCE, "kind: python, function: 'code:some', args: {rows: 1}", "'code:some'", "data.source.function", "'path'"),
+    (SOURCE, "kind: python, function: 'code:load', files: [loans.csv, '*.csv', .]", None, "", ""),
+    (SOURCE, "kind: python, function: 'code:load', files: [loan.csv]", "loan.csv", "data.source.files.0", "loans.csv"),
+    (SOURCE, "kind: python, function: 'code:load', files: [., '*.tsv']", "'*.tsv'", "data.source.files.1", "no file"),
+    (SOURCE, "kind: python, function: 'code:load', files: [empty]", "empty", "data.source.files.0", "no file in"),
     ("kind: csv, path: loans.csv", "kind: python, function: 'code:laod'", "'code", "data.source.function", "code:load"),
     (
         "kind: csv, path: loans.csv",

@@ -206,7 +206,9 @@ def test_names_and_messages_from_data_are_escaped(evidence: ModuleType, tmp_path
 
 
 def test_gate_without_a_measurement_is_shown_without_a_drawing(runs: Mapping[str, Any]) -> None:
-    verdict = Verdict("roc_auc against champion, margin 0.01", Outcome.PASSED, "no champion yet", "roc_auc", change=True)
+    verdict = Verdict(
+        "roc_auc against champion, margin 0.01", Outcome.PASSED, "no champion yet", "roc_auc", change=True
+    )
     text = render(with_verdicts(runs["binary"], verdict), runs["binary"].folders)
     said = Page(text).sections["gates"]
     assert "not measured" in said
