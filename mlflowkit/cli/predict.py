@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,12 @@ from mlflowkit.errors import ServiceError, UsageError
 
 BATCH = 1000
 """Rows a request."""
+MISSING = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN")
+    + ("N/A", "NA", "NULL", "NaN", "n/a", "nan", "null")
+)
+"""What a missing value looks like in a CSV: the same texts as where the data stage reads one (pyarrow's)."""
+_NO_NUMBER = "a number that is not finite cannot be sent; null says that a value is missing"
 
 
 @app.command()
@@ -82,12 +89,12 @@ def _rows(text: str | None, file: Path | None, url: str) -> list[Any]:
     where = "--rows"
     if text is None:
         where = "stdin" if file is None or str(file) == "-" else str(file)
-        text = sys.stdin.read() if where == "stdin" else _read(Path(where))
+        text = _stdin(file) if where == "stdin" else _read(Path(where))
         if where.endswith(".csv") or (where == "stdin" and text.lstrip()[:1] not in ("[", "{")):
             return _csv(text, url, where)
     try:
-        document = json.loads(text)
-    except ValueError as error:
+        document = json.loads(text, parse_constant=_not_json, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON: {error}", hint='such as [{"column": value}]') from error
     if isinstance(document, dict):
         document = document.get("rows", [document])
@@ -96,47 +103,98 @@ def _rows(text: str | None, file: Path | None, url: str) -> list[Any]:
     return document
 
 
+def _not_json(name: str) -> float:
+    raise ValueError(f"{name}: {_NO_NUMBER}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]}: {_NO_NUMBER}")
+    return value
+
+
+def _stdin(file: Path | None) -> str:
+    if file is None and sys.stdin.isatty():
+        raise UsageError("there are no rows to ask", hint="--rows JSON or --file FILE; --file - reads what you type")
+    return _decoded(sys.stdin.buffer.read(), "stdin")
+
+
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return _decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", hint="--file FILE.json or FILE.csv") from error
+
+
+def _decoded(content: bytes, where: str) -> str:
+    """The text, line ends untouched: those within a quoted field of a CSV are its own."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8: {error}", hint="--file FILE.json or FILE.csv") from error
+        raise UsageError(f"{where} is not UTF-8: {error}", hint="rows are JSON or CSV, in UTF-8") from error
 
 
 def _csv(text: str, url: str, where: str) -> list[dict[str, Any]]:
-    """Rows of a CSV; the model's metadata says which columns are numbers. An empty field is a missing value."""
-    import csv
-
+    """Rows of a CSV; the model's metadata says which columns are numbers. What is in `MISSING` is a missing value."""
     numeric = _numeric_columns(url)
+    lines = _csv_lines(text, where)
+    _, header = next(lines, (0, []))
+    twice = [column for place, column in enumerate(header) if column in header[:place]]
+    if twice:
+        raise UsageError(f"{where}:1: column {twice[0]!r} is there twice", hint="name each column once")
     rows = []
-    reader = csv.DictReader(text.splitlines())
-    for line in reader:
-        if None in line or None in line.values():
-            raise UsageError(f"{where}:{reader.line_num}: {len(reader.fieldnames or ())} fields are expected")
-        row: dict[str, Any] = {}
-        for column, value in line.items():
-            row[column] = _number(value, f"{where}:{reader.line_num}: {column}") if column in numeric else value or None
-        rows.append(row)
+    for number, fields in lines:
+        if len(fields) != len(header):
+            raise UsageError(
+                f"{where}:{number}: {len(fields)} fields; the header has {len(header)}",
+                hint='a field with a comma in it is quoted: "a, b"',
+            )
+        rows.append(
+            {
+                column: _number(value, f"{where}:{number}: {column}")
+                if column in numeric
+                else (None if value in MISSING else value)
+                for column, value in zip(header, fields, strict=True)
+            }
+        )
     return rows
 
 
-def _number(value: str, where: str) -> float | bool | None:
-    if not value.strip():
-        return None
-    if value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
+def _csv_lines(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """(number, fields) of each line of a CSV that is not blank. Raises UsageError."""
+    import csv
+    import io
+
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        return float(value)
+        for fields in reader:
+            if fields:
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise UsageError(f"{where}:{reader.line_num}: not CSV: {error}", hint="--file FILE.json or FILE.csv") from error
+
+
+def _number(text: str, where: str) -> float | bool | None:
+    value = text.strip()
+    if value in MISSING:
+        return None
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return _finite(value)
     except ValueError as error:
-        raise UsageError(f"{where}: {value!r} is not a number", hint="an empty field is a missing value") from error
+        raise UsageError(
+            f"{where}: {text[:40]!r} is not a finite number", hint="an empty field is a missing value"
+        ) from error
 
 
 def _numeric_columns(url: str) -> frozenset[str]:
-    models = _get(url, "/v2").get("models", [])
+    server = _get(url, "/v2")
+    models = server.get("models") if isinstance(server, dict) else None
     if not models:
-        raise ServiceError(f"{url} does not say which models it has", hint="give the rows as JSON")
+        raise ServiceError(f"{url} does not say which models it has", hint="is it a service of mlkit? mlkit status")
     inputs = _get(url, f"/v2/models/{models[0]}")["inputs"]
     return frozenset(
         column
@@ -161,6 +219,8 @@ def _ask(url: str, rows: Sequence[Any]) -> Iterator[Any]:
     for begin in range(0, len(rows), BATCH):
         status, reply = client.request(url, "POST", "/predict", {"rows": list(rows[begin : begin + BATCH])})
         if status == 200:
+            if not isinstance(reply, dict) or "predictions" not in reply:
+                raise ServiceError(f"{url}/predict does not answer as a service of mlkit does", hint="mlkit status")
             yield reply
         elif 400 <= status < 500:
             more = f" (rows are counted from row {begin} of the input)" if begin else ""

@@ -13,17 +13,15 @@ from mlflowkit.errors import ServiceError
 def request(endpoint: str, method: str, path: str, body: Any = None, *, timeout: float = 30.0) -> tuple[int, Any]:
     """(status, document) of one request; the document is the text itself where it is not JSON.
 
-    Raises ServiceError when nothing answers at ``endpoint``.
+    Raises ServiceError when ``endpoint`` is no URL, or nothing answers there.
     """
-    parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}", scheme="http")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ServiceError(f"{endpoint!r} is not the URL of a service", hint="such as http://127.0.0.1:8080")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=timeout)
+    scheme, host, port, prefix = _parts(endpoint)
+    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, port, timeout=timeout)
     try:
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
         headers = {} if data is None else {"content-type": "application/json"}
-        connection.request(method, parts.path.rstrip("/") + path, data, headers)
+        connection.request(method, prefix + path, data, headers)
         reply = connection.getresponse()
         return reply.status, _document(reply.read())
     except (OSError, http.client.HTTPException) as error:
@@ -32,6 +30,20 @@ def request(endpoint: str, method: str, path: str, body: Any = None, *, timeout:
         ) from error
     finally:
         connection.close()
+
+
+def _parts(endpoint: str) -> tuple[str, str, int | None, str]:
+    """Scheme, host, port and path of a service's URL. Raises ServiceError for what is none."""
+    wrong = ServiceError(f"{endpoint!r} is not the URL of a service", hint="such as http://127.0.0.1:8080")
+    try:
+        parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}", scheme="http")
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError as error:
+        raise wrong from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise wrong
+    return parts.scheme, host, port, parts.path.rstrip("/")
 
 
 def ready(endpoint: str, *, timeout: float = 2.0) -> bool:
