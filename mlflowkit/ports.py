@@ -120,8 +120,11 @@ class Tracker(Protocol):
 class Platform(Protocol):
     """Keeps gateways running."""
 
-    def prewarm(self) -> None:
-        """Begin starting what `ensure` will need, in the background; returns at once."""
+    def prewarm(self, service: Any = None) -> None:
+        """Begin starting what `ensure` will need, in the background; returns at once.
+
+        Raises ServiceError when ``service`` (a stages.deploy.ServeSection) could not listen where it should.
+        """
 
     def ensure(self, service: Any) -> str:
         """Start the gateway of a stages.deploy.ServeSection if it is not up; returns its endpoint URL."""

@@ -445,8 +445,12 @@ class _Run:
         doing = {step.stage for step in self.plan.steps if step.action == "run"}
         for step in self.plan.steps:
             self._tell(step.stage, "planned", f"{step.action}: {step.reason}")
-        if "deploy" in doing or ("train" in doing and self.loaded.recipe.train.workers > 0):
+        if "deploy" in doing:
+            self.ports.platform.prewarm(self.loaded.recipe.serve)
+        elif "train" in doing and self.loaded.recipe.train.workers > 0:
             self.ports.platform.prewarm()
+        if doing:
+            self.ports.tracker.prewarm()
 
     def _tell(
         self,

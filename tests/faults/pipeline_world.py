@@ -172,8 +172,9 @@ class World:
     def tracker(self) -> World:
         return self
 
-    def prewarm(self) -> None:
-        (self.folder / "prewarmed").touch()
+    def prewarm(self, service: Any = None) -> None:
+        """Of platform and tracker alike; the section is the platform's."""
+        self.note("prewarmed", "service" if service is not None else "bare")
 
     def status(self) -> Sequence[ServiceStatus]:
         path = self.folder / "service"

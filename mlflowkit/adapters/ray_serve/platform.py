@@ -32,8 +32,14 @@ class RayServePlatform:
         self.state = state.resolve()
         self.runtime = runtime
 
-    def prewarm(self) -> None:
-        """Begin starting Ray and Serve in the background; returns at once."""
+    def prewarm(self, service: Any = None) -> None:
+        """Begin starting Ray and Serve in the background; returns at once.
+
+        Raises ServiceError when the port of ``service`` (a stages.deploy.ServeSection) is taken: better now than
+        after an hour of training.
+        """
+        if service is not None:
+            _wanted(ServiceFiles(self.state / "services" / service.service), service)
         clusters.spawn(self.state, self.runtime)
 
     def ensure(self, service: Any) -> str:
@@ -45,14 +51,7 @@ class RayServePlatform:
         files = ServiceFiles(self.state / "services" / service.service)
         with files.lock("ensure"):
             before = files.desired()
-            mine = before is not None and bool(files.reports())
-            settings = _settings(service, before)
-            if (
-                before is None
-                or not mine
-                or (settings.host, settings.port) != (before.settings.host, before.settings.port)
-            ):
-                settings = _with_port(settings, kept=before is not None and service.port == 0)
+            settings = _wanted(files, service)
             desired = _next(before, settings, up=True)
             if desired != before:
                 files.write_desired(desired)
@@ -182,6 +181,17 @@ def _next(before: Desired | None, settings: Settings, *, up: bool) -> Desired:
     if before is not None and before.settings == settings and before.up == up:
         return before
     return Desired(1 if before is None else before.generation + 1, up, settings)
+
+
+def _wanted(files: ServiceFiles, service: Any) -> Settings:
+    """What a ServeSection asks for, with a port that is free or that the service already listens on."""
+    before = files.desired()
+    settings = _settings(service, before)
+    if before is not None and files.reports():
+        mine = before.settings
+        if (settings.host, settings.port) == (mine.host, mine.port):
+            return settings
+    return _with_port(settings, kept=before is not None and service.port == 0)
 
 
 def _settings(service: Any, before: Desired | None) -> Settings:

@@ -319,3 +319,13 @@ def test_down_leaves_no_process_and_no_folder(lending: World, two: Bundle) -> No
     assert not Path(cluster.temp_dir).exists()
     with pytest.raises(ServiceError, match="not up"):
         lending.platform.publish(RoutingTable("lending", 99, table(99, two).variants))
+
+
+def test_a_port_in_use_is_told_before_anything_is_prewarmed(tmp_path: Path) -> None:
+    platform = RayServePlatform(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServiceError, match=f"port {port} on 127.0.0.1 is in use") as refused:
+            platform.prewarm(ServeSection(service="early", port=port))
+    assert "serve.port=" in refused.value.hint
+    assert not (tmp_path / "ray").exists()
