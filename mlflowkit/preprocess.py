@@ -178,10 +178,17 @@ def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
     if section.scale == "none":
         return fill, 0.0, 1.0
     filled = np.append(values, np.full(len(column) - len(values), fill))
-    spread = float(np.ptp(filled))
     if section.scale == "minmax":
-        return fill, float(filled.min()), spread or 1.0
-    return fill, float(filled.mean()), float(filled.std()) if spread else 1.0
+        return fill, float(filled.min()), _divisor(float(np.ptp(filled)))
+    return fill, float(filled.mean()), _divisor(float(filled.std()) if np.ptp(filled) else 0.0)
+
+
+def _divisor(spread: float) -> float:
+    """A spread that float32 can divide by: 1 for a constant column, also one that is constant only in float32."""
+    import numpy as np
+
+    limits = np.finfo(np.float32)
+    return min(spread, float(limits.max)) if spread >= float(limits.tiny) else 1.0
 
 
 def _fill(values: np.ndarray, how: str) -> float:

@@ -67,6 +67,14 @@ def test_encoding_is_scikit_learns(texts: np.ndarray) -> None:
     np.testing.assert_array_equal(transform(fitted, {"categorical": other}), reference.transform(other))
 
 
+@pytest.mark.parametrize("scale", ["standard", "minmax"])
+@pytest.mark.parametrize("largest", [1e-45, 1e-38, 3.4e38])
+def test_a_spread_that_float32_cannot_divide_by_gives_finite_numbers(scale: str, largest: float) -> None:
+    x = np.array([[0.0], [-largest], [largest]], np.float32)
+    fitted = fit_preprocess({"numeric": x}, Preprocess(scale=scale))
+    assert np.isfinite(transform(fitted, {"numeric": x / 2})).all()
+
+
 @settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.float32, (6, 2), elements=st.floats(-(2.0**99), 2.0**99, width=32) | st.just(float("nan"))))
 def test_what_was_fitted_survives_the_disk_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, x: np.ndarray) -> None:
