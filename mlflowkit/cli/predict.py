@@ -16,8 +16,10 @@ from mlflowkit.errors import ServiceError, UsageError
 BATCH = 1000
 """Rows a request."""
 MISSING = frozenset(
-    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN")
-    + ("N/A", "NA", "NULL", "NaN", "n/a", "nan", "null")
+    (
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+        *("N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
+    )
 )
 """What a missing value looks like in a CSV: the same texts as where the data stage reads one (pyarrow's)."""
 _NO_NUMBER = "a number that is not finite cannot be sent; null says that a value is missing"

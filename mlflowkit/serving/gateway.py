@@ -133,15 +133,20 @@ class Gateway:
         for name, value in headers:
             if name == b"content-length":
                 length = int(value)
-            elif name == b"x-request-id" and 0 < len(value) <= 128 and value.isascii():
-                number = value.decode("ascii")
-            elif name == b"inference-header-content-length":
+            elif name == b"x-request-id" and 0 < len(value) <= 128 and (text := value.decode("latin-1")).isprintable():
+                number = text if text.isascii() else ""
+        return number or f"{self._prefix}{next(self._count):x}", length
+
+    @staticmethod
+    def _check_coding(headers: list[tuple[bytes, bytes]]) -> None:
+        """Raise Refusal for a body that is not plain JSON."""
+        for name, value in headers:
+            if name == b"inference-header-content-length":
                 raise Refusal(400, "the binary tensor extension is not served; send JSON", _CLOSE)
-            elif name == b"content-encoding" and value != b"identity":
+            if name == b"content-encoding" and value.lower() not in (b"", b"identity"):
                 raise Refusal(
                     400, f"content-encoding {value[:40].decode('latin-1')} is not served; send plain JSON", _CLOSE
                 )
-        return number or f"{self._prefix}{next(self._count):x}", length
 
     async def _answer(
         self, scope: Scope, receive: Receive, road: tuple[str, str, str], number: str, length: int, begin: float
@@ -150,6 +155,7 @@ class Gateway:
         settings = self.settings
         if scope["method"] != "POST":
             raise _wrong_method("POST")
+        self._check_coding(scope["headers"])
         if self.in_flight > settings.max_queue:
             raise Refusal(503, f"{settings.max_queue} requests are waiting already", (*_RETRY, *_CLOSE))
         body = await self._body(receive, length)

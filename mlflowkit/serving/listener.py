@@ -9,6 +9,8 @@ replica's sockets for ever. A request that arrives in one piece, as nearly every
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import threading
 import time
@@ -26,11 +28,24 @@ IDLE_SECONDS = 75.0
 """How long a connection without a request is kept."""
 BACKLOG = 2048
 MAX_CONNECTIONS = 4096
-_BODY = b'{"error":"the body did not arrive in time"}'
-TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
-)
+HEADER_BYTES = 64 << 10
+"""Headers that arrive in several packets are read up to this size."""
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+def _closing(status: bytes, message: str) -> bytes:
+    """A whole reply that is sent past the application, before the connection is closed."""
+    body = json.dumps({"error": message}).encode()
+    return b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
+        status,
+        len(body),
+        body,
+    )
+
+
+TOO_SLOW = _closing(b"408 Request Timeout", "the body did not arrive in time")
+TOO_LONG = _closing(b"431 Request Header Fields Too Large", f"headers of at most {HEADER_BYTES} bytes are read")
+NOT_HTTP = _closing(b"400 Bad Request", "this is not a request of HTTP/1.1")
 
 
 class Listener:
@@ -122,6 +137,7 @@ def _protocol(header_seconds: float, body_seconds: Callable[[], float]) -> Any:
         _clock: Any = None
         _due = False
         _in_body = False
+        _head_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -131,7 +147,14 @@ def _protocol(header_seconds: float, body_seconds: Callable[[], float]) -> Any:
             self._clock = self.loop.call_later(header_seconds, transport.abort)
 
         def data_received(self, data: bytes) -> None:
+            if not self._due and b"pgrade" in data:
+                data = _without_upgrade(data)
             super().data_received(data)
+            if self._due and not self._in_body:
+                self._head_bytes += len(data)
+                if self._head_bytes > HEADER_BYTES:
+                    self._refuse(TOO_LONG)
+                    return
             if self._due and self._clock is None:
                 if self._in_body:
                     self._clock = self.loop.call_later(body_seconds(), self._too_slow)
@@ -139,7 +162,7 @@ def _protocol(header_seconds: float, body_seconds: Callable[[], float]) -> Any:
                     self._clock = self.loop.call_later(header_seconds, self.transport.abort)
 
         def on_message_begin(self) -> None:
-            self._due, self._in_body = True, False
+            self._due, self._in_body, self._head_bytes = True, False, 0
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
@@ -164,8 +187,30 @@ def _protocol(header_seconds: float, body_seconds: Callable[[], float]) -> Any:
 
         def _too_slow(self) -> None:
             """Answer 408 past the application, which learns that the client is gone."""
-            if not self.cycle.response_started:
-                self.transport.write(TOO_SLOW)
+            if self.cycle.response_started:
+                self.transport.close()
+            else:
+                self._refuse(TOO_SLOW)
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP is answered as every other error is. ``msg`` is uvicorn's sentence for it."""
+            self._refuse(NOT_HTTP)
+
+        def _refuse(self, reply: bytes) -> None:
+            self.transport.write(reply)
             self.transport.close()
 
     return Protocol
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The first request's head without its offer to change the protocol, which a server may decline by ignoring it.
+
+    The parser would take what follows the head of a request with such an offer (Java's client makes one with every
+    request over plain HTTP) for the other protocol, and the body would be lost. Lengths stay as they are.
+
+    >>> _without_upgrade(b"POST / HTTP/1.1\\r\\nUpgrade: h2c\\r\\n\\r\\n\\nupgrade: 1")
+    b'POST / HTTP/1.1\\r\\nx-grade: h2c\\r\\n\\r\\n\\nupgrade: 1'
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-grade", head) + end + rest

@@ -39,6 +39,7 @@ _DTYPES: Mapping[str, Any] = {
 }
 _NUMBERS = ("FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL")
 _REAL = frozenset({float, int})
+_INTEGER = frozenset({int})
 _TEXT = frozenset({str})
 _NULL = type(None)
 _FP32_LIMIT = 3.4028235e38
@@ -212,7 +213,12 @@ class Schema:
                 )
             width = self.widths[name]
             shape = given.get("shape")
-            if type(shape) is not list or len(shape) != 1 + len(width) or tuple(shape[1:]) != width:
+            if (
+                type(shape) is not list
+                or not _integers(shape[1:])
+                or len(shape) != 1 + len(width)
+                or tuple(shape[1:]) != width
+            ):
                 raise Refusal(
                     400, f"inputs[{name}]: shape {_show(shape)}; {_shape_text(tensor)} is expected (-1: rows)"
                 )
@@ -236,7 +242,7 @@ class Schema:
                     400, f"inputs[{name}]: datatype {_show(given.get('datatype'))}; {tensor.datatype} is expected"
                 )
             shape = given.get("shape")
-            if type(shape) is not list or len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
+            if type(shape) is not list or shape[1:] not in ([], [1]) or not _integers(shape[1:]):
                 raise Refusal(400, f"inputs[{name}]: shape {_show(shape)}; [-1] or [-1, 1] is expected (-1: rows)")
             rows = _same_rows(name, shape, rows, limit)
             parts[name] = _data(given, tensor, shape).reshape(rows)
@@ -436,6 +442,11 @@ def _cell(place: int, tensor: Tensor, loose: bool) -> str:
     if loose:
         return f"row {place // width}, column {tensor.columns[place % width]}"
     return f"inputs[{tensor.name}], value {place}"
+
+
+def _integers(sizes: list[Any]) -> bool:
+    """Whether all are integers; true and 1.0 equal 1, and are none."""
+    return set(map(type, sizes)) <= _INTEGER
 
 
 def _same_rows(name: str, shape: Sequence[Any], rows: int, limit: int) -> int:

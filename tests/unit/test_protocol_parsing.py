@@ -191,3 +191,14 @@ def test_unknown_outputs_and_ids_are_refused() -> None:
         infer(NUMERIC, CATEGORICAL, outputs=[{"name": "labels"}])
     with pytest.raises(Refusal, match="id"):
         infer(NUMERIC, CATEGORICAL, id=5)
+
+
+@pytest.mark.parametrize("last", [True, 1.0, "1", None, [1]])
+def test_a_shape_is_made_of_integers(last: Any) -> None:
+    columns = [{"name": name, "shape": [1, last], "datatype": "FP32", "data": [1]} for name in ("age", "income")]
+    texts = [{"name": name, "shape": [1], "datatype": "BYTES", "data": ["a"]} for name in ("term", "grade")]
+    whole = {**NUMERIC, "shape": [1, 2.0 if last == 1 else last]}
+    for inputs in ([*columns, *texts], [whole, CATEGORICAL]):
+        with pytest.raises(Refusal, match=r"inputs\[\w+\]: shape") as refused:
+            infer(*inputs)
+        assert refused.value.status == 400

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from mlflowkit.bundle import Bundle
@@ -269,3 +270,47 @@ def test_a_full_queue_is_503_with_retry_after_and_keeps_its_promises(
     for thread in threads:
         thread.join(10)
     assert codes == [200, 200]
+
+
+def raw(running: InProcess, *pieces: bytes) -> bytes:
+    """What a plain socket is answered until the gateway closes, or is silent for half a second."""
+    with socket.create_connection(("127.0.0.1", running.listener.port)) as connection:
+        connection.settimeout(0.5)
+        found = b""
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+            while part := connection.recv(65536):
+                found += part
+        except (TimeoutError, ConnectionError):
+            pass
+        return found
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket"])
+def test_an_offer_to_change_the_protocol_is_ignored(served: InProcess, offer: str) -> None:
+    headers = {"connection": "Upgrade", "Upgrade": offer}
+    for _ in range(3):
+        reply = served.client.post("/predict", content=orjson.dumps({"rows": ROWS}), headers=headers)
+        assert (reply.status_code, len(reply.json().get("predictions", ()))) == (200, len(ROWS))
+
+
+def test_headers_without_end_are_not_kept(served: InProcess) -> None:
+    reply = raw(served, b"GET /v2 HTTP/1.1\r\n", *[b"x-more: " + b"a" * 8000 + b"\r\n"] * 2000)
+    assert reply.startswith(b"HTTP/1.1 431 ") or reply == b""  # the close may overtake the reply: we go on sending
+    assert served.client.get("/v2/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00", b"GET /v2 HTTP/1.1\r\ncontent-length: -1\r\n\r\n"])
+def test_what_is_not_http_is_told_in_json(served: InProcess, sent: bytes) -> None:
+    head, _, body = raw(served, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert "error" in orjson.loads(body)
+
+
+def test_every_refusal_has_a_request_id(served: InProcess) -> None:
+    reply = served.client.post("/predict", content=b"{}", headers={"content-encoding": "gzip", "x-request-id": "q9"})
+    assert (reply.status_code, reply.headers["x-mlkit-request-id"]) == (400, "q9")
+    reply = served.client.post("/predict", json={"rows": ROWS}, headers={"content-encoding": "Identity"})
+    assert reply.status_code == 200
+    assert served.client.get("/v2", headers={"x-request-id": "a\tb"}).headers["x-mlkit-request-id"] != "a\tb"
