@@ -7,21 +7,19 @@ otherwise. Skipped where no ``chromium`` is on the PATH (``apt-get install chrom
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import selectors
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import report_evidence
 from mlflowkit.report.page import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -206,25 +204,14 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def evidence() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report_evidence", Path(__file__).parents[1] / "report_evidence.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["report_evidence"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def pages(evidence: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """The page of a run of each task, of one that failed, and of one whose data is an attack."""
     root = tmp_path_factory.mktemp("runs")
     attack = "</script><script>window.pwned=true</script><img src=x onerror='window.pwned=true'>\"><b>"
-    runs = {name: getattr(evidence, name)(root / name) for name in ("binary", "multiclass", "regression")}
+    runs = {name: getattr(report_evidence, name)(root / name) for name in ("binary", "multiclass", "regression")}
     runs["failed"] = runs["binary"].until("export", "failed", "EngineError: operator X is not supported")
     names = [f"{attack}{index}" for index in range(30)]
-    runs["attack"] = evidence.binary(root / "attack", names)
+    runs["attack"] = report_evidence.binary(root / "attack", names)
     made = {}
     for name, run in runs.items():
         made[name] = root / f"{name}.html"

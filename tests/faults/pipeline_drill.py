@@ -15,13 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from pipeline_world import World, lay_out
-
 from mlflowkit.errors import MlkitError
 from mlflowkit.pipeline.journal import Journal
 from mlflowkit.values import Event
+from pipeline_world import World, lay_out
 
 
 def child(action: Callable[[], dict[str, Any]], told: Path) -> int:

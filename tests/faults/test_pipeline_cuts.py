@@ -15,10 +15,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from pipeline_world import World, lay_out
-
 from mlflowkit.errors import EngineError, GateFailedError, GateInconclusiveError, StoreError, WorldError
 from mlflowkit.pipeline import lease as leases
 from mlflowkit.pipeline.journal import FILE, Journal, Result
@@ -26,6 +22,7 @@ from mlflowkit.pipeline.lease import Held, Lease, Owner, this_owner
 from mlflowkit.pipeline.run import raise_for
 from mlflowkit.pipeline.store import Published
 from mlflowkit.values import Event, Outcome, StageResult
+from pipeline_world import World, lay_out
 
 WORLD = Path(__file__).parent / "pipeline_world.py"
 ELSEWHERE = Owner("another-machine", 1, "0")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import report_evidence
 from mlflowkit.cli.app import main
 from mlflowkit.pipeline.journal import Finish, Journal
 from mlflowkit.pipeline.lease import this_owner
@@ -21,14 +20,8 @@ from mlflowkit.values import RunRecord
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
     """A state folder in which a run finished, its folders published in the store."""
-    spec = importlib.util.spec_from_file_location("report_evidence", Path(__file__).parents[1] / "report_evidence.py")
-    assert spec is not None
-    assert spec.loader is not None
-    evidence = importlib.util.module_from_spec(spec)
-    sys.modules["report_evidence"] = evidence
-    spec.loader.exec_module(evidence)
     state = tmp_path_factory.mktemp("state")
-    run = evidence.regression(tmp_path_factory.mktemp("made"))
+    run = report_evidence.regression(tmp_path_factory.mktemp("made"))
     store, journal = Store(state), Journal(state)
     steps = tuple(
         replace(step, digest=store.publish(run.folders[step.stage]).digest) if step.stage in run.folders else step

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-
-from pipeline_world import World, lay_out, load
 
 from mlflowkit import usercode
 from mlflowkit.errors import DataError, UsageError
@@ -22,6 +17,7 @@ from mlflowkit.pipeline.journal import Journal, Result
 from mlflowkit.pipeline.plan import Known, decide, make_plan
 from mlflowkit.pipeline.store import Published
 from mlflowkit.values import STAGES, StageResult, Step
+from pipeline_world import World, lay_out, load
 
 PACKAGE = Path(usercode.__file__).parent
 AFTER_DATA = list(STAGES)

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-
-from pipeline_world import World, lay_out, load
-
 from mlflowkit.pipeline import receipt
 from mlflowkit.pipeline.answer import answer
 from mlflowkit.pipeline.receipt import Question, begin, look_up, write
+from pipeline_world import World, lay_out, load
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import report_evidence
 from mlflowkit.errors import StoreError
 from mlflowkit.report.page import render
-from mlflowkit.values import Outcome, Step, Verdict
+from mlflowkit.values import Outcome, Verdict
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SVG_EMPTY = {"path", "circle", "rect", "line"}
@@ -66,20 +65,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def evidence() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report_evidence", Path(__file__).parents[1] / "report_evidence.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["report_evidence"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def runs(evidence: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     root = tmp_path_factory.mktemp("runs")
-    return {name: getattr(evidence, name)(root / name) for name in ("binary", "multiclass", "regression")}
+    return {name: getattr(report_evidence, name)(root / name) for name in ("binary", "multiclass", "regression")}
 
 
 @pytest.fixture
@@ -186,9 +174,9 @@ def test_run_without_a_service_is_not_called_cut_short(runs: Mapping[str, Any]) 
     assert "the recipe has no serve section" in Page(render(record, run.folders)).sections["serving"]
 
 
-def test_names_and_messages_from_data_are_escaped(evidence: ModuleType, tmp_path: Path) -> None:
+def test_names_and_messages_from_data_are_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
-    run = evidence.binary(tmp_path, [f"{evil}{index}" for index in range(30)])
+    run = report_evidence.binary(tmp_path, [f"{evil}{index}" for index in range(30)])
     record = replace(
         with_verdicts(run, Verdict(evil, Outcome.ERROR, evil, evil, slice=evil)),
         error=evil,
@@ -277,26 +265,10 @@ def test_curve_with_a_gap_is_drawn_around_it(runs: Mapping[str, Any], altered: A
     assert "nan" not in render(runs["binary"].record, folders)
 
 
-def test_notebook_fragments_escape_and_tell_the_run(runs: Mapping[str, Any]) -> None:
-    from mlflowkit.report.summary import render_plan, render_summary
-
-    record = replace(runs["binary"].record, name="<b>x</b>")
-    text = render_summary(record)
-    Page(text)
-    assert "&lt;b&gt;x&lt;/b&gt;" in text
-    assert "✓ PASSED" in text
-    assert "? INCONCLUSIVE" in text
-    assert "http://127.0.0.1:8080" in text
-    plan = render_plan((Step("data", "reuse", "same <fingerprint>", "a" * 64), Step("train", "run", "seed", "b" * 64)))
-    Page(plan)
-    assert "1 of 2 steps to run" in plan
-    assert "same &lt;fingerprint&gt;" in plan
-
-
 def test_report_package_imports_no_vendor_but_its_template_engine() -> None:
     import subprocess
 
-    code = "import sys, mlflowkit.report.page, mlflowkit.report.summary; print(*sys.modules)"
+    code = "import sys, mlflowkit.report.page; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"numpy", "pandas", "matplotlib", "jinja2", "yaml", "torch", "sklearn", "sqlalchemy", "pydantic"}
     assert heavy & set(loaded) == set()
