@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 
 
@@ -19,6 +20,7 @@ class GatewayReplica:
     def __init__(self, folder: str, runtime: str) -> None:
         from mlflowkit.serving.replica import Replica
 
+        _keep_to_loopback()
         module, _, name = runtime.partition(":")
         loader = getattr(importlib.import_module(module), name)()
         self._replica = Replica(Path(folder), loader, serve.get_replica_context().replica_id.unique_id)
@@ -42,6 +44,20 @@ class GatewayReplica:
     def __del__(self) -> None:
         if hasattr(self, "_replica"):
             self._replica.stop()
+
+
+def _keep_to_loopback() -> None:
+    """Where Ray keeps to loopback, have this replica's own gRPC server keep to it too.
+
+    Serve opens one on every interface once the replica is made, asks for no token there, and unpickles what it is
+    sent (ray 2.60, ``ray/serve/_private/replica.py``); there is no setting for its address.
+    """
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
 
 
 def application(folder: Path, runtime: str) -> Any:
