@@ -5,8 +5,8 @@
 '0.1.0'
 
 ``mk.load(path, overrides)`` composes and checks a recipe, ``mk.plan(recipe)`` says what a run would do and why,
-``mk.run(recipe)`` does it. Importing this package loads nothing else: these names come from `mlflowkit.library`, the
-top floor of the house, when they are first used (``__init__.pyi`` has their types).
+``mk.run(recipe)`` does it; what they raise is in ``mk.errors``. Importing this package loads nothing else: these names
+come from `mlflowkit.library`, the top floor of the house, when they are first used (``__init__.pyi`` has their types).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Recipe", "Run", "__version__", "load", "plan", "run"]
+__all__ = ["Plan", "Recipe", "Run", "__version__", "errors", "load", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("mlflowkit.errors")
     if name in __all__:
         return getattr(importlib.import_module("mlflowkit.library"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

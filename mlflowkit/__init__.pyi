@@ -1,3 +1,4 @@
+from mlflowkit import errors as errors
 from mlflowkit.library import Plan as Plan
 from mlflowkit.library import Recipe as Recipe
 from mlflowkit.library import Run as Run
@@ -6,4 +7,4 @@ from mlflowkit.library import plan as plan
 from mlflowkit.library import run as run
 
 __version__: str
-__all__ = ["Plan", "Recipe", "Run", "__version__", "load", "plan", "run"]
+__all__ = ["Plan", "Recipe", "Run", "__version__", "errors", "load", "plan", "run"]

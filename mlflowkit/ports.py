@@ -79,9 +79,7 @@ class Exporter(Protocol):
     def export(self, trained: Path, folder: Path, out: Path) -> None:
         """Read the train stage's folder, write ``model.onnx`` and ``signature.json`` into ``out``."""
 
-    def predict(
-        self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]
-    ) -> Mapping[str, np.ndarray]:
+    def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Answers of the Python model (not the graph) for the same inputs: what parity is measured against."""
 
     def quantize(self, model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:

@@ -95,6 +95,24 @@ class Verdict:
     change: bool = False
     """Whether the measurement is a difference, candidate minus champion."""
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> Verdict:
+        """The verdict whose ``dataclasses.asdict`` was written as JSON. Raises KeyError, TypeError or ValueError.
+
+        >>> from dataclasses import asdict
+        >>> verdict = Verdict("roc_auc >= 0.7", Outcome.PASSED, "0.74 [0.71, 0.77]", "roc_auc")
+        >>> Verdict.from_json(asdict(verdict)) == verdict
+        True
+        """
+        measurement = value["measurement"]
+        return cls(
+            **{
+                **value,
+                "outcome": Outcome(value["outcome"]),
+                "measurement": None if measurement is None else Measurement(**measurement),
+            }
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
@@ -171,12 +189,15 @@ class RunRecord:
     error: str = ""
 
 
+EventKind = Literal["planned", "started", "progress", "done", "reused", "failed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Progress of a run. ``fraction`` is in [0, 1] or None when unknown; ``metrics`` are the latest figures."""
 
     stage: str
-    kind: Literal["planned", "started", "progress", "done", "reused", "failed"]
+    kind: EventKind
     message: str = ""
     fraction: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mlflowkit.values import Json, Lineage, Measurement, Outcome, StageResult, Verdict
+from mlflowkit.values import Json, StageResult, Verdict
 
 
 def dumps(value: Json) -> str:
@@ -39,31 +39,10 @@ def strict(value: Json) -> Json:
     return value
 
 
-def measurement_from(value: Mapping[str, Json]) -> Measurement:
-    return Measurement(**value)
-
-
-def verdict_from(value: Mapping[str, Json]) -> Verdict:
-    """A Verdict from its JSON.
-
-    >>> verdict = Verdict("roc_auc >= 0.7", Outcome.PASSED, "0.74 [0.71, 0.77]", "roc_auc")
-    >>> verdict_from(asdict(verdict)) == verdict
-    True
-    """
-    measurement = value.get("measurement")
-    return Verdict(
-        **{
-            **value,
-            "outcome": Outcome(value["outcome"]),
-            "measurement": measurement_from(measurement) if measurement is not None else None,
-        }
-    )
-
-
 def result_from(value: Mapping[str, Json] | None) -> StageResult | None:
     if value is None:
         return None
-    verdicts = tuple(verdict_from(verdict) for verdict in value["verdicts"])
+    verdicts = tuple(Verdict.from_json(verdict) for verdict in value["verdicts"])
     return StageResult(metrics=value["metrics"], summary=value["summary"], verdicts=verdicts)
 
 
@@ -76,7 +55,3 @@ def result_json(result: StageResult | None) -> Json:
         "summary": dict(result.summary),
         "verdicts": [asdict(verdict) for verdict in result.verdicts],
     }
-
-
-def lineage_from(value: Mapping[str, Json]) -> Lineage:
-    return Lineage(**value)

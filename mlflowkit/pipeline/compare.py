@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflowkit.pipeline.codec import measurement_from, strict
+from mlflowkit.pipeline.codec import strict
 from mlflowkit.pipeline.fingerprint import flatten
 from mlflowkit.pipeline.journal import Journal
 from mlflowkit.pipeline.store import Store
@@ -59,7 +59,7 @@ def measurements(run: RunRecord, store: Store) -> dict[str, Measurement]:
     if not digest or not path.exists():
         return {}
     found: Mapping[str, Json] = json.loads(path.read_bytes())["metrics"]
-    return {name: measurement_from(value) for name, value in found.items()}
+    return {name: Measurement(**value) for name, value in found.items()}
 
 
 def _metrics(a: Mapping[str, Measurement], b: Mapping[str, Measurement]) -> list[dict[str, Json]]:

@@ -461,7 +461,7 @@ def _run_record(row: Row[Any], steps: tuple[StepRecord, ...]) -> RunRecord:
     values = dict(row._mapping)
     owner = Owner.parse(values.pop("owner"))
     del values["tracked"]
-    values["lineage"] = codec.lineage_from(codec.loads(row.lineage))
+    values["lineage"] = Lineage(**codec.loads(row.lineage))
     values["recipe"] = codec.loads(row.recipe)
     values["overrides"] = tuple(codec.loads(row.overrides))
     record = RunRecord(**values, steps=steps)

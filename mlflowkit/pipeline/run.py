@@ -29,6 +29,7 @@ from mlflowkit.errors import (
     StoreError,
     WorldError,
 )
+from mlflowkit.judging.gates import bars
 from mlflowkit.pipeline import failpoint
 from mlflowkit.pipeline.journal import Alias, Finish, Journal, Result
 from mlflowkit.pipeline.lease import Heartbeat, Held, Lease, Watch, this_owner
@@ -41,6 +42,7 @@ from mlflowkit.values import (
     STAGE_INPUTS,
     STAGES,
     Event,
+    EventKind,
     Lineage,
     Outcome,
     RunRecord,
@@ -119,7 +121,7 @@ def verdicts(record: RunRecord) -> tuple[Verdict, ...]:
 
 def blocking(record: RunRecord) -> tuple[Verdict, ...]:
     """The verdicts that keep a run's bundle from being blessed."""
-    return tuple(verdict for verdict in verdicts(record) if _blocks(verdict))
+    return tuple(verdict for verdict in verdicts(record) if bars(verdict))
 
 
 # ------------------------------------------------------------------------------------------------------ nothing to do
@@ -145,7 +147,7 @@ def _known_run(loaded: LoadedRecipe, journal: Journal, plan: Plan) -> RunRecord 
 def _visited(plan: Plan) -> tuple[Step, ...]:
     """The steps that a run would come to: none after gates that are known to block."""
     evaluated = plan.results.get("evaluate")
-    if evaluated is None or not any(_blocks(verdict) for verdict in evaluated.result.verdicts):
+    if evaluated is None or not any(bars(verdict) for verdict in evaluated.result.verdicts):
         return plan.steps
     return tuple(step for step in plan.steps if STAGES.index(step.stage) <= STAGES.index("evaluate"))
 
@@ -455,13 +457,13 @@ class _Run:
     def _tell(
         self,
         stage: str,
-        kind: str,
+        kind: EventKind,
         message: str = "",
         *,
         seconds: float = 0.0,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        self.progress(Event(stage, kind, message, seconds=seconds, metrics=metrics or {}))  # type: ignore[arg-type]
+        self.progress(Event(stage, kind, message, seconds=seconds, metrics=metrics or {}))
 
     def _inputs(self, stage: str) -> dict[str, str]:
         return {name: self.results[name].published.digest for name in STAGE_INPUTS[stage]}
@@ -517,14 +519,10 @@ def _tell_tracker(journal: Journal, store: Store, ports: Ports) -> str:
 
 
 def _judged(found: Sequence[Verdict]) -> RunStatus:
-    stopping = [verdict.outcome for verdict in found if _blocks(verdict)]
+    stopping = [verdict.outcome for verdict in found if bars(verdict)]
     if not stopping:
         return "done"
     return "inconclusive" if all(outcome == Outcome.INCONCLUSIVE for outcome in stopping) else "gate-failed"
-
-
-def _blocks(verdict: Verdict) -> bool:
-    return verdict.blocking and verdict.outcome != Outcome.PASSED
 
 
 @contextlib.contextmanager

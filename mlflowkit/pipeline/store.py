@@ -7,7 +7,6 @@ row of the journal. What a killed process leaves under ``tmp/`` is nobody's and 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -143,11 +142,6 @@ def describe(folder: Path, *, flush: bool = False) -> Published:
         for parent in sorted({folder, *(folder / name for name in _parents(digests))}):
             flush_folder(parent)
     return Published(digest_json(digests), sizes)
-
-
-def digest_text(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

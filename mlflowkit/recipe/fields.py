@@ -176,7 +176,7 @@ def key_path(location: Sequence[str | int], values: Json) -> tuple[KeyPath, Shap
             if len(rest) == 0 or isinstance(values, str | int | float | bool | None):
                 return tuple(path), shape, False
             shape = next((item for item in members if narrow(shape, values) == item), shape)
-            if _is_label(part, shape):
+            if _is_label(part):
                 continue
         shape = step(shape, part, values)
         values = _below(values, part)
@@ -189,7 +189,7 @@ def _members(shape: Shape) -> tuple[Shape, ...]:
     return tuple(branch for branch in branches(shape) if branch.type is not type(None))
 
 
-def _is_label(part: str, shape: Shape) -> bool:
+def _is_label(part: str) -> bool:
     """Whether a part of a pydantic location names a member of a union rather than a key."""
     return any(
         part.startswith(word) for word in ("literal[", "dict[", "list[", "str", "int", "float", "bool", "constrained")

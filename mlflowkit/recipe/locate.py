@@ -29,7 +29,6 @@ OVERRIDE = "<override>"
 
 KeyPath = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
-_MERGE = _TAG + "merge"
 # As OmegaConf has it: an exponent needs no dot.
 _FLOAT = re.compile(
     r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?

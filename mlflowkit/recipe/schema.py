@@ -56,9 +56,7 @@ def stage_specs(recipe: Recipe) -> Mapping[str, Section]:
     specs: dict[str, Section] = {
         "data": data_stage.Spec.model_validate({"task": task, **table}),
         "validate": validate_stage.Spec(checks=recipe.data.checks),
-        "train": train_stage.Spec(
-            task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train
-        ),
+        "train": train_stage.Spec(task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train),
         "export": export_stage.Spec(export=recipe.export),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
         "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates),

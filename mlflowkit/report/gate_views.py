@@ -27,14 +27,18 @@ def gates(record: RunRecord, evidence: Evidence) -> View | None:
     reached = evidence.evaluation is not None or any(step.stage == "evaluate" and step.result for step in record.steps)
     if not reached:
         return None
-    verdicts = [verdict for step in record.steps if step.result for verdict in step.result.verdicts]
     families: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in verdicts:
+    for verdict in verdicts_of(record):
         unit = verdict.measurement.unit if verdict.measurement else ""
         families.setdefault((subject(verdict), unit), []).append(verdict)
     return {
         "families": [family(f"{name} ({unit})" if unit else name, group) for (name, unit), group in families.items()]
     }
+
+
+def verdicts_of(record: RunRecord) -> tuple[Verdict, ...]:
+    """What the gates said, over all steps."""
+    return tuple(verdict for step in record.steps if step.result is not None for verdict in step.result.verdicts)
 
 
 def subject(verdict: Verdict) -> str:
@@ -94,7 +98,7 @@ def slices(record: RunRecord, evidence: Evidence) -> View | None:
     unjudged = list(summary_of(record, "evaluate").get("not_judged") or ())
     if not found.get("slices"):
         return {"tables": [], "unjudged": unjudged}
-    gated = [v.metric for step in record.steps if step.result for v in step.result.verdicts if v.slice]
+    gated = [verdict.metric for verdict in verdicts_of(record) if verdict.slice]
     present = list(dict.fromkeys(name for one in found["slices"] for name in one["metrics"]))
     names = [
         *dict.fromkeys(name for name in gated if name in present),

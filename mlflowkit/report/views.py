@@ -12,7 +12,8 @@ from typing import Any
 from mlflowkit.report import data_views, gate_views, latency_views, model_views, wording
 from mlflowkit.report.data_views import View
 from mlflowkit.report.evidence import Evidence
-from mlflowkit.values import STAGES, Outcome, RunRecord, StepRecord, Verdict
+from mlflowkit.report.gate_views import verdicts_of
+from mlflowkit.values import STAGES, Outcome, RunRecord
 
 STATUS_TONES: Mapping[str, str] = {
     "done": "ok",
@@ -68,16 +69,6 @@ def absence(record: RunRecord, stage: str) -> str:
     if stopped is None:
         return f"Not reached: the run ended ({record.status}) before {stage}."
     return f"Not reached: the run stopped at {stopped.stage}."
-
-
-def step_of(record: RunRecord, stage: str) -> StepRecord | None:
-    """The step of a stage, if the run has one."""
-    return next((step for step in record.steps if step.stage == stage), None)
-
-
-def verdicts_of(record: RunRecord) -> tuple[Verdict, ...]:
-    """What the gates said, over all steps."""
-    return tuple(verdict for step in record.steps if step.result is not None for verdict in step.result.verdicts)
 
 
 def overview(record: RunRecord, evidence: Evidence) -> View:

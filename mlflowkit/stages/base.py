@@ -6,12 +6,18 @@ what the data stage writes down about its table (`TableInfo`) and what may be as
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mlflowkit.bundle import Signature
 from mlflowkit.errors import StoreError
+from mlflowkit.values import Json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Section(BaseModel):
@@ -121,3 +127,29 @@ def read_table_info(folder: Path) -> TableInfo:
         return TableInfo.model_validate_json((folder / "table.json").read_bytes())
     except (OSError, ValidationError) as error:
         raise StoreError(f"{folder / 'table.json'} cannot be read: {error}", hint="mlkit run --force data") from error
+
+
+def read_signature(folder: Path) -> Signature:
+    """``signature.json`` beside a graph. Raises StoreError when it is missing or altered."""
+    try:
+        return Signature.model_validate_json((folder / "signature.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"{folder / 'signature.json'} cannot be read: {error}", hint="mlkit run RECIPE --force export"
+        ) from error
+
+
+def sample_rows(part: Path, signature: Signature, rows: int, seed: int) -> pd.DataFrame:
+    """Up to ``rows`` rows of a part (Parquet), drawn without replacement, in their order; the signature's columns."""
+    import numpy as np
+    import pandas as pd
+
+    table = pd.read_parquet(part, columns=[column for tensor in signature.inputs for column in tensor.columns])
+    if len(table) > rows:
+        table = table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False))]
+    return table
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write what other programs read: plain JSON, which has no NaN. Raises ValueError for one."""
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1))

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import ServiceError
-from mlflowkit.stages.base import Section
+from mlflowkit.stages.base import Section, write_json
 from mlflowkit.values import Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         "version": bundle.manifest.version,
         "epoch": table.epoch,
     }
-    (context.out / "service.json").write_text(json.dumps(served, indent=1))
+    write_json(context.out / "service.json", served)
     return StageResult(summary={**served, "curl": curl(endpoint, rows[:1])})
 
 

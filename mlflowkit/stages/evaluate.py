@@ -16,7 +16,7 @@ from mlflowkit.judging import curves, gates, metrics
 from mlflowkit.judging.metrics import Answers
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.stages import seen
-from mlflowkit.stages.base import Section, TableInfo, read_table_info
+from mlflowkit.stages.base import Section, TableInfo, read_signature, read_table_info, write_json
 from mlflowkit.tables import category_text, class_codes, inputs_from_table
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
@@ -133,7 +133,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 
     data, optimized = context.inputs["data"], context.inputs["optimize"]
     info = read_table_info(data)
-    signature = Signature.model_validate_json((optimized / "signature.json").read_bytes())
+    signature = read_signature(optimized)
     table = pd.read_parquet(data / "test.parquet")
     if not len(table):
         raise DataError("the test part has no rows", hint="enlarge data.split.test")
@@ -148,9 +148,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.6))
     verdicts = tuple(_judge(spec.gates, evidence))
     evaluation = _evaluation(spec, evidence, signature)
-    _write_json(context.out / "evaluation.json", evaluation)
-    _write_json(context.out / "verdicts.json", [asdict(verdict) for verdict in verdicts])
-    _write_predictions(context.out / "predictions.parquet", table[info.target], answers, signature)
+    write_json(context.out / "evaluation.json", evaluation)
+    write_json(context.out / "verdicts.json", [asdict(verdict) for verdict in verdicts])
+    _write_predictions(context.out / "predictions.parquet", answers, signature)
     return StageResult(
         metrics={name: one["value"] for name, one in evaluation["metrics"].items()},
         summary=_summary(evidence, evaluation, verdicts),
@@ -534,11 +534,7 @@ def _summary(evidence: _Evidence, evaluation: Mapping[str, Json], verdicts: Sequ
     }
 
 
-def _write_json(path: Path, value: Json) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1))
-
-
-def _write_predictions(path: Path, target: pd.Series, answers: Answers, signature: Signature) -> None:
+def _write_predictions(path: Path, answers: Answers, signature: Signature) -> None:
     """Columns target and prediction, and ``score:CLASS`` for each class; equal answers make equal bytes."""
     import numpy as np
     import pyarrow as pa

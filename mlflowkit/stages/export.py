@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
-from mlflowkit.stages.base import Section, read_table_info
+from mlflowkit.stages.base import Section, read_signature, read_table_info, sample_rows
 from mlflowkit.tables import inputs_from_table
 from mlflowkit.values import Event, StageResult
 
@@ -79,9 +79,10 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     trained, data = context.inputs["train"], context.inputs["data"]
     context.progress(Event("export", "progress", "converting to ONNX", fraction=0.0))
     context.ports.exporter.export(trained, context.folder, context.out)
-    signature = Signature.model_validate_json((context.out / "signature.json").read_bytes())
+    signature = read_signature(context.out)
     context.progress(Event("export", "progress", "measuring parity with the Python model", fraction=0.5))
-    real = _validation_inputs(data, signature, spec.export.parity_rows, context.seed)
+    rows = sample_rows(data / "validation.parquet", signature, spec.export.parity_rows, context.seed)
+    real = inputs_from_table(signature, rows)
     inputs = with_gaps(real, context.seed)
     expected = context.ports.exporter.predict(trained, context.folder, inputs)
     found = _answers(context.ports.runtime.load(context.out / "model.onnx"), inputs)
@@ -98,18 +99,6 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     return StageResult(
         metrics=metrics, summary={"parity": asdict(parity), "signature": signature.model_dump(mode="json")}
     )
-
-
-def _validation_inputs(data: Path, signature: Signature, rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Up to ``rows`` rows of the validation part, drawn without replacement, in their order."""
-    import numpy as np
-    import pandas as pd
-
-    columns = [column for tensor in signature.inputs for column in tensor.columns]
-    table = pd.read_parquet(data / "validation.parquet", columns=columns)
-    if len(table) > rows:
-        table = table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False))]
-    return inputs_from_table(signature, table)
 
 
 def with_gaps(real: Tensors, seed: int) -> dict[str, np.ndarray]:

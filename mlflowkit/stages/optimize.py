@@ -17,7 +17,7 @@ from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, UsageError
 from mlflowkit.judging import metrics
 from mlflowkit.judging.stats import UndefinedMetricError
-from mlflowkit.stages.base import Section, read_table_info
+from mlflowkit.stages.base import Section, read_signature, read_table_info, sample_rows, write_json
 from mlflowkit.tables import class_codes, inputs_from_table
 from mlflowkit.values import Event, Measurement, StageResult
 
@@ -84,7 +84,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     bears.
     """
     section = spec.optimize
-    signature = Signature.model_validate_json((context.inputs["export"] / "signature.json").read_bytes())
+    signature = read_signature(context.inputs["export"])
     metric = section.metric or default_metric(spec.task, len(signature.classes))
     inputs, actual = _validation(context, signature)
     candidates = judge(spec, context, signature, metric, inputs, actual)
@@ -173,20 +173,9 @@ def _make(name: str, context: StageContext, signature: Signature) -> tuple[Path 
     if name == FLOAT:
         return exported, ""
     out = context.scratch / f"{name}.onnx"
-    rows = _sample(context.inputs["data"] / "train.parquet", signature, CALIBRATION_ROWS, context.seed)
+    rows = sample_rows(context.inputs["data"] / "train.parquet", signature, CALIBRATION_ROWS, context.seed)
     reason = context.ports.exporter.quantize(exported, out, inputs_from_table(signature, rows))
     return (None, reason) if reason else (out, "")
-
-
-def _sample(part: Path, signature: Signature, rows: int, seed: int) -> Any:
-    """Up to ``rows`` rows of a part, drawn without replacement, in their order, with the columns of the signature."""
-    import numpy as np
-    import pandas as pd
-
-    table = pd.read_parquet(part, columns=[column for tensor in signature.inputs for column in tensor.columns])
-    if len(table) > rows:
-        table = table.iloc[np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False))]
-    return table
 
 
 def _validation(context: StageContext, signature: Signature) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -273,7 +262,7 @@ def _publish(
         raise UsageError(f"candidate {picked.name} has no graph")
     shutil.copyfile(picked.model, context.out / "model.onnx")
     shutil.copyfile(context.inputs["export"] / "signature.json", context.out / "signature.json")
-    (context.out / "candidates.json").write_text(json.dumps(rows, indent=1))
+    write_json(context.out / "candidates.json", rows)
     latency = {name: samples.to_json() for name, samples in taken.items()}
     (context.out / "latency.json").write_text(json.dumps(latency))
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflowkit import bundle
-from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.judging import gates
 from mlflowkit.stages import seen
-from mlflowkit.stages.base import Section, read_table_info
+from mlflowkit.stages.base import Section, read_signature, read_table_info, write_json
 from mlflowkit.tables import inputs_from_table
-from mlflowkit.values import Event, Json, Measurement, Outcome, StageResult, Verdict
+from mlflowkit.values import Event, Json, StageResult, Verdict
 
 if TYPE_CHECKING:
     from mlflowkit.ports import StageContext
@@ -60,7 +59,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     _write_seen(context, out)
     context.progress(Event("package", "progress", "asking the sample rows", fraction=0.5))
     sample = _sample(context, out)
-    (out / "evidence" / "sample.json").write_text(json.dumps(sample, ensure_ascii=False, allow_nan=False, indent=1))
+    write_json(out / "evidence" / "sample.json", sample)
     made = bundle.write(
         out,
         name=spec.name,
@@ -90,20 +89,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 def read_verdicts(path: Path) -> tuple[Verdict, ...]:
     """The verdicts of the evaluate stage. Raises StoreError when the file is missing or is not what it should be."""
     try:
-        return tuple(_verdict(item) for item in json.loads(path.read_bytes()))
+        return tuple(Verdict.from_json(item) for item in json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="mlkit run --force evaluate") from error
-
-
-def _verdict(item: Mapping[str, Json]) -> Verdict:
-    measurement = item["measurement"]
-    return Verdict(
-        **{
-            **item,
-            "outcome": Outcome(item["outcome"]),
-            "measurement": None if measurement is None else Measurement(**measurement),
-        }
-    )
 
 
 def _copy(source: Path, target: Path, stage: str) -> None:
@@ -119,7 +107,7 @@ def _copy(source: Path, target: Path, stage: str) -> None:
 def _write_seen(context: StageContext, out: Path) -> None:
     """What a later candidate must know of this model to be compared with it fairly."""
     data = context.inputs["data"]
-    signature = Signature.model_validate_json((out / "signature.json").read_bytes())
+    signature = read_signature(out)
     seen.write(out / seen.EVIDENCE, seen.seen_by(data, signature, read_table_info(data).target))
 
 
@@ -130,7 +118,7 @@ def _sample(context: StageContext, out: Path) -> Json:
 
     data = context.inputs["data"]
     info = read_table_info(data)
-    signature = Signature.model_validate_json((out / "signature.json").read_bytes())
+    signature = read_signature(out)
     columns = [column.name for column in info.features]
     table = pd.read_parquet(data / "test.parquet", columns=columns).head(SAMPLE_ROWS)
     table = table.replace([np.inf, -np.inf], np.nan)  # JSON has no infinity

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import DataError, StoreError
-from mlflowkit.stages.base import PARTS, Check, SchemaCheck, Section, TableInfo, read_table_info
+from mlflowkit.stages.base import PARTS, Check, SchemaCheck, Section, TableInfo, read_table_info, write_json
 from mlflowkit.tables import categorical_matrix
 from mlflowkit.values import CheckResult, Event, StageResult
 
@@ -47,9 +47,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     profile = profiler.profile(profiled(table.iloc[: info.rows["train"]], info))
     reference = profiler.summary(profile)
     (context.out / "reference.whylogs").write_bytes(profile)
-    _write_json(context.out / "reference.json", reference)
-    _write_json(context.out / "schema.json", expected)
-    _write_json(context.out / "checks.json", [asdict(result) for result in results])
+    write_json(context.out / "reference.json", reference)
+    write_json(context.out / "schema.json", expected)
+    write_json(context.out / "checks.json", [asdict(result) for result in results])
     return StageResult(
         metrics={"checks": float(len(spec.checks)), "checks_failed": 0.0},
         summary={
@@ -157,7 +157,3 @@ def _frozen(previous: Path | None, dropped: Sequence[str]) -> Schema | None:
             hint="mlkit run RECIPE --force validate",
         ) from error
     return {name: rule for name, rule in frozen.items() if name not in dropped}
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

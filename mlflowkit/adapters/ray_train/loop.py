@@ -130,7 +130,7 @@ def train(job: Job, data: Data, group: Group, report: Report) -> Fitted:
     precision cannot be had, StoreError when a checkpoint cannot be written.
     """
     precision = choose_precision(job.train.precision, group.device)
-    with reproducible(job, group):
+    with reproducible(group):
         run = _Run(job, data.to(group.device), group, precision)
         resumed = run.resume()
         while run.progress.epoch < job.train.epochs and not run.progress.stopped:
@@ -150,7 +150,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 @contextmanager
-def reproducible(job: Job, group: Group) -> Iterator[None]:
+def reproducible(group: Group) -> Iterator[None]:
     """Deterministic algorithms and random states of our own; the caller's are put back.
 
     Where torch has no deterministic form of an operation (some on GPUs) it warns and goes on.
