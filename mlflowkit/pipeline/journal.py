@@ -5,6 +5,7 @@ Every write is one immediate transaction between two failpoints. Readers never w
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from mlflowkit.values import Json, Lineage, RunRecord, RunStatus, StageResult, S
 
 FILE = "journal.db"
 BUSY_SECONDS = 60.0
+SHARED_MEMORY_BYTES = 1 << 20
+"""With less room than this SQLite fails to lay out the index of its log, and calls that an I/O error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +416,7 @@ def _check_version(found: int, path: Path) -> None:
 
 def _store_error(error: DBAPIError, path: Path) -> StoreError:
     text = str(error.orig)
-    if "full" in text:
+    if "full" in text or ("disk I/O" in text and shutil.disk_usage(path.parent).free < SHARED_MEMORY_BYTES):
         return StoreError(
             f"the disk is full while writing {path}",
             hint="make room (or choose another place with --state DIR) and run the same command again: "
@@ -426,6 +429,8 @@ def _store_error(error: DBAPIError, path: Path) -> StoreError:
         )
     if "locked" in text:
         return StoreError(f"{path} was locked for {BUSY_SECONDS:.0f} s", hint="is another program holding it open?")
+    if "disk I/O" in text:
+        return StoreError(f"{path}: {text}", hint=f"check the disk under {path.parent}, its quota and `ulimit -f`")
     if "readonly" in text or "unable to open" in text:
         return StoreError(f"{path}: {text}", hint=f"check the permissions of {path.parent}")
     return StoreError(f"{path}: {text}", hint="mlkit runs")

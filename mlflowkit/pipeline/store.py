@@ -175,6 +175,10 @@ def disk_error(error: OSError, path: Path) -> StoreError:
             hint="make room (or choose another place with --state DIR) and run the same command again: "
             "finished steps are kept",
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return StoreError(
+            f"{error.filename or path} is a file where a folder is needed", hint="choose another --state DIR"
+        )
     reason = error.strerror or type(error).__name__
     return StoreError(f"{error.filename or path}: {reason}", hint=f"check the permissions of {path}")
 
