@@ -271,8 +271,10 @@ def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _canonical_column(column.cast(kind.value_type))
+    if pa.types.is_uint64(kind):
+        return column.cast(pa.float64(), safe=False)
     if pa.types.is_integer(kind):
-        return column.cast(pa.float64() if pa.types.is_uint64(kind) else pa.int64())
+        return column.cast(pa.int64())
     if pa.types.is_float16(kind):
         column = column.cast(pa.float32())
     elif pa.types.is_decimal(kind):
@@ -376,6 +378,8 @@ def _positive_last(classes: list[str | int], positive: str | int | bool | None) 
     if not named:
         near = nearest(str(wanted), [str(name) for name in classes])
         hint = f"did you mean {near!r}?" if near else f"the classes are {listed(classes, 20)}"
+        if isinstance(positive, bool) and isinstance(classes[0], str):
+            hint += "; YAML reads yes, no, on and off as true and false: write the class in quotes"
         raise DataError(f"data.positive is {positive!r}, which the target never is", hint=hint)
     if len(classes) > 2:
         raise DataError(

@@ -181,6 +181,13 @@ def test_parquet_categories_dates_and_small_types(tmp_path: Path) -> None:
     assert (info.numeric, info.categorical) == (("x", "f", "u"), ("s", "c"))
 
 
+def test_unsigned_numbers_beyond_the_exact_range_of_a_float_are_read(tmp_path: Path) -> None:
+    frame = table(x=np.arange(ROWS, dtype=np.uint64) + np.uint64(2**63))
+    frame.to_parquet(tmp_path / "t.parquet")
+    data.run(spec({"kind": "parquet", "path": "t.parquet"}), context(tmp_path))
+    assert parts(tmp_path)["train"]["x"].between(2.0**63, 2.0**63 + 4096).all()
+
+
 def python_source(folder: Path, body: str, **args: Any) -> dict[str, Any]:
     (folder / "source.py").write_text("import pandas as pd\n" + textwrap.dedent(body))
     return {"kind": "python", "function": "source:f", "args": args}
@@ -358,6 +365,7 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
         ["leaves train without class 'b'"],
         "stratified",
     ),
+    "yes-unquoted": ({}, {"positive": True}, ["data.positive is True"], "write the class in quotes"),
     "null-in-train": (
         {"t": range(ROWS), "x": [None] * 50 + [1.0] * 10},
         {"split": {"kind": "time", "column": "t"}},
