@@ -347,6 +347,8 @@ class _Run:
             )
         if not answers.dtype.is_floating_point or not answers.requires_grad:
             raise UserCodeError(f"{name} returned something without a gradient", hint="return the logits themselves")
+        if answers.dtype == torch.float64:
+            raise UserCodeError(f"{name} returned float64; expected float32", hint="return answers.float()")
         self.objective.loss(answers, self.data.y[:2]).backward()
         unused = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
         self.model.zero_grad()

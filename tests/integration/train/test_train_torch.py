@@ -238,6 +238,10 @@ class Broken(Base):
     def forward(self, x):
         return self.layer(x.T)
 
+class Double(Base):
+    def forward(self, x):
+        return self.layer(x).double()
+
 class Late(Base):
     def forward(self, x):
         if self.training:
@@ -253,7 +257,8 @@ class Late(Base):
         ("Labels", "without a gradient"),
         ("Tuple", "returned a tuple"),
         ("Broken", "net.py:24: net:Broken raised RuntimeError"),
-        ("Late", "net.py:29: net:Late raised KeyError: 'rows of thumb'"),
+        ("Double", "net:Double.forward returned float64; expected float32"),
+        ("Late", "net.py:33: net:Late raised KeyError: 'rows of thumb'"),
     ],
 )
 def test_a_model_that_cannot_answer_is_named_with_its_line(world: World, binary: Path, name: str, message: str) -> None:
