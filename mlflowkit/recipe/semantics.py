@@ -367,9 +367,9 @@ def _train(view: View) -> Iterator[Problem]:
     elif isinstance(weights, dict):
         for name in weights:
             weight = view.number("train", "class_weights", name)
-            if weight is not None and weight < 0:
+            if weight is not None and weight <= 0:
                 path = ("train", "class_weights", name)
-                yield Problem(path, f"expected a weight >= 0, found {show(weight)}", "write a number from 0 up")
+                yield Problem(path, f"expected a weight > 0, found {show(weight)}", "write a number above 0")
     if view.text("model", "kind") == "sklearn":
         for name in TORCH_ONLY:
             if view.has("train", name) and view.get("train", name) not in (None, 0):

@@ -133,7 +133,8 @@ CASES = [
         "train.schedule.warmup_epochs",
         "less",
     ),
-    ("class_weights: balanced", "class_weights: {0: 1.0, 1: -2}", "-2", "train.class_weights.1", ">= 0"),
+    ("class_weights: balanced", "class_weights: {0: 1.0, 1: -2}", "-2", "train.class_weights.1", "> 0"),
+    ("class_weights: balanced", "class_weights: {0: 1.0, 1: 0}", "0}", "train.class_weights.1", "above 0"),
     ("epochs: 10", "epochs: 10\n  batch_size: 2\n  workers: 4", "2\n", "train.batch_size", "4 workers"),
     # optimize
     ("[onnx, onnx-int8]", "[onnx, onnx]", "onnx],", "optimize.candidates.1", "twice"),
