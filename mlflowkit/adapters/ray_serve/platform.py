@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ class RayServePlatform:
         the port is taken (before Ray is started) or the gateway does not come up, EngineError when Ray does not.
         """
         files = ServiceFiles(self.state / "services" / service.service)
-        with files.lock("ensure"):
+        with files.lock("ensure"), _claimed(service.port):
             before = files.desired()
             settings = _wanted(files, service)
             desired = _next(before, settings, up=True)
@@ -207,6 +209,32 @@ def _settings(service: Any, before: Desired | None) -> Settings:
         timeout_seconds=service.timeout_seconds,
         max_queue=service.max_queue,
     )
+
+
+@contextlib.contextmanager
+def _claimed(port: int) -> Iterator[None]:
+    """Wait until no other process of this machine is about to listen on ``port``, and keep others waiting.
+
+    Replicas share their port, so the kernel would let two services that both found it free share it too, and deal
+    requests out between different models. The claim is an abstract socket: it ends with this process, leaves no
+    file, and is as wide as the port itself, one network namespace. Raises ServiceError after ENSURE_SECONDS.
+    """
+    deadline = time.monotonic() + ENSURE_SECONDS
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
+        while True:
+            try:
+                claim.bind(f"\0mlkit-{os.getuid()}-port-{port}")
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ServiceError(f"port {port} cannot be claimed: {error}", hint="run it again") from error
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"another deploy has been taking port {port} for {ENSURE_SECONDS:g} s",
+                    hint="wait for it, or choose another: serve.port=0 takes a free one",
+                )
+            time.sleep(0.05)
+        yield
 
 
 def _with_port(settings: Settings, *, kept: bool) -> Settings:
