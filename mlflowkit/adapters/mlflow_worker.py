@@ -231,7 +231,9 @@ def _answer(mirror: Mirror, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(error: Exception) -> str:
-    return _redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:500]
+    words = _redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:500]
+    ruined = any(sign in words for sign in ("file is not a database", "disk image is malformed"))
+    return f"{words}: move mlflow.db of the state folder away, and a new one is made" if ruined else words
 
 
 def _log() -> None:

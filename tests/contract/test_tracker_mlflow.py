@@ -231,7 +231,7 @@ def test_a_broken_database_is_an_engine_error(home: Path, tmp_path: Path) -> Non
     state.mkdir()
     (state / "mlflow.db").write_bytes(b"this is no database" * 100)
     broken = MlflowTracker(state)
-    with pytest.raises(EngineError, match="not a database") as caught:
+    with pytest.raises(EngineError, match=r"not a database: move mlflow\.db .* away") as caught:
         broken.record(run_record("broken"))
     broken.close()
     assert "mlflow.log" in caught.value.hint
