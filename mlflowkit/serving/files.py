@@ -20,14 +20,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflowkit.errors import ServiceError
 from mlflowkit.values import RoutingTable, Variant
+
+T = TypeVar("T")
 
 HEARTBEAT = 2.0
 """Seconds between reports of a replica that has nothing new to say."""
@@ -149,29 +151,27 @@ class ServiceFiles:
         return self.folder.name
 
     def desired(self) -> Desired | None:
-        value = read_json(self.desired_path)
-        if value is None:
-            return None
-        return Desired(value["generation"], value["up"], Settings(**value["settings"]))
+        return _read(
+            self.desired_path, lambda value: Desired(value["generation"], value["up"], Settings(**value["settings"]))
+        )
 
     def observed(self) -> Observed | None:
-        value = read_json(self.observed_path)
-        return None if value is None else Observed(**value)
+        return _read(self.observed_path, lambda value: Observed(**value))
 
     def table(self) -> RoutingTable | None:
-        return _table(read_json(self.table_path))
+        return _read(self.table_path, _table)
 
     def proposal(self) -> Proposal | None:
-        value = read_json(self.proposal_path)
-        table = None if value is None else _table(value["table"])
-        return None if table is None else Proposal(value["ticket"], table)
+        return _read(self.proposal_path, lambda value: Proposal(value["ticket"], _table(value["table"])))
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """Reports of the replicas that are alive, oldest first."""
         now = time.time()
         files = sorted(self.replicas_path.glob("*.json")) if self.replicas_path.is_dir() else []
-        found = [ReplicaReport(**value) for value in map(read_json, files) if value is not None]
-        return tuple(sorted((report for report in found if report.live(now)), key=lambda report: report.started))
+        found = [_read(file, lambda value: ReplicaReport(**value)) for file in files]
+        return tuple(
+            sorted((report for report in found if report and report.live(now)), key=lambda report: report.started)
+        )
 
     def write_desired(self, desired: Desired) -> None:
         write_json(self.desired_path, asdict(desired))
@@ -229,6 +229,15 @@ def read_json(path: Path) -> Any:
         raise ServiceError(f"{path} is not JSON: {error}", hint=f"remove {path} and run again") from error
 
 
+def _read(path: Path, make: Callable[[Any], T]) -> T | None:
+    """What ``make`` makes of the document; None when there is no file. Raises ServiceError when it cannot."""
+    value = read_json(path)
+    try:
+        return None if value is None else make(value)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"remove {path} and run again") from error
+
+
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Replace a file whole: temporary name, fsync, rename. Raises ServiceError when the disk does not take it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -258,8 +267,6 @@ def process_started(pid: int) -> float | None:
     return None if fields[0] in ("Z", "X") else float(fields[19])
 
 
-def _table(value: Any) -> RoutingTable | None:
-    if value is None:
-        return None
+def _table(value: Any) -> RoutingTable:
     variants = tuple(Variant(**variant) for variant in value["variants"])
     return RoutingTable(value["service"], value["epoch"], variants)

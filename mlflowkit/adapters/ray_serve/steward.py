@@ -22,7 +22,7 @@ from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
-from mlflowkit.errors import EngineError
+from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.serving.files import Desired, Observed, ServiceFiles, process_started
 
 POLL_SECONDS = 0.1
@@ -113,16 +113,29 @@ class Steward:
         self._runtime = runtime
         self._suffix = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
         self._done: dict[str, int] = {}
+        self._damaged: set[str] = set()
 
     def follow(self, stop: threading.Event) -> None:
         """Reconcile until ``stop`` is set or the state folder is gone; then take down what runs."""
         while not stop.wait(POLL_SECONDS) and self._state.is_dir():
             for files in ServiceFiles.all(self._state):
-                desired = files.desired()
+                desired = self._desired(files)
                 if desired is not None and self._done.get(files.service) != desired.generation:
                     self._reconcile(files, desired)
         for service in self._done:
             self._scale(ServiceFiles(self._state / "services" / service), 0)
+
+    def _desired(self, files: ServiceFiles) -> Desired | None:
+        """What a service's file asks for; None when it is damaged: the service stays as it is, and so do the others."""
+        try:
+            desired = files.desired()
+        except ServiceError as error:
+            if files.service not in self._damaged:
+                _log.error("service %s: %s", files.service, error.message)
+            self._damaged.add(files.service)
+            return None
+        self._damaged.discard(files.service)
+        return desired
 
     def _reconcile(self, files: ServiceFiles, desired: Desired) -> None:
         self._done[files.service] = desired.generation

@@ -1,0 +1,44 @@
+"""Damaged files of a service: told by name, and no other service is touched."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlflowkit.adapters.ray_serve import RayServePlatform
+from mlflowkit.adapters.ray_serve.steward import Steward
+from mlflowkit.errors import ServiceError
+from mlflowkit.serving.files import Desired, ServiceFiles, Settings
+
+from .conftest import wait_for
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '"x"', '{"generation": 1, "up": true, "settings": {"port": 1}}'])
+@pytest.mark.parametrize("name", ["service.json", "table.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    files = ServiceFiles(tmp_path / "services" / "lending")
+    files.write_desired(Desired(1, True, Settings("lending")))
+    (files.folder / name).write_text(content)
+    with pytest.raises(ServiceError, match=name) as told:
+        RayServePlatform(tmp_path).status()
+    assert told.value.hint.startswith("remove ")
+
+
+def test_a_damaged_service_does_not_stop_the_steward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = (ServiceFiles(tmp_path / "services" / name) for name in ("good", "bad"))
+    bad.folder.mkdir(parents=True)
+    bad.desired_path.write_text("{")
+    good.write_desired(Desired(1, True, Settings("good")))
+    scaled: list[tuple[str, int]] = []
+    monkeypatch.setattr(Steward, "_scale", lambda self, files, replicas: scaled.append((files.service, replicas)))
+    stop = threading.Event()
+    thread = threading.Thread(target=Steward(tmp_path, "").follow, args=(stop,), daemon=True)
+    thread.start()
+    wait_for(lambda: good.observed())
+    bad.write_desired(Desired(1, True, Settings("bad")))
+    wait_for(lambda: bad.observed())
+    stop.set()
+    thread.join(10)
+    assert scaled[:2] == [("good", 1), ("bad", 1)]
