@@ -7,7 +7,7 @@ A stage module has ``Section`` (what the recipe says), ``Spec`` (exactly what it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -181,5 +181,3 @@ class StageContext:
     progress: Progress
     champion: Path | None = None
     previous: Path | None = None
-    state: Path = field(default_factory=Path)
-    """The state folder (``.mlkit``)."""

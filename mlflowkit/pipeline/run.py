@@ -322,7 +322,6 @@ class _Run:
             progress=self._stage_progress,
             champion=self.store.path(judged) / "bundle" if judged else None,
             previous=self.store.path(last.published.digest) if last and self.store.intact(last.published) else None,
-            state=self.state,
         )
 
     def _stage_progress(self, event: Event) -> None:

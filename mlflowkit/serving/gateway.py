@@ -54,16 +54,6 @@ _DRAIN_SECONDS = 2.0
 _log = logging.getLogger("mlflowkit.serving")
 
 
-class Reply(Exception):
-    """A finished reply; raised where the answer is known before the end of the road."""
-
-    def __init__(self, status: int, body: bytes, headers: Headers) -> None:
-        super().__init__(status)
-        self.status = status
-        self.body = body
-        self.headers = headers
-
-
 class Gateway:
     """Answers requests with what ``versions`` points at.
 

@@ -19,6 +19,6 @@ evaluate  evaluation.json   {metrics: {name: Measurement}, confusion | residuals
                             champion: {version, rows (compared on), left_out (test rows that just one of the two was
                             trained on), why, metrics, undefined, fault}, ...}
           verdicts.json     list of Verdict · predictions.parquet (test rows: target, prediction, scores)
-package   bundle/           see mlflowkit.bundle; with evidence/seen_rows.npy (mlflowkit.stages.seen)
+package   bundle/           see mlflowkit.bundle
 deploy    service.json      {service, endpoint, version, epoch}
 """

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from mlflowkit.ports import StageContext, Tables
 
-__all__ = ["Check", "Column", "DataSection", "Spec", "TableInfo", "run", "source_files"]
-
 ColumnKind = Literal["numeric", "categorical", "time", "group", "ignore"]
 
 

@@ -170,7 +170,6 @@ class World:
             ports=self.wiring,
             progress=lambda event: None,
             champion=champion,
-            state=self.root / "state",
         )
 
 

@@ -59,7 +59,7 @@ class World:
         out = self.folder / "out" / f"{time.monotonic_ns()}"
         out.mkdir(parents=True)
         context: Any = SimpleNamespace(
-            inputs={"package": made.path.parent}, out=out, ports=self, progress=lambda event: None, state=self.state
+            inputs={"package": made.path.parent}, out=out, ports=self, progress=lambda event: None
         )
         spec = deploy.Spec(name="lending", serve=ServeSection(service="lending", **{"port": 0, **serve}))
         return deploy.run(spec, context), json.loads((out / "service.json").read_text())

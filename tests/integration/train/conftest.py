@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class World:
         out.mkdir()
         scratch = scratch or self.base / f"scratch-{self.count}"
         scratch.mkdir(exist_ok=True)
-        context = StageContext(
+        return StageContext(
             inputs={"data": data},
             out=out,
             scratch=scratch,
@@ -100,7 +100,6 @@ class World:
             ports=Wiring(self.base / "state"),
             progress=progress,
         )
-        return replace(context, state=self.base / "state")
 
     def train(self, data: Path, model: Mapping[str, Any], train_: Mapping[str, Any] | None = None,
               preprocess: Mapping[str, Any] | None = None, **where: Any) -> Trained:  # fmt: skip
