@@ -253,12 +253,12 @@ def _silent(event: Event) -> None:
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(path).expanduser().absolute()
+    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def _state(state: str | os.PathLike[str] | None, recipe: Path) -> Path:
     chosen = state or os.environ.get("MLKIT_STATE")
-    return Path(chosen).expanduser().resolve() if chosen else recipe.resolve().parent / ".mlkit"
+    return Path(chosen).expanduser().resolve() if chosen else _absolute(recipe).parent / ".mlkit"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,8 @@ def state_folder(state: Path | None, recipe: Path | None = None) -> Path:
     """
     if state is not None:
         return state.expanduser().resolve()
-    here = (recipe.expanduser().resolve().parent if recipe is not None else Path.cwd()) / ".mlkit"
+    file = None if recipe is None else Path(os.path.realpath(recipe.expanduser()))
+    here = (Path.cwd() if file is None else file.parent) / ".mlkit"
     below = list(here.parent.glob("*/.mlkit")) if recipe is None and not here.is_dir() else []
     return below[0] if len(below) == 1 else here
 

@@ -52,9 +52,9 @@ def parse(arguments: Sequence[str]) -> Command | None:
             words.append(word)
     if not words:
         return None
-    recipe = Path(words[0]).expanduser().absolute()
+    recipe = Path(os.path.realpath(Path(words[0]).expanduser()))
     state = given.get("--state") or os.environ.get("MLKIT_STATE")
-    folder = Path(state).expanduser().resolve() if state else recipe.resolve().parent / ".mlkit"
+    folder = Path(state).expanduser().resolve() if state else recipe.parent / ".mlkit"
     return Command(recipe, tuple(words[1:]), given.get("--until", ""), folder, "--json" in given)
 
 

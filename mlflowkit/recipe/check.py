@@ -8,6 +8,7 @@ hides later faults of the same key and of keys inside it, no others.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ def _within(key: str, other: str) -> bool:
 
 
 def _absolute(path: Path | str) -> Path:
-    return Path(path).expanduser().absolute()
+    """The file itself where the path is a link: its code and its config groups lie beside that one."""
+    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def _resolve(root: Node, faults: _Faults) -> Json:
