@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mlflowkit.bundle import Bundle, Signature, open_bundle
-from mlflowkit.errors import BundleError, DataError, EngineError, MlkitError, StoreError
+from mlflowkit.errors import BundleError, DataError, MlkitError, StoreError
 from mlflowkit.judging import curves, gates, metrics
 from mlflowkit.judging.metrics import Answers
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
-from mlflowkit.stages import seen
+from mlflowkit.stages import asking, seen
 from mlflowkit.stages.base import Section, TableInfo, read_signature, read_table_info, write_json
 from mlflowkit.tables import category_text, class_codes, inputs_from_table
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
@@ -32,8 +32,6 @@ REGRESSION_METRICS = metrics.REGRESSION
 LATENCY_METRICS = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
 LOWER_IS_BETTER = (*metrics.LOWER_IS_BETTER, *LATENCY_METRICS)
 
-CHUNK = 4096
-"""Rows asked of a graph at a time."""
 SMALL_SLICES = 50
 """Slices too small to judge that are listed by name; beyond, they are counted."""
 MISSING = "(missing)"
@@ -163,34 +161,23 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 
 def _ask(context: StageContext, model: Path, signature: Signature, table: pd.DataFrame, info: TableInfo) -> Answers:
     """The graph's answers on the rows of a table, in the order of ``signature.classes``."""
-    import numpy as np
-
+    actual = _actual(signature, table[info.target])
     session = context.ports.runtime.load(model)
-    parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in signature.outputs}
-    for start in range(0, len(table), CHUNK):
-        outputs = session.run(inputs_from_table(signature, table.iloc[start : start + CHUNK]))
-        for name, found in parts.items():
-            if name not in outputs:
-                raise EngineError(f"{model.name} has no output {name}", hint="mlkit run --force export")
-            found.append(np.asarray(outputs[name]))
-    return _answers(signature, {name: np.concatenate(found) for name, found in parts.items()}, table[info.target])
+    return asking.ask(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
 
 
-def _answers(signature: Signature, outputs: Mapping[str, np.ndarray], target: pd.Series) -> Answers:
+def _actual(signature: Signature, target: pd.Series) -> np.ndarray:
     import numpy as np
-    import pandas as pd
 
-    if signature.task == "regression":
-        actual = target.to_numpy(dtype=np.float64, na_value=np.nan)
-        if not np.isfinite(actual).all():
-            raise DataError(f"column {target.name!r} holds a target that is missing or infinite in the test part")
-        return Answers("regression", actual, outputs["prediction"].astype(np.float64).reshape(-1))
-    return Answers(
-        "classification",
-        class_codes(target, signature.classes),
-        class_codes(pd.Series(outputs["label"].reshape(-1), name="label"), signature.classes),
-        outputs["probabilities"].astype(np.float64),
-    )
+    if signature.task == "classification":
+        return class_codes(target, signature.classes)
+    actual = target.to_numpy(dtype=np.float64, na_value=np.nan)
+    if not np.isfinite(actual).all():
+        raise DataError(
+            f"column {target.name!r} holds a target that is missing or infinite in the test part",
+            hint="leave such rows out of the source; a nulls check on it says so before training",
+        )
+    return actual
 
 
 def _ask_champion(

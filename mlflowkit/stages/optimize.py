@@ -17,6 +17,7 @@ from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, UsageError
 from mlflowkit.judging import metrics
 from mlflowkit.judging.stats import UndefinedMetricError
+from mlflowkit.stages import asking
 from mlflowkit.stages.base import Section, read_signature, read_table_info, sample_rows, write_json
 from mlflowkit.tables import class_codes, inputs_from_table
 from mlflowkit.values import Event, Measurement, StageResult
@@ -36,8 +37,6 @@ CALIBRATION_ROWS = 512
 """Training rows that fix the ranges of a quantised graph."""
 REQUEST_ROWS = 1000
 """Validation rows that requests are cut from."""
-CHUNK = 4096
-"""Rows asked at once when the metric is measured."""
 
 
 class OptimizeSection(Section):
@@ -196,19 +195,7 @@ def _load(context: StageContext, model: Path) -> Session:
 
 
 def _answers(session: Session, signature: Signature, inputs: Tensors, actual: np.ndarray) -> metrics.Answers:
-    import numpy as np
-
-    rows = len(actual)
-    parts = [
-        session.run({name: matrix[start : start + CHUNK] for name, matrix in inputs.items()})
-        for start in range(0, rows, CHUNK)
-    ]
-    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if signature.task == "regression":
-        return metrics.Answers("regression", actual, outputs["prediction"].astype(np.float64))
-    position = {label: code for code, label in enumerate(signature.classes)}
-    predicted = np.array([position[label] for label in outputs["label"].tolist()], dtype=np.int64)
-    return metrics.Answers("classification", actual, predicted, outputs["probabilities"].astype(np.float64))
+    return asking.ask(session, signature, lambda rows: {name: part[rows] for name, part in inputs.items()}, actual)
 
 
 def _latencies(
