@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +67,24 @@ class WhylogsProfiler:
         return {"rows": rows, "columns": columns}
 
 
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let the import of an optional module fail: whylogs wants scikit-learn for embeddings only, and it costs 1 s.
+
+    None in sys.modules is how an import is refused (docs.python.org/3/reference/import.html#the-module-cache).
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
 def _whylogs() -> Any:
-    """The names used here, imported with telemetry off and NumPy 2 mended."""
+    """The names used here, imported with telemetry off, NumPy 2 mended and scikit-learn left out."""
     import numpy as np
 
     os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "1")
@@ -74,9 +92,10 @@ def _whylogs() -> Any:
         np.unicode_ = np.str_  # type: ignore[attr-defined]
     from types import SimpleNamespace
 
-    from whylogs.core import DatasetProfile, DatasetProfileView, DatasetSchema
-    from whylogs.core.errors import DeserializationError
-    from whylogs.core.preprocessing import PreprocessedColumn
+    with _without("sklearn.cluster"):
+        from whylogs.core import DatasetProfile, DatasetProfileView, DatasetSchema
+        from whylogs.core.errors import DeserializationError
+        from whylogs.core.preprocessing import PreprocessedColumn
 
     return SimpleNamespace(
         DatasetProfile=DatasetProfile,
