@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from mlflowkit.errors import UsageError
+from mlflowkit.errors import StoreError, UsageError
+from mlflowkit.files import replace_file
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it. Raises UsageError when that cannot be done."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace a file that a person named. Raises UsageError when that cannot be done."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror or error}", hint=f"ls -ld {path.parent}"
-        ) from error
+        replace_file(path, text.encode())
+    except StoreError as error:
+        raise UsageError(error.message, hint=f"ls -ld {path.parent}") from error

@@ -30,14 +30,14 @@ def report(
     json: JsonOption = False,
 ) -> int:
     """Write the page of a run and print its path."""
+    from mlflowkit.files import replace_file
     from mlflowkit.pipeline.journal import Journal
-    from mlflowkit.pipeline.store import write_atomically
     from mlflowkit.report.page import render
 
     folder = state_folder(state)
     record = Journal(folder, create=False).run(run)
     path = place(record, folder, output)
-    write_atomically(path, render(record, published(record, folder)))
+    replace_file(path, render(record, published(record, folder)).encode())
     if json:
         emit_json({"run": record.run, "name": record.name, "status": record.status, "report": str(path)})
     else:

@@ -374,7 +374,7 @@ def _begin(connection: Connection) -> None:
 
 
 def _make_folder(state: Path) -> None:
-    from mlflowkit.pipeline.store import disk_errors
+    from mlflowkit.files import disk_errors
 
     with disk_errors(state):
         state.mkdir(parents=True, exist_ok=True)

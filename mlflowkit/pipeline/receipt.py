@@ -95,9 +95,9 @@ def look_up(question: Question, services: Callable[[], Sequence[ServiceStatus]])
 
 def write(question: Question, beginning: Beginning, loaded: LoadedRecipe, answer: Mapping[str, Json]) -> bool:
     """Keep a receipt of a finished run; False when a file moved while it was looked at, or since shortly before."""
+    from mlflowkit.files import replace_file
     from mlflowkit.pipeline import failpoint
     from mlflowkit.pipeline.fingerprint import files_read
-    from mlflowkit.pipeline.store import write_atomically
     from mlflowkit.stages.data import declared_pattern
 
     inputs = {str(path): _stat(str(path)) for path in [*_watched(loaded), *files_read(loaded)]}
@@ -123,7 +123,7 @@ def write(question: Question, beginning: Beginning, loaded: LoadedRecipe, answer
         "identity": answer["identity"] if deployed else "",
         "answer": _as_reused(answer),
     }
-    write_atomically(question.path, json.dumps(receipt, separators=(",", ":")))
+    replace_file(question.path, json.dumps(receipt, separators=(",", ":")).encode())
     failpoint.reach("receipt.written")
     return True
 

@@ -29,13 +29,14 @@ from mlflowkit.errors import (
     StoreError,
     WorldError,
 )
+from mlflowkit.files import FULL, disk_error, replace_file
 from mlflowkit.judging.gates import bars
 from mlflowkit.pipeline import failpoint
 from mlflowkit.pipeline.journal import Alias, Finish, Journal, Result
 from mlflowkit.pipeline.lease import Heartbeat, Held, Lease, Watch, this_owner
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import Plan, bundle_identity, deploy_problem, make
-from mlflowkit.pipeline.store import FULL, Store, disk_error, write_atomically
+from mlflowkit.pipeline.store import Store
 from mlflowkit.ports import Ports, Progress, StageContext
 from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
 from mlflowkit.values import (
@@ -385,7 +386,8 @@ class _Run:
         path = self._run_folder() / "report.html"
         record = replace(self.record, report=str(path))
         try:
-            write_atomically(path, reporter(record, {name: self._folder(name) for name in self.results}))
+            page = reporter(record, {name: self._folder(name) for name in self.results})
+            replace_file(path, page.encode())
         except Exception as error:  # noqa: BLE001 - told by raise_for, with its traceback kept
             return f"the report could not be written: {self._translate(error).message}"
         failpoint.reach("report.written")
@@ -416,7 +418,7 @@ class _Run:
         path = self._run_folder() / "error.txt"
         hint = f"the traceback is in {path}"
         try:
-            write_atomically(path, "".join(traceback.format_exception(error)))
+            replace_file(path, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
         except StoreError as full:
             hint = full.message
         return EngineError(f"{self.current} raised {type(error).__name__}: {error}", hint=hint)

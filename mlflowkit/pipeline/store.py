@@ -10,15 +10,13 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import StoreError
+from mlflowkit.files import disk_errors
 from mlflowkit.pipeline import failpoint
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,45 +142,6 @@ def describe(folder: Path, *, flush: bool = False) -> Published:
     return Published(digest_json(digests), sizes)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by a text so that a reader sees the old one or the new one, never a part."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            _flush_file(temporary, read_only=False)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Say what an OSError under ``path`` means to the person at the keyboard."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path) from error
-
-
-def disk_error(error: OSError, path: Path) -> StoreError:
-    """The StoreError for an OSError: a full disk and an exceeded quota say so, with what to do."""
-    if error.errno in FULL:
-        what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
-        return StoreError(
-            f"{what} while writing under {path}",
-            hint="make room (or choose another place with --state DIR) and run the same command again: "
-            "finished steps are kept",
-        )
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return StoreError(
-            f"{error.filename or path} is a file where a folder is needed", hint="choose another --state DIR"
-        )
-    reason = error.strerror or type(error).__name__
-    return StoreError(f"{error.filename or path}: {reason}", hint=f"check the permissions of {path}")
-
-
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -195,14 +154,14 @@ def _parents(names: Iterable[str]) -> set[str]:
     return {parent.as_posix() for name in names for parent in Path(name).parents if parent.name}
 
 
-def _flush_file(file: Path, *, read_only: bool = True) -> None:
+def _flush_file(file: Path) -> None:
+    """Force a file to the disk and make it read-only."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if read_only:
-        file.chmod(0o444)
+    file.chmod(0o444)
 
 
 def flush_folder(folder: Path) -> None:

@@ -17,7 +17,6 @@ Only the standard library is imported: ``mlkit status`` and a run in which every
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlflowkit.errors import ServiceError
+from mlflowkit.errors import ServiceError, StoreError
+from mlflowkit.files import replace_file
 from mlflowkit.values import RoutingTable, Variant
 
 T = TypeVar("T")
@@ -191,10 +191,7 @@ class ServiceFiles:
 
     def write_page(self, replica: str, page: bytes) -> None:
         """Leave a replica's metrics where the replica that is scraped finds them."""
-        path = self.replicas_path / f"{replica}.prom"
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_bytes(page)
-        temporary.replace(path)
+        _replace(self.replicas_path / f"{replica}.prom", page, durable=False)
 
     def page(self, replica: str) -> str:
         """A replica's metrics; "" when it left none yet."""
@@ -239,19 +236,15 @@ def _read(path: Path, make: Callable[[Any], T]) -> T | None:
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
-    """Replace a file whole: temporary name, fsync, rename. Raises ServiceError when the disk does not take it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file by a document. Raises ServiceError when the disk does not take it."""
+    _replace(path, json.dumps(value, indent=1, allow_nan=False).encode(), durable=durable)
+
+
+def _replace(path: Path, content: bytes, *, durable: bool) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as stream:
-            json.dump(value, stream, indent=1, allow_nan=False)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ServiceError(f"{path} cannot be written: {error.strerror or error}", hint="is the disk full?") from error
+        replace_file(path, content, durable=durable)
+    except StoreError as error:
+        raise ServiceError(error.message, hint=error.hint) from error
 
 
 def process_started(pid: int) -> float | None:

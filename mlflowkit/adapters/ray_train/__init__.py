@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from mlflowkit.adapters.ray_train import checkpoint, loop
+from mlflowkit.adapters.ray_train import loop
 from mlflowkit.adapters.ray_train.attach import running
 from mlflowkit.errors import UsageError
+from mlflowkit.files import replace_file
 from mlflowkit.ports import StageContext
 from mlflowkit.preprocess import (
     Part,
@@ -76,7 +77,7 @@ class RayTorchTrainer:
         else:
             fitted = self._fit_on_ray(job, data, report)
         save_preprocess(preprocess, context.out)
-        checkpoint.publish(context.out / "model.safetensors", save(dict(fitted.weights)))
+        replace_file(context.out / "model.safetensors", save(dict(fitted.weights)))
         return _fields(fitted, job, table, scale)
 
     def _fit_on_ray(self, job: loop.Job, data: loop.Data, report: loop.Report) -> loop.Fitted:

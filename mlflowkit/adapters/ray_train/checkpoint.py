@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mlflowkit.errors import EngineError, StoreError, UserCodeError
+from mlflowkit.errors import EngineError, UserCodeError
+from mlflowkit.files import replace_file
 
 
 @dataclass(slots=True)
@@ -64,24 +64,7 @@ def write(path: Path, progress: Progress, weights: Mapping[str, Tensor], best: M
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
-    publish(path, save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
-
-
-def publish(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it. Raises StoreError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}",
-            hint=f"free space on the disk of {path.parent}; the run then resumes at the last checkpoint",
-        ) from error
+    replace_file(path, save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
 def read(path: Path) -> Snapshot | None:

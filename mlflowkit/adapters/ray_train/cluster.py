@@ -32,6 +32,7 @@ from torch import Tensor, distributed, nn
 from mlflowkit import errors
 from mlflowkit.adapters.ray_train import checkpoint, loop
 from mlflowkit.errors import EngineError, MlkitError
+from mlflowkit.files import replace_file
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -144,7 +145,7 @@ class _Files:
         for path in (*self.failures(), self.outcome, self.progress):
             path.unlink(missing_ok=True)
         names = ("x", "y", "x_validation", "y_validation")
-        checkpoint.publish(self.data, save({name: getattr(data, name) for name in names}))
+        replace_file(self.data, save({name: getattr(data, name) for name in names}))
 
     def failures(self) -> list[Path]:
         """What workers wrote down about their errors, in the order of their ranks."""
@@ -152,7 +153,7 @@ class _Files:
 
     def write_failure(self, error: MlkitError, rank: int) -> None:
         content = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-        checkpoint.publish(self.scratch / f"failure-{rank:06d}.json", json.dumps(content).encode())
+        replace_file(self.scratch / f"failure-{rank:06d}.json", json.dumps(content).encode())
 
     def all_failed(self, size: int) -> bool:
         """Whether every worker writes down an error within PEACE_SECONDS."""
@@ -175,7 +176,7 @@ class _Files:
 
     def write_outcome(self, fitted: loop.Fitted) -> None:
         names = ("device", "precision", "parameters", "resumed_from")
-        checkpoint.publish(self.outcome, json.dumps({name: getattr(fitted, name) for name in names}).encode())
+        replace_file(self.outcome, json.dumps({name: getattr(fitted, name) for name in names}).encode())
 
     def fitted(self, job: loop.Job) -> loop.Fitted:
         """What training ended with: its last checkpoint. Removes what only the workers needed."""
