@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import stationary
+from mlflowkit.machine import cores, processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,15 +117,9 @@ def requests_over(
 
 def machine() -> dict[str, Any]:
     """What the samples were taken on: processor, cores that this process may use, system, Python."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
-        if line.startswith("model name")
-    ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": cores,
+        "processor": processor() or platform.processor() or platform.machine(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
     }

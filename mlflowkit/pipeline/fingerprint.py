@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from mlflowkit import usercode
+from mlflowkit import machine, usercode
 from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import DataError
 from mlflowkit.pipeline import codec
@@ -189,7 +189,7 @@ def _world_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDigests) -
     if stage == "train":
         found |= _code_ingredients(recipe.model.module, loaded.folder, digests)
     if stage == "optimize":
-        found["machine"] = _machine()
+        found["machine"] = machine.described()
     return found
 
 
@@ -286,19 +286,6 @@ def _module_file(name: str) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-# ---------------------------------------------------------------------------------------------------------- the world
-
-
-@lru_cache(maxsize=1)
-def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{platform.machine()} {model} x{os.cpu_count()}".replace("  ", " ")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from mlflowkit.machine import process_ticks
+
 HEARTBEAT_SECONDS = 2.0
 EXPIRY_SECONDS = 20.0
 """How long the heartbeat of an owner on another machine may stand still before it is taken for dead."""
@@ -80,13 +82,10 @@ def lives_here(owner: Owner) -> bool | None:
 
 def _start_time(pid: int) -> str | None:
     """Start time of a process that is not a zombie; None when there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return None if Path("/proc/self/stat").exists() else _start_time_elsewhere(pid)
-    except ProcessLookupError:
-        return None
-    return None if fields[0] in ("Z", "X") else fields[19]
+    if not Path("/proc/self/stat").exists():
+        return _start_time_elsewhere(pid)
+    ticks = process_ticks(pid)
+    return None if ticks is None else str(ticks)
 
 
 def _start_time_elsewhere(pid: int) -> str | None:

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from mlflowkit.errors import ServiceError, StoreError
 from mlflowkit.files import replace_file
+from mlflowkit.machine import process_ticks
 from mlflowkit.values import RoutingTable, Variant
 
 T = TypeVar("T")
@@ -248,16 +249,9 @@ def _replace(path: Path, content: bytes, *, durable: bool) -> None:
 
 
 def process_started(pid: int) -> float | None:
-    """Start time of a process in clock ticks since boot, from /proc; None when it is gone or a zombie.
-
-    With the process id it names a process for good: ids are used again, pairs of both are not.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else float(fields[19])
+    """Start time of a process as the files of a service hold it (see `process_ticks`)."""
+    ticks = process_ticks(pid)
+    return None if ticks is None else float(ticks)
 
 
 def _table(value: Any) -> RoutingTable:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, machine, measure, requests_over
+from mlflowkit.machine import described
 
 
 def test_candidates_are_measured_in_turns() -> None:
@@ -84,4 +85,5 @@ def test_the_machine_is_named() -> None:
     about = machine()
     assert about["cores"] >= 1
     assert about["processor"]
+    assert described().endswith(f"x{about['cores']}"), "a fingerprint counts other cores than a measurement"
     json.dumps(about)
