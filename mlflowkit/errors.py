@@ -21,7 +21,7 @@ Vendor exceptions are translated once, at the seam where they enter: ``raise Eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -44,6 +44,19 @@ class MlkitError(Exception):
     def to_json(self) -> dict[str, object]:
         """The object printed under ``error`` by every command with ``--json``."""
         return {"code": self.exit_code, "kind": self.kind, "message": self.message, "hint": self.hint}
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that was probably meant, whatever its case, for a hint; "" when none is like it.
+
+    >>> nearest("epocs", ["epochs", "batch_size"]), nearest("class", ["rownames", "Class"]), nearest("x", ["epochs"])
+    ('epochs', 'Class', '')
+    """
+    from difflib import get_close_matches
+
+    folded = {other.lower(): other for other in reversed(list(names))}
+    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else ""
 
 
 class UsageError(MlkitError):

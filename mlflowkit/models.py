@@ -11,14 +11,13 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mlflowkit import usercode
-from mlflowkit.errors import EngineError, UserCodeError
+from mlflowkit.errors import EngineError, UserCodeError, nearest
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -196,9 +195,9 @@ def check_args(kind: type, reference: str, given: Mapping[str, Any], args: Mappi
             )
     for name in args:
         if name not in names:
-            near = get_close_matches(name, own, n=1)
+            near = nearest(name, own)
             raise UserCodeError(
-                f"model.args.{name}: {takes}, not {name!r}", hint=f"did you mean {near[0]}?" if near else ""
+                f"model.args.{name}: {takes}, not {name!r}", hint=f"did you mean {near}?" if near else ""
             )
     try:
         signature.bind(**given, **args)

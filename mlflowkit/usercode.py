@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlflowkit.errors import MlkitError, UserCodeError
+from mlflowkit.errors import MlkitError, UserCodeError, nearest
 
 PREFIX = "_mlkit_"
 ALIASES: Mapping[str, str] = {
@@ -104,7 +104,7 @@ def load(reference: str, folder: Path, *, libraries: Sequence[str] = ()) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UserCodeError(
             f"{where}: there is no {attribute!r} in it (named by {reference!r})",
-            hint=_nearest(attribute, public) or f"define {attribute} there, or name another object",
+            hint=_meant(attribute, public) or f"define {attribute} there, or name another object",
         ) from error
 
 
@@ -389,7 +389,7 @@ def _module_not_found(module: str, folder: Path, libraries: Sequence[str] = ()) 
     wanted = folder / (module.replace(".", "/") + ".py")
     present = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     known = sorted({name for name in present if name.isidentifier()} | set(libraries))
-    hint = _nearest(module, known) or _nearest(top, known) or f"create {wanted}"
+    hint = _meant(module, known) or _meant(top, known) or f"create {wanted}"
     if libraries and _importable(top):
         return UserCodeError(
             f"{module} is neither beside the recipe nor one of {', '.join(libraries)}",
@@ -398,11 +398,9 @@ def _module_not_found(module: str, folder: Path, libraries: Sequence[str] = ()) 
     return UserCodeError(f"there is no module {module!r} beside the recipe, in {folder}", hint=hint)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    from difflib import get_close_matches
-
-    matches = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {matches[0]!r}?" if matches else ""
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else ""
 
 
 def _place(error: BaseException, folder: Path) -> str:

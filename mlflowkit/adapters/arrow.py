@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv as python_csv
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
-from mlflowkit.errors import DataError
+from mlflowkit.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -268,8 +267,8 @@ def _distinct(file: Path, header: Sequence[str]) -> None:
 def _kept(file: Path, header: Sequence[str], skip: Sequence[str]) -> list[str]:
     for name in skip:
         if name not in header:
-            near = get_close_matches(name, header, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {_listed(header, 20)}"
+            near = nearest(name, header)
+            hint = f"did you mean {near!r}?" if near else f"the columns are {_listed(header, 20)}"
             raise DataError(f"{file} has no column {name!r} to drop", hint=hint)
     return [name for name in header if name not in skip]
 

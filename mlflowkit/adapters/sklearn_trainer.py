@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from sklearn.utils.validation import has_fit_parameter
 
 from mlflowkit import usercode
-from mlflowkit.errors import EngineError, UserCodeError
+from mlflowkit.errors import EngineError, UserCodeError, nearest
 from mlflowkit.ports import StageContext
 from mlflowkit.preprocess import (
     check_target,
@@ -103,10 +102,10 @@ def _check_names(kind: Any, reference: str, args: Mapping[str, Any]) -> None:
     known = kind._get_param_names()
     for name in args:
         if name not in known:
-            near = [other for other in known if other.lower() == name.lower()] or get_close_matches(name, known, n=1)
+            near = nearest(name, known)
             raise UserCodeError(
                 f"model.args.{name}: {reference} takes {', '.join(known)}, not {name!r}",
-                hint=f"did you mean {near[0]}?" if near else "remove it",
+                hint=f"did you mean {near}?" if near else "remove it",
             )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError
+from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError, nearest
 
 COMMANDS = (
     "init",
@@ -155,7 +155,6 @@ def _wanted(arguments: Sequence[str]) -> Sequence[str]:
 def _usage_error(error: Exception) -> MlkitError | None:
     """Typer's own complaint about the command line, as ours."""
     import re
-    from difflib import get_close_matches
 
     from typer.exceptions import TyperException
 
@@ -165,8 +164,8 @@ def _usage_error(error: Exception) -> MlkitError | None:
     command = context.command_path if context is not None else "mlkit"
     message = error.format_message()
     unknown = re.match(r"No such command '(.*)'", message)
-    close = get_close_matches(unknown[1], COMMANDS, n=1) if unknown else []
-    return UsageError(message, hint=f"did you mean mlkit {close[0]}?" if close else f"{command} --help")
+    close = nearest(unknown[1], COMMANDS) if unknown else ""
+    return UsageError(message, hint=f"did you mean mlkit {close}?" if close else f"{command} --help")
 
 
 def _crash(error: Exception, as_json: bool) -> NoReturn:

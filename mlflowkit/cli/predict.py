@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
-from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.errors import ServiceError, UsageError, nearest
 
 BATCH = 1000
 """Rows a request."""
@@ -73,13 +73,11 @@ def _endpoint(state: Path, service: str | None) -> str:
     if service is None and len(found) == 1:
         service = next(iter(found))
     if service is None or service not in found:
-        import difflib
-
         what = "which service?" if service is None else f"no service {service!r} in {state};"
-        close = difflib.get_close_matches(service or "", found, n=1)
+        close = nearest(service or "", found)
         raise UsageError(
             f"{what} there is {', '.join(found) or 'none'}",
-            hint=f"mlkit predict {close[0]}" if close else "mlkit run RECIPE deploys one; --endpoint URL asks any",
+            hint=f"mlkit predict {close}" if close else "mlkit run RECIPE deploys one; --endpoint URL asks any",
         )
     return found[service].endpoint
 

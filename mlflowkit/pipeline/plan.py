@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from mlflowkit.errors import UsageError
+from mlflowkit.errors import UsageError, nearest
 from mlflowkit.pipeline.fingerprint import FileDigests, fingerprint, gather, recipe_key
 from mlflowkit.pipeline.journal import Journal, Result
 from mlflowkit.pipeline.store import Store
@@ -249,8 +248,8 @@ def _stages(loaded: LoadedRecipe, until: str | None, force: Sequence[str]) -> tu
 def _no_stage(stage: str, stages: Sequence[str]) -> UsageError:
     if stage == "deploy":
         return UsageError("the recipe has no serve section: there is nothing to deploy", hint="add serve: {service: …}")
-    near = get_close_matches(stage, stages, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(stages)}"
+    near = nearest(stage, stages)
+    hint = f"did you mean {near}?" if near else f"the stages are {', '.join(stages)}"
     return UsageError(f"no stage {stage!r}", hint=hint)
 
 

@@ -19,11 +19,10 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflowkit.errors import Fault, RecipeError
+from mlflowkit.errors import Fault, RecipeError, nearest
 from mlflowkit.recipe import locate
 from mlflowkit.recipe.locate import OVERRIDE, KeyPath, Node, Place
 from mlflowkit.values import Json
@@ -160,8 +159,8 @@ def _read_bytes(path: Path, shown: str) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError as error:
         beside = sorted(item.name for item in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        close = get_close_matches(path.name, beside, n=1)
-        hint = f"did you mean {Path(shown).with_name(close[0])}?" if close else "mlkit init writes one that runs"
+        close = nearest(path.name, beside)
+        hint = f"did you mean {Path(shown).with_name(close)}?" if close else "mlkit init writes one that runs"
         raise _refusal(top, "there is no such file", hint) from error
     except IsADirectoryError as error:
         inside = sorted(item.name for item in path.glob("*.yaml"))
@@ -567,8 +566,8 @@ def _unknown_option(folder: Path, group: str, option: str) -> tuple[str, str]:
     """Message and hint for a config group's option that there is not."""
     known = options(folder, group) if group else ()
     if known:
-        close = get_close_matches(option, known, n=1)
-        near = f"did you mean {close[0]}? " if close else ""
+        close = nearest(option, known)
+        near = f"did you mean {close}? " if close else ""
         return f"{group} has no option {option!r}", f"{near}there are: {', '.join(known)}"
     hint = f"config groups: {', '.join(known_groups(folder)) or 'none'}"
     return (f"there is no config group {group!r}" if group else f"there is no config file {option}.yaml"), hint
@@ -590,8 +589,8 @@ def known_groups(folder: Path) -> tuple[str, ...]:
 
 
 def _nearest_hint(key: str, known: Sequence[str]) -> str:
-    close = get_close_matches(key, [name for name in known if name], n=1)
-    return f"did you mean {close[0]}?" if close else ""
+    close = nearest(key, filter(None, known))
+    return f"did you mean {close}?" if close else ""
 
 
 # ------------------------------------------------------------------------------------------------- interpolation

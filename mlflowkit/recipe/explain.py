@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from mlflowkit.errors import UsageError
+from mlflowkit.errors import UsageError, nearest
 from mlflowkit.recipe import compose, fields, jsonschema, locate, words
 from mlflowkit.recipe.check import Examined, examine
 from mlflowkit.recipe.fields import Shape
@@ -177,7 +177,7 @@ def _unknown(key: str, path: Path | str, values: Json) -> UsageError:
         kind = (_value_at(values, _split(parent, values)) or {}).get("kind")
         hint = f"mlkit explain {path} {parent} lists what it has"
         return UsageError(f"{parent} of kind {kind} has no key {key.rpartition('.')[2]!r}", hint=hint)
-    close = words.nearest(key, known) or words.nearest(key.rpartition(".")[2], known)
+    close = nearest(key, known) or nearest(key.rpartition(".")[2], known)
     same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     found = close or (same[0] if same else "")
     hint = f"did you mean {found}? mlkit explain {path} {found}" if found else f"mlkit explain {path} lists the keys"

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from mlflowkit.errors import DataError
+from mlflowkit.errors import DataError, nearest
 from mlflowkit.recipe.semantics import Problem, View
-from mlflowkit.recipe.words import nearest
 from mlflowkit.stages.data import CsvSource, ParquetSource, declared_files, source_files
 from mlflowkit.stages.train import MODULES
 from mlflowkit.values import Json

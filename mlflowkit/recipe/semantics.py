@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlflowkit.errors import nearest
 from mlflowkit.recipe.locate import KeyPath, show
-from mlflowkit.recipe.words import nearest
 from mlflowkit.stages.evaluate import (
     BINARY_METRICS,
     CLASSIFICATION_METRICS,

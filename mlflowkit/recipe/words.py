@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from mlflowkit.errors import Fault
+from mlflowkit.errors import Fault, nearest
 from mlflowkit.recipe import fields, locate
 from mlflowkit.recipe.fields import Shape
 from mlflowkit.recipe.locate import KeyPath, Node
@@ -97,17 +96,6 @@ def unknown_key(path: KeyPath, root: Node, values: Json) -> Fault:
     owner = locate.dotted(path[:-1]) or "a recipe"
     message = f"unknown key {name!r}; {owner} has {', '.join(known)}" if known else f"unknown key {name!r}"
     return fault_at(node, path, message, hint.strip() or "remove it", found=name, at_key=True)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The known name that was probably meant, or "".
-
-    >>> nearest("epocs", ["epochs", "batch_size"])
-    'epochs'
-    """
-    folded = {item.lower(): item for item in reversed(known)}
-    close = get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
-    return folded[close[0]] if close else ""
 
 
 def _misplaced(name: str) -> str:

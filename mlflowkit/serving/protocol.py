@@ -17,7 +17,6 @@ Source: Open Inference Protocol, "inference_rest" of the KServe project.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import numpy as np
 import orjson
 
 from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.errors import nearest
 from mlflowkit.tables import category_text
 
 _DTYPES: Mapping[str, Any] = {
@@ -484,5 +484,5 @@ def _listing(names: Any) -> str:
 
 
 def _nearest(name: Any, allowed: Any) -> str:
-    close = difflib.get_close_matches(str(name)[:80], list(allowed), n=1)
-    return f". Did you mean {close[0]}?" if close else ""
+    close = nearest(str(name)[:80], map(str, allowed))
+    return f". Did you mean {close}?" if close else ""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from mlflowkit import usercode
-from mlflowkit.errors import DataError, UserCodeError
+from mlflowkit.errors import DataError, UserCodeError, nearest
 from mlflowkit.stages import splitting, tabular
 from mlflowkit.stages.base import PARTS, Check, Column, Section, TableInfo
 from mlflowkit.values import Event, Json, StageResult
@@ -247,8 +246,8 @@ def read_source(
 
 def _no_file(path: Path, key: str) -> DataError:
     siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"check {key}; it is relative to the recipe"
+    near = nearest(path.name, siblings)
+    hint = f"did you mean {near!r}?" if near else f"check {key}; it is relative to the recipe"
     return DataError(f"there is no file {path}", hint=hint)
 
 

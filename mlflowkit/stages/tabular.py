@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from mlflowkit.errors import DataError
+from mlflowkit.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -231,17 +230,6 @@ def sortable_times(column: pa.ChunkedArray, name: str) -> np.ndarray:
         column = column.cast(pa.int64())
     times: np.ndarray = column.to_numpy()
     return times
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The known name most like another, whatever its case; "" when none is.
-
-    >>> nearest("class", ["rownames", "Class"])
-    'Class'
-    """
-    lowered = {other.lower(): other for other in known}
-    matches = get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
-    return lowered[matches[0]] if matches else ""
 
 
 def listed(names: Sequence[object], most: int = SHOWN) -> str:

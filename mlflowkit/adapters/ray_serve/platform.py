@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.errors import ServiceError, UsageError, nearest
 from mlflowkit.serving import client
 from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
 from mlflowkit.values import RoutingTable, ServiceStatus
@@ -99,11 +98,11 @@ class RayServePlatform:
         """
         known = {files.service: files for files in ServiceFiles.all(self.state)}
         if service is not None and service not in known:
-            close = difflib.get_close_matches(service, known, n=1)
+            close = nearest(service, known)
             allowed = ", ".join(known) or "none"
             raise UsageError(
                 f"no service {service!r} in {self.state}; there is {allowed}",
-                hint=f"mlkit down {close[0]}" if close else "mlkit status",
+                hint=f"mlkit down {close}" if close else "mlkit status",
             )
         stopped = [name for name in known if service in (None, name) and self._stop(known[name])]
         if service is None:
