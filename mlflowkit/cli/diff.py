@@ -25,8 +25,8 @@ def diff(
     from mlflowkit.pipeline.store import Store
 
     folder = state_folder(state, recipe)
-    journal = Journal(folder, create=False)
-    value = compare(journal.run(a), journal.run(b), journal, Store(folder))
+    with Journal(folder, create=False) as journal:
+        value = compare(journal.run(a), journal.run(b), journal, Store(folder))
     if json:
         emit_json(value)
         return 0

@@ -35,7 +35,8 @@ def report(
     from mlflowkit.report.page import render
 
     folder = state_folder(state)
-    record = Journal(folder, create=False).run(run)
+    with Journal(folder, create=False) as journal:
+        record = journal.run(run)
     path = place(record, folder, output)
     replace_file(path, render(record, published(record, folder)).encode())
     if json:

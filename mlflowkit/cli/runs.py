@@ -23,7 +23,8 @@ def runs(
     from mlflowkit.pipeline.journal import Journal
 
     folder = state_folder(state, recipe)
-    records = Journal(folder, create=False).runs(limit)
+    with Journal(folder, create=False) as journal:
+        records = journal.runs(limit)
     if json:
         emit_json({"runs": [answer(record, folder) for record in records]})
         return 0

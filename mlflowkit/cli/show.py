@@ -25,7 +25,8 @@ def show(
     from mlflowkit.pipeline.journal import Journal
 
     folder = state_folder(state, recipe)
-    value = answer(Journal(folder, create=False).run(run), folder)
+    with Journal(folder, create=False) as journal:
+        value = answer(journal.run(run), folder)
     if json:
         emit_json(value)
         return 0

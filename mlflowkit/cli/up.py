@@ -55,17 +55,15 @@ def up(
 
 def _champion(state: Path, name: str) -> Path:
     """The bundle that the journal calls champion. Raises UsageError when there is none."""
-    from mlflowkit.pipeline.journal import FILE, Journal
+    from mlflowkit.pipeline import JOURNAL
+    from mlflowkit.pipeline.journal import Journal
     from mlflowkit.pipeline.store import Store
 
     nothing = UsageError(f"nothing was deployed for {name} in {state}", hint="mlkit run RECIPE trains and deploys")
-    if not (state / FILE).exists():
+    if not (state / JOURNAL).exists():
         raise nothing
-    journal = Journal(state)
-    try:
+    with Journal(state) as journal:
         alias = journal.alias(name, "champion")
-    finally:
-        journal.close()
     if alias is None:
         raise nothing
     return Store(state).path(alias.digest) / "bundle"

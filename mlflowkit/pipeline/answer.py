@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from mlflowkit.pipeline import OBJECTS
 from mlflowkit.pipeline.codec import strict
 from mlflowkit.values import Json, RunRecord, StepRecord, Verdict
 
@@ -19,7 +20,7 @@ def answer(record: RunRecord, state: Path) -> dict[str, Json]:
     """
     steps = {step.stage: step for step in record.steps}
     package = steps.get("package")
-    bundle = state / "objects" / package.digest / "bundle" if package is not None and package.digest else None
+    bundle = state / OBJECTS / package.digest / "bundle" if package is not None and package.digest else None
     deployed = _summary(steps.get("deploy"))
     found = steps["evaluate"].result if "evaluate" in steps else None
     serve = record.recipe.get("serve") or {}

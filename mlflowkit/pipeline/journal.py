@@ -19,12 +19,11 @@ from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, fu
 from sqlalchemy.exc import DBAPIError
 
 from mlflowkit.errors import StoreError, UsageError
-from mlflowkit.pipeline import codec, failpoint, tables
+from mlflowkit.pipeline import JOURNAL, codec, failpoint, tables
 from mlflowkit.pipeline.lease import Held, Lease, Owner, lives_here
 from mlflowkit.pipeline.store import Published
 from mlflowkit.values import Json, Lineage, RunRecord, RunStatus, StageResult, StepRecord
 
-FILE = "journal.db"
 BUSY_SECONDS = 60.0
 SHARED_MEMORY_BYTES = 1 << 20
 """With less room than this SQLite fails to lay out the index of its log, and calls that an I/O error."""
@@ -86,7 +85,8 @@ class Journal:
     Raises StoreError when the file is not a journal, or one of a newer mlflowkit.
 
     >>> import tempfile
-    >>> Journal(Path(tempfile.mkdtemp()), create=False).runs()
+    >>> with Journal(Path(tempfile.mkdtemp()), create=False) as journal:
+    ...     journal.runs()
     ()
     """
 
@@ -95,7 +95,7 @@ class Journal:
     engine: Engine = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        path = self.state / FILE
+        path = self.state / JOURNAL
         exists = path.exists()
         url = f"sqlite:///{path}" if exists or self.create else "sqlite://"
         if self.create:
@@ -107,6 +107,12 @@ class Journal:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -351,14 +357,14 @@ class Journal:
         try:
             yield
         except DBAPIError as error:
-            raise _store_error(error, self.state / FILE) from error
+            raise _store_error(error, self.state / JOURNAL) from error
 
     def _prepare(self, exists: bool) -> None:
         if exists:
             with self.engine.connect() as connection:
                 found = _version(connection)
             if found is not None:
-                _check_version(found, self.state / FILE)
+                _check_version(found, self.state / JOURNAL)
                 return
         if self.create:
             _use_wal(self.engine)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflowkit.pipeline import JOURNAL, OBJECTS
 from mlflowkit.values import Json, ServiceStatus
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _watched(loaded: LoadedRecipe) -> list[Path]:
 
 
 def _published(state: Path, answer: Mapping[str, Json]) -> list[Path]:
-    folders = [state / "objects" / step["digest"] for step in answer["steps"] if step["digest"]]
+    folders = [state / OBJECTS / step["digest"] for step in answer["steps"] if step["digest"]]
     return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -206,7 +207,7 @@ def _secret(name: str) -> str:
 
 def _champion(state: Path, name: str) -> list[str] | None:
     """What the journal says of a recipe's champion; None when there is none, UNREADABLE when it cannot be asked."""
-    path = state / "journal.db"
+    path = state / JOURNAL
     if not path.is_file():
         return UNREADABLE
     connection = sqlite3.connect(path, timeout=5)

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import StoreError
 from mlflowkit.files import disk_errors
-from mlflowkit.pipeline import failpoint
+from mlflowkit.pipeline import OBJECTS, failpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Store:
     """
 
     def __init__(self, state: Path) -> None:
-        self.objects = state / "objects"
+        self.objects = state / OBJECTS
         self.tmp = state / "tmp"
         self.scratches = state / "scratch"
 

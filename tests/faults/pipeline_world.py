@@ -2,7 +2,7 @@
 
 The stages are real in what the pipeline sees of them (they read their inputs, fill a folder, report progress, leave
 checkpoints) and derive every byte from their inputs, so that two runs can be compared digest by digest. As a program
-it runs the recipe once: ``python pipeline_world.py FOLDER [--until STAGE]`` prints the run as JSON.
+it runs the recipe once: ``python pipeline_world.py FOLDER [--until STAGE] [--hold]`` prints the run as JSON.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ def digest_of(*parts: object) -> str:
 class World:
     """Stages and ports over one folder. ``calls`` in the folder gets a line each time that a stage runs."""
 
-    def __init__(self, folder: Path, *, outcome: Outcome = Outcome.PASSED, pause: float = 0.0) -> None:
+    def __init__(self, folder: Path, *, outcome: Outcome = Outcome.PASSED, hold: bool = False) -> None:
         self.folder = folder
         self.outcome = outcome
-        self.pause = pause
+        self.hold = hold
+        """Whether training waits after its first epoch, until `let_go`."""
         self.tracker_fails = False
         self.stages: dict[str, Callable[[Any, StageContext], StageResult]] = {
             "data": self.data,
@@ -108,9 +109,10 @@ class World:
         self.called("train", context)
         resumed = len(list(context.scratch.glob("epoch-*")))
         for epoch in range(resumed, spec.train.epochs):
-            time.sleep(self.pause)
             (context.scratch / f"epoch-{epoch}").write_text(str(epoch))
             context.progress(Event("train", "progress", f"epoch {epoch + 1}", (epoch + 1) / spec.train.epochs))
+            if self.hold:
+                self.wait()
         code = [(context.folder / name).read_text() for name in ("net.py", "helper.py")]
         (context.out / "weights").mkdir()
         (context.out / "weights" / "model").write_text(digest_of(context.inputs["data"], spec, context.seed, code))
@@ -152,6 +154,17 @@ class World:
             return StageResult()
 
         return run
+
+    def wait(self, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not (self.folder / "go").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody let the training go on")
+            time.sleep(0.01)
+
+    def let_go(self) -> None:
+        """Let training that is held in another process go on."""
+        (self.folder / "go").touch()
 
     def called(self, stage: str, context: StageContext) -> None:
         with (self.folder / "calls").open("a") as stream:
@@ -230,11 +243,11 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--until")
-    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--hold", action="store_true")
     arguments = parser.parse_args()
     events: list[Event] = []
     try:
-        record = World(arguments.folder, pause=arguments.pause).run(until=arguments.until, events=events)
+        record = World(arguments.folder, hold=arguments.hold).run(until=arguments.until, events=events)
         raise_for(record)
     except MlkitError as error:
         sys.stdout.write(json.dumps({"error": error.to_json()}))

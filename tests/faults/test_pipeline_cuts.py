@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from mlflowkit.errors import EngineError, GateFailedError, GateInconclusiveError, StoreError, WorldError
+from mlflowkit.pipeline import JOURNAL
 from mlflowkit.pipeline import lease as leases
-from mlflowkit.pipeline.journal import FILE, Journal, Result
+from mlflowkit.pipeline.journal import Journal, Result
 from mlflowkit.pipeline.lease import Held, Lease, Owner, this_owner
 from mlflowkit.pipeline.run import raise_for
 from mlflowkit.pipeline.store import Published
@@ -42,16 +43,18 @@ def wait_until_training(folder: Path, seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def start(folder: Path, pause: float) -> subprocess.Popen[str]:
-    command = [sys.executable, str(WORLD), str(folder), "--pause", str(pause)]
+def start(folder: Path) -> subprocess.Popen[str]:
+    """A run in another process, whose training waits after its first epoch."""
+    command = [sys.executable, str(WORLD), str(folder), "--hold"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_resumes_at_its_checkpoint(world: World, number: signal.Signals) -> None:
-    first = start(world.folder, pause=0.4)
+    first = start(world.folder)
     wait_until_training(world.folder)
     first.send_signal(number)
+    world.let_go()
     out, err = first.communicate(timeout=30)
     assert first.returncode == 130, err
     assert json.loads(out)["error"]["hint"] == "run the same command again to resume"
@@ -66,9 +69,16 @@ def test_interrupted_run_resumes_at_its_checkpoint(world: World, number: signal.
 
 
 def test_second_run_waits_and_says_for_whom(world: World) -> None:
-    first = start(world.folder, pause=0.3)
+    first = start(world.folder)
     wait_until_training(world.folder)
-    events: list[Event] = []
+
+    class Heard(list[Event]):
+        def append(self, event: Event) -> None:
+            super().append(event)
+            if event.message.startswith("waiting for run"):
+                world.let_go()
+
+    events = Heard()
     record = world.run(events=events)
     out, err = first.communicate(timeout=30)
     assert first.returncode == 0, err
@@ -79,22 +89,13 @@ def test_second_run_waits_and_says_for_whom(world: World) -> None:
 
 
 def test_killed_owner_is_taken_over_at_once(world: World) -> None:
-    first = start(world.folder, pause=5)
-    wait_until_lease(world.folder, "train")
+    first = start(world.folder)
+    wait_until_training(world.folder)
     first.kill()
     first.communicate()
     began = time.monotonic()
     assert world.run().status == "done"
     assert time.monotonic() - began < leases.EXPIRY_SECONDS
-
-
-def wait_until_lease(folder: Path, stage: str) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if (folder / "calls").exists() and stage in (folder / "calls").read_text():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"{stage} did not begin")
 
 
 # ------------------------------------------------------------------------------------------------------------- leases
@@ -291,15 +292,15 @@ def test_journal_on_a_full_disk_is_told(tmp_path: Path) -> None:
 def test_journal_that_is_no_database(world: World) -> None:
     state = world.folder / ".mlkit"
     state.mkdir()
-    (state / FILE).write_bytes(b"this is not a database, whatever it is called" * 100)
+    (state / JOURNAL).write_bytes(b"this is not a database, whatever it is called" * 100)
     with pytest.raises(StoreError, match="damaged") as caught:
         world.run()
-    assert caught.value.hint.startswith(f"mv {state / FILE}")
+    assert caught.value.hint.startswith(f"mv {state / JOURNAL}")
 
 
 def test_journal_of_a_newer_version_is_left_alone(world: World) -> None:
     world.run()
-    path = world.folder / ".mlkit" / FILE
+    path = world.folder / ".mlkit" / JOURNAL
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE meta SET value = '99' WHERE key = 'version'")
     with pytest.raises(StoreError, match="newer mlflowkit") as caught:
