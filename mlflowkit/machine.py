@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,4 +40,6 @@ def cores() -> int:
 
 def described() -> str:
     """Architecture, processor and cores in one line: what latency depends on."""
+    import platform
+
     return " ".join(filter(None, (platform.machine(), processor(), f"x{cores()}")))

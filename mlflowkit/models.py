@@ -28,7 +28,7 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
 """Activations by name; all of them export to ONNX and quantise."""
 
 
-class TabularMLP(nn.Module):  # type: ignore[misc]
+class TabularMLP(nn.Module):  # type: ignore[misc]  # mypy does not read torch
     """A multi-layer perceptron over one row of numbers: Linear, normalisation, activation, dropout per hidden layer.
 
     features     columns of the input
@@ -77,7 +77,7 @@ class TabularMLP(nn.Module):  # type: ignore[misc]
         return answers
 
 
-class SmallCNN(nn.Module):  # type: ignore[misc]
+class SmallCNN(nn.Module):  # type: ignore[misc]  # mypy does not read torch
     """A small convolutional network over images that arrive flattened, one a row.
 
     features   columns of the input: channels * height * width of ``image``

@@ -30,7 +30,7 @@ def category_text(value: object) -> str:
     if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
         return ""
     if not isinstance(value, bool) and hasattr(value, "is_integer"):
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]  # numbers alone have is_integer
         if math.isfinite(number) and number.is_integer() and abs(number) < 2**53:
             return str(int(number))
     return str(value)

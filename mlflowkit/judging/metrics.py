@@ -129,7 +129,7 @@ def difference(metric: str, candidate: Answers, champion: Answers) -> Estimate:
     one, two = estimate(metric, candidate), estimate(metric, champion)
     scores = candidate.scores is not None and champion.scores is not None
     if np.array_equal(candidate.predicted, champion.predicted) and (
-        not scores or np.array_equal(candidate.scores, champion.scores)  # type: ignore[arg-type]
+        not scores or np.array_equal(candidate.scores, champion.scores)  # type: ignore[arg-type]  # both have scores here
     ):
         return Estimate(
             metric, 0.0, one.samples, lambda _: (0.0, 0.0), "the same answers on every row", one.unit, one.basis

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
@@ -159,8 +159,8 @@ class Replica:
         state = "waiting" if self.versions.active is None else "serving"
         self._note(port=self._listener.port, state=state)
 
-    def _note(self, **changes: object) -> None:
-        self._report = dataclasses.replace(self._report, **changes)  # type: ignore[arg-type]
+    def _note(self, **changes: Any) -> None:
+        self._report = dataclasses.replace(self._report, **changes)
 
     def _tell(self) -> None:
         self._note(heartbeat=time.time())

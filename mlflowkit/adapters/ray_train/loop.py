@@ -199,7 +199,7 @@ def batches(order: Tensor, size: int, workers: int) -> list[Tensor]:
     return cuts
 
 
-class Guarded(nn.Module):  # type: ignore[misc]
+class Guarded(nn.Module):  # type: ignore[misc]  # mypy does not read torch
     """A user's module whose errors become UserCodeErrors at their own line; those of DDP around it do not."""
 
     def __init__(self, model: nn.Module, job: Job) -> None:
