@@ -1,0 +1,24 @@
+"""What the README shows is so: its recipe has no fault, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mlflowkit.cli.app import COMMANDS
+from mlflowkit.recipe.check import load
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_recipe_has_no_fault(tmp_path: Path) -> None:
+    recipe = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert recipe is not None
+    (tmp_path / "recipe.yaml").write_text(recipe[1])
+    (tmp_path / "loans.csv").write_text("id,grade,annual_income,interest_rate\n1,A,50000,5.5\n")
+    assert load(tmp_path / "recipe.yaml").recipe.name == "loans"
+
+
+def test_every_command_is_named() -> None:
+    named = set(re.findall(r"`mlkit ([a-z]+)", README))
+    assert named >= set(COMMANDS)
