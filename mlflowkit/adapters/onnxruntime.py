@@ -73,7 +73,9 @@ class OnnxRuntime:
         except VENDOR_ERRORS as error:
             raise EngineError(
                 f"{model.name} does not load in ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}",
-                hint=f"does {model} exist and is it an ONNX graph? `mlkit run --force export` makes it anew",
+                hint="an operator that ONNX Runtime lacks comes from the model: choose another model.module"
+                if model.exists()
+                else f"there is no {model}: `mlkit run --force export` makes it anew",
             ) from error
         _require(asked, session.get_providers(), model)
         return OnnxSession(session, model)
