@@ -377,8 +377,8 @@ class _Run:
         self.record = replace(self.record, status=status, finished=time.time())
         problem = self._report(reporter) if reporter is not None else ""
         self.journal.finish_run(self.record.run, self._ending(status, problem, track=True))
-        problem = _tell_tracker(self.journal, self.store, self.ports) or problem
-        self.record = replace(self.record, error=problem)
+        untold = _tell_tracker(self.journal, self.store, self.ports)
+        self.record = replace(self.record, error="; ".join(filter(None, (problem, untold))))
         return self.record
 
     def _report(self, reporter: Reporter) -> str:
@@ -514,7 +514,8 @@ def _tell_tracker(journal: Journal, store: Store, ports: Ports) -> str:
                 for alias in ("challenger", "champion") if served else ("challenger",):
                     ports.tracker.register(record.name, store.path(package) / "bundle", record, alias)
         except WorldError as error:
-            return f"the tracker was not told of run {record.run}: {error.message}"
+            remedy = f" ({error.hint})" if error.hint else ""
+            return f"the tracker was not told of run {record.run}: {error.message}{remedy}"
         journal.mark_tracked(record.run)
     return ""
 

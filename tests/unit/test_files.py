@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from file_limit import failing_writes
 from mlflowkit.cli.files import write_text
 from mlflowkit.errors import MlkitError, ServiceError, StoreError, UsageError
 from mlflowkit.files import replace_file
 from mlflowkit.serving.files import ServiceFiles, write_json
 
 
-@pytest.fixture
-def failing_writes() -> Iterator[None]:
-    """Files of this process may not grow beyond 1,000 bytes, as on a disk that is nearly full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("failing_writes")
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_refused_file_leaves_the_old_one(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "page.html"
     replace_file(path, b"old")
-    with pytest.raises(StoreError, match=r"/page\.html cannot be written: File too large"):
+    with failing_writes(), pytest.raises(StoreError, match=r"/page\.html cannot be written: File too large"):
         replace_file(path, b"new" * 1000, durable=durable)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.usefixtures("failing_writes")
 def test_each_room_raises_its_own_error(tmp_path: Path) -> None:
     service = ServiceFiles(tmp_path)
     told: list[type[MlkitError]] = []
@@ -43,7 +31,7 @@ def test_each_room_raises_its_own_error(tmp_path: Path) -> None:
         lambda: write_json(tmp_path / "table.json", "x" * 3000),
         lambda: service.write_page("one", b"x" * 3000),
     ):
-        with pytest.raises(MlkitError, match="cannot be written") as caught:
+        with failing_writes(), pytest.raises(MlkitError, match="cannot be written") as caught:
             write()
         told.append(type(caught.value))
     assert told == [UsageError, ServiceError, ServiceError]

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from file_limit import failing_writes
 from mlflowkit.errors import StoreError
 from mlflowkit.pipeline.journal import Journal
 from mlflowkit.pipeline.store import Store
 
 
-@pytest.fixture
-def failing_writes() -> Iterator[None]:
-    """Files of this process may not grow beyond 1,000 bytes: SQLite calls that a disk I/O error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("failing_writes")
 def test_an_io_error_without_room_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    with pytest.raises(StoreError, match="the disk is full") as caught:
+    with failing_writes(), pytest.raises(StoreError, match="the disk is full") as caught:
         Journal(tmp_path)
     assert "make room" in caught.value.hint
 
 
-@pytest.mark.usefixtures("failing_writes")
 def test_an_io_error_with_room_sends_to_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="disk I/O error") as caught:
+    with failing_writes(), pytest.raises(StoreError, match="disk I/O error") as caught:
         Journal(tmp_path)
     assert "quota" in caught.value.hint
 

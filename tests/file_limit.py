@@ -1,0 +1,19 @@
+"""A stand-in for a disk that is nearly full."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def failing_writes() -> Iterator[None]:
+    """Files of this process may not grow beyond 1,000 bytes; keep it to the call under test, since the test runner's
+    own output may be such a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
