@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus
+    from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus, Variant
 
 
 class Progress(Protocol):
@@ -97,6 +97,20 @@ class Runtime(Protocol):
     """Loads graphs. Raises EngineError when the provider asked for cannot be had (never a silent fallback)."""
 
     def load(self, model: Path, *, threads: int = 1) -> Session: ...
+
+
+class RemoteSession(Protocol):
+    """A model that runs in a process of its own. Lives on one event loop."""
+
+    async def run(self, inputs: Mapping[str, np.ndarray], rows: int) -> Mapping[str, np.ndarray]:
+        """Answers by output name. Raises EngineError, also when the process died under the call."""
+
+
+class RemoteModels(Protocol):
+    """Reaches models that run in processes of their own."""
+
+    def connect(self, service: str, variant: Variant) -> RemoteSession:
+        """A session with an isolated variant. Raises ServiceError when it is not up in time."""
 
 
 class Tracker(Protocol):

@@ -214,7 +214,22 @@ class Variant:
     bundle: str
     role: Literal["champion", "challenger", "shadow"] = "champion"
     weight: float = 1.0
-    """Share of the traffic, in [0, 1]; the weights of a table sum to 1."""
+    """Share of the traffic, in [0, 1]; the weights of a table sum to 1. A shadow has none."""
+    start: float = 0.0
+    """Where a challenger's share of [0, 1) begins. It stays for as long as an experiment lasts, so raising a weight
+    moves keys from the champion only, and nobody back."""
+    sampling: float = 1.0
+    """Share of the requests that is mirrored to a shadow."""
+    placement: Literal["colocated", "isolated"] = "colocated"
+    """colocated: in the gateway's process. isolated: in a process of its own, which may crash alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """What keeps a client with one variant: a header, a cookie or a request parameter; or nothing, its request id."""
+
+    kind: Literal["header", "cookie", "parameter", "request_id"] = "request_id"
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +239,33 @@ class RoutingTable:
     service: str
     epoch: int
     variants: tuple[Variant, ...]
+    experiment: str = ""
+    """Names the rollout that this table is a step of; "" when there is none. Evidence is kept apart by it."""
+    salt: str = ""
+    """Hashed with each affinity key; fixed over an experiment, different between experiments."""
+    affinity: Affinity = Affinity()
+    override_header: str = "x-mlkit-variant"
+    """Header in which a tester names the variant to be answered by; "" honours none. Such answers are not evidence."""
+    fence: int = 0
+    """Number of the controller's lease that made this table; a table with a smaller one is refused."""
+
+    @property
+    def champion(self) -> Variant:
+        """The variant that has what no challenger takes. Raises StopIteration in a table that has none."""
+        return next(variant for variant in self.variants if variant.role == "champion")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> RoutingTable:
+        """The table whose ``dataclasses.asdict`` was written as JSON. Raises KeyError or TypeError.
+
+        >>> from dataclasses import asdict
+        >>> table = RoutingTable("lending", 3, (Variant("champion", "1", "d", "b"),), affinity=Affinity("header", "x"))
+        >>> RoutingTable.from_json(asdict(table)) == table
+        True
+        """
+        variants = tuple(Variant(**variant) for variant in value["variants"])
+        affinity = Affinity(**value.get("affinity", {}))
+        return cls(**{**value, "variants": variants, "affinity": affinity})
 
 
 @dataclass(frozen=True, slots=True)

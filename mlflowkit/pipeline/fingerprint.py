@@ -28,7 +28,7 @@ from mlflowkit.errors import DataError
 from mlflowkit.pipeline import codec
 from mlflowkit.pipeline.journal import Journal
 from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
-from mlflowkit.stages.base import Section
+from mlflowkit.sections import Section
 from mlflowkit.stages.data import source_files
 from mlflowkit.values import Json
 

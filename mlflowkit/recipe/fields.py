@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from mlflowkit.recipe.locate import KeyPath, show
 from mlflowkit.recipe.schema import Recipe
-from mlflowkit.stages.base import Section
+from mlflowkit.sections import Section
 from mlflowkit.values import Json
 
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.recipe.schema import Recipe
-from mlflowkit.stages.base import Section
+from mlflowkit.sections import Section
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "recipe.schema.json"

@@ -7,6 +7,13 @@
       observed.json       Observed: what the steward made of it
       table.json          RoutingTable: what replicas answer with; written by publish()
       proposal.json       Proposal: a RoutingTable that replicas should get ready to answer with
+      evidence/           judging.evidence.Evidence: <replica>.json by a gateway, <replica>.observer.json by its observer,
+                          feedback.json by the join of feedback with the prediction log
+      predictions/        the prediction log: Parquet segments, each renamed into place when it is whole
+      feedback/           feedback as it came: segments of JSON lines
+      rollout.json        the rollout's state, written by the controller that holds the lease
+      commands/           what people told the controller, a file each
+      incidents/          a record for each rollback
       replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
       replicas/<id>.prom  its metrics, where there are several
 
@@ -28,7 +35,7 @@ from typing import Any, TypeVar
 from mlflowkit.errors import ServiceError, StoreError
 from mlflowkit.files import replace_file
 from mlflowkit.machine import process_ticks
-from mlflowkit.values import RoutingTable, Variant
+from mlflowkit.values import RoutingTable
 
 T = TypeVar("T")
 
@@ -51,6 +58,20 @@ class Settings:
     max_rows: int = 65_536
     timeout_seconds: float = 10.0
     max_queue: int = 256
+    grpc_port: int | None = None
+    """None serves no gRPC; never 0 here."""
+    keys: str = ""
+    """File of hashed API keys; "" asks for none."""
+    isolated_replicas: int = 1
+    isolated_max_replicas: int = 1
+    isolated_cpus: float = 1.0
+    isolated_gpus: float = 0.0
+    isolated_max_batch: int = 64
+    log: bool = True
+    log_sampling: float = 1.0
+    log_days: float = 7.0
+    log_mb: float = 1024.0
+    profile: bool = True
 
     @property
     def endpoint(self) -> str:
@@ -160,10 +181,12 @@ class ServiceFiles:
         return _read(self.observed_path, lambda value: Observed(**value))
 
     def table(self) -> RoutingTable | None:
-        return _read(self.table_path, _table)
+        return _read(self.table_path, RoutingTable.from_json)
 
     def proposal(self) -> Proposal | None:
-        return _read(self.proposal_path, lambda value: Proposal(value["ticket"], _table(value["table"])))
+        return _read(
+            self.proposal_path, lambda value: Proposal(value["ticket"], RoutingTable.from_json(value["table"]))
+        )
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """Reports of the replicas that are alive, oldest first."""
@@ -252,8 +275,3 @@ def process_started(pid: int) -> float | None:
     """Start time of a process as the files of a service hold it (see `process_ticks`)."""
     ticks = process_ticks(pid)
     return None if ticks is None else float(ticks)
-
-
-def _table(value: Any) -> RoutingTable:
-    variants = tuple(Variant(**variant) for variant in value["variants"])
-    return RoutingTable(value["service"], value["epoch"], variants)

@@ -26,8 +26,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import orjson
@@ -35,10 +34,13 @@ import orjson
 import mlflowkit
 from mlflowkit.bundle import Tensor
 from mlflowkit.errors import MlkitError
+from mlflowkit.serving.dispatch import Answer, Call, Dispatcher
 from mlflowkit.serving.files import Settings
-from mlflowkit.serving.protocol import Query, Refusal, render_infer, render_rows
+from mlflowkit.serving.protocol import Query, Refusal, Schema, read_document, render_infer, render_rows
+from mlflowkit.serving.records import Mirror, Tap
+from mlflowkit.serving.router import affinity_key
 from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry, merge
-from mlflowkit.serving.variants import Loaded, Model, Versions
+from mlflowkit.serving.variants import Model, Versions
 from mlflowkit.values import Json
 
 Scope = MutableMapping[str, Any]
@@ -67,17 +69,26 @@ class Gateway:
         versions: Versions,
         telemetry: Telemetry,
         neighbours: Callable[[], Iterable[str]] = tuple,
+        tap: Tap | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
-        self.settings = settings
         self.neighbours = neighbours
         self.versions = versions
         self.telemetry = telemetry
+        self.dispatcher = Dispatcher(settings, versions, telemetry, tap, mirror)
         self.in_flight = 0
         self._buffered = 0
-        self._pool = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // settings.threads), "mlkit-infer")
         self._prefix = f"{os.getpid():x}-{time.time_ns() & 0xFFFFFFFF:x}-"
         self._count = itertools.count(1)
         self._roads: dict[str, tuple[str, str, str]] = {}
+
+    @property
+    def settings(self) -> Settings:
+        return self.dispatcher.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self.dispatcher.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3). Lifespan events are acknowledged; websockets are refused by closing."""
@@ -88,11 +99,12 @@ class Gateway:
         self.in_flight += 1
         door, number = "other", ""
         try:
-            number, length = self._head(scope["headers"])
+            call, length = self._head(scope["headers"], begin)
+            number = call.id
             road = self._roads.get(scope["path"]) or self._road(scope["path"])
             door = road[0]
             if door in ("infer", "predict"):
-                status, body, headers = await self._answer(scope, receive, road, number, length, begin)
+                status, body, headers = await self._answer(scope, receive, road, call, length)
             else:
                 status, body, headers = self._look(scope["method"], road)
         except Refusal as refusal:
@@ -117,15 +129,25 @@ class Gateway:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         self.telemetry.answered(door, status, time.perf_counter() - begin)
 
-    def _head(self, headers: list[tuple[bytes, bytes]]) -> tuple[str, int]:
-        """Request id (the client's own, when it is printable and short) and declared length of the body."""
-        number, length = "", -1
+    def _head(self, headers: list[tuple[bytes, bytes]], begin: float) -> tuple[Call, int]:
+        """A call with its id (the client's own, when it is printable and short), key and override; the body's length.
+
+        Without the affinity's header or cookie, a call is dealt by its id.
+        """
+        active = self.versions.active
+        affinity = b"" if active is None else active.affinity_header
+        testers = b"" if active is None else active.override_header
+        number, key, override, length = "", "", "", -1
         for name, value in headers:
             if name == b"content-length":
                 length = int(value)
             elif name == b"x-request-id" and 0 < len(value) <= 128 and (text := value.decode("latin-1")).isprintable():
                 number = text if text.isascii() else ""
-        return number or f"{self._prefix}{next(self._count):x}", length
+            if name == affinity and active is not None:
+                key = affinity_key(active.table.affinity, value)
+            elif name == testers:
+                override = value.decode("latin-1")
+        return Call(number or f"{self._prefix}{next(self._count):x}", _unparsed, begin, key, override), length
 
     @staticmethod
     def _check_coding(headers: list[tuple[bytes, bytes]]) -> None:
@@ -139,7 +161,7 @@ class Gateway:
                 )
 
     async def _answer(
-        self, scope: Scope, receive: Receive, road: tuple[str, str, str], number: str, length: int, begin: float
+        self, scope: Scope, receive: Receive, road: tuple[str, str, str], call: Call, length: int
     ) -> tuple[int, bytes, Headers]:
         """Read, parse, run and render an infer or predict request."""
         settings = self.settings
@@ -148,37 +170,26 @@ class Gateway:
         self._check_coding(scope["headers"])
         if self.in_flight > settings.max_queue:
             raise Refusal(503, f"{settings.max_queue} requests are waiting already", (*_RETRY, *_CLOSE))
-        body = await self._body(receive, length)
-        model = self._model(road)
-        door = road[0]
+        self._check_name(road)
+        document = read_document(await self._body(receive, length))
+        door, _, call.version = road
+        rows = settings.max_rows
         if door == "infer":
-            query = model.schema.infer(body, limit=settings.max_rows)
+            call.parse = lambda schema: schema.infer(document, limit=rows)
         else:
-            query = model.schema.rows(body, limit=settings.max_rows)
-        if query.rows <= model.inline_rows:
-            answers = model.session.run(query.inputs)
-        else:
-            answers = await self._in_thread(model, query, begin)
-        render = render_infer if door == "infer" else render_rows
-        reply = self._render(render, door, model, query, answers, number)
-        self.telemetry.rows(model.variant.version, query.rows, query.unseen)
-        return 200, reply, model.stamp
+            call.parse = lambda schema: schema.rows(document, limit=rows)
+        answer = await self.dispatcher.answer(call)
+        stamp = answer.model.stamp
+        if answer.failed:
+            stamp = (*stamp, (b"x-mlkit-fallback-from", answer.failed.encode()))
+        return 200, self._render(door, answer, call.id), stamp
 
-    def _render(
-        self, render: Any, door: str, model: Model, query: Query, answers: Mapping[str, Any], number: str
-    ) -> bytes:
+    def _render(self, door: str, answer: Answer, number: str) -> bytes:
+        model, query = answer.model, answer.query
         names = {"model": self.settings.service, "version": model.variant.version, "id": query.id or number}
         if door == "infer":
-            return bytes(render(model.schema, query, answers, **names))
-        return bytes(render(model.schema, answers, **names))
-
-    async def _in_thread(self, model: Model, query: Query, begin: float) -> Mapping[str, Any]:
-        left = self.settings.timeout_seconds - (time.perf_counter() - begin)
-        running = asyncio.get_running_loop().run_in_executor(self._pool, model.session.run, query.inputs)
-        try:
-            return await asyncio.wait_for(running, max(left, 0.0))
-        except TimeoutError as error:
-            raise Refusal(504, f"no answer within {self.settings.timeout_seconds:g} s; fewer rows take less") from error
+            return render_infer(model.schema, query, answer.answers, **names)
+        return render_rows(model.schema, answer.answers, **names)
 
     async def _body(self, receive: Receive, length: int) -> bytes:
         """The request's body, bounded in bytes (413) and over all requests together (503).
@@ -226,27 +237,19 @@ class Gateway:
         finally:
             self._buffered -= size
 
-    def _model(self, road: tuple[str, str, str]) -> Model:
-        """The model that a path names. Raises Refusal when there is none (404) or none yet (503)."""
-        door, name, version = road
+    def _check_name(self, road: tuple[str, str, str]) -> None:
+        """Raise Refusal(404) for a path that names another model."""
+        door, name, _ = road
         if door != "predict" and name != self.settings.service:
             raise Refusal(404, f"no model {name[:80]!r} here; this service has {self.settings.service}")
-        active = self._active()
-        if not version:
-            return active.champion
-        model = active.by_version.get(version)
-        if model is None:
-            raise Refusal(
-                404,
-                f"no version {version[:80]!r} of {self.settings.service} here; loaded: {', '.join(active.by_version)}",
-            )
-        return model
 
-    def _active(self) -> Loaded:
-        active = self.versions.active
-        if active is None:
-            raise Refusal(503, f"{self.settings.service} has no model yet", _RETRY)
-        return active
+    def _model(self, road: tuple[str, str, str]) -> Model:
+        """The model that a path names, the champion without a version. Raises Refusal: 404, or 503 with none yet."""
+        self._check_name(road)
+        active = self.dispatcher.active()
+        if not road[2]:
+            return active.champion
+        return self.dispatcher.route(Call("", _unparsed, 0.0, version=road[2]), active)[0]
 
     def _road(self, path: str) -> tuple[str, str, str]:
         """(door, model, version) of a path. Raises Refusal(404)."""
@@ -280,7 +283,7 @@ class Gateway:
         if door == "live":
             return 200, orjson.dumps({"live": True}), _JSON
         if door == "ready":
-            self._active()
+            self.dispatcher.active()
             return 200, orjson.dumps({"ready": True}), _JSON
         if door == "server":
             server = {"name": "mlflowkit", "version": mlflowkit.__version__, "extensions": []}
@@ -292,7 +295,7 @@ class Gateway:
         return 200, orjson.dumps(self._metadata(model)), model.stamp
 
     def _metadata(self, model: Model) -> Json:
-        active = self._active()
+        active = self.dispatcher.active()
         signature = model.bundle.signature
         return {
             "name": self.settings.service,
@@ -310,7 +313,11 @@ class Gateway:
 
     def close(self) -> None:
         """Let the threads go; requests in them are answered first."""
-        self._pool.shutdown(wait=True)
+        self.dispatcher.close()
+
+
+def _unparsed(schema: Schema) -> Query:
+    raise Refusal(500, "a call without a body was asked for its query")
 
 
 def _model_road(parts: tuple[str, ...]) -> tuple[str, str, str] | None:

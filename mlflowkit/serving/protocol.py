@@ -88,7 +88,7 @@ class Schema:
     >>> schema = Schema(Signature(task="regression",
     ...     inputs=(Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),),
     ...     outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),)))
-    >>> schema.rows(b'{"rows": [{"age": 41, "income": null}]}', limit=10).inputs["numeric"]
+    >>> schema.rows({"rows": [{"age": 41, "income": None}]}, limit=10).inputs["numeric"]
     array([[41., nan]], dtype=float32)
     """
 
@@ -109,9 +109,8 @@ class Schema:
             if tensor.datatype == "BYTES"
         }
 
-    def infer(self, body: bytes, *, limit: int) -> Query:
-        """Parse the body of an infer request of at most ``limit`` rows. Raises Refusal."""
-        document = _document(body)
+    def infer(self, document: Mapping[str, Any], *, limit: int) -> Query:
+        """Parse an infer request of at most ``limit`` rows. Raises Refusal."""
         given = document.get("inputs")
         if type(given) is not list or not given:
             raise Refusal(400, 'inputs: a list of tensors is needed, such as {"inputs": [{"name": ..., "shape": ..., '
@@ -133,9 +132,8 @@ class Schema:
         outputs = self._asked(document["outputs"]) if "outputs" in document else ()
         return Query(inputs, rows, identity, outputs, self._unseen(inputs))
 
-    def rows(self, body: bytes, *, limit: int) -> Query:
-        """Parse the body of a /predict request, ``{"rows": [{column: value}]}``. Raises Refusal."""
-        document = _document(body)
+    def rows(self, document: Mapping[str, Any], *, limit: int) -> Query:
+        """Parse a /predict request, ``{"rows": [{column: value}]}``. Raises Refusal."""
         rows = document.get("rows")
         if type(rows) is not list or not rows:
             raise Refusal(400, 'rows: a list of at least one row is needed, such as {"rows": [{"column": value}]}')
@@ -293,10 +291,10 @@ class Schema:
 def render_infer(
     schema: Schema, query: Query, answers: Mapping[str, np.ndarray], *, model: str, version: str, id: str
 ) -> bytes:
-    """The body of an infer reply. Raises Refusal(422) when an answer is not finite."""
+    """The body of an infer reply; the answers are finite."""
     outputs = []
     for name in query.outputs or schema.outputs:
-        array = finite(answers[name], name)
+        array = answers[name]
         outputs.append(
             {
                 "name": name,
@@ -310,12 +308,12 @@ def render_infer(
 
 
 def render_rows(schema: Schema, answers: Mapping[str, np.ndarray], *, model: str, version: str, id: str) -> bytes:
-    """The body of a /predict reply: one prediction a row. Raises Refusal(422) when an answer is not finite."""
+    """The body of a /predict reply: one prediction a row; the answers are finite."""
     reply = {
         "model_name": model,
         "model_version": version,
         "id": id,
-        "predictions": predictions(schema, {name: finite(array, name) for name, array in answers.items()}),
+        "predictions": predictions(schema, answers),
     }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -361,7 +359,8 @@ def zeros(signature: Signature, rows: int) -> dict[str, np.ndarray]:
     return inputs
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def read_document(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body holds. Raises Refusal."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -25,6 +25,7 @@ from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.gateway import Gateway
 from mlflowkit.serving.listener import Listener
+from mlflowkit.serving.tally import Tallies
 from mlflowkit.serving.telemetry import Telemetry
 from mlflowkit.serving.variants import Loaded, Versions, load_table
 from mlflowkit.values import RoutingTable
@@ -49,6 +50,7 @@ class Replica:
         self._runtime = runtime
         self._settings: Settings = desired.settings
         self.versions = Versions()
+        self.tallies = Tallies()
         self.gateway = Gateway(self._settings, self.versions, Telemetry(self._settings.service, name), self._neighbours)
         self._listener: Listener | None = None
         self._prepared: tuple[Proposal, Loaded] | None = None
@@ -136,7 +138,8 @@ class Replica:
             return
         self.versions.activate(loaded)
         self._prepared = None
-        told = tuple((model.variant.name, version, model.variant.role) for version, model in loaded.by_version.items())
+        variants = [model.variant for model in loaded.by_name.values()]
+        told = tuple((variant.name, variant.version, variant.role) for variant in variants)
         self.gateway.telemetry.swapped(table.epoch, told)
         self._note(state="serving", epoch=table.epoch, message="", hint="", prepared="", refused="")
 
@@ -151,8 +154,8 @@ class Replica:
 
     def _load(self, table: RoutingTable) -> Loaded:
         active = self.versions.active
-        reuse = () if active is None else tuple(active.by_version.values())
-        return load_table(table, self._runtime, self._settings.threads, reuse)
+        reuse = () if active is None else tuple(active.by_name.values())
+        return load_table(table, self._runtime, self._settings.threads, reuse, self.tallies)
 
     def _listen(self) -> None:
         self._listener = Listener(self.gateway, self._settings.host, self._settings.port)

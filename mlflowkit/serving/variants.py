@@ -9,22 +9,26 @@ under a request.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import BundleError, MlkitError, ServiceError
+from mlflowkit.serving.breaker import Breaker
 from mlflowkit.serving.files import read_json
 from mlflowkit.serving.protocol import Refusal, Schema, zeros
+from mlflowkit.serving.router import Router
+from mlflowkit.serving.tally import Tallies, Tally
 from mlflowkit.values import RoutingTable, Variant
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlflowkit.ports import Runtime, Session
+    from mlflowkit.ports import RemoteSession, Runtime, Session
 
 INLINE_SECONDS = 0.001
 """A request expected to take less than this is answered on the event loop; a longer one goes to a thread.
@@ -44,12 +48,11 @@ class Model:
     inline_rows: int
     """Requests of at most this many rows are answered on the event loop."""
     threads: int
+    breaker: Breaker = field(default_factory=Breaker)
+    remote: RemoteSession | None = None
+    """Where an isolated variant runs; ``session`` is then not asked."""
     stamp: tuple[tuple[bytes, bytes], ...] = ()
     """Reply headers that name the variant and the version."""
-
-    def answer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Answers by output name. Raises EngineError."""
-        return self.session.run(inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,13 @@ class Loaded:
     table: RoutingTable
     champion: Model
     by_version: Mapping[str, Model]
+    by_name: Mapping[str, Model]
+    router: Router
+    tallies: Mapping[str, Tally]
+    shadows: tuple[Model, ...] = ()
+    affinity_header: bytes = b""
+    """The request header that the affinity key is in, in lower case; empty when it is in none."""
+    override_header: bytes = b""
 
 
 class Versions:
@@ -77,22 +87,20 @@ class Versions:
 
 
 def check_table(table: RoutingTable) -> None:
-    """Raise ServiceError unless this gateway can honour the table: one champion that has all the traffic."""
+    """Raise ServiceError unless the table has one champion, names that differ, and shares that fit."""
     champions = [variant for variant in table.variants if variant.role == "champion"]
+    where = f"routing table {table.epoch} of {table.service}"
     if len(champions) != 1:
-        raise ServiceError(
-            f"routing table {table.epoch} of {table.service} has {len(champions)} champions; one is needed"
-        )
-    shared = [variant.name for variant in table.variants if variant.role != "champion" and variant.weight > 0]
-    if shared:
-        raise ServiceError(
-            f"routing table {table.epoch} of {table.service} gives traffic to {', '.join(shared)}; "
-            "this gateway answers with the champion only",
-            hint="serve.rollout.strategy=direct",
-        )
+        raise ServiceError(f"{where} has {len(champions)} champions; one is needed")
+    names = [variant.name for variant in table.variants]
+    if len(set(names)) != len(names):
+        raise ServiceError(f"{where} has two variants of one name: {', '.join(names)}")
+    Router(table)
 
 
-def load_table(table: RoutingTable, runtime: Runtime, threads: int, reuse: Iterable[Model] = ()) -> Loaded:
+def load_table(
+    table: RoutingTable, runtime: Runtime, threads: int, reuse: Iterable[Model] = (), tallies: Tallies | None = None
+) -> Loaded:
     """Load, verify and warm each variant of a table; a model of ``reuse`` that is the same is taken as it is.
 
     Raises BundleError (corrupted, tampered with, not blessed, not the bundle that the table means), EngineError
@@ -103,9 +111,23 @@ def load_table(table: RoutingTable, runtime: Runtime, threads: int, reuse: Itera
     models: dict[str, Model] = {}
     for variant in table.variants:
         old = have.get((variant.digest, threads))
-        models[variant.version] = _renamed(old, variant) if old is not None else load_variant(variant, runtime, threads)
-    champion = next(variant for variant in table.variants if variant.role == "champion")
-    return Loaded(table, models[champion.version], models)
+        models[variant.name] = _renamed(old, variant) if old is not None else load_variant(variant, runtime, threads)
+    return Loaded(
+        table=table,
+        champion=models[table.champion.name],
+        by_version={model.variant.version: model for model in reversed(models.values())},
+        by_name=models,
+        router=Router(table),
+        tallies=(tallies or Tallies()).of(table),
+        shadows=tuple(model for model in models.values() if model.variant.role == "shadow"),
+        affinity_header=_affinity_header(table),
+        override_header=table.override_header.lower().encode("latin-1"),
+    )
+
+
+def _affinity_header(table: RoutingTable) -> bytes:
+    kind = table.affinity.kind
+    return table.affinity.name.lower().encode("latin-1") if kind == "header" else b"cookie" if kind == "cookie" else b""
 
 
 def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
@@ -120,7 +142,7 @@ def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
     schema = Schema(bundle.signature, known_categories(bundle.path))
     session = runtime.load(bundle.model, threads=threads)
     inline_rows = warm(bundle, schema, session)
-    return Model(variant, bundle, schema, session, inline_rows, threads, _stamp(variant))
+    return Model(variant, bundle, schema, session, inline_rows, threads, stamp=_stamp(variant))
 
 
 def warm(bundle: Bundle, schema: Schema, session: Session) -> int:
@@ -192,7 +214,7 @@ def _seconds(session: Session, inputs: Mapping[str, np.ndarray], *, rounds: int 
 def _renamed(model: Model, variant: Variant) -> Model:
     if model.variant == variant:
         return model
-    return Model(variant, model.bundle, model.schema, model.session, model.inline_rows, model.threads, _stamp(variant))
+    return dataclasses.replace(model, variant=variant, stamp=_stamp(variant))
 
 
 def _stamp(variant: Variant) -> tuple[tuple[bytes, bytes], ...]:

@@ -10,27 +10,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import StoreError
+from mlflowkit.sections import Section
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Section(BaseModel):
-    """Base of what a recipe may say. Field descriptions end up in the JSON Schema that editors show."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_default=True,
-        strict=False,
-        use_attribute_docstrings=False,
-    )
 
 
 class SchemaCheck(Section):

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from mlflowkit import usercode
 from mlflowkit.errors import DataError, UserCodeError, nearest
+from mlflowkit.sections import Section
 from mlflowkit.stages import splitting, tabular
-from mlflowkit.stages.base import PARTS, Check, Column, Section, TableInfo
+from mlflowkit.stages.base import PARTS, Check, Column, TableInfo
 from mlflowkit.values import Event, Json, StageResult
 
 if TYPE_CHECKING:

@@ -10,18 +10,63 @@ from pydantic import Field
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import ServiceError
-from mlflowkit.stages.base import Section, write_json
+from mlflowkit.rollout.plan import Rollout
+from mlflowkit.sections import Section
+from mlflowkit.stages.base import write_json
 from mlflowkit.values import Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
     from mlflowkit.ports import Platform, StageContext
 
 
-class Rollout(Section):
-    """How a new version takes over."""
+class Routing(Section):
+    """How clients are dealt out among variants."""
 
-    strategy: Literal["direct"] = "direct"
-    """direct: loaded, verified and warmed beside the old one, then swapped at once."""
+    affinity: Literal["request_id", "header", "cookie", "parameter"] = "request_id"
+    """What keeps a client with one variant; request_id deals each request anew."""
+    name: str = Field(default="", max_length=128)
+    """Name of the header, cookie or request parameter."""
+    override_header: str = Field(default="x-mlkit-variant", max_length=128)
+    """Header in which a tester names the variant to be answered by; empty honours none."""
+
+
+class Auth(Section):
+    """Who may ask. Needed as soon as the service listens beyond loopback."""
+
+    keys: str | None = None
+    """File of hashed API keys, beside the recipe; `mlkit key create` makes one."""
+    keys_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds such a file's content."""
+
+
+class Isolated(Section):
+    """The processes of isolated variants: a Ray Serve deployment each."""
+
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Processes at least."""
+    max_replicas: int = Field(default=1, ge=1, le=64)
+    """Processes at most; Ray Serve scales between the two by the load."""
+    cpus: float = Field(default=1.0, ge=0)
+    """CPU cores that Ray sets aside for each."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for each."""
+    max_batch: int = Field(default=64, ge=1)
+    """Rows gathered for one call while another is in flight."""
+
+
+class Log(Section):
+    """The prediction log: what was asked and answered, in Parquet."""
+
+    enabled: bool = True
+    """Whether it is kept."""
+    sampling: float = Field(default=1.0, gt=0, le=1)
+    """Share of the requests that is logged."""
+    days: float = Field(default=7.0, gt=0)
+    """How long it is kept."""
+    max_mb: float = Field(default=1024.0, gt=0)
+    """Largest size, in MiB; the oldest goes first."""
+    profile: bool = True
+    """Whether live traffic is profiled with whylogs."""
 
 
 class ServeSection(Section):
@@ -43,6 +88,18 @@ class ServeSection(Section):
     """Deadline of a request (504 beyond)."""
     max_queue: int = Field(default=256, ge=1)
     """Requests waiting before new ones are refused with 503."""
+    grpc_port: int | None = Field(default=0, ge=0, le=65535)
+    """Port of the Open Inference Protocol in gRPC; 0 takes a free one, null serves none."""
+    admin_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the admin page, on loopback; 0 takes a free one."""
+    routing: Routing = Field(default_factory=Routing)
+    """How clients are dealt out among variants."""
+    auth: Auth = Field(default_factory=Auth)
+    """Who may ask."""
+    isolated: Isolated = Field(default_factory=Isolated)
+    """The processes of isolated variants."""
+    log: Log = Field(default_factory=Log)
+    """The prediction log."""
     rollout: Rollout = Field(default_factory=Rollout)
     """How a new version takes over."""
 

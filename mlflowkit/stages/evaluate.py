@@ -15,8 +15,9 @@ from mlflowkit.errors import BundleError, DataError, MlkitError, StoreError
 from mlflowkit.judging import curves, gates, metrics
 from mlflowkit.judging.metrics import Answers
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
+from mlflowkit.sections import Section
 from mlflowkit.stages import asking, seen
-from mlflowkit.stages.base import Section, TableInfo, read_signature, read_table_info, write_json
+from mlflowkit.stages.base import TableInfo, read_signature, read_table_info, write_json
 from mlflowkit.tables import category_text, class_codes, inputs_from_table
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 

@@ -17,8 +17,9 @@ from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, UsageError
 from mlflowkit.judging import metrics
 from mlflowkit.judging.stats import UndefinedMetricError
+from mlflowkit.sections import Section
 from mlflowkit.stages import asking
-from mlflowkit.stages.base import Section, read_signature, read_table_info, sample_rows, write_json
+from mlflowkit.stages.base import read_signature, read_table_info, sample_rows, write_json
 from mlflowkit.tables import class_codes, inputs_from_table
 from mlflowkit.values import Event, Measurement, StageResult
 

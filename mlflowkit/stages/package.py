@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from mlflowkit import bundle
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.judging import gates
+from mlflowkit.sections import Section
 from mlflowkit.stages import seen
-from mlflowkit.stages.base import Section, read_signature, read_table_info, write_json
+from mlflowkit.stages.base import read_signature, read_table_info, write_json
 from mlflowkit.tables import inputs_from_table
 from mlflowkit.values import Event, Json, StageResult, Verdict
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlflowkit.ports import StageContext
-from mlflowkit.stages.base import Section
+from mlflowkit.sections import Section
 from mlflowkit.values import StageResult
 
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"

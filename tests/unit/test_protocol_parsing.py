@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol import Refusal, Schema, render_infer, render_rows
+from mlflowkit.serving.protocol import Refusal, Schema, read_document, render_infer, render_rows
 
 SIGNATURE = Signature(
     task="classification",
@@ -31,11 +31,11 @@ ROW = {"age": 41, "income": 5.5, "term": "36", "grade": "A"}
 
 
 def infer(*inputs: Any, **more: Any) -> Any:
-    return SCHEMA.infer(orjson.dumps({"inputs": list(inputs), **more}), limit=100)
+    return SCHEMA.infer({"inputs": list(inputs), **more}, limit=100)
 
 
 def rows(*found: Any, **more: Any) -> Any:
-    return SCHEMA.rows(orjson.dumps({"rows": list(found), **more}), limit=100)
+    return SCHEMA.rows({"rows": list(found), **more}, limit=100)
 
 
 def test_the_same_question_in_four_forms_is_the_same_arrays() -> None:
@@ -158,7 +158,7 @@ def test_a_row_that_is_wrong_is_named_with_its_column(found: list[Any], status: 
 def test_a_body_that_is_not_a_json_object_is_refused_by_both_doors(body: bytes) -> None:
     for door in (SCHEMA.infer, SCHEMA.rows):
         with pytest.raises(Refusal) as refusal:
-            door(body, limit=10)
+            door(read_document(body), limit=10)
         assert refusal.value.status == 400
 
 

@@ -207,6 +207,16 @@ def _settings(service: Any, before: Desired | None) -> Settings:
         max_body_bytes=int(service.max_body_mb * (1 << 20)),
         timeout_seconds=service.timeout_seconds,
         max_queue=service.max_queue,
+        isolated_replicas=service.isolated.replicas,
+        isolated_max_replicas=service.isolated.max_replicas,
+        isolated_cpus=service.isolated.cpus,
+        isolated_gpus=service.isolated.gpus,
+        isolated_max_batch=service.isolated.max_batch,
+        log=service.log.enabled,
+        log_sampling=service.log.sampling,
+        log_days=service.log.days,
+        log_mb=service.log.max_mb,
+        profile=service.log.profile,
     )
 
 

@@ -1,0 +1,77 @@
+"""Which variant answers a request: a pure function of the routing table and a key. No state, no clock.
+
+A key is placed on [0, 1) by a hash keyed with the experiment's salt; each challenger owns an interval that begins
+where it always began and is as wide as its weight; the champion owns the rest. So a key stays where it is (sticky),
+raising a weight takes keys from the champion only (monotone), and two experiments deal independently (their salts).
+
+The hash is BLAKE2b with a digest of 8 bytes, read as a big-endian integer and divided by 2^64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+
+from mlflowkit.errors import ServiceError
+from mlflowkit.values import Affinity, RoutingTable
+
+_SCALE = float(1 << 64)
+
+
+def position(salt: str, key: str) -> float:
+    """Where a key lies on [0, 1).
+
+    >>> round(position("lending-1", "user-17"), 6)
+    0.846842
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=8, key=salt.encode()[:64]).digest()
+    return min(int.from_bytes(digest) / _SCALE, 1.0 - 2**-53)
+
+
+class Router:
+    """A routing table made ready for asking. Raises ServiceError when its shares overlap or leave [0, 1]."""
+
+    def __init__(self, table: RoutingTable) -> None:
+        self._salt = table.salt
+        self.champion = table.champion.name
+        taking = sorted(
+            (variant for variant in table.variants if variant.role == "challenger" and variant.weight > 0),
+            key=lambda variant: variant.start,
+        )
+        self._starts = [variant.start for variant in taking]
+        self._ends = [variant.start + variant.weight for variant in taking]
+        self._names = [variant.name for variant in taking]
+        self.shares = bool(taking)
+        bounds = [0.0, *(edge for pair in zip(self._starts, self._ends, strict=True) for edge in pair), 1.0 + 1e-9]
+        if bounds != sorted(bounds):
+            where = f"routing table {table.epoch} of {table.service}"
+            raise ServiceError(f"{where} has shares that overlap or leave [0, 1]")
+
+    def assign(self, key: str) -> str:
+        """Name of the variant that answers this key."""
+        if not self.shares:
+            return self.champion
+        place = position(self._salt, key)
+        index = bisect_right(self._starts, place) - 1
+        return self._names[index] if index >= 0 and place < self._ends[index] else self.champion
+
+
+def mirrored(table: RoutingTable, shadow: str, sampling: float, key: str) -> bool:
+    """Whether a request is mirrored to a shadow: a share of the keys, independent of the split and of other shadows."""
+    return sampling >= 1.0 or position(f"{table.salt}/{shadow}", key) < sampling
+
+
+def affinity_key(affinity: Affinity, value: bytes) -> str:
+    """The key in the header that an affinity reads; "" when there is none.
+
+    >>> affinity_key(Affinity("cookie", "user"), b"a=1; user=ann")
+    'ann'
+    """
+    text = value.decode("latin-1")
+    if affinity.kind != "cookie":
+        return text
+    for part in text.split(";"):
+        name, _, found = part.strip().partition("=")
+        if name == affinity.name:
+            return found
+    return ""
