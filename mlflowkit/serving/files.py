@@ -7,8 +7,8 @@
       observed.json       Observed: what the steward made of it
       table.json          RoutingTable: what replicas answer with; written by publish()
       proposal.json       Proposal: a RoutingTable that replicas should get ready to answer with
-      evidence/           judging.evidence.Evidence: <replica>.json by a gateway, <replica>.observer.json by its observer,
-                          feedback.json by the join of feedback with the prediction log
+      evidence/           judging.evidence.Evidence: <replica>.json by a gateway, <replica>.observer.json by its
+                          observer, feedback.json by the join of feedback with the prediction log
       predictions/        the prediction log: Parquet segments, each renamed into place when it is whole
       feedback/           feedback as it came: segments of JSON lines
       rollout.json        the rollout's state, written by the controller that holds the lease
