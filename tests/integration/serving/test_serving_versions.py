@@ -7,6 +7,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -80,12 +81,20 @@ def test_a_graph_without_a_promised_output_is_refused(tmp_path: Path) -> None:
 
 
 def test_tables_that_this_gateway_cannot_honour_are_refused(first: Bundle, second: Bundle) -> None:
-    both = RoutingTable("lending", 1, (*table(1, first).variants, *table(1, second).variants))
-    with pytest.raises(ServiceError, match="2 champions"):
-        load_table(both, OnnxRuntime(), 1)
-    challenger = Variant("b", second.manifest.version, second.manifest.identity, str(second.path), "challenger", 0.5)
-    with pytest.raises(ServiceError, match="gives traffic to b"):
-        load_table(RoutingTable("lending", 1, (*table(1, first).variants, challenger)), OnnxRuntime(), 1)
+    champion = table(1, first).variants[0]
+    other = Variant("b", second.manifest.version, second.manifest.identity, str(second.path), "challenger", 0.5)
+
+    def refusal(*variants: Variant) -> str:
+        with pytest.raises(ServiceError) as caught:
+            load_table(RoutingTable("lending", 1, variants), OnnxRuntime(), 1)
+        return caught.value.message
+
+    assert "2 champions" in refusal(champion, replace(other, role="champion"))
+    assert "0 champions" in refusal(other)
+    assert "two variants of one name: champion, champion" in refusal(champion, replace(other, name="champion"))
+    overlapping = replace(other, name="c", start=0.4, weight=0.2)
+    assert "shares that overlap" in refusal(champion, other, overlapping)
+    assert "shares that overlap" in refusal(champion, replace(other, start=0.7))
 
 
 def test_a_swap_under_load_fails_no_request_and_frees_the_version_before(
