@@ -1,6 +1,6 @@
 """A load generator in a process of its own: the same request again and again over keep-alive connections.
 
-    python -m benchmarks.load URL BODY_FILE CONNECTIONS SECONDS
+    python -m benchmarks.load URL BODY_FILE CONNECTIONS SECONDS [HEADER...]
 
 Prints {"requests", "errors", "seconds", "per_second", "p50_us", "p99_us"} as JSON. Closed loop: each connection sends
 its next request when it has the reply to the last, so latencies are those at that load and not at a given rate.
@@ -59,12 +59,13 @@ class Connection(asyncio.Protocol):
             self.errors.append(repr(error).encode())
 
 
-async def drive(url: str, body: bytes, connections: int, seconds: float) -> dict[str, float]:
+async def drive(url: str, body: bytes, connections: int, seconds: float, headers: list[str]) -> dict[str, float]:
     """Load ``url`` for ``seconds`` after a warm-up of a tenth of that."""
     parts = urlsplit(url)
+    more = "".join(f"{header}\r\n" for header in headers)
     head = (
         f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"content-length: {len(body)}\r\n{more}\r\n"
     )
     request = head.encode() + body
     latencies: list[float] = []
@@ -95,9 +96,10 @@ async def drive(url: str, body: bytes, connections: int, seconds: float) -> dict
 
 
 def main() -> None:
-    url, body, connections, seconds = sys.argv[1:]
+    url, body, connections, seconds, *headers = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(drive(url, Path(body).read_bytes(), int(connections), float(seconds)))))
+        found = runner.run(drive(url, Path(body).read_bytes(), int(connections), float(seconds), headers))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""An open-loop client in a process of its own: requests at times fixed beforehand, whatever the replies do.
+
+    python -m benchmarks.steady URL BODY_FILE RATE SECONDS OUT [--retries N] [--users N] [--header 'name: value']...
+
+A request's latency counts from the time at which it was due, so a server that stalls is charged with every request that
+it kept waiting (no coordinated omission). A connection that breaks before a reply came is opened anew and, with
+``--retries``, the request is sent again: it is idempotent. Each line of OUT is [seconds since the start, seconds it
+took, status, variant]; status 0 is a request that got no reply. ``--users`` deals out an x-user header.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvloop
+
+DEADLINE = 15.0
+
+
+class Client:
+    """Keep-alive connections, used one request at a time each; as many as there are requests in flight."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        parts = urlsplit(options.url)
+        self.host, self.port = parts.hostname or "", parts.port or 80
+        self.body = Path(options.body).read_bytes()
+        more = "".join(f"{header}\r\n" for header in options.header)
+        self.head = (
+            f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(self.body)}\r\n{more}"
+        )
+        self.options = options
+        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.lines: list[tuple[float, float, int, str]] = []
+
+    async def one(self, number: int, start: float, due: float) -> None:
+        user = f"x-user: user-{number % self.options.users}\r\n" if self.options.users else ""
+        request = f"{self.head}{user}\r\n".encode() + self.body
+        status, variant = 0, ""
+        for _ in range(1 + self.options.retries):
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    status, variant = await self.ask(request)
+                break
+            except (OSError, EOFError, TimeoutError, ValueError):
+                continue
+        self.lines.append((due - start, time.perf_counter() - due, status, variant))
+
+    async def ask(self, request: bytes) -> tuple[int, str]:
+        connection = self.idle.pop() if self.idle else await asyncio.open_connection(self.host, self.port)
+        reader, writer = connection
+        try:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+            await reader.readexactly(int(fields["content-length"]))
+        except BaseException:
+            writer.close()
+            raise
+        if fields.get("connection") == "close":
+            writer.close()
+        else:
+            self.idle.append(connection)
+        return int(head.split(" ", 2)[1]), fields.get("x-mlkit-variant", "")
+
+    async def run(self) -> None:
+        rate, count = self.options.rate, int(self.options.rate * self.options.seconds)
+        start = time.perf_counter() + 0.2
+        running = set()
+        for number in range(count):
+            due = start + number / rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            task = asyncio.ensure_future(self.one(number, start, due))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("body")
+    parser.add_argument("rate", type=float)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--retries", type=int, default=0)
+    parser.add_argument("--users", type=int, default=0)
+    parser.add_argument("--header", action="append", default=[])
+    client = Client(parser.parse_args())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(client.run())
+    client.options.out.write_text(json.dumps(client.lines))
+
+
+if __name__ == "__main__":
+    main()
