@@ -107,6 +107,8 @@ class Line:
     y: Sequence[float]
     style: int = 0
     dashed: bool = False
+    stepped: bool = False
+    """Whether a value holds until the next point, as a setting does."""
 
     def draw(self, across: Scale, up: Scale) -> str:
         stride = max(1, math.ceil(len(self.x) / MOST_POINTS))
@@ -117,7 +119,10 @@ class Line:
             if not (_drawable(x) and _drawable(y)):
                 pen = "M"
                 continue
-            path.append(f"{pen}{_at(across(x))} {_at(up(y))}")
+            if self.stepped and pen == "L":
+                path.append(f"H{_at(across(x))}V{_at(up(y))}")
+            else:
+                path.append(f"{pen}{_at(across(x))} {_at(up(y))}")
             pen = "L"
         name = "line dashed" if self.dashed else "line"
         return f'<path class="{name} s{self.style % SERIES}" d="{"".join(path)}"/>'
@@ -182,6 +187,56 @@ class Bars:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """The room between two lines, such as an interval that changes; what lies outside the plot is cut off at its edge.
+
+    A place where either end is missing has no band.
+    """
+
+    name: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    style: int = 0
+
+    def draw(self, across: Scale, up: Scale) -> str:
+        stride = max(1, math.ceil(len(self.x) / MOST_POINTS))
+        kept = [*range(0, len(self.x) - 1, stride), len(self.x) - 1] if self.x else []
+        runs: list[list[tuple[str, str, str]]] = [[]]
+        for index in kept:
+            x, low, high = self.x[index], self.low[index], self.high[index]
+            if not (_drawable(x) and _drawable(low) and _drawable(high)):
+                runs.append([])
+                continue
+            bottom, top = (_at(up(min(max(end, up.low), up.high))) for end in (low, high))
+            runs[-1].append((_at(across(x)), bottom, top))
+        shapes = []
+        for run in filter(None, runs):
+            upper = "L".join(f"{x} {high}" for x, _, high in run)
+            lower = "L".join(f"{x} {low}" for x, low, _ in reversed(run))
+            shapes.append(f"M{upper}L{lower}z")
+        return f'<path class="band s{self.style % SERIES}" d="{"".join(shapes)}"/>'
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A horizontal line at ``y`` with a word on it: a margin, a boundary."""
+
+    name: str
+    y: float
+    tone: str = ""
+    """"ok" or "bad" for a boundary that decides something."""
+
+    def draw(self, across: Scale, up: Scale) -> str:
+        at, kind = up(self.y), f"level {self.tone}".strip()
+        word = at - 4 if at > up.end + 14 else at + 13
+        return (
+            f'<path class="{escape(kind)}" d="M{_at(across.start)} {_at(at)}H{_at(across.end)}"/>'
+            f'<text x="{_at(across.end)}" y="{_at(word)}" text-anchor="end">{escape(self.name)}</text>'
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A vertical line at ``x`` with a word beside it."""
 
@@ -198,7 +253,7 @@ class Rule:
         )
 
 
-Layer = Line | Dots | Cloud | Bars | Rule
+Layer = Line | Dots | Cloud | Bars | Band | Level | Rule
 
 
 def plot(
@@ -242,8 +297,9 @@ def legend(layers: Sequence[Layer]) -> str:
     """The names of the layers that have one, each with a key in its colour: an HTML list."""
     items = []
     for layer in layers:
-        if layer.name and not isinstance(layer, Rule):
-            kind = "dashed" if isinstance(layer, Line) and layer.dashed else "solid"
+        if layer.name and not isinstance(layer, Rule | Level):
+            dashed = isinstance(layer, Line) and layer.dashed
+            kind = "dashed" if dashed else "filled" if isinstance(layer, Band) else "solid"
             items.append(f'<li><i class="key {kind} s{layer.style % SERIES}"></i>{escape(layer.name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>' if len(items) > 1 else ""
 

@@ -97,3 +97,23 @@ def test_sparkline_is_as_tall_as_its_tallest_bar_and_shows_rare_values() -> None
     assert "V1h" in path
     assert "V27h" in path
     assert path.count("z") == 2
+
+
+def test_stepped_line_holds_its_value_until_the_next_point() -> None:
+    line = charts.Line("weight", [0, 2, 4], [0.0, 1.0, 0.5], stepped=True)
+    assert 'd="M0 100H200V0H400V50"' in line.draw(charts.Scale(0, 4, 0, 400), charts.Scale(0, 1, 100, 0))
+
+
+def test_band_ends_at_the_edge_of_the_plot_and_leaves_out_what_is_missing() -> None:
+    band = charts.Band("interval", [0, 1, 2, 3], [-9.0, 0.0, math.nan, 0.2], [9.0, 0.5, 1.0, 0.4])
+    path = band.draw(charts.Scale(0, 4, 0, 400), charts.Scale(0, 1, 100, 0))
+    assert 'd="M0 0L100 50L100 100L0 100zM300 60L300 80z"' in path
+
+
+def test_level_is_named_within_the_plot_and_in_no_legend() -> None:
+    level = charts.Level("margin <1>", 1.0, "bad")
+    text = level.draw(charts.Scale(0, 1, 60, 420), charts.Scale(0, 1, 212, 24))
+    assert 'class="level bad" d="M60 24H420"' in text
+    assert 'y="37"' in text
+    assert "margin &lt;1&gt;" in text
+    assert charts.legend([level, charts.Line("a", [0], [0]), charts.Line("b", [0], [0])]).count("<li>") == 2
