@@ -70,10 +70,19 @@ def flip(good: Bundle, folder: Path, column: str = "", value: str = "") -> Bundl
         tensor, place = _place(good, column)
         nodes += [
             *_cell(tensor, place),
-            helper.make_node("Equal", ["planted_cell", "planted_value"], ["planted_hit"]),
+            helper.make_node(
+                "LabelEncoder",
+                ["planted_cell"],
+                ["planted_is"],
+                domain="ai.onnx.ml",
+                keys_strings=[value],
+                values_floats=[1.0],
+                default_float=0.0,
+            ),
+            helper.make_node("Cast", ["planted_is"], ["planted_hit"], to=onnx.TensorProto.BOOL),
             helper.make_node("Where", ["planted_hit", "planted_turned", "planted_was"], ["probabilities"]),
         ]
-        constants |= {"planted_value": np.array(value, dtype=object), **_index(place)}
+        constants |= _index(place)
     else:
         nodes.append(helper.make_node("Identity", ["planted_turned"], ["probabilities"]))
     return _planted(good, folder, nodes, constants, relabel=True)
