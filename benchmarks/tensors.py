@@ -1,8 +1,8 @@
 """Binary tensors of 1 MB: requests a second against plain uvicorn + ONNX Runtime with the same graph and body (bar: at
 least 0.5 of it), at 1 and 4 connections. JSON of the same values stands beside it, for our gateway only.
 
-The graph is a linear layer over [rows, 64] FP32; request and reply use the binary tensor extension of the Open Inference
-Protocol, which both servers speak.
+The graph is a linear layer over [rows, 64] FP32; request and reply use the binary tensor extension of the Open
+Inference Protocol, which both servers speak.
 
     python -m benchmarks.tensors --rounds 5 --seconds 3
 """
