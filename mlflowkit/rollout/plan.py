@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -68,6 +69,16 @@ class Step(Section):
     """Whether someone must say `mlkit rollout promote` before the next step."""
 
 
+DEFAULT_STEPS: Mapping[str, tuple[float, ...]] = {
+    "direct": (100,),
+    "shadow": (0,),
+    "canary": (5, 25, 50),
+    "ab": (50,),
+    "blue_green": (100,),
+}
+"""Weights of the steps of a strategy whose recipe gives none."""
+
+
 def _step(value: Any) -> Any:
     return {"weight": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -91,7 +102,8 @@ class Rollout(Section):
     answers compared, then promoted. canary: a growing share of the traffic. ab: a fixed share until one is shown to be
     better. blue_green: all traffic at once, the old version kept warm to go back to."""
     steps: list[Annotated[Step, BeforeValidator(_step)]] = Field(default_factory=list, max_length=20)
-    """Shares of the traffic in percent, growing; a number is a step with the rollout's own limits."""
+    """Shares of the traffic in percent, growing; a number is a step with the rollout's own limits. Without any: canary
+    5, 25, 50; ab 50; shadow 0 (mirrored); blue_green 100."""
     metrics: list[Metric] = Field(default_factory=list, max_length=20)
     """What the challenger is judged by."""
     level: float = Field(default=0.05, gt=0, lt=0.5)
@@ -113,3 +125,23 @@ class Rollout(Section):
     """How long after a rollback no other rollout of the service begins."""
     webhooks: list[Webhook] = Field(default_factory=list)
     """Who is told."""
+
+    @property
+    def sequence(self) -> tuple[Step, ...]:
+        """The steps with every limit filled in.
+
+        >>> [(step.weight, step.min_samples) for step in Rollout(strategy="canary", steps=[5, 50]).sequence]
+        [(5.0, 500), (50.0, 500)]
+        """
+        steps = self.steps or [Step(weight=weight) for weight in DEFAULT_STEPS[self.strategy]]
+        return tuple(
+            Step(
+                weight=step.weight,
+                sampling=self.sampling if step.sampling is None else step.sampling,
+                min_samples=self.min_samples if step.min_samples is None else step.min_samples,
+                bake_seconds=self.bake_seconds if step.bake_seconds is None else step.bake_seconds,
+                max_seconds=self.max_seconds if step.max_seconds is None else step.max_seconds,
+                approval=step.approval,
+            )
+            for step in steps
+        )
