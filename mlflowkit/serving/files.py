@@ -60,6 +60,8 @@ class Settings:
     max_queue: int = 256
     grpc_port: int | None = None
     """None serves no gRPC; never 0 here."""
+    admin_port: int = 0
+    """Port of the admin page, on loopback; 0 takes a free one."""
     keys: str = ""
     """File of hashed API keys; "" asks for none."""
     isolated_replicas: int = 1
@@ -216,6 +218,10 @@ class ServiceFiles:
     def write_page(self, replica: str, page: bytes) -> None:
         """Leave a replica's metrics where the replica that is scraped finds them."""
         _replace(self.replicas_path / f"{replica}.prom", page, durable=False)
+
+    def write_evidence(self, writer: str, document: bytes) -> None:
+        """Replace what a writer counted (see judging.evidence); a few times a second, so without fsync."""
+        _replace(self.folder / "evidence" / f"{writer}.json", document, durable=False)
 
     def page(self, replica: str) -> str:
         """A replica's metrics; "" when it left none yet."""

@@ -10,7 +10,8 @@
     POST /predict                                   {"rows": [{column: value}]}
     GET  /metrics                                   Prometheus
 
-Errors are ``{"error": "..."}``. 400 the body is wrong · 404 no such path, model or version · 405 · 408 the body came
+Errors are ``{"error": "..."}``. 400 the body is wrong · 401 no API key that is known ·
+403 a key without the scope · 404 no such path, model or version · 405 · 408 the body came
 too slowly (see `listener`) · 413 too many bytes or rows · 422 no finite answer for these values · 503 (with
 Retry-After) no model yet, or too many requests waiting · 504 the deadline passed. Input, however wrong, is never
 answered with 500.
@@ -26,7 +27,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
@@ -34,11 +35,13 @@ import orjson
 import mlflowkit
 from mlflowkit.bundle import Tensor
 from mlflowkit.errors import MlkitError
+from mlflowkit.serving.auth import Keyring, token_of
+from mlflowkit.serving.auth import Scope as KeyScope
 from mlflowkit.serving.dispatch import Answer, Call, Dispatcher
 from mlflowkit.serving.files import Settings
 from mlflowkit.serving.protocol import Query, Refusal, Schema, read_document, render_infer, render_rows
 from mlflowkit.serving.records import Mirror, Tap
-from mlflowkit.serving.router import affinity_key
+from mlflowkit.serving.router import affinity_key, parameter_key
 from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry, merge
 from mlflowkit.serving.variants import Model, Versions
 from mlflowkit.values import Json
@@ -53,6 +56,10 @@ _RETRY: Headers = ((b"retry-after", b"1"),)
 _CLOSE: Headers = ((b"connection", b"close"),)
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 2.0
+OPEN_DOORS = frozenset({"live", "ready", "model-ready"})
+"""Doors that ask for no API key: what is asked by whatever keeps the service running."""
+SCOPE_OF: Mapping[str, KeyScope] = {"infer": "infer", "predict": "infer", "feedback": "feedback"}
+"""The scope that a door asks for; another door takes any key."""
 _log = logging.getLogger("mlflowkit.serving")
 
 
@@ -60,7 +67,7 @@ class Gateway:
     """Answers requests with what ``versions`` points at.
 
     ``settings`` may be replaced at any time and holds from the next request on. ``neighbours`` gives the metrics pages
-    of the other replicas on the same port.
+    of the other replicas on the same port. ``keys`` may be replaced at any time too; None asks for no API key.
     """
 
     def __init__(
@@ -71,7 +78,9 @@ class Gateway:
         neighbours: Callable[[], Iterable[str]] = tuple,
         tap: Tap | None = None,
         mirror: Mirror | None = None,
+        keys: Keyring | None = None,
     ) -> None:
+        self.keys = keys
         self.neighbours = neighbours
         self.versions = versions
         self.telemetry = telemetry
@@ -99,10 +108,12 @@ class Gateway:
         self.in_flight += 1
         door, number = "other", ""
         try:
-            call, length = self._head(scope["headers"], begin)
+            call, length, token = self._head(scope["headers"], begin)
             number = call.id
             road = self._roads.get(scope["path"]) or self._road(scope["path"])
             door = road[0]
+            if self.keys is not None:
+                self.authorize(door, token)
             if door in ("infer", "predict"):
                 status, body, headers = await self._answer(scope, receive, road, call, length)
             else:
@@ -129,25 +140,38 @@ class Gateway:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         self.telemetry.answered(door, status, time.perf_counter() - begin)
 
-    def _head(self, headers: list[tuple[bytes, bytes]], begin: float) -> tuple[Call, int]:
-        """A call with its id (the client's own, when it is printable and short), key and override; the body's length.
+    def _head(self, headers: list[tuple[bytes, bytes]], begin: float) -> tuple[Call, int, bytes]:
+        """A call with its id (the client's own, when it is printable and short), key and override; the body's length;
+        the API key.
 
         Without the affinity's header or cookie, a call is dealt by its id.
         """
         active = self.versions.active
         affinity = b"" if active is None else active.affinity_header
         testers = b"" if active is None else active.override_header
-        number, key, override, length = "", "", "", -1
+        number, key, override, length, token = "", "", "", -1, b""
         for name, value in headers:
             if name == b"content-length":
                 length = int(value)
             elif name == b"x-request-id" and 0 < len(value) <= 128 and (text := value.decode("latin-1")).isprintable():
                 number = text if text.isascii() else ""
+            elif name in (b"authorization", b"x-api-key"):
+                token = token_of(name, value) or token
             if name == affinity and active is not None:
                 key = affinity_key(active.table.affinity, value)
             elif name == testers:
                 override = value.decode("latin-1")
-        return Call(number or f"{self._prefix}{next(self._count):x}", _unparsed, begin, key, override), length
+        return Call(number or f"{self._prefix}{next(self._count):x}", _unparsed, begin, key, override), length, token
+
+    def authorize(self, door: str, token: bytes) -> None:
+        """Raise Refusal (401, 403) unless the token may use a door. Health is everybody's; see `auth.Keyring.check`."""
+        if self.keys is None or door in OPEN_DOORS:
+            return
+        try:
+            self.keys.check(token, SCOPE_OF.get(door))
+        except Refusal as refusal:
+            self.telemetry.refused(refusal.status)
+            raise
 
     @staticmethod
     def _check_coding(headers: list[tuple[bytes, bytes]]) -> None:
@@ -173,6 +197,9 @@ class Gateway:
         self._check_name(road)
         document = read_document(await self._body(receive, length))
         door, _, call.version = road
+        active = self.versions.active
+        if active is not None and active.affinity_parameter:
+            call.key = parameter_key(document, active.affinity_parameter)
         rows = settings.max_rows
         if door == "infer":
             call.parse = lambda schema: schema.infer(document, limit=rows)

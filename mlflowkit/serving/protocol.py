@@ -43,6 +43,7 @@ _INTEGER = frozenset({int})
 _TEXT = frozenset({str})
 _NULL = type(None)
 _FP32_LIMIT = 3.4028235e38
+_ROWS_KEYS = ("rows", "id", "parameters")
 _SCALARS = frozenset({str, int, float, bool, _NULL})
 _JSON_NAMES = {
     dict: "an object",
@@ -138,8 +139,10 @@ class Schema:
         if type(rows) is not list or not rows:
             raise Refusal(400, 'rows: a list of at least one row is needed, such as {"rows": [{"column": value}]}')
         for key in document:
-            if key not in ("rows", "id"):
-                raise Refusal(400, f"{_show(key)} is not known here; allowed: rows, id{_nearest(key, ('rows', 'id'))}")
+            if key not in _ROWS_KEYS:
+                raise Refusal(
+                    400, f"{_show(key)} is not known here; allowed: rows, id, parameters{_nearest(key, _ROWS_KEYS)}"
+                )
         if len(rows) > limit:
             raise Refusal(413, f"{len(rows)} rows; at most {limit} are answered at once")
         identity = document.get("id", "")

@@ -18,14 +18,16 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.serving.auth import Keyring, check_exposed
+from mlflowkit.serving.auth import read as read_keys
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.gateway import Gateway
 from mlflowkit.serving.listener import Listener
-from mlflowkit.serving.tally import Tallies
 from mlflowkit.serving.telemetry import Telemetry
 from mlflowkit.serving.variants import Loaded, Versions, load_table
 from mlflowkit.values import RoutingTable
@@ -33,29 +35,39 @@ from mlflowkit.values import RoutingTable
 if TYPE_CHECKING:
     from mlflowkit.ports import Runtime
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 RETRY_SECONDS = 5.0
+EVIDENCE_SECONDS = 0.2
+"""Evidence that changed is written at most this often."""
 _log = logging.getLogger("mlflowkit.serving")
 _Mark = tuple[tuple[int, int] | None, ...]
 
 
 class Replica:
-    """Follows the files in ``folder`` until `stop`. Raises ServiceError when the service has no settings."""
+    """Follows the files in ``folder`` until `stop`.
+
+    Raises ServiceError when the service has no settings, or asks to be reached from other machines without API keys.
+    """
 
     def __init__(self, folder: Path, runtime: Runtime, name: str) -> None:
         self._files = ServiceFiles(folder)
         desired = self._files.desired()
         if desired is None:
             raise ServiceError(f"{folder} has no service.json", hint="mlkit run RECIPE")
+        check_exposed(desired.settings.host, desired.settings.keys)
         self._runtime = runtime
         self._settings: Settings = desired.settings
         self.versions = Versions()
-        self.tallies = Tallies()
         self.gateway = Gateway(self._settings, self.versions, Telemetry(self._settings.service, name), self._neighbours)
+        self._keys_mark: _Mark = ()
+        self._follow_keys()
         self._listener: Listener | None = None
         self._prepared: tuple[Proposal, Loaded] | None = None
         self._mark: _Mark = ()
         self._retry_at = 0.0
+        self._evidence_at = 0.0
+        self._evidence_mark: object = None
+        self._complaint = ""
         self._report = ReplicaReport(
             replica=name,
             pid=os.getpid(),
@@ -81,17 +93,20 @@ class Replica:
         if self._listener is not None:
             self._listener.stop()
         self.gateway.close()
+        self._write_evidence(now=True)
         self._files.withdraw(self._report.replica)
 
     def _follow(self) -> None:
         try:
             while not self._stopping.is_set():
+                self._follow_keys()
                 mark = self._read_mark()
                 if mark != self._mark or (self._retry_at and time.monotonic() > self._retry_at):
                     self._mark, self._retry_at = mark, 0.0
                     self._step()
                 elif time.time() - self._report.heartbeat > HEARTBEAT:
                     self._tell()
+                self._write_evidence()
                 self._stopping.wait(POLL_SECONDS)
         except BaseException as error:  # noqa: BLE001 - kept for check(), which tells Ray Serve
             _log.exception("the replica stopped following its table")
@@ -115,9 +130,32 @@ class Replica:
             self._prepare(proposal)
         self._tell()
 
+    def _follow_keys(self) -> None:
+        """Let in whoever has a key in the file.
+
+        A file that is gone lets nobody in; a damaged one leaves it at the keys before it, and lets nobody in when
+        there were none.
+        """
+        path = self._settings.keys
+        mark: _Mark = (_stat(Path(path)),) if path else ()
+        if mark == self._keys_mark:
+            return
+        self._keys_mark = mark
+        if not path:
+            self.gateway.keys = None
+            return
+        try:
+            self.gateway.keys = Keyring(read_keys(Path(path)))
+        except ServiceError as error:
+            _log.error("API keys: %s", error.message)
+            if mark == (None,) or self.gateway.keys is None:
+                self.gateway.keys = Keyring(())
+
     def _take_settings(self, settings: Settings) -> None:
         """Limits hold at once; another address is a new listener beside the old; other threads, a new session."""
+        check_exposed(settings.host, settings.keys)
         old, self._settings = self._settings, settings
+        self._follow_keys()
         self.gateway.settings = settings
         if self._listener is not None and (settings.host, settings.port) != (old.host, old.port):
             before = self._listener
@@ -155,7 +193,7 @@ class Replica:
     def _load(self, table: RoutingTable) -> Loaded:
         active = self.versions.active
         reuse = () if active is None else tuple(active.by_name.values())
-        return load_table(table, self._runtime, self._settings.threads, reuse, self.tallies)
+        return load_table(table, self._runtime, self._settings.threads, reuse, self.versions.tallies)
 
     def _listen(self) -> None:
         self._listener = Listener(self.gateway, self._settings.host, self._settings.port)
@@ -168,9 +206,34 @@ class Replica:
     def _tell(self) -> None:
         self._note(heartbeat=time.time())
         if self._settings.replicas > 1:
-            self._files.replicas_path.mkdir(parents=True, exist_ok=True)
-            self._files.write_page(self._report.replica, self.gateway.telemetry.page(self.gateway.in_flight))
-        self._files.write_report(self._report)
+            page = self.gateway.telemetry.page(self.gateway.in_flight)
+            self._written(lambda: self._files.write_page(self._report.replica, page))
+        self._written(lambda: self._files.write_report(self._report))
+
+    def _write_evidence(self, *, now: bool = False) -> None:
+        """Leave what was counted for whoever judges it; a disk that refuses it is asked again the next time."""
+        clock = time.monotonic()
+        if not now and clock < self._evidence_at:
+            return
+        self._evidence_at = clock + EVIDENCE_SECONDS
+        tallies, name = self.versions.tallies, self._report.replica
+        mark = tallies.mark
+        if self.versions.active is None or mark == self._evidence_mark:
+            return
+        if self._written(lambda: self._files.write_evidence(name, tallies.document())):
+            self._evidence_mark = mark
+
+    def _written(self, write: Callable[[], None]) -> bool:
+        """Whether the disk took it. A full disk is no reason to stop answering; it is logged once."""
+        try:
+            write()
+        except ServiceError as error:
+            if error.message != self._complaint:
+                _log.error("%s", error.message)
+            self._complaint = error.message
+            return False
+        self._complaint = ""
+        return True
 
     def _neighbours(self) -> list[str]:
         """Metrics pages of the other live replicas, a few seconds old at most."""

@@ -10,9 +10,13 @@ The hash is BLAKE2b with a digest of 8 bytes, read as a big-endian integer and d
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
 
 from mlflowkit.errors import ServiceError
+from mlflowkit.serving.protocol import Refusal
 from mlflowkit.values import Affinity, RoutingTable
 
 _SCALE = float(1 << 64)
@@ -75,3 +79,22 @@ def affinity_key(affinity: Affinity, value: bytes) -> str:
         if name == affinity.name:
             return found
     return ""
+
+
+def parameter_key(document: Mapping[str, Any], name: str) -> str:
+    """The key in a request's ``parameters``; "" when it has none. Raises Refusal(400) for one that is no scalar.
+
+    >>> parameter_key({"parameters": {"user": 7}, "inputs": []}, "user"), parameter_key({}, "user")
+    ('7', '')
+    """
+    parameters = document.get("parameters")
+    if parameters is None:
+        return ""
+    if type(parameters) is not dict:
+        raise Refusal(400, "parameters: an object is needed")
+    value = parameters.get(name)
+    if value is None:
+        return ""
+    if type(value) not in (str, int, bool, float):
+        raise Refusal(400, f"parameters.{name}: a string, a number or a boolean is needed")
+    return value if type(value) is str else json.dumps(value)

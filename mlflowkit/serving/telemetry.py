@@ -42,6 +42,12 @@ class Telemetry:
             (*names, "column"),
             registry=self.registry,
         )
+        self._refused = Counter(
+            "mlkit_auth_refusals",
+            "Requests without an API key that may do what they ask.",
+            (*names, "code"),
+            registry=self.registry,
+        )
         self._swaps = Counter("mlkit_version_swaps", "Routing tables swapped in.", names, registry=self.registry)
         self._in_flight = Gauge("mlkit_requests_in_flight", "Requests being answered.", names, registry=self.registry)
         self._epoch = Gauge("mlkit_routing_epoch", "Epoch of the routing table.", names, registry=self.registry)
@@ -75,6 +81,10 @@ class Telemetry:
         child.inc(rows)
         for column, count in unseen.items():
             self._unseen.labels(**self._base, column=column).inc(count)
+
+    def refused(self, code: int) -> None:
+        """A request had no API key that may do what it asks (401, 403)."""
+        self._refused.labels(**self._base, code=str(code)).inc()
 
     def swapped(self, epoch: int, versions: tuple[tuple[str, str, str], ...]) -> None:
         """A routing table came in; ``versions`` lists (variant, version, role)."""

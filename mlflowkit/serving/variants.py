@@ -64,11 +64,13 @@ class Loaded:
     by_version: Mapping[str, Model]
     by_name: Mapping[str, Model]
     router: Router
-    tallies: Mapping[str, Tally]
+    tallies: dict[str, Tally]
     shadows: tuple[Model, ...] = ()
     affinity_header: bytes = b""
     """The request header that the affinity key is in, in lower case; empty when it is in none."""
     override_header: bytes = b""
+    affinity_parameter: str = ""
+    """The request parameter that the affinity key is in; "" when it is in none."""
 
 
 class Versions:
@@ -76,6 +78,7 @@ class Versions:
 
     def __init__(self) -> None:
         self.active: Loaded | None = None
+        self.tallies = Tallies()
 
     @property
     def epoch(self) -> int:
@@ -83,6 +86,7 @@ class Versions:
 
     def activate(self, loaded: Loaded) -> None:
         """Answer with ``loaded`` from the next request on."""
+        self.tallies.adopt(loaded.table, loaded.tallies)
         self.active = loaded
 
 
@@ -122,6 +126,7 @@ def load_table(
         shadows=tuple(model for model in models.values() if model.variant.role == "shadow"),
         affinity_header=_affinity_header(table),
         override_header=table.override_header.lower().encode("latin-1"),
+        affinity_parameter=table.affinity.name if table.affinity.kind == "parameter" else "",
     )
 
 
