@@ -30,27 +30,29 @@ def render(record: RunRecord, folders: Mapping[str, Path]) -> str:
     """
     evidence = read(folders)
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             record=record,
             overview=views.overview(record, evidence),
             sections=views.sections(record, evidence),
-            css=_css(),
+            css=css(),
             version=__version__,
         )
     )
 
 
 @cache
-def _css() -> str:
+def css() -> str:
+    """The style sheet, as markup."""
     from markupsafe import Markup
 
     return Markup((HERE / "page.css").read_text(encoding="utf-8"))
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this room; what they are given is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(

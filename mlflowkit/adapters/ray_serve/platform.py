@@ -207,6 +207,7 @@ def _settings(service: Any, before: Desired | None) -> Settings:
         max_body_bytes=int(service.max_body_mb * (1 << 20)),
         timeout_seconds=service.timeout_seconds,
         max_queue=service.max_queue,
+        admin_port=service.admin_port,
         isolated_replicas=service.isolated.replicas,
         isolated_max_replicas=service.isolated.max_replicas,
         isolated_cpus=service.isolated.cpus,

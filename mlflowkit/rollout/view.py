@@ -1,0 +1,607 @@
+"""A service as people look at it: one frozen value, made from what its files say.
+
+The page, the API, the metrics and ``mlkit status`` show this value and nothing else, so they cannot disagree.
+Pure: a `Snapshot` and a time in, a `ServiceView` out; `mlflowkit.rollout.reading` does the reading. What is not known
+is None, never NaN: a view is JSON (`ServiceView.to_json`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from mlflowkit.judging.evidence import SCORE_BINS, Evidence, Moments, VariantCounts, bin_seconds
+from mlflowkit.judging.online import Finding
+from mlflowkit.judging.stats import wilson
+from mlflowkit.rollout import policy
+from mlflowkit.rollout.state import LIVE, Look, Reading, RolloutState
+from mlflowkit.serving.files import Desired, ReplicaReport
+from mlflowkit.values import Json, Outcome, RoutingTable, Variant
+
+CONFIDENCE = 0.95
+"""Of intervals that are only shown; verdicts rest on the judges' confidence sequences at the level of the plan."""
+COARSE = 5
+"""Latency bins of the evidence that are drawn as one, 10 % wide."""
+NOTHING = Evidence("")
+Command = Literal["promote", "pause", "resume", "abort", "rollback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Requests by variant at a time, to make rates of."""
+
+    time: float
+    epoch: int
+    requests: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the files of one service said at one time.
+
+    ``evidence`` is of the experiment of the routing table, ``trial`` of the rollout's; ``disagreements`` are by shadow
+    and ``incidents`` newest first, both as their writers left them. ``problems`` are files that could not be read.
+    """
+
+    service: str
+    time: float
+    desired: Desired | None = None
+    table: RoutingTable | None = None
+    reports: tuple[ReplicaReport, ...] = ()
+    rollout: RolloutState | None = None
+    evidence: Evidence = NOTHING
+    trial: Evidence = NOTHING
+    disagreements: Mapping[str, Json] = field(default_factory=dict)
+    incidents: tuple[Json, ...] = ()
+    incident_count: int = 0
+    admin: str = ""
+    controller: Json = None
+    webhooks: Json = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VariantView:
+    """One variant that a service has now. Latencies in milliseconds, rates a second; counts are of its experiment."""
+
+    name: str
+    version: str
+    digest: str
+    role: Literal["champion", "challenger", "shadow"]
+    weight: float
+    sampling: float
+    placement: str
+    state: str
+    requests: int
+    errors: int
+    error_rate: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    per_second: float | None
+    mirrored: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShareView:
+    """A share of rows with its interval (Wilson, 95 %); ``slice`` is "" for all rows."""
+
+    slice: str
+    rows: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One step of the plan. ``weight`` is a share in [0, 1]; limits are those that hold, defaults filled in."""
+
+    number: int
+    weight: float
+    state: Literal["done", "now", "ahead", "left"]
+    """left: the rollout ended before it."""
+    min_samples: int
+    bake_seconds: float
+    max_seconds: float | None
+    sampling: float
+    """Share of the requests that is mirrored where the weight is 0."""
+    approval: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FindingView:
+    """What a metric says now. ``harm`` and ``proof`` are on the scale on which 1 decides."""
+
+    name: str
+    metric: str
+    role: Literal["objective", "guardrail"]
+    outcome: Outcome
+    message: str
+    harm: float | None
+    proof: float | None
+    value: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    direction: Literal["min", "max"]
+    change: bool
+    unit: str
+    method: str
+    champion: int
+    challenger: int
+
+
+@dataclass(frozen=True, slots=True)
+class PointView:
+    """One metric at one look."""
+
+    time: float
+    champion: int
+    challenger: int
+    harm: float | None
+    proof: float | None
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of two arms over the same bins, which have ``edges`` (one more than bins) or, being classes, ``names``."""
+
+    edges: tuple[float, ...]
+    names: tuple[str, ...]
+    champion: tuple[int, ...]
+    challenger: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """The last rollout of a service, running or ended. Times are seconds since the epoch, spans seconds."""
+
+    experiment: str
+    summary: str
+    """In a few words."""
+    strategy: str
+    phase: str
+    ended: bool
+    step: int
+    steps: tuple[StepView, ...]
+    weight: float
+    champion: str
+    champion_version: str
+    candidate: str
+    candidate_version: str
+    candidate_digest: str
+    level: float
+    begun: float
+    step_started: float
+    elapsed: float
+    deadline: float | None
+    """Seconds left of the step; None when none is running."""
+    finished: float | None
+    reason: str
+    by: str
+    waiting: tuple[str, ...]
+    commands: tuple[Command, ...]
+    findings: tuple[FindingView, ...]
+    history: Mapping[str, tuple[PointView, ...]]
+    """Looks by name of the metric, oldest first."""
+    weights: tuple[tuple[float, float], ...]
+    """(time, the candidate's share) whenever it changed, and at the end."""
+    requests: tuple[int, int]
+    """Of champion and candidate in the present step."""
+    latency: Histogram | None
+    predictions: Histogram | None
+    fence: int
+    looked: float
+    """When the controller last looked at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """A service as it is shown."""
+
+    service: str
+    time: float
+    endpoint: str
+    grpc_endpoint: str
+    admin: str
+    epoch: int
+    state: str
+    replicas: int
+    replicas_wanted: int
+    variants: tuple[VariantView, ...]
+    rollout: RolloutView | None
+    agreement: Mapping[str, tuple[ShareView, ...]]
+    disagreements: Mapping[str, Json]
+    incidents: tuple[Json, ...]
+    """The newest ones, newest first."""
+    incident_count: int
+    controller: Json
+    webhooks: Json
+    problems: tuple[str, ...]
+
+    def to_json(self) -> Json:
+        """JSON of the view."""
+        return asdict(self)
+
+
+def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
+    """The view of a snapshot; ``before`` is an earlier sample of the same service, for rates."""
+    table, settings = snapshot.table, None if snapshot.desired is None else snapshot.desired.settings
+    now, state = sample(snapshot), state_of(snapshot)
+    variants = () if table is None else table.variants
+    counts = {variant.name: snapshot.evidence.of(variant.name) for variant in variants}
+    agreement = {name: shares(found) for name, found in counts.items() if found.agreement}
+    return ServiceView(
+        service=snapshot.service,
+        time=snapshot.time,
+        endpoint="" if settings is None else settings.endpoint,
+        grpc_endpoint=grpc_endpoint(snapshot.desired),
+        admin=snapshot.admin,
+        epoch=0 if table is None else table.epoch,
+        state=state,
+        replicas=len(snapshot.reports),
+        replicas_wanted=0 if settings is None else settings.replicas,
+        variants=tuple(arm(one, counts[one.name], state, per_second(before, now, one.name)) for one in variants),
+        rollout=None if snapshot.rollout is None else rollout_view(snapshot.rollout, snapshot.trial),
+        agreement=agreement or trial_agreement(snapshot),
+        disagreements=snapshot.disagreements,
+        incidents=snapshot.incidents,
+        incident_count=snapshot.incident_count,
+        controller=snapshot.controller,
+        webhooks=snapshot.webhooks,
+        problems=snapshot.problems,
+    )
+
+
+def state_of(snapshot: Snapshot) -> str:
+    """What a service does, from the reports of its replicas: serving, starting, waiting, down, or refused and why."""
+    refused = next((report for report in snapshot.reports if report.state == "refused"), None)
+    if refused is not None:
+        return f"refused: {refused.message}"
+    if any(report.state == "serving" for report in snapshot.reports):
+        return "serving"
+    if snapshot.reports:
+        return "waiting" if snapshot.table is None else "starting"
+    return "down"
+
+
+def grpc_endpoint(desired: Desired | None) -> str:
+    """``host:port`` of the service's gRPC; "" when it serves none."""
+    if desired is None or desired.settings.grpc_port is None:
+        return ""
+    host = desired.settings.endpoint.removeprefix("http://").rpartition(":")[0]
+    return f"{host}:{desired.settings.grpc_port}"
+
+
+def sample(snapshot: Snapshot) -> Sample:
+    """The requests of each variant, to be compared with a later sample."""
+    table = snapshot.table
+    names = () if table is None else tuple(variant.name for variant in table.variants)
+    found = {name: snapshot.evidence.of(name) for name in names}
+    return Sample(
+        snapshot.time, 0 if table is None else table.epoch,
+        {name: counts.requests + counts.mirrored for name, counts in found.items()},
+    )  # fmt: skip
+
+
+def per_second(before: Sample | None, now: Sample, name: str) -> float | None:
+    """Requests a second of a variant between two samples; None when there is no earlier one, or counts began anew.
+
+    >>> per_second(Sample(10.0, 1, {"champion": 100}), Sample(12.0, 1, {"champion": 130}), "champion")
+    15.0
+    """
+    if before is None or now.time <= before.time or name not in before.requests:
+        return None
+    grown = now.requests.get(name, 0) - before.requests[name]
+    return grown / (now.time - before.time) if grown >= 0 else None
+
+
+def arm(variant: Variant, counts: VariantCounts, state: str, rate: float | None) -> VariantView:
+    """A variant with what was counted of it."""
+    return VariantView(
+        name=variant.name,
+        version=variant.version,
+        digest=variant.digest,
+        role=variant.role,
+        weight=0.0 if variant.role == "shadow" else variant.weight,
+        sampling=variant.sampling,
+        placement=variant.placement,
+        state=state,
+        requests=counts.requests,
+        errors=counts.errors,
+        error_rate=counts.errors / counts.requests if counts.requests else None,
+        p50_ms=quantile_ms(counts.latency, 0.5),
+        p99_ms=quantile_ms(counts.latency, 0.99),
+        per_second=rate,
+        mirrored=counts.mirrored,
+        dropped=counts.dropped,
+    )
+
+
+def quantile_ms(latency: Mapping[int, int], part: float) -> float | None:
+    """A quantile of binned latencies, in milliseconds, at most 2 % too small; None of none.
+
+    >>> quantile_ms({348: 99, 500: 1}, 0.5), quantile_ms({}, 0.5)
+    (0.9837, None)
+    """
+    wanted, seen = part * sum(latency.values()), 0
+    for index in sorted(latency):
+        seen += latency[index]
+        if seen >= wanted:
+            return round(1000 * bin_seconds(index), 4)
+    return None
+
+
+def shares(counts: VariantCounts) -> tuple[ShareView, ...]:
+    """How often a shadow gave the champion's answer: over all rows first, then by slice, the least agreeing first."""
+    found = [share(name, moments) for name, moments in counts.agreement.items() if moments.count]
+    return tuple(sorted(found, key=lambda one: (one.slice != "", one.high, one.slice)))
+
+
+def share(name: str, moments: Moments) -> ShareView:
+    """A mean of zeros and ones with its interval.
+
+    >>> round(share("", Moments(10, 10.0, 10.0)).low, 3)
+    0.722
+    """
+    low, high = wilson(moments.total, moments.count, CONFIDENCE)
+    return ShareView(name, moments.count, moments.mean, low, high)
+
+
+def trial_agreement(snapshot: Snapshot) -> Mapping[str, tuple[ShareView, ...]]:
+    """The agreement of a rollout's candidate whose experiment is over."""
+    if snapshot.rollout is None:
+        return {}
+    name = snapshot.rollout.candidate.name
+    found = snapshot.trial.of(name)
+    return {name: shares(found)} if found.agreement else {}
+
+
+def rollout_view(state: RolloutState, trial: Evidence) -> RolloutView:
+    """A rollout as it is shown."""
+    live = state.phase in LIVE
+    step = state.steps[state.step]
+    champion, candidate = (trial.of(arm.name, state.epochs) for arm in (state.champion, state.candidate))
+    return RolloutView(
+        experiment=state.experiment,
+        summary=policy.where(state),
+        strategy=state.strategy,
+        phase=state.phase,
+        ended=state.ended,
+        step=state.step,
+        steps=steps(state),
+        weight=state.weight,
+        champion=state.champion.name,
+        champion_version=state.champion.version,
+        candidate=state.candidate.name,
+        candidate_version=state.candidate.version,
+        candidate_digest=state.candidate.digest,
+        level=state.plan.level,
+        begun=state.begun,
+        step_started=state.step_started,
+        elapsed=state.elapsed,
+        deadline=max(0.0, step.max_seconds - state.elapsed) if live and step.max_seconds else None,
+        finished=state.finished,
+        reason=state.reason,
+        by=state.by,
+        waiting=waiting(state),
+        commands=commands(state),
+        findings=tuple(finding_view(one, roles(state).get(one.name, "objective")) for one in state.findings),
+        history=history(state.history),
+        weights=weights(state),
+        requests=(state.counts.champion, state.counts.challenger),
+        latency=latency_histogram(champion.latency, candidate.latency),
+        predictions=prediction_histogram(champion.predictions, candidate.predictions),
+        fence=state.fence,
+        looked=state.clock,
+    )
+
+
+def steps(state: RolloutState) -> tuple[StepView, ...]:
+    """The plan's steps and where the rollout is among them."""
+    found = []
+    for number, step in enumerate(state.steps):
+        if number < state.step or state.phase == "promoted":
+            place: Literal["done", "now", "ahead", "left"] = "done"
+        elif number == state.step:
+            place = "left" if state.ended and state.phase != "kept" else "now"
+        else:
+            place = "left" if state.ended else "ahead"
+        found.append(
+            StepView(
+                number=number + 1,
+                weight=step.weight / 100,
+                state=place,
+                min_samples=step.min_samples or 1,
+                bake_seconds=step.bake_seconds or 0.0,
+                max_seconds=step.max_seconds,
+                sampling=step.sampling or 1.0,
+                approval=step.approval,
+            )
+        )
+    return tuple(found)
+
+
+def commands(state: RolloutState) -> tuple[Command, ...]:
+    """What a person may say to a rollout in its phase."""
+    if state.ended or state.phase in ("promoting", "rolling_back"):
+        return ()
+    turn: Command = "resume" if state.phase == "paused" else "pause"
+    if state.phase in ("pending", "preparing"):
+        return ("abort",)
+    return ("promote", turn, "abort", "rollback")
+
+
+def waiting(state: RolloutState) -> tuple[str, ...]:
+    """What a rollout waits for, in words; nothing once it has ended.
+
+    >>> from mlflowkit.rollout.plan import Rollout
+    >>> variant, plan = Variant("challenger", "2", "d", "b"), Rollout(strategy="canary", steps=[5, 50])
+    >>> waiting(RolloutState("e", "lending", plan, variant, variant, phase="running", elapsed=18.0))
+    ('500 more requests of challenger', '500 more requests of champion', '12 s of baking', 'deadline in 59 min')
+    """
+    version = state.candidate.version
+    match state.phase:
+        case "pending":
+            return ("its turn to begin",)
+        case "preparing":
+            return (f"every replica to load, verify and warm version {version}",)
+        case "promoting":
+            return (f"every replica to answer with version {version} alone",)
+        case "rolling_back":
+            return (f"every replica to answer with version {state.champion.version} alone",)
+        case "paused":
+            return (f"someone to say mlkit rollout resume {state.service}",)
+        case "awaiting_approval":
+            return (f"approval: mlkit rollout promote {state.service}",)
+        case "running":
+            return (*_samples(state), *_bake(state), *_unshown(state), *_deadline(state))
+    return ()
+
+
+def _samples(state: RolloutState) -> Iterable[str]:
+    step = state.steps[state.step]
+    arms = [("challenger", state.counts.challenger)]
+    if step.weight < 100:
+        arms.append(("champion", state.counts.champion))
+    for name, seen in arms:
+        left = (step.min_samples or 1) - seen
+        if left > 0:
+            yield f"{left:,} more request{'' if left == 1 else 's'} of {name}"
+
+
+def _bake(state: RolloutState) -> Iterable[str]:
+    left = (state.steps[state.step].bake_seconds or 0.0) - state.elapsed
+    if left > 0:
+        yield f"{span(left)} of baking"
+
+
+def _unshown(state: RolloutState) -> Iterable[str]:
+    """What the last step needs of the metrics: every objective shown to hold."""
+    if state.step < len(state.steps) - 1 or state.plan.promote == "never":
+        return
+    passed = {finding.name for finding in state.findings if finding.verdict.outcome == Outcome.PASSED}
+    missing = [name for name, role in roles(state).items() if role == "objective" and name not in passed]
+    if missing:
+        yield f"{len(missing)} metric{'' if len(missing) == 1 else 's'} inconclusive ({', '.join(missing)})"
+
+
+def _deadline(state: RolloutState) -> Iterable[str]:
+    left = (state.steps[state.step].max_seconds or math.inf) - state.elapsed
+    if math.isfinite(left):
+        yield f"deadline in {span(left)}" if left > 0 else "its deadline has passed"
+
+
+def roles(state: RolloutState) -> Mapping[str, Literal["objective", "guardrail"]]:
+    """Role of each metric of the plan by the name that its findings have."""
+    return {
+        question.name: metric.role for question, metric in zip(policy.questions(state), state.plan.metrics, strict=True)
+    }
+
+
+def finding_view(finding: Finding, role: Literal["objective", "guardrail"]) -> FindingView:
+    """A finding as it is shown."""
+    verdict, measured = finding.verdict, finding.verdict.measurement
+    return FindingView(
+        name=finding.name,
+        metric=verdict.metric,
+        role=role,
+        outcome=verdict.outcome,
+        message=verdict.message,
+        harm=_known(finding.harm),
+        proof=_known(finding.proof),
+        value=None if measured is None else _known(measured.value),
+        low=None if measured is None else _known(measured.low),
+        high=None if measured is None else _known(measured.high),
+        threshold=None if verdict.threshold is None else _known(verdict.threshold),
+        direction=verdict.direction,
+        change=verdict.change,
+        unit="" if measured is None else measured.unit,
+        method="" if measured is None else measured.method,
+        champion=finding.samples[0],
+        challenger=finding.samples[1],
+    )
+
+
+def history(looks: Sequence[Look]) -> Mapping[str, tuple[PointView, ...]]:
+    """The looks by metric."""
+    found: dict[str, list[PointView]] = {}
+    for look in looks:
+        for reading in look.readings:
+            found.setdefault(reading.name, []).append(_point(look.time, reading))
+    return {name: tuple(points) for name, points in found.items()}
+
+
+def _point(time: float, reading: Reading) -> PointView:
+    numbers = (reading.harm, reading.proof, reading.value, reading.low, reading.high)
+    return PointView(time, reading.champion, reading.challenger, *map(_known, numbers))
+
+
+def weights(state: RolloutState) -> tuple[tuple[float, float], ...]:
+    """When the candidate's share changed and to what, up to now."""
+    if not state.begun:
+        return ()
+    found = [(state.begun, 0.0)]
+    for look in state.history:
+        if look.weight != found[-1][1]:
+            found.append((look.time, look.weight))
+    end = state.finished if state.finished is not None else max(state.clock, found[-1][0])
+    if state.weight != found[-1][1]:
+        found.append((end, state.weight))
+    return (*found, (end, state.weight)) if end > found[-1][0] else tuple(found)
+
+
+def latency_histogram(champion: Mapping[int, int], candidate: Mapping[int, int]) -> Histogram | None:
+    """Latencies of both arms in bins that are COARSE bins of the evidence wide; edges in milliseconds."""
+    indices = {index // COARSE for index in (*champion, *candidate)}
+    if not indices:
+        return None
+    bins = range(min(indices), max(indices) + 1)
+    counted = []
+    for latency in (champion, candidate):
+        coarse: dict[int, int] = {}
+        for index, count in latency.items():
+            coarse[index // COARSE] = coarse.get(index // COARSE, 0) + count
+        counted.append(tuple(coarse.get(index, 0) for index in bins))
+    edges = tuple(1000 * bin_seconds(index * COARSE) for index in (*bins, bins[-1] + 1))
+    return Histogram(edges, (), *counted)
+
+
+def prediction_histogram(champion: Mapping[str, int], candidate: Mapping[str, int]) -> Histogram | None:
+    """Predictions of both arms, by score, by decile of the reference, or by class, whichever the evidence has."""
+    keys = {*champion, *candidate}
+    for kind, bins, width in (("score", SCORE_BINS, 1 / SCORE_BINS), ("decile", 10, 1.0)):
+        if any(key.startswith(f"{kind}:") for key in keys):
+            counted = (
+                tuple(found.get(f"{kind}:{index}", 0) for index in range(bins)) for found in (champion, candidate)
+            )
+            return Histogram(tuple(width * edge for edge in range(bins + 1)), (), *counted)
+    labels = {key: champion.get(key, 0) + candidate.get(key, 0) for key in keys if key.startswith("label:")}
+    if not labels:
+        return None
+    ordered = sorted(labels, key=lambda key: (-labels[key], key))
+    names = tuple(key.partition(":")[2] for key in ordered)
+    return Histogram((), names, *(tuple(found.get(key, 0) for key in ordered) for found in (champion, candidate)))
+
+
+def span(seconds: float) -> str:
+    """A span of time as one says it.
+
+    >>> span(41.2), span(150), span(5400), span(200_000)
+    ('42 s', '2 min', '1.5 h', '2.3 days')
+    """
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 5400:
+        return f"{seconds // 60:.0f} min"
+    return f"{seconds / 3600:.3g} h" if seconds < 172_800 else f"{seconds / 86_400:.2g} days"
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

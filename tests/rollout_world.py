@@ -1,0 +1,186 @@
+"""A state folder as a rollout leaves it half way: what the admin page and `mlkit status` show in their tests.
+
+No process runs: the files are written through the values that own them. Traffic is drawn with a seed, and what the
+judges say of it is approximated, as only its drawing is tested here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts, latency_bin
+from mlflowkit.judging.online import Finding
+from mlflowkit.rollout import policy
+from mlflowkit.rollout import state as states
+from mlflowkit.rollout.plan import Metric, Rollout, Step
+from mlflowkit.rollout.state import Request, RolloutState, Saved
+from mlflowkit.serving.files import Desired, ReplicaReport, ServiceFiles, Settings, process_started
+from mlflowkit.values import Json, Measurement, Outcome, RoutingTable, Variant, Verdict
+
+PLAN = Rollout(
+    strategy="canary",
+    steps=[Step(weight=0), Step(weight=5), Step(weight=25), Step(weight=50, approval=True)],
+    metrics=[
+        Metric(metric="error_rate", margin=0.01),
+        Metric(metric="latency_p99_ms", ratio=1.5, role="guardrail"),
+        Metric(metric="agreement", min=0.95),
+    ],
+    min_samples=1000,
+    bake_seconds=60,
+    max_seconds=3600,
+)
+CHAMPION = Variant("champion", "20261101-aa11", "a" * 64, "/bundles/a")
+CANDIDATE = Variant("challenger", "20261123-bb22", "b" * 64, "/bundles/b", role="challenger", weight=0.05)
+
+
+@dataclass
+class World:
+    """One service in a state folder, and its rollout, second by second."""
+
+    state: Path
+    service: str = "lending"
+    plan: Rollout = PLAN
+    champion: Variant = CHAMPION
+    candidate: Variant = CANDIDATE
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    begun: float = field(default_factory=lambda: time.time() - 900)
+    per_second: int = 120
+    worse: float = 0.0
+    """How much larger the candidate's error rate is."""
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(7)
+        self.files = ServiceFiles(self.state / "services" / self.service)
+        self.now = self.begun
+        self.counts: dict[int, dict[str, VariantCounts]] = {}
+        self.rollout: RolloutState | None = None
+        self.serve(RoutingTable(self.service, 4, (self.champion,)))
+
+    def serve(self, table: RoutingTable) -> None:
+        """A gateway replica that is up and answers by a table."""
+        settings = Settings(self.service, port=8080, grpc_port=9090, **self.settings)
+        self.files.write_desired(Desired(1, up=True, settings=settings))
+        self.files.write_table(table)
+        self.table = table
+        started = process_started(os.getpid()) or 0.0
+        report = ReplicaReport("r1", os.getpid(), socket.gethostname(), started, 1, 8080, "serving", table.epoch)
+        self.files.write_report(replace(report, heartbeat=time.time() + 3600))
+
+    def begin(self) -> World:
+        """The rollout, asked for and live in its first step."""
+        request = Request("lending-e1", self.service, self.candidate, self.plan, self.begun)
+        self.rollout = policy.begin(request, self.table, now=self.begun, fence=3)
+        while self.rollout.phase in ("pending", "preparing"):
+            self.look(())
+        return self
+
+    def look(self, findings: Sequence[Finding], command: policy.Command | None = None) -> None:
+        """One look of the controller: advance, carry out, persist."""
+        assert self.rollout is not None
+        counts = policy.count(self.rollout, self.evidence()) if self.rollout.step_epochs else states.Counts()
+        self.rollout, actions = policy.advance(self.rollout, findings, counts, command, self.now)
+        for action in actions:
+            if isinstance(action, states.SetTable):
+                self.serve(action.table)
+        states.write(self.files.folder / "rollout.json", Saved(self.rollout), durable=False)
+
+    def run(self, seconds: int, every: int = 5) -> World:
+        """Traffic and looks for a while."""
+        for _ in range(seconds // every):
+            self.now += every
+            self.answer(every * self.per_second)
+            self.look(self.findings())
+        self.write_evidence()
+        return self
+
+    def evidence(self) -> Evidence:
+        return Evidence("lending-e1", self.counts)
+
+    def write_evidence(self) -> None:
+        self.files.write_evidence("r1", json.dumps(self.evidence().to_json()).encode())
+
+    def answer(self, requests: int) -> None:
+        """So many requests, dealt out by the table, counted as a gateway and its observer do."""
+        here = self.counts.setdefault(self.table.epoch, {})
+        for variant in self.table.variants:
+            shadow = variant.role == "shadow"
+            number = requests if shadow else round(requests * variant.weight)
+            new = self._counted(number, variant.name == self.candidate.name, shadow)
+            here[variant.name] = here.get(variant.name, VariantCounts()) + new
+
+    def _counted(self, number: int, candidate: bool, shadow: bool) -> VariantCounts:
+        rate = 0.011 + (self.worse if candidate else 0.0)
+        errors = sum(self.random.random() < rate for _ in range(number))
+        latency: dict[int, int] = {}
+        predictions: dict[str, int] = {}
+        for _ in range(number - errors):
+            seconds = 0.0021 * math.exp(self.random.gauss(0.12 if candidate else 0.0, 0.45))
+            place = latency_bin(seconds)
+            latency[place] = latency.get(place, 0) + 1
+            score = self.random.betavariate(8, 2.2 if candidate else 2.5)
+            key = f"score:{min(49, int(50 * score))}"
+            predictions[key] = predictions.get(key, 0) + 1
+        if not shadow:
+            return VariantCounts(number, errors, number - errors, latency, predictions)
+        agreement = {}
+        for name, share, part in (
+            ("", 0.982, 1.0),
+            ("grade=G", 0.71, 0.02),
+            ("grade=A", 0.998, 0.3),
+            ("grade=D", 0.97, 0.2),
+        ):
+            rows = round(number * part)
+            same = sum(self.random.random() < share for _ in range(rows))
+            agreement[name] = Moments(rows, float(same), float(same))
+        return VariantCounts(
+            latency=latency, predictions=predictions, agreement=agreement, mirrored=number, dropped=errors
+        )  # fmt: skip
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What judges would say: a widened normal interval of each difference, and shares of what would decide."""
+        assert self.rollout is not None
+        arms = [self.evidence().of(name, self.rollout.epochs) for name in (self.champion.name, self.candidate.name)]
+        found = []
+        for question, plan in zip(policy.questions(self.rollout), self.rollout.plan.metrics, strict=True):
+            made = _estimate(question.metric, arms)
+            if made is not None:
+                found.append(_finding(question.name, question.metric, plan, *made))
+        return tuple(found)
+
+
+def _estimate(metric: str, arms: Sequence[VariantCounts]) -> tuple[float, float, tuple[int, int]] | None:
+    """Value and half width of what is judged, and the samples; None without data."""
+    champion, candidate = arms
+    if metric == "error_rate" and candidate.requests:
+        one, two = (arm.errors / arm.requests for arm in arms)
+        wide = 4.2 * math.sqrt(0.011 / champion.requests + 0.02 / candidate.requests)
+        return two - one, wide, (champion.requests, candidate.requests)
+    if metric == "latency_p99_ms" and sum(candidate.latency.values()):
+        counts = tuple(sum(arm.latency.values()) for arm in arms)
+        return 1.16, 3.0 / math.sqrt(counts[1]), (counts[0], counts[1])
+    whole = candidate.agreement.get("")
+    if metric == "agreement" and whole is not None and whole.count:
+        return whole.mean, 1.1 / math.sqrt(whole.count), (whole.count, whole.count)
+    return None
+
+
+def _finding(name: str, metric: str, plan: Metric, value: float, wide: float, samples: tuple[int, int]) -> Finding:
+    change = plan.min is None and plan.max is None
+    limit = plan.min if plan.min is not None else plan.ratio or plan.margin or 0.0
+    room = value - limit if plan.min is not None else limit - value
+    harm, proof = (min(1.0, max(0.0, (part + wide) / (2 * wide)) ** 4) for part in (-room, room))
+    outcome = Outcome.FAILED if -room > wide else Outcome.PASSED if room > wide else Outcome.INCONCLUSIVE
+    unit = "times" if plan.ratio else ""
+    measured = Measurement(metric, value, value - wide, value + wide, sum(samples), 0.95, unit, "confidence sequence")
+    message = f"{value:.4f} [{value - wide:.4f}, {value + wide:.4f}] against {limit:g}: {outcome.value.lower()}"
+    direction = "min" if plan.min is not None else "max"
+    verdict = Verdict(name, outcome, message, metric, measured, limit, direction, change=change)
+    return Finding(name, verdict, harm, proof, samples)
