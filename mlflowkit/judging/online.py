@@ -1,13 +1,37 @@
-"""Judges a challenger against the concurrent champion, at any look. Numbers in, findings out; no clock, no I/O."""
+"""Judges a challenger against the concurrent champion, at any look. Numbers in, findings out; no clock, no I/O.
+
+What is promised, over all looks and whatever they are followed by:
+
+- a challenger that is within all its limits is said to have FAILED any of them with probability ``level`` at most: each
+  question tests with an equal part of it (and each limit of a question with an equal part of that);
+- a challenger that is beyond some limit is said to have PASSED all of them with probability ``level`` at most: each
+  limit is tested with the whole of it, as every one must pass.
+
+Rates (error_rate, accuracy, agreement) are judged by e-processes that are exact, latency quantiles by ones that are
+exact within an epoch up to the width of a bin, other means asymptotically; see `mlflowkit.judging.sequential`.
+
+A question without any limit asks for a margin of 0: FAILED means shown to be worse than the champion, PASSED shown to
+be better. That is the question of an A/B test.
+
+FAILED stays, once it is said. PASSED is what the evidence says now, and is taken back where later evidence says less.
+
+Requests are taken to be independent. Under sticky routing one user's requests share their fate, and a few heavy users
+can make two equal arms look different; where users send many requests each, ask for a margin that is larger than what
+a few of them can move. Rows of one request are not taken to be independent: quality, agreement and predictions count
+as many observations as there were requests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlflowkit.judging.evidence import Evidence
-from mlflowkit.values import Json, Verdict
+from mlflowkit.judging import sequential
+from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts
+from mlflowkit.judging.sequential import Share, Stratum, Wealth
+from mlflowkit.values import Json, Measurement, Outcome, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +71,43 @@ class Finding:
     samples: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """One limit of a question. ``kind`` "margin" or "ratio" compares with the champion, "min" or "max" with a value."""
+
+    kind: Literal["margin", "ratio", "min", "max"]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What one limit said: log evidence of harm (the largest so far) and of its absence, and the measurement."""
+
+    limit: _Limit
+    harm: float
+    proof: float
+    measurement: Measurement
+    samples: tuple[int, int]
+    trace: Mapping[str, Json]
+    slice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A limit to judge: what was counted by epoch (champion, challenger), what was remembered, and the levels."""
+
+    question: Question
+    limit: _Limit
+    arms: Sequence[tuple[int, VariantCounts, VariantCounts]]
+    trace: Mapping[str, Json]
+    harm_level: float
+    proof_level: float
+
+    @property
+    def confidence(self) -> float:
+        return 1 - self.harm_level - self.proof_level
+
+
 def judge(
     questions: Sequence[Question],
     evidence: Evidence,
@@ -64,4 +125,433 @@ def judge(
     question says FAILED of a challenger that is within its limits, over all looks; it is shared out among them.
     ``traces`` is JSON that belongs to the judges: what a test remembers between looks, by question; {} at first.
     """
-    raise NotImplementedError
+    epochs_of = [evidence.epochs.get(epoch, {}) for epoch in epochs]
+    nothing = VariantCounts()
+    arms = [
+        (epoch, variants.get(champion, nothing), variants.get(challenger, nothing))
+        for epoch, variants in zip(epochs, epochs_of, strict=True)
+    ]
+    tested = sum(question.metric != "prometheus" for question in questions)
+    findings, kept = [], {}
+    for question in questions:
+        if question.metric == "prometheus":
+            findings.append(_measured_elsewhere(question))
+            continue
+        limits = _limits(question)
+        before = traces.get(question.name, {})
+        share = level / tested / len(limits)
+        tasks = [_Task(question, limit, arms, before.get(limit.kind, {}), share, level) for limit in limits]
+        readings = [_FAMILIES[question.metric](task) for task in tasks]
+        findings.append(_finding(question, tasks, readings))
+        kept[question.name] = {reading.limit.kind: reading.trace for reading in readings}
+    return tuple(findings), kept
+
+
+def _limits(question: Question) -> tuple[_Limit, ...]:
+    given: list[_Limit] = []
+    kinds: tuple[Literal["margin", "ratio", "min", "max"], ...] = ("margin", "ratio", "min", "max")
+    for kind in kinds:
+        value = getattr(question, kind)
+        if value is not None:
+            given.append(_Limit(kind, float(value)))
+    return tuple(given) or (_Limit("margin", 0.0),)
+
+
+# ------------------------------------------------------------------------------------------------------------- rates
+
+
+def _losses(metric: str, counts: VariantCounts, slice_name: str = "") -> Share:
+    """Of how many observations how many were bad."""
+    if metric == "error_rate":
+        return Share(counts.requests, counts.errors)
+    if metric == "agreement":
+        moments = counts.agreement.get(slice_name, Moments())
+        requests = counts.mirrored - counts.dropped
+    else:
+        moments = counts.quality.get(metric, Moments())
+        requests = 0
+    return Share(moments.count, moments.count - moments.total).scaled(_clusters(counts, moments.count, requests))
+
+
+def _clusters(counts: VariantCounts, observations: float, requests: int = 0) -> float:
+    """Requests a row: rows of one request are not independent observations."""
+    if counts.rows > counts.requests > 0:
+        return counts.requests / counts.rows
+    return requests / observations if 0 < requests < observations else 1.0
+
+
+def _rate(task: _Task) -> _Reading:
+    """error_rate, accuracy: the challenger's rate against the champion's or against a bound."""
+    metric = task.question.metric
+    strata = [(epoch, _losses(metric, first), _losses(metric, second)) for epoch, first, second in task.arms]
+    return _rate_reading(task, strata, task.trace)
+
+
+def _rate_reading(task: _Task, strata: Sequence[tuple[int, Share, Share]], trace: Mapping[str, Json]) -> _Reading:
+    compared = task.limit.kind == "margin"
+    harm, proof = _wealth(trace, "harm"), _wealth(trace, "proof")
+    past = Share(*trace.get("past", (0.0, 0.0)))
+    best, seen = float(trace.get("best", 0.0)), dict(trace.get("seen", {}))
+    for first, second in _blocks(strata, seen, compared):
+        if compared:
+            worse, better = sequential.rate_difference_bets(first, second, task.limit.value, past)
+            past = _remembered(past + first)
+        else:
+            bound, above = _loss_bound(task)
+            worse, better = sequential.rate_bets(second, bound)
+            worse, better = (worse, better) if above else (better, worse)
+        harm, proof = harm.bet(worse, second.count), proof.bet(better, second.count)
+        best = max(best, harm.log)
+    after = {
+        "seen": seen,
+        "past": [past.count, past.hits],
+        "harm": [harm.spent, *harm.logs],
+        "proof": [proof.spent, *proof.logs],
+        "best": best,
+    }
+    measurement = _rate_measurement(task, strata)
+    samples = (round(sum(first.count for _, first, _ in strata)), round(sum(second.count for *_, second in strata)))
+    return _Reading(task.limit, best, proof.log, measurement, samples, after)
+
+
+def _wealth(trace: Mapping[str, Json], name: str) -> Wealth:
+    spent, *logs = trace.get(name, (0.0,))
+    return Wealth(tuple(logs), spent)
+
+
+def _remembered(past: Share) -> Share:
+    """Rates drift: no more of the past counts than as many requests."""
+    return past.scaled(min(1.0, 20_000 / past.count))
+
+
+def _loss_bound(task: _Task) -> tuple[float, bool]:
+    """The bound on the rate of bad observations, and whether being above it is what is not allowed."""
+    if task.question.metric == "error_rate":
+        return task.limit.value, task.limit.kind == "max"
+    return 1 - task.limit.value, task.limit.kind == "min"
+
+
+def _blocks(
+    strata: Sequence[tuple[int, Share, Share]], seen: dict[str, Json], compared: bool
+) -> Iterator[tuple[Share, Share]]:
+    """What came in since the last look, by epoch; it waits for the next look where an arm has nothing new."""
+    for epoch, first, second in strata:
+        before = seen.get(str(epoch), (0.0, 0.0, 0.0, 0.0))
+        one, two = first - Share(*before[:2]), second - Share(*before[2:])
+        told = two.count > 0 and 0 <= two.hits <= two.count
+        if compared:
+            told = told and one.count > 0 and 0 <= one.hits <= one.count
+        if told:
+            seen[str(epoch)] = [first.count, first.hits, second.count, second.hits]
+            yield one, two
+
+
+def _rate_measurement(task: _Task, strata: Sequence[tuple[int, Share, Share]]) -> Measurement:
+    """The difference of rates (or the rate), in the metric's own direction, with its confidence sequence."""
+    compared = task.limit.kind == "margin"
+    found, count, spread = [], 0.0, 0.0
+    for _, first, second in strata:
+        if second.count and (first.count or not compared):
+            variance = _spread(second) / second.count + (_spread(first) / first.count if compared else 0.0)
+            found.append(Stratum(second.rate - (first.rate if compared else 0.0), variance))
+            count, spread = count + second.count, spread + _spread(second) * second.count
+    sign, origin = (1.0, 0.0) if task.question.metric == "error_rate" else (-1.0, 0.0 if compared else 1.0)
+    return _measurement(task, found, math.sqrt(spread / count) if count else math.nan, round(count), sign, origin)
+
+
+def _spread(share: Share) -> float:
+    """Variance of one observation, never 0: half a hit and half a miss are added."""
+    rate = (share.hits + 0.5) / (share.count + 1)
+    return rate * (1 - rate)
+
+
+def _measurement(
+    task: _Task, strata: Sequence[Stratum], deviation: float, samples: int, sign: float = 1.0, origin: float = 0.0
+) -> Measurement:
+    value, information = sequential.pooled(strata)
+    radius = sequential.mean_radius(information, 0.09 * deviation, 1 - task.confidence) if strata else math.inf
+    low, high = sorted((sign * (value - radius) + origin, sign * (value + radius) + origin))
+    return Measurement(
+        name=task.question.metric,
+        value=sign * value + origin,
+        low=low,
+        high=high,
+        samples=samples,
+        confidence=task.confidence,
+        method="confidence sequence (normal mixture)",
+    )
+
+
+def _agreement(task: _Task) -> _Reading:
+    """A shadow's agreement with the champion on the same rows, whole and by slice."""
+    limit = task.limit
+    if limit.kind == "margin":
+        limit = _Limit("min", 1 - limit.value)
+    inner = replace(task, limit=limit)
+    whole = [(epoch, Share(), _losses("agreement", second)) for epoch, _, second in task.arms]
+    reading = _rate_reading(inner, whole, task.trace.get("", {}))
+    return replace(reading, limit=task.limit, trace={"": reading.trace})
+
+
+# ---------------------------------------------------------------------------------------------------- means and others
+
+
+def _mean(task: _Task) -> _Reading:
+    """log_loss, absolute_error, squared_error: asymptotic, from `MINIMUM` observations of each arm and epoch on."""
+    compared = task.limit.kind == "margin"
+    strata, total, sums, deviation = [], [0, 0], Moments(), float(task.trace.get("deviation", 0.0))
+    for _, first, second in task.arms:
+        one, two = (
+            first.quality.get(task.question.metric, Moments()),
+            second.quality.get(task.question.metric, Moments()),
+        )
+        total[0], total[1] = total[0] + one.count, total[1] + two.count
+        if min(two.count, one.count if compared else two.count) < MINIMUM:
+            continue
+        variance = _variance(two) / (two.count * _clusters(second, two.count))
+        if compared:
+            variance += _variance(one) / (one.count * _clusters(first, one.count))
+        if variance > 0:
+            strata.append(Stratum(two.mean - (one.mean if compared else 0.0), variance))
+            sums = sums + two
+    if strata and not deviation:
+        deviation = math.sqrt(_variance(sums))
+    value, information = sequential.pooled(strata)
+    worse, better = (
+        sequential.mean_evidence(value, information, task.limit.value, 0.09 * deviation) if strata else (0.0, 0.0)
+    )
+    if task.limit.kind == "min":
+        worse, better = better, worse
+    best = max(float(task.trace.get("best", 0.0)), worse)
+    measurement = _measurement(task, strata, deviation, total[1])
+    return _Reading(task.limit, best, better, measurement, (total[0], total[1]), {"deviation": deviation, "best": best})
+
+
+MINIMUM = 50
+"""Observations of each arm before a mean is judged: its test rests on the central limit theorem."""
+
+
+def _variance(moments: Moments) -> float:
+    return max(moments.squares - moments.total * moments.mean, 0.0) / max(moments.count - 1, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- latencies
+
+_HEDGE = 0.3
+"""Of each epoch's stake this much is not bet, so that an epoch that says little costs little."""
+
+
+def _latency(task: _Task) -> _Reading:
+    """A latency quantile: compared epoch by epoch, the evidence of epochs added; or held against a bound."""
+    return _latency_bound(task) if task.limit.kind in ("min", "max") else _latency_difference(task)
+
+
+def _quantile(metric: str) -> float:
+    return int(metric.removeprefix("latency_p").removesuffix("_ms")) / 100
+
+
+def _latency_difference(task: _Task) -> _Reading:
+    quantile = _quantile(task.question.metric)
+    ratio = task.limit.value if task.limit.kind == "ratio" else 1.0
+    margin = task.limit.value / 1000 if task.limit.kind == "margin" else 0.0
+    epochs: dict[str, Json] = {}
+    harm = proof = 0.0
+    shown = (math.nan, -math.inf, math.inf)
+    totals = [0, 0]
+    for epoch, first, second in task.arms:
+        counts = [sum(first.latency.values()), sum(second.latency.values())]
+        totals = [totals[0] + counts[0], totals[1] + counts[1]]
+        if not all(counts):
+            continue
+        known = task.trace.get("epochs", {}).get(str(epoch))
+        if known is None or known[:2] != counts:
+            bins = max(*first.latency, *second.latency) + 2
+            arms = sequential.counts_below(first.latency, bins), sequential.counts_below(second.latency, bins)
+            logs = sequential.quantile_evidence(*arms, quantile, ratio, margin)
+            interval = _latency_interval(task, *arms, quantile)
+            known = [*counts, *(_hedged(log) for log in logs), *interval]
+        epochs[str(epoch)] = known
+        harm, proof, shown = harm + known[2], proof + known[3], (known[4], known[5], known[6])
+    best = max(float(task.trace.get("best", 0.0)), harm)
+    unit = "x" if task.limit.kind == "ratio" else "ms"
+    method = "confidence sequence of quantiles, last epoch"
+    measurement = Measurement(task.question.metric, *shown, totals[1], task.confidence, unit, method)
+    return _Reading(task.limit, best, proof, measurement, (totals[0], totals[1]), {"epochs": epochs, "best": best})
+
+
+def _hedged(log: float) -> float:
+    return math.log(_HEDGE + (1 - _HEDGE) * math.exp(log)) if log < 500 else log + math.log(1 - _HEDGE)
+
+
+def _latency_interval(
+    task: _Task, champion: sequential.Array, challenger: sequential.Array, quantile: float
+) -> tuple[float, float, float]:
+    """The difference in ms (or the ratio) of two quantiles, between the ends of the arms' own confidence sequences."""
+    level = (1 - task.confidence) / 4
+    first, second = (sequential.quantile_bounds(arm, quantile, level) for arm in (champion, challenger))
+    if task.limit.kind == "ratio":
+        return second[0] / first[0], second[1] / first[2], second[2] / first[1]
+    return 1000 * (second[0] - first[0]), 1000 * (second[1] - first[2]), 1000 * (second[2] - first[1])
+
+
+def _latency_bound(task: _Task) -> _Reading:
+    """How many are slower than the bound, against how many may be."""
+    quantile, bound = _quantile(task.question.metric), task.limit.value / 1000
+    seen = dict(task.trace.get("seen", {}))
+    harm, proof = _wealth(task.trace, "harm"), _wealth(task.trace, "proof")
+    best, total, shown = float(task.trace.get("best", 0.0)), 0, (math.nan, -math.inf, math.inf)
+    maximum = task.limit.kind == "max"
+    for epoch, _, second in task.arms:
+        if not second.latency:
+            continue
+        below = sequential.counts_below(second.latency, max(second.latency) + 2)
+        count = float(below[-1])
+        total += int(count)
+        slower = [count - sequential.at_edge(below, bound, up) for up in (maximum, not maximum)]
+        before = seen.get(str(epoch), (0.0, 0.0, 0.0))
+        if count > before[0]:
+            blocks = [Share(count, one) - Share(before[0], old) for one, old in zip(slower, before[1:], strict=True)]
+            worse = sequential.rate_bets(blocks[0], 1 - quantile)[0 if maximum else 1]
+            better = sequential.rate_bets(blocks[1], 1 - quantile)[1 if maximum else 0]
+            harm, proof = harm.bet(worse, count - before[0]), proof.bet(better, count - before[0])
+            best = max(best, harm.log)
+            seen[str(epoch)] = [count, *slower]
+        value, low, high = sequential.quantile_bounds(below, quantile, (1 - task.confidence) / 2)
+        shown = (1000 * value, 1000 * low, 1000 * high)
+    method = "confidence sequence of a quantile, last epoch"
+    measurement = Measurement(task.question.metric, *shown, total, task.confidence, "ms", method)
+    after = {"seen": seen, "harm": [harm.spent, *harm.logs], "proof": [proof.spent, *proof.logs], "best": best}
+    samples = (sum(sum(first.latency.values()) for _, first, _ in task.arms), total)
+    return _Reading(task.limit, best, proof.log, measurement, samples, after)
+
+
+def _drift(task: _Task) -> _Reading:
+    """The distance between the two variants' predictions."""
+    measurement = Measurement(task.question.metric, math.nan, -math.inf, math.inf, 0, task.confidence)
+    return _Reading(task.limit, 0.0, 0.0, measurement, (0, 0), {})
+
+
+_FAMILIES: Mapping[str, Callable[[_Task], _Reading]] = {
+    "error_rate": _rate,
+    "accuracy": _rate,
+    "agreement": _agreement,
+    "log_loss": _mean,
+    "absolute_error": _mean,
+    "squared_error": _mean,
+    "prediction_drift": _drift,
+    "latency_p50_ms": _latency,
+    "latency_p90_ms": _latency,
+    "latency_p95_ms": _latency,
+    "latency_p99_ms": _latency,
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- verdicts
+
+IN_A_ROW = 3
+"""Measurements in a row that decide on a metric that is measured elsewhere."""
+
+
+def _measured_elsewhere(question: Question) -> Finding:
+    """A Prometheus query: no statistics, no level. `IN_A_ROW` measurements beyond a bound fail, as many within pass."""
+    last = question.measured[-IN_A_ROW:]
+    low = -math.inf if question.min is None else question.min
+    high = math.inf if question.max is None else question.max
+    beyond = _run(question.measured, lambda value: not low <= value <= high)
+    within = _run(question.measured, lambda value: low <= value <= high)
+    outcome = Outcome.FAILED if beyond >= IN_A_ROW else Outcome.PASSED if within >= IN_A_ROW else Outcome.INCONCLUSIVE
+    limits = " and ".join(f"{name} {_short(value)}" for name, value in _bounds(question))
+    if not last or math.isnan(last[-1]):
+        text = f"{question.name}: no measurement"
+    elif beyond:
+        text = f"{question.name} {_short(last[-1])} beyond {limits}, {beyond} in a row (failed from {IN_A_ROW} on)"
+    else:
+        text = f"{question.name} {_short(last[-1])} within {limits}, {within} in a row (passed from {IN_A_ROW} on)"
+    bound = next(iter(_bounds(question)), ("max", math.inf))
+    verdict = Verdict(
+        gate=question.name,
+        outcome=outcome,
+        message=f"{text}: {outcome}",
+        metric=question.metric,
+        threshold=bound[1],
+        direction=bound[0],
+    )
+    return Finding(question.name, verdict, beyond / IN_A_ROW, within / IN_A_ROW, (0, len(question.measured)))
+
+
+def _bounds(question: Question) -> list[tuple[Literal["min", "max"], float]]:
+    found: list[tuple[Literal["min", "max"], float]] = []
+    if question.min is not None:
+        found.append(("min", question.min))
+    if question.max is not None:
+        found.append(("max", question.max))
+    return found
+
+
+def _run(values: Sequence[float], holds: Callable[[float], bool]) -> int:
+    """How many of the newest values in a row are numbers for which it holds."""
+    length = 0
+    for value in reversed(values):
+        if math.isnan(value) or not holds(value):
+            break
+        length += 1
+    return length
+
+
+_MORE_IS_BETTER = ("accuracy", "agreement")
+
+
+def _finding(question: Question, tasks: Sequence[_Task], readings: Sequence[_Reading]) -> Finding:
+    """The question fails where one limit does, and passes where all do."""
+    harms = [max(one.harm, 0.0) / math.log(1 / task.harm_level) for task, one in zip(tasks, readings, strict=True)]
+    proofs = [max(one.proof, 0.0) / math.log(1 / task.proof_level) for task, one in zip(tasks, readings, strict=True)]
+    harm, proof = max(harms), min(proofs)
+    outcome = Outcome.FAILED if harm >= 1 else Outcome.PASSED if proof >= 1 else Outcome.INCONCLUSIVE
+    reading = readings[harms.index(harm) if harm >= 1 else proofs.index(proof)]
+    direction, threshold = _threshold(question, reading.limit)
+    verdict = Verdict(
+        gate=question.name,
+        outcome=outcome,
+        message=_message(reading, outcome, direction),
+        metric=question.metric,
+        measurement=reading.measurement,
+        threshold=threshold,
+        direction=direction,
+        slice=reading.slice,
+        change=reading.limit.kind in ("margin", "ratio"),
+    )
+    return Finding(question.name, verdict, harm, proof, reading.samples)
+
+
+def _threshold(question: Question, limit: _Limit) -> tuple[Literal["min", "max"], float]:
+    """What the measurement is held against, in the metric's own direction."""
+    if limit.kind in ("min", "max"):
+        return ("min" if limit.kind == "min" else "max"), limit.value
+    if question.metric == "agreement":
+        return "min", 1 - limit.value
+    if question.metric in _MORE_IS_BETTER:
+        return "min", -limit.value
+    return "max", limit.value
+
+
+def _message(reading: _Reading, outcome: Outcome, direction: str) -> str:
+    """The numbers in words, as the gates put them."""
+    measurement, limit = reading.measurement, reading.limit
+    first, second = reading.samples
+    where = f" where {reading.slice}" if reading.slice else ""
+    counts = f"{second:,}/{first:,} requests" if limit.kind in ("margin", "ratio") else f"{second:,} requests"
+    if math.isnan(measurement.value):
+        return f"{measurement.name}{where}: too little seen yet, {counts}: {outcome}"
+    unit = f" {measurement.unit}" if measurement.unit else ""
+    plus = "+" if limit.kind == "margin" and measurement.name != "agreement" else ""
+    shown = f"{measurement.value:{plus}.3g}{unit} [{_short(measurement.low)}, {_short(measurement.high)}]"
+    worse, better = ("<", ">=") if direction == "min" else (">", "<=")
+    sign = {Outcome.FAILED: worse, Outcome.PASSED: better}.get(outcome, "undecided against")
+    minus = "-" if direction == "min" and limit.kind == "margin" and measurement.name != "agreement" else ""
+    return (
+        f"{measurement.name} {shown}{where} {sign} {limit.kind} {minus}{_short(limit.value)} after {counts}: {outcome}"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,414 @@
+"""Tests and confidence sequences that hold at every look: counts in, logarithms of e-values out.
+
+An *e-value* against a hypothesis is a number that is at least 0 and has an expectation of at most 1 where the
+hypothesis holds; an *e-process* is one at every stopping time. By Ville's inequality it ever reaches 1 / level with
+probability at most ``level``, however often and whenever one looks. Everything here is in natural logarithms, so
+evidence adds up, and 0 is none.
+
+Two arms are always compared as they were at the same time. A *block* is what came in between two looks. Which of the
+tests are exact and which asymptotic, and under what, is said at each. All of them take the requests of an arm to be
+independent given the past. Requests that share their fate (one user's, under sticky routing; the rows of one request)
+are fewer observations than they are counts: `scaled` says what to do when the size of such clusters is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlflowkit.judging.evidence import LATENCY_GROWTH
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+_ODDS_ABOVE = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+_ODDS_BELOW = (1.1, 1.25, 1.6, 2.5, 6.0)
+_ODDS_TAIL = (1.07, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+_SPREAD = (-1.6, -0.7, 0.0, 0.7, 1.6)
+_TINY = 1e-9
+_LOG_GROWTH = math.log(LATENCY_GROWTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of ``count`` observations were of a kind. Not whole where clusters were scaled down."""
+
+    count: float = 0.0
+    hits: float = 0.0
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.count + other.count, self.hits + other.hits)
+
+    def __sub__(self, other: Share) -> Share:
+        return Share(self.count - other.count, self.hits - other.hits)
+
+    @property
+    def rate(self) -> float:
+        """NaN when nothing was counted."""
+        return self.hits / self.count if self.count else math.nan
+
+    def scaled(self, factor: float) -> Share:
+        """As many observations as there are clusters: ``factor`` is clusters / observations.
+
+        Exact for clusters of one size: the geometric mean of a cluster's e-values is at most their arithmetic mean,
+        whose expectation is at most 1 however the members of the cluster depend on one another.
+        """
+        return Share(self.count * factor, self.hits * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Wealth:
+    """An e-process: a mixture over alternatives and over the moment from which they are bet on.
+
+    ``logs`` is the wealth of each alternative; ``reserve`` has not been staked; ``spent`` counts observations. Keeping
+    a reserve is what lets a challenger that turned bad after a long good time be found out quickly: without it the
+    stakes would have been lost by then. By n observations 1 - 1 / (2 + 2 log(1 + n / 500)) of it has been staked, so
+    what is lost to waiting grows as slowly as log log n.
+    """
+
+    logs: tuple[float, ...] = ()
+    spent: float = 0.0
+
+    @property
+    def reserve(self) -> float:
+        """What has not been staked, of 1."""
+        return _reserve(self.spent)
+
+    @property
+    def log(self) -> float:
+        """The logarithm of the e-process."""
+        return _log_sum((math.log(self.reserve), *self.logs))
+
+    def bet(self, logs: Sequence[float], count: float) -> Wealth:
+        """Wealth after a block of ``count`` observations in which each alternative's e-value was exp(logs).
+
+        >>> wealth = Wealth().bet([0.0, 0.0], 100)
+        >>> round(wealth.log, 9), round(wealth.bet([3.0, -2.0], 100).log, 2)
+        (0.0, 1.9)
+        """
+        before = 1.0 if not self.logs else self.reserve
+        spent = self.spent + count
+        stake = math.log(max(before - _reserve(spent), 1e-300) / len(logs))
+        held = self.logs or (-math.inf,) * len(logs)
+        return Wealth(
+            tuple(_log_sum((own, stake)) + gain for own, gain in zip(held, logs, strict=True)),
+            spent,
+        )
+
+
+def _reserve(spent: float) -> float:
+    return 0.5 / (1.0 + math.log1p(spent / 500.0)) if spent else 1.0
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values)) if top > -math.inf else top
+
+
+def rate_bets(block: Share, bound: float) -> tuple[list[float], list[float]]:
+    """Log e-values of a block of one arm: against "the rate is at most ``bound``", and against "at least".
+
+    Alternatives lie at fixed odds beyond the bound. Each is the likelihood ratio against the bound itself; an
+    observation's expected factor is linear in its rate and 1 at the bound, so the product over blocks is exact for any
+    drift of the rate on its side of the bound (Waudby-Smith & Ramdas, JRSS-B 2024: a bet on a coin; observations in
+    [0, 1] rather than {0, 1} will do).
+
+    >>> above, below = rate_bets(Share(400, 20), 0.02)
+    >>> max(above) > math.log(100) and max(below) < 0
+    True
+    """
+    bound = min(max(bound, _TINY), 1 - _TINY)
+    return (
+        [_likelihood_ratio(block, _odds(bound, ratio), bound) for ratio in _ODDS_ABOVE],
+        [_likelihood_ratio(block, _odds(bound, 1 / ratio), bound) for ratio in _ODDS_ABOVE],
+    )
+
+
+def _odds(rate: float, ratio: float) -> float:
+    return rate * ratio / (1 - rate + rate * ratio)
+
+
+def _likelihood_ratio(block: Share, rate: float, bound: float) -> float:
+    misses = block.count - block.hits
+    return block.hits * math.log(rate / bound) + misses * math.log((1 - rate) / (1 - bound))
+
+
+def rate_difference_bets(
+    champion: Share, challenger: Share, margin: float, past: Share
+) -> tuple[list[float], list[float]]:
+    """Log e-values of a block of two arms: against "challenger - champion <= margin" (harm), and against ">=" (proof).
+
+    Each is the likelihood ratio of an alternative pair of rates against the pair in the hypothesis that is nearest to
+    it in Kullback-Leibler divergence (Turner, Ly & Grünwald, JSPI 2024; with a margin: Turner & Grünwald, Statistics &
+    Probability Letters 2023). Exact: the expectation's logarithm is concave in the rates, 0 at that nearest pair and
+    falls from there into the hypothesis, which is convex. By the same concavity nothing is asked of the rates but that
+    their *averages over the block* fulfil the hypothesis: they may drift, together, within blocks and between.
+
+    Alternatives are centred on the champion's rate in ``past`` (blocks before this one), averaged over its
+    uncertainty. A bad guess costs power, never validity. Both arms of the block must have observations.
+
+    >>> harm, proof = rate_difference_bets(Share(9500, 95), Share(500, 25), 0.005, Share(9500, 95))
+    >>> max(harm) > math.log(100) and max(proof) < 0
+    True
+    """
+    import numpy as np
+
+    base = (past.hits + 0.5) / (past.count + 50.0)
+    offsets = np.array(_SPREAD) / math.sqrt(past.hits + 0.5)
+    odds = base / (1 - base) * np.exp(offsets)
+    first = np.clip(odds / (1 + odds), 1e-7, 1 - margin - 1e-6 if margin < 1 else 1e-6)[None, :]
+    edge = np.clip(first + margin, None, 1 - 1e-6)
+    above = [_odds_of(edge, ratio) for ratio in _ODDS_ABOVE]
+    nearer = [edge - margin / 2, first] if margin > 0 else []
+    below = nearer + [_odds_of(first, 1 / ratio) for ratio in _ODDS_BELOW]
+    second = np.concatenate(above + below)
+    first = np.broadcast_to(first, second.shape)
+    logs = _nearest_pair_logs(champion, challenger, margin, first, second)
+    top = logs.max(axis=1)
+    mixed = top + np.log(np.exp(logs - top[:, None]).mean(axis=1))
+    return mixed[: len(above)].tolist(), mixed[len(above) :].tolist()
+
+
+def _odds_of(rate: Array, ratio: float) -> Array:
+    return rate * ratio / (1 - rate + rate * ratio)
+
+
+def _nearest_pair_logs(champion: Share, challenger: Share, margin: float, first: Array, second: Array) -> Array:
+    """Likelihood ratios of pairs (first, second) against the nearest pairs (t, t + margin)."""
+    import numpy as np
+
+    t = nearest_rate(champion.count, challenger.count, margin, first, second)
+    moved = t + margin
+    kept, lost = champion.hits, champion.count - champion.hits
+    found = kept * np.log(first / t) + lost * np.log((1 - first) / (1 - t))
+    kept, lost = challenger.hits, challenger.count - challenger.hits
+    ratio: Array = found + kept * np.log(second / moved) + lost * np.log((1 - second) / (1 - moved))
+    return ratio
+
+
+def nearest_rate(champion: float, challenger: float, margin: float, first: Array, second: Array) -> Array:
+    """The t for which (t, t + margin) is nearest to (first, second), weighted by the arms' counts.
+
+    The middle root of a cubic that has one root below 0, one in (0, 1 - margin) and one above: by its cosine, then
+    Newton's method for the digits that the cosine loses where rates are small.
+
+    >>> import numpy as np
+    >>> float(nearest_rate(300.0, 100.0, 0.0, np.array([0.01]), np.array([0.03]))[0])
+    0.015
+    """
+    import numpy as np
+
+    total = champion + challenger
+    if not margin:
+        mean: Array = (champion * first + challenger * second) / total
+        return mean
+    rest, far = 1 - margin, second - margin
+    square = -(challenger * (1 + far) + champion * (rest - margin + first)) / total
+    linear = -(-challenger * far + champion * (rest * (margin - first) + first * margin)) / total
+    constant = champion * rest * first * margin / total
+    centre = -square / 3
+    p = linear - square * square / 3
+    q = 2 * square**3 / 27 - square * linear / 3 + constant
+    radius = np.sqrt(-p / 3)
+    angle = np.arccos(np.clip(-q / (2 * radius**3), -1, 1)) / 3
+    t = np.clip(centre + 2 * radius * np.cos(angle - 2 * math.pi / 3), 1e-12, rest - 1e-12)
+    for _ in range(4):
+        value = ((t + square) * t + linear) * t + constant
+        t = np.clip(t - value / ((3 * t + 2 * square) * t + linear), t / 4, (t + 3 * rest) / 4)
+    return t
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """A difference of means, challenger minus champion, and its variance, of one epoch."""
+
+    difference: float
+    variance: float
+
+
+def pooled(strata: Sequence[Stratum]) -> tuple[float, float]:
+    """The difference over all strata, each weighted by its information (1 / variance), and the information.
+
+    Strata with different base rates are never pooled as one sample: only their differences are.
+
+    >>> pooled([Stratum(0.02, 0.0004), Stratum(0.05, 0.0004)])
+    (0.035, 5000.0)
+    """
+    information = sum(1 / stratum.variance for stratum in strata)
+    if not information:
+        return math.nan, 0.0
+    return sum(stratum.difference / stratum.variance for stratum in strata) / information, information
+
+
+def mean_evidence(difference: float, information: float, bound: float, scale: float) -> tuple[float, float]:
+    """Log evidence against "the mean is at most ``bound``", and against "at least".
+
+    Asymptotic: valid as far as the sum of what was seen, in units of information, is a Brownian motion (Waudby-Smith,
+    Arbour, Sinha, Kennedy & Ramdas, Annals of Statistics 2024), which two arms' difference is at any ratio of their
+    counts. The one-sided normal mixture of Robbins (1970; Howard et al., Annals of Statistics 2021, section 3.2):
+    alternatives beyond the bound are half normal with standard deviation ``scale``.
+
+    >>> above, below = mean_evidence(0.05, 10_000.0, 0.0, 0.05)
+    >>> round(above, 2), round(below, 2)
+    (11.08, -3.48)
+    """
+    spread = scale * scale * information
+    if not spread:
+        return 0.0, 0.0
+    z = (difference - bound) * information * scale / math.sqrt(1 + spread)
+    flat = math.log(2) - 0.5 * math.log1p(spread)
+    return flat + _log_tilted(z), flat + _log_tilted(-z)
+
+
+def _log_tilted(z: float) -> float:
+    """log(exp(z^2 / 2) P(N < z)), without overflow."""
+    if z > -20:
+        return z * z / 2 + math.log(0.5 * math.erfc(-z / math.sqrt(2)))
+    return -math.log(-z * math.sqrt(2 * math.pi)) + math.log1p(-1 / z**2)
+
+
+def mean_radius(information: float, scale: float, level: float) -> float:
+    """Half the width of the confidence sequence for a mean at 1 - ``level``; infinite without information.
+
+    Asymptotic, the two-sided normal mixture of the papers named in `mean_evidence`.
+
+    >>> round(mean_radius(10_000.0, 0.05, 0.05), 4)
+    0.031
+    """
+    spread = scale * scale * information
+    if not spread:
+        return math.inf
+    return math.sqrt(2 * (1 + spread) / (spread * information) * math.log(math.sqrt(1 + spread) / level))
+
+
+def tail_logs(below: Array, count: float, quantile: float, too_many: bool) -> Array:
+    """Log e-values, for each number of observations ``below`` a point, against "the point is at most the quantile"
+    (too many lie below it) or else against "it is at least the quantile" (too few do).
+
+    Exact at a point that is fixed: a mixture of likelihood ratios of a coin (Howard & Ramdas, Bernoulli 2022, the
+    sequence for one quantile, with discrete instead of beta mixing).
+    """
+    import numpy as np
+
+    odds = quantile / (1 - quantile) * np.power(np.array(_ODDS_TAIL), 1 if too_many else -1)
+    rates = odds / (1 + odds)
+    hit, miss = np.log(rates / quantile), np.log((1 - rates) / (1 - quantile))
+    found = below[:, None] * (hit - miss) + count * miss
+    top = found.max(axis=1)
+    logs: Array = top + np.log(np.exp(found - top[:, None]).mean(axis=1))
+    return logs
+
+
+def counts_below(histogram: Mapping[int, int], bins: int) -> Array:
+    """How many observations lie in bins before bin j, for j = 0 ... ``bins``."""
+    import numpy as np
+
+    found = np.zeros(bins + 1)
+    if histogram:
+        indices = np.fromiter(histogram.keys(), dtype=np.int64, count=len(histogram))
+        found[np.minimum(indices, bins - 1) + 1] = np.fromiter(histogram.values(), dtype=np.float64)
+    below: Array = np.cumsum(found)
+    return below
+
+
+def quantile_evidence(
+    champion: Array, challenger: Array, quantile: float, ratio: float = 1.0, margin: float = 0.0
+) -> tuple[float, float]:
+    """Log evidence that the challenger's quantile is above ``ratio`` * champion's + ``margin`` (seconds), and below.
+
+    ``champion`` and ``challenger`` are `counts_below` of latency bins, of one length, gathered at the same time. Were x
+    the champion's quantile, then e0(x), which says that it is not, and e1(ratio * x + margin), which says that the
+    challenger's is beyond, would be e-processes of independent streams, and so would be their product; the smallest
+    product over all x is at most that. Exact, but for the width of the bins, which is counted against either claim,
+    where latencies of each arm are independent draws over the epoch; the arms need not be of one size. (Howard &
+    Ramdas, Bernoulli 2022, section 5, combine the two arms' intervals instead, which asks for more observations.)
+
+    >>> fast, slow = counts_below({400: 9950, 450: 50}, 600), counts_below({400: 970, 450: 30}, 600)
+    >>> [round(log, 1) for log in quantile_evidence(fast, slow, 0.99, ratio=1.2)]
+    [5.1, -9.5]
+    """
+    import numpy as np
+
+    total, others = float(champion[-1]), float(challenger[-1])
+    if not total or not others:
+        return 0.0, 0.0
+    seconds = np.exp(np.arange(len(champion)) * _LOG_GROWTH) / 1e6
+    moved = np.log((seconds * ratio + margin) * 1e6) / _LOG_GROWTH
+    last = len(challenger) - 1
+    beyond = np.minimum(np.ceil(moved - 1e-9), last).astype(np.int64)
+    within = np.minimum(np.floor(moved + 1e-9), last).astype(np.int64)
+    beyond_of, within_of = challenger[beyond], challenger[within]
+
+    def products(low: int, high: int, above: bool) -> float:
+        own = champion[low : high + 1]
+        many, few = tail_logs(own[:-1], total, quantile, True), tail_logs(own[1:], total, quantile, False)
+        other = beyond_of[low + 1 : high + 1] if above else within_of[low:high]
+        logs = np.logaddexp(many, few) - math.log(2) + tail_logs(other, others, quantile, not above)
+        return float(logs.min())
+
+    spread = 6 * math.sqrt(total * quantile * (1 - quantile)) + 6
+    low = max(int(np.searchsorted(champion, total * quantile - spread)) - 1, 0)
+    high = min(int(np.searchsorted(champion, total * quantile + spread)) + 1, last)
+    found = []
+    for above in (True, False):
+        # Outside of the window both factors are bounded by what they are at its ends, as each is monotone.
+        ends = np.array([beyond_of[low], others] if above else [0.0, within_of[high]])
+        left = tail_logs(champion[low : low + 1], total, quantile, False)[0]
+        right = tail_logs(champion[high : high + 1], total, quantile, True)[0]
+        outside = np.array([left, right]) - math.log(2) + tail_logs(ends, others, quantile, not above)
+        best = products(low, high, above)
+        found.append(best if best <= outside.min() else products(0, last, above))
+    return found[0], found[1]
+
+
+def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float, float, float]:
+    """A quantile (seconds) and its confidence sequence at 1 - 2 * ``level``; NaN, 0 and infinity without observations.
+
+    Exact for independent draws, up to the width of a bin: the points that neither side of `tail_logs` excludes.
+
+    >>> bounds = quantile_bounds(counts_below({340: 500, 350: 400, 360: 100}, 400), 0.5, 0.025)
+    >>> [round(1000 * seconds, 3) for seconds in bounds]
+    [0.84, 0.84, 1.044]
+    """
+    import numpy as np
+
+    count = float(below[-1])
+    if not count:
+        return math.nan, 0.0, math.inf
+    middle = int(np.searchsorted(below, quantile * count))
+    barrier = math.log(1 / level)
+    low = _crossing(below, count, quantile, barrier, too_many=False)
+    high = _crossing(below, count, quantile, barrier, too_many=True)
+    return _edge(middle - 1), _edge(low) if low else 0.0, _edge(high) if high <= len(below) - 1 else math.inf
+
+
+def _crossing(below: Array, count: float, quantile: float, barrier: float, too_many: bool) -> int:
+    """The outermost edge that is not excluded: the first with too many below it, or the last with too few."""
+    import numpy as np
+
+    low, high = (0, len(below)) if too_many else (-1, len(below) - 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        log = float(tail_logs(np.array([below[middle]]), count, quantile, too_many)[0])
+        beyond = log >= barrier
+        if too_many:
+            low, high = (low, middle) if beyond else (middle, high)
+        else:
+            low, high = (middle, high) if beyond else (low, middle)
+    return high if too_many else max(low, 0)
+
+
+def _edge(index: int) -> float:
+    return math.exp(max(index, 0) * _LOG_GROWTH) / 1e6
+
+
+def at_edge(below: Array, seconds: float, up: bool) -> float:
+    """How many observations lie below the first edge at or above ``seconds`` (or the last at or below it)."""
+    place = math.log(max(seconds * 1e6, 1.0)) / _LOG_GROWTH
+    index = math.ceil(place - 1e-9) if up else math.floor(place + 1e-9)
+    return float(below[min(index, len(below) - 1)])
