@@ -26,13 +26,13 @@ by it. Pauses and waiting for a person do not count.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlflowkit.judging.evidence import Evidence
 from mlflowkit.judging.online import Finding, Question
-from mlflowkit.rollout.plan import EventName, Step
+from mlflowkit.rollout.plan import EventName, Rollout, Step
 from mlflowkit.rollout.state import (
     LIVE,
     Action,
@@ -64,11 +64,13 @@ class Command:
     """What a person told the controller, or (failed) what the controller could not do.
 
     promote goes on to the next step without waiting, from the last step to promotion, and with ``full`` there at once.
+    remove takes a lasting shadow, ``variant``, out of the table.
     """
 
-    kind: Literal["promote", "pause", "resume", "abort", "rollback", "failed"]
+    kind: Literal["promote", "pause", "resume", "abort", "rollback", "remove", "failed"]
     reason: str = ""
     full: bool = False
+    variant: str = ""
 
 
 def begin(request: Request, table: RoutingTable, *, now: float, fence: int = 0) -> RolloutState:
@@ -91,6 +93,23 @@ def begin(request: Request, table: RoutingTable, *, now: float, fence: int = 0) 
         override_header=request.override_header,
         origin=request.origin,
     )
+
+
+def go_back(
+    table: RoutingTable, previous: Variant, *, id: str, reason: str, now: float, origin: Mapping[str, str]
+) -> tuple[RolloutState, tuple[Action, ...]]:
+    """Back to an earlier champion at once, where no rollout is running: the present one is turned down.
+
+    ``origin`` is where ``previous`` came from.
+    """
+    shadows = tuple(variant for variant in table.variants if variant.role == "shadow")
+    state = RolloutState(
+        experiment=id, service=table.service, plan=Rollout(), champion=_crowned(previous), candidate=table.champion,
+        epoch=table.epoch, begun=now, step_started=now, clock=now, others=shadows, salt=id, affinity=table.affinity,
+        override_header=table.override_header, origin=origin,
+    )  # fmt: skip
+    state, (swap, blame) = _turn_down(state, reason or "rollback by a person", "rolled_back", "person")
+    return state, (swap, Promote(state.champion, state.candidate), blame)
 
 
 def advance(
@@ -208,9 +227,23 @@ def _look(state: RolloutState, command: Command | None) -> tuple[RolloutState, t
         told = (_tell(state, "paused", command.reason or "paused by a person"),)
     elif command is not None and command.kind == "resume" and state.phase == "paused":
         state = replace(state, phase="running", reason="")
+    elif command is not None and command.kind == "remove":
+        return _without(state, command.variant)
     if state.phase == "paused":
         return state, told
     return _decide(state)
+
+
+def _without(state: RolloutState, shadow: str) -> tuple[RolloutState, tuple[Action, ...]]:
+    """With one lasting shadow less; the step goes on under another table."""
+    others = tuple(variant for variant in state.others if variant.name != shadow)
+    if others == state.others:
+        return state, ()
+    epoch = state.epoch + 1
+    state = replace(
+        state, others=others, epoch=epoch, step_epochs=(*state.step_epochs, epoch), epochs=(*state.epochs, epoch)
+    )
+    return state, (SetTable(table(state)),)
 
 
 def _decide(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
@@ -295,7 +328,7 @@ def _turn_down(
     if state.phase == "rolling_back":
         return state, ()
     state = replace(state, phase="rolling_back", ending=ending, reason=reason, by=by, epoch=state.epoch + 1)
-    return state, (SetTable(table(state)), RollBack(reason, state.findings))
+    return state, (SetTable(table(state)), RollBack(state.candidate, reason, state.clock, state.findings))
 
 
 def _turned_down(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:

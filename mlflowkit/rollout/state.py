@@ -230,7 +230,9 @@ class Promote:
 class RollBack:
     """The candidate was turned down: keep a record of why, and do not try its digest again unasked."""
 
+    blamed: Variant
     reason: str
+    time: float
     findings: tuple[Finding, ...] = ()
 
 
@@ -337,7 +339,8 @@ def _action(value: Mapping[str, Json]) -> Action:
         case "Promote":
             return Promote(Variant(**fields["candidate"]), Variant(**fields["champion"]))
         case "RollBack":
-            return RollBack(fields["reason"], tuple(map(_finding, fields["findings"])))
+            blamed, findings = Variant(**fields["blamed"]), tuple(map(_finding, fields["findings"]))
+            return RollBack(blamed, fields["reason"], fields["time"], findings)
         case "Tell":
             return Tell(**fields)
     raise ValueError(f"no such action: {value['action']!r}")

@@ -1,0 +1,97 @@
+"""What a service remembers beyond one rollout: its champions, versions that were turned down, and when.
+
+``<service>/champions.json`` is what to go back to, ``<service>/failed.json`` what is not tried again unasked. Both are
+changed under a lock of the service: deploys, the controller and `mlkit rollout forget` write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from mlflowkit.serving.files import ServiceFiles, read_json, write_json
+from mlflowkit.values import Json, Variant
+
+CHAMPIONS = 20
+"""Champions that are remembered, newest last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """A version that answered for a service. ``origin`` has the recipe's ``name`` and the ``run`` it came from."""
+
+    variant: Variant
+    time: float
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A version that was turned down. ``ending`` is rolled_back or aborted."""
+
+    digest: str
+    version: str
+    reason: str
+    time: float
+    experiment: str
+    ending: str
+
+
+def champions(files: ServiceFiles) -> tuple[Champion, ...]:
+    """Champions of a service, newest last. Raises ServiceError when the file is damaged."""
+    found = read_json(files.folder / "champions.json") or []
+    return tuple(Champion(Variant(**one["variant"]), one["time"], one["origin"]) for one in found)
+
+
+def crown(files: ServiceFiles, variant: Variant, origin: Mapping[str, str], now: float) -> None:
+    """Remember a new champion. The one that already is the newest is not entered twice."""
+    with files.lock("memory"):
+        found = champions(files)
+        if found and found[-1].variant.digest == variant.digest and (found[-1].origin or not origin):
+            return
+        if found and found[-1].variant.digest == variant.digest:
+            found = found[:-1]
+        kept = (*found, Champion(variant, now, dict(origin)))[-CHAMPIONS:]
+        write_json(files.folder / "champions.json", [asdict(one) for one in kept])
+
+
+def previous(files: ServiceFiles, digest: str) -> Champion | None:
+    """The newest champion that is another version than ``digest`` and was not turned down since."""
+    bad = failures(files)
+    others = [one for one in champions(files) if one.variant.digest != digest and one.variant.digest not in bad]
+    return others[-1] if others else None
+
+
+def champion_of(files: ServiceFiles, digest: str) -> Champion | None:
+    """What is remembered of a version as champion."""
+    return next((one for one in reversed(champions(files)) if one.variant.digest == digest), None)
+
+
+def failures(files: ServiceFiles) -> Mapping[str, Failure]:
+    """Versions that were turned down, by digest. Raises ServiceError when the file is damaged."""
+    found: Json = read_json(files.folder / "failed.json") or {}
+    return {digest: Failure(**one) for digest, one in found.items()}
+
+
+def blame(files: ServiceFiles, failure: Failure) -> None:
+    """Remember that a version was turned down."""
+    with files.lock("memory"):
+        found = {**failures(files), failure.digest: failure}
+        write_json(files.folder / "failed.json", {digest: asdict(one) for digest, one in found.items()})
+
+
+def forget(files: ServiceFiles, version: str = "") -> tuple[Failure, ...]:
+    """Forget versions that were turned down: one by the beginning of its version or digest, or all; returns them."""
+    with files.lock("memory"):
+        found = failures(files)
+        gone = {digest: one for digest, one in found.items() if digest.startswith(version)}
+        if gone:
+            left = {digest: asdict(one) for digest, one in found.items() if digest not in gone}
+            write_json(files.folder / "failed.json", left)
+    return tuple(gone.values())
+
+
+def cooling(files: ServiceFiles, seconds: float, now: float) -> float:
+    """Seconds for which no rollout begins yet, after the last one that the service turned down by itself."""
+    ended = [one.time for one in failures(files).values() if one.ending == "rolled_back" and one.time <= now]
+    return max(0.0, max(ended) + seconds - now) if ended else 0.0
