@@ -26,6 +26,7 @@ COMMANDS = (
     "explain",
     "schema",
     "predict",
+    "key",
     "status",
     "up",
     "down",

@@ -38,7 +38,7 @@ def up(
     platform = Wiring(folder).platform
     before = next((found for found in platform.status() if found.service == section.service), None)
     champion = None if before is not None and before.variants else _champion(folder, loaded.recipe.name)
-    endpoint = platform.ensure(section)
+    endpoint = platform.ensure(section.beside(loaded.folder))
     if champion is not None:
         from mlflowkit.bundle import open_bundle
         from mlflowkit.values import RoutingTable, Variant

@@ -449,7 +449,8 @@ class _Run:
         for step in self.plan.steps:
             self._tell(step.stage, "planned", f"{step.action}: {step.reason}")
         if "deploy" in doing:
-            self.ports.platform.prewarm(self.loaded.recipe.serve)
+            serve = self.loaded.recipe.serve
+            self.ports.platform.prewarm(None if serve is None else serve.beside(self.loaded.folder))
         elif "train" in doing and self.loaded.recipe.train.workers > 0:
             self.ports.platform.prewarm()
         if doing:

@@ -432,6 +432,36 @@ def _optimize(view: View) -> Iterator[Problem]:
     yield from _metric(view, ("optimize", "metric"), allowed)
 
 
+# ------------------------------------------------------------------------------------------------------------- serve
+
+
+def _exposure(view: View) -> Iterator[Problem]:
+    """A listener that other machines reach, with no API keys; keys from two places."""
+    host, auth = view.text("serve", "host"), ("serve", "auth")
+    keys = [name for name in ("keys", "keys_env") if view.get(*auth, name)]
+    if len(keys) == 2:
+        message = "API keys come from a file or from the environment, not from both"
+        yield Problem((*auth, "keys_env"), message, "remove one of keys and keys_env")
+    if host and not keys:
+        from mlflowkit.serving.auth import loopback
+
+        if not loopback(host):
+            message = f"{show(host)} is reached from other machines, and no API keys are asked for"
+            hint = "mlkit key create --keys keys.json, and write auth: {keys: keys.json}; or host: 127.0.0.1"
+            yield Problem(("serve", "host"), message, hint)
+
+
+def _affinity(view: View) -> Iterator[Problem]:
+    """An affinity without the name that it goes by, or with one that it has no use for."""
+    routing = ("serve", "routing")
+    kind, name = view.text(*routing, "affinity", default="request_id"), view.text(*routing, "name")
+    if kind in ("header", "cookie", "parameter") and not name:
+        yield Problem((*routing, "affinity"), f"which {kind} is the key in?", f"add name: the {kind}'s name")
+    elif kind == "request_id" and name:
+        message = f"requests are dealt by their id, and name {show(name)} is not looked at"
+        yield Problem((*routing, "name"), message, "write affinity: header, cookie or parameter")
+
+
 RULES: tuple[Rule, ...] = (
     _split,
     _target,
@@ -443,5 +473,7 @@ RULES: tuple[Rule, ...] = (
     _optimize,
     _gates,
     _slices,
+    _exposure,
+    _affinity,
 )
 """Every rule, in the order of a recipe."""

@@ -16,6 +16,8 @@ from mlflowkit.stages.base import write_json
 from mlflowkit.values import Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflowkit.ports import Platform, StageContext
 
 
@@ -103,6 +105,13 @@ class ServeSection(Section):
     rollout: Rollout = Field(default_factory=Rollout)
     """How a new version takes over."""
 
+    def beside(self, folder: Path) -> ServeSection:
+        """The section of a recipe in ``folder``, its file of API keys named absolutely."""
+        if self.auth.keys is None:
+            return self
+        auth = self.auth.model_copy(update={"keys": str((folder / self.auth.keys).resolve())})
+        return self.model_copy(update={"auth": auth})
+
 
 class Spec(Section):
     """What the deploy stage does; it is judged by what runs, not by a fingerprint alone."""
@@ -122,7 +131,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     bundle = open_bundle(context.inputs["package"] / "bundle", blessed=True)
     platform = context.ports.platform
     context.progress(Event("deploy", "progress", f"starting service {spec.serve.service}", fraction=0.1))
-    endpoint = platform.ensure(spec.serve)
+    endpoint = platform.ensure(spec.serve.beside(context.folder))
     before = _status(platform, spec.serve.service)
     table = RoutingTable(spec.serve.service, before.epoch, (_champion(bundle),))
     if before.state != "serving" or before.variants != table.variants:

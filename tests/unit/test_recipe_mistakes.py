@@ -224,6 +224,16 @@ def resolved(text: str, found: list[Site], rng: random.Random) -> Iterator[Mista
             yield at("interpolation", site.value, replaced(text, site.value, wrong), site.dotted, word)
 
 
+def exposed(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    """A service that other machines reach, without API keys."""
+    for site in found:
+        if site.path == ("serve",) and isinstance(site.value, yaml.MappingNode) and site.value.flow_style:
+            host = rng.choice(["0.0.0.0", "10.1.2.3", "gpu-7.local"])
+            start = site.value.start_mark
+            wrong = f"{text[: start.index + 1]}host: {host}, {text[start.index + 1 :]}"
+            yield Mistake("exposed", wrong, start.line + 1, start.column + 8, "serve.host", "mlkit key create")
+
+
 KINDS = (
     misspelt_keys,
     misspelt_words,
@@ -235,6 +245,7 @@ KINDS = (
     removed,
     instantiated,
     resolved,
+    exposed,
 )
 
 

@@ -140,6 +140,31 @@ CASES = [
     ("[onnx, onnx-int8]", "[onnx, onnx]", "onnx],", "optimize.candidates.1", "twice"),
     ("metric: roc_auc}\n", "metric: latency_p99_ms}\n", "latency_p99_ms}\n", "optimize.metric", "no metric"),
     ("metric: roc_auc}\n", "metric: mae}\n", "mae", "optimize.metric", "classification has no"),
+    # serve
+    ("name: loans\n", "name: loans\nserve: {service: a, host: 0.0.0.0}\n", "0.0.0.0", "serve.host", "mlkit key create"),
+    ("name: loans\n", "name: loans\nserve: {service: a, host: '::1'}\n", None, "", ""),
+    ("name: loans\n", "name: loans\nserve: {service: a, host: '::', auth: {keys_env: K}}\n", None, "", ""),
+    (
+        "name: loans\n",
+        "name: loans\nserve: {service: a, auth: {keys: k.json, keys_env: K}}\n",
+        "K}}",
+        "serve.auth.keys_env",
+        "remove one",
+    ),
+    (
+        "name: loans\n",
+        "name: loans\nserve: {service: a, routing: {affinity: cookie}}\n",
+        "cookie}",
+        "serve.routing.affinity",
+        "the cookie's name",
+    ),
+    (
+        "name: loans\n",
+        "name: loans\nserve: {service: a, routing: {name: user}}\n",
+        "user}",
+        "serve.routing.name",
+        "affinity: header",
+    ),
     # model and what it names
     ("mlflowkit.models:TabularMLP", "sklearn.svm:SVC", "sklearn.svm", "model.module", "kind: sklearn"),
     ("mlflowkit.models:TabularMLP", "mlflowkit.models:TabularMPL", "mlflowkit", "model.module", "models:TabularMLP"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import ServiceError, UsageError, nearest
-from mlflowkit.serving import client
+from mlflowkit.serving import auth, client
 from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
 from mlflowkit.values import RoutingTable, ServiceStatus
 
@@ -56,6 +56,7 @@ class RayServePlatform:
             desired = _next(before, settings, up=True)
             if desired != before:
                 files.write_desired(desired)
+            _materialise(files, service)
             clusters.spawn(self.state, self.runtime)
             clusters.wait(self.state)
             self._await_replicas(files, desired)
@@ -187,12 +188,40 @@ def _next(before: Desired | None, settings: Settings, *, up: bool) -> Desired:
 def _wanted(files: ServiceFiles, service: Any) -> Settings:
     """What a ServeSection asks for, with a port that is free or that the service already listens on."""
     before = files.desired()
-    settings = _settings(service, before)
+    settings = replace(_settings(service, before), keys=_keys(files, service))
+    auth.check_exposed(settings.host, settings.keys)
     if before is not None and files.reports():
         mine = before.settings
         if (settings.host, settings.port) == (mine.host, mine.port):
             return settings
     return _with_port(settings, kept=before is not None and service.port == 0)
+
+
+def _keys(files: ServiceFiles, service: Any) -> str:
+    """Where replicas find the API keys of a ServeSection; "" for none. Raises ServiceError when they are no good."""
+    if service.auth.keys_env:
+        auth.parse(_environment(service.auth.keys_env), f"the environment variable {service.auth.keys_env}")
+        return str(files.folder / "keys.json")
+    if service.auth.keys:
+        auth.read(Path(service.auth.keys))
+        return str(Path(service.auth.keys).resolve())
+    return ""
+
+
+def _materialise(files: ServiceFiles, service: Any) -> None:
+    """Leave keys that came in the environment where replicas follow them, for their owner's eyes only."""
+    if service.auth.keys_env:
+        auth.write_private(files.folder / "keys.json", _environment(service.auth.keys_env).encode())
+
+
+def _environment(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise ServiceError(
+            f"the environment variable {name} is not set; serve.auth.keys_env says that it holds the API keys",
+            hint=f'export {name}="$(cat keys.json)"',
+        )
+    return value
 
 
 def _settings(service: Any, before: Desired | None) -> Settings:
