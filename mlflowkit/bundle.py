@@ -51,7 +51,9 @@ class Tensor(_Frozen):
     """
 
     name: str
-    datatype: Literal["FP32", "FP64", "INT32", "INT64", "BOOL", "BYTES"]
+    datatype: Literal[
+        "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64", "BYTES"
+    ]
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol import Query, Refusal, Schema
+from mlflowkit.serving.protocol import Query, Refusal, Schema, read_document
 
 SCHEMA = Schema(
     Signature(
@@ -51,7 +51,7 @@ def check(door: Any, body: bytes) -> None:
     query: Query | None = None
     refusal: Refusal | None = None
     try:
-        query = door(body, limit=50)
+        query = door(read_document(body), limit=50)
     except Refusal as error:
         refusal = error
     if query is None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol import Refusal, Schema, read_document, render_infer, render_rows
+from mlflowkit.serving.protocol import Refusal, Schema, finite, read_document, render_infer, render_rows
 
 SIGNATURE = Signature(
     task="classification",
@@ -182,7 +182,7 @@ def test_an_answer_that_is_not_finite_is_refused_with_its_row() -> None:
         "probabilities": np.array([[0, 1], [np.nan, 1]], np.float32),
     }
     with pytest.raises(Refusal, match="row 1") as refusal:
-        render_infer(SCHEMA, infer(NUMERIC, CATEGORICAL), answers, model="m", version="v", id="")
+        finite(answers["probabilities"], "probabilities")
     assert refusal.value.status == 422
 
 
