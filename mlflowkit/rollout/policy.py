@@ -64,10 +64,10 @@ class Command:
     """What a person told the controller, or (failed) what the controller could not do.
 
     promote goes on to the next step without waiting, from the last step to promotion, and with ``full`` there at once.
-    remove takes a lasting shadow, ``variant``, out of the table.
+    remove takes a lasting shadow, ``variant``, out of the table. overtaken: somebody else published a table, which holds.
     """
 
-    kind: Literal["promote", "pause", "resume", "abort", "rollback", "remove", "failed"]
+    kind: Literal["promote", "pause", "resume", "abort", "rollback", "remove", "failed", "overtaken"]
     reason: str = ""
     full: bool = False
     variant: str = ""
@@ -127,6 +127,9 @@ def advance(
     if state.ended:
         return state, ()
     state = _timed(state, now)
+    if command is not None and command.kind == "overtaken":
+        state = _noted(replace(state, phase="aborted", ending="aborted", reason=command.reason, finished=now), now=True)
+        return state, (_tell(state, "aborted", command.reason),)
     if command is not None and command.kind == "failed":
         return _turn_down(state, command.reason, "rolled_back", "policy")
     if state.phase == "pending":

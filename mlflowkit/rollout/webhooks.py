@@ -179,9 +179,7 @@ class Courier:
         except (OSError, http.client.HTTPException, ValueError) as error:
             return 0, f"{type(error).__name__}: {error}"
 
-    def _record(
-        self, files: ServiceFiles, waiting: Delivery, ok: bool, status: int, attempts: int, error: str
-    ) -> None:
+    def _record(self, files: ServiceFiles, waiting: Delivery, ok: bool, status: int, attempts: int, error: str) -> None:
         one = {"id": waiting.id, "event": waiting.event, "url": _shown(waiting.url), "time": self._clock(), "ok": ok,
                "status": max(0, status), "attempts": attempts, "error": error}  # fmt: skip
         write_json(files.folder / "webhooks.json", [*history(files), one][-KEPT:])

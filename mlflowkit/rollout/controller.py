@@ -1,0 +1,423 @@
+"""Carries rollouts out: looks at what was counted, lets the policy decide, writes that down, then does it.
+
+One process controls the services of a state folder (see `mlflowkit.rollout.lease`), each in a thread of its own, so
+that a version that takes minutes to load keeps no other service waiting. Whatever is decided is durable before it is
+done, together with what is still to do, and everything that is done can be done again: a controller that was killed
+anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from mlflowkit.errors import MlkitError, ServiceError, StoreError
+from mlflowkit.judging import online
+from mlflowkit.judging.online import Finding
+from mlflowkit.rollout import commands, incidents, lease, memory, policy, webhooks
+from mlflowkit.rollout import state as states
+from mlflowkit.rollout.commands import Answer, Told
+from mlflowkit.rollout.lease import Lease, LeaseLostError
+from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus
+from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.state import Action, Promote, Request, RollBack, RolloutState, Saved, SetTable, Tell
+from mlflowkit.serving.files import ServiceFiles, read_json
+from mlflowkit.values import Json, RoutingTable, Variant
+
+LOOK_SECONDS = 0.2
+"""Between looks at a rollout that runs."""
+IDLE_SECONDS = 0.2
+"""Between looks for a request or a command."""
+SAVE_SECONDS = 1.0
+"""Between writes of a state in which nothing was decided."""
+RETRY_SECONDS = 1.0
+SERVICES_SECONDS = 0.5
+_log = logging.getLogger("mlflowkit.rollout")
+
+Promoted = Callable[[str, Variant, Mapping[str, str]], None]
+"""Told (service, new champion, its origin) after the table has changed; may be told twice. It moves the aliases."""
+Judge = Callable[..., tuple[tuple[Finding, ...], Mapping[str, Json]]]
+
+
+class OvertakenError(ServiceError):
+    """Somebody else published a table while a rollout was running."""
+
+
+class Publisher(Protocol):
+    """The verb of a Platform that a controller needs."""
+
+    def publish(self, table: RoutingTable) -> None: ...
+
+
+def _nowhere(point: str) -> None:
+    """Pass a point at which tests cut the controller."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a controller does things with. ``reach`` is told each point between two effects."""
+
+    platform: Publisher
+    promoted: Promoted
+    judge: Judge = online.judge
+    clock: Callable[[], float] = time.time
+    reach: Callable[[str], None] = _nowhere
+
+
+class Controller:
+    """Controls the rollouts of the services in ``state`` while it holds the lease."""
+
+    def __init__(self, state: Path, world: World) -> None:
+        self._state = state
+        self._world = world
+
+    def follow(self, stop: threading.Event) -> None:
+        """Take the lease when it is free and control until ``stop`` is set or another controller took over."""
+        while not stop.is_set() and self._state.is_dir():
+            held = lease.take(self._state, self._world.clock)
+            if held is None:
+                stop.wait(SERVICES_SECONDS)
+                continue
+            _log.info("controlling the rollouts of %s under fence %d", self._state, held.fence)
+            lost = threading.Event()
+            try:
+                with webhooks.Courier(self._state, self._world.clock), _beating(held, lost):
+                    self._control(held, stop, lost)
+            finally:
+                with contextlib.suppress(StoreError):  # a full disk: others follow when this process is gone
+                    held.release()
+
+    def _control(self, held: Lease, stop: threading.Event, lost: threading.Event) -> None:
+        """A thread for each service, as services come, until told to stop."""
+        ending = threading.Event()
+        threads: dict[str, threading.Thread] = {}
+        try:
+            while not stop.is_set() and not lost.is_set() and self._state.is_dir():
+                for files in ServiceFiles.all(self._state):
+                    if files.service not in threads or not threads[files.service].is_alive():
+                        one = ServiceController(files, held, self._world)
+                        thread = threading.Thread(
+                            target=one.follow, args=(ending, lost), name=f"rollout-{files.service}", daemon=True
+                        )
+                        threads[files.service] = thread
+                        thread.start()
+                stop.wait(SERVICES_SECONDS)
+        finally:
+            ending.set()
+            for thread in threads.values():
+                thread.join(10.0)
+
+
+@dataclass
+class ServiceController:
+    """Controls one service. `step` is one round; it raises MlkitError when the world fails, and can be called again."""
+
+    files: ServiceFiles
+    lease: Lease
+    world: World
+    saved: Saved | None = None
+    _read: bool = False
+    _evidence: EvidenceFolder = field(init=False)
+    _prometheus: Prometheus = field(default_factory=Prometheus)
+    _written: float = 0.0
+    _measured: tuple[tuple[float, ...], ...] = ()
+    _damaged: str = ""
+
+    def __post_init__(self) -> None:
+        self._evidence = EvidenceFolder(self.files.folder / "evidence")
+
+    def follow(self, ending: threading.Event, lost: threading.Event) -> None:
+        """`step` again and again until either event is set; what the world does wrong is logged and tried again."""
+        while not ending.is_set() and not lost.is_set():
+            wait = IDLE_SECONDS
+            try:
+                wait = LOOK_SECONDS if self.step() else IDLE_SECONDS
+            except LeaseLostError as error:
+                _log.warning("%s", error.message)
+                lost.set()
+            except MlkitError as error:
+                if error.message != self._damaged:
+                    _log.error("%s: %s (%s)", self.files.service, error.message, error.hint)
+                self._damaged = error.message
+                wait = RETRY_SECONDS
+            except Exception:  # noqa: BLE001 - a fault of ours in one service must not end the others'
+                _log.exception("%s: the controller failed; it goes on", self.files.service)
+                wait = RETRY_SECONDS
+            ending.wait(wait)
+
+    def step(self) -> bool:
+        """One round: what is left to do, a request, a command, a look. Returns whether a rollout is running."""
+        if not self._read:
+            self.saved, self._read = states.read(self._path), True
+        self.lease.check()
+        if self.saved is not None and self.saved.todo:
+            self._carry_out()
+        self._take_request()
+        told = next(iter(commands.pending(self.files)), None)
+        state = self._state()
+        if state is None:
+            if told is not None:
+                self._command_without(told)
+            return self._state() is not None
+        self._look(state, told)
+        return True
+
+    # ------------------------------------------------------------------------------------------------------- looking
+
+    def _look(self, state: RolloutState, told: Told | None) -> None:
+        """Advance a running rollout by one look, and carry out what was decided."""
+        now = self.world.clock()
+        command = None if told is None else _command(told)
+        table = self.files.table()
+        if table is not None and table.epoch >= state.epoch and table.experiment != state.experiment and state.epochs:
+            command = Command("overtaken", f"{state.service} was given table {table.epoch} by somebody else")
+        if state.phase in states.LIVE:
+            state, findings, counts = self._judged(state)
+            state, actions = policy.advance(state, findings, counts, command, now)
+        else:
+            state, actions = policy.advance(state, command=command, now=now)
+        self._save(state, actions)
+        if told is not None:
+            message = policy.where(state) + (f": {state.reason}" if state.reason else "")
+            commands.answer(self.files, Answer(told.id, True, message, time=now))
+        self._carry_out()
+
+    def _judged(self, state: RolloutState) -> tuple[RolloutState, Sequence[Finding], states.Counts]:
+        """The state with what the judges remember, their findings, and the counts of the step."""
+        evidence, changed = self._evidence.read(state.experiment)
+        measured = self._prometheus.values(state)
+        if changed or measured != self._measured or not state.findings:
+            self._measured = measured
+            findings, traces = self.world.judge(
+                policy.questions(state, measured),
+                evidence,
+                champion=state.champion.name,
+                challenger=state.candidate.name,
+                epochs=state.epochs,
+                level=state.plan.level,
+                traces=state.traces,
+            )
+            state = replace(state, traces=traces)
+        else:
+            findings = state.findings
+        return state, findings, policy.count(state, evidence)
+
+    # -------------------------------------------------------------------------------------------------- what is asked
+
+    def _take_request(self) -> None:
+        """Begin the rollout that was asked for, or say why not."""
+        path = self.files.folder / "request.json"
+        value = read_json(path)
+        if value is None:
+            return
+        try:
+            request = Request.from_json(value)
+        except (KeyError, TypeError, ValueError) as error:
+            path.unlink(missing_ok=True)
+            raise ServiceError(f"{path} is damaged: {error!r}", hint="mlkit run RECIPE") from error
+        now = self.world.clock()
+        if self.saved is None or self.saved.state.experiment != request.id:
+            refused = refusal(self.files, request, now)
+            if refused is not None:
+                commands.answer(self.files, replace(refused, time=now))
+                path.unlink(missing_ok=True)
+                return
+            table = self.files.table()
+            if table is None:
+                return  # the service is being set up
+            self._forget_evidence()
+            state = policy.begin(request, table, now=now, fence=self.lease.fence)
+            self._save(state, ())
+            self.world.reach("rollout.begun")
+        message = f"{request.plan.strategy} of version {request.candidate.version} begins"
+        commands.answer(self.files, Answer(request.id, True, message, time=now))
+        path.unlink(missing_ok=True)
+
+    def _command_without(self, told: Told) -> None:
+        """A command where no rollout is running: back to an earlier champion, or a lasting shadow's end."""
+        now, table = self.world.clock(), self.files.table()
+        if table is not None and told.variant and any(one.name == told.variant for one in table.variants):
+            self._publish(_without(table, told.variant))
+            commands.answer(self.files, Answer(told.id, True, f"{told.variant} is gone", time=now))
+            return
+        before = None if table is None else memory.previous(self.files, table.champion.digest)
+        if told.command != "rollback" or table is None or before is None:
+            message = "no rollout is running" if told.command != "rollback" else "no earlier version is known"
+            commands.answer(self.files, Answer(told.id, False, message, "mlkit rollout status", now))
+            return
+        state, actions = policy.go_back(
+            table, before.variant, id=f"back-{told.id}", reason=told.reason, now=now, origin=before.origin
+        )
+        self._save(state, actions)
+        message = f"back to version {before.variant.version}"
+        commands.answer(self.files, Answer(told.id, True, message, time=now))
+        self._carry_out()
+
+    # ---------------------------------------------------------------------------------------------------------- doing
+
+    def _carry_out(self) -> None:
+        """Do what was decided, in order, and write down that it is done."""
+        while self.saved is not None and self.saved.todo:
+            state, (action, *rest) = self.saved.state, self.saved.todo
+            self.world.reach("rollout.acting")
+            try:
+                self._do(state, action)
+            except LeaseLostError:
+                raise
+            except OvertakenError as error:
+                command = Command("overtaken", error.message)
+                self._save(*policy.advance(state, command=command, now=self.world.clock()))
+                continue
+            except MlkitError as error:
+                if not isinstance(action, SetTable) or state.phase == "rolling_back":
+                    raise  # what must be done is tried again, in the next round
+                _log.error("%s: %s", self.files.service, error.message)
+                now, command = self.world.clock(), Command("failed", error.message)
+                self._save(*policy.advance(state, command=command, now=now))
+                continue
+            self.world.reach("rollout.acted")
+            self._save(state, tuple(rest))
+            if not rest and state.phase in ("preparing", "promoting", "rolling_back"):
+                self._save(*policy.advance(state, now=self.world.clock()))
+
+    def _do(self, state: RolloutState, action: Action) -> None:
+        match action:
+            case SetTable(table):
+                self._publish(table)
+            case Promote(candidate, champion):
+                self._promote(state, candidate, champion)
+            case RollBack(blamed, reason, at):
+                evidence, _ = self._evidence.read(state.experiment)
+                with self.lease.guard():
+                    failure = memory.Failure(blamed.digest, blamed.version, reason, at, state.experiment, state.ending)
+                    memory.blame(self.files, failure)
+                    path = incidents.record(self.files, state, action, evidence)
+                _log.warning("%s: version %s: %s (%s)", state.service, blamed.version, reason, path)
+            case Tell():
+                _log.info("%s: %s: %s", state.service, action.event, action.message)
+                with self.lease.guard():
+                    webhooks.enqueue(self.files, state, action)
+
+    def _publish(self, table: RoutingTable) -> None:
+        """Have every replica answer by a table, under this controller's fence. One that is there already is not new."""
+        current = self.files.table()
+        if current is not None and current.epoch >= table.epoch:
+            if (current.experiment, current.variants) == (table.experiment, table.variants):
+                return
+            raise ServiceError(
+                f"{table.service} was given table {current.epoch} by somebody else",
+                hint=f"mlkit status {table.service}",
+            )
+        self.lease.check()
+        self.world.platform.publish(replace(table, fence=self.lease.fence))
+
+    def _promote(self, state: RolloutState, candidate: Variant, champion: Variant) -> None:
+        now = self.world.clock()
+        with self.lease.guard():
+            memory.crown(self.files, champion, {}, now)
+            memory.crown(self.files, candidate, state.origin, now)
+        self.world.promoted(state.service, candidate, state.origin)
+
+    # ----------------------------------------------------------------------------------------------------- small things
+
+    @property
+    def _path(self) -> Path:
+        return self.files.folder / "rollout.json"
+
+    def _state(self) -> RolloutState | None:
+        """The rollout that is running; None when there is none."""
+        return None if self.saved is None or self.saved.state.ended else self.saved.state
+
+    def _save(self, state: RolloutState, todo: Sequence[Action]) -> None:
+        """Write a state down before anything is done about it; where nothing was decided, about once a second."""
+        before, now = self.saved, time.monotonic()
+        saved = Saved(replace(state, fence=self.lease.fence), tuple(todo))
+        decided = before is None or before.todo != saved.todo or _mark(before.state) != _mark(state)
+        if decided or now - self._written >= SAVE_SECONDS:
+            self.world.reach("rollout.decided")
+            with self.lease.guard():
+                states.write(self._path, saved, durable=decided)
+            self._written = now
+            self.world.reach("rollout.saved")
+        self.saved = saved
+
+    def _forget_evidence(self) -> None:
+        """Remove what was counted of experiments that are over; writers of living ones write again."""
+        table = self.files.table()
+        present = "" if table is None else table.experiment
+        folder = self.files.folder / "evidence"
+        with self.lease.guard():
+            for path in folder.glob("*.json") if folder.is_dir() else ():
+                value = read_json(path)
+                if not isinstance(value, dict) or value.get("experiment") != present:
+                    path.unlink(missing_ok=True)
+
+
+def refusal(files: ServiceFiles, request: Request, now: float) -> Answer | None:
+    """Why a rollout does not begin; None when it does. A deploy asks the same before it leaves its request."""
+    running = commands.running(files)
+    service = files.service
+    if running is not None and running.experiment != request.id:
+        same = running.candidate.digest == request.candidate.digest
+        what = "this version is" if same else f"version {running.candidate.version} is"
+        message = f"{what} already being rolled out to {service} ({policy.where(running)})"
+        return Answer(request.id, False, message, f"mlkit rollout status {service}, or mlkit rollout abort {service}")
+    failed = memory.failures(files).get(request.candidate.digest)
+    if failed is not None:
+        how = "was rolled back" if failed.ending == "rolled_back" else "was aborted"
+        message = f"version {failed.version} {how}: {failed.reason}; it is not tried again unasked"
+        return Answer(request.id, False, message, f"mlkit rollout forget {failed.version}, then run again")
+    left = 0.0
+    if request.plan.strategy != "direct":
+        left = memory.cooling(files, request.plan.cooldown_seconds, now)
+    if left > 0:
+        message = f"{service} cools down after a rollback: {left:.0f} s more"
+        return Answer(request.id, False, message, "wait, or serve.rollout.cooldown_seconds=0")
+    return None
+
+
+def _command(told: Told) -> Command:
+    if told.variant:
+        return Command("remove", told.reason, variant=told.variant)
+    return Command(told.command, told.reason, told.full)
+
+
+def _without(table: RoutingTable, shadow: str) -> RoutingTable:
+    variants = tuple(variant for variant in table.variants if variant.name != shadow)
+    return replace(table, epoch=table.epoch + 1, variants=variants)
+
+
+def _mark(state: RolloutState) -> tuple[object, ...]:
+    """What makes a state another one that must be durable."""
+    return (state.experiment, state.phase, state.step, state.epoch, state.reason, state.fence)
+
+
+@contextlib.contextmanager
+def _beating(held: Lease, lost: threading.Event) -> Iterator[None]:
+    """Say again and again that the holder is alive; sets ``lost`` when somebody took over."""
+    ending = threading.Event()
+
+    def beat() -> None:
+        while not ending.wait(lease.BEAT_SECONDS):
+            try:
+                held.beat()
+            except LeaseLostError as error:
+                _log.warning("%s", error.message)
+                lost.set()
+                return
+            except MlkitError as error:
+                _log.warning("the lease was not renewed: %s", error.message)
+
+    thread = threading.Thread(target=beat, name="mlkit-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(5.0)
