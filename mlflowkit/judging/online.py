@@ -102,6 +102,14 @@ class _Task:
     trace: Mapping[str, Json]
     harm_level: float
     proof_level: float
+    histograms: dict[int, sequential.Array]
+    """Cumulative histograms that another question has made at this look, by the identity of the mapping."""
+
+    def below(self, histogram: Mapping[int, int]) -> sequential.Array:
+        """`sequential.counts_below`, made once a look."""
+        if id(histogram) not in self.histograms:
+            self.histograms[id(histogram)] = sequential.counts_below(histogram)
+        return self.histograms[id(histogram)]
 
     @property
     def confidence(self) -> float:
@@ -133,6 +141,7 @@ def judge(
     ]
     tested = sum(question.metric != "prometheus" for question in questions)
     findings, kept = [], {}
+    made: dict[int, sequential.Array] = {}
     for question in questions:
         if question.metric == "prometheus":
             findings.append(_measured_elsewhere(question))
@@ -140,7 +149,7 @@ def judge(
         limits = _limits(question)
         before = traces.get(question.name, {})
         share = level / tested / len(limits)
-        tasks = [_Task(question, limit, arms, before.get(limit.kind, {}), share, level) for limit in limits]
+        tasks = [_Task(question, limit, arms, before.get(limit.kind, {}), share, level, made) for limit in limits]
         readings = [_FAMILIES[question.metric](task) for task in tasks]
         findings.append(_finding(question, tasks, readings))
         kept[question.name] = {reading.limit.kind: reading.trace for reading in readings}
@@ -365,8 +374,7 @@ def _latency_difference(task: _Task) -> _Reading:
             continue
         known = task.trace.get("epochs", {}).get(str(epoch))
         if known is None or known[:2] != counts:
-            bins = max(*first.latency, *second.latency) + 2
-            arms = sequential.counts_below(first.latency, bins), sequential.counts_below(second.latency, bins)
+            arms = task.below(first.latency), task.below(second.latency)
             logs = sequential.quantile_evidence(*arms, quantile, ratio, margin)
             interval = _latency_interval(task, *arms, quantile)
             known = [*counts, *(_hedged(log) for log in logs), *interval]
@@ -404,7 +412,7 @@ def _latency_bound(task: _Task) -> _Reading:
     for epoch, _, second in task.arms:
         if not second.latency:
             continue
-        below = sequential.counts_below(second.latency, max(second.latency) + 2)
+        below = task.below(second.latency)
         count = float(below[-1])
         total += int(count)
         slower = [count - sequential.at_edge(below, bound, up) for up in (maximum, not maximum)]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mlflowkit.judging.evidence import LATENCY_GROWTH
@@ -32,6 +33,9 @@ _ODDS_TAIL = (1.07, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 _SPREAD = (-1.6, -0.7, 0.0, 0.7, 1.6)
 _TINY = 1e-9
 _LOG_GROWTH = math.log(LATENCY_GROWTH)
+
+LATENCY_BINS = 1120
+"""Bins that latencies are judged in: an hour and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,8 @@ def nearest_rate(champion: float, challenger: float, margin: float, first: Array
     for _ in range(4):
         value = ((t + square) * t + linear) * t + constant
         t = np.clip(t - value / ((3 * t + 2 * square) * t + linear), t / 4, (t + 3 * rest) / 4)
-    return t
+    nearest: Array = t
+    return nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,16 +309,28 @@ def tail_logs(below: Array, count: float, quantile: float, too_many: bool) -> Ar
     return logs
 
 
-def counts_below(histogram: Mapping[int, int], bins: int) -> Array:
-    """How many observations lie in bins before bin j, for j = 0 ... ``bins``."""
+def counts_below(histogram: Mapping[int, int]) -> Array:
+    """How many latencies lie in bins before bin j, for j = 0 ... `LATENCY_BINS`; the last bin holds all above."""
     import numpy as np
 
-    found = np.zeros(bins + 1)
+    found = np.zeros(LATENCY_BINS + 1)
     if histogram:
         indices = np.fromiter(histogram.keys(), dtype=np.int64, count=len(histogram))
-        found[np.minimum(indices, bins - 1) + 1] = np.fromiter(histogram.values(), dtype=np.float64)
+        counts = np.fromiter(histogram.values(), dtype=np.float64, count=len(histogram))
+        np.add.at(found, np.minimum(indices, LATENCY_BINS - 1) + 1, counts)
     below: Array = np.cumsum(found)
     return below
+
+
+@lru_cache(maxsize=64)
+def _moved_edges(ratio: float, margin: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each edge the first edge at or above ``ratio`` * edge + ``margin``, and the last at or below it."""
+    import numpy as np
+
+    seconds = np.exp(np.arange(LATENCY_BINS + 1) * _LOG_GROWTH) / 1e6
+    moved = np.log((seconds * ratio + margin) * 1e6) / _LOG_GROWTH
+    beyond = np.minimum(np.ceil(moved - 1e-9), LATENCY_BINS).astype(np.int64)
+    return beyond, np.clip(np.floor(moved + 1e-9), 0, LATENCY_BINS).astype(np.int64)
 
 
 def quantile_evidence(
@@ -321,14 +338,14 @@ def quantile_evidence(
 ) -> tuple[float, float]:
     """Log evidence that the challenger's quantile is above ``ratio`` * champion's + ``margin`` (seconds), and below.
 
-    ``champion`` and ``challenger`` are `counts_below` of latency bins, of one length, gathered at the same time. Were x
+    ``champion`` and ``challenger`` are `counts_below`, gathered at the same time. Were x
     the champion's quantile, then e0(x), which says that it is not, and e1(ratio * x + margin), which says that the
     challenger's is beyond, would be e-processes of independent streams, and so would be their product; the smallest
     product over all x is at most that. Exact, but for the width of the bins, which is counted against either claim,
     where latencies of each arm are independent draws over the epoch; the arms need not be of one size. (Howard &
     Ramdas, Bernoulli 2022, section 5, combine the two arms' intervals instead, which asks for more observations.)
 
-    >>> fast, slow = counts_below({400: 9950, 450: 50}, 600), counts_below({400: 970, 450: 30}, 600)
+    >>> fast, slow = counts_below({400: 9950, 450: 50}), counts_below({400: 970, 450: 30})
     >>> [round(log, 1) for log in quantile_evidence(fast, slow, 0.99, ratio=1.2)]
     [5.1, -9.5]
     """
@@ -337,11 +354,8 @@ def quantile_evidence(
     total, others = float(champion[-1]), float(challenger[-1])
     if not total or not others:
         return 0.0, 0.0
-    seconds = np.exp(np.arange(len(champion)) * _LOG_GROWTH) / 1e6
-    moved = np.log((seconds * ratio + margin) * 1e6) / _LOG_GROWTH
-    last = len(challenger) - 1
-    beyond = np.minimum(np.ceil(moved - 1e-9), last).astype(np.int64)
-    within = np.minimum(np.floor(moved + 1e-9), last).astype(np.int64)
+    last = LATENCY_BINS
+    beyond, within = _moved_edges(ratio, margin)
     beyond_of, within_of = challenger[beyond], challenger[within]
 
     def products(low: int, high: int, above: bool) -> float:
@@ -371,7 +385,7 @@ def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float,
 
     Exact for independent draws, up to the width of a bin: the points that neither side of `tail_logs` excludes.
 
-    >>> bounds = quantile_bounds(counts_below({340: 500, 350: 400, 360: 100}, 400), 0.5, 0.025)
+    >>> bounds = quantile_bounds(counts_below({340: 500, 350: 400, 360: 100}), 0.5, 0.025)
     >>> [round(1000 * seconds, 3) for seconds in bounds]
     [0.84, 0.84, 1.044]
     """
@@ -380,27 +394,30 @@ def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float,
     count = float(below[-1])
     if not count:
         return math.nan, 0.0, math.inf
-    middle = int(np.searchsorted(below, quantile * count))
-    barrier = math.log(1 / level)
-    low = _crossing(below, count, quantile, barrier, too_many=False)
-    high = _crossing(below, count, quantile, barrier, too_many=True)
-    return _edge(middle - 1), _edge(low) if low else 0.0, _edge(high) if high <= len(below) - 1 else math.inf
+    middle = int(np.searchsorted(below, quantile * count)) - 1
+    few, many = _undecided(count, quantile, math.log(1 / level))
+    low = int(np.searchsorted(below, few)) - 1
+    high = int(np.searchsorted(below, many, side="right"))
+    return _edge(middle), _edge(low) if low > 0 else 0.0, _edge(high) if high <= LATENCY_BINS else math.inf
 
 
-def _crossing(below: Array, count: float, quantile: float, barrier: float, too_many: bool) -> int:
-    """The outermost edge that is not excluded: the first with too many below it, or the last with too few."""
+def _undecided(count: float, quantile: float, barrier: float) -> tuple[float, float]:
+    """The smallest and the largest number below a point that exclude neither side of it, to within 1."""
     import numpy as np
 
-    low, high = (0, len(below)) if too_many else (-1, len(below) - 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        log = float(tail_logs(np.array([below[middle]]), count, quantile, too_many)[0])
-        beyond = log >= barrier
-        if too_many:
-            low, high = (low, middle) if beyond else (middle, high)
-        else:
-            low, high = (middle, high) if beyond else (low, middle)
-    return high if too_many else max(low, 0)
+    found = []
+    for too_many in (False, True):
+        outer, inner = (count, quantile * count) if too_many else (0.0, quantile * count)
+        while abs(outer - inner) > 1:
+            points = np.linspace(inner, outer, 33)
+            beyond = tail_logs(points, count, quantile, too_many) >= barrier
+            first = int(np.argmax(beyond)) if beyond.any() else 32
+            step = (outer - inner) / 32
+            inner, outer = inner + (first - 1) * step, inner + first * step
+            if not beyond.any():
+                inner = outer
+        found.append(outer)
+    return math.floor(found[0]), math.ceil(found[1])
 
 
 def _edge(index: int) -> float:
