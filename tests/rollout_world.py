@@ -1,7 +1,7 @@
 """A state folder as a rollout leaves it half way: what the admin page and `mlkit status` show in their tests.
 
-No process runs: the files are written through the values that own them. Traffic is drawn with a seed, and what the
-judges say of it is approximated, as only its drawing is tested here.
+No process runs: traffic is drawn with a seed, judged by the judges, moved on by the policy, and written through the
+values that own the files.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts, latency_bin
-from mlflowkit.judging.online import Finding
+from mlflowkit.judging.online import Finding, judge
 from mlflowkit.rollout import policy
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.plan import Metric, Rollout, Step
 from mlflowkit.rollout.state import Request, RolloutState, Saved
 from mlflowkit.serving.files import Desired, ReplicaReport, ServiceFiles, Settings, process_started
-from mlflowkit.values import Json, Measurement, Outcome, RoutingTable, Variant, Verdict
+from mlflowkit.values import Json, RoutingTable, Variant
 
 PLAN = Rollout(
     strategy="canary",
@@ -92,7 +92,7 @@ class World:
                 self.serve(action.table)
         states.write(self.files.folder / "rollout.json", Saved(self.rollout), durable=False)
 
-    def run(self, seconds: int, every: int = 5) -> World:
+    def run(self, seconds: int, every: int = 2) -> World:
         """Traffic and looks for a while."""
         for _ in range(seconds // every):
             self.now += every
@@ -145,42 +145,16 @@ class World:
         )  # fmt: skip
 
     def findings(self) -> tuple[Finding, ...]:
-        """What judges would say: a widened normal interval of each difference, and shares of what would decide."""
+        """What the judges say now."""
         assert self.rollout is not None
-        arms = [self.evidence().of(name, self.rollout.epochs) for name in (self.champion.name, self.candidate.name)]
-        found = []
-        for question, plan in zip(policy.questions(self.rollout), self.rollout.plan.metrics, strict=True):
-            made = _estimate(question.metric, arms)
-            if made is not None:
-                found.append(_finding(question.name, question.metric, plan, *made))
-        return tuple(found)
-
-
-def _estimate(metric: str, arms: Sequence[VariantCounts]) -> tuple[float, float, tuple[int, int]] | None:
-    """Value and half width of what is judged, and the samples; None without data."""
-    champion, candidate = arms
-    if metric == "error_rate" and candidate.requests:
-        one, two = (arm.errors / arm.requests for arm in arms)
-        wide = 4.2 * math.sqrt(0.011 / champion.requests + 0.02 / candidate.requests)
-        return two - one, wide, (champion.requests, candidate.requests)
-    if metric == "latency_p99_ms" and sum(candidate.latency.values()):
-        counts = tuple(sum(arm.latency.values()) for arm in arms)
-        return 1.16, 3.0 / math.sqrt(counts[1]), (counts[0], counts[1])
-    whole = candidate.agreement.get("")
-    if metric == "agreement" and whole is not None and whole.count:
-        return whole.mean, 1.1 / math.sqrt(whole.count), (whole.count, whole.count)
-    return None
-
-
-def _finding(name: str, metric: str, plan: Metric, value: float, wide: float, samples: tuple[int, int]) -> Finding:
-    change = plan.min is None and plan.max is None
-    limit = plan.min if plan.min is not None else plan.ratio or plan.margin or 0.0
-    room = value - limit if plan.min is not None else limit - value
-    harm, proof = (min(1.0, max(0.0, (part + wide) / (2 * wide)) ** 4) for part in (-room, room))
-    outcome = Outcome.FAILED if -room > wide else Outcome.PASSED if room > wide else Outcome.INCONCLUSIVE
-    unit = "times" if plan.ratio else ""
-    measured = Measurement(metric, value, value - wide, value + wide, sum(samples), 0.95, unit, "confidence sequence")
-    message = f"{value:.4f} [{value - wide:.4f}, {value + wide:.4f}] against {limit:g}: {outcome.value.lower()}"
-    direction = "min" if plan.min is not None else "max"
-    verdict = Verdict(name, outcome, message, metric, measured, limit, direction, change=change)
-    return Finding(name, verdict, harm, proof, samples)
+        found, traces = judge(
+            policy.questions(self.rollout),
+            self.evidence(),
+            champion=self.champion.name,
+            challenger=self.candidate.name,
+            epochs=self.rollout.epochs,
+            level=self.rollout.plan.level,
+            traces=self.rollout.traces,
+        )
+        self.rollout = replace(self.rollout, traces=traces)
+        return found

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from mlflowkit.report import charts, wording
+from mlflowkit.report import charts, latency_views, wording
 from mlflowkit.rollout.view import FindingView, Histogram, PointView, RolloutView
 
-CHAMPION, CANDIDATE, PROOF = 0, 1, 2
-"""Series colours."""
+CHAMPION, CANDIDATE, PROOF, HARM = 0, 1, 2, 3
+"""Series colours; the style sheet gives the last two the tones of their verdicts."""
 CEILING = 1.2
 """Height of an evidence chart in boundaries; what goes beyond is drawn at its edge."""
+ENDLESS = 1e200
+"""Stands for the end of an interval that has none; it is cut off at the chart's edge."""
 CLASSES = 8
 """Classes that are drawn; the rarer ones are one bar."""
 
@@ -82,7 +84,7 @@ def boundary(one: FindingView, points: Sequence[PointView], begun: float) -> dic
         f"{one.name}: evidence",
         [
             charts.Level("decides", 1.0, "bad" if one.outcome == "FAILED" else "ok" if one.outcome == "PASSED" else ""),
-            charts.Line("worse than allowed", places, harm, CANDIDATE),
+            charts.Line("worse than allowed", places, harm, HARM),
             charts.Line("not worse than allowed", places, proof, PROOF),
         ],
         label=f"Sequential evidence of {one.name} against its boundary at 1, now {last}",
@@ -96,30 +98,42 @@ def boundary(one: FindingView, points: Sequence[PointView], begun: float) -> dic
 def estimate(one: FindingView, points: Sequence[PointView], begun: float, factor: float, unit: str) -> dict[str, str]:
     """The estimate of a metric with its confidence sequence, and the line that it must not cross."""
     places, label = progress(points, begun)
-    value, low, high = (
-        [math.nan if number is None else number * factor for number in (getattr(point, name) for point in points)]
-        for name in ("value", "low", "high")
+    ratio = one.unit == "x"
+    value = [math.nan if point.value is None else point.value * factor for point in points]
+    low, high = (
+        [end if number is None else number * factor for number in (getattr(point, name) for point in points)]
+        for name, end in (("low", -ENDLESS), ("high", ENDLESS))
     )
     limit = None if one.threshold is None else one.threshold * factor
     layers: list[charts.Layer] = [
         charts.Band("confidence sequence", places, low, high, CHAMPION),
-        charts.Line("difference" if one.change else "value", places, value, CHAMPION),
+        charts.Line("ratio" if ratio else "difference" if one.change else "value", places, value, CHAMPION),
     ]
     if limit is not None:
         layers.append(
             charts.Level(f"{'at least' if one.direction == 'min' else 'at most'} {wording.number(limit)}", limit)
         )
-    known = wording.interval({"value": value[-1], "low": low[-1], "high": high[-1], "unit": unit})
-    title = "candidate minus champion" if one.change else "candidate"
+    last = interval_words(one, factor, unit)
+    title = "candidate over champion" if ratio else "candidate minus champion" if one.change else "candidate"
     return charts.figure(
         f"{one.name}: {title}",
         layers,
-        label=f"{one.name}, {title}, with its confidence sequence: now {known}",
+        label=f"{one.name}, {title}, with its confidence sequence: now {last}",
         x_label=label,
-        y_label=unit or one.metric.replace("_", " "),
+        y_label="times" if ratio else unit or one.metric.replace("_", " "),
         x_domain=_stretch(places),
-        y_domain=_around(value, low, high, limit, zero=one.change),
+        y_domain=_around(value, low, high, limit, zero=one.change and not ratio),
     )
+
+
+def interval_words(one: FindingView, factor: float, unit: str) -> str:
+    """The estimate of a metric with its confidence sequence, an end that has none as infinite."""
+    if one.value is None:
+        return wording.NONE
+    value = wording.number(one.value * factor)
+    low = "-∞" if one.low is None else wording.number(one.low * factor)
+    high = "∞" if one.high is None else wording.number(one.high * factor)
+    return f"{value} [{low}, {high}] {unit}".rstrip()
 
 
 def latency(found: Histogram) -> dict[str, str]:
@@ -135,6 +149,39 @@ def latency(found: Histogram) -> dict[str, str]:
         x_domain=(places[0], places[-1]),
         y_domain=(0.0, _highest(found)),
         x_ticks=decades(found.edges[0], found.edges[-1]),
+    )
+
+
+def percentiles(found: Histogram) -> dict[str, str]:
+    """Latencies of both arms by percentile, the tail stretched, as far as each arm has answers to tell."""
+    layers: list[charts.Layer] = []
+    for name, counts, style in (("champion", found.champion, CHAMPION), ("candidate", found.challenger, CANDIDATE)):
+        total = sum(counts)
+        if total:
+            end = latency_views.rarest(total)
+            places, latencies, seen = [0.0], [found.edges[0]], 0
+            for count, edge in zip(counts, found.edges[1:], strict=True):
+                seen += count
+                if count and places[-1] < end:
+                    places.append(min(end, latency_views.tail(total / (total - seen)) if seen < total else end))
+                    latencies.append(edge)
+            layers.append(charts.Line(name, places, latencies, style))
+    ends = [line.x[-1] for line in layers if isinstance(line, charts.Line)]
+    highest = max(value for line in layers if isinstance(line, charts.Line) for value in line.y)
+    return charts.figure(
+        "Latency by percentile",
+        layers,
+        "Each step to the right is ten times rarer.",
+        label="Latency by percentile of champion and candidate",
+        x_label="percentile",
+        y_label="milliseconds",
+        x_domain=(0.0, max(ends)),
+        y_domain=(0.0, 1.05 * highest),
+        x_ticks=[
+            (latency_views.tail(1 / (1 - share)), f"p{text}")
+            for share, text in latency_views.PERCENTILES
+            if latency_views.tail(1 / (1 - share)) <= max(ends) + 0.01
+        ],
     )
 
 
@@ -212,7 +259,7 @@ def decades(low: float, high: float) -> list[charts.Tick]:
     ['1', '2', '5', '10']
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(powers) < 4 else (1,)
+    factors = (1, 2, 5) if high < 300 * low else (1,)
     found = [factor * 10.0**power for power in powers for factor in factors]
     return [(math.log10(edge), f"{edge:g}") for edge in found if low <= edge <= high]
 
@@ -241,12 +288,12 @@ def _around(
 ) -> charts.Domain:
     """What an estimate chart shows: all estimates, the limit, the latest interval, and early intervals only as far as
     they do not flatten the rest."""
-    wanted = [number for number in (*value, low[-1], high[-1]) if math.isfinite(number)]
+    wanted = [number for number in (*value, low[-1], high[-1]) if abs(number) < ENDLESS]
     wanted += [0.0] if zero else []
     wanted += [] if limit is None else [limit]
     bottom, top = min(wanted, default=0.0), max(wanted, default=1.0)
     room = top - bottom or abs(top) or 1.0
-    edges = [min(max(edge, bottom - room), top + room) for edge in (*low, *high) if math.isfinite(edge)]
+    edges = [min(max(edge, bottom - room), top + room) for edge in (*low, *high)]
     return charts.padded([*wanted, *edges])
 
 

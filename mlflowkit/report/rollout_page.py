@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from mlflowkit import __version__
 from mlflowkit.report import rollout_views as views
 from mlflowkit.report.page import HERE, environment
+from mlflowkit.rollout.admin import Admin, Asset, Pages
+from mlflowkit.rollout.admin_listener import AdminListener
 from mlflowkit.rollout.view import ServiceView
 
 
@@ -21,10 +24,16 @@ def render_services(found: Sequence[ServiceView]) -> str:
     return environment().get_template("services.html").render(rows=views.services(found), version=__version__)
 
 
-def assets() -> Mapping[str, tuple[bytes, str]]:
-    """The files that the pages load, by name: content and media type."""
+def pages() -> Pages:
+    """What the admin surface renders with."""
     sheets = (HERE / "page.css").read_bytes() + (HERE / "rollout.css").read_bytes()
-    return {
-        "page.css": (sheets, "text/css; charset=utf-8"),
-        "page.js": ((HERE / "rollout.js").read_bytes(), "text/javascript; charset=utf-8"),
+    assets = {
+        "page.css": Asset(sheets, "text/css"),
+        "page.js": Asset((HERE / "rollout.js").read_bytes(), "text/javascript"),
     }
+    return Pages(render_services, render, assets)
+
+
+def listener(state: Path) -> AdminListener:
+    """The admin page of a state folder, on loopback; it serves as long as the context is entered."""
+    return AdminListener(state, Admin(state, pages()))

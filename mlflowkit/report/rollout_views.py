@@ -113,7 +113,7 @@ def variant_row(one: VariantView) -> View:
         "share": f"mirrors {wording.share(one.sampling)}" if shadow else wording.share(one.weight),
         "rate": wording.number(one.per_second, 3),
         "requests": wording.number(one.mirrored if shadow else one.requests),
-        "dropped": wording.number(one.dropped) if one.dropped else "",
+        "dropped": wording.number(one.dropped) if shadow and one.dropped else "",
         "errors": wording.share(one.error_rate),
         "p50": milliseconds(one.p50_ms),
         "p99": milliseconds(one.p99_ms),
@@ -193,11 +193,16 @@ def consequence(command: Command, found: RolloutView) -> str:
     )
 
 
-def traffic(view: ServiceView) -> View | None:
-    """The weights over time."""
-    if view.rollout is None or len(view.rollout.weights) < 2:
+def arms(view: ServiceView) -> View | None:
+    """Champion and candidate beside each other: their traffic over time, their latencies, their predictions."""
+    found = view.rollout
+    if found is None:
         return None
-    return {"figures": [rollout_charts.weights(view.rollout)]}
+    figures = [rollout_charts.weights(found)] if len(found.weights) > 1 else []
+    figures += [] if found.predictions is None else [rollout_charts.predictions(found.predictions)]
+    if found.latency is not None:
+        figures += [rollout_charts.latency(found.latency), rollout_charts.percentiles(found.latency)]
+    return {"figures": figures} if figures else None
 
 
 def evidence(view: ServiceView) -> View | None:
@@ -210,7 +215,7 @@ def evidence(view: ServiceView) -> View | None:
     for one in found.findings:
         points = found.history.get(one.name, ())
         if len(points) > 1:
-            figures.append(rollout_charts.boundary(one, points, found.begun))
+            figures.append({**rollout_charts.boundary(one, points, found.begun), "kind": "boundary"})
             figures.append(rollout_charts.estimate(one, points, found.begun, *scale_of(one)))
     return {"rows": rows, "figures": figures, "level": wording.share(found.level)}
 
@@ -218,10 +223,6 @@ def evidence(view: ServiceView) -> View | None:
 def finding_row(one: FindingView) -> View:
     """One metric: its verdict, its evidence towards both boundaries, and the estimate."""
     factor, unit = scale_of(one)
-    numbers = {
-        name: None if number is None else number * factor
-        for name, number in (("value", one.value), ("low", one.low), ("high", one.high))
-    }
     return {
         "name": one.name,
         "role": one.role,
@@ -230,10 +231,10 @@ def finding_row(one: FindingView) -> View:
         "svg": rollout_charts.balance(one.name, one.harm, one.proof),
         "harm": wording.share(capped(one.harm)),
         "proof": wording.share(capped(one.proof)),
-        "interval": wording.interval({**numbers, "unit": unit}) if numbers["value"] is not None else wording.NONE,
+        "interval": rollout_charts.interval_words(one, factor, unit),
         "threshold": threshold(one),
         "samples": f"{one.champion:,} · {one.challenger:,}",
-        "message": one.message,
+        "message": one.message if one.value is None or one.slice else "",
         "method": one.method,
     }
 
@@ -246,7 +247,7 @@ def scale_of(one: FindingView) -> tuple[float, str]:
     """What the numbers of a metric are multiplied by to be shown, and in what unit they are then."""
     if one.metric in RATES:
         return 100.0, "points" if one.change else "%"
-    return 1.0, one.unit
+    return 1.0, "times" if one.unit == "x" else one.unit
 
 
 def threshold(one: FindingView) -> str:
@@ -255,24 +256,8 @@ def threshold(one: FindingView) -> str:
         return ""
     factor, unit = scale_of(one)
     word = "at least" if one.direction == "min" else "at most"
-    sign = "+" if one.change and one.threshold > 0 else ""
+    sign = "+" if one.change and one.unit != "x" and one.threshold > 0 else ""
     return f"{word} {sign}{wording.number(one.threshold * factor)} {unit}".strip()
-
-
-def latency(view: ServiceView) -> View | None:
-    """How long the two arms took."""
-    found = view.rollout
-    if found is None or found.latency is None:
-        return None
-    return {"figures": [rollout_charts.latency(found.latency)]}
-
-
-def predictions(view: ServiceView) -> View | None:
-    """What the two arms answered."""
-    found = view.rollout
-    if found is None or found.predictions is None:
-        return None
-    return {"figures": [rollout_charts.predictions(found.predictions)]}
 
 
 def shadow(view: ServiceView) -> View | None:
@@ -363,21 +348,9 @@ def finite(value: Any) -> bool:
 
 SECTIONS = (
     ("now", "Now", now, "This service has no routing table yet: nothing was deployed to it."),
-    ("traffic", "Traffic over time", traffic, "No rollout has moved traffic yet."),
+    ("arms", "Champion and candidate", arms, "No rollout has put a candidate beside the champion yet."),
     ("evidence", "Evidence", evidence, "Nothing is judged: no rollout has looked at a metric yet."),
-    ("latency", "Latency of both arms", latency, "Both arms are drawn once a rollout has had both answer requests."),
-    (
-        "predictions",
-        "Predictions of both arms",
-        predictions,
-        "Both arms are drawn once a rollout had both answer rows.",
-    ),
-    (
-        "shadow",
-        "Shadow",
-        shadow,
-        "No shadow has been compared: a step of weight 0, or strategy: shadow, mirrors requests.",
-    ),
+    ("shadow", "Shadow", shadow, "No shadow has been compared: a step of weight 0, or strategy: shadow, does that."),
     ("incidents", "Incidents", incidents, "No rollback has been recorded."),
 )
 """Identifier, title, view and what stands there when there is nothing to show."""

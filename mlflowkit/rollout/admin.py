@@ -36,9 +36,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlflowkit.errors import MlkitError, UsageError
-from mlflowkit.rollout import exposition
-from mlflowkit.rollout.reading import Watch
+from mlflowkit.errors import MlkitError, ServiceError, UsageError
+from mlflowkit.rollout import commands, exposition
+from mlflowkit.rollout.reading import Tally, Watch
 from mlflowkit.rollout.view import Command, ServiceView
 from mlflowkit.serving import auth
 from mlflowkit.serving.files import ServiceFiles
@@ -49,6 +49,8 @@ EVENT_SECONDS = 1.0
 """A page hears of changes at most this often."""
 KEEPALIVE_SECONDS = 15.0
 """Silence on a stream of events after which a comment is sent, so that nobody on the way thinks it dead."""
+ANSWER_SECONDS = 2.0
+"""How long a command waits for the controller's answer; without one it stays asked."""
 MAX_BODY = 4096
 MAX_REASON = 500
 COMMANDS: tuple[Command, ...] = get_args(Command)
@@ -83,17 +85,13 @@ class Pages:
     assets: Mapping[str, Asset]
 
 
-Say = Callable[[ServiceFiles, Command, str], str]
-"""Leaves a command for the controller; returns what was understood. Raises MlkitError for what makes no sense now."""
-
-
 class Admin:
     """The admin surface of a state folder, an ASGI application. `close` ends its streams of events."""
 
-    def __init__(self, state: Path, pages: Pages, say: Say, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, state: Path, pages: Pages, *, host: str = "127.0.0.1") -> None:
+        self.tally = Tally()
         self._state = state
         self._pages = pages
-        self._say = say
         self._watch = Watch(state)
         self._keys = _Keys()
         self._closing = threading.Event()
@@ -130,7 +128,7 @@ class Admin:
         return Response(asset.content, media_type=asset.kind)
 
     async def _metrics(self, request: Request) -> Response:
-        return Response(exposition.page(await self._allowed(request)), media_type=exposition.CONTENT_TYPE)
+        return Response(exposition.page(await self._allowed(request), self.tally), media_type=exposition.CONTENT_TYPE)
 
     async def _views(self, request: Request) -> Response:
         return JSONResponse({"services": [view.to_json() for view in await self._allowed(request)]})
@@ -167,10 +165,9 @@ class Admin:
         command = request.path_params["command"]
         if command not in COMMANDS:
             raise Refusal(404, f"no command {command[:40]!r}; there is {', '.join(COMMANDS)}")
-        reason = _reason(await _body(request))
+        told = _told(await _body(request))
         files = ServiceFiles(self._state / "services" / view.service)
-        told = await run_in_threadpool(self._say, files, command, reason)
-        return JSONResponse({"service": view.service, "command": command, "message": told}, HTTPStatus.ACCEPTED)
+        return await run_in_threadpool(_say, files, command, told)
 
     async def _one(self, request: Request) -> ServiceView:
         """The service that a path names. Raises Refusal when there is none, or the key does not reach it.
@@ -289,11 +286,39 @@ async def _body(request: Request) -> Json:
         raise Refusal(400, f"the body is not JSON: {error}") from error
 
 
-def _reason(body: Json) -> str:
-    reason = body.get("reason", "") if isinstance(body, dict) else None
-    if not isinstance(reason, str) or len(reason) > MAX_REASON:
-        raise Refusal(400, f'an object such as {{"reason": "..."}} is expected, of at most {MAX_REASON} characters')
-    return reason
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The body of a command; see `rollout.commands.Told`."""
+
+    reason: str = ""
+    full: bool = False
+    variant: str = ""
+
+
+def _told(body: Json) -> _Told:
+    """What a command says beside its name. Raises Refusal for anything else."""
+    kinds = {"reason": str, "full": bool, "variant": str}
+    good = isinstance(body, dict) and all(isinstance(value, kinds.get(name, ())) for name, value in body.items())
+    if not good or len(body.get("reason", "")) > MAX_REASON:
+        raise Refusal(
+            400, f'an object such as {{"reason": "..."}} is expected; a reason has at most {MAX_REASON} letters'
+        )
+    return _Told(**body)
+
+
+def _say(files: ServiceFiles, command: Command, told: _Told) -> Response:
+    """Leave a command for the controller, and tell what it made of it, if it says so soon."""
+    effect = commands.effect(files, command, full=told.full, variant=told.variant)
+    left = commands.say(files, command, told.reason, full=told.full, variant=told.variant)
+    found = {"id": left.id, "service": files.service, "command": command}
+    try:
+        answer = commands.wait(files, left.id, ANSWER_SECONDS)
+    except ServiceError:
+        message = f"asked to {effect}; the controller has not answered yet"
+        return JSONResponse({**found, "message": message}, HTTPStatus.ACCEPTED)
+    if not answer.ok:
+        return _problem(HTTPStatus.CONFLICT, answer.message, answer.hint)
+    return JSONResponse({**found, "message": answer.message})
 
 
 def _problem(code: int, message: str, hint: str = "") -> Response:

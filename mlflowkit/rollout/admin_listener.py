@@ -31,10 +31,9 @@ _log = logging.getLogger("mlflowkit.admin")
 
 
 class AdminListener:
-    """Serves an admin application from `start` until `stop`, on the ports that the services of its state ask for.
+    """Serves an admin application while its context is entered, on the ports that the services of its state ask for.
 
-    Beyond loopback every service needs API keys; one that has none is not reached there (ServiceError from `start`
-    when none has).
+    Beyond loopback a service without API keys has no page; ``admin.json`` says why.
     """
 
     def __init__(self, state: Path, admin: Admin, *, host: str = "127.0.0.1") -> None:
@@ -46,11 +45,12 @@ class AdminListener:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlkit-admin", daemon=True)
 
-    def start(self) -> None:
-        """Follow the services until `stop`; returns at once."""
+    def __enter__(self) -> AdminListener:
+        """Follow the services from now on; returns at once."""
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the listeners and withdraw what says where they are."""
         self._stopping.set()
         self._admin.close()
@@ -65,6 +65,7 @@ class AdminListener:
             for files in ServiceFiles.all(self._state):
                 try:
                     self._serve(files)
+                    self._admin.tally.note(files)
                 except (MlkitError, OSError) as error:  # a damaged file or a full disk; the other services go on
                     _log.warning("the admin page of %s: %s", files.service, error)
             if self._stopping.wait(POLL_SECONDS):

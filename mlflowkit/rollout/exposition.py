@@ -8,6 +8,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from mlflowkit.rollout.reading import Tally
 from mlflowkit.rollout.state import Phase
 from mlflowkit.rollout.view import ServiceView
 
@@ -15,16 +16,17 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-def page(views: Sequence[ServiceView]) -> bytes:
+def page(views: Sequence[ServiceView], tally: Tally) -> bytes:
     """Metrics of the services, in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(views))
+    registry.register(_Collector(views, tally))
     return bytes(generate_latest(registry))
 
 
 class _Collector:
-    def __init__(self, views: Sequence[ServiceView]) -> None:
+    def __init__(self, views: Sequence[ServiceView], tally: Tally) -> None:
         self._views = views
+        self._tally = tally
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -34,7 +36,8 @@ class _Collector:
         yield from _rollouts(self._views)
         yield from _findings(self._views)
         yield from _agreement(self._views)
-        yield from _records(self._views)
+        yield from _records(self._views, self._tally)
+        yield from _controller(self._views)
 
 
 def _traffic(views: Sequence[ServiceView]) -> Iterator[Metric]:
@@ -123,8 +126,35 @@ def _agreement(views: Sequence[ServiceView]) -> Iterator[Metric]:
     yield share
 
 
-def _records(views: Sequence[ServiceView]) -> Iterator[Metric]:
-    incidents = CounterMetricFamily("mlkit_incidents", "Rollbacks that were recorded.", labels=("service",))
+def _records(views: Sequence[ServiceView], tally: Tally) -> Iterator[Metric]:
+    single = ("service",)
+    incidents = CounterMetricFamily("mlkit_incidents", "Rollouts that were turned down, on record.", labels=single)
+    ended = CounterMetricFamily(
+        "mlkit_rollouts_ended", "Rollouts that ended, since this process began.",
+        labels=("service", "strategy", "outcome"),
+    )  # fmt: skip
+    delivered = CounterMetricFamily(
+        "mlkit_webhook_deliveries", "Events that were told to hooks or given up, since this process began.",
+        labels=("service", "outcome"),
+    )  # fmt: skip
+    waiting = GaugeMetricFamily("mlkit_webhooks_waiting", "Events that are still to be told.", labels=single)
+    shown = {view.service for view in views}
     for view in views:
         incidents.add_metric((view.service,), view.incident_count)
-    yield incidents
+        waiting.add_metric((view.service,), view.waiting_webhooks)
+    for family, counter in ((ended, tally.ended), (delivered, tally.delivered)):
+        for labels, count in counter.items():
+            if labels[0] in shown:
+                family.add_metric(labels, count)
+    yield from (incidents, ended, delivered, waiting)
+
+
+def _controller(views: Sequence[ServiceView]) -> Iterator[Metric]:
+    """The lease is of the state folder, so any view tells it."""
+    alive = GaugeMetricFamily("mlkit_controller_lease", "1 while a controller holds its lease.")
+    fence = GaugeMetricFamily("mlkit_controller_fence", "Number of the lease; it grows with every taking.")
+    found = next((view.controller for view in views if view.controller is not None), None)
+    alive.add_metric((), float(found is not None and found.alive))
+    if found is not None:
+        fence.add_metric((), found.fence)
+    yield from (alive, fence)

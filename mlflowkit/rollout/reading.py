@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import TypeVar
 
 from mlflowkit.errors import MlkitError
 from mlflowkit.judging.evidence import Evidence, merge
+from mlflowkit.rollout import lease, memory
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.view import NOTHING, Sample, ServiceView, Snapshot, sample, view
+from mlflowkit.rollout.view import NOTHING, Controller, Sample, ServiceView, Snapshot, sample, view
+from mlflowkit.rollout.webhooks import history
 from mlflowkit.serving.files import ServiceFiles, process_started, read_json
-from mlflowkit.values import Json
+from mlflowkit.values import Json, RoutingTable
 
 T = TypeVar("T")
 
@@ -70,9 +73,12 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
     parts = reader.evidence(files.folder / "evidence")
     incidents = reader.folder(files.folder / "incidents")
     admin = reader.json(files.folder / "admin.json")
+    webhooks = files.folder / "webhooks"
+    told: list[dict[str, Json]] = reader.get(lambda: history(files), [])
+    now = time.time() if now is None else now
     return Snapshot(
         service=files.service,
-        time=time.time() if now is None else now,
+        time=now,
         desired=reader.get(files.desired, None),
         table=table,
         reports=reader.get(files.reports, ()),
@@ -83,8 +89,67 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
         incidents=tuple(reversed(list(incidents.values())))[:INCIDENTS],
         incident_count=len(incidents),
         admin=admin["endpoint"] if admin is not None and process_started(admin["pid"]) == admin["started"] else "",
+        previous=reader.get(lambda: previous(files, table), ""),
+        controller=reader.get(lambda: controller(files.folder.parent.parent, now), None),
+        webhooks=tuple(reversed(told)),
+        waiting_webhooks=sum(1 for _ in webhooks.glob("*.json")) if webhooks.is_dir() else 0,
         problems=tuple(reader.problems),
     )
+
+
+def previous(files: ServiceFiles, table: RoutingTable | None) -> str:
+    """The version that a service would go back to; "" when none is known. Raises ServiceError."""
+    found = None if table is None else memory.previous(files, table.champion.digest)
+    return "" if found is None else found.variant.version
+
+
+def controller(state: Path, now: float) -> Controller | None:
+    """Who controls the rollouts of a state folder; None before anybody did. Raises ServiceError."""
+    holder = lease.read(state)
+    return None if holder is None else Controller(not holder.gone(now), holder.fence, holder.pid, holder.seen)
+
+
+class Tally:
+    """Counts ends of rollouts and deliveries of webhooks as they happen, for metrics: since it was made, no earlier."""
+
+    def __init__(self) -> None:
+        self.ended: Counter[tuple[str, str, str]] = Counter()
+        """By service, strategy and phase."""
+        self.delivered: Counter[tuple[str, str]] = Counter()
+        """By service and ``ok`` or ``failed``."""
+        self._seen: dict[str, set[str]] = {}
+        self._marks: dict[Path, int] = {}
+        self._phases: dict[str, tuple[str, bool]] = {}
+
+    def note(self, files: ServiceFiles) -> None:
+        """Look at a service, and count what is new since the last look. Raises ServiceError for a damaged file."""
+        if self._changed(files.folder / "rollout.json"):
+            saved = states.read(files.folder / "rollout.json")
+            if saved is not None:
+                self._note_phase(files.service, saved.state)
+        if self._changed(files.folder / "webhooks.json"):
+            first = files.service not in self._seen
+            known = self._seen.setdefault(files.service, set())
+            found = {one["id"]: bool(one["ok"]) for one in history(files)}
+            if not first:
+                self.delivered.update(
+                    (files.service, "ok" if ok else "failed") for id, ok in found.items() if id not in known
+                )
+            self._seen[files.service] = set(found)
+
+    def _note_phase(self, service: str, state: states.RolloutState) -> None:
+        before = self._phases.get(service)
+        self._phases[service] = (state.experiment, state.ended)
+        if state.ended and before is not None and before != (state.experiment, True):
+            self.ended[service, state.strategy, state.phase] += 1
+
+    def _changed(self, path: Path) -> bool:
+        try:
+            mark = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            mark = 0
+        known, self._marks[path] = self._marks.get(path, -1), mark
+        return known != mark
 
 
 class Watch:

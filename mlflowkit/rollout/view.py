@@ -38,11 +38,22 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Controller:
+    """Who controls the rollouts of a state folder, as its lease says. ``seen`` is seconds since the epoch."""
+
+    alive: bool
+    fence: int
+    pid: int
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the files of one service said at one time.
 
     ``evidence`` is of the experiment of the routing table, ``trial`` of the rollout's; ``disagreements`` are by shadow
-    and ``incidents`` newest first, both as their writers left them. ``problems`` are files that could not be read.
+    and ``incidents`` newest first, both as their writers left them. ``previous`` is the version that a rollback would
+    go back to when no rollout is running. ``problems`` are files that could not be read.
     """
 
     service: str
@@ -56,9 +67,11 @@ class Snapshot:
     disagreements: Mapping[str, Json] = field(default_factory=dict)
     incidents: tuple[Json, ...] = ()
     incident_count: int = 0
+    previous: str = ""
     admin: str = ""
-    controller: Json = None
-    webhooks: Json = None
+    controller: Controller | None = None
+    webhooks: tuple[Json, ...] = ()
+    waiting_webhooks: int = 0
     problems: tuple[str, ...] = ()
 
 
@@ -130,6 +143,7 @@ class FindingView:
     change: bool
     unit: str
     method: str
+    slice: str
     champion: int
     challenger: int
 
@@ -221,8 +235,12 @@ class ServiceView:
     incidents: tuple[Json, ...]
     """The newest ones, newest first."""
     incident_count: int
-    controller: Json
-    webhooks: Json
+    previous: str
+    """Version that a rollback would go back to, when no rollout is running; "" when none is known."""
+    controller: Controller | None
+    webhooks: tuple[Json, ...]
+    """What became of the last deliveries, newest first."""
+    waiting_webhooks: int
     problems: tuple[str, ...]
 
     def to_json(self) -> Json:
@@ -253,8 +271,10 @@ def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
         disagreements=snapshot.disagreements,
         incidents=snapshot.incidents,
         incident_count=snapshot.incident_count,
+        previous="" if snapshot.rollout is not None and not snapshot.rollout.ended else snapshot.previous,
         controller=snapshot.controller,
         webhooks=snapshot.webhooks,
+        waiting_webhooks=snapshot.waiting_webhooks,
         problems=snapshot.problems,
     )
 
@@ -524,6 +544,7 @@ def finding_view(finding: Finding, role: Literal["objective", "guardrail"]) -> F
         change=verdict.change,
         unit="" if measured is None else measured.unit,
         method="" if measured is None else measured.method,
+        slice=verdict.slice,
         champion=finding.samples[0],
         challenger=finding.samples[1],
     )
