@@ -109,8 +109,11 @@ class RemoteSession(Protocol):
 class RemoteModels(Protocol):
     """Reaches models that run in processes of their own."""
 
-    def connect(self, service: str, variant: Variant) -> RemoteSession:
-        """A session with an isolated variant. Raises ServiceError when it is not up in time."""
+    def connect(self, service: str, variant: Variant, seconds: float = 0.0) -> RemoteSession:
+        """A session with an isolated variant. Raises ServiceError when it is not up within ``seconds``.
+
+        With 0 seconds nothing is waited for: calls fail until a process is there.
+        """
 
 
 class Tracker(Protocol):

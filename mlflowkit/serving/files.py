@@ -136,7 +136,10 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A table to get ready for. The ticket tells it from an earlier proposal of the same epoch."""
+    """A table to get ready for. The ticket tells it from an earlier proposal of the same epoch.
+
+    With ticket "" the steward starts what the table isolates, and gateways wait for the ticket.
+    """
 
     ticket: str
     table: RoutingTable

@@ -28,17 +28,22 @@ from mlflowkit.serving.auth import read as read_keys
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.gateway import Gateway
 from mlflowkit.serving.listener import Listener
+from mlflowkit.serving.records import NoTap
+from mlflowkit.serving.shadow import ShadowMirror
 from mlflowkit.serving.telemetry import Telemetry
 from mlflowkit.serving.variants import Loaded, Versions, load_table
 from mlflowkit.values import RoutingTable
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import Runtime
+    from mlflowkit.ports import RemoteModels, Runtime
 
 POLL_SECONDS = 0.02
 RETRY_SECONDS = 5.0
 EVIDENCE_SECONDS = 0.2
 """Evidence that changed is written at most this often."""
+REMOTE_SECONDS = 5.0
+"""How long an isolated variant of a proposal is waited for; the publisher has seen it up. One of a table that answers
+already is not waited for: a challenger that is down keeps no gateway from starting."""
 _log = logging.getLogger("mlflowkit.serving")
 _Mark = tuple[tuple[int, int] | None, ...]
 
@@ -49,16 +54,25 @@ class Replica:
     Raises ServiceError when the service has no settings, or asks to be reached from other machines without API keys.
     """
 
-    def __init__(self, folder: Path, runtime: Runtime, name: str) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, name: str, remotes: RemoteModels | None = None) -> None:
         self._files = ServiceFiles(folder)
         desired = self._files.desired()
         if desired is None:
             raise ServiceError(f"{folder} has no service.json", hint="mlkit run RECIPE")
         check_exposed(desired.settings.host, desired.settings.keys)
         self._runtime = runtime
+        self._remotes = remotes
         self._settings: Settings = desired.settings
         self.versions = Versions()
-        self.gateway = Gateway(self._settings, self.versions, Telemetry(self._settings.service, name), self._neighbours)
+        tap = NoTap()
+        self.gateway = Gateway(
+            self._settings,
+            self.versions,
+            Telemetry(self._settings.service, name),
+            self._neighbours,
+            tap,
+            ShadowMirror(self.versions, tap),
+        )
         self._keys_mark: _Mark = ()
         self._follow_keys()
         self._listener: Listener | None = None
@@ -126,7 +140,7 @@ class Replica:
         proposal = self._files.proposal()
         if proposal is None or proposal.table.epoch <= self.versions.epoch:
             self._prepared = None
-        elif proposal.ticket not in (self._report.prepared, self._report.refused):
+        elif proposal.ticket and proposal.ticket not in (self._report.prepared, self._report.refused):
             self._prepare(proposal)
         self._tell()
 
@@ -183,17 +197,25 @@ class Replica:
 
     def _prepare(self, proposal: Proposal) -> None:
         try:
-            self._prepared = (proposal, self._load(proposal.table))
+            self._prepared = (proposal, self._load(proposal.table, remote_seconds=REMOTE_SECONDS))
         except MlkitError as error:
             self._prepared = None
             self._note(refused=proposal.ticket, prepared="", message=error.message, hint=error.hint)
         else:
             self._note(prepared=proposal.ticket, refused="", message="", hint="")
 
-    def _load(self, table: RoutingTable) -> Loaded:
+    def _load(self, table: RoutingTable, remote_seconds: float = 0.0) -> Loaded:
         active = self.versions.active
         reuse = () if active is None else tuple(active.by_name.values())
-        return load_table(table, self._runtime, self._settings.threads, reuse, self.versions.tallies)
+        return load_table(
+            table,
+            self._runtime,
+            self._settings.threads,
+            reuse,
+            self.versions.tallies,
+            remotes=self._remotes,
+            remote_seconds=remote_seconds,
+        )
 
     def _listen(self) -> None:
         self._listener = Listener(self.gateway, self._settings.host, self._settings.port)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bundle import Bundle, open_bundle
-from mlflowkit.errors import BundleError, MlkitError, ServiceError
+from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
 from mlflowkit.serving.breaker import Breaker
 from mlflowkit.serving.files import read_json
 from mlflowkit.serving.protocol import Refusal, Schema, zeros
@@ -28,7 +28,7 @@ from mlflowkit.values import RoutingTable, Variant
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlflowkit.ports import RemoteSession, Runtime, Session
+    from mlflowkit.ports import RemoteModels, RemoteSession, Runtime, Session
 
 INLINE_SECONDS = 0.001
 """A request expected to take less than this is answered on the event loop; a longer one goes to a thread.
@@ -103,19 +103,32 @@ def check_table(table: RoutingTable) -> None:
 
 
 def load_table(
-    table: RoutingTable, runtime: Runtime, threads: int, reuse: Iterable[Model] = (), tallies: Tallies | None = None
+    table: RoutingTable,
+    runtime: Runtime,
+    threads: int,
+    reuse: Iterable[Model] = (),
+    tallies: Tallies | None = None,
+    *,
+    remotes: RemoteModels | None = None,
+    remote_seconds: float = 0.0,
 ) -> Loaded:
     """Load, verify and warm each variant of a table; a model of ``reuse`` that is the same is taken as it is.
 
-    Raises BundleError (corrupted, tampered with, not blessed, not the bundle that the table means), EngineError
+    Isolated variants are reached through ``remotes``, which may wait for each for ``remote_seconds``. Raises
+    BundleError (corrupted, tampered with, not blessed, not the bundle that the table means), EngineError
     (the graph does not load) or ServiceError (the table cannot be honoured, or a warm-up failed).
     """
     check_table(table)
-    have = {(model.variant.digest, model.threads): model for model in reuse}
+    have = {(model.variant.digest, model.variant.placement, model.threads): model for model in reuse}
     models: dict[str, Model] = {}
     for variant in table.variants:
-        old = have.get((variant.digest, threads))
-        models[variant.name] = _renamed(old, variant) if old is not None else load_variant(variant, runtime, threads)
+        old = have.get((variant.digest, variant.placement, threads))
+        if old is not None:
+            models[variant.name] = _renamed(old, variant)
+        elif variant.placement == "colocated":
+            models[variant.name] = load_variant(variant, runtime, threads)
+        else:
+            models[variant.name] = reach_variant(table.service, variant, threads, remotes, remote_seconds)
     return Loaded(
         table=table,
         champion=models[table.champion.name],
@@ -137,6 +150,31 @@ def _affinity_header(table: RoutingTable) -> bytes:
 
 def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
     """Verify a bundle, load its graph and warm it. Raises as `load_table` does."""
+    bundle, schema = _verified(variant)
+    session = runtime.load(bundle.model, threads=threads)
+    inline_rows = warm(bundle, schema, session)
+    return Model(variant, bundle, schema, session, inline_rows, threads, stamp=_stamp(variant))
+
+
+def reach_variant(service: str, variant: Variant, threads: int, remotes: RemoteModels | None, seconds: float) -> Model:
+    """Verify a bundle that runs in a process of its own, which loaded and warmed it. Raises as `load_table` does."""
+    bundle, schema = _verified(variant)
+    if remotes is None:
+        raise ServiceError(
+            f"{variant.name} {variant.version} of {service} is isolated, which this gateway cannot reach"
+        )
+    remote = remotes.connect(service, variant, seconds)
+    return Model(variant, bundle, schema, _Elsewhere(), 0, threads, remote=remote, stamp=_stamp(variant))
+
+
+class _Elsewhere:
+    """The session of a variant that runs in another process."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        raise EngineError(f"{', '.join(inputs)}: this version runs in a process of its own")
+
+
+def _verified(variant: Variant) -> tuple[Bundle, Schema]:
     bundle = open_bundle(Path(variant.bundle), blessed=True)
     if bundle.manifest.identity != variant.digest:
         raise BundleError(
@@ -144,10 +182,7 @@ def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
             f"{variant.digest[:12]}",
             hint="deploy it again: mlkit run RECIPE --force deploy",
         )
-    schema = Schema(bundle.signature, known_categories(bundle.path))
-    session = runtime.load(bundle.model, threads=threads)
-    inline_rows = warm(bundle, schema, session)
-    return Model(variant, bundle, schema, session, inline_rows, threads, stamp=_stamp(variant))
+    return bundle, Schema(bundle.signature, known_categories(bundle.path))
 
 
 def warm(bundle: Bundle, schema: Schema, session: Session) -> int:

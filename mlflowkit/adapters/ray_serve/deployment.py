@@ -18,12 +18,14 @@ class GatewayReplica:
     """
 
     def __init__(self, folder: str, runtime: str) -> None:
+        from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
         from mlflowkit.serving.replica import Replica
 
-        _keep_to_loopback()
+        keep_to_loopback()
         module, _, name = runtime.partition(":")
         loader = getattr(importlib.import_module(module), name)()
-        self._replica = Replica(Path(folder), loader, serve.get_replica_context().replica_id.unique_id)
+        name = serve.get_replica_context().replica_id.unique_id
+        self._replica = Replica(Path(folder), loader, name, RayRemoteModels(Path(folder)))
 
     def check_health(self) -> None:
         """Called by Serve; raises when the replica must be replaced."""
@@ -46,7 +48,7 @@ class GatewayReplica:
             self._replica.stop()
 
 
-def _keep_to_loopback() -> None:
+def keep_to_loopback() -> None:
     """Where Ray keeps to loopback, have this replica's own gRPC server keep to it too.
 
     Serve opens one on every interface once the replica is made, asks for no token there, and unpickles what it is

@@ -16,8 +16,8 @@ from typing import Any
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import ServiceError, UsageError, nearest
 from mlflowkit.serving import auth, client
-from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
-from mlflowkit.values import RoutingTable, ServiceStatus
+from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, read_json
+from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
 PUBLISH_SECONDS = 120.0
@@ -65,8 +65,13 @@ class RayServePlatform:
     def publish(self, table: RoutingTable) -> None:
         """Hand a table to every replica; returns once all have loaded, verified, warmed and swapped to it.
 
-        Raises ServiceError with the reason of the first replica that refuses (a corrupted or unblessed bundle, a
-        failed warm-up); every replica then goes on answering with the table that it has.
+        A table whose versions are all loaded (other weights, other roles, fewer variants) is swapped to at once. For
+        any other, the processes of isolated variants are started first, then every replica gets ready, then all swap.
+        A table with fence 0, of someone who holds no lease, keeps the fence of the table before it.
+
+        Raises ServiceError when the table is not newer or its fence is older than the present one's, and with the
+        reason of the first replica or process that refuses (a corrupted or unblessed bundle, a failed warm-up); every
+        replica then goes on answering with the table that it has.
         """
         files = ServiceFiles(self.state / "services" / table.service)
         with files.lock("publish"):
@@ -74,19 +79,43 @@ class RayServePlatform:
             if desired is None or not desired.up:
                 raise ServiceError(f"service {table.service} is not up", hint="mlkit up RECIPE, or mlkit run RECIPE")
             current = files.table()
-            if current is not None and table.epoch <= current.epoch:
-                raise ServiceError(
-                    f"{table.service} has routing table {current.epoch}; {table.epoch} is not newer",
-                    hint="another run deployed meanwhile: run the same command again",
-                )
-            proposal = Proposal(secrets.token_hex(8), table)
-            files.write_proposal(proposal)
-            try:
-                self._await(files, desired, lambda report: _prepared(report, proposal), "loaded the new version")
+            table = _successor(current, table)
+            if current is not None and _loaded(current, table) and _all_serve(files, desired, current):
                 files.write_table(table)
-                self._await(files, desired, lambda report: report.epoch >= table.epoch, "swapped to the new version")
+                self._await_swap(files, desired, table)
+                return
+            try:
+                self._prepare(files, desired, table)
+                files.write_table(table)
+                self._await_swap(files, desired, table)
             finally:
                 files.proposal_path.unlink(missing_ok=True)
+
+    def _prepare(self, files: ServiceFiles, desired: Desired, table: RoutingTable) -> None:
+        """Have processes of isolated variants started and every replica ready for a table."""
+        if any(variant.placement == "isolated" for variant in table.variants):
+            files.write_proposal(Proposal("", table))
+            self._await_isolated(files, desired, table)
+        proposal = Proposal(secrets.token_hex(8), table)
+        files.write_proposal(proposal)
+        self._await(files, desired, lambda report: _prepared(report, proposal), "loaded the new version")
+
+    def _await_swap(self, files: ServiceFiles, desired: Desired, table: RoutingTable) -> None:
+        self._await(files, desired, lambda report: report.epoch >= table.epoch, "swapped to the new version")
+
+    def _await_isolated(self, files: ServiceFiles, desired: Desired, table: RoutingTable) -> None:
+        """Wait until each isolated variant has a process that answers. Raises ServiceError with why it has none."""
+        from mlflowkit.adapters.ray_serve.isolated import listening, read_reports
+
+        deadline = time.monotonic() + PUBLISH_SECONDS
+        for variant in table.variants:
+            while variant.placement == "isolated":
+                reports = read_reports(files.folder, variant.digest).values()
+                if any(not listening(report, variant.digest) for report in reports):
+                    break
+                self._check_alive(files, desired)
+                _check_isolated(files, variant, late=time.monotonic() > deadline)
+                time.sleep(0.1)
 
     def status(self) -> Sequence[ServiceStatus]:
         """Every service of the state folder, from its files and one health request each. Imports no Ray."""
@@ -152,22 +181,68 @@ class RayServePlatform:
             count = sum(map(done, reports))
             if count == len(reports) and count >= desired.settings.replicas:
                 return
-            observed = files.observed()
-            if observed is not None and observed.generation >= desired.generation and observed.state == "failed":
-                raise ServiceError(
-                    f"Ray Serve did not start {files.service}: {observed.message}",
-                    hint=f"see {clusters.log_path(self.state)}",
-                )
-            if clusters.read(self.state) is None:
-                raise ServiceError(
-                    "the local Ray ended", hint=f"see {clusters.log_path(self.state)}; then mlkit up RECIPE"
-                )
+            self._check_alive(files, desired)
             if time.monotonic() > deadline:
                 raise ServiceError(
                     f"{count} of {desired.settings.replicas} replicas of {files.service} {what} within {seconds:g} s",
                     hint=f"mlkit status; the log is {clusters.log_path(self.state)}",
                 )
-            time.sleep(0.02)
+            time.sleep(0.01)
+
+    def _check_alive(self, files: ServiceFiles, desired: Desired) -> None:
+        """Raise ServiceError when what is waited for cannot come any more."""
+        observed = files.observed()
+        if observed is not None and observed.generation >= desired.generation and observed.state == "failed":
+            raise ServiceError(
+                f"Ray Serve did not start {files.service}: {observed.message}",
+                hint=f"see {clusters.log_path(self.state)}",
+            )
+        if clusters.read(self.state) is None:
+            raise ServiceError("the local Ray ended", hint=f"see {clusters.log_path(self.state)}; then mlkit up RECIPE")
+
+
+def _successor(current: RoutingTable | None, table: RoutingTable) -> RoutingTable:
+    """The table as it is published after the current one. Raises ServiceError when it may not follow it."""
+    if current is None:
+        return table
+    if table.epoch <= current.epoch:
+        raise ServiceError(
+            f"{table.service} has routing table {current.epoch}; {table.epoch} is not newer",
+            hint="another run deployed meanwhile: run the same command again",
+        )
+    if table.fence and table.fence < current.fence:
+        raise ServiceError(
+            f"{table.service} is led by controller {current.fence}; controller {table.fence} has lost its lease",
+            hint="nothing to do: the other controller goes on",
+        )
+    return replace(table, fence=max(table.fence, current.fence))
+
+
+def _loaded(current: RoutingTable, table: RoutingTable) -> bool:
+    """Whether replicas that answer with the current table have all that another one needs."""
+    have = {(variant.digest, variant.placement) for variant in current.variants}
+    return all((variant.digest, variant.placement) in have for variant in table.variants)
+
+
+def _all_serve(files: ServiceFiles, desired: Desired, current: RoutingTable) -> bool:
+    reports = files.reports()
+    return len(reports) >= desired.settings.replicas and all(
+        report.state == "serving" and report.epoch == current.epoch for report in reports
+    )
+
+
+def _check_isolated(files: ServiceFiles, variant: Variant, *, late: bool) -> None:
+    """Raise ServiceError when Serve gave up on an isolated variant, or it is ``late``, with what Serve says of it."""
+    told = (read_json(files.folder / "isolated.json") or {}).get(variant.digest, {})
+    if late or told.get("state") in ("DEPLOY_FAILED", "UNHEALTHY"):
+        message = str(told.get("message") or "it has not started")
+        reasons = [line for line in message.splitlines() if line.startswith("mlflowkit.errors.")]
+        reason = reasons[-1].partition(": ")[2] if reasons else message.strip().splitlines()[-1]
+        raise ServiceError(
+            f"{variant.name} {variant.version} does not start in a process of its own: {reason}; "
+            "the version before it still answers",
+            hint="serve.isolated.cpus may be more than this machine has left" if late else "mlkit run RECIPE",
+        )
 
 
 def _prepared(report: ReplicaReport, proposal: Proposal) -> bool:

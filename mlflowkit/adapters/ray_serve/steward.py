@@ -11,9 +11,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,9 +25,14 @@ from typing import Any
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
 from mlflowkit.errors import EngineError, ServiceError
-from mlflowkit.serving.files import Desired, Observed, ServiceFiles, process_started
+from mlflowkit.serving.files import Desired, Observed, ServiceFiles, Settings, process_started, write_json
+from mlflowkit.values import Json, Variant
 
 POLL_SECONDS = 0.1
+LINGER_SECONDS = 15.0
+"""How long an isolated variant outlives the last table that has it."""
+LOOK_SECONDS = 1.0
+"""How often Serve is asked how isolated variants are."""
 OBJECT_STORE_BYTES = 512 << 20
 _log = logging.getLogger("mlflowkit.steward")
 
@@ -101,6 +108,111 @@ def _connect(state: Path, temporary: Path, owned: bool) -> dict[str, Any]:
     return {"state": "ready", "address": address, "environment": environment}
 
 
+class Isolated:
+    """Runs the isolated variants of one service: those of its table and of its proposal, an application each.
+
+    One that nobody wants any more is kept for LINGER_SECONDS: requests are still in flight to it, and a rollback may
+    want it again.
+    """
+
+    def __init__(self, files: ServiceFiles, runtime: str, suffix: str) -> None:
+        self._files = files
+        self._runtime = runtime
+        self._prefix = f"{files.service}_{suffix}_"
+        self._mark: object = None
+        self._running: dict[str, tuple[Variant, Settings]] = {}
+        self._unwanted: dict[str, float] = {}
+        self._told: Json = {}
+        self._look_at = 0.0
+
+    def follow(self, desired: Desired) -> None:
+        """Bring what runs to what is wanted; returns at once. Raises what Serve or a damaged file raises."""
+        files = self._files
+        mark = desired, stat_mark(files.proposal_path), stat_mark(files.table_path)
+        if mark != self._mark:
+            self._mark = mark
+            wanted = self._wanted() if desired.up else {}
+            for digest, variant in wanted.items():
+                self._start(digest, variant, desired.settings)
+            now = time.monotonic()
+            self._unwanted = {
+                digest: self._unwanted.get(digest, now + LINGER_SECONDS if desired.up else now)
+                for digest in self._running
+                if digest not in wanted
+            }
+        for digest, until in list(self._unwanted.items()):
+            if time.monotonic() >= until:
+                self._stop(digest)
+        self._tell()
+
+    def stop(self) -> None:
+        """Stop all."""
+        for digest in list(self._running):
+            self._stop(digest)
+
+    def _wanted(self) -> dict[str, Variant]:
+        """Isolated variants by digest. The proposal is read first: publishing writes the table before it goes."""
+        proposal, table = self._files.proposal(), self._files.table()
+        tables = (None if proposal is None else proposal.table, table)
+        variants = (variant for found in tables if found is not None for variant in found.variants)
+        return {variant.digest: variant for variant in variants if variant.placement == "isolated"}
+
+    def _start(self, digest: str, variant: Variant, settings: Settings) -> None:
+        """Run a version, or change how it is run; Serve replaces its processes only where it must."""
+        from ray import serve
+
+        from mlflowkit.adapters.ray_serve.isolated import application
+
+        before = self._running.get(digest)
+        if before is not None and _resources(before[1]) == _resources(settings) and before[0].bundle == variant.bundle:
+            return
+        name = self._name(digest)
+        built = application(self._files.folder, variant, self._runtime, settings)
+        serve.run_many([serve.RunTarget(built, name=name, route_prefix=None)], wait_for_applications_running=False)
+        self._running[digest] = variant, settings
+
+    def _stop(self, digest: str) -> None:
+        from ray import serve
+
+        from mlflowkit.adapters.ray_serve.isolated import reports_path
+
+        self._running.pop(digest, None)
+        self._unwanted.pop(digest, None)
+        serve.delete(self._name(digest), _blocking=False)
+        shutil.rmtree(reports_path(self._files.folder, digest), ignore_errors=True)
+
+    def _name(self, digest: str) -> str:
+        return f"{self._prefix}{digest[:16]}"
+
+    def _tell(self) -> None:
+        """Leave in isolated.json what Serve says of each version, for whoever waits for one."""
+        if (not self._running and not self._told) or time.monotonic() < self._look_at:
+            return
+        from ray import serve
+
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        applications = serve.status().applications if self._running else {}
+        told: Json = {}
+        for digest in self._running:
+            found = applications.get(self._name(digest))
+            if found is not None:
+                messages = [found.message, *(deployment.message for deployment in found.deployments.values())]
+                message = next(filter(None, messages), "")
+                told[digest] = {"state": str(found.status.value), "message": message[-2000:]}
+        if told != self._told:
+            self._told = told
+            write_json(self._files.folder / "isolated.json", told, durable=False)
+
+
+def _resources(settings: Settings) -> tuple[float, ...]:
+    return (
+        settings.isolated_replicas,
+        settings.isolated_max_replicas,
+        settings.isolated_cpus,
+        settings.isolated_gpus,
+    )
+
+
 class Steward:
     """Compares what each service's files ask for with what Serve runs, and carries the difference out.
 
@@ -114,6 +226,8 @@ class Steward:
         self._suffix = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
         self._done: dict[str, int] = {}
         self._damaged: set[str] = set()
+        self._isolated: dict[str, Isolated] = {}
+        self._complaints: dict[str, str] = {}
 
     def follow(self, stop: threading.Event) -> None:
         """Reconcile until ``stop`` is set or the state folder is gone; then take down what runs."""
@@ -122,6 +236,10 @@ class Steward:
                 desired = self._desired(files)
                 if desired is not None and self._done.get(files.service) != desired.generation:
                     self._reconcile(files, desired)
+                if desired is not None:
+                    self._reconcile_isolated(files, desired)
+        for isolated in self._isolated.values():
+            isolated.stop()
         for service in self._done:
             self._scale(ServiceFiles(self._state / "services" / service), 0)
 
@@ -146,6 +264,19 @@ class Steward:
             _log.exception("service %s", files.service)
             files.write_observed(Observed(desired.generation, "failed", str(error).strip()[:2000]))
 
+    def _reconcile_isolated(self, files: ServiceFiles, desired: Desired) -> None:
+        isolated = self._isolated.get(files.service)
+        if isolated is None:
+            isolated = self._isolated[files.service] = Isolated(files, self._runtime, self._suffix)
+        try:
+            isolated.follow(desired)
+        except Exception as error:  # noqa: BLE001 - whatever Serve raises; logged when it is another than before
+            if str(error) != self._complaints.get(files.service):
+                _log.exception("isolated variants of %s", files.service)
+            self._complaints[files.service] = str(error)
+        else:
+            self._complaints.pop(files.service, None)
+
     def _scale(self, files: ServiceFiles, replicas: int) -> None:
         """Run exactly ``replicas`` applications of a service; those that run already are left alone."""
         from ray import serve
@@ -161,6 +292,15 @@ class Steward:
 
             built = application(files.folder, self._runtime)
             serve.run_many([serve.RunTarget(built, name=name, route_prefix=f"/{name}") for name in missing])
+
+
+def stat_mark(path: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is replaced; None while there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Tensors between a gateway and an isolated model: frames over TCP, without pickle, so that nothing sent is executed.
+
+A frame is the lengths of its head and body (two big-endian 32-bit integers), the head in JSON, and the bodies of its
+tensors one after the other: numbers as they lie in memory (little-endian, row-major), strings as a JSON list.
+The first frame of a connection is ``{"token": ..., "digest": ...}``; the reply ``{"digest": ...}`` opens it. After that
+each frame ``{"rows": n, "tensors": [...]}`` is answered by ``{"tensors": [...]}`` or ``{"error": sentence}``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlflowkit.errors import EngineError
+
+PREFIX = struct.Struct(">II")
+MAX_HEAD = 1 << 20
+MAX_BODY = 1 << 30
+
+
+def pack(head: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """A frame, whole."""
+    described: list[Any] = []
+    bodies: list[bytes] = []
+    for name, array in (tensors or {}).items():
+        text = array.dtype.kind in "OUS"
+        body = orjson.dumps(array.ravel().tolist()) if text else np.ascontiguousarray(array).tobytes()
+        described.append([name, "str" if text else array.dtype.str, array.shape, len(body)])
+        bodies.append(body)
+    first = orjson.dumps({**head, "tensors": described} if tensors is not None else dict(head))
+    return b"".join((PREFIX.pack(len(first), sum(map(len, bodies))), first, *bodies))
+
+
+def sizes(prefix: bytes) -> tuple[int, int]:
+    """Lengths of head and body. Raises EngineError beyond MAX_HEAD and MAX_BODY."""
+    head, body = PREFIX.unpack(prefix)
+    if head > MAX_HEAD or body > MAX_BODY:
+        raise EngineError(f"a frame of {head} and {body} bytes is too long")
+    return head, body
+
+
+def unpack(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `pack` packed; arrays are read-only views of the body. Raises EngineError for anything else.
+
+    >>> frame = pack({"rows": 2}, {"x": np.array([[1.5], [2.5]]), "s": np.array([["a"], [""]], dtype=object)})
+    >>> first, rest = sizes(frame[:8])
+    >>> head, tensors = unpack(frame[8 : 8 + first], frame[8 + first :])
+    >>> head["rows"], tensors["x"].tolist(), tensors["s"].tolist()
+    (2, [[1.5], [2.5]], [['a'], ['']])
+    """
+    try:
+        found = orjson.loads(head)
+        tensors: dict[str, np.ndarray] = {}
+        begin = 0
+        for name, dtype, shape, size in found.get("tensors", ()):
+            part = memoryview(body)[begin : begin + size]
+            begin += size
+            if dtype == "str":
+                tensors[name] = np.array(orjson.loads(part), dtype=object).reshape(shape)
+            else:
+                tensors[name] = np.frombuffer(part, dtype=np.dtype(dtype)).reshape(shape)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EngineError(f"a frame cannot be read: {error}") from error
+    return found, tensors
