@@ -66,6 +66,13 @@ class Profiler(Protocol):
         """JSON: for each column its type, counts, missing, mean, standard deviation, quantiles, frequent items."""
 
 
+class MergingProfiler(Profiler, Protocol):
+    """A profiler of live traffic, which comes in parts."""
+
+    def merge(self, profiles: Sequence[bytes]) -> bytes:
+        """The profile of all rows that went into ``profiles``, of which there is at least one."""
+
+
 class Trainer(Protocol):
     """Fits preprocessing and model on ``train``, choosing by ``validation``. See stages.train for the layout."""
 
@@ -148,6 +155,9 @@ class Platform(Protocol):
         """Hand a table to every replica; returns once all have loaded, verified, warmed and swapped to it."""
 
     def status(self) -> Sequence[ServiceStatus]: ...
+
+    def folder(self, service: str) -> Path:
+        """Where the files of a service are (see serving.files)."""
 
     def down(self, service: str | None = None) -> Sequence[str]:
         """Stop one service, or all and the local Ray that was started for them; returns the names stopped."""

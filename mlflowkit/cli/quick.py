@@ -98,6 +98,8 @@ def told(value: Mapping[str, Json]) -> str:
         if value[name]:
             blessed = " (blessed)" if name == "bundle" and value["blessing"] else ""
             lines.append(f"  {name:<12} {value[name]}{blessed}")
+    if value.get("rollout"):
+        lines.append(f"  rollout      {value['rollout']}; mlkit rollout status {value['service']} shows how it goes")
     if value["curl"]:
         lines.append(f"  try it       {value['curl']}")
     return "\n".join(lines)

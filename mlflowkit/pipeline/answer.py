@@ -16,7 +16,8 @@ def answer(record: RunRecord, state: Path) -> dict[str, Json]:
     """A run as plain JSON.
 
     ``bundle`` is the bundle's folder and ``blessing`` what binds it (null without one); ``curl`` is a request that
-    its service answers.
+    its service answers. ``rollout`` says where the rollout that the run began was then (null when it began none), and
+    ``experiment`` names it.
     """
     steps = {step.stage: step for step in record.steps}
     package = steps.get("package")
@@ -42,6 +43,8 @@ def answer(record: RunRecord, state: Path) -> dict[str, Json]:
         "service": serve.get("service") if record.endpoint else None,
         "endpoint": record.endpoint or None,
         "curl": deployed.get("curl"),
+        "rollout": deployed.get("rollout"),
+        "experiment": deployed.get("experiment"),
         "report": record.report or None,
         "lineage": asdict(record.lineage),
         "error": {"message": record.error} if record.error else None,

@@ -37,7 +37,16 @@ POINTS: tuple[str, ...] = (
     "report.written",
     "receipt.written",
 )
-"""Every point, for tests that try them all."""
+"""Every point of a run, for tests that try them all."""
+
+ROLLOUT_POINTS: tuple[str, ...] = (
+    "rollout.begun",
+    "rollout.decided",
+    "rollout.saved",
+    "rollout.acting",
+    "rollout.acted",
+)
+"""Points of a rollout controller: a request was taken; before and after a state is written; before and after an act."""
 
 _PATTERN = re.compile(r"(?:(enospc|edquot|raise):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z]+))?(?::(\d+))?")
 _seen: dict[str, int] = {}
@@ -60,8 +69,9 @@ def parse(text: str) -> Mapping[str, str]:
     {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
     """
     match = _PATTERN.fullmatch(text)
-    if match is None or match[2] not in POINTS:
-        raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(POINTS)}")
+    known = (*POINTS, *ROLLOUT_POINTS)
+    if match is None or match[2] not in known:
+        raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(known)}")
     return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}
 
 

@@ -306,10 +306,15 @@ class Journal:
         with self._write("finish-run") as connection:
             connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(values))
 
-    def mark_tracked(self, run: str) -> None:
-        """Say that the tracker was told of a run."""
+    def put_alias(self, alias: Alias) -> None:
+        """Point an alias at another version."""
+        with self._write() as connection:
+            _put_alias(connection, alias)
+
+    def mark_tracked(self, run: str, *, tracked: bool = True) -> None:
+        """Say that the tracker was told of a run, or has to be told again."""
         with self._write("mark-tracked") as connection:
-            connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(tracked=True))
+            connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(tracked=tracked))
 
     def sweep(self) -> tuple[str, ...]:
         """Mark as interrupted the runs whose process is dead; returns their ids."""
@@ -521,7 +526,22 @@ def _result(row: Row[Any]) -> Result:
     )
 
 
+def candidate_alias(identity: str) -> str:
+    """The alias under which a version that may become champion, or was it, is remembered.
+
+    >>> candidate_alias("3f9a" * 16)
+    'v-3f9a3f9a3f9a3f'
+    """
+    return f"v-{identity[:14]}"
+
+
 def _put_alias(connection: Connection, alias: Alias) -> None:
+    """Replace an alias; a champion that is replaced is remembered as a candidate, to go back to."""
     table = tables.aliases
+    if alias.alias == "champion":
+        query = select(table).where(table.c.name == alias.name, table.c.alias == "champion")
+        row = connection.execute(query).one_or_none()
+        if row is not None and row.identity != alias.identity:
+            _put_alias(connection, replace(Alias(**row._mapping), alias=candidate_alias(row.identity)))
     connection.execute(delete(table).where(table.c.name == alias.name, table.c.alias == alias.alias))
     connection.execute(insert(table), {**asdict(alias), "created": alias.created or time.time()})

@@ -194,7 +194,9 @@ class _Planner:
         package = self.store.path(self.results["package"].published.digest)
         service = json.loads(self.steps["deploy"].ingredients["spec:serve.service"])
         problem = deploy_problem(self.journal, self.services, self.name, service, bundle_identity(package))
-        return ("run", problem) if problem else ("reuse", reason)
+        if problem:
+            return "run", problem
+        return "reuse", rollout_of(self.journal.state, service, bundle_identity(package)) or reason
 
 
 def judged_against(journal: Journal, name: str, optimize: str) -> Champion:
@@ -212,7 +214,10 @@ def judged_against(journal: Journal, name: str, optimize: str) -> Champion:
 
 
 def deploy_problem(journal: Journal, services: Services | None, name: str, service: str, identity: str) -> str:
-    """Why a service does not already answer with this version as its champion; "" when it does."""
+    """Why a service does not already answer with this version as its champion; "" when it does.
+
+    Nor is anything wrong with a version whose rollout runs, or was turned down (see `rollout_of`).
+    """
     statuses = services() if services is not None else ()
     found = next((status for status in statuses if status.service == service), None)
     if found is None:
@@ -221,10 +226,33 @@ def deploy_problem(journal: Journal, services: Services | None, name: str, servi
         return f"service {service} is not ready"
     champion = next((variant for variant in found.variants if variant.role == "champion"), None)
     if champion is None or champion.digest != identity:
-        return f"service {service} answers with another version"
+        return "" if rollout_of(journal.state, service, identity) else f"service {service} answers with another version"
     alias = journal.alias(name, "champion")
     if alias is None or alias.identity != identity:
         return "the champion alias names another version"
+    return ""
+
+
+def rollout_of(state: Path, service: str, identity: str) -> str:
+    """What became of the rollout of a version that is not the champion, in words; "" when there was none.
+
+    Such a version is not deployed again by a run: it is being rolled out, stays as a shadow, or was turned down, and
+    then somebody has to say so (`mlkit rollout forget`).
+    """
+    from mlflowkit.rollout import commands, memory, policy
+    from mlflowkit.serving.files import ServiceFiles
+
+    files = ServiceFiles(state / "services" / service)
+    running = commands.running(files)
+    if running is not None and running.candidate.digest == identity:
+        return f"its rollout runs ({policy.where(running)})"
+    failed = memory.failures(files).get(identity)
+    if failed is not None:
+        how = "rolled back" if failed.ending == "rolled_back" else "aborted"
+        return f"it was {how}: {failed.reason}; mlkit rollout forget {failed.version} lets it be tried again"
+    table = files.table()
+    if table is not None and any(one.role == "shadow" and one.digest == identity for one in table.variants):
+        return "it stays as a shadow"
     return ""
 
 

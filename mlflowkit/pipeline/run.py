@@ -32,7 +32,7 @@ from mlflowkit.errors import (
 from mlflowkit.files import FULL, disk_error, replace_file
 from mlflowkit.judging.gates import bars
 from mlflowkit.pipeline import failpoint
-from mlflowkit.pipeline.journal import Alias, Finish, Journal, Result
+from mlflowkit.pipeline.journal import Alias, Finish, Journal, Result, candidate_alias
 from mlflowkit.pipeline.lease import Heartbeat, Held, Lease, Watch, this_owner
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import Plan, bundle_identity, deploy_problem, make
@@ -345,13 +345,18 @@ class _Run:
             self.record = replace(self.record, endpoint=str(self.results["deploy"].result.summary["endpoint"]))
 
     def _alias(self, made: Result) -> Alias | None:
-        """The alias that a result earns: a blessed bundle is the challenger, a deployed one the champion."""
+        """The alias that a result earns: a blessed bundle is the challenger, one that answers all the champion.
+
+        One that is being rolled out has an alias of its own, which becomes the champion's at promotion.
+        """
         if made.stage == "package":
             package, alias = made.published.digest, "challenger"
             if not (self.store.path(package) / "bundle" / "blessing.json").exists():
                 return None
         elif made.stage == "deploy":
-            package, alias = self.results["package"].published.digest, "champion"
+            package = self.results["package"].published.digest
+            identity = bundle_identity(self.store.path(package))
+            alias = candidate_alias(identity) if "rollout" in made.result.summary else "champion"
         else:
             return None
         return Alias(
@@ -511,7 +516,8 @@ def _tell_tracker(journal: Journal, store: Store, ports: Ports) -> str:
             ports.tracker.record(record)
             package = next((step.digest for step in record.steps if step.stage == "package" and step.digest), "")
             if package and record.blessed:
-                served = any(step.stage == "deploy" and step.status == "done" for step in record.steps)
+                champion = journal.alias(record.name, "champion")
+                served = champion is not None and champion.identity == record.bundle
                 for alias in ("challenger", "champion") if served else ("challenger",):
                     ports.tracker.register(record.name, store.path(package) / "bundle", record, alias)
         except WorldError as error:

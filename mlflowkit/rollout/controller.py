@@ -20,7 +20,7 @@ from typing import Protocol
 from mlflowkit.errors import MlkitError, ServiceError, StoreError
 from mlflowkit.judging import online
 from mlflowkit.judging.online import Finding
-from mlflowkit.rollout import commands, incidents, lease, memory, policy, webhooks
+from mlflowkit.rollout import asking, commands, incidents, lease, memory, policy, webhooks
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.commands import Answer, Told
 from mlflowkit.rollout.lease import Lease, LeaseLostError
@@ -223,7 +223,7 @@ class ServiceController:
             raise ServiceError(f"{path} is damaged: {error!r}", hint="mlkit run RECIPE") from error
         now = self.world.clock()
         if self.saved is None or self.saved.state.experiment != request.id:
-            refused = refusal(self.files, request, now)
+            refused = asking.refusal(self.files, request, now)
             if refused is not None:
                 commands.answer(self.files, replace(refused, time=now))
                 path.unlink(missing_ok=True)
@@ -357,29 +357,6 @@ class ServiceController:
                 value = read_json(path)
                 if not isinstance(value, dict) or value.get("experiment") != present:
                     path.unlink(missing_ok=True)
-
-
-def refusal(files: ServiceFiles, request: Request, now: float) -> Answer | None:
-    """Why a rollout does not begin; None when it does. A deploy asks the same before it leaves its request."""
-    running = commands.running(files)
-    service = files.service
-    if running is not None and running.experiment != request.id:
-        same = running.candidate.digest == request.candidate.digest
-        what = "this version is" if same else f"version {running.candidate.version} is"
-        message = f"{what} already being rolled out to {service} ({policy.where(running)})"
-        return Answer(request.id, False, message, f"mlkit rollout status {service}, or mlkit rollout abort {service}")
-    failed = memory.failures(files).get(request.candidate.digest)
-    if failed is not None:
-        how = "was rolled back" if failed.ending == "rolled_back" else "was aborted"
-        message = f"version {failed.version} {how}: {failed.reason}; it is not tried again unasked"
-        return Answer(request.id, False, message, f"mlkit rollout forget {failed.version}, then run again")
-    left = 0.0
-    if request.plan.strategy != "direct":
-        left = memory.cooling(files, request.plan.cooldown_seconds, now)
-    if left > 0:
-        message = f"{service} cools down after a rollback: {left:.0f} s more"
-        return Answer(request.id, False, message, "wait, or serve.rollout.cooldown_seconds=0")
-    return None
 
 
 def _command(told: Told) -> Command:

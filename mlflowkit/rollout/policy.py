@@ -64,7 +64,7 @@ class Command:
     """What a person told the controller, or (failed) what the controller could not do.
 
     promote goes on to the next step without waiting, from the last step to promotion, and with ``full`` there at once.
-    remove takes a lasting shadow, ``variant``, out of the table. overtaken: somebody else published a table, which holds.
+    remove takes a lasting shadow, ``variant``, out of the table. overtaken: somebody else published a table; it holds.
     """
 
     kind: Literal["promote", "pause", "resume", "abort", "rollback", "remove", "failed", "overtaken"]

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlflowkit.errors import ServiceError
 
 
-def request(endpoint: str, method: str, path: str, body: Any = None, *, timeout: float = 30.0) -> tuple[int, Any]:
+def request(
+    endpoint: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    timeout: float = 30.0,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, Any]:
     """(status, document) of one request; the document is the text itself where it is not JSON.
 
     Raises ServiceError when ``endpoint`` is no URL, or nothing answers there.
@@ -20,8 +29,8 @@ def request(endpoint: str, method: str, path: str, body: Any = None, *, timeout:
     connection = kind(host, port, timeout=timeout)
     try:
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
-        headers = {} if data is None else {"content-type": "application/json"}
-        connection.request(method, prefix + path, data, headers)
+        kind_of = {} if data is None else {"content-type": "application/json"}
+        connection.request(method, prefix + path, data, {**kind_of, **(headers or {})})
         reply = connection.getresponse()
         return reply.status, _document(reply.read())
     except (OSError, http.client.HTTPException) as error:

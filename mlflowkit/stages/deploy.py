@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -13,12 +16,14 @@ from mlflowkit.errors import ServiceError
 from mlflowkit.rollout.plan import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
-from mlflowkit.values import Event, RoutingTable, ServiceStatus, StageResult, Variant
+from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflowkit.ports import Platform, StageContext
+    from mlflowkit.rollout.state import Request
+    from mlflowkit.serving.files import ServiceFiles
 
 
 class Routing(Section):
@@ -123,29 +128,35 @@ class Spec(Section):
 def run(spec: Spec, context: StageContext) -> StageResult:
     """Put the blessed bundle of the package stage behind its service and ask it a real question.
 
-    Idempotent: a service that answers with this version already keeps its routing table. Raises BundleError when the
-    bundle is corrupted or not blessed, ServiceError when the port is taken, when the gateway refuses the version,
-    or when the sample rows are not answered as they were when they were packaged; the version before it then
-    answers again.
+    A service that has a champion gets a new version as its recipe's rollout says: at once, or by a rollout, which this
+    begins and leaves running once its first step is live. Idempotent: a service that answers with this version, or is
+    being given it, keeps its routing table. Raises BundleError when the bundle is corrupted or not blessed,
+    ServiceError when the port is taken, when the gateway refuses the version, when the sample rows are not answered as
+    they were when they were packaged (the version before it then answers again), or when the version may not be rolled
+    out now: it was turned down before, another rollout runs, or the service cools down.
     """
+    from mlflowkit.rollout import memory
+    from mlflowkit.serving.files import ServiceFiles
+
     bundle = open_bundle(context.inputs["package"] / "bundle", blessed=True)
-    platform = context.ports.platform
-    context.progress(Event("deploy", "progress", f"starting service {spec.serve.service}", fraction=0.1))
+    platform, service = context.ports.platform, spec.serve.service
+    context.progress(Event("deploy", "progress", f"starting service {service}", fraction=0.1))
     endpoint = platform.ensure(spec.serve.beside(context.folder))
-    before = _status(platform, spec.serve.service)
-    table = RoutingTable(spec.serve.service, before.epoch, (_champion(bundle),))
-    if before.state != "serving" or before.variants != table.variants:
-        context.progress(Event("deploy", "progress", f"loading version {bundle.manifest.version}", fraction=0.6))
-        table = RoutingTable(spec.serve.service, before.epoch + 1, table.variants)
-        platform.publish(table)
+    _status(platform, service)
+    files = ServiceFiles(platform.folder(service))
+    table = files.table()
+    candidate = _candidate(bundle)
+    champion = None if table is None else table.champion
+    new = champion is not None and champion.digest != candidate.digest
+    if new and spec.serve.rollout.strategy != "direct":
+        told = _roll_out(spec, context, files, candidate)
+    else:
+        told = _swap(spec, context, files, candidate)
     context.progress(Event("deploy", "progress", "asking the sample rows", fraction=0.9))
-    rows = _smoke(platform, before, table, endpoint, bundle)
-    served = {
-        "service": spec.serve.service,
-        "endpoint": endpoint,
-        "version": bundle.manifest.version,
-        "epoch": table.epoch,
-    }
+    rows = _ask(spec, context, files, endpoint, bundle, table)
+    if "rollout" not in told:
+        memory.crown(files, candidate, {"name": spec.name, "run": context.run}, time.time())
+    served = {"service": service, "endpoint": endpoint, "version": bundle.manifest.version, **told}
     write_json(context.out / "service.json", served)
     return StageResult(summary={**served, "curl": curl(endpoint, rows[:1])})
 
@@ -160,7 +171,7 @@ def curl(endpoint: str, rows: list[Any]) -> str:
     return f"curl -s {endpoint}/predict -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
-def _champion(bundle: Bundle) -> Variant:
+def _candidate(bundle: Bundle) -> Variant:
     return Variant(
         name="champion",
         version=bundle.manifest.version,
@@ -176,23 +187,113 @@ def _status(platform: Platform, service: str) -> ServiceStatus:
     return found
 
 
-def _smoke(
-    platform: Platform, before: ServiceStatus, table: RoutingTable, endpoint: str, bundle: Bundle
+def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
+    """Have the version answer everything, at once. Shadows of earlier rollouts stay."""
+    from mlflowkit.rollout import asking, commands, memory
+
+    platform, before = context.ports.platform, files.table()
+    shadows = () if before is None else tuple(one for one in before.variants if one.role == "shadow")
+    shadows = tuple(one for one in shadows if one.digest != candidate.digest)
+    epoch = 0 if before is None else before.epoch
+    running = commands.running(files)
+    if before is not None and before.champion.digest == candidate.digest:
+        if running is not None or _status(platform, files.service).state == "serving":
+            return {"epoch": epoch}
+    else:
+        asking.check(files, _request(spec, context, candidate))
+    context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
+    affinity = _affinity(spec.serve.routing)
+    table = RoutingTable(
+        files.service, epoch + 1, (candidate, *shadows), affinity=affinity,
+        override_header=spec.serve.routing.override_header,
+    )  # fmt: skip
+    if before is not None and before.champion.digest != candidate.digest:
+        memory.crown(files, before.champion, {}, time.time())  # to go back to, also where it came before this memory
+    platform.publish(table)
+    return {"epoch": table.epoch}
+
+
+def _roll_out(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
+    """Ask for a rollout, unless this version is in one, and wait until its first step is live."""
+    from mlflowkit.rollout import asking, commands, policy
+
+    running = commands.running(files)
+    if running is None or running.candidate.digest != candidate.digest:
+        experiment = asking.begin(files, _request(spec, context, candidate))
+    else:
+        experiment = running.experiment
+    context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
+    state = asking.await_live(files, experiment)
+    if state.phase in ("rolled_back", "aborted", "rolling_back"):
+        raise ServiceError(
+            f"the rollout of version {candidate.version} to {files.service} ended at once: {state.reason}",
+            hint=f"mlkit rollout status {files.service}",
+        )
+    return {
+        "epoch": state.epoch,
+        "rollout": policy.where(state),
+        "experiment": experiment,
+        "next": f"mlkit status, or mlkit rollout status {files.service}",
+    }
+
+
+def _request(spec: Spec, context: StageContext, candidate: Variant) -> Request:
+    from mlflowkit.rollout.state import Request
+
+    plan = spec.serve.rollout
+    return Request(
+        id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
+        service=spec.serve.service,
+        candidate=replace(candidate, name="challenger", role="challenger", weight=0.0, placement=plan.placement),
+        plan=plan,
+        time=time.time(),
+        affinity=_affinity(spec.serve.routing),
+        override_header=spec.serve.routing.override_header,
+        origin={"name": spec.name, "run": context.run},
+    )
+
+
+def _affinity(routing: Routing) -> Affinity:
+    return Affinity(routing.affinity, routing.name)
+
+
+def _ask(
+    spec: Spec, context: StageContext, files: ServiceFiles, endpoint: str, bundle: Bundle, before: RoutingTable | None
 ) -> list[dict[str, Any]]:
-    """Ask the sample rows over the wire; on a wrong answer restore the table before and raise ServiceError."""
+    """Ask the sample rows over the wire; on a wrong answer have the version before answer again and raise ServiceError.
+
+    A version under rollout is asked as testers do, by its name, which is no evidence. Where API keys are asked for, or
+    testers are not listened to, the gateways' own comparison of the sample rows has to do.
+    """
+    from mlflowkit.rollout import commands
     from mlflowkit.serving import client
 
+    version, digest = bundle.manifest.version, bundle.manifest.identity
     sample = json.loads((bundle.path / "evidence" / "sample.json").read_bytes())
-    status, reply = client.request(endpoint, "POST", "/predict", {"rows": sample["rows"]})
+    rows: list[dict[str, Any]] = list(sample["rows"])
+    table = files.table()
+    variant = None if table is None else next((one for one in table.variants if one.digest == digest), None)
+    header = spec.serve.routing.override_header
+    if (
+        variant is None
+        or spec.serve.auth.keys
+        or spec.serve.auth.keys_env
+        or (variant.name != "champion" and not header)
+    ):
+        return rows
+    headers = {header: variant.name} if header else {}
+    status, reply = client.request(endpoint, "POST", "/predict", {"rows": rows}, headers=headers)
     problem = _problem(status, reply, sample["outputs"], bundle)
-    if problem:
-        if before.variants and table.epoch != before.epoch:
-            platform.publish(RoutingTable(table.service, table.epoch + 1, before.variants))
-        raise ServiceError(
-            f"{table.service} does not answer version {bundle.manifest.version} as it was packaged: {problem}",
-            hint="mlkit status; the version before it answers again" if before.variants else "mlkit status",
-        )
-    return list(sample["rows"])
+    if not problem or table is None:
+        return rows
+    if commands.running(files) is not None:
+        commands.say(files, "abort", f"the sample rows are not answered as they were packaged: {problem}")
+    elif before is not None and before.epoch != table.epoch:
+        context.ports.platform.publish(replace(before, epoch=table.epoch + 1, fence=0))
+    raise ServiceError(
+        f"{files.service} does not answer version {version} as it was packaged: {problem}",
+        hint="mlkit status; the version before it answers again" if before is not None else "mlkit status",
+    )
 
 
 def _problem(status: int, reply: Any, outputs: dict[str, Any], bundle: Bundle) -> str:
