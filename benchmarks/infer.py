@@ -31,6 +31,7 @@ import mlflowkit as mk
 from benchmarks.process import CACHE, Spread, arguments, report, spread
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.bundle import Bundle, open_bundle
+from mlflowkit.serving import auth
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import Affinity, RoutingTable, Variant
 
@@ -66,9 +67,8 @@ def body_of(bundle: Bundle) -> bytes:
 @contextmanager
 def gateway(bundle: Bundle, folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Our service with its local Ray, and the headers of a client that it knows; both are stopped afterwards."""
-    from mlflowkit.serving.auth import create
-
-    token = create(folder / "keys.json", scopes=("infer",), note="benchmark")
+    key, token = auth.make(("infer",), "benchmark")
+    auth.write(folder / "keys.json", [key])
     platform = RayServePlatform(folder)
     section = ServeSection.model_validate(
         {"service": "lending", "port": 0, "auth": {"keys": str(folder / "keys.json")},

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mlflowkit.values import Affinity, RoutingTable, Variant
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request of a steady client: when it was due, how long it took from then, what came back."""
+    """One request of a steady client: when it was due (seconds since the epoch), how long it took, what came back."""
 
     due: float
     seconds: float
@@ -79,7 +79,8 @@ class Service:
             def lines() -> list[Line]:
                 if process.wait():
                     raise RuntimeError("the steady client failed")
-                return [Line(*line) for line in json.loads(Path(out.name).read_bytes())]
+                found = json.loads(Path(out.name).read_bytes())
+                return [Line(found["start"] + line[0], *line[1:]) for line in found["lines"]]
 
             try:
                 yield lines
@@ -105,7 +106,7 @@ def service(**serve: Any) -> Iterator[Service]:
 def bundle(state: Path, seed: int) -> Bundle:
     """The blessed bundle of recipes/lending.yaml with a seed of its own."""
     overrides = [f"seed={seed}", "train.epochs=3", "gates=[]"]
-    answer = mk.run(RECIPE, overrides=overrides, until="package", state=state).answer
+    answer = mk.run(mk.load(RECIPE, overrides=overrides), until="package", state=state).answer
     digest = next(step["digest"] for step in answer["steps"] if step["stage"] == "package")
     return open_bundle(state / "objects" / digest / "bundle", blessed=True)
 
@@ -121,6 +122,6 @@ def quantile(lines: Sequence[Line], share: float) -> float:
     return 1e3 * found[min(int(len(found) * share), len(found) - 1)] if found else float("nan")
 
 
-def shifted(lines: Sequence[Line], begin: float, end: float) -> list[Line]:
-    """The lines that were due in [begin, end)."""
-    return [replace(line) for line in lines if begin <= line.due < end]
+def between(lines: Sequence[Line], begin: float, end: float) -> list[Line]:
+    """The lines that were due in [begin, end), in seconds since the epoch."""
+    return [line for line in lines if begin <= line.due < end]

@@ -1,11 +1,13 @@
 """An open-loop client in a process of its own: requests at times fixed beforehand, whatever the replies do.
 
     python -m benchmarks.steady URL BODY_FILE RATE SECONDS OUT [--retries N] [--users N] [--header 'name: value']...
+        [--mix BODY_FILE SHARE]...
 
 A request's latency counts from the time at which it was due, so a server that stalls is charged with every request that
 it kept waiting (no coordinated omission). A connection that breaks before a reply came is opened anew and, with
-``--retries``, the request is sent again: it is idempotent. Each line of OUT is [seconds since the start, seconds it
-took, status, variant]; status 0 is a request that got no reply. ``--users`` deals out an x-user header.
+``--retries``, the request is sent again: it is idempotent. OUT is {"start": seconds since the epoch, "lines": [[seconds
+since the start, seconds it took, status, variant], ...]}; status 0 is a request that got no reply. ``--users`` deals
+out an x-user header; ``--mix`` sends another body for a share of the requests.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,18 +32,19 @@ class Client:
         parts = urlsplit(options.url)
         self.host, self.port = parts.hostname or "", parts.port or 80
         self.body = Path(options.body).read_bytes()
+        self.mix = [(Path(file).read_bytes(), float(share)) for file, share in options.mix]
+        self.chance = random.Random(0)
+        self.start = 0.0
         more = "".join(f"{header}\r\n" for header in options.header)
-        self.head = (
-            f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(self.body)}\r\n{more}"
-        )
+        self.head = f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n{more}"
         self.options = options
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.lines: list[tuple[float, float, int, str]] = []
 
     async def one(self, number: int, start: float, due: float) -> None:
         user = f"x-user: user-{number % self.options.users}\r\n" if self.options.users else ""
-        request = f"{self.head}{user}\r\n".encode() + self.body
+        body = self.choose()
+        request = f"{self.head}{user}content-length: {len(body)}\r\n\r\n".encode() + body
         status, variant = 0, ""
         for _ in range(1 + self.options.retries):
             try:
@@ -50,6 +54,15 @@ class Client:
             except (OSError, EOFError, TimeoutError, ValueError):
                 continue
         self.lines.append((due - start, time.perf_counter() - due, status, variant))
+
+    def choose(self) -> bytes:
+        """The body of the next request."""
+        place = self.chance.random()
+        for body, share in self.mix:
+            if place < share:
+                return body
+            place -= share
+        return self.body
 
     async def ask(self, request: bytes) -> tuple[int, str]:
         connection = self.idle.pop() if self.idle else await asyncio.open_connection(self.host, self.port)
@@ -71,6 +84,7 @@ class Client:
     async def run(self) -> None:
         rate, count = self.options.rate, int(self.options.rate * self.options.seconds)
         start = time.perf_counter() + 0.2
+        self.start = time.time() + 0.2
         running = set()
         for number in range(count):
             due = start + number / rate
@@ -91,10 +105,11 @@ def main() -> None:
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--users", type=int, default=0)
     parser.add_argument("--header", action="append", default=[])
+    parser.add_argument("--mix", action="append", nargs=2, default=[])
     client = Client(parser.parse_args())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(client.run())
-    client.options.out.write_text(json.dumps(client.lines))
+    client.options.out.write_text(json.dumps({"start": client.start, "lines": client.lines}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import argparse
 import time
 
 from benchmarks.process import arguments, report, spread
-from benchmarks.service import failed, quantile, service, shifted
+from benchmarks.service import between, failed, quantile, service
 
 QUIET = 20.0
 RATE = 200.0
@@ -30,14 +30,14 @@ def main() -> None:
     with service() as lending:
         champion, other = lending.variant(lending.champion, "champion"), lending.variant(lending.other, "champion")
         with lending.steady(RATE, options.seconds, "--users", "1000") as lines:
-            begin = time.perf_counter()
             time.sleep(QUIET)
+            begin = time.time()
             swaps = [lending.publish((other if number % 2 == 0 else champion,)) for number in range(options.swaps)]
             lending.split(0.0)
             weights = [lending.split((number % 20) / 20) for number in range(CHANGES)]
-            busy = time.perf_counter() - begin
+            end = time.time()
             found = lines()
-    before, during = shifted(found, 2.0, QUIET - 1.0), shifted(found, QUIET, busy)
+    before, during = between(found, begin - QUIET + 3.0, begin), between(found, begin, end)
     ratio = quantile(during, 0.99) / quantile(before, 0.99)
     row = {
         "requests": len(found),
