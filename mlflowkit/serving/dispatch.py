@@ -8,12 +8,15 @@ the requests that they were given, not by those that they chose to answer.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from mlflowkit.errors import MlkitError
 from mlflowkit.serving.files import Settings
@@ -25,8 +28,13 @@ from mlflowkit.serving.variants import Loaded, Model, Versions
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlflowkit.ports import Session
+
+    _Ran = tuple[Mapping[str, np.ndarray], float]
+
 CHALLENGER_SHARE = 0.5
 """Share of a request's time that a challenger may use up; the rest is the champion's."""
+_log = logging.getLogger("mlflowkit.serving")
 RETRY = ((b"retry-after", b"1"),)
 
 
@@ -64,19 +72,58 @@ class Failure(Exception):
         self.refusal = refusal
 
 
+class _Lane:
+    """The threads that run one colocated model, so that one that never returns holds up nobody else's."""
+
+    __slots__ = ("__weakref__", "pending", "pool", "seconds", "workers")
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool = ThreadPoolExecutor(workers, "mlkit-infer")
+        self.pending = 0
+        self.seconds = 0.0
+        """What a run took lately: an average in which each weighs a tenth."""
+
+    @property
+    def wait(self) -> float:
+        """Seconds that one more call is expected to wait for its turn."""
+        return self.seconds * max(0, self.pending - self.workers + 1) / self.workers
+
+    async def run(self, session: Session, inputs: Mapping[str, np.ndarray], seconds: float) -> _Ran:
+        """Answers, and how long they took. Raises TimeoutError after ``seconds``."""
+        self.pending += 1
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self.pool, _timed, session, inputs)
+            found = await asyncio.wait_for(running, seconds)
+        finally:
+            self.pending -= 1
+        self.seconds += (found[1] - self.seconds) * (0.1 if self.seconds else 1.0)
+        return found
+
+
 class Dispatcher:
-    """Answers calls with what ``versions`` points at. Lives on one event loop."""
+    """Answers calls with what ``versions`` points at. Lives on one event loop.
+
+    ``waiting`` counts the calls that wait for a thread or another process; a call that is answered on the event loop
+    waits for nothing.
+    """
 
     def __init__(
-        self, settings: Settings, versions: Versions, telemetry: Telemetry, tap: Tap | None = None,
+        self,
+        settings: Settings,
+        versions: Versions,
+        telemetry: Telemetry,
+        tap: Tap | None = None,
         mirror: Mirror | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.settings = settings
         self.versions = versions
         self.telemetry = telemetry
+        telemetry.versions = versions
         self.tap: Tap = tap or NoTap()
         self.mirror: Mirror = mirror or NoTap()
-        self._pool = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // settings.threads), "mlkit-infer")
+        self.waiting = 0
+        self._lanes: WeakKeyDictionary[Session, _Lane] = WeakKeyDictionary()
 
     def active(self) -> Loaded:
         """What the pointer points at. Raises Refusal(503) when there is nothing yet."""
@@ -99,57 +146,83 @@ class Dispatcher:
         if call.override:
             model = active.by_name.get(call.override)
             if model is None:
-                raise Refusal(
-                    404, f"no variant {call.override[:80]!r} here; there is {', '.join(active.by_name)}"
-                )  # fmt: skip
+                raise Refusal(404, f"no variant {call.override[:80]!r} here; there is {', '.join(active.by_name)}")
             return model, "override"
         return active.by_name[active.router.assign(call.key or call.id)], "hash"
 
     async def answer(self, call: Call) -> Answer:
         """Answer a call. Raises Refusal."""
         active = self.active()
-        model, how = self.route(call, active)
-        query = call.parse(model.schema)
-        failed = error = ""
-        champion = active.champion
-        asked = model
+        asked, how = self.route(call, active)
+        model, error = asked, ""
         try:
-            try:
-                answers = await self._ask(model, query, self._left(call, model, how))
-            except Failure as failure:
-                if model is champion or how != "hash":
-                    raise
-                failed, error = model.variant.name, str(failure)
-                model, query = champion, self._again(call, query, asked, champion)
-                answers = await self._ask(champion, query, self._left(call, champion, how))
+            query = self._parse(call, asked, active, how)
+            answers, ran = await self._ask(asked, query, self._left(call, asked, how))
         except Failure as failure:
-            if how == "hash":
-                active.tallies[asked.variant.name].failed()
-            raise failure.refusal from failure
-        seconds = time.perf_counter() - call.begin
-        if how == "hash":
-            tally = active.tallies[asked.variant.name]
-            tally.failed() if failed else tally.answered(seconds, query.rows)
-        self.telemetry.rows(model.variant.version, query.rows, query.unseen)
+            again = how == "hash" and asked is not active.champion
+            self._charge(call, asked, active, how, fallback=again)
+            if not again:
+                raise failure.refusal from failure
+            model, error = active.champion, str(failure)
+            query = call.parse(model.schema)
+            answers, ran = await self._instead(call, model, query)
+        now, seconds = time.time(), time.perf_counter() - call.begin
+        if how == "hash" and not error:
+            active.tallies[asked.variant.name].answered(seconds, query.rows)
+        telemetry = self.telemetry
+        telemetry.of(model.variant.name, model.variant.version).answer(seconds, query.rows, ran, now)
+        if query.unseen:
+            telemetry.unseen(query.unseen)
         record = Record(
-            time.time(), call.id, call.key, active.table.experiment, active.table.epoch, asked.variant.name,
+            now, call.id, call.key, active.table.experiment, active.table.epoch, asked.variant.name,
             asked.variant.version, model.variant.name, how, seconds, query.rows, query.inputs, answers, error,
         )  # fmt: skip
         self.tap.answered(record)
         if active.shadows and how == "hash":
             self.mirror.offer(record)
-        return Answer(model, query, answers, failed)
+        return Answer(model, query, answers, asked.variant.name if error else "")
 
-    async def _ask(self, model: Model, query: Query, seconds: float) -> Mapping[str, np.ndarray]:
-        """Answers of one model, all finite. Raises Failure."""
+    def _charge(self, call: Call, model: Model, active: Loaded, how: How, *, fallback: bool) -> None:
+        """Count a request that a model failed."""
+        if how == "hash":
+            active.tallies[model.variant.name].failed()
+        served = self.telemetry.of(model.variant.name, model.variant.version)
+        served.fail(time.perf_counter() - call.begin)
+        served.fallbacks += fallback
+
+    async def _instead(self, call: Call, champion: Model, query: Query) -> _Ran:
+        """The champion's answer to what a challenger failed. Raises Refusal."""
+        try:
+            return await self._ask(champion, query, self._left(call, champion, "hash"))
+        except Failure as failure:
+            self.telemetry.of(champion.variant.name, champion.variant.version).fail(time.perf_counter() - call.begin)
+            raise failure.refusal from failure
+
+    @staticmethod
+    def _parse(call: Call, model: Model, active: Loaded, how: How) -> Query:
+        """The query as a model takes it.
+
+        Raises Refusal for a request that is wrong, and Failure for one that only this challenger, whose inputs are
+        others than the champion's, cannot take: clients of a service know its champion's inputs.
+        """
+        try:
+            return call.parse(model.schema)
+        except Refusal as refusal:
+            if how != "hash" or model.bundle.signature == active.champion.bundle.signature:
+                raise
+            call.parse(active.champion.schema)
+            raise Failure(f"it takes other inputs: {refusal.message}", refusal) from refusal
+
+    async def _ask(self, model: Model, query: Query, seconds: float) -> _Ran:
+        """Answers of one model, all finite, and how long its graph took. Raises Failure."""
         breaks = model.variant.role != "champion"
         if breaks and not model.breaker.allows(time.monotonic()):
             raise Failure("its circuit is open", Refusal(503, f"{model.variant.name} keeps failing", RETRY))
         try:
-            answers = await self._run(model, query, seconds)
-            for name, array in answers.items():
+            found = await self._run(model, query, seconds)
+            for name, array in found[0].items():
                 finite(array, name)
-        except Refusal as refusal:  # no finite answer: the champion's is the client's to know, and no broken circuit
+        except Refusal as refusal:  # no finite answer for these values, or no room: neither breaks a circuit
             raise Failure(refusal.message, refusal) from refusal
         except TimeoutError as error:
             model.breaker.failed(time.monotonic())
@@ -158,16 +231,36 @@ class Dispatcher:
         except MlkitError as error:
             model.breaker.failed(time.monotonic())
             raise Failure(error.message, Refusal(500, error.message)) from error
-        model.breaker.succeeded()
-        return answers
+        except Exception as error:
+            model.breaker.failed(time.monotonic())
+            _log.exception("%s %s", model.variant.name, model.variant.version)
+            raise Failure(repr(error), Refusal(500, "the model failed; the server's log says why")) from error
+        if breaks:
+            model.breaker.succeeded()
+        return found
 
-    async def _run(self, model: Model, query: Query, seconds: float) -> Mapping[str, np.ndarray]:
-        if model.remote is not None:
-            return await asyncio.wait_for(model.remote.run(query.inputs, query.rows), seconds)
-        if query.rows <= model.inline_rows:
-            return model.session.run(query.inputs)
-        running = asyncio.get_running_loop().run_in_executor(self._pool, model.session.run, query.inputs)
-        return await asyncio.wait_for(running, seconds)
+    async def _run(self, model: Model, query: Query, seconds: float) -> _Ran:
+        """Answers and seconds. Raises Refusal(503) when there is no room, TimeoutError, or whatever the model does."""
+        if model.remote is None and query.rows <= model.inline_rows:
+            return _timed(model.session, query.inputs)
+        if self.waiting >= self.settings.max_queue:
+            raise Refusal(503, f"{self.waiting} requests are waiting already", RETRY)
+        self.waiting += 1
+        try:
+            if model.remote is not None:
+                begin = time.perf_counter()
+                answers = await asyncio.wait_for(model.remote.run(query.inputs, query.rows), seconds)
+                return answers, time.perf_counter() - begin
+            lane = self._lanes.get(model.session)
+            if lane is None:
+                workers = max(2, (os.cpu_count() or 2) // self.settings.threads)
+                lane = self._lanes[model.session] = _Lane(workers)
+            if lane.wait > seconds:
+                retry = ((b"retry-after", b"%d" % math.ceil(lane.wait)),)
+                raise Refusal(503, f"an answer would take {lane.wait:.1f} s; {seconds:.1f} s are left", retry)
+            return await lane.run(model.session, query.inputs, seconds)
+        finally:
+            self.waiting -= 1
 
     def _left(self, call: Call, model: Model, how: How) -> float:
         """Seconds that a model may take, so that the champion has time to answer what a challenger does not."""
@@ -176,13 +269,12 @@ class Dispatcher:
             whole *= CHALLENGER_SHARE
         return max(0.0, whole - (time.perf_counter() - call.begin))
 
-    @staticmethod
-    def _again(call: Call, query: Query, before: Model, model: Model) -> Query:
-        """The query for another model: parsed anew where its inputs are others."""
-        if before.bundle.signature == model.bundle.signature:
-            return query
-        return call.parse(model.schema)
-
     def close(self) -> None:
-        """Let the threads go; requests in them are answered first."""
-        self._pool.shutdown(wait=True)
+        """Let the threads go. Requests in them are answered first, but those of a thread that never returns."""
+        for lane in self._lanes.values():
+            lane.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(session: Session, inputs: Mapping[str, np.ndarray]) -> _Ran:
+    begin = time.perf_counter()
+    return session.run(inputs), time.perf_counter() - begin
