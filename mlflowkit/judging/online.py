@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from mlflowkit.judging import sequential
@@ -113,6 +114,7 @@ class _Task:
 
     @property
     def confidence(self) -> float:
+        """Of intervals: made at 1 - ``harm_level``, and cut off where a decision, itself right or wrong, cuts them."""
         return 1 - self.harm_level - self.proof_level
 
 
@@ -278,7 +280,7 @@ def _measurement(
     task: _Task, strata: Sequence[Stratum], deviation: float, samples: int, sign: float = 1.0, origin: float = 0.0
 ) -> Measurement:
     value, information = sequential.pooled(strata)
-    radius = sequential.mean_radius(information, 0.09 * deviation, 1 - task.confidence) if strata else math.inf
+    radius = sequential.mean_radius(information, 0.09 * deviation, task.harm_level) if strata else math.inf
     low, high = sorted((sign * (value - radius) + origin, sign * (value + radius) + origin))
     return Measurement(
         name=task.question.metric,
@@ -292,14 +294,27 @@ def _measurement(
 
 
 def _agreement(task: _Task) -> _Reading:
-    """A shadow's agreement with the champion on the same rows, whole and by slice."""
-    limit = task.limit
-    if limit.kind == "margin":
-        limit = _Limit("min", 1 - limit.value)
-    inner = replace(task, limit=limit)
-    whole = [(epoch, Share(), _losses("agreement", second)) for epoch, _, second in task.arms]
-    reading = _rate_reading(inner, whole, task.trace.get("", {}))
-    return replace(reading, limit=task.limit, trace={"": reading.trace})
+    """A shadow's agreement with the champion on the same rows: of all rows, and of each slice of the columns asked for.
+
+    The whole is tested with half of the level, the i-th slice to appear with 1 / (i (i + 1)) of the other half. Slices
+    guard: each may fail, but only the whole must be shown to hold, as a rare slice might never be.
+    """
+    limit = _Limit("min", 1 - task.limit.value) if task.limit.kind == "margin" else task.limit
+    inner, columns = replace(task, limit=limit), task.question.columns
+    names = list(task.trace.get("slices", ()))
+    for _, _, second in task.arms:
+        names += sorted(name for name in second.agreement if name.partition("=")[0] in columns and name not in names)
+    traces: dict[str, Json] = {}
+    found = []
+    for index, name in enumerate(["", *names]):
+        strata = [(epoch, Share(), _losses("agreement", second, name)) for epoch, _, second in task.arms]
+        reading = _rate_reading(inner, strata, task.trace.get("of", {}).get(name, {}))
+        traces[name] = reading.trace
+        part = 0.0 if not columns else -math.log(2) - (math.log(index * (index + 1)) if index else 0.0)
+        found.append(replace(reading, limit=task.limit, harm=max(reading.harm + part, 0.0), slice=name))
+    worst = max(found, key=lambda reading: reading.harm)
+    shown = worst if worst.harm >= -math.log(task.harm_level) else found[0]
+    return replace(shown, harm=worst.harm, proof=found[0].proof, trace={"slices": names, "of": traces})
 
 
 # ---------------------------------------------------------------------------------------------------- means and others
@@ -395,7 +410,7 @@ def _latency_interval(
     task: _Task, champion: sequential.Array, challenger: sequential.Array, quantile: float
 ) -> tuple[float, float, float]:
     """The difference in ms (or the ratio) of two quantiles, between the ends of the arms' own confidence sequences."""
-    level = (1 - task.confidence) / 4
+    level = task.harm_level / 4
     first, second = (sequential.quantile_bounds(arm, quantile, level) for arm in (champion, challenger))
     if task.limit.kind == "ratio":
         return second[0] / first[0], second[1] / first[2], second[2] / first[1]
@@ -424,7 +439,7 @@ def _latency_bound(task: _Task) -> _Reading:
             harm, proof = harm.bet(worse, count - before[0]), proof.bet(better, count - before[0])
             best = max(best, harm.log)
             seen[str(epoch)] = [count, *slower]
-        value, low, high = sequential.quantile_bounds(below, quantile, (1 - task.confidence) / 2)
+        value, low, high = sequential.quantile_bounds(below, quantile, task.harm_level / 2)
         shown = (1000 * value, 1000 * low, 1000 * high)
     method = "confidence sequence of a quantile, last epoch"
     measurement = Measurement(task.question.metric, *shown, total, task.confidence, "ms", method)
@@ -433,10 +448,120 @@ def _latency_bound(task: _Task) -> _Reading:
     return _Reading(task.limit, best, proof.log, measurement, samples, after)
 
 
+_KINDS = ("label", "score", "decile")
+"""Kinds of predictions; scores and deciles have an order."""
+
+
 def _drift(task: _Task) -> _Reading:
-    """The distance between the two variants' predictions."""
-    measurement = Measurement(task.question.metric, math.nan, -math.inf, math.inf, 0, task.confidence)
-    return _Reading(task.limit, 0.0, 0.0, measurement, (0, 0), {})
+    """The distance between the two variants' predictions: total variation of labels, Kolmogorov-Smirnov of scores.
+
+    Harm: the set of classes in which earlier blocks showed the distance is tested in the next block, as a difference of
+    two rates; under a distance of at most the limit no set differs by more, whichever was chosen. Proof: asymptotic,
+    and every set that could show the distance must be shown not to. Where labels and scores were both counted, either
+    may fail (each with half of the level), and both must pass.
+    """
+    present = [
+        kind
+        for kind in _KINDS
+        if any(key.startswith(f"{kind}:") for _, *both in task.arms for counts in both for key in counts.predictions)
+    ]
+    readings = [_drift_of(task, kind, task.trace.get(kind, {})) for kind in present]
+    if not readings:
+        measurement = Measurement(task.question.metric, math.nan, -math.inf, math.inf, 0, task.confidence)
+        return _Reading(task.limit, 0.0, 0.0, measurement, (0, 0), task.trace)
+    parts = {kind: reading.trace for kind, reading in zip(present, readings, strict=True)}
+    worst = max(readings, key=lambda reading: reading.harm)
+    harm = max(worst.harm - math.log(len(readings)), 0.0)
+    least = min(readings, key=lambda reading: reading.proof)
+    shown = worst if harm >= -math.log(task.harm_level) else least
+    return replace(shown, harm=harm, proof=least.proof, trace={**task.trace, **parts})
+
+
+def _drift_of(task: _Task, kind: str, trace: Mapping[str, Json]) -> _Reading:
+    prefix, ordered, limit = f"{kind}:", kind != "label", task.limit.value
+    harm, best, seen = _wealth(trace, "harm"), float(trace.get("best", 0.0)), dict(trace.get("seen", {}))
+    sums: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for earlier in seen.values():
+        _add(sums, earlier)
+    now: list[tuple[int, list[dict[str, float]]]] = []
+    for epoch, first, second in task.arms:
+        counts = [_predicted(arm, prefix) for arm in (first, second)]
+        now.append((epoch, counts))
+        before = seen.get(str(epoch), [{}, {}])
+        news = [_less(new, old) for new, old in zip(counts, before, strict=True)]
+        if not all(sum(new.values()) > 0 and min(new.values()) >= 0 for new in news):
+            continue
+        classes = _ordered({*sums[0], *sums[1]})
+        first_sums, second_sums = ([part.get(name, 0.0) for name in classes] for part in sums)
+        _, chosen = sequential.distance(first_sums, second_sums, ordered)
+        names = {classes[index] for index in chosen}
+        if names:
+            one, two = (_share(new, names) for new in news)
+            worse, _ = sequential.rate_difference_bets(one, two, limit, _remembered(_share(sums[0], names)))
+            harm = harm.bet(worse, two.count)
+            best = max(best, harm.log)
+        seen[str(epoch)] = counts
+        _add(sums, news)
+    proof, measurement, samples = _drift_shown(task, [counts for _, counts in now], ordered)
+    after = {"seen": seen, "harm": [harm.spent, *harm.logs], "best": best}
+    return _Reading(task.limit, best, proof, measurement, samples, after)
+
+
+def _drift_shown(
+    task: _Task, epochs: Sequence[Sequence[Mapping[str, float]]], ordered: bool
+) -> tuple[float, Measurement, tuple[int, int]]:
+    """The evidence that the distance is within the limit, and the distance with its confidence sequence.
+
+    Differences are pooled over epochs by the information of a rate of one half, the least that a rate can have.
+    """
+    told = [(one, two) for one, two in epochs if sum(one.values()) and sum(two.values())]
+    classes = _ordered({name for both in told for counts in both for name in counts})
+    sums = [0.0] * len(classes)
+    information, totals = 0.0, [0.0, 0.0]
+    for one, two in told:
+        first, second = sum(one.values()), sum(two.values())
+        weight = 4 / (1 / first + 1 / second)
+        information, totals = information + weight, [totals[0] + first, totals[1] + second]
+        for index, name in enumerate(classes):
+            sums[index] += weight * (two.get(name, 0.0) / second - one.get(name, 0.0) / first)
+    differences = [total / information for total in sums]
+    if ordered:
+        value, family = max((abs(part) for part in accumulate(differences)), default=math.nan), 2.0 * len(classes)
+    else:
+        value, family = sum(max(part, 0.0) for part in differences), 2.0 ** min(len(classes), 1000)
+    _, proof = sequential.mean_evidence(value, information, task.limit.value, max(task.limit.value, 0.01))
+    radius = sequential.mean_radius(information, 0.045, task.harm_level / family) if told else math.inf
+    low, high = max(value - radius, 0.0), min(value + radius, 1.0)
+    method = "confidence sequence of " + ("Kolmogorov-Smirnov's distance" if ordered else "total variation")
+    name, size = task.question.metric, round(totals[1])
+    measurement = Measurement(name, value if told else math.nan, low, high, size, task.confidence, method=method)
+    return proof if told else 0.0, measurement, (round(totals[0]), size)
+
+
+def _predicted(counts: VariantCounts, prefix: str) -> dict[str, float]:
+    """Predictions by class, as many as there were requests."""
+    found = {key: value for key, value in counts.predictions.items() if key.startswith(prefix)}
+    factor = _clusters(counts, sum(found.values()))
+    return {key: value * factor for key, value in found.items()}
+
+
+def _ordered(classes: set[str]) -> list[str]:
+    """Classes in their order: by number where they are numbered."""
+    return sorted(classes, key=lambda name: (int(last) if (last := name.rpartition(":")[2]).isdigit() else -1, name))
+
+
+def _share(counts: Mapping[str, float], names: set[str]) -> Share:
+    return Share(sum(counts.values()), sum(value for name, value in counts.items() if name in names))
+
+
+def _less(counts: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    return {name: value - before.get(name, 0.0) for name, value in counts.items()}
+
+
+def _add(sums: Sequence[dict[str, float]], news: Sequence[Mapping[str, float]]) -> None:
+    for total, new in zip(sums, news, strict=True):
+        for name, value in new.items():
+            total[name] = total.get(name, 0.0) + value
 
 
 _FAMILIES: Mapping[str, Callable[[_Task], _Reading]] = {
@@ -520,15 +645,28 @@ def _finding(question: Question, tasks: Sequence[_Task], readings: Sequence[_Rea
     verdict = Verdict(
         gate=question.name,
         outcome=outcome,
-        message=_message(reading, outcome, direction),
+        message=_message(
+            replace(reading, measurement=_cut(reading.measurement, outcome, direction, threshold)), outcome, direction
+        ),
         metric=question.metric,
-        measurement=reading.measurement,
+        measurement=_cut(reading.measurement, outcome, direction, threshold),
         threshold=threshold,
         direction=direction,
         slice=reading.slice,
         change=reading.limit.kind in ("margin", "ratio"),
     )
     return Finding(question.name, verdict, harm, proof, reading.samples)
+
+
+def _cut(measurement: Measurement, outcome: Outcome, direction: str, threshold: float) -> Measurement:
+    """The interval without what the decision excludes: the e-process that decided has seen more than the interval."""
+    if math.isnan(measurement.value) or outcome is Outcome.INCONCLUSIVE:
+        return measurement
+    if (outcome is Outcome.FAILED) == (direction == "max"):
+        low = max(measurement.low, threshold)
+        return replace(measurement, low=low, high=max(measurement.high, low))
+    high = min(measurement.high, threshold)
+    return replace(measurement, low=min(measurement.low, high), high=high)
 
 
 def _threshold(question: Question, limit: _Limit) -> tuple[Literal["min", "max"], float]:

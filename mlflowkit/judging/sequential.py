@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from mlflowkit.judging.evidence import LATENCY_GROWTH
@@ -33,6 +34,7 @@ _ODDS_TAIL = (1.07, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 _SPREAD = (-1.6, -0.7, 0.0, 0.7, 1.6)
 _TINY = 1e-9
 _LOG_GROWTH = math.log(LATENCY_GROWTH)
+_LOG_TAILS = math.log(len(_ODDS_TAIL))
 
 LATENCY_BINS = 1120
 """Bins that latencies are judged in: an hour and more."""
@@ -300,13 +302,50 @@ def tail_logs(below: Array, count: float, quantile: float, too_many: bool) -> Ar
     """
     import numpy as np
 
-    odds = quantile / (1 - quantile) * np.power(np.array(_ODDS_TAIL), 1 if too_many else -1)
-    rates = odds / (1 + odds)
-    hit, miss = np.log(rates / quantile), np.log((1 - rates) / (1 - quantile))
-    found = below[:, None] * (hit - miss) + count * miss
+    slopes, misses = _tail_bets(quantile, too_many)
+    found = below[:, None] * np.array(slopes) + count * np.array(misses)
     top = found.max(axis=1)
-    logs: Array = top + np.log(np.exp(found - top[:, None]).mean(axis=1))
+    logs: Array = top + np.log(np.exp(found - top[:, None]).sum(axis=1)) - _LOG_TAILS
     return logs
+
+
+def tail_log(below: float, count: float, quantile: float, too_many: bool) -> float:
+    """`tail_logs` of one number."""
+    slopes, misses = _tail_bets(quantile, too_many)
+    return _log_sum([below * slope + count * miss for slope, miss in zip(slopes, misses, strict=True)]) - _LOG_TAILS
+
+
+@lru_cache(maxsize=32)
+def _tail_bets(quantile: float, too_many: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What each alternative's log likelihood ratio gains by an observation below the point, and per observation."""
+    slopes, misses = [], []
+    for ratio in _ODDS_TAIL:
+        rate = _odds(quantile, ratio if too_many else 1 / ratio)
+        misses.append(math.log((1 - rate) / (1 - quantile)))
+        slopes.append(math.log(rate / quantile) - misses[-1])
+    return tuple(slopes), tuple(misses)
+
+
+def distance(champion: Sequence[float], challenger: Sequence[float], ordered: bool) -> tuple[float, tuple[int, ...]]:
+    """How far apart two distributions over the same classes are, from 0 to 1, and a set of classes in which it shows.
+
+    Total variation, the most by which the challenger's share of any set of classes exceeds the champion's; or, where
+    classes are ``ordered``, Kolmogorov and Smirnov's distance, of sets that are one end of the order.
+
+    >>> distance([90, 10, 0], [70, 20, 10], ordered=False)
+    (0.2, (1, 2))
+    """
+    ones, twos = sum(champion), sum(challenger)
+    if not ones or not twos:
+        return math.nan, ()
+    differences = [two / twos - one / ones for one, two in zip(champion, challenger, strict=True)]
+    if not ordered:
+        chosen = tuple(index for index, difference in enumerate(differences) if difference > 0)
+        return round(sum(differences[index] for index in chosen), 12), chosen
+    sums = list(accumulate(differences))
+    place = max(range(len(sums)), key=lambda index: abs(sums[index]))
+    upto, beyond = tuple(range(place + 1)), tuple(range(place + 1, len(sums)))
+    return round(abs(sums[place]), 12), upto if sums[place] > 0 else beyond
 
 
 def counts_below(histogram: Mapping[int, int]) -> Array:
@@ -354,30 +393,36 @@ def quantile_evidence(
     total, others = float(champion[-1]), float(challenger[-1])
     if not total or not others:
         return 0.0, 0.0
-    last = LATENCY_BINS
     beyond, within = _moved_edges(ratio, margin)
-    beyond_of, within_of = challenger[beyond], challenger[within]
-
-    def products(low: int, high: int, above: bool) -> float:
-        own = champion[low : high + 1]
-        many, few = tail_logs(own[:-1], total, quantile, True), tail_logs(own[1:], total, quantile, False)
-        other = beyond_of[low + 1 : high + 1] if above else within_of[low:high]
-        logs = np.logaddexp(many, few) - math.log(2) + tail_logs(other, others, quantile, not above)
-        return float(logs.min())
-
     spread = 6 * math.sqrt(total * quantile * (1 - quantile)) + 6
     low = max(int(np.searchsorted(champion, total * quantile - spread)) - 1, 0)
-    high = min(int(np.searchsorted(champion, total * quantile + spread)) + 1, last)
-    found = []
-    for above in (True, False):
-        # Outside of the window both factors are bounded by what they are at its ends, as each is monotone.
-        ends = np.array([beyond_of[low], others] if above else [0.0, within_of[high]])
-        left = tail_logs(champion[low : low + 1], total, quantile, False)[0]
-        right = tail_logs(champion[high : high + 1], total, quantile, True)[0]
-        outside = np.array([left, right]) - math.log(2) + tail_logs(ends, others, quantile, not above)
-        best = products(low, high, above)
-        found.append(best if best <= outside.min() else products(0, last, above))
-    return found[0], found[1]
+    high = min(int(np.searchsorted(champion, total * quantile + spread)) + 1, LATENCY_BINS)
+
+    def products(low: int, high: int) -> tuple[float, float]:
+        """The smallest products over the bins from low to high."""
+        many = tail_logs(champion[low:high], total, quantile, True)
+        few = tail_logs(champion[low + 1 : high + 1], total, quantile, False)
+        away = np.logaddexp(many, few) - math.log(2)
+        too_few = tail_logs(challenger[beyond[low + 1 : high + 1]], others, quantile, False)
+        too_many = tail_logs(challenger[within[low:high]], others, quantile, True)
+        return float((away + too_few).min()), float((away + too_many).min())
+
+    def outside(low: int, high: int) -> tuple[float, float]:
+        """What no product is below outside of the window: each factor is monotone, so a cell's ends bound it."""
+        widths = 2 ** np.arange(12) - 1
+        ends = np.maximum(low - widths[::-1], 0)
+        few = tail_logs(champion[ends[1:]], total, quantile, False)
+        left = tail_logs(challenger[within[ends[:-1]]], others, quantile, True) + few
+        ends = np.minimum(high + widths, LATENCY_BINS)
+        many = tail_logs(champion[ends[:-1]], total, quantile, True)
+        right = tail_logs(challenger[beyond[ends[1:]]], others, quantile, False) + many
+        first = few[-1] + tail_log(challenger[beyond[low]], others, quantile, False)
+        last = many[0] + tail_log(challenger[within[high]], others, quantile, True)
+        return min(first, float(right.min())) - math.log(2), min(last, float(left.min())) - math.log(2)
+
+    harm, proof = products(low, high)
+    harm_beyond, proof_beyond = outside(low, high)
+    return (harm, proof) if harm <= harm_beyond and proof <= proof_beyond else products(0, LATENCY_BINS)
 
 
 def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float, float, float]:
@@ -396,27 +441,35 @@ def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float,
         return math.nan, 0.0, math.inf
     middle = int(np.searchsorted(below, quantile * count)) - 1
     few, many = _undecided(count, quantile, math.log(1 / level))
-    low = int(np.searchsorted(below, few)) - 1
-    high = int(np.searchsorted(below, many, side="right"))
+    low = int(np.searchsorted(below, few, side="right")) - 1
+    high = int(np.searchsorted(below, many))
     return _edge(middle), _edge(low) if low > 0 else 0.0, _edge(high) if high <= LATENCY_BINS else math.inf
 
 
 def _undecided(count: float, quantile: float, barrier: float) -> tuple[float, float]:
-    """The smallest and the largest number below a point that exclude neither side of it, to within 1."""
-    import numpy as np
+    """The numbers below a point between which neither side of it is excluded.
 
+    Newton's method from the outside on a convex function, so it never comes to lie inside of what is excluded.
+    """
     found = []
     for too_many in (False, True):
-        outer, inner = (count, quantile * count) if too_many else (0.0, quantile * count)
-        while abs(outer - inner) > 1:
-            points = np.linspace(inner, outer, 33)
-            beyond = tail_logs(points, count, quantile, too_many) >= barrier
-            first = int(np.argmax(beyond)) if beyond.any() else 32
-            step = (outer - inner) / 32
-            inner, outer = inner + (first - 1) * step, inner + first * step
-            if not beyond.any():
-                inner = outer
-        found.append(outer)
+        slopes, misses = _tail_bets(quantile, too_many)
+        reach = math.sqrt(3 * count * quantile * (1 - quantile) * (barrier + 3))
+        near = min(quantile * count + reach, count) if too_many else max(quantile * count - reach, 0.0)
+        beyond = tail_log(near, count, quantile, too_many) >= barrier
+        below = near if beyond else count if too_many else 0.0
+        while True:
+            logs = [below * slope + count * miss for slope, miss in zip(slopes, misses, strict=True)]
+            excess = _log_sum(logs) - _LOG_TAILS - barrier
+            if excess < 0:
+                break
+            top = max(logs)
+            weights = [math.exp(log - top) for log in logs]
+            slope = sum(weight * slope for weight, slope in zip(weights, slopes, strict=True)) / sum(weights)
+            below -= excess / slope
+            if excess < abs(slope) / 2:
+                break
+        found.append(below)
     return math.floor(found[0]), math.ceil(found[1])
 
 
