@@ -32,7 +32,7 @@ ERRORS = {"metric": "error_rate", "margin": 0.05}
 
 def mlkit(world: World, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "mlflowkit.cli", *arguments, "--json"],
+        [Path(sys.executable).with_name("mlkit"), *arguments, "--json"],
         capture_output=True,
         text=True,
         timeout=200,
