@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.serving.protocol import Refusal
+from mlflowkit.serving.refusal import Refusal
 from mlflowkit.values import Affinity, RoutingTable
 
 _SCALE = float(1 << 64)

@@ -119,10 +119,12 @@ def load_table(
     (the graph does not load) or ServiceError (the table cannot be honoured, or a warm-up failed).
     """
     check_table(table)
-    have = {(model.variant.digest, model.variant.placement, model.threads): model for model in reuse}
+    have = {_key(model.variant, model.threads): model for model in reuse}
+    same = {(model.variant.name, *_key(model.variant, model.threads)): model for model in reuse}
     models: dict[str, Model] = {}
     for variant in table.variants:
-        old = have.get((variant.digest, variant.placement, threads))
+        key = _key(variant, threads)
+        old = same.get((variant.name, *key)) or have.get(key)
         if old is not None:
             models[variant.name] = _renamed(old, variant)
         elif variant.placement == "colocated":
@@ -141,6 +143,10 @@ def load_table(
         override_header=table.override_header.lower().encode("latin-1"),
         affinity_parameter=table.affinity.name if table.affinity.kind == "parameter" else "",
     )
+
+
+def _key(variant: Variant, threads: int) -> tuple[str, str, int]:
+    return variant.digest, variant.placement, threads
 
 
 def _affinity_header(table: RoutingTable) -> bytes:
@@ -254,7 +260,9 @@ def _seconds(session: Session, inputs: Mapping[str, np.ndarray], *, rounds: int 
 def _renamed(model: Model, variant: Variant) -> Model:
     if model.variant == variant:
         return model
-    return dataclasses.replace(model, variant=variant, stamp=_stamp(variant))
+    stays = model.variant.name == variant.name and model.variant.role == variant.role
+    breaker = model.breaker if stays else Breaker()
+    return dataclasses.replace(model, variant=variant, breaker=breaker, stamp=_stamp(variant))
 
 
 def _stamp(variant: Variant) -> tuple[tuple[bytes, bytes], ...]:
