@@ -2,7 +2,7 @@
 
 Elements are little-endian, row-major, without padding. BOOL is one byte, 1 or 0; an element of BYTES is four bytes of
 length (unsigned) and then as many bytes, here UTF-8, since a column holds text. A large numeric tensor is not copied:
-its array looks into the request's body, wherever that is aligned (see `aligned`).
+its array looks into the request's body, wherever that is aligned (see `bodies`).
 
 In a REST body the JSON object comes first, as long as ``Inference-Header-Content-Length`` says, then the bytes of
 each input that has ``binary_data_size``, in the order of the inputs. Everything must fit exactly.
@@ -171,17 +171,6 @@ def encode(array: np.ndarray) -> bytes | memoryview:
         return b"".join(parts)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return little.data.cast("B") if little.ndim and little.size else little.tobytes()
-
-
-def aligned(size: int, length: int) -> tuple[bytearray, int]:
-    """A buffer for a body of ``size`` bytes, and where to begin in it, so that byte ``length`` of the body is aligned.
-
-    >>> buffer, begin = aligned(20, 5)
-    >>> (len(buffer), begin)
-    (23, 3)
-    """
-    begin = -length % ALIGNMENT
-    return bytearray(begin + size), begin
 
 
 def flag(parameters: Any, name: str, where: str) -> bool | None:

@@ -6,8 +6,11 @@
     GET  /v2/health/live  /v2/health/ready
     GET  /v2/models/{m}[/versions/{v}]              model metadata, from the bundle's signature
     GET  /v2/models/{m}[/versions/{v}]/ready
-    POST /v2/models/{m}[/versions/{v}]/infer        Open Inference Protocol v2, JSON
+    POST /v2/models/{m}[/versions/{v}]/infer        Open Inference Protocol v2, JSON or binary tensors
+    GET  /v2/models[/{m}[/versions/{v}]]/stats      statistics
+    POST /v2/repository/index                       what is loaded
     POST /predict                                   {"rows": [{column: value}]}
+    GET  /openapi.json                              this list, exactly
     GET  /metrics                                   Prometheus
 
 Errors are ``{"error": "..."}``. 400 the body is wrong · 401 no API key that is known ·
@@ -22,45 +25,63 @@ model does. A small graph is run on the event loop, a large request in a thread 
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-import mlflowkit
-from mlflowkit.bundle import Tensor
 from mlflowkit.errors import MlkitError
+from mlflowkit.serving import describe
 from mlflowkit.serving.auth import Keyring, token_of
 from mlflowkit.serving.auth import Scope as KeyScope
+from mlflowkit.serving.binary import HEADER, contents, header_length, split
+from mlflowkit.serving.bodies import CLOSE, RETRY, Bodies, Receive
 from mlflowkit.serving.dispatch import Answer, Call, Dispatcher
 from mlflowkit.serving.files import Settings
-from mlflowkit.serving.protocol import Query, Refusal, Schema, read_document, render_infer, render_rows
+from mlflowkit.serving.openapi import openapi
+from mlflowkit.serving.protocol import (
+    Query,
+    Refusal,
+    Schema,
+    read_document,
+    render_binary,
+    render_infer,
+    render_rows,
+)
 from mlflowkit.serving.records import Mirror, Tap
+from mlflowkit.serving.roads import Road, road_of
 from mlflowkit.serving.router import affinity_key, parameter_key
 from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry, merge
 from mlflowkit.serving.variants import Model, Versions
 from mlflowkit.values import Json
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Any]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _JSON: Headers = ((b"content-type", b"application/json"),)
-_RETRY: Headers = ((b"retry-after", b"1"),)
-_CLOSE: Headers = ((b"connection", b"close"),)
-_DRAIN_BYTES = 64 << 20
-_DRAIN_SECONDS = 2.0
+_INDEX_BYTES = 4096
 OPEN_DOORS = frozenset({"live", "ready", "model-ready"})
 """Doors that ask for no API key: what is asked by whatever keeps the service running."""
 SCOPE_OF: Mapping[str, KeyScope] = {"infer": "infer", "predict": "infer", "feedback": "feedback"}
 """The scope that a door asks for; another door takes any key."""
 _log = logging.getLogger("mlflowkit.serving")
+
+
+@dataclass(slots=True)
+class Head:
+    """What a request's headers say. ``json`` is the length of the JSON part before binary tensors, -1 without any."""
+
+    call: Call
+    length: int = -1
+    json: int = -1
+    token: bytes = b""
+    coding: bytes = b""
 
 
 class Gateway:
@@ -86,10 +107,10 @@ class Gateway:
         self.telemetry = telemetry
         self.dispatcher = Dispatcher(settings, versions, telemetry, tap, mirror)
         self.in_flight = 0
-        self._buffered = 0
+        self._bodies = Bodies()
         self._prefix = f"{os.getpid():x}-{time.time_ns() & 0xFFFFFFFF:x}-"
         self._count = itertools.count(1)
-        self._roads: dict[str, tuple[str, str, str]] = {}
+        self._roads: dict[str, Road] = {}
 
     @property
     def settings(self) -> Settings:
@@ -108,16 +129,19 @@ class Gateway:
         self.in_flight += 1
         door, number = "other", ""
         try:
-            call, length, token = self._head(scope["headers"], begin)
-            number = call.id
+            head = self._head(scope["headers"], begin)
+            number = head.call.id
             road = self._roads.get(scope["path"]) or self._road(scope["path"])
-            door = road[0]
+            door = road.door
             if self.keys is not None:
-                self.authorize(door, token)
-            if door in ("infer", "predict"):
-                status, body, headers = await self._answer(scope, receive, road, call, length)
+                self.authorize(door, head.token)
+            road.check_method(scope["method"])
+            if door == "infer" or door == "predict":
+                status, body, headers = await self._answer(receive, road, head)
+            elif door == "index":
+                status, body, headers = await self._index(receive, head.length)
             else:
-                status, body, headers = self._look(scope["method"], road)
+                status, body, headers = self._look(road)
         except Refusal as refusal:
             status, body = refusal.status, _error(refusal.message)
             headers = (*_JSON, *refusal.headers)
@@ -140,28 +164,36 @@ class Gateway:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         self.telemetry.answered(door, status, time.perf_counter() - begin)
 
-    def _head(self, headers: list[tuple[bytes, bytes]], begin: float) -> tuple[Call, int, bytes]:
-        """A call with its id (the client's own, when it is printable and short), key and override; the body's length;
-        the API key.
+    def _head(self, headers: Iterable[tuple[bytes, bytes]], begin: float) -> Head:
+        """What the headers say: a call with its id, affinity key and override, and what its body is.
 
         Without the affinity's header or cookie, a call is dealt by its id.
         """
+        head = Head(self.call("", begin))
+        call = head.call
         active = self.versions.active
         affinity = b"" if active is None else active.affinity_header
         testers = b"" if active is None else active.override_header
-        number, key, override, length, token = "", "", "", -1, b""
         for name, value in headers:
             if name == b"content-length":
-                length = int(value)
-            elif name == b"x-request-id" and 0 < len(value) <= 128 and (text := value.decode("latin-1")).isprintable():
-                number = text if text.isascii() else ""
+                head.length = int(value)
+            elif name == HEADER:
+                head.json = header_length(value)
+            elif name == b"content-encoding":
+                head.coding = value
+            elif name == b"x-request-id":
+                call.id = _request_id(value) or call.id
             elif name in (b"authorization", b"x-api-key"):
-                token = token_of(name, value) or token
+                head.token = token_of(name, value) or head.token
             if name == affinity and active is not None:
-                key = affinity_key(active.table.affinity, value)
+                call.key = affinity_key(active.table.affinity, value)
             elif name == testers:
-                override = value.decode("latin-1")
-        return Call(number or f"{self._prefix}{next(self._count):x}", _unparsed, begin, key, override), length, token
+                call.override = value.decode("latin-1")
+        return head
+
+    def call(self, number: str, begin: float) -> Call:
+        """A call with the client's id for it, when that is printable and short, or with one of our own."""
+        return Call(number or f"{self._prefix}{next(self._count):x}", _unparsed, begin)
 
     def authorize(self, door: str, token: bytes) -> None:
         """Raise Refusal (401, 403) unless the token may use a door. Health is everybody's; see `auth.Keyring.check`."""
@@ -173,203 +205,133 @@ class Gateway:
             self.telemetry.refused(refusal.status)
             raise
 
-    @staticmethod
-    def _check_coding(headers: list[tuple[bytes, bytes]]) -> None:
-        """Raise Refusal for a body that is not plain JSON."""
-        for name, value in headers:
-            if name == b"inference-header-content-length":
-                raise Refusal(400, "the binary tensor extension is not served; send JSON", _CLOSE)
-            if name == b"content-encoding" and value.lower() not in (b"", b"identity"):
-                raise Refusal(
-                    400, f"content-encoding {value[:40].decode('latin-1')} is not served; send plain JSON", _CLOSE
-                )
+    def check_load(self) -> None:
+        """Raise Refusal(503) when more requests wait than are let in. Before a body is read, for its memory's sake."""
+        if self.in_flight > self.settings.max_queue:
+            raise Refusal(503, f"{self.settings.max_queue} requests are waiting already", (*RETRY, *CLOSE))
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, road: tuple[str, str, str], call: Call, length: int
-    ) -> tuple[int, bytes, Headers]:
+    def check_name(self, name: str) -> None:
+        """Raise Refusal(404) for another model than this service's."""
+        if name != self.settings.service:
+            raise Refusal(404, f"no model {name[:80]!r} here; this service has {self.settings.service}")
+
+    def model(self, name: str, version: str) -> Model:
+        """The model of a name and a version, the champion for "". Raises Refusal: 404, or 503 with none yet."""
+        self.check_name(name)
+        active = self.dispatcher.active()
+        if not version:
+            return active.champion
+        return self.dispatcher.route(Call("", _unparsed, 0.0, version=version), active)[0]
+
+    async def _answer(self, receive: Receive, road: Road, head: Head) -> tuple[int, bytes, Headers]:
         """Read, parse, run and render an infer or predict request."""
-        settings = self.settings
-        if scope["method"] != "POST":
-            raise _wrong_method("POST")
-        self._check_coding(scope["headers"])
-        if self.in_flight > settings.max_queue:
-            raise Refusal(503, f"{settings.max_queue} requests are waiting already", (*_RETRY, *_CLOSE))
-        self._check_name(road)
-        document = read_document(await self._body(receive, length))
-        door, _, call.version = road
+        settings, call = self.settings, head.call
+        if head.coding and head.coding.lower() != b"identity":
+            coding = head.coding[:40].decode("latin-1")
+            raise Refusal(400, f"content-encoding {coding} is not served; send the body as it is", CLOSE)
+        self.check_load()
+        if road.door == "infer":
+            self.check_name(road.model)
+        body = await self._bodies.read(receive, head.length, settings.max_body_bytes, max(head.json, 0))
+        call.version = road.version
+        rows = settings.max_rows
+        if head.json >= 0 and road.door == "infer":
+            front, tail = split(body, head.json)
+            document = read_document(front)
+            raw = contents(document.get("inputs"), tail)
+            call.parse = lambda schema: schema.infer(document, limit=rows, raw=raw)
+        else:
+            document = read_document(body)
+            if road.door == "infer":
+                call.parse = lambda schema: schema.infer(document, limit=rows)
+            else:
+                call.parse = lambda schema: schema.rows(document, limit=rows)
         active = self.versions.active
         if active is not None and active.affinity_parameter:
             call.key = parameter_key(document, active.affinity_parameter)
-        rows = settings.max_rows
-        if door == "infer":
-            call.parse = lambda schema: schema.infer(document, limit=rows)
-        else:
-            call.parse = lambda schema: schema.rows(document, limit=rows)
-        answer = await self.dispatcher.answer(call)
-        stamp = answer.model.stamp
-        if answer.failed:
-            stamp = (*stamp, (b"x-mlkit-fallback-from", answer.failed.encode()))
-        return 200, self._render(door, answer, call.id), stamp
+        return self._render(road.door, await self.dispatcher.answer(call), call.id)
 
-    def _render(self, door: str, answer: Answer, number: str) -> bytes:
+    def _render(self, door: str, answer: Answer, number: str) -> tuple[int, bytes, Headers]:
         model, query = answer.model, answer.query
         names = {"model": self.settings.service, "version": model.variant.version, "id": query.id or number}
-        if door == "infer":
-            return render_infer(model.schema, query, answer.answers, **names)
-        return render_rows(model.schema, answer.answers, **names)
+        stamp: Headers = model.stamp
+        if answer.failed:
+            stamp = (*stamp, (b"x-mlkit-fallback-from", answer.failed.encode()))
+        if door == "predict":
+            return 200, render_rows(model.schema, answer.answers, **names), stamp
+        if not query.binary:
+            return 200, render_infer(model.schema, query, answer.answers, **names), stamp
+        body, headers = render_binary(model.schema, query, answer.answers, **names)
+        return 200, body, (*headers, *(pair for pair in stamp if pair[0] != b"content-type"))
 
-    async def _body(self, receive: Receive, length: int) -> bytes:
-        """The request's body, bounded in bytes (413) and over all requests together (503).
-
-        Its time is bounded by the listener, which need not start a clock for a body that is there already.
-        """
-        limit = self.settings.max_body_bytes
-        if length > limit:
-            await _drain(receive)
-            raise Refusal(413, f"the body has {length} bytes; at most {limit} are read", _CLOSE)
-        message = await receive()
-        if not message.get("more_body"):
-            return self._checked(message, limit)
-        return await self._chunks(receive, message, limit)
-
-    @staticmethod
-    def _checked(message: MutableMapping[str, Any], limit: int) -> bytes:
-        if message["type"] == "http.disconnect":
-            raise _gone()
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise Refusal(413, f"the body has {len(body)} bytes; at most {limit} are read", _CLOSE)
-        return body
-
-    async def _chunks(self, receive: Receive, message: MutableMapping[str, Any], limit: int) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
-        try:
-            while True:
-                if message["type"] == "http.disconnect":
-                    raise _gone()
-                chunk = message.get("body", b"")
-                chunks.append(chunk)
-                size += len(chunk)
-                self._buffered += len(chunk)
-                if size > limit:
-                    if message.get("more_body"):
-                        await _drain(receive)
-                    raise Refusal(413, f"the body has more than {limit} bytes; at most {limit} are read", _CLOSE)
-                if self._buffered > max(8 * limit, 64 << 20):
-                    raise Refusal(503, "too many large requests are being read already", (*_RETRY, *_CLOSE))
-                if not message.get("more_body"):
-                    return b"".join(chunks)
-                message = await receive()
-        finally:
-            self._buffered -= size
-
-    def _check_name(self, road: tuple[str, str, str]) -> None:
-        """Raise Refusal(404) for a path that names another model."""
-        door, name, _ = road
-        if door != "predict" and name != self.settings.service:
-            raise Refusal(404, f"no model {name[:80]!r} here; this service has {self.settings.service}")
-
-    def _model(self, road: tuple[str, str, str]) -> Model:
-        """The model that a path names, the champion without a version. Raises Refusal: 404, or 503 with none yet."""
-        self._check_name(road)
-        active = self.dispatcher.active()
-        if not road[2]:
-            return active.champion
-        return self.dispatcher.route(Call("", _unparsed, 0.0, version=road[2]), active)[0]
-
-    def _road(self, path: str) -> tuple[str, str, str]:
-        """(door, model, version) of a path. Raises Refusal(404)."""
-        parts = tuple(path.rstrip("/").split("/")[1:])
-        fixed = {
-            ("predict",): "predict",
-            ("metrics",): "metrics",
-            ("v2",): "server",
-            ("v2", "health", "live"): "live",
-            ("v2", "health", "ready"): "ready",
-        }
-        road: tuple[str, str, str] | None = None
-        if parts in fixed:
-            road = (fixed[parts], "", "")
-        elif parts[:2] == ("v2", "models") and len(parts) > 2:
-            road = _model_road(parts[2:])
-        if road is None:
-            raise Refusal(404, f"no such path: {path[:200]}; see GET /v2", ())
-        if road[1] in ("", self.settings.service) and not road[2] and len(self._roads) < 64:
+    def _road(self, path: str) -> Road:
+        """The road of a path, kept for paths that every client asks. Raises Refusal(404)."""
+        road = road_of(path)
+        if road.model in ("", self.settings.service) and not road.version and len(self._roads) < 64:
             self._roads[path] = road
         return road
 
-    def _look(self, method: str, road: tuple[str, str, str]) -> tuple[int, bytes, Headers]:
-        """Answer what needs no body: health, metadata, metrics."""
-        if method not in ("GET", "HEAD"):
-            raise _wrong_method("GET")
-        door = road[0]
+    async def _index(self, receive: Receive, length: int) -> tuple[int, bytes, Headers]:
+        """The repository's index; everything in it is ready, so that the request's ``ready`` changes nothing."""
+        body = await self._bodies.read(receive, length, _INDEX_BYTES)
+        if body:
+            read_document(body)
+        return 200, orjson.dumps(describe.index(self.settings.service, self.versions.active)), _JSON
+
+    def _look(self, road: Road) -> tuple[int, bytes, Headers]:
+        """Answer what needs no body: health, metadata, statistics, metrics."""
+        door, service = road.door, self.settings.service
         if door == "metrics":
             pages = (self.telemetry.page(self.in_flight - 1).decode(), *self.neighbours())
             return 200, merge(pages), ((b"content-type", CONTENT_TYPE),)
+        if door == "load":
+            self.check_name(road.model)
+            raise describe.refuse_change()
         if door == "live":
-            return 200, orjson.dumps({"live": True}), _JSON
+            return _told({"live": True})
         if door == "ready":
             self.dispatcher.active()
-            return 200, orjson.dumps({"ready": True}), _JSON
+            return _told({"ready": True})
         if door == "server":
-            server = {"name": "mlflowkit", "version": mlflowkit.__version__, "extensions": []}
-            return 200, orjson.dumps({**server, "models": [self.settings.service]}), _JSON
-        model = self._model(road)
+            return _told(describe.server(service))
+        if door == "stats":
+            return _told(self.statistics(road.model, road.version))
+        if door == "openapi":
+            return _told(openapi(service, self.versions.active, self.settings))
+        model = self.model(road.model, road.version)
         if door == "model-ready":
-            ready: Json = {"name": self.settings.service, "ready": True}
-            return 200, orjson.dumps(ready), model.stamp
-        return 200, orjson.dumps(self._metadata(model)), model.stamp
+            return _told({"name": service, "ready": True}, model.stamp)
+        return _told(describe.model(self.dispatcher.active(), model), model.stamp)
 
-    def _metadata(self, model: Model) -> Json:
-        active = self.dispatcher.active()
-        signature = model.bundle.signature
-        return {
-            "name": self.settings.service,
-            "versions": list(active.by_version),
-            "platform": "onnx_onnxruntime",
-            "inputs": [_tensor(tensor) for tensor in signature.inputs],
-            "outputs": [_tensor(tensor) for tensor in signature.outputs],
-            "parameters": {
-                "version": model.variant.version,
-                "identity": model.variant.digest,
-                "task": signature.task,
-                "classes": list(signature.classes),
-            },
-        }
+    def statistics(self, name: str, version: str) -> Json:
+        """Statistics of one version, or of all that are loaded. Raises Refusal(404)."""
+        active = self.versions.active
+        if name:
+            self.check_name(name)
+        versions = (
+            [self.model(name, version).variant.version] if version else [] if active is None else [*active.by_version]
+        )
+        return describe.statistics(self.settings.service, self.telemetry, versions)
 
     def close(self) -> None:
         """Let the threads go; requests in them are answered first."""
         self.dispatcher.close()
 
 
+def _told(document: Json, headers: Headers = _JSON) -> tuple[int, bytes, Headers]:
+    return 200, orjson.dumps(document), headers
+
+
 def _unparsed(schema: Schema) -> Query:
     raise Refusal(500, "a call without a body was asked for its query")
 
 
-def _model_road(parts: tuple[str, ...]) -> tuple[str, str, str] | None:
-    name, rest, version = parts[0], parts[1:], ""
-    if not name:
-        return None
-    if len(rest) >= 2 and rest[0] == "versions" and rest[1]:
-        version, rest = rest[1], rest[2:]
-    doors = {(): "model", ("ready",): "model-ready", ("infer",): "infer"}
-    return (doors[rest], name, version) if rest in doors else None
-
-
-def _tensor(tensor: Tensor) -> Json:
-    described: dict[str, Json] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-    if tensor.columns:
-        described["parameters"] = {"columns": list(tensor.columns)}
-    return described
-
-
-def _wrong_method(allowed: str) -> Refusal:
-    return Refusal(405, f"this path takes {allowed}", ((b"allow", allowed.encode()), *_CLOSE))
-
-
-def _gone() -> Refusal:
-    return Refusal(408, "the body did not arrive in time, or the client went away", _CLOSE)
+def _request_id(value: bytes) -> str:
+    """The client's own id for its request; "" unless it is printable and short."""
+    if not 0 < len(value) <= 128:
+        return ""
+    text = value.decode("latin-1")
+    return text if text.isascii() and text.isprintable() else ""
 
 
 def _error(message: str) -> bytes:
@@ -378,20 +340,6 @@ def _error(message: str) -> bytes:
 
 def _ours(error: Exception) -> str:
     return error.message if isinstance(error, MlkitError) else "the server failed; its log says why"
-
-
-async def _drain(receive: Receive) -> None:
-    """Read on for a moment, so that a client that is still sending gets to read the reply."""
-    size = 0
-    try:
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            while size < _DRAIN_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
-                    return
-    except TimeoutError:
-        return
 
 
 async def _not_http(scope: Scope, receive: Receive, send: Send) -> None:
