@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class WhylogsProfiler:
-    """The Profiler port.
+    """The Profiler port, and what merges parts of it.
 
     Numbers and booleans are profiled as numbers, everything else as text; None, NaN and NaT are missing.
     """
@@ -54,17 +54,28 @@ class WhylogsProfiler:
         profile._track_count += 1
         return _canonical(profile.view().serialize())
 
+    def merge(self, profiles: Sequence[bytes]) -> bytes:
+        """The serialised profile of all rows that went into ``profiles``. Raises DataError for bytes that are none."""
+        first, *others = map(_view, profiles)
+        for other in others:
+            first = first.merge(other)
+        return _canonical(first.serialize())
+
     def summary(self, profile: bytes) -> Mapping[str, Any]:
         """``{rows, columns: {name: {type, count, missing, mean, stddev, min, max, quantiles, histogram, frequent,
         unique}}}``; keys are absent where they make no sense. Raises DataError for bytes that are no profile."""
-        core = _whylogs()
-        try:
-            view = core.DatasetProfileView.deserialize(profile)
-        except (core.DeserializationError, ValueError, IndexError) as error:
-            raise DataError(f"not a whylogs profile: {error}", hint="mlkit run --force validate") from error
+        view = _view(profile)
         columns = {name: _column_summary(column) for name, column in sorted(view.get_columns().items())}
         rows = max((column["count"] for column in columns.values()), default=0)
         return {"rows": rows, "columns": columns}
+
+
+def _view(profile: bytes) -> Any:
+    core = _whylogs()
+    try:
+        return core.DatasetProfileView.deserialize(profile)
+    except (core.DeserializationError, ValueError, IndexError) as error:
+        raise DataError(f"not a whylogs profile: {error}", hint="mlkit run --force validate") from error
 
 
 @contextmanager

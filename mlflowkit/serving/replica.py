@@ -28,8 +28,8 @@ from mlflowkit.serving.auth import read as read_keys
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.gateway import Gateway
 from mlflowkit.serving.listener import Listener
-from mlflowkit.serving.records import NoTap
 from mlflowkit.serving.shadow import ShadowMirror
+from mlflowkit.serving.tap import ObserverTap, command
 from mlflowkit.serving.telemetry import Telemetry
 from mlflowkit.serving.variants import Loaded, Versions, load_table
 from mlflowkit.values import RoutingTable
@@ -49,12 +49,14 @@ _Mark = tuple[tuple[int, int] | None, ...]
 
 
 class Replica:
-    """Follows the files in ``folder`` until `stop`.
+    """Follows the files in ``folder`` until `stop`. ``profiler`` is the ``module:class`` of what profiles its traffic.
 
     Raises ServiceError when the service has no settings, or asks to be reached from other machines without API keys.
     """
 
-    def __init__(self, folder: Path, runtime: Runtime, name: str, remotes: RemoteModels | None = None) -> None:
+    def __init__(
+        self, folder: Path, runtime: Runtime, name: str, remotes: RemoteModels | None = None, profiler: str = ""
+    ) -> None:
         self._files = ServiceFiles(folder)
         desired = self._files.desired()
         if desired is None:
@@ -64,7 +66,7 @@ class Replica:
         self._remotes = remotes
         self._settings: Settings = desired.settings
         self.versions = Versions()
-        tap = NoTap()
+        self._tap = tap = ObserverTap(command(folder, name, profiler))
         self.gateway = Gateway(
             self._settings,
             self.versions,
@@ -73,6 +75,7 @@ class Replica:
             tap,
             ShadowMirror(self.versions, tap),
         )
+        self.gateway.telemetry.tap = tap.counters
         self._keys_mark: _Mark = ()
         self._follow_keys()
         self._listener: Listener | None = None
@@ -107,6 +110,7 @@ class Replica:
         if self._listener is not None:
             self._listener.stop()
         self.gateway.close()
+        self._tap.stop()
         self._write_evidence(now=True)
         self._files.withdraw(self._report.replica)
 
@@ -188,6 +192,7 @@ class Replica:
             self._note(state=state, message=error.message, hint=error.hint)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return
+        self._tap.follow(table)
         self.versions.activate(loaded)
         self._prepared = None
         variants = [model.variant for model in loaded.by_name.values()]

@@ -9,6 +9,9 @@ from typing import Any
 import ray
 from ray import serve
 
+PROFILER = "mlflowkit.adapters.whylogs:WhylogsProfiler"
+"""What profiles live traffic, in the observer's process."""
+
 
 class GatewayReplica:
     """What Serve keeps alive: a `mlflowkit.serving.replica.Replica`, which owns its listener.
@@ -25,7 +28,7 @@ class GatewayReplica:
         module, _, name = runtime.partition(":")
         loader = getattr(importlib.import_module(module), name)()
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = Replica(Path(folder), loader, name, RayRemoteModels(Path(folder)))
+        self._replica = Replica(Path(folder), loader, name, RayRemoteModels(Path(folder)), PROFILER)
 
     def check_health(self) -> None:
         """Called by Serve; raises when the replica must be replaced."""
