@@ -18,11 +18,12 @@ from pathlib import Path
 
 from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts, latency_bin
 from mlflowkit.judging.online import Finding, judge
-from mlflowkit.rollout import policy
+from mlflowkit.rollout import incidents, lease, policy
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.plan import Metric, Rollout, Step
 from mlflowkit.rollout.state import Request, RolloutState, Saved
-from mlflowkit.serving.files import Desired, ReplicaReport, ServiceFiles, Settings, process_started
+from mlflowkit.serving.comparison import Comparison
+from mlflowkit.serving.files import Desired, ReplicaReport, ServiceFiles, Settings, process_started, write_json
 from mlflowkit.values import Json, RoutingTable, Variant
 
 PLAN = Rollout(
@@ -90,6 +91,8 @@ class World:
         for action in actions:
             if isinstance(action, states.SetTable):
                 self.serve(action.table)
+            if isinstance(action, states.RollBack):
+                incidents.record(self.files, self.rollout, action, self.evidence())
         states.write(self.files.folder / "rollout.json", Saved(self.rollout), durable=False)
 
     def run(self, seconds: int, every: int = 2) -> World:
@@ -99,6 +102,28 @@ class World:
             self.answer(every * self.per_second)
             self.look(self.findings())
         self.write_evidence()
+        return self
+
+    def disagree(self, inputs: Sequence[Mapping[str, Json]]) -> World:
+        """The shadow answered these rows otherwise, and it was kept."""
+        assert self.rollout is not None
+        seen = Comparison(self.candidate.name, self.candidate.version, self.rollout.experiment)
+        seen.agreement = {"": Moments(400, 380.0, 380.0), "grade=G": Moments(40, 22.0, 22.0)}
+        seen.difference, seen.rank = Moments(400, 8.0, 9.0), Moments(2, 1.8, 1.7)
+        for place, row in enumerate(inputs):
+            seen.examples.seen += 1
+            one = {
+                "time": self.now + place, "id": f"request-{place}", "row": 0, "inputs": row, "difference": -0.31,
+                "champion": {"label": "good", "probabilities": [0.2, 0.8]},
+                "shadow": {"label": "bad", "probabilities": [0.51, 0.49]}, "slices": [f"grade={row['grade']}"],
+            }  # fmt: skip
+            seen.examples.items.append(one)
+        write_json(self.files.folder / "disagreements" / f"{seen.shadow}.json", seen.to_json())
+        return self
+
+    def controlled(self) -> World:
+        """A controller holds the lease: this process."""
+        self.lease = lease.take(self.state)
         return self
 
     def evidence(self) -> Evidence:

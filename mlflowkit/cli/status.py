@@ -16,7 +16,7 @@ from mlflowkit.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlflowkit.rollout.view import FindingView, RolloutView, ServiceView
+    from mlflowkit.rollout.shown import FindingView, RolloutView, ServiceView
     from mlflowkit.values import ServiceStatus
 
 WATCH_SECONDS = 1.0

@@ -15,11 +15,11 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mlflowkit.cli.status import Seen
-    from mlflowkit.rollout.view import FindingView, RolloutView, ServiceView, StepView, VariantView
+    from mlflowkit.rollout.shown import FindingView, RolloutView, ServiceView, StepView, VariantView
 
 TONES = {"PASSED": "green", "FAILED": "bold red", "INCONCLUSIVE": "yellow", "ERROR": "bold red"}
 ROLES = {"champion": "blue", "challenger": "dark_orange", "shadow": "cyan"}
-STEPS = {"done": "green", "now": "bold blue", "ahead": "dim", "left": "dim strike"}
+STEPS = {"done": "green", "now": "bold blue", "ahead": "dim", "ended": "red", "left": "dim strike"}
 BAR = 40
 HALF = 14
 """Characters of a metric's bar to either side of its middle."""

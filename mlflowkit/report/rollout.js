@@ -74,12 +74,13 @@
 
   const field = name => document.getElementById(`confirm-${name}`);
   const problem = text => { field("problem").textContent = text; field("problem").hidden = !text; };
-  let path = "";
+  let path = "", body = {};
 
   document.addEventListener("click", event => {
     const button = event.target.closest("button[data-command]");
     if (!button) return;
     path = button.dataset.command;
+    body = JSON.parse(button.dataset.body);
     field("title").textContent = `${button.dataset.label}?`;
     field("consequence").textContent = button.dataset.consequence;
     field("do").textContent = button.dataset.label;
@@ -96,7 +97,7 @@
       const reply = await fetch(path, {
         method: "POST",
         headers: {"content-type": "application/json"},
-        body: JSON.stringify({reason: field("reason").value}),
+        body: JSON.stringify({...body, reason: field("reason").value}),
       });
       const said = await reply.json();
       if (!reply.ok) throw new Error([said.error, said.hint].filter(Boolean).join("; "));

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 
 from mlflowkit.report import charts, latency_views, wording
-from mlflowkit.rollout.view import FindingView, Histogram, PointView, RolloutView
+from mlflowkit.rollout.shown import FindingView, Histogram, PointView, RolloutView
 
 CHAMPION, CANDIDATE, PROOF, HARM = 0, 1, 2, 3
 """Series colours; the style sheet gives the last two the tones of their verdicts."""

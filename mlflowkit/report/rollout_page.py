@@ -10,7 +10,7 @@ from mlflowkit.report import rollout_views as views
 from mlflowkit.report.page import HERE, environment
 from mlflowkit.rollout.admin import Admin, Asset, Pages
 from mlflowkit.rollout.admin_listener import AdminListener
-from mlflowkit.rollout.view import ServiceView
+from mlflowkit.rollout.shown import ServiceView
 
 
 def render(view: ServiceView) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from mlflowkit.report import charts, rollout_charts, wording
+from mlflowkit.report import rollout_charts, wording
 from mlflowkit.report.data_views import View
-from mlflowkit.rollout.view import Command, FindingView, RolloutView, ServiceView, ShareView, StepView, VariantView
+from mlflowkit.report.rollout_findings import evidence
+from mlflowkit.report.rollout_records import incidents, shadow, webhooks
+from mlflowkit.rollout.shown import Command, RolloutView, ServiceView, StepView, VariantView
 
 PHASES: Mapping[str, tuple[str, str]] = {
     "pending": ("asked for", "go"),
@@ -24,13 +25,8 @@ PHASES: Mapping[str, tuple[str, str]] = {
     "kept": ("stays as a shadow", "ok"),
 }
 """Words and tone of each phase."""
-OUTCOMES = {"PASSED": "ok", "FAILED": "bad", "INCONCLUSIVE": "warn", "ERROR": "bad"}
 ROLES = {"champion": 0, "challenger": 1, "shadow": 2}
 """Series colour of each role, the same in every chart and table."""
-RATES = ("error_rate", "agreement", "accuracy")
-"""Metrics that are shares of one: told in percent."""
-SLICES = 40
-"""Slices that are listed; they come with the least agreeing first."""
 
 
 def overview(view: ServiceView) -> View:
@@ -77,7 +73,7 @@ def tiles(view: ServiceView) -> list[View]:
     if found is not None and found.deadline is not None:
         number = f"{found.step + 1} of {len(found.steps)}"
         made.append(("Step", number, f"at most {wording.seconds(found.deadline)} left"))
-    made.append(("Incidents", str(view.incident_count), "rollbacks that were recorded"))
+    made.append(("Incidents", str(view.incident_count), "rollouts turned down"))
     return [{"name": name, "value": value, "small": small} for name, value, small in made]
 
 
@@ -96,7 +92,18 @@ def now(view: ServiceView) -> View:
         "bar": rollout_charts.traffic_bar([(one.name, one.weight, ROLES[one.role]) for one in view.variants]),
         "variants": [variant_row(one) for one in view.variants],
         "rollout": None if view.rollout is None else rollout(view.rollout, view.service),
+        "uncontrolled": uncontrolled(view),
+        "standing": standing(view),
     }
+
+
+def uncontrolled(view: ServiceView) -> str:
+    """Why nothing moves although a rollout has not ended; "" when something does."""
+    found, holder = view.rollout, view.controller
+    if found is None or found.ended or (holder is not None and holder.alive):
+        return ""
+    seen = "" if holder is None or not holder.seen else f" since {wording.moment(holder.seen)}"
+    return f"No controller runs{seen}: the rollout stays where it is until one does. mlkit up RECIPE starts one."
 
 
 def variant_row(one: VariantView) -> View:
@@ -136,8 +143,19 @@ def rollout(found: RolloutView, service: str) -> View:
         "by": "a person" if found.by == "person" else "the policy",
         "steps": [step(one) for one in found.steps],
         "waiting": found.waiting,
-        "buttons": [button(command, found, service) for command in found.commands],
+        "buttons": buttons(found, service),
     }
+
+
+def buttons(found: RolloutView, service: str) -> list[View]:
+    """What may be said to a rollout that runs."""
+    made = [button(command, service, consequence(command, found)) for command in found.commands]
+    if "promote" in found.commands and found.step + 1 < len(found.steps):
+        words = consequence("promote", found, full=True)
+        full = button("promote", service, words, label="Promote at once", body={"full": True})
+        made.insert(1, {**full, "command": "promote-full", "tone": "plain"})
+        made[0] = {**made[0], "label": "Next step"}
+    return made
 
 
 def step(one: StepView) -> View:
@@ -148,31 +166,53 @@ def step(one: StepView) -> View:
         "number": one.number,
         "share": share,
         "state": one.state,
-        "word": {"done": "done", "now": "now", "ahead": "to come", "left": "not reached"}[one.state],
+        "word": {"done": "done", "now": "now", "ahead": "to come", "ended": "ended here", "left": "not reached"}[
+            one.state
+        ],
         "limits": f"{one.min_samples:,} requests each, {wording.seconds(one.bake_seconds)} or longer{limit}"
         + (", then approval" if one.approval else ""),
     }
 
 
-def button(command: Command, found: RolloutView, service: str) -> View:
+def button(command: Command, service: str, words: str, *, label: str = "", body: View | None = None) -> View:
     """A command, and what it will do, said before it is done."""
-    label = {"rollback": "Roll back"}.get(command, command.capitalize())
     return {
         "command": command,
-        "label": label,
+        "label": label or {"rollback": "Roll back"}.get(command, command.capitalize()),
         "tone": {"promote": "ok", "rollback": "bad", "abort": "bad"}.get(command, "plain"),
         "path": f"/api/services/{service}/rollout/{command}",
-        "consequence": consequence(command, found),
+        "consequence": words,
+        "body": json.dumps(body or {}),
     }
 
 
-def consequence(command: Command, found: RolloutView) -> str:
+def standing(view: ServiceView) -> list[View]:
+    """What may be done while no rollout is running: go back to the version before, remove a shadow that stays."""
+    found = view.rollout
+    if found is not None and not found.ended:
+        return []
+    made = []
+    champion = next((one for one in view.variants if one.role == "champion"), None)
+    if view.previous and champion is not None:
+        words = (
+            f"Version {view.previous} becomes the champion again and answers every request. Version {champion.version} "
+            "is not tried again unless someone asks for it."
+        )
+        made.append(button("rollback", view.service, words, label=f"Roll back to {view.previous}"))
+    for one in view.variants:
+        if one.role == "shadow":
+            words = f"Nothing is mirrored to {one.name} any more. What was seen of it stays."
+            made.append(button("abort", view.service, words, label=f"Remove {one.name}", body={"variant": one.name}))
+    return made
+
+
+def consequence(command: Command, found: RolloutView, *, full: bool = False) -> str:
     """What a command will do, in one or two sentences."""
     new, old = f"version {found.candidate_version}", f"version {found.champion_version}"
     if command == "promote":
         unproven = [one.name for one in found.findings if one.role == "objective" and one.outcome != "PASSED"]
         warning = f" Not yet shown to hold: {', '.join(unproven)}." if unproven else ""
-        if found.step + 1 < len(found.steps):
+        if found.step + 1 < len(found.steps) and not full:
             share = step(found.steps[found.step + 1])["share"]
             return (
                 f"The rollout goes on to step {found.step + 2} at once: {share} for {new}. It is judged there.{warning}"
@@ -205,116 +245,6 @@ def arms(view: ServiceView) -> View | None:
     return {"figures": figures} if figures else None
 
 
-def evidence(view: ServiceView) -> View | None:
-    """What each metric says, and how it came to say it."""
-    found = view.rollout
-    if found is None or not found.findings:
-        return None
-    rows = [finding_row(one) for one in found.findings]
-    figures = []
-    for one in found.findings:
-        points = found.history.get(one.name, ())
-        if len(points) > 1:
-            figures.append({**rollout_charts.boundary(one, points, found.begun), "kind": "boundary"})
-            figures.append(rollout_charts.estimate(one, points, found.begun, *scale_of(one)))
-    return {"rows": rows, "figures": figures, "level": wording.share(found.level)}
-
-
-def finding_row(one: FindingView) -> View:
-    """One metric: its verdict, its evidence towards both boundaries, and the estimate."""
-    factor, unit = scale_of(one)
-    return {
-        "name": one.name,
-        "role": one.role,
-        "outcome": one.outcome,
-        "tone": OUTCOMES[one.outcome],
-        "svg": rollout_charts.balance(one.name, one.harm, one.proof),
-        "harm": wording.share(capped(one.harm)),
-        "proof": wording.share(capped(one.proof)),
-        "interval": rollout_charts.interval_words(one, factor, unit),
-        "threshold": threshold(one),
-        "samples": f"{one.champion:,} · {one.challenger:,}",
-        "message": one.message if one.value is None or one.slice else "",
-        "method": one.method,
-    }
-
-
-def capped(value: float | None) -> float | None:
-    return None if value is None else min(1.0, max(0.0, value))
-
-
-def scale_of(one: FindingView) -> tuple[float, str]:
-    """What the numbers of a metric are multiplied by to be shown, and in what unit they are then."""
-    if one.metric in RATES:
-        return 100.0, "points" if one.change else "%"
-    return 1.0, "times" if one.unit == "x" else one.unit
-
-
-def threshold(one: FindingView) -> str:
-    """The bound that a metric is held against, in words."""
-    if one.threshold is None:
-        return ""
-    factor, unit = scale_of(one)
-    word = "at least" if one.direction == "min" else "at most"
-    sign = "+" if one.change and one.unit != "x" and one.threshold > 0 else ""
-    return f"{word} {sign}{wording.number(one.threshold * factor)} {unit}".strip()
-
-
-def shadow(view: ServiceView) -> View | None:
-    """How far shadows agree, and where they do not."""
-    if not view.agreement and not view.disagreements:
-        return None
-    names = [*view.agreement, *(name for name in view.disagreements if name not in view.agreement)]
-    return {"shadows": [one_shadow(name, view) for name in names]}
-
-
-def one_shadow(name: str, view: ServiceView) -> View:
-    """The agreement of one shadow, overall and by slice, and examples of the contrary."""
-    found = view.agreement.get(name, ())
-    listed = found[: SLICES + 1]
-    overall = next((one for one in found if not one.slice), None)
-    bounds = [
-        charts.Bound(one.low, one.value, one.high, reference=overall.value if overall else None) for one in listed
-    ]
-    domain = charts.forest_domain(bounds)
-    rows = [
-        {**share_row(one), "svg": charts.forest_row(bound, domain, f"{one.slice or 'all rows'}: {share_words(one)}")}
-        for one, bound in zip(listed, bounds, strict=True)
-    ]
-    return {
-        "name": name,
-        "overall": share_words(overall) if overall else "",
-        "rows": rows,
-        "more": len(found) - len(listed),
-        "axis": charts.forest_axis(domain) if rows else "",
-        "examples": examples(view.disagreements.get(name)),
-    }
-
-
-def share_row(one: ShareView) -> View:
-    return {"slice": one.slice or "all rows", "rows": f"{one.rows:,}", "interval": share_words(one)}
-
-
-def share_words(one: ShareView) -> str:
-    """A share with its interval, in percent.
-
-    >>> share_words(ShareView("", 10, 0.9, 0.6, 0.98))
-    '90 % [60 %, 98 %] of 10 rows'
-    """
-    low, value, high = (wording.share(number) for number in (one.low, one.value, one.high))
-    return f"{value} [{low}, {high}] of {one.rows:,} row{'' if one.rows == 1 else 's'}"
-
-
-def examples(document: Any) -> View | None:
-    """Rows to which a shadow gave another answer: their inputs and both answers."""
-    return None
-
-
-def incidents(view: ServiceView) -> View | None:
-    """The rollbacks, each with its evidence."""
-    return None
-
-
 def milliseconds(value: float | None) -> str:
     """A latency given in milliseconds."""
     return wording.micros(None if value is None else 1000 * value)
@@ -342,16 +272,18 @@ def services(views: Sequence[ServiceView]) -> list[View]:
     return rows
 
 
-def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 SECTIONS = (
     ("now", "Now", now, "This service has no routing table yet: nothing was deployed to it."),
     ("arms", "Champion and candidate", arms, "No rollout has put a candidate beside the champion yet."),
     ("evidence", "Evidence", evidence, "Nothing is judged: no rollout has looked at a metric yet."),
     ("shadow", "Shadow", shadow, "No shadow has been compared: a step of weight 0, or strategy: shadow, does that."),
-    ("incidents", "Incidents", incidents, "No rollback has been recorded."),
+    ("incidents", "Incidents", incidents, "No rollout has been turned down."),
+    (
+        "webhooks",
+        "Webhooks",
+        webhooks,
+        "Nobody was told anything: the plan names no webhooks, or nothing happened yet.",
+    ),
 )
 """Identifier, title, view and what stands there when there is nothing to show."""
 

@@ -39,7 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlflowkit.errors import MlkitError, ServiceError, UsageError
 from mlflowkit.rollout import commands, exposition
 from mlflowkit.rollout.reading import Tally, Watch
-from mlflowkit.rollout.view import Command, ServiceView
+from mlflowkit.rollout.shown import Command, ServiceView
 from mlflowkit.serving import auth
 from mlflowkit.serving.files import ServiceFiles
 from mlflowkit.serving.protocol import Refusal

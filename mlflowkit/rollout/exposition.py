@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from mlflowkit.rollout.reading import Tally
+from mlflowkit.rollout.shown import ServiceView
 from mlflowkit.rollout.state import Phase
-from mlflowkit.rollout.view import ServiceView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES: tuple[Phase, ...] = get_args(Phase)

@@ -17,7 +17,8 @@ from mlflowkit.errors import MlkitError
 from mlflowkit.judging.evidence import Evidence, merge
 from mlflowkit.rollout import lease, memory
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.view import NOTHING, Controller, Sample, ServiceView, Snapshot, sample, view
+from mlflowkit.rollout.shown import NOTHING, Controller, Sample, ServiceView, Snapshot
+from mlflowkit.rollout.view import comparison_from_json, incident_from_json, sample, view
 from mlflowkit.rollout.webhooks import history
 from mlflowkit.serving.files import ServiceFiles, process_started, read_json
 from mlflowkit.values import Json, RoutingTable
@@ -54,11 +55,12 @@ class _Reader:
         found = {file.stem: self.json(file) for file in files if not file.name.startswith(".")}
         return {name: value for name, value in found.items() if value is not None}
 
-    def evidence(self, path: Path) -> list[Evidence]:
-        found = []
-        for name, value in self.folder(path).items():
+    def made(self, path: Path, make: Callable[[str, Json], T], last: int | None = None) -> dict[str, T]:
+        """What ``make`` makes of the (last) documents of a folder, by name."""
+        found = {}
+        for name, value in list(self.folder(path).items())[-last if last else None :]:
             try:
-                found.append(Evidence.from_json(value))
+                found[name] = make(name, value)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 self.problems.append(f"{path / name}.json is damaged: {error!r}")
         return found
@@ -70,8 +72,8 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
     table = reader.get(files.table, None)
     saved = reader.get(lambda: states.read(files.folder / "rollout.json"), None)
     rollout = None if saved is None else saved.state
-    parts = reader.evidence(files.folder / "evidence")
-    incidents = reader.folder(files.folder / "incidents")
+    parts = reader.made(files.folder / "evidence", lambda _, value: Evidence.from_json(value)).values()
+    incidents = files.folder / "incidents"
     admin = reader.json(files.folder / "admin.json")
     webhooks = files.folder / "webhooks"
     told: list[dict[str, Json]] = reader.get(lambda: history(files), [])
@@ -85,16 +87,20 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
         rollout=rollout,
         evidence=NOTHING if table is None else merge(table.experiment, parts),
         trial=NOTHING if rollout is None else merge(rollout.experiment, parts),
-        disagreements=reader.folder(files.folder / "disagreements"),
-        incidents=tuple(reversed(list(incidents.values())))[:INCIDENTS],
-        incident_count=len(incidents),
+        comparisons=reader.made(files.folder / "disagreements", lambda _, value: comparison_from_json(value)),
+        incidents=tuple(reversed(reader.made(incidents, incident_from_json, INCIDENTS).values())),
+        incident_count=_count(incidents),
         admin=admin["endpoint"] if admin is not None and process_started(admin["pid"]) == admin["started"] else "",
         previous=reader.get(lambda: previous(files, table), ""),
         controller=reader.get(lambda: controller(files.folder.parent.parent, now), None),
         webhooks=tuple(reversed(told)),
-        waiting_webhooks=sum(1 for _ in webhooks.glob("*.json")) if webhooks.is_dir() else 0,
+        waiting_webhooks=_count(webhooks),
         problems=tuple(reader.problems),
     )
+
+
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*.json")) if folder.is_dir() else 0
 
 
 def previous(files: ServiceFiles, table: RoutingTable | None) -> str:

@@ -9,243 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from mlflowkit.judging.evidence import SCORE_BINS, Evidence, Moments, VariantCounts, bin_seconds
 from mlflowkit.judging.online import Finding
 from mlflowkit.judging.stats import wilson
 from mlflowkit.rollout import policy
+from mlflowkit.rollout.shown import (
+    Command,
+    ComparisonView,
+    ExampleView,
+    FindingView,
+    Histogram,
+    IncidentView,
+    PointView,
+    RolloutView,
+    Sample,
+    ServiceView,
+    ShareView,
+    Snapshot,
+    StepView,
+    VariantView,
+)
 from mlflowkit.rollout.state import LIVE, Look, Reading, RolloutState
-from mlflowkit.serving.files import Desired, ReplicaReport
-from mlflowkit.values import Json, Outcome, RoutingTable, Variant
+from mlflowkit.serving.files import Desired
+from mlflowkit.values import Json, Outcome, Variant
 
 CONFIDENCE = 0.95
 """Of intervals that are only shown; verdicts rest on the judges' confidence sequences at the level of the plan."""
 COARSE = 5
 """Latency bins of the evidence that are drawn as one, 10 % wide."""
-NOTHING = Evidence("")
-Command = Literal["promote", "pause", "resume", "abort", "rollback"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Requests by variant at a time, to make rates of."""
-
-    time: float
-    epoch: int
-    requests: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Controller:
-    """Who controls the rollouts of a state folder, as its lease says. ``seen`` is seconds since the epoch."""
-
-    alive: bool
-    fence: int
-    pid: int
-    seen: float
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the files of one service said at one time.
-
-    ``evidence`` is of the experiment of the routing table, ``trial`` of the rollout's; ``disagreements`` are by shadow
-    and ``incidents`` newest first, both as their writers left them. ``previous`` is the version that a rollback would
-    go back to when no rollout is running. ``problems`` are files that could not be read.
-    """
-
-    service: str
-    time: float
-    desired: Desired | None = None
-    table: RoutingTable | None = None
-    reports: tuple[ReplicaReport, ...] = ()
-    rollout: RolloutState | None = None
-    evidence: Evidence = NOTHING
-    trial: Evidence = NOTHING
-    disagreements: Mapping[str, Json] = field(default_factory=dict)
-    incidents: tuple[Json, ...] = ()
-    incident_count: int = 0
-    previous: str = ""
-    admin: str = ""
-    controller: Controller | None = None
-    webhooks: tuple[Json, ...] = ()
-    waiting_webhooks: int = 0
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class VariantView:
-    """One variant that a service has now. Latencies in milliseconds, rates a second; counts are of its experiment."""
-
-    name: str
-    version: str
-    digest: str
-    role: Literal["champion", "challenger", "shadow"]
-    weight: float
-    sampling: float
-    placement: str
-    state: str
-    requests: int
-    errors: int
-    error_rate: float | None
-    p50_ms: float | None
-    p99_ms: float | None
-    per_second: float | None
-    mirrored: int
-    dropped: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShareView:
-    """A share of rows with its interval (Wilson, 95 %); ``slice`` is "" for all rows."""
-
-    slice: str
-    rows: int
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepView:
-    """One step of the plan. ``weight`` is a share in [0, 1]; limits are those that hold, defaults filled in."""
-
-    number: int
-    weight: float
-    state: Literal["done", "now", "ahead", "left"]
-    """left: the rollout ended before it."""
-    min_samples: int
-    bake_seconds: float
-    max_seconds: float | None
-    sampling: float
-    """Share of the requests that is mirrored where the weight is 0."""
-    approval: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FindingView:
-    """What a metric says now. ``harm`` and ``proof`` are on the scale on which 1 decides."""
-
-    name: str
-    metric: str
-    role: Literal["objective", "guardrail"]
-    outcome: Outcome
-    message: str
-    harm: float | None
-    proof: float | None
-    value: float | None
-    low: float | None
-    high: float | None
-    threshold: float | None
-    direction: Literal["min", "max"]
-    change: bool
-    unit: str
-    method: str
-    slice: str
-    champion: int
-    challenger: int
-
-
-@dataclass(frozen=True, slots=True)
-class PointView:
-    """One metric at one look."""
-
-    time: float
-    champion: int
-    challenger: int
-    harm: float | None
-    proof: float | None
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts of two arms over the same bins, which have ``edges`` (one more than bins) or, being classes, ``names``."""
-
-    edges: tuple[float, ...]
-    names: tuple[str, ...]
-    champion: tuple[int, ...]
-    challenger: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutView:
-    """The last rollout of a service, running or ended. Times are seconds since the epoch, spans seconds."""
-
-    experiment: str
-    summary: str
-    """In a few words."""
-    strategy: str
-    phase: str
-    ended: bool
-    step: int
-    steps: tuple[StepView, ...]
-    weight: float
-    champion: str
-    champion_version: str
-    candidate: str
-    candidate_version: str
-    candidate_digest: str
-    level: float
-    begun: float
-    step_started: float
-    elapsed: float
-    deadline: float | None
-    """Seconds left of the step; None when none is running."""
-    finished: float | None
-    reason: str
-    by: str
-    waiting: tuple[str, ...]
-    commands: tuple[Command, ...]
-    findings: tuple[FindingView, ...]
-    history: Mapping[str, tuple[PointView, ...]]
-    """Looks by name of the metric, oldest first."""
-    weights: tuple[tuple[float, float], ...]
-    """(time, the candidate's share) whenever it changed, and at the end."""
-    requests: tuple[int, int]
-    """Of champion and candidate in the present step."""
-    latency: Histogram | None
-    predictions: Histogram | None
-    fence: int
-    looked: float
-    """When the controller last looked at it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceView:
-    """A service as it is shown."""
-
-    service: str
-    time: float
-    endpoint: str
-    grpc_endpoint: str
-    admin: str
-    epoch: int
-    state: str
-    replicas: int
-    replicas_wanted: int
-    variants: tuple[VariantView, ...]
-    rollout: RolloutView | None
-    agreement: Mapping[str, tuple[ShareView, ...]]
-    disagreements: Mapping[str, Json]
-    incidents: tuple[Json, ...]
-    """The newest ones, newest first."""
-    incident_count: int
-    previous: str
-    """Version that a rollback would go back to, when no rollout is running; "" when none is known."""
-    controller: Controller | None
-    webhooks: tuple[Json, ...]
-    """What became of the last deliveries, newest first."""
-    waiting_webhooks: int
-    problems: tuple[str, ...]
-
-    def to_json(self) -> Json:
-        """JSON of the view."""
-        return asdict(self)
 
 
 def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
@@ -268,7 +61,7 @@ def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
         variants=tuple(arm(one, counts[one.name], state, per_second(before, now, one.name)) for one in variants),
         rollout=None if snapshot.rollout is None else rollout_view(snapshot.rollout, snapshot.trial),
         agreement=agreement or trial_agreement(snapshot),
-        disagreements=snapshot.disagreements,
+        comparisons=snapshot.comparisons,
         incidents=snapshot.incidents,
         incident_count=snapshot.incident_count,
         previous="" if snapshot.rollout is not None and not snapshot.rollout.ended else snapshot.previous,
@@ -428,9 +221,9 @@ def steps(state: RolloutState) -> tuple[StepView, ...]:
     found = []
     for number, step in enumerate(state.steps):
         if number < state.step or state.phase == "promoted":
-            place: Literal["done", "now", "ahead", "left"] = "done"
+            place: Literal["done", "now", "ahead", "ended", "left"] = "done"
         elif number == state.step:
-            place = "left" if state.ended and state.phase != "kept" else "now"
+            place = "ended" if state.ended and state.phase != "kept" else "now"
         else:
             place = "left" if state.ended else "ahead"
         found.append(
@@ -550,6 +343,91 @@ def finding_view(finding: Finding, role: Literal["objective", "guardrail"]) -> F
     )
 
 
+def finding_from_json(value: Mapping[str, Json], role: str) -> FindingView:
+    """A finding as an incident keeps it. Raises KeyError, TypeError or ValueError for anything else."""
+    verdict, measured = value["verdict"], value["verdict"]["measurement"] or {}
+    champion, challenger = value["samples"]
+    return FindingView(
+        name=str(value["name"]),
+        metric=str(verdict["metric"]),
+        role="guardrail" if role == "guardrail" else "objective",
+        outcome=Outcome(verdict["outcome"]),
+        message=str(verdict["message"]),
+        harm=_number(value["harm"]),
+        proof=_number(value["proof"]),
+        value=_number(measured.get("value")),
+        low=_number(measured.get("low")),
+        high=_number(measured.get("high")),
+        threshold=_number(verdict["threshold"]),
+        direction="min" if verdict["direction"] == "min" else "max",
+        change=bool(verdict["change"]),
+        unit=str(measured.get("unit", "")),
+        method=str(measured.get("method", "")),
+        slice=str(verdict["slice"]),
+        champion=int(champion),
+        challenger=int(challenger),
+    )
+
+
+def incident_from_json(name: str, value: Json) -> IncidentView:
+    """An incident as `rollout.incidents` writes it. Raises KeyError, TypeError or ValueError for anything else."""
+    metrics, findings = value["plan"]["metrics"], value["findings"]
+    judged = [metric["role"] for metric in metrics] if len(metrics) == len(findings) else ["objective"] * len(findings)
+    return IncidentView(
+        id=name,
+        experiment=str(value["experiment"]),
+        time=float(value["time"]),
+        began=float(value["began"]),
+        ending=str(value["ending"]),
+        by=str(value["by"]),
+        reason=str(value["reason"]),
+        strategy=str(value["strategy"]),
+        step=int(value["step"]),
+        steps=tuple(float(weight) / 100 for weight in value["steps"]),
+        champion_version=str(value["champion"]["version"]),
+        candidate_version=str(value["candidate"]["version"]),
+        candidate_digest=str(value["candidate"]["digest"]),
+        findings=tuple(finding_from_json(one, role) for one, role in zip(findings, judged, strict=True)),
+        counts={
+            str(arm): {key: int(counts.get(key, 0)) for key in ("requests", "errors", "rows")}
+            for arm, counts in value["counts"].items()
+        },
+        lineage={str(key): str(item) for key, item in (value["lineage"] or {}).items()},
+        examples=tuple(map(example_from_json, value["disagreements"])),
+    )
+
+
+def comparison_from_json(value: Json) -> ComparisonView:
+    """What `serving.comparison` keeps of a shadow. Raises KeyError, TypeError or ValueError for anything else."""
+    means = {name: Moments(*value[name]).mean for name in ("difference", "rank", "latency")}
+    rows = value["agreement"].get("", (0, 0.0, 0.0))[0]
+    examples = sorted(map(example_from_json, value["examples"]), key=lambda one: -one.time)
+    return ComparisonView(
+        shadow=str(value["shadow"]),
+        version=str(value["version"]),
+        rows=int(rows),
+        disagreements=int(value["disagreements"]),
+        difference=_known(means["difference"]),
+        rank=_known(means["rank"]),
+        latency=_known(means["latency"]),
+        examples=tuple(examples),
+    )
+
+
+def example_from_json(value: Json) -> ExampleView:
+    """One disagreement. Raises KeyError, TypeError or ValueError for anything else."""
+    return ExampleView(
+        time=float(value["time"]),
+        id=str(value["id"]),
+        row=int(value["row"]),
+        slices=tuple(map(str, value.get("slices", ()))),
+        inputs=dict(value["inputs"]),
+        champion=dict(value["champion"]),
+        shadow=dict(value["shadow"]),
+        difference=_number(value["difference"]),
+    )
+
+
 def history(looks: Sequence[Look]) -> Mapping[str, tuple[PointView, ...]]:
     """The looks by metric."""
     found: dict[str, list[PointView]] = {}
@@ -622,6 +500,11 @@ def span(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds // 60:.0f} min"
     return f"{seconds / 3600:.3g} h" if seconds < 172_800 else f"{seconds / 86_400:.2g} days"
+
+
+def _number(value: Json) -> float | None:
+    """A number in JSON, where null stands for one that is not finite."""
+    return None if value is None else _known(float(value))
 
 
 def _known(value: float) -> float | None:
