@@ -281,3 +281,4 @@ class ServiceStatus:
     state: str = ""
     rollout: str = ""
     grpc_endpoint: str = ""
+    admin_endpoint: str = ""

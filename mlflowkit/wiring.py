@@ -58,7 +58,7 @@ class Wiring:
     def platform(self) -> Platform:
         from mlflowkit.adapters.ray_serve import RayServePlatform
 
-        return RayServePlatform(self.state)
+        return RayServePlatform(self.state, companions=("mlflowkit.cli.controller",))
 
     def trainer(self, kind: str) -> Trainer:
         if kind == "torch":

@@ -1,7 +1,7 @@
 """Gateways on Ray Serve, kept running by a steward.
 
-The **steward** is one process a state folder (``python -m mlflowkit.adapters.ray_serve.steward STATE``), in a session
-of its own, so that it outlives ``mlkit``. It starts a local Ray (or attaches to the one that ``RAY_ADDRESS`` names),
+The **steward** is one process a state folder (``python -m mlflowkit.adapters.ray_serve.steward STATE``). It starts a
+local Ray (or attaches to the one that ``RAY_ADDRESS`` names),
 starts Serve without its proxies, and keeps each service at what its ``service.json`` says. ``mlkit`` itself never
 imports Ray to serve: it writes files, waits for others and asks over HTTP. The local Ray's processes die with
 the steward (the kernel sees to that), so stopping the steward stops all of it, and nothing else on the machine.

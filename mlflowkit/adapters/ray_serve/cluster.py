@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mlflowkit.errors import EngineError
 from mlflowkit.serving.files import process_started, read_json, write_json
 
+GUARD = "mlflowkit.adapters.ray_serve.guard"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -39,7 +40,7 @@ class Cluster:
 
     @property
     def alive(self) -> bool:
-        """Whether the steward runs."""
+        """Whether the steward runs, or its guard is about to start it again."""
         return process_started(self.pid) == self.started
 
 
@@ -78,8 +79,11 @@ def temp_dir(state: Path) -> Path:
     return Path(base if len(base) <= 16 else "/tmp") / f"mlkit-{os.getuid()}-{digest}"
 
 
-def spawn(state: Path, runtime: str) -> None:
-    """Start the steward unless one runs. Returns at once; `wait` tells when it is ready."""
+def spawn(state: Path, runtime: str, companions: Sequence[str] = ()) -> None:
+    """Start the guard, which keeps the steward and the companions' modules running, unless there is one.
+
+    Returns at once; `wait` tells when the steward is ready.
+    """
     folder = record_path(state).parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "start.lock").open("w") as lock:
@@ -91,7 +95,7 @@ def spawn(state: Path, runtime: str) -> None:
         _clear(_recorded(state))
         with log_path(state).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "mlflowkit.adapters.ray_serve.steward", str(state.resolve()), runtime],
+                [sys.executable, "-m", GUARD, str(state.resolve()), runtime, *companions],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -142,9 +146,9 @@ def stop(state: Path) -> bool:
 
 
 def family(cluster: Cluster) -> set[tuple[int, float]]:
-    """Every process that the steward started, directly or not: (process id, start time).
+    """Every process that the guard started, directly or not: (process id, start time).
 
-    The steward leads a session and all of Ray stays in it, also when the steward is gone. (Ray's processes change
+    The guard leads a session and all of Ray stays in it, also when guard and steward are gone. (Ray's processes change
     their titles, which wipes command line and environment: neither can be relied on to find them.)
     """
     found = set()
@@ -199,13 +203,21 @@ def _clear(cluster: Cluster | None) -> None:
     """End what is left of a cluster of ours (helpers of Ray notice its end late) and remove its folder."""
     if cluster is None or not cluster.owned or cluster.state == "stopped":
         return
-    members = family(cluster)
-    for pid, started in {*members, (cluster.pid, cluster.started)}:
+    _end({*family(cluster), (cluster.pid, cluster.started)})
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+
+
+def end_family(cluster: Cluster, spared: Collection[int] = ()) -> None:
+    """End every process that the guard started, directly or not, but those whose ids are ``spared``."""
+    _end({(pid, started) for pid, started in family(cluster) if pid not in spared})
+
+
+def _end(processes: Collection[tuple[int, float]]) -> None:
+    for pid, started in processes:
         if process_started(pid) == started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    _await_end({*members, (cluster.pid, cluster.started)}, 10.0)
-    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    _await_end(processes, 10.0)
 
 
 def _await_end(processes: Iterable[tuple[int, float]], seconds: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import ServiceError, UsageError, nearest
 from mlflowkit.serving import auth, client
-from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, read_json
+from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, process_started, read_json
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
@@ -27,11 +27,18 @@ class RayServePlatform:
     """Keeps the gateways of a state folder running.
 
     ``runtime`` is the ``module:class`` of the Runtime that replicas load graphs with, in their own processes.
+    ``companions`` are modules that are kept running beside the steward, with the state folder as their argument.
     """
 
-    def __init__(self, state: Path, runtime: str = "mlflowkit.adapters.onnxruntime:OnnxRuntime") -> None:
+    def __init__(
+        self,
+        state: Path,
+        runtime: str = "mlflowkit.adapters.onnxruntime:OnnxRuntime",
+        companions: Sequence[str] = (),
+    ) -> None:
         self.state = state.resolve()
         self.runtime = runtime
+        self.companions = tuple(companions)
 
     def prewarm(self, service: Any = None) -> None:
         """Begin starting Ray and Serve in the background; returns at once.
@@ -41,7 +48,7 @@ class RayServePlatform:
         """
         if service is not None:
             _wanted(ServiceFiles(self.state / "services" / service.service), service)
-        clusters.spawn(self.state, self.runtime)
+        clusters.spawn(self.state, self.runtime, self.companions)
 
     def ensure(self, service: Any) -> str:
         """Start the gateways of a stages.deploy.ServeSection if they are not up; returns the endpoint's URL.
@@ -50,14 +57,16 @@ class RayServePlatform:
         the port is taken (before Ray is started) or the gateway does not come up, EngineError when Ray does not.
         """
         files = ServiceFiles(self.state / "services" / service.service)
-        with files.lock("ensure"), _claimed(service.port):
+        with files.lock("ensure"), contextlib.ExitStack() as claims:
+            for port in sorted({service.port, service.grpc_port or service.port}):
+                claims.enter_context(_claimed(port))
             before = files.desired()
             settings = _wanted(files, service)
             desired = _next(before, settings, up=True)
             if desired != before:
                 files.write_desired(desired)
             _materialise(files, service)
-            clusters.spawn(self.state, self.runtime)
+            clusters.spawn(self.state, self.runtime, self.companions)
             clusters.wait(self.state)
             self._await_replicas(files, desired)
         return settings.endpoint
@@ -120,6 +129,10 @@ class RayServePlatform:
     def status(self) -> Sequence[ServiceStatus]:
         """Every service of the state folder, from its files and one health request each. Imports no Ray."""
         return [_status(files) for files in ServiceFiles.all(self.state)]
+
+    def folder(self, service: str) -> Path:
+        """Where the files of a service are."""
+        return self.state / "services" / service
 
     def down(self, service: str | None = None) -> Sequence[str]:
         """Stop one service, or all and the local Ray that was started for them; returns the names stopped.
@@ -265,11 +278,17 @@ def _wanted(files: ServiceFiles, service: Any) -> Settings:
     before = files.desired()
     settings = replace(_settings(service, before), keys=_keys(files, service))
     auth.check_exposed(settings.host, settings.keys)
-    if before is not None and files.reports():
-        mine = before.settings
-        if (settings.host, settings.port) == (mine.host, mine.port):
-            return settings
-    return _with_port(settings, kept=before is not None and service.port == 0)
+    mine = before.settings if before is not None and files.reports() else None
+    used = () if mine is None or mine.host != settings.host else (mine.port, mine.grpc_port)
+    port = _port(settings.host, settings.port, used, kept=before is not None and service.port == 0)
+    grpc = settings.grpc_port
+    if grpc is not None:
+        if grpc and grpc == port:
+            raise ServiceError(
+                f"port {port} cannot serve HTTP and gRPC both", hint="serve.grpc_port=0 takes a free one"
+            )
+        grpc = _port(settings.host, grpc, used, kept=service.grpc_port == 0, key="grpc_port")
+    return replace(settings, port=port, grpc_port=grpc)
 
 
 def _keys(files: ServiceFiles, service: Any) -> str:
@@ -301,7 +320,11 @@ def _environment(name: str) -> str:
 
 def _settings(service: Any, before: Desired | None) -> Settings:
     """What a ServeSection asks for; port 0 keeps the port that was chosen before."""
-    port = service.port or (before.settings.port if before is not None and before.settings.host == service.host else 0)
+    mine = before.settings if before is not None and before.settings.host == service.host else None
+    port = service.port or (0 if mine is None else mine.port)
+    grpc = service.grpc_port
+    if grpc == 0 and mine is not None:
+        grpc = mine.grpc_port or 0
     return Settings(
         service=service.service,
         host=service.host,
@@ -311,6 +334,7 @@ def _settings(service: Any, before: Desired | None) -> Settings:
         max_body_bytes=int(service.max_body_mb * (1 << 20)),
         timeout_seconds=service.timeout_seconds,
         max_queue=service.max_queue,
+        grpc_port=grpc,
         admin_port=service.admin_port,
         isolated_replicas=service.isolated.replicas,
         isolated_max_replicas=service.isolated.max_replicas,
@@ -351,18 +375,20 @@ def _claimed(port: int) -> Iterator[None]:
         yield
 
 
-def _with_port(settings: Settings, *, kept: bool) -> Settings:
-    """Settings with a port that is free now. A ``kept`` port (chosen by us earlier) that is taken is chosen anew."""
-    if settings.port:
-        reason = _taken(settings.host, settings.port)
+def _port(host: str, port: int, used: Sequence[int | None], *, kept: bool, key: str = "port") -> int:
+    """A port that is free now, or ``used`` by the service itself. A ``kept`` one that is taken is chosen anew."""
+    if port and port in used:
+        return port
+    if port:
+        reason = _taken(host, port)
         if not reason:
-            return settings
+            return port
         if not kept:
             raise ServiceError(
-                f"port {settings.port} on {settings.host} is {reason}",
-                hint=f"choose another: serve.port={_free(settings.host)} (serve.port=0 takes a free one)",
+                f"port {port} on {host} is {reason}",
+                hint=f"choose another: serve.{key}={_free(host)} (serve.{key}=0 takes a free one)",
             )
-    return replace(settings, port=_free(settings.host))
+    return _free(host)
 
 
 def _taken(host: str, port: int) -> str:
@@ -413,4 +439,30 @@ def _status(files: ServiceFiles) -> ServiceStatus:
         variants=() if table is None else table.variants,
         replicas=len(reports),
         state=state,
+        rollout=_rollout(files),
+        grpc_endpoint=_grpc(desired),
+        admin_endpoint=_admin(files),
     )
+
+
+def _grpc(desired: Desired | None) -> str:
+    if desired is None or desired.settings.grpc_port is None:
+        return ""
+    return f"{desired.settings.endpoint.removeprefix('http://').rpartition(':')[0]}:{desired.settings.grpc_port}"
+
+
+def _admin(files: ServiceFiles) -> str:
+    """The admin page's URL, where a controller that is alive serves one."""
+    told = read_json(files.folder / "admin.json")
+    alive = isinstance(told, dict) and process_started(told.get("pid", 0)) == told.get("started", 0.0)
+    return str(told.get("endpoint", "")) if alive else ""
+
+
+def _rollout(files: ServiceFiles) -> str:
+    """The rollout in a few words, whatever else its file holds: it may be of another version of mlflowkit."""
+    saved = read_json(files.folder / "rollout.json")
+    state = saved.get("state", saved) if isinstance(saved, dict) else None
+    if not isinstance(state, dict) or "phase" not in state:
+        return ""
+    phase = str(state["phase"]).replace("_", " ")
+    return f"{phase}, step {state['step'] + 1}" if isinstance(state.get("step"), int) else phase

@@ -1,13 +1,12 @@
 """The steward: starts Ray and Serve, then keeps the services of one state folder at what their files say.
 
 ``python -m mlflowkit.adapters.ray_serve.steward STATE RUNTIME``, where RUNTIME is the ``module:class`` of the
-Runtime that replicas load graphs with. It ends on SIGTERM, and when its state folder is removed.
+Runtime that replicas load graphs with. Its guard runs it; it ends on SIGTERM, and when its state folder is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -23,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.adapters.ray_serve.cluster import Cluster
 from mlflowkit.errors import EngineError, ServiceError
-from mlflowkit.serving.files import Desired, Observed, ServiceFiles, Settings, process_started, write_json
+from mlflowkit.serving.files import Desired, Observed, ServiceFiles, Settings, write_json
 from mlflowkit.values import Json, Variant
 
 POLL_SECONDS = 0.1
@@ -42,35 +40,29 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     state, runtime = Path(arguments[0]), arguments[1]
     stop = threading.Event()
-    with (state / "ray" / "steward.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another steward has %s", state)
+    with _ray(state) as connected:
+        if connected:
+            for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs its own
+                signal.signal(number, lambda *_: stop.set())
+            Steward(state, runtime).follow(stop)
             return 0
-        os.set_inheritable(lock.fileno(), False)
-        with _ray(state) as connected:
-            if connected:
-                for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs its own
-                    signal.signal(number, lambda *_: stop.set())
-                Steward(state, runtime).follow(stop)
-                return 0
     return 1
 
 
 @contextlib.contextmanager
 def _ray(state: Path) -> Iterator[bool]:
     """Ray and Serve, up; yields False, with the reason in the record, when they do not start."""
-    owned = not os.environ.get("RAY_ADDRESS")
-    temporary = clusters.temp_dir(state)
-    pid = os.getpid()
-    record = Cluster("starting", pid, process_started(pid) or 0.0, str(temporary), owned)
-    clusters.write(state, record)
+    record = clusters.read(state)
+    if record is None:
+        raise EngineError(f"no guard keeps {state}", hint="mlkit up RECIPE")
+    temporary = Path(record.temp_dir)
+    if record.owned:
+        shutil.rmtree(temporary, ignore_errors=True)  # what a steward before this one left
     import ray
 
     try:
         try:
-            ready = replace(record, **_connect(state, temporary, owned))
+            ready = replace(record, **_connect(state, temporary, record.owned))
         except Exception as error:  # noqa: BLE001 - whatever Ray raises is the reason, told in the record
             traceback.print_exc()
             clusters.write(state, replace(record, state="failed", message=str(error).strip()[:2000]))

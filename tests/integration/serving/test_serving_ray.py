@@ -59,7 +59,12 @@ class World:
         out = self.folder / "out" / f"{time.monotonic_ns()}"
         out.mkdir(parents=True)
         context: Any = SimpleNamespace(
-            inputs={"package": made.path.parent}, out=out, ports=self, progress=lambda event: None
+            inputs={"package": made.path.parent},
+            out=out,
+            ports=self,
+            folder=self.folder,
+            run="run1",
+            progress=lambda event: None,
         )
         spec = deploy.Spec(name="lending", serve=ServeSection(service="lending", **{"port": 0, **serve}))
         return deploy.run(spec, context), json.loads((out / "service.json").read_text())
@@ -274,7 +279,7 @@ def test_the_command_line_asks_shows_stops_and_starts_again(lending: World, one:
         "weight": 1.0,
         "state": "serving",
     }
-    assert shown[0]["variants"] == [variant]
+    assert [{key: found[key] for key in variant} for found in shown[0]["variants"]] == [variant]
 
     assert lending.mlkit("down", "lendin").returncode == 2
     assert json.loads(lending.mlkit("down", "lending", "--json").stdout) == {"stopped": ["lending"]}
