@@ -10,6 +10,7 @@
     GET  /v2/models[/{m}[/versions/{v}]]/stats      statistics
     POST /v2/repository/index                       what is loaded
     POST /predict                                   {"rows": [{column: value}]}
+    POST /v2/feedback                               what turned out to be true, by request id
     GET  /openapi.json                              this list, exactly
     GET  /metrics                                   Prometheus
 
@@ -42,6 +43,8 @@ from mlflowkit.serving.auth import Scope as KeyScope
 from mlflowkit.serving.binary import HEADER, contents, header_length, split
 from mlflowkit.serving.bodies import CLOSE, RETRY, Bodies, Receive
 from mlflowkit.serving.dispatch import Answer, Call, Dispatcher
+from mlflowkit.serving.feedback import Intake
+from mlflowkit.serving.feedback import parse as parse_feedback
 from mlflowkit.serving.files import Settings
 from mlflowkit.serving.openapi import openapi
 from mlflowkit.serving.protocol import (
@@ -89,6 +92,7 @@ class Gateway:
 
     ``settings`` may be replaced at any time and holds from the next request on. ``neighbours`` gives the metrics pages
     of the other replicas on the same port. ``keys`` may be replaced at any time too; None asks for no API key.
+    ``feedback`` keeps what `POST /v2/feedback` says; None answers that with 404.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Gateway:
         keys: Keyring | None = None,
     ) -> None:
         self.keys = keys
+        self.feedback: Intake | None = None
         self.neighbours = neighbours
         self.versions = versions
         self.telemetry = telemetry
@@ -129,7 +134,7 @@ class Gateway:
         self.in_flight += 1
         door, number = "other", ""
         try:
-            head = self._head(scope["headers"], begin)
+            head = self.head(scope["headers"], begin)
             number = head.call.id
             road = self._roads.get(scope["path"]) or self._road(scope["path"])
             door = road.door
@@ -138,6 +143,8 @@ class Gateway:
             road.check_method(scope["method"])
             if door == "infer" or door == "predict":
                 status, body, headers = await self._answer(receive, road, head)
+            elif door == "feedback":
+                status, body, headers = await self._take_feedback(receive, head)
             elif door == "index":
                 status, body, headers = await self._index(receive, head.length)
             else:
@@ -147,7 +154,7 @@ class Gateway:
             headers = (*_JSON, *refusal.headers)
         except Exception as error:  # noqa: BLE001 - the last wall: logged with its traceback, answered as 500
             _log.exception("request %s", number)
-            status, body, headers = 500, _error(_ours(error)), _JSON
+            status, body, headers = 500, _error(our_fault(error)), _JSON
         finally:
             self.in_flight -= 1
         await send(
@@ -164,7 +171,7 @@ class Gateway:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         self.telemetry.answered(door, status, time.perf_counter() - begin)
 
-    def _head(self, headers: Iterable[tuple[bytes, bytes]], begin: float) -> Head:
+    def head(self, headers: Iterable[tuple[bytes, bytes]], begin: float) -> Head:
         """What the headers say: a call with its id, affinity key and override, and what its body is.
 
         Without the affinity's header or cookie, a call is dealt by its id.
@@ -250,6 +257,16 @@ class Gateway:
         if active is not None and active.affinity_parameter:
             call.key = parameter_key(document, active.affinity_parameter)
         return self._render(road.door, await self.dispatcher.answer(call), call.id)
+
+    async def _take_feedback(self, receive: Receive, head: Head) -> tuple[int, bytes, Headers]:
+        """Keep what turned out to be true of earlier requests; 202 once the disk has it."""
+        if self.feedback is None:
+            raise Refusal(404, "no feedback is taken here")
+        self.check_load()
+        body = await self._bodies.read(receive, head.length, self.settings.max_body_bytes)
+        items = parse_feedback(read_document(body), limit=self.settings.max_rows)
+        await self.feedback.accept(items)
+        return 202, orjson.dumps({"accepted": len(items)}), _JSON
 
     def _render(self, door: str, answer: Answer, number: str) -> tuple[int, bytes, Headers]:
         model, query = answer.model, answer.query
@@ -338,7 +355,8 @@ def _error(message: str) -> bytes:
     return orjson.dumps({"error": message})
 
 
-def _ours(error: Exception) -> str:
+def our_fault(error: Exception) -> str:
+    """What a client is told of a failure that is not its own."""
     return error.message if isinstance(error, MlkitError) else "the server failed; its log says why"
 
 

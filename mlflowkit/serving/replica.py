@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.serving.auth import Keyring, check_exposed
 from mlflowkit.serving.auth import read as read_keys
+from mlflowkit.serving.feedback import Intake
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.gateway import Gateway
 from mlflowkit.serving.listener import Listener
@@ -76,6 +77,7 @@ class Replica:
             ShadowMirror(self.versions, tap),
         )
         self.gateway.telemetry.tap = tap.counters
+        self.gateway.feedback = self._feedback = Intake(folder / "feedback", name, days=desired.settings.log_days)
         self._keys_mark: _Mark = ()
         self._follow_keys()
         self._listener: Listener | None = None
@@ -110,6 +112,7 @@ class Replica:
         if self._listener is not None:
             self._listener.stop()
         self.gateway.close()
+        self._feedback.stop()
         self._tap.stop()
         self._write_evidence(now=True)
         self._files.withdraw(self._report.replica)
@@ -175,6 +178,7 @@ class Replica:
         old, self._settings = self._settings, settings
         self._follow_keys()
         self.gateway.settings = settings
+        self._feedback.days = settings.log_days
         if self._listener is not None and (settings.host, settings.port) != (old.host, old.port):
             before = self._listener
             self._listen()
