@@ -332,9 +332,9 @@ def _mean(task: _Task) -> _Reading:
         total[0], total[1] = total[0] + one.count, total[1] + two.count
         if min(two.count, one.count if compared else two.count) < MINIMUM:
             continue
-        variance = _variance(two) / (two.count * _clusters(second, two.count))
+        variance = _variance_of_mean(two, second, one if compared else two)
         if compared:
-            variance += _variance(one) / (one.count * _clusters(first, one.count))
+            variance += _variance_of_mean(one, first, two)
         if variance > 0:
             strata.append(Stratum(two.mean - (one.mean if compared else 0.0), variance))
             sums = sums + two
@@ -351,8 +351,18 @@ def _mean(task: _Task) -> _Reading:
     return _Reading(task.limit, best, better, measurement, (total[0], total[1]), {"deviation": deviation, "best": best})
 
 
-MINIMUM = 50
+MINIMUM = 100
 """Observations of each arm before a mean is judged: its test rests on the central limit theorem."""
+
+
+def _variance_of_mean(moments: Moments, counts: VariantCounts, other: Moments) -> float:
+    """Variance of an arm's mean. The smaller arm is given the larger one's variance where that is more: where the
+    distribution has a long tail, a small sample that misses it has too small a mean and too small a variance at once.
+    """
+    variance = _variance(moments)
+    if moments.count < other.count:
+        variance = max(variance, _variance(other))
+    return variance / (moments.count * _clusters(counts, moments.count))
 
 
 def _variance(moments: Moments) -> float:

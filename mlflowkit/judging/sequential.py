@@ -377,16 +377,17 @@ def quantile_evidence(
 ) -> tuple[float, float]:
     """Log evidence that the challenger's quantile is above ``ratio`` * champion's + ``margin`` (seconds), and below.
 
-    ``champion`` and ``challenger`` are `counts_below`, gathered at the same time. Were x
-    the champion's quantile, then e0(x), which says that it is not, and e1(ratio * x + margin), which says that the
-    challenger's is beyond, would be e-processes of independent streams, and so would be their product; the smallest
-    product over all x is at most that. Exact, but for the width of the bins, which is counted against either claim,
-    where latencies of each arm are independent draws over the epoch; the arms need not be of one size. (Howard &
-    Ramdas, Bernoulli 2022, section 5, combine the two arms' intervals instead, which asks for more observations.)
+    ``champion`` and ``challenger`` are `counts_below`, gathered at the same time. Were x the champion's quantile, then
+    e0(x), which says that it is not, and e1(ratio * x + margin), which says that the challenger's is beyond, would be
+    e-processes of independent streams, and so would be their product; the smallest product over all x is at most that.
+    A third of e0's stake is not bet, so that little is lost where x is the quantile indeed. Exact, but for the width of
+    the bins, which is counted against either claim, where latencies of each arm are independent draws over the epoch;
+    the arms need not be of one size. (Howard & Ramdas, Bernoulli 2022, section 5, combine the two arms' intervals
+    instead, which asks for more observations.)
 
     >>> fast, slow = counts_below({400: 9950, 450: 50}), counts_below({400: 970, 450: 30})
     >>> [round(log, 1) for log in quantile_evidence(fast, slow, 0.99, ratio=1.2)]
-    [5.1, -9.5]
+    [10.1, -4.3]
     """
     import numpy as np
 
@@ -402,7 +403,7 @@ def quantile_evidence(
         """The smallest products over the bins from low to high."""
         many = tail_logs(champion[low:high], total, quantile, True)
         few = tail_logs(champion[low + 1 : high + 1], total, quantile, False)
-        away = np.logaddexp(many, few) - math.log(2)
+        away = np.logaddexp(np.logaddexp(many, few), 0.0) - math.log(3)
         too_few = tail_logs(challenger[beyond[low + 1 : high + 1]], others, quantile, False)
         too_many = tail_logs(challenger[within[low:high]], others, quantile, True)
         return float((away + too_few).min()), float((away + too_many).min())
@@ -412,13 +413,13 @@ def quantile_evidence(
         widths = 2 ** np.arange(12) - 1
         ends = np.maximum(low - widths[::-1], 0)
         few = tail_logs(champion[ends[1:]], total, quantile, False)
-        left = tail_logs(challenger[within[ends[:-1]]], others, quantile, True) + few
+        left = tail_logs(challenger[within[ends[:-1]]], others, quantile, True) + np.maximum(few, 0.0)
         ends = np.minimum(high + widths, LATENCY_BINS)
         many = tail_logs(champion[ends[:-1]], total, quantile, True)
-        right = tail_logs(challenger[beyond[ends[1:]]], others, quantile, False) + many
-        first = few[-1] + tail_log(challenger[beyond[low]], others, quantile, False)
-        last = many[0] + tail_log(challenger[within[high]], others, quantile, True)
-        return min(first, float(right.min())) - math.log(2), min(last, float(left.min())) - math.log(2)
+        right = tail_logs(challenger[beyond[ends[1:]]], others, quantile, False) + np.maximum(many, 0.0)
+        first = max(few[-1], 0.0) + tail_log(challenger[beyond[low]], others, quantile, False)
+        last = max(many[0], 0.0) + tail_log(challenger[within[high]], others, quantile, True)
+        return min(first, float(right.min())) - math.log(3), min(last, float(left.min())) - math.log(3)
 
     harm, proof = products(low, high)
     harm_beyond, proof_beyond = outside(low, high)
