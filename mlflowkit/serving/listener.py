@@ -58,6 +58,7 @@ class Listener:
         self._socket = bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         self.host = host
+        self.loop: asyncio.AbstractEventLoop
         self._server = _server(gateway, header_seconds)
         self._thread = threading.Thread(target=self._serve, name=f"mlkit-http-{self.port}", daemon=True)
         self._thread.start()
@@ -83,6 +84,7 @@ class Listener:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            self.loop = runner.get_loop()
             runner.run(self._server.serve(sockets=[self._socket]))
 
 
