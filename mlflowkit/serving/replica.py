@@ -28,6 +28,7 @@ from mlflowkit.serving.auth import read as read_keys
 from mlflowkit.serving.feedback import Intake
 from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.gateway import Gateway
+from mlflowkit.serving.grpc_listener import GrpcListener
 from mlflowkit.serving.listener import Listener
 from mlflowkit.serving.shadow import ShadowMirror
 from mlflowkit.serving.tap import ObserverTap, command
@@ -81,6 +82,7 @@ class Replica:
         self._keys_mark: _Mark = ()
         self._follow_keys()
         self._listener: Listener | None = None
+        self._grpc: GrpcListener | None = None
         self._prepared: tuple[Proposal, Loaded] | None = None
         self._mark: _Mark = ()
         self._retry_at = 0.0
@@ -109,8 +111,7 @@ class Replica:
         """Accept no more, answer what is in flight, withdraw the report."""
         self._stopping.set()
         self._thread.join(5.0)
-        if self._listener is not None:
-            self._listener.stop()
+        _close(self._grpc, self._listener)
         self.gateway.close()
         self._feedback.stop()
         self._tap.stop()
@@ -179,10 +180,10 @@ class Replica:
         self._follow_keys()
         self.gateway.settings = settings
         self._feedback.days = settings.log_days
-        if self._listener is not None and (settings.host, settings.port) != (old.host, old.port):
-            before = self._listener
+        if self._listener is not None and _address(settings) != _address(old):
+            before = self._grpc, self._listener
             self._listen()
-            before.stop()
+            _close(*before)
         active = self.versions.active
         if active is not None and settings.threads != old.threads:
             self.versions.activate(self._load(active.table))
@@ -227,7 +228,10 @@ class Replica:
         )
 
     def _listen(self) -> None:
-        self._listener = Listener(self.gateway, self._settings.host, self._settings.port)
+        host, grpc_port = self._settings.host, self._settings.grpc_port
+        self._listener = Listener(self.gateway, host, self._settings.port)
+        loop = self._listener.loop
+        self._grpc = None if grpc_port is None else GrpcListener(self.gateway, host, grpc_port, loop)
         state = "waiting" if self.versions.active is None else "serving"
         self._note(port=self._listener.port, state=state)
 
@@ -276,6 +280,20 @@ class Replica:
     def _read_mark(self) -> _Mark:
         files = self._files
         return tuple(_stat(path) for path in (files.desired_path, files.table_path, files.proposal_path))
+
+
+def _address(settings: Settings) -> tuple[object, ...]:
+    """What listeners are made of; gRPC holds the limit on bodies itself."""
+    grpc = settings.grpc_port
+    return settings.host, settings.port, grpc, None if grpc is None else settings.max_body_bytes
+
+
+def _close(grpc: GrpcListener | None, listener: Listener | None) -> None:
+    """Let calls in flight end; gRPC first, which runs on the other's loop."""
+    if grpc is not None:
+        grpc.stop()
+    if listener is not None:
+        listener.stop()
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
