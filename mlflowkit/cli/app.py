@@ -28,6 +28,8 @@ COMMANDS = (
     "predict",
     "key",
     "status",
+    "rollout",
+    "simulate",
     "up",
     "down",
 )

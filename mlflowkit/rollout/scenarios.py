@@ -21,6 +21,7 @@ from mlflowkit.rollout.traffic import (
     World,
     binary_predictions,
     decile_predictions,
+    lognormal,
     quantile,
     slower,
 )
@@ -72,6 +73,49 @@ FAMILIES: Mapping[Kind, Family] = {
     "disagreement-slice": Family(("agreement",), (0.1, 0.3, 0.5, 0.9), "points"),
     "low-traffic": Family((), (20.0,), "divisor"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is assumed of the champion and its traffic; latencies in milliseconds, the delay in seconds.
+
+    ``positive`` is the share of the rows that a classifier says yes to; ``latency`` is a measured distribution, by
+    bin, which then stands for the two quantiles.
+    """
+
+    rate: float = 50.0
+    error_rate: float = 0.01
+    p50_ms: float = 5.0
+    p99_ms: float = 20.0
+    accuracy: float = 0.9
+    positive: float = 0.2
+    feedback: float = 0.2
+    delay: float = 60.0
+    latency: Shares | None = None
+
+
+LOG_LOSS, ABSOLUTE_ERROR = 0.3, 1.0
+"""Means of a champion's log loss and absolute error: only by how many times a challenger's are larger matters."""
+
+
+def world(figures: Figures, task: Literal["classification", "regression"]) -> World:
+    """A world in which both variants behave as the figures say. Raises UsageError where they are impossible."""
+    shares = {"error rate": figures.error_rate, "accuracy": figures.accuracy, "feedback": figures.feedback}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UsageError(f"{name} {share:g} is no share of one", hint=f"--{name.replace(' ', '-')} 0.01")
+    if not (figures.rate > 0 and math.isfinite(figures.rate)) or figures.delay < 0:
+        raise UsageError("a rate is above 0, a delay at least 0", hint="--rate 50 --feedback-delay 60")
+    classification = task == "classification"
+    # The mean square of a half-normal error whose mean is ABSOLUTE_ERROR.
+    errors = {"absolute_error": ABSOLUTE_ERROR, "squared_error": ABSOLUTE_ERROR**2 * math.pi / 2}
+    both = Behaviour(
+        error_rate=figures.error_rate,
+        latency=figures.latency or lognormal(figures.p50_ms / 1000, figures.p99_ms / 1000),
+        predictions=binary_predictions(figures.positive) if classification else decile_predictions(),
+        quality={"accuracy": figures.accuracy, "log_loss": LOG_LOSS} if classification else errors,
+    )
+    return World(figures.rate, both, both, figures.feedback, figures.delay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +233,8 @@ def _changed(kind: Kind, size: float, champion: Behaviour) -> Behaviour:
         return replace(champion, latency=slower(champion.latency, size, beyond_quantile))
     if kind in ("accuracy", "log-loss", "absolute-error", "squared-error"):
         metric = kind.replace("-", "_")
+        if metric not in champion.quality:
+            raise ValueError(f"{metric} is not measured for this task")
         before = champion.quality[metric]
         after = _share(metric, before - size) if kind == "accuracy" else before * size
         return replace(champion, quality={**champion.quality, metric: after})

@@ -38,8 +38,6 @@ GROWTH = 0.04
 """A step that lasts is looked at again after so much more of its time."""
 SERVICE_LOOK = 1.0
 """Seconds between two looks, at least."""
-LIFTED = 1e9
-"""Seconds that a step may take where its deadline is lifted."""
 
 
 class End(StrEnum):
@@ -85,6 +83,7 @@ class Rehearsal:
 class Sight:
     """One look: what had been asked by then, and the evidence (harm, proof) of each metric; 1 is the boundary."""
 
+    step: int
     seconds: float
     tried: int
     requests: int
@@ -177,7 +176,7 @@ def play(
             )  # fmt: skip
             state = replace(state, traces=traces)
             if keep:
-                path.append(_sight(now, source, split, findings))
+                path.append(_sight(state.step, now, source, split, findings))
             state, actions = policy.advance(state, findings, policy.count(state, evidence), None, now)
         else:
             approval = policy.Command("promote") if state.phase == "awaiting_approval" else None
@@ -195,9 +194,9 @@ def _wait(state: RolloutState, every: float, left: float) -> float:
     return min(wait, deadline) if deadline > 0 else wait
 
 
-def _sight(now: float, source: Source, split: Split, findings: Sequence[Finding]) -> Sight:
+def _sight(step: int, now: float, source: Source, split: Split, findings: Sequence[Finding]) -> Sight:
     evidence = {finding.name: (finding.harm, finding.proof) for finding in findings}
-    return Sight(now, source.tried, source.requests, split.weight, evidence)
+    return Sight(step, now, source.tried, source.requests, split.weight, evidence)
 
 
 def _ended(state: RolloutState, source: Source, now: float, looks: int, path: Sequence[Sight]) -> Rehearsal:
@@ -249,7 +248,9 @@ def rehearse(
     return tuple(found)
 
 
-def one(plan: Rollout, scenario: Scenario, seed: int, number: int, *, keep: bool = False) -> Rehearsal:
+def one(
+    plan: Rollout, scenario: Scenario, seed: int, number: int, *, keep: bool = False, until: float = math.inf
+) -> Rehearsal:
     """Play a scenario once: the rollout of that number."""
     import numpy as np
 
@@ -257,7 +258,7 @@ def one(plan: Rollout, scenario: Scenario, seed: int, number: int, *, keep: bool
     measured = {metric.metric for metric in plan.metrics}
     columns = dict.fromkeys(column for metric in plan.metrics for column in metric.columns)
     traffic = Traffic(scenario.world, random, measured, columns)
-    return play(plan, traffic, look_seconds(plan, scenario.world.rate), keep=keep)
+    return play(plan, traffic, look_seconds(plan, scenario.world.rate), keep=keep, until=until)
 
 
 @dataclass(frozen=True, slots=True)
