@@ -58,7 +58,10 @@ class AdminListener:
         for listener in self._listeners.values():
             listener.stop()
         for service in self._told:
-            (self._state / "services" / service / ADMIN).unlink(missing_ok=True)
+            path = self._state / "services" / service / ADMIN
+            told = read_json(path)
+            if told is not None and told["pid"] == os.getpid():
+                path.unlink(missing_ok=True)
 
     def _follow(self) -> None:
         while True:
@@ -85,7 +88,8 @@ class AdminListener:
             told["endpoint"] = f"http://{host}:{listener.port}/services/{files.service}"
         except ServiceError as error:
             told["message"] = f"{error.message} ({error.hint})" if error.hint else error.message
-        if told != self._told.get(files.service):
+        before = read_json(files.folder / ADMIN)
+        if told != before and not _another(before):
             write_json(files.folder / ADMIN, told)
             self._told[files.service] = told
 
@@ -124,6 +128,13 @@ class _Listener:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(STOP_SECONDS)
+
+
+def _another(told: dict[str, Any] | None) -> bool:
+    """Whether a living process other than this one says where the page is: it was there first."""
+    if told is None or told["pid"] == os.getpid() or not told["endpoint"]:
+        return False
+    return process_started(told["pid"]) == told["started"]
 
 
 def _port(endpoint: str) -> int:
