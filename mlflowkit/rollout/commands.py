@@ -25,7 +25,10 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A command. ``variant`` names a lasting shadow that abort removes; ``full`` promotes past all steps."""
+    """A command. ``variant`` names a lasting shadow that abort removes; ``full`` promotes past all steps.
+
+    ``experiment`` is the rollout that it was said to, "" for none: said to one that has ended meanwhile, it is void.
+    """
 
     id: str
     command: Kind
@@ -33,6 +36,7 @@ class Told:
     full: bool = False
     variant: str = ""
     time: float = 0.0
+    experiment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,14 @@ class Answer:
     time: float = 0.0
 
 
-def say(
-    files: ServiceFiles, command: Kind, reason: str = "", *, full: bool = False, variant: str = "", dry: bool = False
-) -> Told:
-    """Leave a command for the controller. Raises UsageError when it makes no sense now; ``dry`` only looks."""
+def say(files: ServiceFiles, command: Kind, reason: str = "", *, full: bool = False, variant: str = "") -> Told:
+    """Leave a command for the controller. Raises UsageError when it makes no sense now."""
     _sensible(files, command, variant)
     now = time.time()
-    told = Told(f"{time.time_ns():020d}-{secrets.token_hex(4)}", command, reason, full, variant, now)
-    if not dry:
-        write_json(files.folder / "commands" / f"{told.id}.json", asdict(told))
+    state = running(files)
+    experiment = "" if state is None else state.experiment
+    told = Told(f"{time.time_ns():020d}-{secrets.token_hex(4)}", command, reason, full, variant, now, experiment)
+    write_json(files.folder / "commands" / f"{told.id}.json", asdict(told))
     return told
 
 
@@ -146,7 +149,10 @@ def _sensible(files: ServiceFiles, command: Kind, variant: str) -> None:
             there = ", ".join(shadows) or "none"
             raise UsageError(f"{files.service} has no shadow {variant!r}; there is {there}", hint="mlkit status")
         return
-    if running(files) is not None:
+    state = running(files)
+    if state is not None and command == "resume" and state.phase != "paused":
+        raise UsageError(f"the rollout of {files.service} is not paused", hint=f"mlkit rollout status {files.service}")
+    if state is not None:
         return
     if command == "rollback" and memory.previous(files, table.champion.digest) is not None:
         return

@@ -159,14 +159,28 @@ class ServiceController:
         if self.saved is not None and self.saved.todo:
             self._carry_out()
         self._take_request()
-        told = next(iter(commands.pending(self.files)), None)
         state = self._state()
+        told = self._told(state)
         if state is None:
             if told is not None:
                 self._command_without(told)
             return self._state() is not None
         self._look(state, told)
         return True
+
+    def _told(self, state: RolloutState | None) -> Told | None:
+        """The next command, if it can be followed now. One that was said to a rollout that has ended is answered."""
+        told = next(iter(commands.pending(self.files)), None)
+        if told is None or (told.variant and state is None):
+            return told
+        if not told.variant and told.experiment != ("" if state is None else state.experiment):
+            ended = "" if self.saved is None else f": {policy.where(self.saved.state)}"
+            message = f"the rollout that this was said to is over{ended}" if told.experiment else "a rollout began"
+            commands.answer(self.files, Answer(told.id, False, message, "mlkit rollout status", self.world.clock()))
+            return None
+        early = state is not None and state.phase in ("pending", "preparing")
+        waits = state is not None and state.phase not in states.LIVE
+        return None if waits and not (early and told.command in ("abort", "rollback")) else told
 
     # ------------------------------------------------------------------------------------------------------- looking
 
