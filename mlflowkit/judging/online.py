@@ -171,34 +171,46 @@ def _limits(question: Question) -> tuple[_Limit, ...]:
 # ------------------------------------------------------------------------------------------------------------- rates
 
 
-def _losses(metric: str, counts: VariantCounts, slice_name: str = "") -> Share:
-    """Of how many observations how many were bad."""
+@dataclass(frozen=True, slots=True)
+class _Stratum:
+    """Of how many observations how many were bad, in each arm under one table; and clusters / observations of each."""
+
+    epoch: int
+    first: Share
+    second: Share
+    factors: tuple[float, float] = (1.0, 1.0)
+
+
+def _losses(metric: str, epoch: int, first: VariantCounts, second: VariantCounts) -> _Stratum:
     if metric == "error_rate":
-        return Share(counts.requests, counts.errors)
-    if metric == "agreement":
-        moments = counts.agreement.get(slice_name, Moments())
-        requests = counts.mirrored - counts.dropped
-    else:
-        moments = counts.quality.get(metric, Moments())
-        requests = 0
-    return Share(moments.count, moments.count - moments.total).scaled(_clusters(counts, moments.count, requests))
+        return _Stratum(epoch, Share(first.requests, first.errors), Share(second.requests, second.errors))
+    one, two = first.quality.get(metric, Moments()), second.quality.get(metric, Moments())
+    return _Stratum(epoch, _missed(one), _missed(two), (_clusters(first), _clusters(second)))
 
 
-def _clusters(counts: VariantCounts, observations: float, requests: int = 0) -> float:
+def _missed(moments: Moments) -> Share:
+    return Share(moments.count, moments.count - moments.total)
+
+
+def _clusters(counts: VariantCounts) -> float:
     """Requests a row: rows of one request are not independent observations."""
-    if counts.rows > counts.requests > 0:
-        return counts.requests / counts.rows
-    return requests / observations if 0 < requests < observations else 1.0
+    return counts.requests / counts.rows if counts.rows > counts.requests > 0 else 1.0
+
+
+def _mirrored(counts: VariantCounts) -> float:
+    """Mirrored requests a compared row."""
+    requests, rows = counts.mirrored - counts.dropped, counts.agreement.get("", Moments()).count
+    return requests / rows if rows > requests > 0 else 1.0
 
 
 def _rate(task: _Task) -> _Reading:
     """error_rate, accuracy: the challenger's rate against the champion's or against a bound."""
     metric = task.question.metric
-    strata = [(epoch, _losses(metric, first), _losses(metric, second)) for epoch, first, second in task.arms]
+    strata = [_losses(metric, *arms) for arms in task.arms]
     return _rate_reading(task, strata, task.trace)
 
 
-def _rate_reading(task: _Task, strata: Sequence[tuple[int, Share, Share]], trace: Mapping[str, Json]) -> _Reading:
+def _rate_reading(task: _Task, strata: Sequence[_Stratum], trace: Mapping[str, Json]) -> _Reading:
     compared = task.limit.kind == "margin"
     harm, proof = _wealth(trace, "harm"), _wealth(trace, "proof")
     past = Share(*trace.get("past", (0.0, 0.0)))
@@ -221,7 +233,7 @@ def _rate_reading(task: _Task, strata: Sequence[tuple[int, Share, Share]], trace
         "best": best,
     }
     measurement = _rate_measurement(task, strata)
-    samples = (round(sum(first.count for _, first, _ in strata)), round(sum(second.count for *_, second in strata)))
+    samples = (round(sum(one.first.count for one in strata)), round(sum(one.second.count for one in strata)))
     return _Reading(task.limit, best, proof.log, measurement, samples, after)
 
 
@@ -242,26 +254,26 @@ def _loss_bound(task: _Task) -> tuple[float, bool]:
     return 1 - task.limit.value, task.limit.kind == "min"
 
 
-def _blocks(
-    strata: Sequence[tuple[int, Share, Share]], seen: dict[str, Json], compared: bool
-) -> Iterator[tuple[Share, Share]]:
+def _blocks(strata: Sequence[_Stratum], seen: dict[str, Json], compared: bool) -> Iterator[tuple[Share, Share]]:
     """What came in since the last look, by epoch; it waits for the next look where an arm has nothing new."""
-    for epoch, first, second in strata:
-        before = seen.get(str(epoch), (0.0, 0.0, 0.0, 0.0))
+    for stratum in strata:
+        first, second, name = stratum.first, stratum.second, str(stratum.epoch)
+        before = seen.get(name, (0.0, 0.0, 0.0, 0.0))
         one, two = first - Share(*before[:2]), second - Share(*before[2:])
         told = two.count > 0 and 0 <= two.hits <= two.count
         if compared:
             told = told and one.count > 0 and 0 <= one.hits <= one.count
         if told:
-            seen[str(epoch)] = [first.count, first.hits, second.count, second.hits]
-            yield one, two
+            seen[name] = [first.count, first.hits, second.count, second.hits]
+            yield one.scaled(stratum.factors[0]), two.scaled(stratum.factors[1])
 
 
-def _rate_measurement(task: _Task, strata: Sequence[tuple[int, Share, Share]]) -> Measurement:
+def _rate_measurement(task: _Task, strata: Sequence[_Stratum]) -> Measurement:
     """The difference of rates (or the rate), in the metric's own direction, with its confidence sequence."""
     compared = task.limit.kind == "margin"
     found, count, spread = [], 0.0, 0.0
-    for _, first, second in strata:
+    for stratum in strata:
+        first, second = stratum.first.scaled(stratum.factors[0]), stratum.second.scaled(stratum.factors[1])
         if second.count and (first.count or not compared):
             variance = _spread(second) / second.count + (_spread(first) / first.count if compared else 0.0)
             found.append(Stratum(second.rate - (first.rate if compared else 0.0), variance))
@@ -307,7 +319,10 @@ def _agreement(task: _Task) -> _Reading:
     traces: dict[str, Json] = {}
     found = []
     for index, name in enumerate(["", *names]):
-        strata = [(epoch, Share(), _losses("agreement", second, name)) for epoch, _, second in task.arms]
+        strata = [
+            _Stratum(epoch, Share(), _missed(second.agreement.get(name, Moments())), (1.0, _mirrored(second)))
+            for epoch, _, second in task.arms
+        ]
         reading = _rate_reading(inner, strata, task.trace.get("of", {}).get(name, {}))
         traces[name] = reading.trace
         part = 0.0 if not columns else -math.log(2) - (math.log(index * (index + 1)) if index else 0.0)
@@ -362,7 +377,7 @@ def _variance_of_mean(moments: Moments, counts: VariantCounts, other: Moments) -
     variance = _variance(moments)
     if moments.count < other.count:
         variance = max(variance, _variance(other))
-    return variance / (moments.count * _clusters(counts, moments.count))
+    return variance / (moments.count * _clusters(counts))
 
 
 def _variance(moments: Moments) -> float:
@@ -493,10 +508,15 @@ def _drift_of(task: _Task, kind: str, trace: Mapping[str, Json]) -> _Reading:
     sums: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for earlier in seen.values():
         _add(sums, earlier)
-    now: list[tuple[int, list[dict[str, float]]]] = []
+    now: list[list[dict[str, float]]] = []
     for epoch, first, second in task.arms:
         counts = [_predicted(arm, prefix) for arm in (first, second)]
-        now.append((epoch, counts))
+        now.append(
+            [
+                {name: count * _clusters(arm) for name, count in found.items()}
+                for found, arm in zip(counts, (first, second), strict=True)
+            ]
+        )
         before = seen.get(str(epoch), [{}, {}])
         news = [_less(new, old) for new, old in zip(counts, before, strict=True)]
         if not all(sum(new.values()) > 0 and min(new.values()) >= 0 for new in news):
@@ -506,13 +526,15 @@ def _drift_of(task: _Task, kind: str, trace: Mapping[str, Json]) -> _Reading:
         _, chosen = sequential.distance(first_sums, second_sums, ordered)
         names = {classes[index] for index in chosen}
         if names:
-            one, two = (_share(new, names) for new in news)
+            one, two = (
+                _share(new, names).scaled(_clusters(arm)) for new, arm in zip(news, (first, second), strict=True)
+            )
             worse, _ = sequential.rate_difference_bets(one, two, limit, _remembered(_share(sums[0], names)))
             harm = harm.bet(worse, two.count)
             best = max(best, harm.log)
         seen[str(epoch)] = counts
         _add(sums, news)
-    proof, measurement, samples = _drift_shown(task, [counts for _, counts in now], ordered)
+    proof, measurement, samples = _drift_shown(task, now, ordered)
     after = {"seen": seen, "harm": [harm.spent, *harm.logs], "best": best}
     return _Reading(task.limit, best, proof, measurement, samples, after)
 
@@ -549,10 +571,7 @@ def _drift_shown(
 
 
 def _predicted(counts: VariantCounts, prefix: str) -> dict[str, float]:
-    """Predictions by class, as many as there were requests."""
-    found = {key: value for key, value in counts.predictions.items() if key.startswith(prefix)}
-    factor = _clusters(counts, sum(found.values()))
-    return {key: value * factor for key, value in found.items()}
+    return {key: float(value) for key, value in counts.predictions.items() if key.startswith(prefix)}
 
 
 def _ordered(classes: set[str]) -> list[str]:

@@ -303,9 +303,9 @@ def tail_logs(below: Array, count: float, quantile: float, too_many: bool) -> Ar
     import numpy as np
 
     slopes, misses = _tail_bets(quantile, too_many)
-    found = below[:, None] * np.array(slopes) + count * np.array(misses)
-    top = found.max(axis=1)
-    logs: Array = top + np.log(np.exp(found - top[:, None]).sum(axis=1)) - _LOG_TAILS
+    found = np.array(slopes)[:, None] * below + count * np.array(misses)[:, None]
+    top = found.max(axis=0)
+    logs: Array = top + np.log(np.exp(found - top).sum(axis=0)) - _LOG_TAILS
     return logs
 
 
@@ -395,7 +395,7 @@ def quantile_evidence(
     if not total or not others:
         return 0.0, 0.0
     beyond, within = _moved_edges(ratio, margin)
-    spread = 6 * math.sqrt(total * quantile * (1 - quantile)) + 6
+    spread = 9 * math.sqrt(total * quantile * (1 - quantile)) + 9
     low = max(int(np.searchsorted(champion, total * quantile - spread)) - 1, 0)
     high = min(int(np.searchsorted(champion, total * quantile + spread)) + 1, LATENCY_BINS)
 
