@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature, Tensor
 from mlflowkit.serving.files import Settings
 from mlflowkit.serving.gateway import Gateway
+from mlflowkit.serving.grpc_listener import GrpcListener
+from mlflowkit.serving.grpc_messages import SERVICE, messages
 from mlflowkit.serving.listener import Listener
 from mlflowkit.serving.telemetry import Telemetry
 from mlflowkit.serving.variants import Versions, load_table
@@ -168,6 +171,44 @@ class InProcess:
         self.client.close()
         self.listener.stop()
         self.gateway.close()
+
+
+class Grpc:
+    """The gRPC door of a gateway in this process, and a client for it that is made of nothing but messages."""
+
+    def __init__(self, running: InProcess) -> None:
+        self.listener = GrpcListener(running.gateway, "127.0.0.1", 0, running.listener.loop)
+        self.address = f"127.0.0.1:{self.listener.port}"
+        self.channel = grpc.insecure_channel(self.address)
+
+    def ask(self, method: str, request: Any = None, *, metadata: Any = (), seconds: float = 20.0) -> Any:
+        """The reply. Raises grpc.RpcError. ``request`` may be bytes, sent as they are."""
+        kind = {"ModelStreamInfer": "ModelInfer"}.get(method, method)
+        request = getattr(messages(), f"{kind}Request")() if request is None else request
+        call = self.channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=lambda value: value if isinstance(value, bytes) else value.SerializeToString(),
+            response_deserializer=getattr(messages(), f"{method}Response").FromString,
+        )
+        reply, found = call.with_call(request, metadata=metadata, timeout=seconds)
+        self.trailer = dict(found.trailing_metadata())
+        return reply
+
+    def refused(self, method: str, request: Any = None, **more: Any) -> tuple[str, str]:
+        """The status and the sentence of a call that is refused."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.ask(method, request, **more)
+        return caught.value.code().name, caught.value.details()
+
+    def close(self) -> None:
+        self.channel.close()
+        self.listener.stop(1.0)
+
+    def __enter__(self) -> Grpc:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @pytest.fixture(scope="session")
