@@ -59,7 +59,8 @@ class Finding:
     """What one metric said at one look.
 
     verdict  FAILED: shown to be worse than allowed. PASSED: shown not to be. INCONCLUSIVE: neither yet. Its measurement
-             is the difference (challenger minus champion; the value itself for a bound) with its confidence sequence
+             is the difference (challenger minus champion; the ratio where that is asked; the value itself for a bound)
+             with its confidence sequence, of the limit that decides; None while there is none
     harm     evidence that it is worse than allowed, as a share of what the level asks for: FAILED from 1 on
     proof    evidence that it is not, on the same scale: PASSED from 1 on
     samples  observations of the champion and of the challenger
@@ -405,7 +406,7 @@ def _latency_difference(task: _Task) -> _Reading:
     margin = task.limit.value / 1000 if task.limit.kind == "margin" else 0.0
     epochs: dict[str, Json] = {}
     harm = proof = 0.0
-    shown = (math.nan, -math.inf, math.inf)
+    shown, most = (math.nan, math.nan, math.nan), 0
     totals = [0, 0]
     for epoch, first, second in task.arms:
         counts = [sum(first.latency.values()), sum(second.latency.values())]
@@ -419,10 +420,12 @@ def _latency_difference(task: _Task) -> _Reading:
             interval = _latency_interval(task, *arms, quantile)
             known = [*counts, *(_hedged(log) for log in logs), *interval]
         epochs[str(epoch)] = known
-        harm, proof, shown = harm + known[2], proof + known[3], (known[4], known[5], known[6])
+        harm, proof = harm + known[2], proof + known[3]
+        if counts[1] > most:
+            most, shown = counts[1], (known[4], known[5], known[6])
     best = max(float(task.trace.get("best", 0.0)), harm)
     unit = "x" if task.limit.kind == "ratio" else "ms"
-    method = "confidence sequence of quantiles, last epoch"
+    method = "confidence sequence of quantiles, of the epoch with most answers"
     measurement = Measurement(task.question.metric, *shown, totals[1], task.confidence, unit, method)
     return _Reading(task.limit, best, proof, measurement, (totals[0], totals[1]), {"epochs": epochs, "best": best})
 
@@ -447,7 +450,7 @@ def _latency_bound(task: _Task) -> _Reading:
     quantile, bound = _quantile(task.question.metric), task.limit.value / 1000
     seen = dict(task.trace.get("seen", {}))
     harm, proof = _wealth(task.trace, "harm"), _wealth(task.trace, "proof")
-    best, total, shown = float(task.trace.get("best", 0.0)), 0, (math.nan, -math.inf, math.inf)
+    best, total, shown = float(task.trace.get("best", 0.0)), 0, (math.nan, math.nan, math.nan)
     maximum = task.limit.kind == "max"
     for epoch, _, second in task.arms:
         if not second.latency:
@@ -629,14 +632,13 @@ def _measured_elsewhere(question: Question) -> Finding:
         text = f"{question.name} {_short(last[-1])} beyond {limits}, {beyond} in a row (failed from {IN_A_ROW} on)"
     else:
         text = f"{question.name} {_short(last[-1])} within {limits}, {within} in a row (passed from {IN_A_ROW} on)"
-    bound = next(iter(_bounds(question)), ("max", math.inf))
     verdict = Verdict(
         gate=question.name,
         outcome=outcome,
         message=f"{text}: {outcome}",
         metric=question.metric,
-        threshold=bound[1],
-        direction=bound[0],
+        threshold=_bounds(question)[0][1] if _bounds(question) else None,
+        direction=_bounds(question)[0][0] if _bounds(question) else "max",
     )
     return Finding(question.name, verdict, beyond / IN_A_ROW, within / IN_A_ROW, (0, len(question.measured)))
 
@@ -671,14 +673,13 @@ def _finding(question: Question, tasks: Sequence[_Task], readings: Sequence[_Rea
     outcome = Outcome.FAILED if harm >= 1 else Outcome.PASSED if proof >= 1 else Outcome.INCONCLUSIVE
     reading = readings[harms.index(harm) if harm >= 1 else proofs.index(proof)]
     direction, threshold = _threshold(question, reading.limit)
+    measurement = _cut(reading.measurement, outcome, direction, threshold)
     verdict = Verdict(
         gate=question.name,
         outcome=outcome,
-        message=_message(
-            replace(reading, measurement=_cut(reading.measurement, outcome, direction, threshold)), outcome, direction
-        ),
+        message=_message(replace(reading, measurement=measurement), outcome, direction),
         metric=question.metric,
-        measurement=_cut(reading.measurement, outcome, direction, threshold),
+        measurement=None if math.isnan(measurement.value) else measurement,
         threshold=threshold,
         direction=direction,
         slice=reading.slice,

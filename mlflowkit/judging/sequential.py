@@ -427,9 +427,10 @@ def quantile_evidence(
 
 
 def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float, float, float]:
-    """A quantile (seconds) and its confidence sequence at 1 - 2 * ``level``; NaN, 0 and infinity without observations.
+    """A quantile (seconds; NaN without observations) and its confidence sequence at 1 - 2 * ``level``.
 
-    Exact for independent draws, up to the width of a bin: the points that neither side of `tail_logs` excludes.
+    Exact for independent draws, up to the width of a bin: the points that neither side of `tail_logs` excludes, from
+    the first bin to the last.
 
     >>> bounds = quantile_bounds(counts_below({340: 500, 350: 400, 360: 100}), 0.5, 0.025)
     >>> [round(1000 * seconds, 3) for seconds in bounds]
@@ -439,37 +440,37 @@ def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float,
 
     count = float(below[-1])
     if not count:
-        return math.nan, 0.0, math.inf
+        return math.nan, _edge(0), _edge(LATENCY_BINS)
     middle = int(np.searchsorted(below, quantile * count)) - 1
-    few, many = _undecided(count, quantile, math.log(1 / level))
+    few, many = _excluding(count, quantile, math.log(1 / level))
     low = int(np.searchsorted(below, few, side="right")) - 1
     high = int(np.searchsorted(below, many))
-    return _edge(middle), _edge(low) if low > 0 else 0.0, _edge(high) if high <= LATENCY_BINS else math.inf
+    return _edge(middle), _edge(low), _edge(min(high, LATENCY_BINS))
 
 
-def _undecided(count: float, quantile: float, barrier: float) -> tuple[float, float]:
-    """The numbers below a point between which neither side of it is excluded.
+def _excluding(count: float, quantile: float, barrier: float) -> tuple[int, int]:
+    """The largest number below a point that says it is below the quantile, and the smallest that says it is above.
 
-    Newton's method from the outside on a convex function, so it never comes to lie inside of what is excluded.
+    -1 and ``count`` + 1 where no number does. Newton's method from the outside on a convex function: it stays outside.
     """
     found = []
+    reach = math.sqrt(3 * count * quantile * (1 - quantile) * (barrier + 3))
     for too_many in (False, True):
         slopes, misses = _tail_bets(quantile, too_many)
-        reach = math.sqrt(3 * count * quantile * (1 - quantile) * (barrier + 3))
+        end = count if too_many else 0.0
+        if tail_log(end, count, quantile, too_many) < barrier:
+            found.append(count + 1 if too_many else -1)
+            continue
         near = min(quantile * count + reach, count) if too_many else max(quantile * count - reach, 0.0)
-        beyond = tail_log(near, count, quantile, too_many) >= barrier
-        below = near if beyond else count if too_many else 0.0
+        below = near if tail_log(near, count, quantile, too_many) >= barrier else end
         while True:
             logs = [below * slope + count * miss for slope, miss in zip(slopes, misses, strict=True)]
             excess = _log_sum(logs) - _LOG_TAILS - barrier
-            if excess < 0:
-                break
-            top = max(logs)
-            weights = [math.exp(log - top) for log in logs]
+            weights = [math.exp(log - max(logs)) for log in logs]
             slope = sum(weight * slope for weight, slope in zip(weights, slopes, strict=True)) / sum(weights)
-            below -= excess / slope
             if excess < abs(slope) / 2:
                 break
+            below -= excess / slope
         found.append(below)
     return math.floor(found[0]), math.ceil(found[1])
 
