@@ -45,6 +45,7 @@ LEVELS = 2
 MERGED_BYTES = 64 << 20
 """Segments that together are larger are not merged."""
 SWEEP_SECONDS = 10.0
+CHUNK_ROWS = 65_536
 _PARTS = b"mlkit.parts"
 _TEMPORARY = ".tmp"
 _log = logging.getLogger("mlflowkit.observer")
@@ -328,45 +329,55 @@ def sweep(folder: Path, *, days: float, megabytes: float) -> None:
 def read_since(
     folder: Path, cursor: Mapping[str, int], columns: Sequence[str] | None = None
 ) -> Iterator[tuple[pa.Table, str, int]]:
-    """(rows, writer, number) of what each writer wrote after ``cursor[writer]``: the cursor to go on from.
+    """(rows, writer, number): at most CHUNK_ROWS of what each writer wrote after ``cursor[writer]``, and the number to
+    put there once they are taken in; it grows when the last rows of a segment are given.
 
-    ``columns`` are read where a segment has them. A segment that vanishes meanwhile was merged or removed: what is
-    left of it is read from what is there then. One that is damaged (the machine lost power) is skipped and logged.
+    ``columns``: only those whose name begins with one of these. A segment that vanishes meanwhile was merged or
+    removed: what is left of it is read from what is there then. One that is damaged (the machine lost power) is
+    skipped and logged.
     """
     reached = dict(cursor)
     waiting = _unread(folder, reached)
     while waiting:
         segment = waiting.pop(0)
+        before = reached.get(segment.writer, 0)
+        held: pa.Table | None = None
         try:
-            table = _read(folder / segment.name, reached.get(segment.writer, 0), columns)
+            for rows in _chunks(folder / segment.name, before, columns):
+                if held is not None:
+                    yield held, segment.writer, before
+                held = rows
         except FileNotFoundError:
             waiting = _unread(folder, reached)
             continue
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             _log.error("the prediction log: %s is damaged: %s", segment.name, error)
-            table = None
         reached[segment.writer] = segment.last
-        if table is not None:
-            yield table, segment.writer, segment.last
+        if held is not None:
+            yield held, segment.writer, segment.last
 
 
 def _unread(folder: Path, reached: Mapping[str, int]) -> list[Segment]:
     return [segment for segment in segments(folder) if segment.last > reached.get(segment.writer, 0)]
 
 
-def _read(path: Path, after: int, columns: Sequence[str] | None) -> pa.Table:
+def _chunks(path: Path, after: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """The rows of a segment beyond what was numbered up to ``after``."""
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:
-        have = file.schema_arrow.names
-        wanted = have if columns is None else [name for name in columns if name in have]
-        table = file.read(columns=wanted)
+        names = file.schema_arrow.names
+        wanted = names if columns is None else [name for name in names if name.startswith(tuple(columns))]
         skipped = sum(rows for number, rows in _parts(file) if number <= after)
-    return table.slice(skipped).replace_schema_metadata(None)
+        for batch in file.iter_batches(CHUNK_ROWS, columns=wanted):
+            rows = pa.Table.from_batches([batch]).replace_schema_metadata(None).slice(skipped)
+            skipped = max(0, skipped - batch.num_rows)
+            if rows.num_rows:
+                yield rows
 
 
 def read_log(folder: Path, since: float = 0.0, until: float = float("inf")) -> Iterator[pa.Table]:
-    """The rows answered in [since, until), in seconds since the epoch: a table a segment, by writer and then by time.
+    """The rows answered in [since, until), in seconds since the epoch: tables by writer and then by time.
 
     Tables of versions with different inputs have different columns; `pyarrow.concat_tables` with
     ``promote_options="default"`` puts them together where types agree.
