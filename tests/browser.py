@@ -163,10 +163,10 @@ class Browser:
             self.next()
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression in the page."""
+        """The value of an expression in the page; None where it has none."""
         answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"]["value"]
+        return answer["result"].get("value")
 
     def until(self, expression: str) -> Any:
         """The value of an expression in the page, once it is true."""
