@@ -334,8 +334,7 @@ class ServiceController:
     def _promote(self, state: RolloutState, candidate: Variant, champion: Variant) -> None:
         now = self.world.clock()
         with self.lease.guard():
-            memory.crown(self.files, champion, {}, now)
-            memory.crown(self.files, candidate, state.origin, now)
+            memory.crown(self.files, candidate, state.origin, now, before=champion)
         self.world.promoted(state.service, candidate, state.origin)
 
     # ----------------------------------------------------------------------------------------------------- small things

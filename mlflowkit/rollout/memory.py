@@ -43,15 +43,17 @@ def champions(files: ServiceFiles) -> tuple[Champion, ...]:
     return tuple(Champion(Variant(**one["variant"]), one["time"], one["origin"]) for one in found)
 
 
-def crown(files: ServiceFiles, variant: Variant, origin: Mapping[str, str], now: float) -> None:
-    """Remember a new champion. The one that already is the newest is not entered twice."""
+def crown(
+    files: ServiceFiles, champion: Variant, origin: Mapping[str, str], now: float, *, before: Variant | None = None
+) -> None:
+    """Remember a new champion, and the one before it where that is not known yet; may be said again."""
     with files.lock("memory"):
         found = champions(files)
-        if found and found[-1].variant.digest == variant.digest and (found[-1].origin or not origin):
+        if found and found[-1].variant.digest == champion.digest:
             return
-        if found and found[-1].variant.digest == variant.digest:
-            found = found[:-1]
-        kept = (*found, Champion(variant, now, dict(origin)))[-CHAMPIONS:]
+        if before is not None and not (found and found[-1].variant.digest == before.digest):
+            found = (*found, Champion(before, now))
+        kept = (*found, Champion(champion, now, dict(origin)))[-CHAMPIONS:]
         write_json(files.folder / "champions.json", [asdict(one) for one in kept])
 
 
@@ -60,11 +62,6 @@ def previous(files: ServiceFiles, digest: str) -> Champion | None:
     bad = failures(files)
     others = [one for one in champions(files) if one.variant.digest != digest and one.variant.digest not in bad]
     return others[-1] if others else None
-
-
-def champion_of(files: ServiceFiles, digest: str) -> Champion | None:
-    """What is remembered of a version as champion."""
-    return next((one for one in reversed(champions(files)) if one.variant.digest == digest), None)
 
 
 def failures(files: ServiceFiles) -> Mapping[str, Failure]:

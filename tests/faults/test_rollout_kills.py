@@ -1,0 +1,148 @@
+"""A controller that dies anywhere: the next one goes on, and what comes of it is what would have come of it anyway."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rollout_drill as drill
+from mlflowkit.errors import MlkitError
+from mlflowkit.pipeline.failpoint import ROLLOUT_POINTS
+from mlflowkit.rollout import commands, lease, memory
+from mlflowkit.rollout import state as states
+from mlflowkit.rollout.lease import LeaseLostError
+from mlflowkit.rollout.state import RolloutState
+from mlflowkit.serving.files import ServiceFiles
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["mlflowkit.rollout.controller", "mlflowkit.judging.sequential", "scipy.special"])
+
+
+def run(state: Path, error_rate: float, point: str = "") -> int | None:
+    """Control in a process of its own; its exit code."""
+    process = _context.Process(target=drill.control, args=(state, error_rate, point))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def check(files: ServiceFiles, bad: bool) -> RolloutState:
+    """Everything that must be true of the end, however often the controller died on the way."""
+    state = drill.ended(files)
+    assert state is not None
+    published = drill.entries(files.folder / "published.jsonl")
+    epochs = [one["epoch"] for one in published]
+    fences = [one["fence"] for one in published]
+    assert epochs == sorted(set(epochs))
+    assert fences == sorted(fences)
+    table = files.table()
+    assert table is not None
+    (only,) = table.variants
+    assert (only.name, only.weight) == ("champion", 1.0)
+    weights = [one["variants"][1]["weight"] for one in published if len(one["variants"]) > 1]
+    assert weights == sorted(weights)
+    incidents = list((files.folder / "incidents").glob("*.json"))
+    told = sorted(json.loads(path.read_bytes())["event"] for path in (files.folder / "webhooks").glob("*.json"))
+    if bad:
+        assert (state.phase, only.digest) == ("rolled_back", "d1")
+        assert len(incidents) == 1
+        assert list(memory.failures(files)) == ["d2"]
+        assert not (files.folder / "promoted.jsonl").exists()
+        assert told == ["rolled_back", "started", "step"]
+    else:
+        assert (state.phase, only.digest) == ("promoted", "d2")
+        assert incidents == []
+        assert {one[0] for one in drill.entries(files.folder / "promoted.jsonl")} == {"d2"}
+        assert [one.variant.digest for one in memory.champions(files)] == ["d1", "d2"]
+        assert told == ["promoted", "started", "step", "step"]
+    assert not (files.folder / "request.json").exists()
+    answer = commands.answered(files, "e1")
+    assert answer is not None
+    assert answer.ok
+    return state
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["good", "bad"])
+@pytest.mark.parametrize("point", ROLLOUT_POINTS)
+def test_killed_at_every_point_it_comes_to_the_same_end(tmp_path: Path, point: str, bad: bool) -> None:
+    error_rate = 0.3 if bad else 0.0
+    killed = 0
+    for number in itertools.count(1):
+        state = tmp_path / f"{number}"
+        files = drill.set_up(state)
+        code = run(state, error_rate, f"{point}:{number}")
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        killed += 1
+        assert run(state, error_rate) == 0
+        check(files, bad)
+    assert killed >= (1 if point == "rollout.begun" else 4)
+
+
+@pytest.mark.parametrize("point", ["rollout.decided", "rollout.acting", "rollout.acted"])
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, point: str) -> None:
+    files = drill.set_up(tmp_path)
+    assert run(tmp_path, 0.3, f"enospc:{point}:3") == 0
+    check(files, bad=True)
+
+
+def test_a_controller_that_was_overtaken_changes_nothing_any_more(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    first = lease.take(tmp_path)
+    assert first is not None
+    stopped = drill.controller(files, first)
+    stopped.step()
+    drill.answer_requests(files, 0.3)
+    assert lease.take(tmp_path) is None
+    second = lease.take(tmp_path, clock=lambda: time.time() + lease.EXPIRY_SECONDS + 1)
+    assert second is not None
+    table, saved = files.table(), states.read(files.folder / "rollout.json")
+    with pytest.raises(LeaseLostError):
+        stopped.step()
+    assert (files.table(), states.read(files.folder / "rollout.json")) == (table, saved)
+    with pytest.raises(LeaseLostError):
+        first.beat()
+    running: Any = drill.controller(files, second)
+    while drill.ended(files) is None:
+        running.step()
+        drill.answer_requests(files, 0.3)
+    check(files, bad=True)
+
+
+def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
+    """A rollback whose table nobody takes (no gateway is up) stays decided until somebody does."""
+    files = drill.set_up(tmp_path)
+    held = lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    one.step()
+    drill.answer_requests(files, 0.3)
+    works = one.world.platform.publish
+    refused = 0
+
+    def down(table: Any) -> None:
+        if len(table.variants) == 1:
+            raise drill.ServiceError("service lending is not up")
+        works(table)
+
+    object.__setattr__(one.world, "platform", type("Down", (), {"publish": staticmethod(down)})())
+    for _ in range(20):
+        try:
+            one.step()
+            drill.answer_requests(files, 0.3)
+        except MlkitError:
+            refused += 1
+    saved = states.read(files.folder / "rollout.json")
+    assert saved is not None
+    assert (saved.state.phase, refused > 3) == ("rolling_back", True)
+    object.__setattr__(one.world, "platform", drill.Platform(files))
+    one.step()
+    check(files, bad=True)
