@@ -57,6 +57,8 @@ class Isolated(Section):
     """CPU cores that Ray sets aside for each."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for each."""
+    memory_mb: float | None = Field(default=None, gt=0)
+    """Memory that a process may take beyond that of its warm model, in MiB; half of the machine's by default."""
     max_batch: int = Field(default=64, ge=1)
     """Rows gathered for one call while another is in flight."""
 
@@ -155,7 +157,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("deploy", "progress", "asking the sample rows", fraction=0.9))
     rows = _ask(spec, context, files, endpoint, bundle, table)
     if "rollout" not in told:
-        memory.crown(files, candidate, {"name": spec.name, "run": context.run}, time.time())
+        origin = {"name": spec.name, "run": context.run}
+        memory.crown(files, candidate, origin, time.time(), before=None if table is None else table.champion)
     served = {"service": service, "endpoint": endpoint, "version": bundle.manifest.version, **told}
     write_json(context.out / "service.json", served)
     return StageResult(summary={**served, "curl": curl(endpoint, rows[:1])})
@@ -189,7 +192,7 @@ def _status(platform: Platform, service: str) -> ServiceStatus:
 
 def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
     """Have the version answer everything, at once. Shadows of earlier rollouts stay."""
-    from mlflowkit.rollout import asking, commands, memory
+    from mlflowkit.rollout import asking, commands
 
     platform, before = context.ports.platform, files.table()
     shadows = () if before is None else tuple(one for one in before.variants if one.role == "shadow")
@@ -207,8 +210,6 @@ def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Var
         files.service, epoch + 1, (candidate, *shadows), affinity=affinity,
         override_header=spec.serve.routing.override_header,
     )  # fmt: skip
-    if before is not None and before.champion.digest != candidate.digest:
-        memory.crown(files, before.champion, {}, time.time())  # to go back to, also where it came before this memory
     platform.publish(table)
     return {"epoch": table.epoch}
 
