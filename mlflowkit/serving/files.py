@@ -68,6 +68,7 @@ class Settings:
     isolated_max_replicas: int = 1
     isolated_cpus: float = 1.0
     isolated_gpus: float = 0.0
+    isolated_memory_mb: float | None = None
     isolated_max_batch: int = 64
     log: bool = True
     log_sampling: float = 1.0

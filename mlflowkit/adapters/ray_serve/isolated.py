@@ -79,7 +79,9 @@ def read_reports(folder: Path, digest: str) -> dict[str, Report]:
 class IsolatedModel:
     """What Serve keeps alive: one verified, warm bundle and the listener that answers for it."""
 
-    def __init__(self, folder: str, variant: Mapping[str, Any], runtime: str, threads: int, host: str) -> None:
+    def __init__(
+        self, folder: str, variant: Mapping[str, Any], runtime: str, threads: int, memory: int | None, host: str
+    ) -> None:
         from ray import serve
 
         from mlflowkit.adapters.ray_serve.deployment import keep_to_loopback
@@ -89,6 +91,8 @@ class IsolatedModel:
         module, _, name = runtime.partition(":")
         loader = getattr(importlib.import_module(module), name)()
         model = load_variant(replace(Variant(**variant), placement="colocated"), loader, threads)
+        if memory is not None:
+            limit_memory(memory)
         self._server = Server(model.session, model.variant.digest, host)
         replica = serve.get_replica_context().replica_id.unique_id
         self._report = reports_path(Path(folder), model.variant.digest) / f"{replica}.json"
@@ -261,8 +265,26 @@ def application(folder: Path, variant: Variant, runtime: str, settings: Settings
         max_queued_requests=1,
         max_constructor_retry_count=3,
     )(IsolatedModel)
-    host = ray.util.get_node_ip_address()
-    return deployment.bind(str(folder), asdict(variant), runtime, max(1, round(cpus)), host)
+    threads, memory = max(1, round(cpus)), None
+    if settings.isolated_memory_mb is not None:
+        memory = int(settings.isolated_memory_mb * (1 << 20))
+    elif not settings.isolated_gpus:  # a driver of GPUs maps more than it takes
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return deployment.bind(str(folder), asdict(variant), runtime, threads, memory, ray.util.get_node_ip_address())
+
+
+def limit_memory(more: int) -> None:
+    """Refuse this process more than ``more`` bytes of data beyond what it has: its allocations fail, nobody else's.
+
+    The machine's last resort would otherwise choose a process, and could choose a gateway.
+    """
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    data = int(status.partition("VmData:")[2].split()[0]) << 10
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = data + more
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def replicas_wanted(context: Any) -> tuple[int, dict[str, Any]]:

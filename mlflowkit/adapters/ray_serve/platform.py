@@ -340,6 +340,7 @@ def _settings(service: Any, before: Desired | None) -> Settings:
         isolated_max_replicas=service.isolated.max_replicas,
         isolated_cpus=service.isolated.cpus,
         isolated_gpus=service.isolated.gpus,
+        isolated_memory_mb=service.isolated.memory_mb,
         isolated_max_batch=service.isolated.max_batch,
         log=service.log.enabled,
         log_sampling=service.log.sampling,

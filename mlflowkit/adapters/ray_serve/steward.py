@@ -196,12 +196,13 @@ class Isolated:
             write_json(self._files.folder / "isolated.json", told, durable=False)
 
 
-def _resources(settings: Settings) -> tuple[float, ...]:
+def _resources(settings: Settings) -> tuple[float | None, ...]:
     return (
         settings.isolated_replicas,
         settings.isolated_max_replicas,
         settings.isolated_cpus,
         settings.isolated_gpus,
+        settings.isolated_memory_mb,
     )
 
 
