@@ -30,6 +30,7 @@ COMMANDS = (
     "status",
     "rollout",
     "simulate",
+    "replay",
     "up",
     "down",
 )

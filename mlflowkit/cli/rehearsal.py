@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from mlflowkit.rollout.simulate import Spread, Summary
 
 QUIET_SECONDS = 0.2
-HEAD = (
-    "scenario",
-    "limits",
-    "promoted",
-    "failed [95 %]",
-    "deadline",
-    "its requests",
-    "all requests",
-    "took",
-    "exposed",
+HEAD = ("scenario", "limits", "promoted", "failed [95 %]", "deadline", "its requests", "all requests", "took",
+        "exposed")  # fmt: skip
+LEGEND = (
+    "failed: rolled back by a metric, which is false for a challenger within its limits. Requests (the challenger's,",
+    "and all) and time: from the start to that rollback; time of the others to promotion. exposed: requests of clients",
+    "that the challenger was given. Medians, 90th percentiles in brackets.",
 )
 NONE = "-"
 
@@ -84,7 +80,10 @@ class Told:
 def table(summaries: Sequence[Summary], write: Callable[[str], None]) -> None:
     """Outcomes by scenario: medians, and 90th percentiles in brackets; ``write`` takes a line."""
     lines = [HEAD, *map(_cells, summaries)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    if any(summary.undecided for summary in summaries):  # only a log can end too early
+        open_ = ["log ended", *(str(summary.undecided) for summary in summaries)]
+        lines = [(*line[:5], cell, *line[5:]) for line, cell in zip(lines, open_, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
             cell.ljust(width) if column < 2 else cell.rjust(width)

@@ -70,7 +70,7 @@ def simulate(
     plan, service = plan_of(loaded)
     base = scenarios.Figures(accuracy=accuracy, positive=positive, feedback=feedback, delay=feedback_delay)
     if from_log is not None:
-        from mlflowkit.rollout.replay import figures_of
+        from mlflowkit.rollout.recording import figures_of
 
         base = figures_of(from_log, base)
     base = _given(base, rate, error_rate, latency_ms)
@@ -144,13 +144,8 @@ def _rehearse(
         return
     rehearsal.table(summaries, echo)
     echo()
-    for line in said:
+    for line in (*said, *rehearsal.LEGEND):
         echo(line)
-    echo(
-        "failed: rolled back by a metric, which is false for a challenger within its limits. Requests (the challenger's,"
-    )
-    echo("and all) and time: from the start to that rollback, or to promotion. exposed: clients' requests that the")
-    echo("challenger was given. Medians, 90th percentiles in brackets.")
 
 
 def _print_plan(plan: Rollout, written: Rollout, base: Figures, times: Sequence[StepTime], shown: Proof) -> None:

@@ -147,7 +147,7 @@ def _looser(plan: Rollout, metric: str) -> str:
     if found is not None and found.metric == "agreement":
         return "mirror longer, lower its min, or make it a guardrail"
     if found is not None and not found.margin and not found.ratio and found.min is None and found.max is None:
-        return "without a margin it has to be better than the champion: give it one, or make it a guardrail"
+        return "without a margin it has to be better: so an A/B test asks, for a canary give it one"
     return "give it a wider margin or the step more time, or make it a guardrail"
 
 

@@ -106,6 +106,10 @@ class Source(Protocol):
         """All that was counted until now."""
         ...
 
+    def epochs(self, decided: Sequence[int]) -> Sequence[int]:
+        """The tables of the evidence that belong to tables of the plan, oldest first."""
+        ...
+
 
 def judged(plan: Rollout) -> Rollout:
     """The plan as it is rehearsed: without Prometheus queries, whose answers nobody can foresee.
@@ -172,12 +176,13 @@ def play(
             evidence = source.evidence(state.experiment)
             findings, traces = judge(
                 questions, evidence, champion=state.champion.name, challenger=state.candidate.name,
-                epochs=state.epochs, level=plan.level, traces=state.traces,
+                epochs=source.epochs(state.epochs), level=plan.level, traces=state.traces,
             )  # fmt: skip
             state = replace(state, traces=traces)
             if keep:
                 path.append(_sight(state.step, now, source, split, findings))
-            state, actions = policy.advance(state, findings, policy.count(state, evidence), None, now)
+            counts = policy.count(replace(state, step_epochs=tuple(source.epochs(state.step_epochs))), evidence)
+            state, actions = policy.advance(state, findings, counts, None, now)
         else:
             approval = policy.Command("promote") if state.phase == "awaiting_approval" else None
             state, actions = policy.advance(state, state.findings, state.counts, approval, now)
