@@ -1,20 +1,15 @@
 """A gateway's own HTTP listener: uvicorn with uvloop and httptools, on a SO_REUSEPORT socket, in its own thread.
 
 Every replica on a machine binds the same port, and the kernel shares connections out among them; a replica that
-dies takes only its own connections along. uvicorn has no deadline for receiving a request: `_protocol` adds one for
-headers and one for bodies, and a limit on connections, so that clients that send slowly, or nothing, cannot hold a
-replica's sockets for ever. A request that arrives in one piece, as nearly every one does, starts no clock.
+dies takes only its own connections along. What one connection may do, and for how long, says `connection`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import ServiceError
@@ -27,25 +22,6 @@ HEADER_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 """How long a connection without a request is kept."""
 BACKLOG = 2048
-MAX_CONNECTIONS = 4096
-HEADER_BYTES = 64 << 10
-"""Headers that arrive in several packets are read up to this size."""
-_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
-
-
-def _closing(status: bytes, message: str) -> bytes:
-    """A whole reply that is sent past the application, before the connection is closed."""
-    body = json.dumps({"error": message}).encode()
-    return b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
-        status,
-        len(body),
-        body,
-    )
-
-
-TOO_SLOW = _closing(b"408 Request Timeout", "the body did not arrive in time")
-TOO_LONG = _closing(b"431 Request Header Fields Too Large", f"headers of at most {HEADER_BYTES} bytes are read")
-NOT_HTTP = _closing(b"400 Bad Request", "this is not a request of HTTP/1.1")
 
 
 class Listener:
@@ -110,9 +86,11 @@ def bind(host: str, port: int) -> socket.socket:
 def _server(gateway: Gateway, header_seconds: float) -> Any:
     import uvicorn
 
+    from mlflowkit.serving.connection import connections
+
     config = uvicorn.Config(
         gateway,
-        http=_protocol(header_seconds, lambda: gateway.settings.timeout_seconds),
+        http=connections(gateway, header_seconds),
         ws="none",
         loop="none",
         lifespan="off",
@@ -127,92 +105,3 @@ def _server(gateway: Gateway, header_seconds: float) -> Any:
         backlog=BACKLOG,
     )
     return uvicorn.Server(config)
-
-
-def _protocol(header_seconds: float, body_seconds: Callable[[], float]) -> Any:
-    """uvicorn's httptools protocol with deadlines for headers and bodies and a bound on connections."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class Protocol(HttpToolsProtocol):
-        """One connection. ``_clock`` runs while a request is due, beyond the packet that it began in."""
-
-        _clock: Any = None
-        _due = False
-        _in_body = False
-        _head_bytes = 0
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > MAX_CONNECTIONS:
-                transport.abort()
-                return
-            self._clock = self.loop.call_later(header_seconds, transport.abort)
-
-        def data_received(self, data: bytes) -> None:
-            if not self._due and b"pgrade" in data:
-                data = _without_upgrade(data)
-            super().data_received(data)
-            if self._due and not self._in_body:
-                self._head_bytes += len(data)
-                if self._head_bytes > HEADER_BYTES:
-                    self._refuse(TOO_LONG)
-                    return
-            if self._due and self._clock is None:
-                if self._in_body:
-                    self._clock = self.loop.call_later(body_seconds(), self._too_slow)
-                else:
-                    self._clock = self.loop.call_later(header_seconds, self.transport.abort)
-
-        def on_message_begin(self) -> None:
-            self._due, self._in_body, self._head_bytes = True, False, 0
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._in_body = True
-            self._stop_clock()
-            super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            self._due = False
-            self._stop_clock()
-            super().on_message_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._due = False
-            self._stop_clock()
-            super().connection_lost(exc)
-
-        def _stop_clock(self) -> None:
-            if self._clock is not None:
-                self._clock.cancel()
-                self._clock = None
-
-        def _too_slow(self) -> None:
-            """Answer 408 past the application, which learns that the client is gone."""
-            if self.cycle.response_started:
-                self.transport.close()
-            else:
-                self._refuse(TOO_SLOW)
-
-        def send_400_response(self, msg: str) -> None:
-            """What is no HTTP is answered as every other error is. ``msg`` is uvicorn's sentence for it."""
-            self._refuse(NOT_HTTP)
-
-        def _refuse(self, reply: bytes) -> None:
-            self.transport.write(reply)
-            self.transport.close()
-
-    return Protocol
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """The first request's head without its offer to change the protocol, which a server may decline by ignoring it.
-
-    The parser would take what follows the head of a request with such an offer (Java's client makes one with every
-    request over plain HTTP) for the other protocol, and the body would be lost. Lengths stay as they are.
-
-    >>> _without_upgrade(b"POST / HTTP/1.1\\r\\nUpgrade: h2c\\r\\n\\r\\n\\nupgrade: 1")
-    b'POST / HTTP/1.1\\r\\nx-grade: h2c\\r\\n\\r\\n\\nupgrade: 1'
-    """
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"x-grade", head) + end + rest
