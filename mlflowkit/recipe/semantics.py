@@ -120,8 +120,10 @@ def problems(values: Json) -> list[Problem]:
     >>> found[0].path, found[0].message
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
+    from mlflowkit.recipe import rollouts
+
     view = View(values)
-    return [problem for rule in RULES for problem in rule(view)]
+    return [problem for rule in (*RULES, *rollouts.RULES) for problem in rule(view)]
 
 
 def metrics_of(task: str) -> tuple[str, ...]:

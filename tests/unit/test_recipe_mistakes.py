@@ -234,6 +234,37 @@ def exposed(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistak
             yield Mistake("exposed", wrong, start.line + 1, start.column + 8, "serve.host", "mlkit key create")
 
 
+ROLLOUTS = (
+    ("{strategy: ^canary}", "strategy", "nothing to judge"),
+    ("{strategy: ab, metrics: ^[]}", "metrics", "nothing to judge"),
+    ("{^steps: [5]}", "steps", "strategy: canary"),
+    ("{strategy: canary, steps: [25, ^5], metrics: [{metric: error_rate, margin: 0.01}]}", "steps.1", "more than 25"),
+    ("{strategy: shadow, steps: [0, ^5], metrics: [{metric: agreement, min: 0.9}]}", "steps.1", "mirrored"),
+    ("{strategy: canary, metrics: [{metric: ^agreement, min: 0.9}]}", "metrics.0.metric", "begin steps with 0"),
+    ("{strategy: canary, metrics: [{metric: ^error_rate}]}", "metrics.0.metric", "margin"),
+    ("{strategy: canary, metrics: [{metric: error_rate, margin: ^2}]}", "metrics.0.margin", "0.02"),
+    ("{strategy: canary, metrics: [{metric: error_rate, ^ratio: 2, margin: 0.1}]}", "metrics.0.ratio", "latency"),
+    ("{strategy: canary, metrics: [^{metric: prometheus, query: up, max: 1}]}", "metrics.0", "url"),
+    ("{strategy: blue_green, metrics: [{metric: ^error_rate, margin: 0.1}]}", "metrics.0.metric", "max"),
+    ("{strategy: canary, promote: ^never, metrics: [{metric: error_rate, margin: 0.1}]}", "promote", "manual"),
+    ("{strategy: canary, max_seconds: ^9, metrics: [{metric: error_rate, margin: 0.1}]}", "max_seconds", "never over"),
+)
+"""Rollouts that cannot be: ^ is where the fault is."""
+
+
+def rolled_out(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    """A rollout with nothing to judge by, steps that do not grow, metrics that cannot be measured."""
+    for site in found:
+        if site.path != ("serve",) or not isinstance(site.value, yaml.MappingNode) or not site.value.flow_style:
+            continue
+        start = site.value.start_mark
+        for marked, key, word in ROLLOUTS:
+            inserted = f"rollout: {marked}"
+            wrong = f"{text[: start.index + 1]}{inserted.replace('^', '')}, {text[start.index + 1 :]}"
+            column = start.column + 2 + inserted.index("^")
+            yield Mistake("rolled out", wrong, start.line + 1, column, f"serve.rollout.{key}", word)
+
+
 KINDS = (
     misspelt_keys,
     misspelt_words,
@@ -246,6 +277,7 @@ KINDS = (
     instantiated,
     resolved,
     exposed,
+    rolled_out,
 )
 
 
