@@ -134,7 +134,7 @@ def _another(told: dict[str, Any] | None) -> bool:
     """Whether a living process other than this one says where the page is: it was there first."""
     if told is None or told["pid"] == os.getpid() or not told["endpoint"]:
         return False
-    return process_started(told["pid"]) == told["started"]
+    return bool(process_started(told["pid"]) == told["started"])
 
 
 def _port(endpoint: str) -> int:

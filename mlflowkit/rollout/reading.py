@@ -8,18 +8,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mlflowkit.errors import MlkitError
+from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.judging.evidence import Evidence, merge
 from mlflowkit.rollout import lease, memory
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.shown import NOTHING, Controller, Sample, ServiceView, Snapshot
 from mlflowkit.rollout.view import comparison_from_json, incident_from_json, sample, view
-from mlflowkit.rollout.webhooks import history
 from mlflowkit.serving.files import ServiceFiles, process_started, read_json
 from mlflowkit.values import Json, RoutingTable
 
@@ -74,9 +73,8 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
     rollout = None if saved is None else saved.state
     parts = reader.made(files.folder / "evidence", lambda _, value: Evidence.from_json(value)).values()
     incidents = files.folder / "incidents"
-    admin = reader.json(files.folder / "admin.json")
     webhooks = files.folder / "webhooks"
-    told: list[dict[str, Json]] = reader.get(lambda: history(files), [])
+    told: tuple[Mapping[str, Json], ...] = reader.get(lambda: deliveries(files), ())
     now = time.time() if now is None else now
     return Snapshot(
         service=files.service,
@@ -90,13 +88,32 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
         comparisons=reader.made(files.folder / "disagreements", lambda _, value: comparison_from_json(value)),
         incidents=tuple(reversed(reader.made(incidents, incident_from_json, INCIDENTS).values())),
         incident_count=_count(incidents),
-        admin=admin["endpoint"] if admin is not None and process_started(admin["pid"]) == admin["started"] else "",
+        admin=reader.get(lambda: admin_page(files), ""),
         previous=reader.get(lambda: previous(files, table), ""),
         controller=reader.get(lambda: controller(files.folder.parent.parent, now), None),
         webhooks=tuple(reversed(told)),
         waiting_webhooks=_count(webhooks),
         problems=tuple(reader.problems),
     )
+
+
+def admin_page(files: ServiceFiles) -> str:
+    """Where the page of a service is; "" when the process that served it is gone. Raises ServiceError."""
+    path = files.folder / "admin.json"
+    told = read_json(path)
+    try:
+        return "" if told is None or process_started(told["pid"]) != told["started"] else str(told["endpoint"])
+    except (KeyError, TypeError) as error:
+        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"remove {path}") from error
+
+
+def deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:
+    """What became of the last events that were told to hooks, newest last. Raises ServiceError."""
+    path = files.folder / "webhooks.json"
+    found = read_json(path) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) and "id" in one for one in found):
+        raise ServiceError(f"{path} is damaged: a list of deliveries is expected", hint=f"remove {path}")
+    return tuple(found)
 
 
 def _count(folder: Path) -> int:
@@ -136,7 +153,7 @@ class Tally:
         if self._changed(files.folder / "webhooks.json"):
             first = files.service not in self._seen
             known = self._seen.setdefault(files.service, set())
-            found = {one["id"]: bool(one["ok"]) for one in history(files)}
+            found = {one["id"]: bool(one.get("ok")) for one in deliveries(files)}
             if not first:
                 self.delivered.update(
                     (files.service, "ok" if ok else "failed") for id, ok in found.items() if id not in known

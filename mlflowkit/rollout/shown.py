@@ -60,7 +60,7 @@ class Snapshot:
     previous: str = ""
     admin: str = ""
     controller: Controller | None = None
-    webhooks: tuple[Json, ...] = ()
+    webhooks: tuple[Mapping[str, Json], ...] = ()
     waiting_webhooks: int = 0
     problems: tuple[str, ...] = ()
 
@@ -281,7 +281,7 @@ class ServiceView:
     previous: str
     """Version that a rollback would go back to, when no rollout is running; "" when none is known."""
     controller: Controller | None
-    webhooks: tuple[Json, ...]
+    webhooks: tuple[Mapping[str, Json], ...]
     """What became of the last deliveries, newest first."""
     waiting_webhooks: int
     problems: tuple[str, ...]
