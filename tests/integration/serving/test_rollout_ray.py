@@ -29,6 +29,7 @@ from mlflowkit.rollout.state import RolloutState
 from mlflowkit.serving.files import ServiceFiles
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
+from mlflowkit.values import RoutingTable
 
 from .conftest import make_bundle, wait_for
 
@@ -70,10 +71,13 @@ class World:
         found: RolloutState = wait_for(end, 60)
         return found
 
+    def table(self) -> RoutingTable:
+        found = self.files.table()
+        assert found is not None
+        return found
+
     def champion(self) -> str:
-        table = self.files.table()
-        assert table is not None
-        return table.champion.digest
+        return self.table().champion.digest
 
     def mlkit(self, *arguments: str) -> dict[str, Any]:
         code = "from mlflowkit.cli.app import main; main()"
@@ -120,7 +124,7 @@ class Traffic:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     root = tmp_path_factory.mktemp("versions")
-    found = {name: make_bundle(root / name / "bundle", seed) for seed, name in enumerate(("one", "two"), 1)}
+    found = {name: make_bundle(root / name / "bundle", seed) for seed, name in enumerate(("one", "two", "three"), 1)}
     (root / "bad").mkdir()
     found["bad"] = planted.errors(found["two"], root / "bad" / "bundle", "age", 50.0)
     return found
@@ -171,3 +175,47 @@ def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
 
     assert traffic.failures == []
     assert traffic.variants["challenger"] > 50
+
+
+def test_a_person_holds_promotes_and_goes_back_by_the_command_line(
+    world: World, traffic: Traffic, bundles: dict[str, Bundle]
+) -> None:
+    """After the test before: the second version is champion, the first is what to go back to."""
+    three = bundles["three"]
+    manual = {"steps": [10, {"weight": 30, "approval": True}, 50], "promote": "manual", **QUICK}
+    told = world.deploy(three, strategy="canary", metrics=[ERRORS], **{**manual, "bake_seconds": 600})
+    assert told["rollout"] == "canary, step 1 of 3 at 10 %"
+    assert world.mlkit("rollout", "pause", "--reason", "lunch")["rollout"]["phase"] == "paused"
+    (seen,) = world.mlkit("rollout", "status", "lending")["services"]
+    assert (seen["rollout"]["phase"], seen["rollout"]["reason"]) == ("paused", "lunch")
+    assert seen["previous"]["version"] == bundles["one"].manifest.version
+    assert "not paused" not in world.mlkit("rollout", "resume")["message"]
+    assert "is not paused" in world.mlkit("rollout", "resume")["error"]["message"]
+    dry = world.mlkit("rollout", "promote", "--dry-run")
+    assert (dry["message"], dry["rollout"]["step"]) == ("would go on to step 2", 1)
+    assert world.mlkit("rollout", "promote")["rollout"]["step"] == 2
+    assert world.mlkit("rollout", "promote", "--full")["rollout"]["phase"] == "promoted"
+    assert world.champion() == three.manifest.identity
+
+    back = world.mlkit("rollout", "rollback", "--reason", "complaints")
+    assert back["rollout"]["phase"] == "rolled_back"
+    assert world.champion() == bundles["two"].manifest.identity
+    (seen,) = world.mlkit("rollout", "status", "lending")["services"]
+    assert seen["incidents"][0]["reason"] == "complaints"
+    assert three.manifest.version in [one["version"] for one in seen["turned_down"]]
+    with pytest.raises(ServiceError, match="not tried again"):
+        world.deploy(three)
+    world.mlkit("rollout", "forget", three.manifest.version)
+
+    told = world.deploy(three, strategy="shadow", metrics=[{"metric": "agreement", "min": 0.01}], promote="never",
+                        **{**QUICK, "max_seconds": 2})  # fmt: skip
+    assert world.ended(told["experiment"]).phase == "kept"
+    told = world.deploy(bundles["one"], strategy="canary", metrics=[ERRORS], **{**QUICK, "bake_seconds": 600})
+    shadow = f"shadow-{three.manifest.version}"
+    assert {one.name for one in world.table().variants} == {"champion", "challenger", shadow}
+    world.mlkit("rollout", "abort", shadow)
+    wait_for(lambda: {one.name for one in world.table().variants} == {"champion", "challenger"})
+    assert world.mlkit("rollout", "abort", "lending", "--reason", "enough")["rollout"]["phase"] == "aborted"
+    assert [one.name for one in world.table().variants] == ["champion"]
+    assert "no rollout of lending is running" in world.mlkit("rollout", "promote")["error"]["message"]
+    assert traffic.failures == []
