@@ -329,7 +329,7 @@ class Observer:
     def _sliced(self, champion: Known, experiment: str) -> Mapping[str, frozenset[str]]:
         key = (champion.digest, experiment)
         if key not in self._slices:
-            named = agreement_columns(read_json(self.files.folder / "request.json"), experiment)
+            named = agreement_columns(read_json(self.files.folder / "rollout.json"), experiment)
             self._slices = {key: comparison.sliced_columns(champion.signature, champion.reference, named)}
         return self._slices[key]
 
@@ -466,15 +466,17 @@ def _plain(value: Any) -> Json:
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
-def agreement_columns(request: Json, experiment: str) -> tuple[str, ...]:
-    """The columns by whose values the rollout of an experiment judges agreement, from its ``request.json``.
+def agreement_columns(saved: Json, experiment: str) -> tuple[str, ...]:
+    """The columns by whose values the rollout of an experiment judges agreement, from ``rollout.json``.
 
-    >>> agreement_columns({"id": "e1", "plan": {"metrics": [{"metric": "agreement", "columns": ["term"]}]}}, "e1")
+    >>> plan = {"metrics": [{"metric": "agreement", "columns": ["term"]}]}
+    >>> agreement_columns({"state": {"experiment": "e1", "plan": plan}}, "e1")
     ('term',)
     """
-    if not isinstance(request, dict) or request.get("id") != experiment:
+    state = saved["state"] if isinstance(saved, dict) else {}
+    if state.get("experiment") != experiment:
         return ()
-    metrics = [metric for metric in request["plan"]["metrics"] if metric["metric"] == "agreement"]
+    metrics = [metric for metric in state["plan"]["metrics"] if metric["metric"] == "agreement"]
     return tuple(column for metric in metrics for column in metric["columns"])
 
 

@@ -46,9 +46,13 @@ class World:
         """What `mlkit run` does once a bundle is blessed."""
         out = self.folder / "out" / f"{time.monotonic_ns()}"
         out.mkdir(parents=True)
-        (out.parent / "bundle").unlink(missing_ok=True)
         context: Any = SimpleNamespace(
-            inputs={"package": made.path.parent}, out=out, ports=self, progress=lambda event: None, run="run-1"
+            inputs={"package": made.path.parent},
+            out=out,
+            ports=self,
+            folder=self.recipe.parent,
+            progress=lambda event: None,
+            run="run-1",
         )
         routing = {"affinity": "header", "name": "x-user"}
         serve = {"service": "lending", "port": 0, "routing": routing, "rollout": rollout}
