@@ -3,11 +3,12 @@
 A/A: rollouts whose truth lies exactly on the limit, looked at over and over until FAILED or PASSED is said; the truth
 being on the limit, each may be said in at most a share ``level`` of the rollouts. A/B: planted regressions (how many
 are found, and after how many requests of the challenger), and challengers as good as the champion (how many requests
-until that is shown). Traffic: weights grow 5 -> 25 -> 50 percent in thirds of the rollout where it says "steps",
-otherwise 5 percent throughout.
+until that is shown). A last group breaks the assumption that requests are independent, to say how much that matters.
+Traffic: weights grow 5 -> 25 -> 50 percent in thirds of the rollout where it says "steps", otherwise 5 percent
+throughout.
 
     python -m benchmarks.sequential --rollouts 1000 --out benchmarks/results/sequential.json
-    python -m benchmarks.sequential --rollouts 1000 --only error_rate  # the cases whose names contain it
+    python -m benchmarks.sequential --rollouts 1000 --only "error_rate|accuracy"  # keeps the other rows
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +123,18 @@ def errors(champion: float, challenger: float, swing: float = 0.0) -> Draw:
     def draw(random: np.random.Generator, count: int, arm: int, done: float) -> VariantCounts:
         rate = (champion, challenger)[arm] * (1 + swing * math.sin(40 * done))
         return VariantCounts(requests=count, errors=int(random.binomial(count, rate)), rows=count)
+
+    return draw
+
+
+def users(champion: float, careless: float = 0.05, each: int = 20) -> Draw:
+    """Failures that users cause: each sends 20 requests to one variant, and 5 % of them cause 20 times the failures."""
+
+    def draw(random: np.random.Generator, count: int, arm: int, done: float) -> VariantCounts:
+        people = max(round(count / each), 1)
+        usual = champion / (1 + 19 * careless)
+        rates = np.where(random.random(people) < careless, 20 * usual, usual)
+        return VariantCounts(requests=people * each, errors=int(random.binomial(each, rates).sum()), rows=count)
 
     return draw
 
@@ -252,6 +266,12 @@ ON_THE_LIMIT = (
     ),
 )
 
+DEPENDENT = (
+    Case("error_rate, users of 20 requests", [asked("error_rate")], users(0.01), steps=STEPS),
+    Case("error_rate, such users, margin 0.005", [asked("error_rate", margin=0.005)], users(0.01), steps=STEPS),
+)
+"""What is assumed does not hold: requests of one user share their fate. Equal arms; PASSED is right with a margin."""
+
 PLANTED = (
     Case("error_rate 1 % -> 3 %", [asked("error_rate")], errors(0.01, 0.03), 60_000, 300),
     Case("error_rate 1 % -> 3 %, margin 0.005", [asked("error_rate", margin=0.005)], errors(0.01, 0.03), 60_000, 300),
@@ -357,14 +377,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=1000)
-    parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--only", default="", help="cases whose names match this expression")
     parser.add_argument("--out", type=Path, help="write JSON here")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     print(f"{'case':40} {'rollouts':>8} {'looks':>7}  FAILED  (upper)  PASSED  (upper)   level {LEVEL}")
-    for case in ON_THE_LIMIT:
-        if options.only in case.name:
-            row = {"kind": "on the limit", **false_rates(case, options.rollouts)}
+    kinds = [("on the limit", case) for case in ON_THE_LIMIT] + [("dependent", case) for case in DEPENDENT]
+    for kind, case in kinds:
+        if re.search(options.only, case.name):
+            row = {"kind": kind, **false_rates(case, options.rollouts)}
             rows.append(row)
             print(
                 f"{case.name:40} {row['rollouts']:8} {case.looks:7}  {row['failed']:6.3f}  ({row['failed_upper']:.3f})"
@@ -374,7 +395,7 @@ def main() -> None:
     for kind, cases, outcome in (("planted", PLANTED, Outcome.FAILED), ("as good", AS_GOOD, Outcome.PASSED)):
         print(f"{kind + ' at 5 % weight':40} {'rollouts':>8}  {outcome}  requests of the challenger: median, 90 %")
         for case in cases:
-            if options.only in case.name:
+            if re.search(options.only, case.name):
                 row = {"kind": kind, **delays(case, options.rollouts // 5, outcome)}
                 rows.append(row)
                 part = row.get("challenger", {"median": math.nan, "p90": math.nan})

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING
 
 from mlflowkit.judging.evidence import LATENCY_GROWTH
@@ -102,13 +103,18 @@ class Wealth:
         stake = math.log(max(before - _reserve(spent), 1e-300) / len(logs))
         held = self.logs or (-math.inf,) * len(logs)
         return Wealth(
-            tuple(_log_sum((own, stake)) + gain for own, gain in zip(held, logs, strict=True)),
+            tuple(_log_add(own, stake) + gain for own, gain in zip(held, logs, strict=True)),
             spent,
         )
 
 
 def _reserve(spent: float) -> float:
     return 0.5 / (1.0 + math.log1p(spent / 500.0)) if spent else 1.0
+
+
+def _log_add(first: float, second: float) -> float:
+    low, high = (first, second) if first < second else (second, first)
+    return high + math.log1p(math.exp(low - high))
 
 
 def _log_sum(values: Sequence[float]) -> float:
@@ -168,11 +174,10 @@ def rate_difference_bets(
     offsets = np.array(_SPREAD) / math.sqrt(past.hits + 0.5)
     odds = base / (1 - base) * np.exp(offsets)
     first = np.clip(odds / (1 + odds), 1e-7, 1 - margin - 1e-6 if margin < 1 else 1e-6)[None, :]
-    edge = np.clip(first + margin, None, 1 - 1e-6)
-    above = [_odds_of(edge, ratio) for ratio in _ODDS_ABOVE]
+    edge = np.minimum(first + margin, 1 - 1e-6)
+    above, below = _odds_of(edge, _ODDS_ABOVE), _odds_of(first, [1 / ratio for ratio in _ODDS_BELOW])
     nearer = [edge - margin / 2, first] if margin > 0 else []
-    below = nearer + [_odds_of(first, 1 / ratio) for ratio in _ODDS_BELOW]
-    second = np.concatenate(above + below)
+    second = np.concatenate([above, *nearer, below])
     first = np.broadcast_to(first, second.shape)
     logs = _nearest_pair_logs(champion, challenger, margin, first, second)
     top = logs.max(axis=1)
@@ -180,8 +185,13 @@ def rate_difference_bets(
     return mixed[: len(above)].tolist(), mixed[len(above) :].tolist()
 
 
-def _odds_of(rate: Array, ratio: float) -> Array:
-    return rate * ratio / (1 - rate + rate * ratio)
+def _odds_of(rates: Array, ratios: Sequence[float]) -> Array:
+    """Rates (one row) at each ratio of their odds, a row each."""
+    import numpy as np
+
+    column = np.array(ratios)[:, None]
+    found: Array = rates * column / (1 - rates + rates * column)
+    return found
 
 
 def _nearest_pair_logs(champion: Share, challenger: Share, margin: float, first: Array, second: Array) -> Array:
@@ -223,7 +233,7 @@ def nearest_rate(champion: float, challenger: float, margin: float, first: Array
     radius = np.sqrt(-p / 3)
     angle = np.arccos(np.clip(-q / (2 * radius**3), -1, 1)) / 3
     t = np.clip(centre + 2 * radius * np.cos(angle - 2 * math.pi / 3), 1e-12, rest - 1e-12)
-    for _ in range(4):
+    for _ in range(3):
         value = ((t + square) * t + linear) * t + constant
         t = np.clip(t - value / ((3 * t + 2 * square) * t + linear), t / 4, (t + 3 * rest) / 4)
     nearest: Array = t
@@ -466,9 +476,10 @@ def _excluding(count: float, quantile: float, barrier: float) -> tuple[int, int]
         while True:
             logs = [below * slope + count * miss for slope, miss in zip(slopes, misses, strict=True)]
             excess = _log_sum(logs) - _LOG_TAILS - barrier
-            weights = [math.exp(log - max(logs)) for log in logs]
-            slope = sum(weight * slope for weight, slope in zip(weights, slopes, strict=True)) / sum(weights)
-            if excess < abs(slope) / 2:
+            top = max(logs)
+            weights = [math.exp(log - top) for log in logs]
+            slope = sum(map(mul, weights, slopes)) / sum(weights)
+            if excess < max(abs(slope) / 2, 0.1):
                 break
             below -= excess / slope
         found.append(below)
