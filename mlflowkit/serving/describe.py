@@ -76,7 +76,7 @@ def index(service: str, active: Loaded | None) -> list[dict[str, str]]:
 def refuse_change() -> Refusal:
     """Why versions are not loaded or unloaded by request."""
     return Refusal(
-        400,
+        403,
         "versions are governed by rollouts: mlkit run RECIPE deploys one, mlkit rollout promotes it or rolls it back",
     )
 

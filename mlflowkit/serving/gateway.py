@@ -57,6 +57,7 @@ from mlflowkit.serving.protocol import (
     render_rows,
 )
 from mlflowkit.serving.records import Mirror, Tap
+from mlflowkit.serving.refusal import kind
 from mlflowkit.serving.roads import Road, road_of
 from mlflowkit.serving.router import affinity_key, parameter_key
 from mlflowkit.serving.telemetry import CONTENT_TYPE, Telemetry, merge
@@ -291,8 +292,8 @@ class Gateway:
     async def _index(self, receive: Receive, length: int) -> tuple[int, bytes, Headers]:
         """The repository's index; everything in it is ready, so that the request's ``ready`` changes nothing."""
         body = await self._bodies.read(receive, length, _INDEX_BYTES)
-        if body:
-            read_document(body)
+        if body and type(ready := read_document(body).get("ready", False)) is not bool:
+            raise Refusal(400, f"ready: {kind(ready)}; true or false is expected")
         return 200, orjson.dumps(describe.index(self.settings.service, self.versions.active)), _JSON
 
     def _look(self, road: Road) -> tuple[int, bytes, Headers]:

@@ -12,10 +12,12 @@ from mlflowkit.serving.files import Settings
 from mlflowkit.serving.variants import Loaded
 
 Document = dict[str, Any]
+_INFINITE = {"FP16": 65520.0, "FP32": 3.4028235677973366e38}
+"""What rounds to an infinity, and is refused; beyond FP64, the parser of JSON refuses it."""
 _SAID = {
     "400": "The body is wrong; the sentence says where, what was found and what is allowed.",
     "401": "No API key that is known here.",
-    "403": "An API key without the scope.",
+    "403": "An API key without the scope, or what no key may do.",
     "404": "No such model or version.",
     "408": "The body came too slowly.",
     "413": "Too many bytes or rows.",
@@ -123,7 +125,7 @@ def _refused(verb: str) -> Document:
     return {
         "operationId": f"repository{verb.capitalize()}",
         "summary": f"Refused: {describe.refuse_change().message}",
-        "responses": _failures(*_ALWAYS, "400", "404"),
+        "responses": _failures(*_ALWAYS, "404"),
     }
 
 
@@ -187,13 +189,14 @@ def _of_signature(signature: Signature | None, settings: Settings) -> Document:
     if signature is None:
         return {name: {"type": "object"} for name in ("Rows", "Predictions", "InferRequest", "InferReply")}
     identity = {"type": "string", "maxLength": 256}
+    parameters = {"type": ["object", "null"]}
     stamp = {"model_name": {"const": settings.service}, "model_version": _TEXT, "id": _TEXT}
     inputs = [_tensor(tensor) for tensor in signature.inputs]
     return {
         "Rows": {
             **_object(
                 ("rows",), rows=_list(_row(signature), minItems=1, maxItems=settings.max_rows), id=identity,
-                parameters={"type": "object"},
+                parameters=parameters,
             ),
             "additionalProperties": False,
         },
@@ -201,7 +204,7 @@ def _of_signature(signature: Signature | None, settings: Settings) -> Document:
             (*stamp, "predictions"), **stamp, predictions=_list(_prediction(signature), minItems=1)
         ),
         "InferRequest": _object(
-            ("inputs",), id=identity, parameters={"type": "object"},
+            ("inputs",), id=identity, parameters=parameters,
             inputs={
                 "type": "array", "prefixItems": inputs, "items": False, "minItems": len(inputs),
                 "maxItems": len(inputs),
@@ -221,9 +224,9 @@ def _element(tensor: Tensor, *, loose: bool = False) -> Document:
     if tensor.datatype == "BOOL":
         return _TRUTH
     if tensor.datatype in FLOATING:
-        limit = {"FP16": 65504.0, "FP32": 3.4e38}.get(tensor.datatype, 1.7e308)
         kinds = ["number", "null", *(["boolean"] if loose else [])]
-        return {"type": kinds, "minimum": -limit, "maximum": limit}
+        limit = _INFINITE.get(tensor.datatype)
+        return {"type": kinds, **({"exclusiveMinimum": -limit, "exclusiveMaximum": limit} if limit else {})}
     bits = int(tensor.datatype.lstrip("UINT"))
     low, high = (0, 2**bits - 1) if tensor.datatype.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return {"type": "integer", "minimum": low, "maximum": high}

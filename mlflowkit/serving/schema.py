@@ -16,7 +16,8 @@ from mlflowkit.tables import category_text
 
 _INTEGER = frozenset({int})
 _TEXT = frozenset({str})
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_NULL: type = type(None)
+_SCALARS: frozenset[type] = frozenset({str, int, float, bool, _NULL})
 _NO_RAW: Mapping[str, Buffer] = {}
 
 
@@ -278,6 +279,9 @@ def zeros(signature: Signature, rows: int) -> dict[str, np.ndarray]:
 
 
 def _identity(document: Mapping[str, Any]) -> str:
+    """The client's id for its request. Raises Refusal for one that is none, or for parameters that are no object."""
+    if type(document.get("parameters")) not in (dict, _NULL):
+        raise Refusal(400, f"parameters: an object is needed, found {kind(document['parameters'])}")
     identity = document.get("id", "")
     if type(identity) is not str or len(identity) > 256:
         raise Refusal(400, "id: a string of at most 256 characters is needed")

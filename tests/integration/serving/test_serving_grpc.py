@@ -119,9 +119,9 @@ def _cut(change: Callable[[Any], None]) -> Any:
         ("ModelReady", messages().ModelReadyRequest(name="lendin"), "NOT_FOUND", "this service has lending"),
         ("ModelMetadata", messages().ModelMetadataRequest(name="lending", version="7"), "NOT_FOUND", "no version"),
         ("ModelStatistics", messages().ModelStatisticsRequest(name="x"), "NOT_FOUND", "this service has lending"),
-        ("RepositoryModelLoad", messages().RepositoryModelLoadRequest(model_name="lending"), "INVALID_ARGUMENT",
+        ("RepositoryModelLoad", messages().RepositoryModelLoadRequest(model_name="lending"), "PERMISSION_DENIED",
          "governed by rollouts"),
-        ("RepositoryModelUnload", messages().RepositoryModelUnloadRequest(model_name="lending"), "INVALID_ARGUMENT",
+        ("RepositoryModelUnload", messages().RepositoryModelUnloadRequest(model_name="lending"), "PERMISSION_DENIED",
          "governed by rollouts"),
     ],
 )  # fmt: skip
