@@ -24,7 +24,7 @@ from mlflowkit.rollout import asking, commands, incidents, lease, memory, policy
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.commands import Answer, Told
 from mlflowkit.rollout.lease import Lease, LeaseLostError
-from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus
+from mlflowkit.rollout.measuring import EvidenceFolder, Feedback, Prometheus
 from mlflowkit.rollout.policy import Command
 from mlflowkit.rollout.state import Action, Promote, Request, RollBack, RolloutState, Saved, SetTable, Tell
 from mlflowkit.serving.files import ServiceFiles, read_json
@@ -127,29 +127,34 @@ class ServiceController:
     _prometheus: Prometheus = field(default_factory=Prometheus)
     _written: float = 0.0
     _measured: tuple[tuple[float, ...], ...] = ()
-    _damaged: str = ""
+    _complaint: str = ""
 
     def __post_init__(self) -> None:
         self._evidence = EvidenceFolder(self.files.folder / "evidence")
 
     def follow(self, ending: threading.Event, lost: threading.Event) -> None:
         """`step` again and again until either event is set; what the world does wrong is logged and tried again."""
-        while not ending.is_set() and not lost.is_set():
-            wait = IDLE_SECONDS
-            try:
-                wait = LOOK_SECONDS if self.step() else IDLE_SECONDS
-            except LeaseLostError as error:
-                _log.warning("%s", error.message)
-                lost.set()
-            except MlkitError as error:
-                if error.message != self._damaged:
-                    _log.error("%s: %s (%s)", self.files.service, error.message, error.hint)
-                self._damaged = error.message
-                wait = RETRY_SECONDS
-            except Exception:  # noqa: BLE001 - a fault of ours in one service must not end the others'
-                _log.exception("%s: the controller failed; it goes on", self.files.service)
-                wait = RETRY_SECONDS
-            ending.wait(wait)
+        with Feedback(self.files, self.lease.check):
+            while not ending.is_set() and not lost.is_set():
+                ending.wait(self._round(lost))
+
+    def _round(self, lost: threading.Event) -> float:
+        """One `step`; seconds until the next."""
+        try:
+            running = self.step()
+        except LeaseLostError as error:
+            _log.warning("%s", error.message)
+            lost.set()
+        except MlkitError as error:
+            if error.message != self._complaint:
+                _log.error("%s: %s (%s)", self.files.service, error.message, error.hint)
+            self._complaint = error.message
+        except Exception:  # noqa: BLE001 - a fault of ours in one service must not end the others'
+            _log.exception("%s: the controller failed; it goes on", self.files.service)
+        else:
+            self._complaint = ""
+            return LOOK_SECONDS if running else IDLE_SECONDS
+        return RETRY_SECONDS
 
     def step(self) -> bool:
         """One round: what is left to do, a request, a command, a look. Returns whether a rollout is running."""
@@ -227,31 +232,35 @@ class ServiceController:
     def _take_request(self) -> None:
         """Begin the rollout that was asked for, or say why not."""
         path = self.files.folder / "request.json"
-        value = read_json(path)
-        if value is None:
-            return
         try:
-            request = Request.from_json(value)
-        except (KeyError, TypeError, ValueError) as error:
+            value = read_json(path)
+            request = None if value is None else Request.from_json(value)
+        except (ServiceError, KeyError, TypeError, ValueError) as error:
+            _log.error("%s is damaged and was removed: %s", path, error)
             path.unlink(missing_ok=True)
-            raise ServiceError(f"{path} is damaged: {error!r}", hint="mlkit run RECIPE") from error
+            return
+        if request is not None and self._begun(request):
+            path.unlink(missing_ok=True)
+
+    def _begun(self, request: Request) -> bool:
+        """Begin a rollout or refuse it, and say so; False while the service is being set up."""
         now = self.world.clock()
+        answer = Answer(request.id, True, f"{request.plan.strategy} of version {request.candidate.version} begins")
         if self.saved is None or self.saved.state.experiment != request.id:
-            refused = asking.refusal(self.files, request, now)
-            if refused is not None:
-                commands.answer(self.files, replace(refused, time=now))
-                path.unlink(missing_ok=True)
-                return
+            try:
+                refused = asking.refusal(self.files, request, now)
+            except ServiceError as error:
+                refused = Answer(request.id, False, error.message, error.hint)
             table = self.files.table()
-            if table is None:
-                return  # the service is being set up
-            self._forget_evidence()
-            state = policy.begin(request, table, now=now, fence=self.lease.fence)
-            self._save(state, ())
-            self.world.reach("rollout.begun")
-        message = f"{request.plan.strategy} of version {request.candidate.version} begins"
-        commands.answer(self.files, Answer(request.id, True, message, time=now))
-        path.unlink(missing_ok=True)
+            if refused is None and table is None:
+                return False
+            if refused is None and table is not None:
+                self._forget_evidence(table)
+                self._save(policy.begin(request, table, now=now, fence=self.lease.fence), ())
+                self.world.reach("rollout.begun")
+            answer = refused or answer
+        commands.answer(self.files, replace(answer, time=now))
+        return True
 
     def _command_without(self, told: Told) -> None:
         """A command where no rollout is running: back to an earlier champion, or a lasting shadow's end."""
@@ -360,15 +369,17 @@ class ServiceController:
             self.world.reach("rollout.saved")
         self.saved = saved
 
-    def _forget_evidence(self) -> None:
+    def _forget_evidence(self, table: RoutingTable) -> None:
         """Remove what was counted of experiments that are over; writers of living ones write again."""
-        table = self.files.table()
-        present = "" if table is None else table.experiment
         folder = self.files.folder / "evidence"
         with self.lease.guard():
             for path in folder.glob("*.json") if folder.is_dir() else ():
-                value = read_json(path)
-                if not isinstance(value, dict) or value.get("experiment") != present:
+                try:
+                    value = read_json(path)
+                except ServiceError as error:
+                    _log.error("%s", error.message)
+                    value = None
+                if not isinstance(value, dict) or value.get("experiment") != table.experiment:
                     path.unlink(missing_ok=True)
 
 
