@@ -225,12 +225,10 @@ def consequence(command: Command, found: RolloutView, *, full: bool = False) -> 
         )
     if command == "resume":
         return f"The rollout goes on where it was: step {found.step + 1} of {len(found.steps)}."
+    again = f"{new.capitalize()} is not tried again before someone says mlkit rollout forget {found.candidate_version}."
     if command == "abort":
-        return f"All traffic goes back to {old} at once and the rollout ends. Nothing is held against {new}."
-    return (
-        f"All traffic goes back to {old} at once. An incident is recorded with the evidence so far, and {new} is not "
-        "tried again unless someone asks for it."
-    )
+        return f"All traffic goes back to {old} at once, and the rollout ends with a record but no cool-down. {again}"
+    return f"All traffic goes back to {old} at once, with a record of the evidence, and the service cools down. {again}"
 
 
 def arms(view: ServiceView) -> View | None:
