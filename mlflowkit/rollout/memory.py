@@ -78,10 +78,11 @@ def blame(files: ServiceFiles, failure: Failure) -> None:
 
 
 def forget(files: ServiceFiles, version: str = "") -> tuple[Failure, ...]:
-    """Forget versions that were turned down: one by the beginning of its version or digest, or all; returns them."""
+    """Forget versions that were turned down, by version or the beginning of a digest; returns them."""
     with files.lock("memory"):
         found = failures(files)
-        gone = {digest: one for digest, one in found.items() if digest.startswith(version)}
+        meant = {digest for digest, one in found.items() if digest.startswith(version) or one.version == version}
+        gone = {digest: found[digest] for digest in meant}
         if gone:
             left = {digest: asdict(one) for digest, one in found.items() if digest not in gone}
             write_json(files.folder / "failed.json", left)

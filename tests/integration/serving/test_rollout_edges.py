@@ -1,0 +1,267 @@
+"""What a controller meets at its edges: webhooks, Prometheus, evidence files, commands that come too late."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rollout_drill as drill
+from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.rollout import asking, commands, lease, memory, webhooks
+from mlflowkit.rollout import state as states
+from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus, instant
+from mlflowkit.rollout.plan import Rollout, Webhook
+from mlflowkit.rollout.state import Request, Tell
+from mlflowkit.serving.files import ServiceFiles
+
+from .conftest import wait_for
+
+
+class Hook:
+    """A real HTTP server; ``reply`` says with which status each request is answered, by its number."""
+
+    def __init__(self, reply: Callable[[int], tuple[int, bytes]]) -> None:
+        self.taken: list[tuple[dict[str, str], bytes]] = []
+        taken = self.taken
+
+        class Handler(BaseHTTPRequestHandler):
+            def _do(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                taken.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                status, answer = reply(len(taken))
+                self.send_response(status)
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_GET = _do
+
+            def log_message(self, *arguments: Any) -> None:
+                return None
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def hook() -> Iterator[Callable[..., Hook]]:
+    made: list[Hook] = []
+
+    def start(reply: Callable[[int], tuple[int, bytes]] = lambda number: (200, b"")) -> Hook:
+        made.append(Hook(reply))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_764_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(tmp_path: Path, *hooks: Webhook) -> ServiceFiles:
+    """A service with one event that waits for each hook."""
+    files = drill.set_up(tmp_path, drill.PLAN.model_copy(update={"webhooks": list(hooks)}))
+    plan = Request.from_json(json.loads((files.folder / "request.json").read_bytes())).plan
+    state = states.RolloutState("e1", "lending", plan, drill.CHAMPION, drill.CANDIDATE, phase="running")
+    tell = Tell("started", "canary, step 1", "e1-started", 1_764_000_000.0, 0, 0.05)
+    webhooks.enqueue(files, state, tell)
+    webhooks.enqueue(files, state, tell)
+    return files
+
+
+def test_an_event_is_signed_fresh_at_every_attempt_and_told_once(
+    tmp_path: Path, hook: Callable[..., Hook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOOK_KEY", "a-secret-key")
+    taking = hook(lambda number: (503, b"") if number < 3 else (200, b""))
+    files = told(tmp_path, Webhook(url=f"{taking.url}/x?token=hidden", secret_env="HOOK_KEY"))
+    clock = Clock()
+    courier = webhooks.Courier(tmp_path, clock)
+    for _ in range(6):
+        courier.deliver()
+        clock.now += 3.0
+    assert len(taking.taken) == 3
+    for headers, body in taking.taken:
+        assert webhooks.verify(b"a-secret-key", body, headers, now=float(headers["x-mlkit-timestamp"]) + 10)
+        assert not webhooks.verify(b"a-secret-key", body + b" ", headers, now=clock.now)
+        assert not webhooks.verify(b"another", body, headers, now=clock.now)
+        assert not webhooks.verify(b"a-secret-key", body, headers, now=clock.now + 1000)  # replayed later
+    assert len({headers["x-mlkit-timestamp"] for headers, _ in taking.taken}) == 3
+    assert {headers["x-mlkit-delivery"] for headers, _ in taking.taken} == {"e1-started-0"}
+    body = json.loads(taking.taken[0][1])
+    assert (body["event"], body["service"], body["candidate"], body["weight"]) == ("started", "lending", "2", 0.05)
+    (delivery,) = webhooks.history(files)
+    assert (delivery["ok"], delivery["attempts"], delivery["url"]) == (True, 3, f"{taking.url}/x")
+    written = "".join(path.read_text() for path in tmp_path.rglob("*.json") if path.name != "request.json")
+    assert "a-secret-key" not in written
+    assert "a-secret-key" not in (files.folder / "request.json").read_text()
+
+
+def test_what_is_not_delivered_is_recorded(tmp_path: Path, hook: Callable[..., Hook]) -> None:
+    refusing = hook(lambda number: (404, b""))
+    files = told(
+        tmp_path,
+        Webhook(url=refusing.url),
+        Webhook(url=refusing.url, secret_env="NOBODY_SET_THIS"),
+        Webhook(url="http://127.0.0.1:9"),
+        Webhook(url=refusing.url, events=["promoted"]),
+    )
+    clock = Clock()
+    courier = webhooks.Courier(tmp_path, clock)
+    for _ in range(webhooks.ATTEMPTS):
+        courier.deliver()
+        clock.now += 200.0
+    found = {one["id"]: one for one in webhooks.history(files)}
+    assert found["e1-started-0"]["error"] == "HTTP 404"
+    assert found["e1-started-0"]["attempts"] == 1
+    assert "NOBODY_SET_THIS" in found["e1-started-1"]["error"]
+    assert found["e1-started-2"]["attempts"] == webhooks.ATTEMPTS
+    assert not any(one["ok"] for one in found.values())
+    assert len(found) == 3
+    assert len(refusing.taken) == 1  # what cannot be signed is not sent
+    assert list((files.folder / "webhooks").glob("*.json")) == []
+
+
+def test_a_hook_that_hangs_keeps_no_rollout_waiting(tmp_path: Path, hook: Callable[..., Hook]) -> None:
+    release = threading.Event()
+
+    def hang(number: int) -> tuple[int, bytes]:
+        release.wait(20)
+        return 200, b""
+
+    hanging = hook(hang)
+    plan = drill.PLAN.model_copy(update={"webhooks": [Webhook(url=hanging.url)]})
+    files = drill.set_up(tmp_path, plan)
+    with webhooks.Courier(tmp_path):
+        drill.control(tmp_path, 0.3)
+        assert drill.ended(files) is not None
+        release.set()
+        wait_for(lambda: len(webhooks.history(files)) == 3)
+
+
+def test_prometheus_is_asked_and_what_it_does_not_say_is_not_a_number(hook: Callable[..., Hook]) -> None:
+    vector = {"resultType": "vector", "result": [{"metric": {}, "value": [1.0, "0.25"]}]}
+    answers = [
+        {"status": "success", "data": vector},
+        {"status": "success", "data": {"resultType": "scalar", "result": [1.0, "3"]}},
+        {"status": "success", "data": {"resultType": "vector", "result": []}},
+        {"status": "error"},
+    ]
+    server = hook(lambda number: (200, json.dumps(answers[min(number, 4) - 1]).encode()))
+    found = [instant(server.url, "up") for _ in range(4)]
+    assert found[:2] == [0.25, 3.0]
+    assert all(math.isnan(value) for value in found[2:])
+    assert math.isnan(instant("http://127.0.0.1:9", "up"))
+
+
+def test_the_values_of_a_query_come_in_without_waiting(hook: Callable[..., Hook]) -> None:
+    vector = {"resultType": "vector", "result": [{"metric": {}, "value": [1.0, "7"]}]}
+    server = hook(lambda number: (200, json.dumps({"data": vector}).encode()))
+    metric = {"metric": "prometheus", "url": server.url, "query": 'errors{v="{version}"}', "max": 9}
+    plan = Rollout.model_validate({"strategy": "canary", "metrics": [metric]})
+    state = states.RolloutState("e1", "lending", plan, drill.CHAMPION, drill.CANDIDATE)
+    asked = Prometheus()
+    assert asked.values(state) == ((),)
+    assert wait_for(lambda: asked.values(state)[0]) == (7.0,)
+
+
+def test_evidence_that_is_damaged_counts_as_it_last_could_be_read(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    files.write_table(replace(drill.RoutingTable("lending", 4, (drill.CHAMPION,)), experiment="e1"))
+    drill.answer_requests(files, 0.0)
+    folder = EvidenceFolder(files.folder / "evidence")
+    evidence, changed = folder.read("e1")
+    assert (evidence.of("champion").requests, changed) == (1000, True)
+    assert folder.read("e1")[1] is False
+    (files.folder / "evidence" / "r1.json").write_text("{")
+    (files.folder / "evidence" / "r2.json").write_text('{"experiment": "e1", "epochs": 3}')
+    evidence, _ = folder.read("e1")
+    assert evidence.of("champion").requests == 1000
+    assert folder.damaged == {"r1.json", "r2.json"}
+
+
+def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    held = lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    one.step()
+    other = Request("e2", "lending", replace(drill.CANDIDATE, digest="d3", version="3"), drill.PLAN, time.time())
+    with pytest.raises(ServiceError, match="version 2 is already being rolled out") as refused:
+        asking.check(files, other)
+    assert "mlkit rollout abort lending" in refused.value.hint
+    commands.say(files, "rollback", "smells")
+    one.step()
+    assert drill.ended(files) is not None
+    with pytest.raises(ServiceError, match="cools down"):
+        asking.check(files, other)
+    asking.check(files, replace(other, plan=other.plan.model_copy(update={"cooldown_seconds": 0.0})))
+    same = replace(other, candidate=drill.CANDIDATE, plan=other.plan.model_copy(update={"cooldown_seconds": 0.0}))
+    with pytest.raises(ServiceError, match="was rolled back: smells"):
+        asking.check(files, same)
+    (gone,) = memory.forget(files, "2")
+    assert gone.digest == "d2"
+    asking.check(files, same)
+
+
+def test_a_command_that_was_said_to_a_rollout_that_has_ended_is_void(tmp_path: Path) -> None:
+    """A rollback told while the rollout was being rolled back must not go back one version more."""
+    files = drill.set_up(tmp_path)
+    memory.crown(files, replace(drill.CHAMPION, version="0", digest="d0"), {}, 0.0)
+    memory.crown(files, drill.CHAMPION, {}, 1.0)
+    held = lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    one.step()
+    first, second = commands.say(files, "rollback"), commands.say(files, "rollback")
+    for _ in range(3):
+        one.step()
+    early, late = commands.answered(files, first.id), commands.answered(files, second.id)
+    assert early is not None
+    assert late is not None
+    assert (early.ok, late.ok) == (True, False)
+    assert "is over" in late.message
+    table = files.table()
+    assert table is not None
+    assert table.champion.digest == "d1"
+    commands.say(files, "rollback")  # said now, with no rollout running, it does go back
+    one.step()
+    table = files.table()
+    assert table is not None
+    assert table.champion.digest == "d0"
+    with pytest.raises(UsageError, match="no version before the present one"):
+        commands.say(files, "rollback")
+
+
+def test_damaged_requests_and_commands_end_no_rollout(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    held = lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    one.step()
+    (files.folder / "request.json").write_text("{")
+    (files.folder / "commands").mkdir()
+    (files.folder / "commands" / "1.json").write_text('{"id": 1}')
+    one.step()
+    assert not (files.folder / "request.json").exists()
+    assert list((files.folder / "commands").glob("*.json")) == []
+    while drill.ended(files) is None:
+        drill.answer_requests(files, 0.3)
+        one.step()
