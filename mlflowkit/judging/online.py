@@ -155,7 +155,7 @@ def judge(
         tasks = [_Task(question, limit, arms, before.get(limit.kind, {}), share, level, made) for limit in limits]
         readings = [_FAMILIES[question.metric](task) for task in tasks]
         findings.append(_finding(question, tasks, readings))
-        kept[question.name] = {reading.limit.kind: reading.trace for reading in readings}
+        kept[question.name] = {task.limit.kind: one.trace for task, one in zip(tasks, readings, strict=True)}
     return tuple(findings), kept
 
 
@@ -327,7 +327,7 @@ def _agreement(task: _Task) -> _Reading:
         reading = _rate_reading(inner, strata, task.trace.get("of", {}).get(name, {}))
         traces[name] = reading.trace
         part = 0.0 if not columns else -math.log(2) - (math.log(index * (index + 1)) if index else 0.0)
-        found.append(replace(reading, limit=task.limit, harm=max(reading.harm + part, 0.0), slice=name))
+        found.append(replace(reading, harm=max(reading.harm + part, 0.0), slice=name))
     worst = max(found, key=lambda reading: reading.harm)
     shown = worst if worst.harm >= -math.log(task.harm_level) else found[0]
     return replace(shown, harm=worst.harm, proof=found[0].proof, trace={"slices": names, "of": traces})
@@ -689,10 +689,16 @@ def _finding(question: Question, tasks: Sequence[_Task], readings: Sequence[_Rea
 
 
 def _cut(measurement: Measurement, outcome: Outcome, direction: str, threshold: float) -> Measurement:
-    """The interval without what the decision excludes: the e-process that decided has seen more than the interval."""
+    """The interval without what the decision excludes: the e-process that decided has seen more than the interval.
+
+    Not where a failure is past, and the measurement is within its limit again.
+    """
     if math.isnan(measurement.value) or outcome is Outcome.INCONCLUSIVE:
         return measurement
-    if (outcome is Outcome.FAILED) == (direction == "max"):
+    above = (outcome is Outcome.FAILED) == (direction == "max")
+    if (measurement.value < threshold) if above else (measurement.value > threshold):
+        return measurement
+    if above:
         low = max(measurement.low, threshold)
         return replace(measurement, low=low, high=max(measurement.high, low))
     high = min(measurement.high, threshold)
@@ -703,8 +709,6 @@ def _threshold(question: Question, limit: _Limit) -> tuple[Literal["min", "max"]
     """What the measurement is held against, in the metric's own direction."""
     if limit.kind in ("min", "max"):
         return ("min" if limit.kind == "min" else "max"), limit.value
-    if question.metric == "agreement":
-        return "min", 1 - limit.value
     if question.metric in _MORE_IS_BETTER:
         return "min", -limit.value
     return "max", limit.value
@@ -715,15 +719,16 @@ def _message(reading: _Reading, outcome: Outcome, direction: str) -> str:
     measurement, limit = reading.measurement, reading.limit
     first, second = reading.samples
     where = f" where {reading.slice}" if reading.slice else ""
-    counts = f"{second:,}/{first:,} requests" if limit.kind in ("margin", "ratio") else f"{second:,} requests"
+    things = "requests" if measurement.name == "error_rate" or measurement.name.startswith("latency_") else "rows"
+    counts = f"{second:,}/{first:,} {things}" if limit.kind in ("margin", "ratio") else f"{second:,} {things}"
     if math.isnan(measurement.value):
         return f"{measurement.name}{where}: too little seen yet, {counts}: {outcome}"
     unit = f" {measurement.unit}" if measurement.unit else ""
-    plus = "+" if limit.kind == "margin" and measurement.name != "agreement" else ""
+    plus = "+" if limit.kind == "margin" else ""
     shown = f"{measurement.value:{plus}.3g}{unit} [{_short(measurement.low)}, {_short(measurement.high)}]"
     worse, better = ("<", ">=") if direction == "min" else (">", "<=")
     sign = {Outcome.FAILED: worse, Outcome.PASSED: better}.get(outcome, "undecided against")
-    minus = "-" if direction == "min" and limit.kind == "margin" and measurement.name != "agreement" else ""
+    minus = "-" if direction == "min" and limit.kind == "margin" and limit.value else ""
     return (
         f"{measurement.name} {shown}{where} {sign} {limit.kind} {minus}{_short(limit.value)} after {counts}: {outcome}"
     )

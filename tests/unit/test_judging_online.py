@@ -184,6 +184,16 @@ def test_failed_stays() -> None:
     bad, good = (failing(950, 9), failing(50, 4)), (failing(950, 9), failing(500, 1))
     finding = looks(ERRORS, [bad, good])
     assert finding.verdict.outcome is FAILED
+    measurement = finding.verdict.measurement
+    assert measurement is not None
+    assert measurement.low <= measurement.value <= measurement.high
+
+
+def test_a_margin_on_agreement_is_a_least_value() -> None:
+    arms = VariantCounts(950), agreeing(50, city_a=0.8)
+    one, other = (looks(Question("q", "agreement", **limit), [arms]) for limit in ({"margin": 0.05}, {"min": 0.95}))
+    assert one.verdict == other.verdict
+    assert "< min 0.95 after 1,000 rows" in one.verdict.message
 
 
 def test_passed_is_taken_back() -> None:
