@@ -48,8 +48,9 @@ def test_plot_of_any_numbers_is_well_formed_and_has_only_finite_places(
 ) -> None:
     x, y = [point[0] for point in points], [point[1] for point in points]
     line = charts.Line(name, x, y)
+    stepped = charts.Line(name, x, y, stepped=True)
     svg = charts.plot(
-        [line, charts.Cloud(name, x, y)],
+        [line, charts.Cloud(name, x, y), stepped, charts.Band(name, x, y, x), charts.Level(name, charts.padded(y)[0])],
         label=label,
         x_label=name,
         y_label=name,
