@@ -79,8 +79,8 @@ def set_up(state: Path, plan: Rollout = PLAN) -> ServiceFiles:
     return files
 
 
-def answer_requests(files: ServiceFiles, error_rate: float) -> None:
-    """A thousand requests under the table that is live, counted."""
+def answer_requests(files: ServiceFiles, error_rate: float, bad: str = CANDIDATE.digest) -> None:
+    """A thousand requests under the table that is live, counted; the version ``bad`` fails its share of them."""
     table = files.table()
     assert table is not None
     path = files.folder / "evidence" / "r1.json"
@@ -91,7 +91,7 @@ def answer_requests(files: ServiceFiles, error_rate: float) -> None:
     epochs = {epoch: dict(variants) for epoch, variants in before.epochs.items()}
     here = epochs.setdefault(table.epoch, {})
     for variant in table.variants:
-        wrong = error_rate if variant.digest == CANDIDATE.digest else 0.0
+        wrong = error_rate if variant.digest == bad else 0.0
         if variant.role == "shadow":
             new = VariantCounts(mirrored=1000, agreement={"": Moments(1000, 990.0, 990.0)})
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import rollout_drill as drill
-from mlflowkit.errors import MlkitError
+from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.pipeline.failpoint import ROLLOUT_POINTS
 from mlflowkit.rollout import commands, lease, memory
 from mlflowkit.rollout import state as states
@@ -130,7 +130,7 @@ def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
 
     def down(table: Any) -> None:
         if len(table.variants) == 1:
-            raise drill.ServiceError("service lending is not up")
+            raise ServiceError("service lending is not up")
         works(table)
 
     object.__setattr__(one.world, "platform", type("Down", (), {"publish": staticmethod(down)})())

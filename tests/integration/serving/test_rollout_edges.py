@@ -22,6 +22,7 @@ from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus, instant
 from mlflowkit.rollout.plan import Rollout, Webhook
 from mlflowkit.rollout.state import Request, Tell
 from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.values import RoutingTable
 
 from .conftest import wait_for
 
@@ -184,7 +185,7 @@ def test_the_values_of_a_query_come_in_without_waiting(hook: Callable[..., Hook]
 
 def test_evidence_that_is_damaged_counts_as_it_last_could_be_read(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    files.write_table(replace(drill.RoutingTable("lending", 4, (drill.CHAMPION,)), experiment="e1"))
+    files.write_table(RoutingTable("lending", 4, (drill.CHAMPION,), "e1"))
     drill.answer_requests(files, 0.0)
     folder = EvidenceFolder(files.folder / "evidence")
     evidence, changed = folder.read("e1")
