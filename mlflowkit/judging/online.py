@@ -284,8 +284,8 @@ def _rate_measurement(task: _Task, strata: Sequence[_Stratum]) -> Measurement:
 
 
 def _spread(share: Share) -> float:
-    """Variance of one observation, never 0: half a hit and half a miss are added."""
-    rate = (share.hits + 0.5) / (share.count + 1)
+    """Variance of one observation. Two hits and two misses are added (Agresti & Coull, 1998): few seen are too few."""
+    rate = (share.hits + 2) / (share.count + 4)
     return rate * (1 - rate)
 
 

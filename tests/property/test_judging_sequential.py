@@ -17,8 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from benchmarks.sequential import AS_GOOD, LEVEL, ON_THE_LIMIT, PLANTED, Case, rollout
+from benchmarks.sequential import (
+    AS_GOOD,
+    LEVEL,
+    ON_THE_LIMIT,
+    PLANTED,
+    Case,
+    Draw,
+    errors,
+    labels,
+    latencies,
+    log_losses,
+    quality,
+    right,
+    rollout,
+    scores,
+)
 from mlflowkit.judging import sequential
+from mlflowkit.judging.evidence import Evidence, VariantCounts
+from mlflowkit.judging.online import Question, judge
 from mlflowkit.judging.sequential import Share, Wealth
 from mlflowkit.values import Outcome
 
@@ -150,6 +167,45 @@ def test_a_quantile_is_within_its_sequence(quantile: float) -> None:
                 missed += 1
                 break
     assert missed <= int(binom.ppf(1 - 1e-4, 200, LEVEL))
+
+
+COVERED: dict[str, tuple[Question, Draw, float]] = {
+    "error_rate": (Question("q", "error_rate", margin=0.5), errors(0.01, 0.03), 0.02),
+    "rare errors": (Question("q", "error_rate", margin=0.5), errors(0.001, 0.01), 0.009),
+    "accuracy": (Question("q", "accuracy", margin=0.5), right(0.9, 0.85), -0.05),
+    "log_loss": (Question("q", "log_loss", margin=5.0), quality("log_loss", log_losses), 0.0),
+    "latency": (Question("q", "latency_p99_ms", ratio=50.0), latencies(1.5), 1.5),
+    "labels": (Question("q", "prediction_drift", max=0.9), labels(0.2), 0.2),
+    "scores": (Question("q", "prediction_drift", max=0.9), scores(0.2), 0.2),
+}
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_the_truth_is_in_the_interval_at_every_look(name: str) -> None:
+    """Of 60 rollouts, looked at 30 times, with 5 % of the traffic."""
+    question, draw, truth = COVERED[name]
+    missed = 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        arms, traces, inside = [VariantCounts(), VariantCounts()], {}, True
+        for _ in range(30):
+            challengers = int(random.binomial(400, 0.05))
+            for arm, count in enumerate((400 - challengers, challengers)):
+                arms[arm] = arms[arm] + draw(random, count, arm, 0.0) if count else arms[arm]
+            evidence = Evidence("e", {1: dict(zip(("champion", "challenger"), arms, strict=True))})
+            (finding,), traces = judge(
+                [question],
+                evidence,
+                champion="champion",
+                challenger="challenger",
+                epochs=[1],
+                level=LEVEL,
+                traces=traces,
+            )
+            measurement = finding.verdict.measurement
+            inside = inside and (measurement is None or measurement.low <= truth <= measurement.high)
+        missed += not inside
+    assert missed <= int(binom.ppf(1 - 1e-4, 60, LEVEL))
 
 
 @pytest.mark.parametrize("case", SIMULATED, ids=[case.name for case in SIMULATED])
