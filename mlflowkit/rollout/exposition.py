@@ -45,7 +45,7 @@ def _traffic(views: Sequence[ServiceView]) -> Iterator[Metric]:
     weight = GaugeMetricFamily("mlkit_variant_weight", "Share of the traffic, 0 to 1.", labels=names)
     counted = {
         "requests": "Requests that the split gave a variant in its experiment.",
-        "errors": "Those of them that it failed.",
+        "errors": "Requests that a variant failed in its experiment.",
         "mirrored": "Requests mirrored to a shadow.",
         "dropped": "Mirrored requests that it was not given in time.",
     }
@@ -68,10 +68,12 @@ def _rollouts(views: Sequence[ServiceView]) -> Iterator[Metric]:
     )
     single = ("service",)
     step = GaugeMetricFamily("mlkit_rollout_step", "Step of a rollout, from 1.", labels=single)
-    steps = GaugeMetricFamily("mlkit_rollout_steps", "Steps that it has.", labels=single)
+    steps = GaugeMetricFamily("mlkit_rollout_steps", "Steps that a rollout has.", labels=single)
     share = GaugeMetricFamily("mlkit_rollout_weight", "The candidate's share of the traffic, 0 to 1.", labels=single)
-    left = GaugeMetricFamily("mlkit_rollout_deadline_seconds", "Seconds left of its step.", labels=single)
-    age = GaugeMetricFamily("mlkit_rollout_look_age_seconds", "Seconds since the last look at it.", labels=single)
+    left = GaugeMetricFamily("mlkit_rollout_deadline_seconds", "Seconds left of the step of a rollout.", labels=single)
+    age = GaugeMetricFamily(
+        "mlkit_rollout_look_age_seconds", "Seconds since the last look at a rollout.", labels=single
+    )
     for view in views:
         found = view.rollout
         if found is None:
@@ -94,7 +96,7 @@ def _findings(views: Sequence[ServiceView]) -> Iterator[Metric]:
         "mlkit_rollout_harm", "Evidence that a metric is worse than allowed; FAILED from 1 on.", labels=names
     )
     proof = GaugeMetricFamily(
-        "mlkit_rollout_proof", "Evidence that it is not; PASSED from 1 on.", labels=names
+        "mlkit_rollout_proof", "Evidence that a metric is not worse than allowed; PASSED from 1 on.", labels=names
     )  # fmt: skip
     estimate = GaugeMetricFamily(
         "mlkit_rollout_estimate",
