@@ -42,7 +42,7 @@ from mlflowkit.rollout.reading import Tally, Watch
 from mlflowkit.rollout.shown import Command, ServiceView
 from mlflowkit.serving import auth
 from mlflowkit.serving.files import ServiceFiles
-from mlflowkit.serving.protocol import Refusal
+from mlflowkit.serving.refusal import Refusal
 from mlflowkit.values import Json
 
 EVENT_SECONDS = 1.0

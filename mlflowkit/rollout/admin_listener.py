@@ -42,6 +42,7 @@ class AdminListener:
         self._host = host
         self._listeners: dict[int, _Listener] = {}
         self._told: dict[str, dict[str, Any]] = {}
+        self._complaints: dict[str, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlkit-admin", daemon=True)
 
@@ -59,7 +60,7 @@ class AdminListener:
             listener.stop()
         for service in self._told:
             path = self._state / "services" / service / ADMIN
-            told = read_json(path)
+            told = _place(path)
             if told is not None and told["pid"] == os.getpid():
                 path.unlink(missing_ok=True)
 
@@ -69,8 +70,11 @@ class AdminListener:
                 try:
                     self._serve(files)
                     self._admin.tally.note(files)
+                    self._complaints.pop(files.service, None)
                 except (MlkitError, OSError) as error:  # a damaged file or a full disk; the other services go on
-                    _log.warning("the admin page of %s: %s", files.service, error)
+                    if self._complaints.get(files.service) != str(error):
+                        _log.warning("the admin page of %s: %s", files.service, error)
+                    self._complaints[files.service] = str(error)
             if self._stopping.wait(POLL_SECONDS):
                 return
 
@@ -88,13 +92,13 @@ class AdminListener:
             told["endpoint"] = f"http://{host}:{listener.port}/services/{files.service}"
         except ServiceError as error:
             told["message"] = f"{error.message} ({error.hint})" if error.hint else error.message
-        before = read_json(files.folder / ADMIN)
+        before = _place(files.folder / ADMIN)
         if told != before and not _another(before):
             write_json(files.folder / ADMIN, told)
             self._told[files.service] = told
 
     def _listen(self, wanted: int, files: ServiceFiles) -> _Listener:
-        before = read_json(files.folder / ADMIN) if not wanted else None
+        before = _place(files.folder / ADMIN) if not wanted else None
         kept = _port(before["endpoint"]) if before is not None else 0
         listener = _Listener(self._admin, _bind(self._host, wanted, kept))
         self._listeners[wanted] = listener
@@ -128,6 +132,16 @@ class _Listener:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(STOP_SECONDS)
+
+
+def _place(path: Path) -> dict[str, Any] | None:
+    """What ``admin.json`` says; None when there is none, or it was damaged: it is then written anew."""
+    try:
+        told = read_json(path)
+    except ServiceError:
+        return None
+    good = isinstance(told, dict) and {"endpoint", "message", "pid", "started"} <= told.keys()
+    return told if good and isinstance(told["endpoint"], str) else None
 
 
 def _another(told: dict[str, Any] | None) -> bool:

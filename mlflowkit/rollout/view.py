@@ -46,7 +46,8 @@ def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
     table, settings = snapshot.table, None if snapshot.desired is None else snapshot.desired.settings
     now, state = sample(snapshot), state_of(snapshot)
     variants = () if table is None else table.variants
-    counts = {variant.name: snapshot.evidence.of(variant.name) for variant in variants}
+    epochs = present_epochs(snapshot)
+    counts = {variant.name: snapshot.evidence.of(variant.name, epochs) for variant in variants}
     agreement = {name: shares(found) for name, found in counts.items() if found.agreement}
     return ServiceView(
         service=snapshot.service,
@@ -70,6 +71,19 @@ def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
         waiting_webhooks=snapshot.waiting_webhooks,
         problems=snapshot.problems,
     )
+
+
+def present_epochs(snapshot: Snapshot) -> tuple[int, ...] | None:
+    """Tables under which the names of the present one meant what they mean now; None for all of its experiment.
+
+    A promotion gives the champion's name to another version, so what was counted before is not the new champion's.
+    """
+    table, state = snapshot.table, snapshot.rollout
+    if table is None or state is None or state.experiment != table.experiment:
+        return None
+    if state.phase not in ("promoting", "promoted"):
+        return None
+    return tuple(epoch for epoch in snapshot.evidence.epochs if epoch >= state.epoch)
 
 
 def state_of(snapshot: Snapshot) -> str:

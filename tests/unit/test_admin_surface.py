@@ -312,6 +312,15 @@ def test_services_share_a_free_port_and_have_their_own_where_they_ask_for_it(tmp
     assert not (tmp_path / "services" / "one" / "admin.json").exists()
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"endpoint": 3}'])
+def test_damaged_place_of_the_page_is_written_anew(tmp_path: Path, content: str) -> None:
+    path = World(tmp_path).files.folder / "admin.json"
+    path.write_text(content)
+    with listener(tmp_path):
+        until(lambda: path.read_text().startswith("{\n") and read_json(path)["endpoint"])
+        assert ask(read_json(path)["endpoint"], "GET", "/").code == 200
+
+
 def test_port_that_is_taken_is_told_and_had_as_soon_as_it_is_free(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

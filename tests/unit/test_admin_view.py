@@ -187,6 +187,17 @@ def test_rate_is_of_the_time_between_two_looks() -> None:
     assert view(now, Sample(10.0, 3, {"champion": 900})).variants[0].per_second is None  # counts began anew
 
 
+def test_new_champion_is_not_credited_with_what_the_one_before_answered(tmp_path: Path) -> None:
+    world = World(tmp_path).begin().run(100)
+    world.look((), Command("promote", full=True))
+    world.look(())
+    world.answer(500)
+    world.write_evidence()
+    shown = Watch(tmp_path).view("lending")
+    assert shown is not None
+    assert [(one.name, one.version, one.requests) for one in shown.variants] == [("champion", "20261123-bb22", 500)]
+
+
 def test_snapshot_reads_a_running_rollout_whole(tmp_path: Path) -> None:
     world = World(tmp_path).controlled().begin().run(120)
     shown = Watch(tmp_path).view("lending")
