@@ -89,7 +89,7 @@ class RayServePlatform:
                 raise ServiceError(f"service {table.service} is not up", hint="mlkit up RECIPE, or mlkit run RECIPE")
             current = files.table()
             table = _successor(current, table)
-            if current is not None and _loaded(current, table) and _all_serve(files, desired, current):
+            if current is not None and _loaded(current, table) and _serves(files, current):
                 files.write_table(table)
                 self._await_swap(files, desired, table)
                 return
@@ -237,11 +237,11 @@ def _loaded(current: RoutingTable, table: RoutingTable) -> bool:
     return all((variant.digest, variant.placement) in have for variant in table.variants)
 
 
-def _all_serve(files: ServiceFiles, desired: Desired, current: RoutingTable) -> bool:
-    reports = files.reports()
-    return len(reports) >= desired.settings.replicas and all(
-        report.state == "serving" and report.epoch == current.epoch for report in reports
-    )
+def _serves(files: ServiceFiles, current: RoutingTable) -> bool:
+    """Whether the current table is in use. A replica that is gone just now finds the next one when it comes back: a
+    rollback does not wait for it.
+    """
+    return any(report.state == "serving" and report.epoch == current.epoch for report in files.reports())
 
 
 def _check_isolated(files: ServiceFiles, variant: Variant, *, late: bool) -> None:
