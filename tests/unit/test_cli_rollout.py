@@ -1,0 +1,88 @@
+"""`mlkit rollout` where no controller runs: what it shows, what it would do, what makes no sense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflowkit.cli import app as cli
+from mlflowkit.cli import rollout as command
+from mlflowkit.rollout import memory
+from mlflowkit.rollout.memory import Failure
+from rollout_world import CHAMPION, World
+
+
+def mlkit(capsys: pytest.CaptureFixture[str], state: Path, *arguments: str) -> tuple[int, Any]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--state", str(state)])
+    out = capsys.readouterr().out
+    return int(ended.value.code or 0), json.loads(out) if "--json" in arguments else out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A canary in its second step."""
+    made = World(tmp_path_factory.mktemp("state")).begin().run(150)
+    memory.blame(made.files, Failure("c" * 64, "20261101-cc", "error_rate +3 points", 1.0, "e0", "rolled_back"))
+    return made
+
+
+def test_status_shows_the_step_the_evidence_and_what_can_be_said(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = mlkit(capsys, world.state, "rollout", "status")
+    assert code == 0
+    assert "canary, step 2 of 4 at 5 %" in text
+    assert "0% > [5%] > 25% > 50%" in text
+    assert "error_rate" in text
+    assert "you can  mlkit rollout promote" in text
+    assert "not tried again  version 20261101-cc" in text
+
+
+def test_status_json_has_its_keys(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = mlkit(capsys, world.state, "rollout", "status", "lending", "--json")
+    (one,) = found["services"]
+    assert code == 0
+    assert set(one) == {"service", "rollout", "incidents", "turned_down", "previous"}
+    assert one["rollout"]["phase"] == "running"
+    assert [step["weight"] for step in one["rollout"]["steps"]] == [0.0, 0.05, 0.25, 0.5]
+    assert one["turned_down"][0]["reason"] == "error_rate +3 points"
+    assert one["previous"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "effect"),
+    [
+        (("promote",), "would go on to step 3"),
+        (("promote", "--full"), "would make 20261123-bb22 the champion"),
+        (("abort",), f"would give all traffic to version {CHAMPION.version} and turn 20261123-bb22 down"),
+        (("rollback",), f"would give all traffic to version {CHAMPION.version} and turn 20261123-bb22 down"),
+        (("pause",), "would stay at the present step"),
+    ],
+)
+def test_a_dry_run_says_what_it_would_do_and_leaves_no_command(
+    world: World, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], effect: str
+) -> None:
+    code, found = mlkit(capsys, world.state, "rollout", *arguments, "--dry-run", "--json")
+    assert (code, found["message"]) == (0, effect)
+    assert not (world.files.folder / "commands").exists()
+
+
+def test_what_makes_no_sense_is_told(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "is not paused" in mlkit(capsys, world.state, "rollout", "resume", "--json")[1]["error"]["message"]
+    code, found = mlkit(capsys, world.state, "rollout", "promote", "lendin", "--json")
+    assert (code, found["error"]["hint"]) == (2, "did you mean lending?")
+    code, found = mlkit(capsys, tmp_path, "rollout", "promote", "--json")
+    assert code == 2
+    assert "which service? there is none" in found["error"]["message"]
+    code, found = mlkit(capsys, world.state, "rollout", "forget", "2027", "--json")
+    assert (code, "20261101-cc" in found["error"]["message"]) == (2, True)
+    monkeypatch.setattr(command, "ANSWER_SECONDS", 0.2)
+    code, found = mlkit(capsys, world.state, "rollout", "pause", "--json")  # nobody answers here
+    assert (code, found["error"]["kind"]) == (3, "service")
+    assert "did not answer within" in found["error"]["message"]
