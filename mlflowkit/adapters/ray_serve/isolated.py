@@ -96,7 +96,7 @@ class IsolatedModel:
         self._server = Server(model.session, model.variant.digest, host)
         replica = serve.get_replica_context().replica_id.unique_id
         self._report = reports_path(Path(folder), model.variant.digest) / f"{replica}.json"
-        _write_private(self._report, self._server.report)
+        write_private(self._report, self._server.report)
 
     def check_health(self) -> None:
         """Called by Serve; raises when the process must be replaced."""
@@ -114,7 +114,7 @@ class IsolatedModel:
             self._report.unlink(missing_ok=True)
 
 
-def _write_private(path: Path, report: Report) -> None:
+def write_private(path: Path, report: Report) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.parent.chmod(0o700)
     write_json(path, asdict(report), durable=False)

@@ -1,0 +1,411 @@
+"""Mirroring to shadows and the road to isolated versions, with real bundles and sockets, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from mlflowkit.adapters.onnxruntime import OnnxRuntime
+from mlflowkit.adapters.ray_serve import isolated, wire
+from mlflowkit.adapters.ray_serve.isolated import Server, reports_path, write_private
+from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
+from mlflowkit.bundle import Bundle, Signature, Tensor
+from mlflowkit.errors import EngineError, ServiceError
+from mlflowkit.ports import RemoteModels, Runtime, Session
+from mlflowkit.serving import shadow as mirroring
+from mlflowkit.serving.files import Desired, ServiceFiles, Settings
+from mlflowkit.serving.gateway import Gateway
+from mlflowkit.serving.listener import Listener
+from mlflowkit.serving.protocol import Schema
+from mlflowkit.serving.records import Mirrored, Record
+from mlflowkit.serving.router import mirrored
+from mlflowkit.serving.shadow import ShadowMirror, translate
+from mlflowkit.serving.tally import Tally
+from mlflowkit.serving.telemetry import Telemetry
+from mlflowkit.serving.variants import Versions, load_table
+from mlflowkit.values import RoutingTable, Variant
+
+from .conftest import ROWS, expected, wait_for
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Kept:
+    """A tap that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.mirrored: list[Mirrored] = []
+
+    def answered(self, record: Record) -> None:
+        self.records.append(record)
+
+    def compared(self, mirrored: Mirrored) -> None:
+        self.mirrored.append(mirrored)
+
+
+class Mirroring:
+    """A gateway in this process that mirrors to the shadows of its table."""
+
+    def __init__(self, *, deadline: float = 5.0) -> None:
+        self.tap = Kept()
+        self.versions = Versions()
+        mirror = ShadowMirror(self.versions, self.tap, deadline=deadline)
+        telemetry = Telemetry("lending", "test")
+        self.gateway = Gateway(Settings("lending"), self.versions, telemetry, tuple, self.tap, mirror)
+        self.listener = Listener(self.gateway, "127.0.0.1", 0)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.listener.port}", timeout=20)
+
+    def swap(
+        self, epoch: int, *variants: Variant, runtime: Runtime | None = None, remotes: RemoteModels | None = None
+    ) -> None:
+        table = RoutingTable("lending", epoch, variants, experiment="e", salt="salt")
+        self.versions.activate(load_table(table, runtime or OnnxRuntime(), 1, remotes=remotes))
+
+    def tally(self, name: str) -> Tally:
+        assert self.versions.active is not None
+        return self.versions.active.tallies[name]
+
+    def ask(self, count: int) -> list[str]:
+        """Ask; every answer must be the champion's. Returns the ids."""
+        ids = []
+        for _ in range(count):
+            reply = self.client.post("/predict", json={"rows": ROWS})
+            assert (reply.status_code, reply.headers["x-mlkit-variant"]) == (200, "champion")
+            ids.append(reply.headers["x-mlkit-request-id"])
+        return ids
+
+    def close(self) -> None:
+        self.client.close()
+        self.listener.stop()
+        self.gateway.close()
+
+
+@pytest.fixture
+def mirroring_gateway() -> Iterator[Mirroring]:
+    made = Mirroring()
+    yield made
+    made.close()
+
+
+def variant(name: str, made: Bundle, role: str = "champion", **more: object) -> Variant:
+    weight = 1.0 if role == "champion" else 0.0
+    made_variant = Variant(name, made.manifest.version, made.manifest.identity, str(made.path), weight=weight)
+    return replace(made_variant, role=role, **more)  # type: ignore[arg-type]
+
+
+class Planned:
+    """Loads graphs with ONNX Runtime; sessions of one bundle go through ``plan`` first."""
+
+    def __init__(self, of: Bundle, plan: Callable[[Arrays], None]) -> None:
+        self._of, self._plan = of, plan
+
+    def load(self, model: Path, *, threads: int = 1) -> Session:
+        session = OnnxRuntime().load(model, threads=threads)
+        return PlannedSession(session, self._plan) if model.parent == self._of.path else session
+
+
+class PlannedSession:
+    def __init__(self, session: Session, plan: Callable[[Arrays], None]) -> None:
+        self._session, self._plan = session, plan
+
+    def run(self, inputs: Arrays) -> Arrays:
+        self._plan(inputs)
+        return self._session.run(inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------- shadows
+
+
+def test_each_shadow_answers_the_requests_that_its_sampling_takes(
+    mirroring_gateway: Mirroring, first: Bundle, second: Bundle
+) -> None:
+    world = mirroring_gateway
+    world.swap(
+        1, variant("champion", first), variant("whole", second, "shadow"),
+        variant("part", second, "shadow", sampling=0.3),
+    )  # fmt: skip
+    ids = world.ask(60)
+    table = world.versions.active.table  # type: ignore[union-attr]
+    part = {number for number in ids if mirrored(table, "part", 0.3, number)}
+    assert 0 < len(part) < 60
+    wait_for(lambda: len(world.tap.mirrored) == 60 + len(part))
+    assert {one.record.id for one in world.tap.mirrored if one.shadow == "part"} == part
+    truth, other = (expected(made.path, ROWS)["probabilities"] for made in (second, first))
+    for one in world.tap.mirrored:
+        assert one.error == ""
+        assert one.answers is not None
+        np.testing.assert_allclose(one.answers["probabilities"], truth, rtol=1e-5)
+        np.testing.assert_allclose(one.record.answers["probabilities"], other, rtol=1e-5)
+        assert one.version == second.manifest.version
+    whole, some = world.tally("whole"), world.tally("part")
+    assert (whole.mirrored, whole.dropped, whole.requests, whole.rows, whole.errors) == (60, 0, 60, 120, 0)
+    assert (some.mirrored, some.requests) == (len(part), len(part))
+    assert sum(whole.latency) == 0
+
+
+def test_a_hung_shadow_is_counted_and_costs_nothing_else(
+    first: Bundle, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirroring, "MAX_QUEUED", 8)
+    monkeypatch.setattr(mirroring, "PAUSE_SECONDS", 0.01)
+    release, hang = threading.Event(), threading.Event()
+    world = Mirroring(deadline=0.05)
+    try:
+        runtime = Planned(second, lambda inputs: (hang.is_set() and release.wait()) or None)
+        world.swap(1, variant("champion", first), variant("shadow", second, "shadow"), runtime=runtime)
+        hang.set()
+        world.ask(1)
+        tally = world.tally("shadow")
+        wait_for(lambda: tally.errors == 1)
+        assert world.tap.mirrored[0].answers is None
+        assert world.tap.mirrored[0].error == "no answer within 0.05 s"
+        monkeypatch.setattr(mirroring, "PAUSE_SECONDS", 60.0)  # until the next failure
+        world.ask(40)
+        wait_for(lambda: tally.dropped > 0)
+        assert tally.mirrored == 41
+        assert tally.requests - tally.errors == 0
+        assert world.tap.mirrored[-1].error in ("the call before has not come back", "no answer within 0.05 s")
+    finally:
+        release.set()
+        world.close()
+
+
+def test_a_bad_row_is_the_only_one_without_a_shadows_answer(
+    mirroring_gateway: Mirroring, first: Bundle, second: Bundle
+) -> None:
+    def picky(inputs: Arrays) -> None:
+        if (inputs["numeric"] == 13).any():
+            raise EngineError("thirteen")
+
+    world = mirroring_gateway
+    runtime = Planned(second, picky)
+    world.swap(1, variant("champion", first), variant("shadow", second, "shadow"), runtime=runtime)
+
+    def ask(age: int) -> str:
+        reply = world.client.post("/predict", json={"rows": [{**ROWS[0], "age": age}]})
+        assert reply.status_code == 200
+        return reply.headers["x-mlkit-request-id"]
+
+    ids = {age: ask(age) for age in range(10, 20)}
+    wait_for(lambda: len(world.tap.mirrored) == 10)
+    assert {one.record.id: one.error for one in world.tap.mirrored if one.error} == {ids[13]: "thirteen"}
+
+
+def test_what_waits_for_a_shadow_that_leaves_is_dropped_and_what_stays_is_not_lost(
+    mirroring_gateway: Mirroring, first: Bundle, second: Bundle
+) -> None:
+    world = mirroring_gateway
+    gate = threading.Event()
+    busy = threading.Event()
+    warm = threading.Event()
+
+    def wait(inputs: Arrays) -> None:
+        if warm.is_set():
+            busy.set()
+            gate.wait(20)
+
+    runtime = Planned(second, wait)
+    champion, leaves, stays = variant("champion", first), variant("leaves", second, "shadow"), None
+    world.swap(1, champion, leaves, runtime=runtime)
+    warm.set()
+    world.ask(1)
+    assert busy.wait(10)
+    world.ask(5)
+    before = world.tally("leaves")
+    stays = variant("stays", first, "shadow")
+    world.swap(2, champion, stays, runtime=runtime)
+    world.ask(3)
+    assert (before.mirrored, before.dropped) == (6, 5)
+    gate.set()
+    wait_for(lambda: before.requests == 1)
+    wait_for(lambda: world.tally("stays").requests == 3)
+    world.swap(3, champion, replace(stays, sampling=0.999999), runtime=runtime)
+    world.ask(2)
+    wait_for(lambda: len([one for one in world.tap.mirrored if one.shadow == "stays"]) == 5)
+
+
+def test_inputs_are_put_together_anew_for_a_shadow_of_another_signature() -> None:
+    def schema(*tensors: Tensor) -> Schema:
+        output = Tensor(name="prediction", datatype="FP32", shape=(-1,))
+        return Schema(Signature(task="regression", inputs=tensors, outputs=(output,)))
+
+    numeric = Tensor(name="numeric", datatype="FP32", shape=(-1, 3), columns=("a", "b", "c"))
+    words = Tensor(name="words", datatype="BYTES", shape=(-1, 1), columns=("w",))
+    given = {"numeric": np.array([[1, 2, np.nan]], dtype=np.float32), "words": np.array([["x"]], dtype=object)}
+    swapped = Tensor(name="n", datatype="FP64", shape=(-1, 2), columns=("c", "a"))
+    text = Tensor(name="t", datatype="BYTES", shape=(-1, 1), columns=("w",))
+    found = translate(given, schema(numeric, words), schema(swapped, text))
+    np.testing.assert_array_equal(found["n"], [[np.nan, 1]])
+    assert found["n"].dtype == np.float64
+    assert found["t"].tolist() == [["x"]]
+    lacking = schema(Tensor(name="n", datatype="FP32", shape=(-1, 1), columns=("d",)))
+    with pytest.raises(EngineError, match="no column d"):
+        translate(given, schema(numeric, words), lacking)
+    other = schema(Tensor(name="n", datatype="FP32", shape=(-1, 1), columns=("w",)))
+    with pytest.raises(EngineError, match="column w is BYTES in the request and FP32 here"):
+        translate(given, schema(numeric, words), other)
+
+
+# ----------------------------------------------------------------------------------------------- isolated versions
+
+
+_NUMBERS = st.sampled_from([np.float32, np.float64, np.int64, np.int32, np.bool_, np.uint8])
+_SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
+_TENSORS = st.one_of(
+    _NUMBERS.flatmap(lambda dtype: arrays.arrays(dtype, _SHAPES)),
+    arrays.arrays(object, _SHAPES, elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=5)),
+)
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), _TENSORS, max_size=4))
+def test_a_frame_brings_back_what_was_packed(tensors: dict[str, np.ndarray]) -> None:
+    frame = wire.pack({"rows": 1}, {name: array.T for name, array in tensors.items()})
+    head, body = wire.sizes(frame[:8])
+    assert len(frame) == 8 + head + body
+    _, found = wire.unpack(frame[8 : 8 + head], frame[8 + head :])
+    assert list(found) == list(tensors)
+    for name, array in tensors.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array.T)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=20))
+def test_what_is_no_frame_is_an_engine_error(head: bytes, body: bytes) -> None:
+    try:
+        wire.unpack(head, body)
+    except EngineError:
+        return
+
+
+class Apart:
+    """An isolated version that this process serves over a socket, and a service's folder that says where."""
+
+    def __init__(self, folder: Path, made: Bundle, session: Session) -> None:
+        self.files = ServiceFiles(folder / "services" / "lending")
+        self.files.write_desired(Desired(1, True, Settings("lending", timeout_seconds=2.0, isolated_max_batch=16)))
+        self.server = Server(session, made.manifest.identity, "127.0.0.1")
+        self.report = reports_path(self.files.folder, made.manifest.identity) / "r1.json"
+        write_private(self.report, self.server.report)
+        self.variant = variant("challenger", made, "challenger", placement="isolated")
+        self.remotes = RayRemoteModels(self.files.folder)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def inputs(count: int) -> Arrays:
+    return {
+        "numeric": np.array([[20 + index, 1000.0, 5.0] for index in range(count)], dtype=np.float32),
+        "categorical": np.array([["36 months", "car"]] * count, dtype=object),
+    }
+
+
+def test_calls_to_an_isolated_version_are_answered_in_batches_and_each_with_its_own(
+    tmp_path: Path, first: Bundle
+) -> None:
+    session = OnnxRuntime().load(first.model)
+    seen: list[int] = []
+    counted = PlannedSession(session, lambda given: seen.append(len(given["numeric"])))
+    apart = Apart(tmp_path, first, counted)
+    truth = session.run(inputs(40))["probabilities"]
+
+    async def test() -> None:
+        remote = apart.remotes.connect("lending", apart.variant, 5.0)
+        whole = inputs(40)
+        parts = [{name: array[index : index + 1] for name, array in whole.items()} for index in range(40)]
+        found = await asyncio.gather(*(remote.run(part, 1) for part in parts))
+        for index, answers in enumerate(found):
+            np.testing.assert_allclose(answers["probabilities"], truth[index : index + 1], rtol=1e-5)
+            assert answers["label"].dtype == object
+        assert sum(seen) == 40
+        assert max(seen) == 16
+        assert len(seen) < 10
+
+    run(test)
+
+
+def test_a_version_that_is_not_up_is_waited_for_only_when_that_was_asked(tmp_path: Path, first: Bundle) -> None:
+    apart = Apart(tmp_path, first, OnnxRuntime().load(first.model))
+    apart.report.rename(tmp_path / "away.json")
+    with pytest.raises(ServiceError, match=r"is not up .* no process has started"):
+        apart.remotes.connect("lending", apart.variant, 0.2)
+
+    async def test() -> None:
+        remote = apart.remotes.connect("lending", apart.variant)
+        with pytest.raises(EngineError, match="no process has started"):
+            await remote.run(inputs(1), 1)
+        (tmp_path / "away.json").rename(apart.report)
+        while True:
+            try:
+                answers = await remote.run(inputs(1), 1)
+                break
+            except EngineError:
+                await asyncio.sleep(0.02)
+        assert len(answers["label"]) == 1
+
+    run(test)
+
+
+def test_a_call_that_does_not_come_back_is_given_up_and_the_next_fails_at_once(tmp_path: Path, first: Bundle) -> None:
+    release = threading.Event()
+    stuck = PlannedSession(OnnxRuntime().load(first.model), lambda given: release.wait(30) and None)
+    apart = Apart(tmp_path, first, stuck)
+
+    async def test() -> None:
+        remote = apart.remotes.connect("lending", apart.variant, 5.0)
+        with pytest.raises(EngineError, match="no answer within 1 s"):
+            await remote.run(inputs(1), 1)
+        with pytest.raises(EngineError, match="has no process that answers: no answer within 1 s"):
+            await remote.run(inputs(1), 1)
+
+    run(test)
+    release.set()
+
+
+def test_without_the_token_nothing_is_answered_and_the_token_is_its_owners(tmp_path: Path, first: Bundle) -> None:
+    apart = Apart(tmp_path, first, OnnxRuntime().load(first.model))
+    assert stat.S_IMODE(apart.report.stat().st_mode) == 0o600
+    assert stat.S_IMODE(apart.report.parent.stat().st_mode) == 0o700
+    report = apart.server.report
+    openings = (
+        wire.pack({"token": "0" * 64}),
+        wire.pack({"rows": 1}, inputs(1)),
+        wire.PREFIX.pack(1 << 31, 1 << 31),
+        wire.PREFIX.pack(100_000, 0),
+        b"GET / HTTP/1.1\r\n\r\n",
+        wire.pack({}),
+    )
+    for opening in openings:
+        with socket.create_connection((report.host, report.port), 5) as connection:
+            connection.sendall(opening)
+            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+    assert isolated.listening(report, first.manifest.identity) == ""
+    assert isolated.listening(replace(report, token="x"), first.manifest.identity) != ""
+    assert isolated.listening(report, "other") == "another version answers there"
+
+
+def test_a_gateway_without_a_way_to_isolated_versions_says_so(first: Bundle, second: Bundle) -> None:
+    challenger = variant("challenger", second, "challenger", placement="isolated")
+    with pytest.raises(ServiceError, match="is isolated"):
+        load_table(RoutingTable("lending", 1, (variant("champion", first), challenger)), OnnxRuntime(), 1)
