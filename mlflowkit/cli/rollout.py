@@ -1,7 +1,7 @@
 """mlkit rollout: how a rollout stands, and what a person may say to it.
 
 ``status --json`` prints {services: [{service, rollout, incidents, turned_down, previous}]}: ``rollout`` is null or what
-`mlflowkit.rollout.view.RolloutView` holds (experiment, phase, step, steps, weight, findings, history, reason, ...);
+`mlflowkit.rollout.shown.RolloutView` holds (experiment, phase, step, steps, weight, findings, history, reason, ...);
 ``incidents`` are the last records of rollbacks, newest first, whole; ``turned_down`` [{digest, version, reason, time,
 experiment, ending}] are versions that are not tried again unasked; ``previous`` {version, digest} is what
 `mlkit rollout rollback` goes back to when no rollout runs, or null. The other commands print {service, command,
@@ -274,7 +274,7 @@ def _short(now: RolloutState | None) -> dict[str, Any] | None:
 
 def _seen(folder: Path, files: ServiceFiles) -> dict[str, Any]:
     from mlflowkit.rollout import memory
-    from mlflowkit.rollout.reading import Watch
+    from mlflowkit.rollout.reading import Watch, records
 
     view, table = Watch(folder).view(files.service), files.table()
     whole = {} if view is None else view.to_json()
@@ -282,7 +282,7 @@ def _seen(folder: Path, files: ServiceFiles) -> dict[str, Any]:
     return {
         "service": files.service,
         "rollout": whole.get("rollout"),
-        "incidents": list(whole.get("incidents", ()))[:SHOWN],
+        "incidents": records(files, SHOWN),
         "turned_down": [asdict(one) for one in memory.failures(files).values()],
         "previous": None if before is None else {"version": before.variant.version, "digest": before.variant.digest},
     }

@@ -116,6 +116,12 @@ def deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:
     return tuple(found)
 
 
+def records(files: ServiceFiles, most: int = INCIDENTS) -> list[Json]:
+    """The last incidents as they were written, newest first. One that is damaged is left out."""
+    found = _Reader().folder(files.folder / "incidents")
+    return [value for value in reversed(found.values()) if isinstance(value, dict)][:most]
+
+
 def _count(folder: Path) -> int:
     return sum(1 for _ in folder.glob("*.json")) if folder.is_dir() else 0
 

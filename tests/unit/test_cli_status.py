@@ -85,6 +85,22 @@ def test_lines_for_a_pipe_say_what_the_rollout_waits_for_and_how_it_ended(
     assert "waiting for" not in out
 
 
+def test_incident_is_told_by_the_rollout_command_as_it_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path).begin().run(10)
+    world.look((), Command("rollback", "looked wrong"))
+    world.look(())
+    for arguments in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["rollout", "status", "--state", str(tmp_path), *arguments])
+        assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "version 20261123-bb22: looked wrong" in out
+    [service] = json.loads(out[out.index("{") :])["services"]
+    assert service["incidents"][0]["candidate"]["version"] == "20261123-bb22"
+
+
 def test_no_service_is_no_error_and_watching_in_json_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
