@@ -31,7 +31,10 @@ def position(salt: str, key: str) -> float:
     >>> round(position("lending-1", "user-17"), 6)
     0.846842
     """
-    digest = hashlib.blake2b(key.encode(), digest_size=8, key=salt.encode()[:64]).digest()
+    secret = salt.encode()
+    if len(secret) > 64:  # longer than BLAKE2b's key may be
+        secret = hashlib.blake2b(secret).digest()
+    digest = hashlib.blake2b(key.encode(), digest_size=8, key=secret).digest()
     return min(int.from_bytes(digest) / _SCALE, 1.0 - 2**-53)
 
 
