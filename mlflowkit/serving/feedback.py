@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -109,9 +108,10 @@ def _item(item: Any, where: str) -> Feedback:
 def _check(kind: Kind, value: Any, where: str) -> None:
     if value is None:
         return
-    if kind == "label" and not (type(value) in (str, int, bool) and len(str(value)) <= 256):
+    named = len(value) <= 256 if type(value) is str else type(value) is bool or (type(value) is int and value < 1 << 64)
+    if kind == "label" and not named:
         raise Refusal(400, f"{where}label: text, a whole number, true or false is needed, or a list of them")
-    if kind == "target" and not (type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e300):
+    if kind == "target" and not (type(value) in (int, float) and abs(value) < 1e300):
         raise Refusal(400, f"{where}target: a number is needed, or a list of them")
 
 

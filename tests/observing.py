@@ -1,0 +1,70 @@
+"""What the observer's tests share: records of a small lending service, without a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.serving import frames
+from mlflowkit.serving.frames import Batch
+from mlflowkit.serving.records import How, Mirrored, Record
+
+SIGNATURE = Signature(
+    task="classification",
+    inputs=(
+        Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),
+        Tensor(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("term",)),
+    ),
+    outputs=(
+        Tensor(name="label", datatype="BYTES", shape=(-1,)),
+        Tensor(name="probabilities", datatype="FP32", shape=(-1, 2)),
+    ),
+    classes=("bad", "good"),
+)
+REGRESSION = Signature(
+    task="regression",
+    inputs=(Tensor(name="numeric", datatype="FP32", shape=(-1, 1), columns=("age",)),),
+    outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+)
+
+
+def classified(scores: Any) -> dict[str, np.ndarray]:
+    """Answers of a binary classifier with these probabilities of "good"."""
+    good = np.asarray(scores, dtype=np.float32)
+    labels = np.where(good >= 0.5, "good", "bad").astype(object)
+    return {"label": labels, "probabilities": np.stack([1 - good, good], axis=1)}
+
+
+def record(number: str, scores: Any, term: str = "36 months", **changes: Any) -> Record:
+    """An answered request of as many rows as there are scores."""
+    rows = len(scores)
+    how: How = "hash"
+    made = Record(
+        time=1000.0, id=number, key="", experiment="e1", epoch=3, variant="champion", version="v1",
+        answered="champion", how=how, seconds=0.002, rows=rows,
+        inputs={
+            "numeric": np.column_stack([np.arange(rows), np.full(rows, np.nan)]).astype(np.float32),
+            "categorical": np.full((rows, 1), term, dtype=object),
+        },
+        answers=classified(scores),
+    )  # fmt: skip
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def answered(*records: Record) -> list[Batch]:
+    """The batches that an observer gets of records."""
+    return [frames.decode(frames.answered_payload(head, group)) for head, group in frames.answered_groups(records)]
+
+
+def mirrored(source: Record, answers: Mapping[str, np.ndarray] | None, seconds: float = 0.005) -> Mirrored:
+    return Mirrored(source, "candidate", "v2", seconds, answers, "" if answers else "it raised")
+
+
+def compared(*pairs: Mirrored) -> list[Batch]:
+    """The batches that an observer gets of mirrored requests."""
+    return [frames.decode(frames.compared_payload(head, group)) for head, group in frames.compared_groups(pairs)]

@@ -1,0 +1,145 @@
+"""The join counts the same in any order, with any duplication, delay and interleaving, and killed anywhere."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflowkit.judging.evidence import Evidence
+from mlflowkit.serving.feedback import Feedback
+from mlflowkit.serving.frames import Batch
+from mlflowkit.serving.join import FeedbackJoin
+from mlflowkit.serving.prediction_log import LogWriter, Segment, logged, merge, segments
+from observing import SIGNATURE, answered, record
+
+REQUESTS = 6
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]]]:
+    """Answered requests (some with one id, of several rows, asked by override) and what was said of them."""
+    batches = []
+    for number in range(REQUESTS):
+        scores = draw(st.lists(st.sampled_from([0.1, 0.4, 0.9]), min_size=1, max_size=3))
+        batches += answered(
+            record(
+                f"r{draw(st.integers(0, REQUESTS - 1))}",
+                scores,
+                time=float(number),
+                epoch=draw(st.sampled_from([3, 4])),
+                variant=draw(st.sampled_from(["champion", "candidate"])),
+                how=draw(st.sampled_from(["hash", "hash", "hash", "override"])),
+            )
+        )
+    for batch in batches:
+        object.__setattr__(batch, "head", _answering(batch))
+    said = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 9).map(float),
+                st.builds(
+                    Feedback,
+                    st.integers(0, REQUESTS).map(lambda number: f"r{number}"),
+                    st.just("label"),
+                    st.lists(st.sampled_from(["good", "bad", None]), min_size=1, max_size=3).map(tuple),
+                ),
+            ),
+            max_size=12,
+        )
+    )
+    return batches, said
+
+
+def _answering(batch: Batch) -> Any:
+    from dataclasses import replace
+
+    return replace(batch.head, answered=batch.head.variant)
+
+
+class World:
+    """A service's folder to which logs are written piece by piece."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = LogWriter(folder / "predictions", "r1", days=7, megabytes=10)
+        (folder / "feedback").mkdir()
+        self.said = (folder / "feedback" / "r1-1-000001.jsonl").open("ab")
+
+    def write(self, event: Batch | tuple[float, Feedback]) -> None:
+        if isinstance(event, Batch):
+            self.log.add(logged(event, SIGNATURE))
+            self.log.roll()
+        else:
+            self.said.write(event[1].line(event[0]))
+            self.said.flush()
+
+    def merge(self) -> None:
+        taken = segments(self.folder / "predictions")
+        if len(taken) > 1:
+            merge(self.folder / "predictions", taken, Segment(taken[0].writer, taken[0].first, taken[-1].last))
+
+
+def rounded(evidence: Evidence) -> Any:
+    return {
+        (epoch, name, metric): (moments.count, round(moments.total, 6), round(moments.squares, 6))
+        for epoch, variants in evidence.epochs.items()
+        for name, counts in variants.items()
+        for metric, moments in counts.quality.items()
+    }
+
+
+def result(events: Sequence[Any], steps: Sequence[str]) -> tuple[Any, dict[str, int]]:
+    """What the join says after the events, with something done after some of them."""
+    with tempfile.TemporaryDirectory() as name:
+        world = World(Path(name))
+        join = FeedbackJoin(world.folder)
+        for event, then in zip(events, [*steps, *["nothing"] * len(events)], strict=False):
+            world.write(event)
+            if then == "step":
+                join.step("e1")
+            elif then == "merge":
+                world.merge()
+            elif then == "restart":
+                join.close()
+                join = FeedbackJoin(world.folder)
+            elif then == "killed":
+                _cut(join)
+        found = join.step("e1")
+        counters = dict(join.counters())
+        join.close()
+        world.said.close()
+        return rounded(found), counters
+
+
+def _cut(join: FeedbackJoin) -> None:
+    """Be killed in the middle of a step: nothing of it is kept."""
+
+    class KilledError(Exception):
+        pass
+
+    def cut() -> None:
+        raise KilledError
+
+    join._forget = cut  # type: ignore[method-assign]
+    with pytest.raises(KilledError):
+        join.step("e1")
+    del join._forget  # type: ignore[method-assign]
+
+
+THEN = st.lists(st.sampled_from(["nothing", "step", "merge", "restart", "killed"]), max_size=12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(histories(), st.data(), THEN)
+def test_order_duplicates_and_interruptions_do_not_matter(history: Any, data: st.DataObject, then: list[str]) -> None:
+    batches, said = history
+    expected, counters = result([*batches, *said], [])
+    again = data.draw(st.lists(st.sampled_from(said), max_size=4)) if said else []
+    events = data.draw(st.permutations([*batches, *said, *again]))
+    assert result(events, then) == (expected, counters)

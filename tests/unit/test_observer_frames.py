@@ -1,0 +1,68 @@
+"""What goes through the observer's pipe comes out as it went in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlflowkit.errors import ServiceError
+from mlflowkit.serving import frames
+from observing import answered, classified, compared, mirrored, record
+
+
+def test_records_of_one_variant_become_one_batch() -> None:
+    late = record("b", [0.9], error="late", answered="champion", seconds=0.5, time=2000.0)
+    (batch,) = answered(record("a", [0.2, 0.7], term=""), late)
+    assert batch.ids == ["a", "b"]
+    assert batch.request.tolist() == [0, 0, 1]
+    assert batch.row.tolist() == [0, 1, 0]
+    assert batch.times.tolist() == [1000.0, 2000.0]
+    assert batch.seconds.tolist() == [0.002, 0.5]
+    assert batch.errors == ["", "late"]
+    assert batch.inputs["categorical"].tolist() == [[""], [""], ["36 months"]]
+    np.testing.assert_array_equal(batch.inputs["numeric"], np.array([[0, np.nan], [1, np.nan], [0, np.nan]]))
+    assert batch.answers["label"].tolist() == ["bad", "good", "good"]
+    np.testing.assert_allclose(batch.answers["probabilities"][:, 1], [0.2, 0.7, 0.9])
+    assert batch.shadow is None
+
+
+def test_what_differs_is_told_apart() -> None:
+    batches = answered(
+        record("a", [0.2]), record("b", [0.2], variant="candidate"), record("c", [0.2], epoch=4),
+        record("d", [0.2], how="override"), record("e", [0.3]),
+    )  # fmt: skip
+    assert sorted(batch.ids for batch in batches) == [["a", "e"], ["b"], ["c"], ["d"]]
+
+
+def test_a_shadow_that_failed_is_told_apart_from_one_that_answered() -> None:
+    one, two = record("a", [0.2, 0.8]), record("b", [0.2])
+    good, failed = compared(mirrored(one, classified([0.6, 0.9])), mirrored(two, None))
+    assert (good.ids, failed.ids) == (["a"], ["b"])
+    assert good.shadow is not None
+    assert good.shadow["label"].tolist() == ["good", "good"]
+    assert good.answers["label"].tolist() == ["bad", "good"]
+    assert good.shadow_seconds is not None
+    assert good.shadow_seconds.tolist() == [0.005]
+    assert failed.shadow is None
+    assert failed.errors == ["it raised"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_frames_are_found_in_pieces_of_any_size(size: int) -> None:
+    head, group = next(iter(frames.answered_groups([record("a", [0.2])])))
+    stream = b"".join(
+        bytes(piece)
+        for kind, payload in ((frames.TABLE, b"{}"), (frames.ANSWERED, frames.answered_payload(head, group)))
+        for piece in frames.frame(kind, payload)
+    )
+    reader = frames.Frames()
+    found = [one for begin in range(0, len(stream), size) for one in reader.feed(stream[begin : begin + size])]
+    assert [kind for kind, _ in found] == [frames.TABLE, frames.ANSWERED]
+    assert frames.decode(found[1][1]).ids == ["a"]
+
+
+def test_what_is_no_frame_is_refused() -> None:
+    with pytest.raises(ServiceError, match="no frame"):
+        list(frames.Frames().feed(b"GET / HTTP/1.1\r\n"))
+    with pytest.raises(ServiceError, match="no batch"):
+        frames.decode(b"not arrow")
