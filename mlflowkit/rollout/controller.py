@@ -298,8 +298,9 @@ class ServiceController:
                 self._save(*policy.advance(state, command=command, now=self.world.clock()))
                 continue
             except MlkitError as error:
-                if not isinstance(action, SetTable) or state.phase == "rolling_back":
-                    raise  # what must be done is tried again, in the next round
+                refused = isinstance(action, SetTable) and state.phase != "rolling_back" and self.files.reports()
+                if not refused:  # it must be done, or no gateway is up to do it: it is tried again in the next round
+                    raise
                 _log.error("%s: %s", self.files.service, error.message)
                 now, command = self.world.clock(), Command("failed", error.message)
                 self._save(*policy.advance(state, command=command, now=now))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ from mlflowkit.rollout import state as states
 from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus, instant
 from mlflowkit.rollout.plan import Rollout, Webhook
 from mlflowkit.rollout.state import Request, Tell
-from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.serving.files import ReplicaReport, ServiceFiles, process_started
 from mlflowkit.values import RoutingTable
 
 from .conftest import wait_for
@@ -266,3 +269,32 @@ def test_damaged_requests_and_commands_end_no_rollout(tmp_path: Path) -> None:
     while drill.ended(files) is None:
         drill.answer_requests(files, 0.3)
         one.step()
+
+
+def test_a_version_that_gateways_refuse_is_turned_down_and_one_that_nobody_could_take_is_not(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    held = lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    works = one.world.platform
+
+    def refuse(table: RoutingTable) -> None:
+        if len(table.variants) > 1:
+            raise ServiceError("lending refuses the new version: its graph does not load")
+        works.publish(table)
+
+    object.__setattr__(one.world, "platform", SimpleNamespace(publish=refuse))
+    for _ in range(3):
+        with pytest.raises(ServiceError):
+            one.step()  # no gateway is up: it is tried again
+    assert drill.ended(files) is None
+    started = process_started(os.getpid()) or 0.0
+    files.write_report(
+        ReplicaReport("r1", os.getpid(), socket.gethostname(), started, 1, 1, "serving", 4, heartbeat=time.time())
+    )
+    one.step()
+    state = drill.ended(files)
+    assert state is not None
+    assert (state.phase, state.by) == ("rolled_back", "policy")
+    assert "its graph does not load" in state.reason
+    assert list(memory.failures(files)) == ["d2"]

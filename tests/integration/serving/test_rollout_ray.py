@@ -163,7 +163,7 @@ def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
         world.deploy(bundles["bad"], strategy="canary", metrics=[ERRORS], **QUICK)
     assert "mlkit rollout forget" in refused.value.hint
 
-    told = world.deploy(bundles["two"], strategy="canary", steps=[20, 50], metrics=[ERRORS], **QUICK)
+    told = world.deploy(bundles["two"], strategy="canary", steps=[0, 20, 50], metrics=[ERRORS], **QUICK)
     holder = lease.read(world.state)
     assert holder is not None
     os.kill(holder.pid, signal.SIGKILL)  # another one is started, and goes on
