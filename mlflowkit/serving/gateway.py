@@ -214,8 +214,11 @@ class Gateway:
             raise
 
     def check_load(self) -> None:
-        """Raise Refusal(503) when more requests wait than are let in. Before a body is read, for its memory's sake."""
-        if self.in_flight > self.settings.max_queue:
+        """Raise Refusal(503) when more requests wait than are let in. Before a body is read, for its memory's sake.
+
+        Requests whose bodies are on their way do not count: slow senders must not keep others out.
+        """
+        if self.dispatcher.waiting >= self.settings.max_queue:
             raise Refusal(503, f"{self.settings.max_queue} requests are waiting already", (*RETRY, *CLOSE))
 
     def check_name(self, name: str) -> None:

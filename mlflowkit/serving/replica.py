@@ -138,8 +138,8 @@ class Replica:
         """Bring settings, table, listener and proposal, in this order, to what the files say."""
         desired = self._files.desired()
         if desired is not None and desired.generation != self._report.generation:
-            self._take_settings(desired.settings)
             self._note(generation=desired.generation)
+            self._take_settings(desired.settings)
         table = self._files.table()
         if table is not None and table.epoch > self.versions.epoch:
             self._take_table(table)
@@ -175,7 +175,12 @@ class Replica:
 
     def _take_settings(self, settings: Settings) -> None:
         """Limits hold at once; another address is a new listener beside the old; other threads, a new session."""
-        check_exposed(settings.host, settings.keys)
+        try:
+            check_exposed(settings.host, settings.keys)
+        except ServiceError as error:
+            _log.error("settings are left as they are: %s", error.message)
+            self._note(message=error.message, hint=error.hint)
+            return
         old, self._settings = self._settings, settings
         self._follow_keys()
         self.gateway.settings = settings

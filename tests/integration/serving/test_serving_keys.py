@@ -1,0 +1,178 @@
+"""API keys over the wire, and a replica that follows its file of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mlflowkit.adapters.onnxruntime import OnnxRuntime
+from mlflowkit.bundle import Bundle
+from mlflowkit.errors import ServiceError
+from mlflowkit.serving import auth
+from mlflowkit.serving.files import Desired
+from mlflowkit.serving.replica import Replica
+
+from .conftest import ROWS, InProcess, table, wait_for
+from .test_serving_gateway import tensors
+from .test_serving_versions import report, service
+
+
+@pytest.fixture(scope="module")
+def locked(first: Bundle):  # type: ignore[no-untyped-def]
+    """A gateway with a key for each scope, and their tokens."""
+    from mlflowkit.serving.files import Settings
+
+    running = InProcess(Settings("lending"))
+    running.swap(table(1, first))
+    made = {scope: auth.make([scope]) for scope in auth.SCOPES}
+    running.gateway.keys = auth.Keyring(key for key, _ in made.values())
+    yield running, {scope: token for scope, (_, token) in made.items()}
+    running.close()
+
+
+PREDICT = ("POST", "/predict", {"rows": ROWS})
+INFER = ("POST", "/v2/models/lending/infer", {"inputs": tensors(ROWS)})
+FEEDBACK = ("POST", "/v2/feedback", {"id": "a", "label": "good"})
+
+
+@pytest.mark.parametrize(
+    ("request_", "allowed"),
+    [
+        (PREDICT, {"infer"}),
+        (INFER, {"infer"}),
+        (FEEDBACK, {"feedback"}),
+        (("GET", "/metrics", None), {"infer", "feedback", "admin"}),
+        (("GET", "/v2/models/lending", None), {"infer", "feedback", "admin"}),
+        (("GET", "/v2", None), {"infer", "feedback", "admin"}),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_each_door_opens_for_its_scope(
+    locked: tuple[InProcess, dict[str, str]], request_: tuple[str, str, object], allowed: set[str]
+) -> None:
+    running, tokens = locked
+    method, path, body = request_
+    bare = running.client.request(method, path, json=body)
+    assert (bare.status_code, list(bare.json())) == (401, ["error"])
+    assert bare.headers["www-authenticate"].startswith("Bearer")
+    assert bare.headers["x-mlkit-request-id"]
+    for scope, token in tokens.items():
+        for headers in (
+            {"authorization": f"Bearer {token}"},
+            {"authorization": f"bearer {token}"},
+            {"x-api-key": token},
+        ):
+            reply = running.client.request(method, path, json=body, headers=headers)
+            assert (reply.status_code == 403) == (scope not in allowed), reply.text
+            assert reply.status_code != 401
+
+
+def test_wrong_keys_are_refused_counted_and_never_repeated(locked: tuple[InProcess, dict[str, str]]) -> None:
+    running, tokens = locked
+    token = tokens["infer"]
+    wrong = [f"Bearer {token}x", f"Basic {token}", token, "Bearer", "Bearer mlk_00000000_" + "a" * 43, "Bearer \xff"]
+    for value in wrong:
+        reply = running.client.post("/predict", json={"rows": ROWS}, headers={"authorization": value.encode("latin-1")})
+        assert reply.status_code == 401, value
+        assert token not in reply.text
+    page = running.client.get("/metrics", headers={"x-api-key": token}).text
+    refused = next(
+        line for line in page.splitlines() if line.startswith("mlkit_auth_refusals_total{") and '"401"' in line
+    )
+    assert float(refused.split()[-1]) >= len(wrong)
+    assert token not in page
+
+
+def test_health_is_everybodys_and_keys_are_checked_before_the_body(locked: tuple[InProcess, dict[str, str]]) -> None:
+    running, _ = locked
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/lending/ready"):
+        assert running.client.get(path).status_code == 200
+    assert running.client.post("/predict", content=b"{").status_code == 401
+    assert running.client.post("/predict", content=b"x" * (9 << 20)).status_code == 401
+
+
+def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle) -> None:
+    path = tmp_path / "keys.json"
+    key, token = auth.make(["infer"])
+    auth.write(path, [key])
+    files = service(tmp_path, keys=str(path))
+    files.write_table(table(1, first))
+    replica = Replica(files.folder, OnnxRuntime(), "r1")
+    try:
+        report(files, lambda found: found.state == "serving")
+        url = files.desired().settings.endpoint  # type: ignore[union-attr]
+
+        def code(token: str) -> int:
+            return httpx.post(f"{url}/predict", json={"rows": ROWS}, headers={"x-api-key": token}).status_code
+
+        assert (code(token), code("")) == (200, 401)
+        other, second = auth.make(["infer"])
+        auth.write(path, [other])
+        wait_for(lambda: (code(token), code(second)) == (401, 200))
+        path.write_text("{ damaged")
+        third, _ = auth.make(["infer"])
+        assert code(second) == 200
+        path.unlink()
+        wait_for(lambda: code(second) == 401)
+        auth.write(path, [other, third])
+        wait_for(lambda: code(second) == 200)
+        replica.check()
+    finally:
+        replica.stop()
+
+
+def test_a_replica_refuses_to_be_reached_without_keys(tmp_path: Path, first: Bundle) -> None:
+    files = service(tmp_path, host="0.0.0.0")
+    with pytest.raises(ServiceError, match="no API keys"):
+        Replica(files.folder, OnnxRuntime(), "r1")
+    path = tmp_path / "keys.json"
+    auth.write(path, [auth.make(["infer"])[0]])
+    desired = files.desired()
+    assert desired is not None
+    files.write_desired(replace(desired, settings=replace(desired.settings, keys=str(path))))
+    files.write_table(table(1, first))
+    replica = Replica(files.folder, OnnxRuntime(), "r1")
+    try:
+        report(files, lambda found: found.state == "serving")
+        exposed = replace(desired.settings, keys="")
+        files.write_desired(Desired(2, True, exposed))
+        found = report(files, lambda found: found.generation == 2)
+        assert "no API keys" in found.message
+        assert httpx.post(f"{exposed.endpoint}/predict", json={"rows": ROWS}).status_code == 401
+        replica.check()
+    finally:
+        replica.stop()
+
+
+def test_the_platform_maps_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stat
+
+    from mlflowkit.adapters.ray_serve import platform
+    from mlflowkit.serving.files import ServiceFiles
+    from mlflowkit.stages.deploy import ServeSection
+
+    files = ServiceFiles(tmp_path / "state" / "services" / "lending")
+    wanted: Callable[[ServeSection], object] = lambda section: platform._wanted(files, section)  # noqa: E731
+    with pytest.raises(ServiceError, match="no API keys"):
+        wanted(ServeSection(service="lending", port=0, host="0.0.0.0"))
+    path = tmp_path / "keys.json"
+    named = ServeSection.model_validate({"service": "lending", "port": 0, "auth": {"keys": "keys.json"}}).beside(
+        tmp_path
+    )
+    with pytest.raises(ServiceError, match="no file of API keys"):
+        wanted(named)
+    auth.write(path, [auth.make(["infer"])[0]])
+    assert platform._wanted(files, named).keys == str(path)
+    section = ServeSection.model_validate({"service": "lending", "port": 0, "auth": {"keys_env": "LENDING_KEYS"}})
+    monkeypatch.delenv("LENDING_KEYS", raising=False)
+    with pytest.raises(ServiceError, match="LENDING_KEYS is not set"):
+        wanted(section)
+    monkeypatch.setenv("LENDING_KEYS", path.read_text())
+    settings = platform._wanted(files, section)
+    platform._materialise(files, section)
+    assert auth.read(Path(settings.keys)) == auth.read(path)
+    assert stat.S_IMODE(Path(settings.keys).stat().st_mode) == 0o600
