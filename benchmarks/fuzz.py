@@ -260,7 +260,8 @@ def fuzz(requests: int, seed: int) -> Outcome:
         outcome.alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
         log = (Path(place) / "log").read_text()
         if "Traceback" in log:
-            outcome.wrong.append((Request("log", b""), 500, log[-3000:].encode()))
+            at = log.index("Traceback")
+            outcome.wrong.append((Request("log", b""), 500, log[max(0, at - 300) : at + 3000].encode()))
         return outcome
 
 

@@ -63,6 +63,15 @@ def tensors() -> list[dict[str, Any]]:
     ]
 
 
+def columns() -> list[dict[str, Any]]:
+    """The same, one tensor a column."""
+    values = (41, 52000, 0, "36 months", "car")
+    return [
+        {"name": name, "shape": [1], "datatype": "FP32" if place < 3 else "BYTES", "data": [value]}
+        for place, (name, value) in enumerate(zip(COLUMNS, values, strict=True))
+    ]
+
+
 def good() -> bytes:
     return json.dumps({"inputs": tensors()}).encode()
 
@@ -141,11 +150,11 @@ class Generator:
         return Request("shape", http(json.dumps({"inputs": given}).encode()))
 
     def types(self) -> Request:
-        given = tensors()
+        given = tensors() if self.random.random() < 0.6 else columns()
         for tensor in given:
             for key in ("name", "datatype", "data", "parameters"):
-                if self.random.random() < 0.3:
-                    tensor[key] = self.some(*DATATYPES) if key == "datatype" else self.value()
+                if self.random.random() < 0.5 / len(given):
+                    tensor[key] = self.some(*DATATYPES, self.value()) if key == "datatype" else self.value()
         document: dict[str, Any] = {"inputs": self.some(given, given, given[:1], given * 2, self.value())}
         for key in ("outputs", "parameters", "id"):
             if self.random.random() < 0.3:

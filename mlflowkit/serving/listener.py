@@ -96,6 +96,7 @@ def _server(gateway: Gateway, header_seconds: float) -> Any:
         lifespan="off",
         interface="asgi3",
         log_config=None,
+        log_level="error",  # a warning for whatever is no HTTP would let anybody fill the disk
         access_log=False,
         server_header=False,
         date_header=False,

@@ -16,6 +16,7 @@ from mlflowkit.tables import category_text
 
 _INTEGER = frozenset({int})
 _TEXT = frozenset({str})
+_BYTES = frozenset({"BYTES"})
 _NULL: type = type(None)
 _SCALARS: frozenset[type] = frozenset({str, int, float, bool, _NULL})
 _NO_RAW: Mapping[str, Buffer] = {}
@@ -201,7 +202,8 @@ class Schema:
                 raise self._unknown_input(name)
             tensor, _ = self.columns[name]
             sent = given.get("datatype")
-            if sent != "BYTES" if tensor.datatype == "BYTES" else sent not in NUMERIC:
+            allowed = _BYTES if tensor.datatype == "BYTES" else NUMERIC
+            if type(sent) is not str or sent not in allowed:
                 more = "" if tensor.datatype == "BYTES" else " (or another numeric one)"
                 raise Refusal(400, f"inputs[{name}]: datatype {show(sent)}; {tensor.datatype} is expected{more}")
             shape = given.get("shape")
@@ -299,7 +301,8 @@ def _elements(given: Mapping[str, Any], datatype: str, shape: Sequence[int], raw
         return decode(raw[name], datatype, shape, name, place)
     data = given.get("data")
     if type(data) is not list:
-        if data is None and "shared_memory_region" in (given.get("parameters") or ()):
+        parameters = given.get("parameters")
+        if data is None and type(parameters) is dict and "shared_memory_region" in parameters:
             raise Refusal(400, f"inputs[{name}]: shared memory is not served; send the tensor itself")
         raise Refusal(400, f"inputs[{name}]: data must be a list, found {kind(data)}")
     data = flat(data, name, shape)

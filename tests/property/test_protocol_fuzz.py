@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.serving.binary import contents, split
 from mlflowkit.serving.protocol import Query, Refusal, Schema, read_document
 
 SCHEMA = Schema(
@@ -35,9 +36,14 @@ TENSORS = st.fixed_dictionaries(
         "name": NAMES | VALUES,
         "shape": st.lists(st.integers(-2, 4), max_size=3) | VALUES,
         "datatype": st.sampled_from(["FP32", "FP64", "BYTES", "INT64", "BOOL"]) | VALUES,
+        "parameters": VALUES,
         "data": st.lists(VALUES, max_size=8) | st.lists(st.floats(width=32, allow_nan=False), max_size=8) | VALUES,
     },
 )
+SHAPES = st.lists(st.integers(-2, 3), max_size=3)
+TYPES = st.sampled_from(["FP32", "BYTES", "BF16", "BOOL", "INT8", "FP16"])
+SIZED = st.fixed_dictionaries({}, optional={"binary_data_size": st.integers(-1, 40) | VALUES}) | VALUES
+OUTPUTS = st.lists(st.fixed_dictionaries({"name": st.just("prediction")}, optional={"parameters": VALUES})) | VALUES
 ROWS = st.lists(st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4) | VALUES, max_size=3)
 
 
@@ -69,7 +75,13 @@ def check(door: Any, body: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     st.fixed_dictionaries(
-        {}, optional={"inputs": st.lists(TENSORS, max_size=3) | VALUES, "id": VALUES, "outputs": VALUES}
+        {},
+        optional={
+            "inputs": st.lists(TENSORS, max_size=3) | VALUES,
+            "id": VALUES,
+            "outputs": OUTPUTS,
+            "parameters": VALUES,
+        },
     )
 )
 def test_infer_never_raises_anything_but_a_refusal(document: dict[str, Any]) -> None:
@@ -87,3 +99,22 @@ def test_rows_never_raise_anything_but_a_refusal(document: dict[str, Any]) -> No
 def test_bytes_never_raise_anything_but_a_refusal(body: bytes) -> None:
     check(SCHEMA.infer, body)
     check(SCHEMA.rows, body)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries({"name": NAMES}, optional={"parameters": SIZED, "shape": SHAPES, "datatype": TYPES})
+    ),
+    st.binary(max_size=60),
+    st.integers(-3, 3),
+)
+def test_bytes_of_tensors_never_raise_anything_but_a_refusal(inputs: list[Any], raw: bytes, shift: int) -> None:
+    text = encode({"inputs": inputs})
+
+    def door(body: Any, *, limit: int) -> Query:
+        front, tail = split(text + raw, max(0, len(text) + shift))
+        document = read_document(front)
+        return SCHEMA.infer(document, limit=limit, raw=contents(document.get("inputs"), tail))
+
+    check(door, b"{}")

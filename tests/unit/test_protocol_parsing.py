@@ -95,6 +95,7 @@ def test_a_number_is_a_category_where_training_saw_it_as_one() -> None:
         ([{**NUMERIC, "shape": [2, 2], "data": [1, 2, 3, 4]}, CATEGORICAL], 400, ["1 rows", "has 2"]),
         ([{**NUMERIC, "data": [1]}, CATEGORICAL], 400, ["1 values", "needs 2"]),
         ([{**NUMERIC, "data": None}, CATEGORICAL], 400, ["data must be a list"]),
+        ([{**NUMERIC, "data": None, "parameters": 7}, CATEGORICAL], 400, ["data must be a list"]),
         ([{**NUMERIC, "data": [[1], 2]}, CATEGORICAL], 400, ["2 rows", "needs 1"]),
         ([{**NUMERIC, "data": [[1, 2, 3]]}, CATEGORICAL], 400, ["not nested as shape [1,2]"]),
         ([{**NUMERIC, "data": [[1, [2]]]}, CATEGORICAL], 400, ["value 1", "a list"]),
