@@ -20,11 +20,11 @@ from typing import Protocol
 from mlflowkit.errors import MlkitError, ServiceError, StoreError
 from mlflowkit.judging import online
 from mlflowkit.judging.online import Finding
-from mlflowkit.rollout import asking, commands, incidents, lease, memory, policy, webhooks
+from mlflowkit.rollout import asking, commands, incidents, joining, lease, memory, policy, webhooks
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.commands import Answer, Told
 from mlflowkit.rollout.lease import Lease, LeaseLostError
-from mlflowkit.rollout.measuring import EvidenceFolder, Feedback, Prometheus
+from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus
 from mlflowkit.rollout.policy import Command
 from mlflowkit.rollout.state import Action, Promote, Request, RollBack, RolloutState, Saved, SetTable, Tell
 from mlflowkit.serving.files import ServiceFiles, read_json
@@ -107,6 +107,12 @@ class Controller:
                         )
                         threads[files.service] = thread
                         thread.start()
+                    name = f"feedback-{files.service}"
+                    if name not in threads or not threads[name].is_alive():
+                        threads[name] = threading.Thread(
+                            target=joining.follow, args=(files, ending, lost), name=name, daemon=True
+                        )
+                        threads[name].start()
                 stop.wait(SERVICES_SECONDS)
         finally:
             ending.set()
@@ -134,9 +140,8 @@ class ServiceController:
 
     def follow(self, ending: threading.Event, lost: threading.Event) -> None:
         """`step` again and again until either event is set; what the world does wrong is logged and tried again."""
-        with Feedback(self.files, self.lease.check):
-            while not ending.is_set() and not lost.is_set():
-                ending.wait(self._round(lost))
+        while not ending.is_set() and not lost.is_set():
+            ending.wait(self._round(lost))
 
     def _round(self, lost: threading.Event) -> float:
         """One `step`; seconds until the next."""

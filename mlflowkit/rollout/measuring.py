@@ -1,8 +1,7 @@
-"""Reads what was counted of an experiment, joins feedback, asks Prometheus: all apart from the pure judgement."""
+"""Reads what was counted of an experiment, and asks Prometheus, both apart from the pure judgement."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -14,16 +13,10 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mlflowkit.errors import MlkitError
 from mlflowkit.judging.evidence import Evidence, merge
-from mlflowkit.rollout.commands import running
-from mlflowkit.rollout.lease import LeaseLostError
 from mlflowkit.rollout.plan import Metric
 from mlflowkit.rollout.state import RolloutState
-from mlflowkit.serving.files import ServiceFiles
 
-FEEDBACK_SECONDS = 1.0
-"""Between two looks for feedback."""
 PROMETHEUS_SECONDS = 5.0
 """Between two questions to Prometheus."""
 TIMEOUT_SECONDS = 3.0
@@ -68,51 +61,6 @@ class EvidenceFolder:
     def forget(self, experiment: str) -> None:
         """Leave out what others than ``experiment`` counted."""
         self._parts = {path: one for path, one in self._parts.items() if one[1].experiment == experiment}
-
-
-class Feedback:
-    """Joins a service's feedback with its prediction log, in a thread of its own; idle where there is no feedback."""
-
-    def __init__(self, files: ServiceFiles, check: Callable[[], None]) -> None:
-        """``check`` raises when this process is no longer the one to do it."""
-        self._files = files
-        self._check = check
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"feedback-{files.service}", daemon=True)
-
-    def __enter__(self) -> Feedback:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join(10.0)
-
-    def _run(self) -> None:
-        folder, complaint = self._files.folder / "feedback", ""
-        with contextlib.ExitStack() as stack:
-            join = None
-            while not self._stopping.wait(FEEDBACK_SECONDS):
-                try:
-                    if join is None and folder.is_dir() and any(folder.iterdir()):
-                        from mlflowkit.serving.join import FeedbackJoin
-
-                        join = stack.enter_context(contextlib.closing(FeedbackJoin(self._files.folder)))
-                    if join is not None:
-                        self._check()
-                        join.step(self._experiment())
-                    complaint = ""
-                except LeaseLostError:
-                    return
-                except (MlkitError, OSError) as error:  # the next step goes on where the last good one came to
-                    if str(error) != complaint:
-                        _log.error("feedback of %s: %s", self._files.service, error)
-                    complaint = str(error)
-
-    def _experiment(self) -> str | None:
-        """The rollout that runs; None for that of the table."""
-        state = running(self._files)
-        return None if state is None else state.experiment
 
 
 class Prometheus:
