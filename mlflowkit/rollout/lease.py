@@ -24,7 +24,7 @@ from mlflowkit.machine import process_ticks
 
 EXPIRY_SECONDS = 10.0
 """How long a holder whose process cannot be seen to be gone may stand still."""
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 2.0
 
 
 class LeaseLostError(ServiceError):

@@ -89,7 +89,8 @@ class Webhook(Section):
     url: str = Field(pattern=r"^https?://")
     """Where events are POSTed."""
     secret_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the signing key."""
+    """Name of the environment variable that holds the signing key, set where services are started (mlkit up or run).
+    What cannot be signed is not sent, and recorded as failed."""
     events: list[EventName] = Field(default_factory=lambda: list(get_args(EventName)))
     """What to tell."""
 
