@@ -14,9 +14,10 @@ import onnx
 import pytest
 
 from mlflowkit import bundle
-from mlflowkit.adapters.onnxruntime import OnnxRuntime
+from mlflowkit.adapters.onnxruntime import OnnxRuntime, OnnxSession
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
+from mlflowkit.judging.evidence import Evidence
 from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
 from mlflowkit.serving.replica import Replica
 from mlflowkit.serving.variants import load_table
@@ -206,6 +207,95 @@ def test_a_replica_whose_bundle_went_bad_stays_away_from_the_port_and_says_why(t
         files.write_table(table(5, second))
         report(files, lambda found: found.state == "serving" and found.epoch == 5)
         assert client.ready(files.desired().settings.endpoint)  # type: ignore[union-attr]
+    finally:
+        replica.stop()
+
+
+def split(epoch: int, one: Bundle, two: Bundle, weight: float, experiment: str = "e1") -> RoutingTable:
+    challenger = Variant("b", two.manifest.version, two.manifest.identity, str(two.path), "challenger", weight)
+    champion = replace(table(1, one).variants[0], weight=1.0 - weight)
+    return RoutingTable("lending", epoch, (champion, challenger), experiment, experiment)
+
+
+def evidence(files: ServiceFiles, done: Callable[[Evidence], bool]) -> Evidence:
+    """What a replica wrote that it counted, once it satisfies ``done``."""
+    path = files.folder / "evidence" / "r1.json"
+
+    def look() -> Evidence | None:
+        found = Evidence.from_json(json.loads(path.read_text())) if path.exists() else None
+        return found if found is not None and done(found) else None
+
+    return wait_for(look)
+
+
+def test_weights_change_without_loading_and_evidence_is_kept_by_table_and_experiment(
+    tmp_path: Path, first: Bundle, second: Bundle
+) -> None:
+    from mlflowkit.serving import client
+
+    loaded: list[Path] = []
+
+    class Counting(OnnxRuntime):
+        def load(self, model: Path, *, threads: int = 1) -> OnnxSession:
+            loaded.append(model)
+            return super().load(model, threads=threads)
+
+    files = service(tmp_path)
+    files.write_table(split(1, first, second, 0.5))
+    replica = Replica(files.folder, Counting(), "r1")
+    try:
+        report(files, lambda found: found.epoch == 1)
+        url = files.desired().settings.endpoint  # type: ignore[union-attr]
+
+        def ask(count: int) -> None:
+            for _ in range(count):
+                assert client.request(url, "POST", "/predict", {"rows": ROWS})[0] == 200
+
+        def requests(found: Evidence, epoch: int) -> int:
+            return sum(counts.requests for counts in found.epochs.get(epoch, {}).values())
+
+        ask(20)
+        one = evidence(files, lambda found: requests(found, 1) == 20)
+        assert (one.experiment, set(one.epochs[1])) == ("e1", {"champion", "b"})
+        assert sum(counts.rows for counts in one.epochs[1].values()) == 20 * len(ROWS)
+        assert all(sum(counts.latency.values()) == counts.requests for counts in one.epochs[1].values())
+        for epoch, weight in ((2, 0.9), (3, 0.0), (4, 1.0)):
+            files.write_table(split(epoch, first, second, weight))
+            report(files, lambda found, epoch=epoch: found.epoch == epoch)  # type: ignore[misc]
+            ask(5)
+        assert len(loaded) == 2
+        whole = evidence(files, lambda found: requests(found, 4) == 5)
+        assert {epoch: requests(whole, epoch) for epoch in whole.epochs} == {1: 20, 2: 5, 3: 5, 4: 5}
+        assert (whole.of("b", [3]).requests, whole.of("b", [4]).requests) == (0, 5)
+
+        files.write_proposal(Proposal("t", split(5, first, second, 0.1, "e2")))
+        report(files, lambda found: found.prepared == "t")
+        assert evidence(files, lambda found: True) == whole
+        files.write_table(split(5, first, second, 0.1, "e2"))
+        fresh = evidence(files, lambda found: found.experiment == "e2")
+        assert set(fresh.epochs) == {5}
+        ask(3)
+    finally:
+        replica.stop()
+    assert requests(evidence(files, lambda found: True), 5) == 3
+    assert len(loaded) == 2
+
+
+def test_a_disk_that_takes_no_evidence_stops_no_answers(tmp_path: Path, first: Bundle) -> None:
+    from mlflowkit.serving import client
+
+    files = service(tmp_path)
+    (files.folder / "evidence").write_text("in the way")
+    files.write_table(table(1, first))
+    replica = Replica(files.folder, OnnxRuntime(), "r1")
+    try:
+        report(files, lambda found: found.state == "serving")
+        url = files.desired().settings.endpoint  # type: ignore[union-attr]
+        assert client.request(url, "POST", "/predict", {"rows": ROWS})[0] == 200
+        replica.check()
+        (files.folder / "evidence").unlink()
+        found = evidence(files, lambda found: bool(found.epochs))
+        assert found.of("champion").requests == 1
     finally:
         replica.stop()
 
