@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflowkit.errors import EngineError
-from mlflowkit.serving.protocol import Refusal
+from mlflowkit.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     Inputs = Mapping[str, np.ndarray]

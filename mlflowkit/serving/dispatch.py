@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from mlflowkit.errors import MlkitError
+from mlflowkit.serving.batching import LostError
 from mlflowkit.serving.files import Settings
 from mlflowkit.serving.protocol import Query, Refusal, Schema, finite
 from mlflowkit.serving.records import How, Mirror, NoTap, Record, Tap
@@ -228,6 +229,9 @@ class Dispatcher:
             model.breaker.failed(time.monotonic())
             late = f"no answer within {self.settings.timeout_seconds:g} s; fewer rows take less"
             raise Failure("late", Refusal(504, late)) from error
+        except LostError as error:  # its process is gone, and comes back
+            model.breaker.failed(time.monotonic())
+            raise Failure(error.message, Refusal(503, error.message, RETRY)) from error
         except MlkitError as error:
             model.breaker.failed(time.monotonic())
             raise Failure(error.message, Refusal(500, error.message)) from error

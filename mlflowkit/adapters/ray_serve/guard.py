@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
@@ -96,7 +97,14 @@ class Kept:
         self.process = None
 
 
-def _log_file(path: Path):  # type: ignore[no-untyped-def]
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
+
+
+def _log_file(path: Path) -> BinaryIO:
     long = path.exists() and path.stat().st_size > LOG_BYTES
     return path.open("wb" if long else "ab")
 
@@ -110,7 +118,7 @@ class Guard:
         self._companions = [
             Kept(module, (str(state),), clusters.record_path(state).with_name(f"{module.rpartition('.')[2]}.log"),
                  COMPANION_STOP_SECONDS)
-            for module in companions if importlib.util.find_spec(module) is not None
+            for module in companions if _exists(module)
         ]  # fmt: skip
 
     def follow(self, stop: threading.Event) -> int:
