@@ -26,6 +26,7 @@ COMMANDS = (
     "explain",
     "schema",
     "predict",
+    "feedback",
     "key",
     "status",
     "rollout",

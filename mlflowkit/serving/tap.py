@@ -224,6 +224,7 @@ class ObserverTap:
                 self._counts["stalls"] += 1
                 _log.error("the observer (process %d) reads nothing; it is started again", observer.pid)
                 observer.kill()
+                self._progress = now
             return
         if observer is not None:
             self._lost(observer, now)

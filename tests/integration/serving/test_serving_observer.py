@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
+from mlflowkit.cli.app import main
 from mlflowkit.judging.evidence import Evidence, VariantCounts
 from mlflowkit.serving.files import Desired, ServiceFiles, Settings
 from mlflowkit.serving.join import FeedbackJoin
@@ -168,6 +170,45 @@ def test_feedback_that_says_nothing_is_refused(observed: Served, body: Any) -> N
     reply = observed.client.post("/v2/feedback", json=body)
     assert reply.status_code == 400
     assert reply.json()["error"]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["feedback", *arguments])
+    return int(caught.value.code or 0)
+
+
+def test_feedback_is_told_from_the_command_line(
+    observed: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ("--endpoint", str(observed.client.base_url))
+    assert run(*url, "--id", "ask-1", "--label", "good", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["accepted"] == 1
+    (tmp_path / "labels.csv").write_text("id,label\nask-1,good\nask-2,bad\nask-2,good\nask-3,\n")
+    assert run(*url, str(tmp_path / "labels.csv"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["accepted"] == 2  # ask-2 has two rows, of ask-3 nothing is known
+    (tmp_path / "labels.jsonl").write_text('{"id": "a", "label": "x"}\n\n{"id": "b", "target": 3}\n')
+    assert run(*url, str(tmp_path / "labels.jsonl")) == 0
+    assert "2 items accepted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "id,truth\na,x\n", "a.csv:1: the columns"),
+        ("a.csv", "id,target\na,much\n", "a.csv:2: 'much' is not a number"),
+        ("a.csv", 'id,label\na,"x\n', "not CSV"),
+        ("a.jsonl", '{"id": "a", "label": "x"}\n{', "a.jsonl:2: not JSON"),
+        ("a.json", "[]", "holds no feedback"),
+        ("a.json", '[{"id": "a", "lable": "x"}]', "did you mean label?"),
+    ],
+)
+def test_a_wrong_file_of_feedback_is_told_with_its_place(
+    observed: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert run("--endpoint", str(observed.client.base_url), str(tmp_path / name)) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_counting_goes_on_where_a_killed_observer_left_it(observed: Served) -> None:
