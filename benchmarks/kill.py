@@ -14,7 +14,7 @@ import time
 
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Service, failed, quantile, service
-from mlflowkit.serving.files import ReplicaReport, ServiceFiles
+from mlflowkit.serving.files import ReplicaReport
 
 RATE = 100.0
 EVERY = 10.0
@@ -23,7 +23,7 @@ BAR = 15.0
 
 def alive(lending: Service) -> tuple[ReplicaReport, ...]:
     """Replicas that answer with the present table."""
-    files = ServiceFiles(lending.folder / "state" / "services" / "lending")
+    files = lending.files
     return tuple(one for one in files.reports() if one.epoch >= lending.epoch and one.state == "serving")
 
 

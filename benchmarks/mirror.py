@@ -20,7 +20,6 @@ import psutil
 from benchmarks.infer import load
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Service, service
-from mlflowkit.serving.files import ServiceFiles
 
 COST = 0.15
 CONNECTIONS = 16
@@ -29,7 +28,7 @@ CONNECTIONS = 16
 def keep_apart(lending: Service) -> None:
     """The gateway on the last core, whatever else belongs to its Ray on the others, and this process's children too."""
     cores = sorted(os.sched_getaffinity(0))
-    files = ServiceFiles(lending.folder / "state" / "services" / "lending")
+    files = lending.files
     gateways = {report.pid for report in files.reports()}
     ours = [one for one in psutil.process_iter(["username"]) if one.info["username"] == psutil.Process().username()]
     for process in ours:

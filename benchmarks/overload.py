@@ -20,7 +20,6 @@ from benchmarks import planted
 from benchmarks.infer import load
 from benchmarks.process import arguments, report
 from benchmarks.service import quantile, service
-from mlflowkit.serving.files import ServiceFiles
 
 TIMES = 5.0
 GOODPUT, REFUSED_MS, MEMORY_MB = 0.8, 50.0, 100.0
@@ -36,7 +35,7 @@ def main() -> None:
         slow = planted.latency(lending.champion, lending.folder / "slow", PRODUCTS)
         lending.publish((lending.variant(slow, "champion"),))
         capacity = load(lending.url, lending.body, 16, 10.0)["per_second"]
-        files = ServiceFiles(lending.folder / "state" / "services" / "lending")
+        files = lending.files
         gateway = psutil.Process(files.reports()[0].pid)
         memory, done = [gateway.memory_info().rss], threading.Event()
         watcher = threading.Thread(target=watch, args=(gateway, memory, done))

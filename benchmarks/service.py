@@ -15,10 +15,11 @@ from typing import Any
 
 import mlflowkit as mk
 from benchmarks.infer import PATH, RECIPE, ROOT, await_answer, body_of
-from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.bundle import Bundle, open_bundle
+from mlflowkit.serving.files import ServiceFiles
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import Affinity, RoutingTable, Variant
+from mlflowkit.wiring import Wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,21 @@ class Service:
     def __init__(self, folder: Path, champion: Bundle, other: Bundle, **serve: Any) -> None:
         self.folder = folder
         self.champion, self.other = champion, other
-        self.platform = RayServePlatform(folder / "state")
+        self.platform = Wiring(folder / "state").platform
+        self.files = ServiceFiles(folder / "state" / "services" / "lending")
         section = {"service": "lending", "port": 0, "routing": {"affinity": "header", "name": "x-user"}, **serve}
         self.endpoint = self.platform.ensure(ServeSection.model_validate(section))
         self.url = f"{self.endpoint}{PATH}"
         self.body = folder / "body.json"
         self.body.write_bytes(body_of(champion))
-        self.epoch = 0
         self.publish((self.variant(champion, "champion"),))
         await_answer(self.url, self.body.read_bytes())
+
+    @property
+    def epoch(self) -> int:
+        """Of the table that is answered by; 0 before the first."""
+        table = self.files.table()
+        return 0 if table is None else table.epoch
 
     @staticmethod
     def variant(bundle: Bundle, name: str, **more: Any) -> Variant:
@@ -53,10 +60,10 @@ class Service:
 
     def publish(self, variants: Sequence[Variant]) -> float:
         """Put variants behind the service; the seconds until every replica answered by them."""
-        self.epoch += 1
+        present = self.files.table()
         table = RoutingTable(
-            "lending", self.epoch, tuple(variants), experiment="bench", salt="bench",
-            affinity=Affinity("header", "x-user"),
+            "lending", self.epoch + 1, tuple(variants), experiment="bench", salt="bench",
+            affinity=Affinity("header", "x-user"), fence=0 if present is None else present.fence,
         )  # fmt: skip
         begin = time.perf_counter()
         self.platform.publish(table)
@@ -100,7 +107,7 @@ def service(**serve: Any) -> Iterator[Service]:
             made = Service(folder, champion, other, **serve)
             yield made
         finally:
-            (made.platform if made else RayServePlatform(folder / "state")).down()
+            (made.platform if made else Wiring(folder / "state").platform).down()
 
 
 def bundle(state: Path, seed: int) -> Bundle:
