@@ -130,9 +130,9 @@ def test_slow_senders_keep_nobody_out(start: Callable[..., InProcess], first: Bu
     running.swap(table(1, first))
     with ExitStack() as stack:
         slow = [connect(running, stack) for _ in range(6)]
-        for one in slow:
+        for number, one in enumerate(slow, 1):
             one.sendall(post()[:-10])
-        wait_for(lambda: running.gateway.in_flight == 6)
+            wait_for(lambda number=number: running.gateway.in_flight == number)  # type: ignore[misc]
         for _ in range(5):
             assert running.client.post("/predict", json={"rows": ROWS}).status_code == 200
         for one in slow:
