@@ -344,7 +344,13 @@ class ServiceController:
                 hint=f"mlkit status {table.service}",
             )
         self.lease.check()
-        self.world.platform.publish(replace(table, fence=self.lease.fence))
+        try:
+            self.world.platform.publish(replace(table, fence=self.lease.fence))
+        except MlkitError as error:
+            current = self.files.table()
+            if current is None or (current.epoch, current.variants) != (table.epoch, table.variants):
+                raise
+            _log.warning("%s: table %d is live, but %s", table.service, table.epoch, error.message)
 
     def _promote(self, state: RolloutState, candidate: Variant, champion: Variant) -> None:
         now = self.world.clock()
