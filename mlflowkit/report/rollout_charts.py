@@ -294,7 +294,8 @@ def _around(
     bottom, top = min(wanted, default=0.0), max(wanted, default=1.0)
     room = top - bottom or abs(top) or 1.0
     edges = [min(max(edge, bottom - room), top + room) for edge in (*low, *high)]
-    return charts.padded([*wanted, *edges])
+    bottom, top = charts.padded([*wanted, *edges])
+    return max(bottom, 0.0) if min(wanted, default=0.0) >= 0 and not zero else bottom, top
 
 
 def _stretch(places: Sequence[float]) -> charts.Domain:

@@ -10,6 +10,7 @@ from mlflowkit.report.data_views import View
 from mlflowkit.report.rollout_findings import evidence
 from mlflowkit.report.rollout_records import incidents, shadow, webhooks
 from mlflowkit.rollout.shown import Command, RolloutView, ServiceView, StepView, VariantView
+from mlflowkit.rollout.view import span
 
 PHASES: Mapping[str, tuple[str, str]] = {
     "pending": ("asked for", "go"),
@@ -161,7 +162,7 @@ def buttons(found: RolloutView, service: str) -> list[View]:
 def step(one: StepView) -> View:
     """One step of the plan."""
     share = f"{wording.share(one.weight)}" if one.weight else f"mirror {wording.share(one.sampling)}"
-    limit = "" if one.max_seconds is None else f", at most {wording.seconds(one.max_seconds)}"
+    limit = "" if one.max_seconds is None else f", at most {span(one.max_seconds)}"
     return {
         "number": one.number,
         "share": share,
@@ -169,7 +170,7 @@ def step(one: StepView) -> View:
         "word": {"done": "done", "now": "now", "ahead": "to come", "ended": "ended here", "left": "not reached"}[
             one.state
         ],
-        "limits": f"{one.min_samples:,} requests each, {wording.seconds(one.bake_seconds)} or longer{limit}"
+        "limits": f"{one.min_samples:,} requests each, {span(one.bake_seconds)} or longer{limit}"
         + (", then approval" if one.approval else ""),
     }
 

@@ -37,8 +37,8 @@ from mlflowkit.values import Json, Outcome, Variant
 
 CONFIDENCE = 0.95
 """Of intervals that are only shown; verdicts rest on the judges' confidence sequences at the level of the plan."""
-COARSE = 5
-"""Latency bins of the evidence that are drawn as one, 10 % wide."""
+COARSE = 7
+"""Latency bins of the evidence that are drawn as one, 15 % wide."""
 
 
 def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
