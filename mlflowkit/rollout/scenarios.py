@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from mlflowkit.errors import UsageError, nearest
@@ -268,15 +269,21 @@ def shifted(predictions: Sequence[Shares], size: float) -> tuple[Shares, ...]:
 
 
 def distance(first: Sequence[Shares], second: Sequence[Shares]) -> float:
-    """How far two variants' predictions are apart: the largest total variation over the ways of counting them.
+    """How far two variants' predictions are apart, over the ways of counting them: the largest, as the judges take it.
+
+    Of labels the total variation; of scores and tenths, which have an order, the largest difference of their
+    distribution functions (Kolmogorov-Smirnov).
 
     >>> round(distance(binary_predictions(0.2), binary_predictions(0.2, 0.05)), 3)
     0.05
     """
-    apart = [
-        0.5 * math.fsum(abs(one.get(key, 0.0) - two.get(key, 0.0)) for key in {*one, *two})
-        for one, two in zip(first, second, strict=True)
-    ]
+    apart = []
+    for one, two in zip(first, second, strict=True):
+        differences = [two.get(key, 0.0) - share for key, share in one.items()]
+        if any(key.startswith("label:") for key in one):
+            apart.append(math.fsum(map(abs, differences)) / 2)
+        else:
+            apart += map(abs, accumulate(differences))
     return max(apart, default=0.0)
 
 
