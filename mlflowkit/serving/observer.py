@@ -329,7 +329,11 @@ class Observer:
     def _sliced(self, champion: Known, experiment: str) -> Mapping[str, frozenset[str]]:
         key = (champion.digest, experiment)
         if key not in self._slices:
-            named = agreement_columns(read_json(self.files.folder / "rollout.json"), experiment)
+            named: tuple[str, ...] = ()
+            try:
+                named = agreement_columns(read_json(self.files.folder / "rollout.json"), experiment)
+            except (ServiceError, KeyError, TypeError) as error:
+                _log.error("rollout.json is damaged, agreement is told by columns of few values: %r", error)
             self._slices = {key: comparison.sliced_columns(champion.signature, champion.reference, named)}
         return self._slices[key]
 

@@ -1,0 +1,177 @@
+"""What the observer counts, and what it leaves out. In this process, without a pipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflowkit.bundle import Signature
+from mlflowkit.judging.evidence import Evidence, VariantCounts
+from mlflowkit.serving.comparison import EDGE_ROWS
+from mlflowkit.serving.live_profile import LiveProfiles, profiles
+from mlflowkit.serving.observer import Counting, Observer
+from mlflowkit.serving.prediction_log import logged
+from mlflowkit.serving.records import Record
+from mlflowkit.values import RoutingTable, Variant
+from observing import REGRESSION, SIGNATURE, answered, classified, compared, mirrored, record
+
+
+def table(folder: Path, signature: Signature = SIGNATURE, **changes: Any) -> bytes:
+    variants = []
+    for name, role in (("champion", "champion"), ("candidate", "shadow")):
+        bundle = folder / name
+        (bundle / "evidence").mkdir(parents=True, exist_ok=True)
+        (bundle / "signature.json").write_text(signature.model_dump_json())
+        reference = {"columns": {"term": {"frequent": [["36 months", 2]]}}}
+        (bundle / "evidence" / "reference.json").write_text(json.dumps(reference))
+        variants.append(Variant(name, f"v-{name}", f"{folder.name}-{name}", str(bundle), role=role))  # type: ignore[arg-type]
+    made = RoutingTable("lending", 3, tuple(variants), experiment="e1")
+    return json.dumps(asdict(made) | changes).encode()
+
+
+@pytest.fixture
+def observers(tmp_path: Path) -> Iterator[list[Observer]]:
+    made = [Observer(tmp_path / "services" / "lending", f"r{number}", "") for number in (1, 2)]
+    yield made
+    for observer in made:
+        observer._log_worker.stop(5)
+        observer._profile_worker.stop(5)
+
+
+def of(observer: Observer, variant: str) -> VariantCounts:
+    return observer.counting.evidence().of(variant)
+
+
+def test_only_what_the_split_gave_a_variant_and_it_answered_itself_counts(
+    tmp_path: Path, observers: list[Observer]
+) -> None:
+    observer = observers[0]
+    observer.table(table(tmp_path))
+    for batch in answered(
+        record("a", [0.7]),
+        record("b", [0.7], how="override"),
+        record("c", [0.7], how="version"),
+        record("d", [0.7], variant="candidate", answered="champion", error="late"),
+    ):
+        observer.answered(batch)
+    assert of(observer, "champion").predictions == {"label:good": 1, "score:35": 1}
+    assert of(observer, "candidate") == VariantCounts()
+
+
+def test_agreement_is_told_by_the_columns_that_the_rollout_names(tmp_path: Path, observers: list[Observer]) -> None:
+    observer = observers[0]
+    plan = {"metrics": [{"metric": "agreement", "columns": ["age"]}]}  # a number: there are no slices of it
+    observer.files.folder.mkdir(parents=True, exist_ok=True)
+    saved = {"state": {"experiment": "e1", "plan": plan}}
+    (observer.files.folder / "rollout.json").write_text(json.dumps(saved))
+    observer.table(table(tmp_path))
+    for batch in compared(mirrored(record("a", [0.7]), classified([0.6]))):
+        observer.compared(batch)
+    assert set(of(observer, "candidate").agreement) == {""}
+    observer.table(table(tmp_path, epoch=4, experiment="e2"))
+    for batch in compared(mirrored(record("a", [0.7], epoch=4, experiment="e2"), classified([0.6]))):
+        observer.compared(batch)
+    assert set(of(observer, "candidate").agreement) == {"", "term=36 months"}
+
+
+def test_a_rollout_that_cannot_be_read_costs_no_evidence(tmp_path: Path, observers: list[Observer]) -> None:
+    observer = observers[0]
+    observer.files.folder.mkdir(parents=True, exist_ok=True)
+    (observer.files.folder / "rollout.json").write_text('{"state": {"experiment": "e1"}}')
+    observer.table(table(tmp_path))
+    for batch in compared(mirrored(record("a", [0.7]), classified([0.6]))):
+        observer.compared(batch)
+    assert of(observer, "candidate").agreement[""].count == 1
+
+
+def test_an_answer_that_the_champion_did_not_give_is_compared_with_nothing(
+    tmp_path: Path, observers: list[Observer]
+) -> None:
+    observer = observers[0]
+    observer.table(table(tmp_path))
+    for batch in compared(mirrored(record("a", [0.7], answered="candidate"), classified([0.6]))):
+        observer.compared(batch)
+    for batch in compared(mirrored(record("a", [0.7]), None)):
+        observer.compared(batch)
+    assert of(observer, "candidate") == VariantCounts()
+
+
+def test_late_records_of_an_experiment_that_is_over_are_left_out() -> None:
+    counting = Counting()
+    for experiment, epoch in (("e1", 3), ("e2", 5)):
+        counts = counting.of(experiment, epoch, "champion")
+        assert counts is not None
+        counts.predicted({"label:good": 1})
+    assert counting.of("e1", 4, "champion") is None
+    assert counting.evidence() == Evidence("e2", {5: {"champion": VariantCounts(predictions={"label:good": 1})}})
+    again = Counting(Evidence.from_json(counting.evidence().to_json()))
+    assert again.evidence() == counting.evidence()
+    assert again.of("e1", 4, "champion") is None
+
+
+def valued(values: np.ndarray, **changes: Any) -> Record:
+    made = record(changes.pop("number", "r"), [0.0] * len(values), **changes)
+    made.inputs = {"numeric": np.zeros((len(values), 1), np.float32)}
+    made.answers = {"prediction": values.astype(np.float32)}
+    return made
+
+
+def test_predictions_of_a_regression_are_counted_by_tenths_that_all_replicas_share(
+    tmp_path: Path, observers: list[Observer]
+) -> None:
+    one, two = observers
+    for observer in observers:
+        observer.table(table(tmp_path, REGRESSION))
+    values = np.linspace(0.0, 100.0, EDGE_ROWS)
+    shadow = {"prediction": (values[:100] + 100.0).astype(np.float32)}
+    for batch in compared(mirrored(valued(values[:100]), shadow)):
+        one.compared(batch)  # it waits until the tenths are known
+    assert of(one, "candidate") == VariantCounts()
+    for begin in range(0, EDGE_ROWS, 100):
+        for batch in answered(valued(values[begin : begin + 100])):
+            one.answered(batch)
+    assert of(one, "champion").predictions == {f"decile:{tenth}": EDGE_ROWS // 10 for tenth in range(10)}
+    assert of(one, "candidate").agreement[""].count == 100
+    assert of(one, "candidate").agreement[""].total == 0
+    assert of(one, "candidate").difference.mean == pytest.approx(100, rel=1e-5)
+    for batch in answered(valued(np.array([3.0, 97.0]))):
+        two.answered(batch)
+    assert of(two, "champion").predictions == {"decile:0": 1, "decile:9": 1}
+
+
+def test_live_profiles_merge_and_know_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("whylogs")
+    from mlflowkit.adapters.whylogs import WhylogsProfiler
+
+    live = LiveProfiles(tmp_path, "r1", "mlflowkit.adapters.whylogs:WhylogsProfiler", days=1e6)
+    for term, when in (("36 months", 600.0), ("", 610.0), ("60 months", 900.0)):
+        (batch,) = answered(record("a", [0.2, 0.7], term=term))
+        live.add(logged(batch, SIGNATURE), "v1", when)
+        live.close()
+    found = profiles(tmp_path, "v1", 0, 1e12)
+    assert sorted(found) == [600, 900]
+    profiler = WhylogsProfiler()
+    columns = profiler.summary(found[600][0])["columns"]
+    assert (columns["term"]["count"], columns["term"]["missing"]) == (4, 2)
+    assert columns["term"]["frequent"] == [["36 months", 2]]
+    assert (columns["age"]["max"], columns["income"]["missing"]) == (1.0, 4)
+    assert columns["output.probability.good"]["mean"] == pytest.approx(0.45)
+    whole = profiler.summary(profiler.merge([found[600][0], found[900][0]]))["columns"]
+    assert whole["term"]["count"] == 6
+    assert {value for value, _ in whole["term"]["frequent"]} == {"36 months", "60 months"}
+    assert live.profiled == 6
+
+
+def test_a_profiler_that_fails_costs_its_rows_only(tmp_path: Path) -> None:
+    live = LiveProfiles(tmp_path, "r1", "mlflowkit.nothing:Here", days=7)
+    (batch,) = answered(record("a", [0.2, 0.7]))
+    live.add(logged(batch, SIGNATURE), "v1", 600.0)
+    live.close()
+    assert (live.profiled, live.dropped) == (0, 2)
+    assert profiles(tmp_path, "v1", 0, 1e12) == {}
