@@ -33,7 +33,7 @@ ScenarioOption = Annotated[
 def simulate(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    rollouts: Annotated[int, typer.Option(min=1, max=100_000, help="Rollouts of each scenario.")] = 50,
+    rollouts: Annotated[int, typer.Option(min=1, max=100_000, help="Rollouts of each scenario.")] = 25,
     rate: Annotated[float | None, typer.Option(metavar="REQ/S", help="Requests a second [default: 50].")] = None,
     scenario: ScenarioOption = None,
     error_increase: Annotated[

@@ -70,7 +70,7 @@ FAMILIES: Mapping[Kind, Family] = {
     "absolute-error": Family(("absolute_error",), (1.1, 1.5, 2.0, 4.0), "factor"),
     "squared-error": Family(("squared_error",), (1.1, 1.5, 2.0, 4.0), "factor"),
     "prediction-shift": Family(("prediction_drift",), (0.05, 0.1, 0.2, 0.4), "share"),
-    "disagreement": Family(("agreement",), (0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "points"),
+    "disagreement": Family(("agreement",), (0.05, 0.1, 0.2, 0.3, 0.5), "points"),
     "disagreement-slice": Family(("agreement",), (0.1, 0.3, 0.5, 0.9), "points"),
     "low-traffic": Family((), (20.0,), "divisor"),
 }
