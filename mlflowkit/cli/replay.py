@@ -79,6 +79,9 @@ def replay(
         value = _planted(plan, recording, plant or (), rollouts, seed, json)
     else:
         name = experiment if experiment is not None else recorded[-1] if recorded else ""
+        others = [other for other in recorded if other != name]
+        if others and not json:
+            echo(f"other experiments of this log (--experiment ID): {', '.join(others)}")
         value = _recorded(plan, recording, name, candidate, json)
     if json:
         emit_json({**place, **value})
