@@ -108,11 +108,18 @@ def _item(item: Any, where: str) -> Feedback:
 def _check(kind: Kind, value: Any, where: str) -> None:
     if value is None:
         return
-    named = len(value) <= 256 if type(value) is str else type(value) is bool or (type(value) is int and value < 1 << 64)
-    if kind == "label" and not named:
+    if kind == "label" and not _names(value):
         raise Refusal(400, f"{where}label: text, a whole number, true or false is needed, or a list of them")
     if kind == "target" and not (type(value) in (int, float) and abs(value) < 1e300):
         raise Refusal(400, f"{where}target: a number is needed, or a list of them")
+
+
+def _names(value: Any) -> bool:
+    """Whether a value can be a class's label; JSON's 1.0 is the whole number 1."""
+    if type(value) is str:
+        return len(value) <= 256
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    return type(value) is bool or (whole and abs(value) <= 1 << 53)
 
 
 def _show(key: object) -> str:

@@ -42,6 +42,7 @@ def openapi(service: str, active: Loaded | None, settings: Settings) -> Document
         f"/v2/repository/models/{service}/load": {"post": _refused("load")},
         f"/v2/repository/models/{service}/unload": {"post": _refused("unload")},
         "/predict": {"post": _posted("predict", "Ask with plain rows", "Rows", "Predictions")},
+        "/v2/feedback": {"post": _feedback()},
         "/metrics": {"get": _metrics()},
         "/openapi.json": {"get": _told("openapi", "This document", "Document")},
     }
@@ -64,7 +65,7 @@ def openapi(service: str, active: Loaded | None, settings: Settings) -> Document
         },
         "paths": paths,
         "components": {
-            "schemas": {**_schemas(service), **_of_signature(signature, settings)},
+            "schemas": {**_schemas(service), **_of_feedback(settings), **_of_signature(signature, settings)},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -129,6 +130,19 @@ def _refused(verb: str) -> Document:
     }
 
 
+def _feedback() -> Document:
+    summary = "Say what turned out to be true, by request id"
+    return {
+        "operationId": "feedback",
+        "summary": summary,
+        "requestBody": {"required": True, "content": _json("Feedback")},
+        "responses": {
+            "202": {"description": "It is kept", "content": _json("Accepted")},
+            **_failures(*_ALWAYS, "400", "404", "408", "413"),
+        },
+    }
+
+
 def _metrics() -> Document:
     page = {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
     return {
@@ -182,6 +196,28 @@ def _schemas(service: str) -> Document:
         "Statistics": _object(("model_stats",), model_stats=_list(statistics)),
         "Index": _list(entry),
     }  # fmt: skip
+
+
+def _of_feedback(settings: Settings) -> Document:
+    """Items of feedback: a label or a target each, one a row."""
+    label = {"type": ["string", "integer", "boolean"], "maxLength": 256, "minimum": -(2**53), "maximum": 2**53}
+    target = {"type": "number", "exclusiveMinimum": -1e300, "exclusiveMaximum": 1e300}
+    kinds = {}
+    for kind, one in (("label", label), ("target", target)):
+        told = {"anyOf": [one, _list({"anyOf": [one, {"type": "null"}]}, contains=one)]}
+        kinds[kind] = {
+            **_object(
+                ("id", kind), id={"type": "string", "minLength": 1, "maxLength": 256},
+                time={"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1e11}, **{kind: told},
+            ),
+            "additionalProperties": False,
+        }  # fmt: skip
+    item = {"oneOf": list(kinds.values())}
+    many = _object(("feedback",), feedback=_list(item, minItems=1, maxItems=settings.max_rows))
+    return {
+        "Feedback": {"oneOf": [*kinds.values(), {**many, "additionalProperties": False}]},
+        "Accepted": _object(("accepted",), accepted=_COUNT),
+    }
 
 
 def _of_signature(signature: Signature | None, settings: Settings) -> Document:
