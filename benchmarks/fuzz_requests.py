@@ -90,8 +90,8 @@ class Generator:
         self.random = random.Random(seed)
         kinds: dict[Callable[[], Request], int] = {
             self.control: 4, self.garbage: 8, self.cut: 8, self.flipped: 10, self.literal: 10, self.shape: 10,
-            self.types: 10, self.nested: 3, self.row: 10, self.binary: 12, self.lengths: 4, self.texts: 6,
-            self.coding: 2, self.oversize: 1, self.head: 8, self.path: 4, self.grpc_garbage: 4, self.grpc_message: 6,
+            self.types: 10, self.nested: 3, self.row: 10, self.feedback: 4, self.binary: 12, self.lengths: 4,
+            self.texts: 6, self.coding: 2, self.oversize: 1, self.head: 8, self.path: 4, self.grpc_garbage: 4, self.grpc_message: 6,
         }  # fmt: skip
         self._kinds, self._weights = list(kinds), list(kinds.values())
 
@@ -122,7 +122,7 @@ class Generator:
 
     def garbage(self) -> Request:
         body = self.random.randbytes(self.random.randrange(300))
-        return Request("garbage", http(body, self.some(INFER, "/predict", "/v2/repository/index")))
+        return Request("garbage", http(body, self.some(INFER, "/predict", "/v2/feedback", "/v2/repository/index")))
 
     def cut(self) -> Request:
         whole, path = self.some((good(), INFER), (rows(), "/predict"))
@@ -177,6 +177,15 @@ class Generator:
         return Request(
             "row", http(json.dumps({"rows": found, **self.some({}, {"id": self.value()})}).encode(), "/predict")
         )
+
+    def feedback(self) -> Request:
+        item: Any = {"id": "r1", "label": "good"}
+        for _ in range(self.random.randrange(3)):
+            item[self.some("id", "label", "target", "labels", "time", "at", "")] = self.value()
+        found = self.some(
+            item, {"feedback": [item] * self.random.randrange(3)}, {"feedback": self.value()}, self.value()
+        )
+        return Request("feedback", http(json.dumps(found).encode(), "/v2/feedback"))
 
     def binary(self) -> Request:
         """Sizes, contents and lengths of binary tensors that do not fit one another."""

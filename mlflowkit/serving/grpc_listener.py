@@ -20,8 +20,9 @@ _START_SECONDS = 30.0
 class GrpcListener:
     """Serves a gateway's gRPC door on (host, port) from the moment it is made until `stop`.
 
-    ``loop`` runs in another thread than the caller's. A message of more than ``max_body_bytes`` (of the settings at
-    this moment) is refused by gRPC with RESOURCE_EXHAUSTED. Raises ServiceError when the port cannot be had.
+    ``loop`` runs in another thread than the caller's. gRPC itself refuses a message of more than ``max_body_bytes`` (of
+    the settings at this moment) with RESOURCE_EXHAUSTED, and a compressed one with UNIMPLEMENTED. Raises ServiceError
+    when the port cannot be had.
     """
 
     def __init__(self, gateway: Gateway, host: str, port: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -46,6 +47,7 @@ class GrpcListener:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # a compressed message has no size until it is read
                 ("grpc.max_concurrent_streams", STREAMS),
                 ("grpc.max_connection_idle_ms", IDLE_MILLISECONDS),
             )

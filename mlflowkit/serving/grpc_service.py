@@ -82,22 +82,25 @@ class GrpcService:
         """
 
         async def method(_: Any, context: Any) -> bytes:
-            gateway, begin, status = self.gateway, time.perf_counter(), 200
+            gateway, begin = self.gateway, time.perf_counter()
+            status = 499  # unless it is answered: the client went away
             gateway.in_flight += 1
             try:
                 head = gateway.head(self._headers(context.invocation_metadata()), begin)
                 if gateway.keys is not None:
                     gateway.authorize(door, head.token)
+                if door == "infer":
+                    gateway.check_load()
                 data = await self._receive(context)
                 reply, trailer = await answer(read(kind, data), head)
                 context.set_trailing_metadata((("x-mlkit-request-id", head.call.id), *trailer))
-                return bytes(reply.SerializeToString())
+                told = bytes(reply.SerializeToString())
+                status = 200
+                return told
             except Refusal as refusal:
                 status = refusal.status
                 await context.abort(_code(status), refusal.message)
-            except Exception as error:
-                if isinstance(error, _abort_errors()):
-                    raise
+            except Exception as error:  # noqa: BLE001 - the last wall: logged with its traceback, told as INTERNAL
                 _log.exception("gRPC %s", kind)
                 status = 500
                 await context.abort(_code(status), our_fault(error))
@@ -132,7 +135,6 @@ class GrpcService:
 
     async def _infer(self, request: Any, head: Head) -> tuple[Any, tuple[tuple[str, str], ...]]:
         gateway, call = self.gateway, head.call
-        gateway.check_load()
         gateway.check_name(request.model_name)
         document, raw = document_of(request)
         rows = gateway.settings.max_rows
@@ -192,9 +194,3 @@ def _code(status: int) -> Any:
     import grpc
 
     return grpc.StatusCode[CODES.get(status, "UNKNOWN")]
-
-
-def _abort_errors() -> tuple[type[BaseException], ...]:
-    import grpc
-
-    return (grpc.aio.AbortError,)

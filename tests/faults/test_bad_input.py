@@ -37,7 +37,7 @@ def test_good_requests_among_them_are_answered_and_every_kind_was_tried(outcome:
         kinds[kind] += count
         assert kind != "control" or status in (200, 503)
     assert outcome.statuses["control", 200] > 0
-    assert len(kinds) == 19
+    assert len(kinds) == 20
     assert outcome.statuses["stalled", 408] > 0
 
 

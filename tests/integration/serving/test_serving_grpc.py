@@ -154,6 +154,15 @@ def test_a_message_over_the_limit_is_refused_and_the_next_one_is_answered(door: 
     assert door.ask("ModelInfer", request()).model_name == "lending"
 
 
+def test_a_compressed_message_is_refused_before_it_is_unpacked(door: Grpc) -> None:
+    call = door.channel.unary_unary(f"/{SERVICE}/ModelInfer", request_serializer=lambda value: value)
+    for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\x00" * (64 << 20), timeout=20, compression=compression)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert door.ask("ServerLive").live
+
+
 def test_a_message_that_never_comes_is_given_up(start: Callable[..., InProcess], first: Bundle) -> None:
     running = start(timeout_seconds=0.3)
     running.swap(table(1, first))
