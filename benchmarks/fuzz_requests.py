@@ -91,7 +91,8 @@ class Generator:
         kinds: dict[Callable[[], Request], int] = {
             self.control: 4, self.garbage: 8, self.cut: 8, self.flipped: 10, self.literal: 10, self.shape: 10,
             self.types: 10, self.nested: 3, self.row: 10, self.feedback: 4, self.binary: 12, self.lengths: 4,
-            self.texts: 6, self.coding: 2, self.oversize: 1, self.head: 8, self.path: 4, self.grpc_garbage: 4, self.grpc_message: 6,
+            self.texts: 6, self.coding: 2, self.oversize: 1, self.head: 8, self.path: 4,
+            self.grpc_garbage: 4, self.grpc_message: 6,
         }  # fmt: skip
         self._kinds, self._weights = list(kinds), list(kinds.values())
 

@@ -1,6 +1,6 @@
 """A gateway replica in a process of its own, without Ray, to be broken by `benchmarks.fuzz`.
 
-    python -m benchmarks.fuzz_target FOLDER_OF_A_SERVICE
+python -m benchmarks.fuzz_target FOLDER_OF_A_SERVICE
 """
 
 from __future__ import annotations
