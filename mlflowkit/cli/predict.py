@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,24 @@ MISSING = frozenset(
 _NO_NUMBER = "a number that is not finite cannot be sent; null says that a value is missing"
 
 
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """Where to ask, and what proves that one may."""
+
+    url: str
+    headers: Mapping[str, str]
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """(status, reply). Raises UsageError for an API key that is missing, unknown or without the scope."""
+        from mlflowkit.serving import client
+
+        status, reply = client.request(self.url, method, path, body, headers=self.headers)
+        if status in (401, 403):
+            hint = "--key KEY, or MLKIT_API_KEY; mlkit key create --scope infer"
+            raise UsageError(f"{self.url}: {_reason(status, reply)}", hint=hint)
+        return status, reply
+
+
 @app.command()
 def predict(
     service: Annotated[
@@ -37,6 +56,9 @@ def predict(
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="Rows from a .json or .csv file; - is stdin.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", envvar="MLKIT_API_KEY", metavar="KEY", help="An API key with scope infer.")
+    ] = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -46,10 +68,11 @@ def predict(
     if rows is not None and file is not None:
         raise UsageError("give --rows or --file, not both", hint="mlkit predict --help")
     url = endpoint or _endpoint(state_folder(state), service)
-    asked = _rows(rows, file, url)
+    at = _Service(url, {} if key is None else {"authorization": f"Bearer {key}"})
+    asked = _rows(rows, file, at)
     if not asked:
         raise UsageError("there are no rows to ask", hint="--rows '[{\"column\": value}]'")
-    replies = list(_ask(url, asked))
+    replies = list(_ask(at, asked))
     predictions = [prediction for reply in replies for prediction in reply["predictions"]]
     if json:
         emit_json(
@@ -82,7 +105,7 @@ def _endpoint(state: Path, service: str | None) -> str:
     return found[service].endpoint
 
 
-def _rows(text: str | None, file: Path | None, url: str) -> list[Any]:
+def _rows(text: str | None, file: Path | None, at: _Service) -> list[Any]:
     """Rows from the option, the file or stdin."""
     import json
 
@@ -91,7 +114,7 @@ def _rows(text: str | None, file: Path | None, url: str) -> list[Any]:
         where = "stdin" if file is None or str(file) == "-" else str(file)
         text = _stdin(file) if where == "stdin" else _read(Path(where))
         if where.endswith(".csv") or (where == "stdin" and text.lstrip()[:1] not in ("[", "{")):
-            return _csv(text, url, where)
+            return _csv(text, at, where)
     try:
         document = json.loads(text, parse_constant=_not_json, parse_float=_finite)
     except (ValueError, RecursionError) as error:
@@ -135,9 +158,9 @@ def _decoded(content: bytes, where: str) -> str:
         raise UsageError(f"{where} is not UTF-8: {error}", hint="rows are JSON or CSV, in UTF-8") from error
 
 
-def _csv(text: str, url: str, where: str) -> list[dict[str, Any]]:
+def _csv(text: str, at: _Service, where: str) -> list[dict[str, Any]]:
     """Rows of a CSV; the model's metadata says which columns are numbers. What is in `MISSING` is a missing value."""
-    numeric = _numeric_columns(url)
+    numeric = _numeric_columns(at)
     lines = _csv_lines(text, where)
     _, header = next(lines, (0, []))
     twice = [column for place, column in enumerate(header) if column in header[:place]]
@@ -190,12 +213,12 @@ def _number(text: str, where: str) -> float | bool | None:
         ) from error
 
 
-def _numeric_columns(url: str) -> frozenset[str]:
-    server = _get(url, "/v2")
+def _numeric_columns(at: _Service) -> frozenset[str]:
+    server = _get(at, "/v2")
     models = server.get("models") if isinstance(server, dict) else None
     if not models:
-        raise ServiceError(f"{url} does not say which models it has", hint="is it a service of mlkit? mlkit status")
-    inputs = _get(url, f"/v2/models/{models[0]}")["inputs"]
+        raise ServiceError(f"{at.url} does not say which models it has", hint="is it a service of mlkit? mlkit status")
+    inputs = _get(at, f"/v2/models/{models[0]}")["inputs"]
     return frozenset(
         column
         for tensor in inputs
@@ -204,29 +227,25 @@ def _numeric_columns(url: str) -> frozenset[str]:
     )
 
 
-def _get(url: str, path: str) -> Any:
-    from mlflowkit.serving import client
-
-    status, reply = client.request(url, "GET", path)
+def _get(at: _Service, path: str) -> Any:
+    status, reply = at.ask("GET", path)
     if status != 200:
-        raise ServiceError(f"{url}{path}: {_reason(status, reply)}", hint="mlkit status")
+        raise ServiceError(f"{at.url}{path}: {_reason(status, reply)}", hint="mlkit status")
     return reply
 
 
-def _ask(url: str, rows: Sequence[Any]) -> Iterator[Any]:
-    from mlflowkit.serving import client
-
+def _ask(at: _Service, rows: Sequence[Any]) -> Iterator[Any]:
     for begin in range(0, len(rows), BATCH):
-        status, reply = client.request(url, "POST", "/predict", {"rows": list(rows[begin : begin + BATCH])})
+        status, reply = at.ask("POST", "/predict", {"rows": list(rows[begin : begin + BATCH])})
         if status == 200:
             if not isinstance(reply, dict) or "predictions" not in reply:
-                raise ServiceError(f"{url}/predict does not answer as a service of mlkit does", hint="mlkit status")
+                raise ServiceError(f"{at.url}/predict does not answer as a service of mlkit does", hint="mlkit status")
             yield reply
         elif 400 <= status < 500:
             more = f" (rows are counted from row {begin} of the input)" if begin else ""
-            raise UsageError(_reason(status, reply) + more, hint=f"{url}/v2 and its models say what is allowed")
+            raise UsageError(_reason(status, reply) + more, hint=f"{at.url}/v2 and its models say what is allowed")
         else:
-            raise ServiceError(f"{url}: {_reason(status, reply)}", hint="mlkit status")
+            raise ServiceError(f"{at.url}: {_reason(status, reply)}", hint="mlkit status")
 
 
 def _reason(status: int, reply: Any) -> str:

@@ -161,17 +161,19 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         memory.crown(files, candidate, origin, time.time(), before=None if table is None else table.champion)
     served = {"service": service, "endpoint": endpoint, "version": bundle.manifest.version, **told}
     write_json(context.out / "service.json", served)
-    return StageResult(summary={**served, "curl": curl(endpoint, rows[:1])})
+    keyed = bool(spec.serve.auth.keys or spec.serve.auth.keys_env)
+    return StageResult(summary={**served, "curl": curl(endpoint, rows[:1], keyed=keyed)})
 
 
-def curl(endpoint: str, rows: list[Any]) -> str:
-    """A line for the shell that asks ``rows``.
+def curl(endpoint: str, rows: list[Any], *, keyed: bool = False) -> str:
+    """A line for the shell that asks ``rows``, with the API key that is in MLKIT_API_KEY where one is asked for.
 
     >>> print(curl("http://127.0.0.1:8080", [{"age": 41}]))
     curl -s http://127.0.0.1:8080/predict -H 'content-type: application/json' -d '{"rows": [{"age": 41}]}'
     """
     body = json.dumps({"rows": rows}, ensure_ascii=False, allow_nan=False)
-    return f"curl -s {endpoint}/predict -H 'content-type: application/json' -d {shlex.quote(body)}"
+    key = ' -H "authorization: Bearer $MLKIT_API_KEY"' if keyed else ""
+    return f"curl -s {endpoint}/predict{key} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
 def _candidate(bundle: Bundle) -> Variant:

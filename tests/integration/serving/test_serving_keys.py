@@ -176,3 +176,27 @@ def test_the_platform_maps_the_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     platform._materialise(files, section)
     assert auth.read(Path(settings.keys)) == auth.read(path)
     assert stat.S_IMODE(Path(settings.keys).stat().st_mode) == 0o600
+
+
+def test_mlkit_predict_takes_a_key(
+    locked: tuple[InProcess, dict[str, str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from mlflowkit.cli.app import main
+
+    running, tokens = locked
+    monkeypatch.delenv("MLKIT_API_KEY", raising=False)
+    command = ["predict", "--endpoint", running.url, "--rows", json.dumps(ROWS), "--json"]
+
+    def run(*more: str) -> tuple[int, dict[str, object]]:
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *more])
+        return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
+
+    code, told = run()
+    assert (code, "MLKIT_API_KEY" in str(told)) == (2, True)
+    assert len(run("--key", tokens["infer"])[1]["predictions"]) == len(ROWS)  # type: ignore[arg-type]
+    monkeypatch.setenv("MLKIT_API_KEY", tokens["infer"])
+    assert run()[0] == 0
+    assert run("--key", tokens["feedback"])[0] == 2
