@@ -98,8 +98,15 @@ def told(value: Mapping[str, Json]) -> str:
         if value[name]:
             blessed = " (blessed)" if name == "bundle" and value["blessing"] else ""
             lines.append(f"  {name:<12} {value[name]}{blessed}")
-    if value.get("rollout"):
+    if idle(value):
+        lines += [f"  rollout      {step['reason']}" for step in done if step["stage"] == "deploy" and _rolling(step)]
+    elif value.get("rollout"):
         lines.append(f"  rollout      {value['rollout']}; mlkit rollout status {value['service']} shows how it goes")
     if value["curl"]:
         lines.append(f"  try it       {value['curl']}")
     return "\n".join(lines)
+
+
+def _rolling(step: Mapping[str, Json]) -> bool:
+    """Whether a deploy that is left alone is so for its rollout's sake (see pipeline.plan.rollout_of)."""
+    return not str(step["reason"]).startswith(("unchanged", "made by"))
