@@ -78,18 +78,24 @@ class Told:
 
 
 def table(summaries: Sequence[Summary], write: Callable[[str], None]) -> None:
-    """Outcomes by scenario: medians, and 90th percentiles in brackets; ``write`` takes a line."""
-    lines = [HEAD, *map(_cells, summaries)]
-    if any(summary.undecided for summary in summaries):  # only a log can end too early
-        open_ = ["log ended", *(str(summary.undecided) for summary in summaries)]
-        lines = [(*line[:5], cell, *line[5:]) for line, cell in zip(lines, open_, strict=True)]
+    """Outcomes by scenario in columns; ``write`` takes a line."""
+    lines = cells(summaries)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        cells = [
+        padded = [
             cell.ljust(width) if column < 2 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        write("  ".join(cells).rstrip())
+        write("  ".join(padded).rstrip())
+
+
+def cells(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """The head and a row a scenario: medians, and 90th percentiles in brackets."""
+    lines = [HEAD, *map(_cells, summaries)]
+    if any(summary.undecided for summary in summaries):  # only a log can end too early
+        ended = ["log ended", *(str(summary.undecided) for summary in summaries)]
+        lines = [(*line[:5], cell, *line[5:]) for line, cell in zip(lines, ended, strict=True)]
+    return lines
 
 
 def _cells(summary: Summary) -> tuple[str, ...]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app, echo, emit_json
+from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app, echo, emit_json, note
+from mlflowkit.values import Json
 
 if TYPE_CHECKING:
     from mlflowkit.rollout.feasibility import Proof, StepTime
     from mlflowkit.rollout.plan import Rollout
     from mlflowkit.rollout.scenarios import Figures, Scenario
+    from mlflowkit.rollout.simulate import Summary
     from mlflowkit.rollout.traffic import World
 
+DRAWN = 4
+"""Rollouts of a scenario that the page draws."""
 ScenarioOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,6 +59,7 @@ def simulate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page (HTML) as well.")] = None,
     json: JsonOption = False,
 ) -> int:
     """Rehearse a recipe's rollout: the real policy and judges, synthetic traffic, simulated time.
@@ -77,11 +82,51 @@ def simulate(
     world = scenarios.world(base, loaded.recipe.task)
     chosen = _chosen(plan, world, scenario or (), error_increase or ())
     assert loaded.recipe.serve is not None  # plan_of refuses a recipe without
-    _rehearse(
-        plan, loaded.recipe.serve.rollout, chosen, {"recipe": str(loaded.path), "service": service}, base,
-        rollouts, seed, workers, json,
-    )  # fmt: skip
+    job = Job(loaded.recipe.name, plan, loaded.recipe.serve.rollout, base, world, chosen, rollouts, seed, workers)
+    done = _rehearse(job, json)
+    if json:
+        emit_json({"recipe": str(loaded.path), "service": service, **done.to_json(job)})
+    if out is not None:
+        _write_page(out, job, done)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to rehearse. ``written`` is the recipe's plan, ``plan`` what of it can be rehearsed."""
+
+    name: str
+    plan: Rollout
+    written: Rollout
+    base: Figures
+    world: World
+    chosen: Sequence[Scenario]
+    rollouts: int
+    seed: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of it."""
+
+    times: Sequence[StepTime]
+    proof: Proof
+    summaries: Sequence[Summary]
+    conclusions: Sequence[str]
+    notes: Sequence[str]
+
+    def to_json(self, job: Job) -> dict[str, Json]:
+        """Its JSON, whose keys stay."""
+        from mlflowkit.cli.rehearsal import summary_json
+
+        return {
+            "strategy": job.plan.strategy, "level": job.plan.level, "seed": job.seed, "rollouts": job.rollouts,
+            "base": {**asdict(job.base), "latency": "measured" if job.base.latency is not None else "log-normal"},
+            "steps": [asdict(one) for one in self.times], "proof": asdict(self.proof),
+            "scenarios": [summary_json(one) for one in self.summaries],
+            "conclusions": list(self.conclusions), "notes": list(self.notes),
+        }  # fmt: skip
 
 
 def _given(base: Figures, rate: float | None, error_rate: float | None, latency_ms: str | None) -> Figures:
@@ -111,51 +156,58 @@ def _chosen(plan: Rollout, world: World, kinds: Sequence[str], increases: Sequen
     return tuple({one.name: one for one in found}.values())
 
 
-def _rehearse(
-    plan: Rollout, written: Rollout, chosen: Sequence[Scenario], place: dict[str, str], base: Figures,
-    rollouts: int, seed: int, workers: int, as_json: bool,
-) -> None:  # fmt: skip
-    """Play everything, and print it."""
+def _rehearse(job: Job, quiet: bool) -> Done:
+    """Play everything, and print it as it comes unless ``quiet``."""
     from mlflowkit.cli import rehearsal
     from mlflowkit.rollout import feasibility, scenarios
     from mlflowkit.rollout.simulate import rehearse, summarise
 
-    alike = scenarios.scenario("aa", 0.0, replace(chosen[0].world, rate=base.rate), plan)
-    times = feasibility.step_times(plan, base.rate)
-    shown = feasibility.proof(
-        plan, alike, seed=seed, done=rehearsal.Told("how long the proof takes", feasibility.PILOTS)
-    )
-    if not as_json:
-        _print_plan(plan, written, base, times, shown)
+    times = feasibility.step_times(job.plan, job.base.rate)
+    told = rehearsal.Told("how long the proof takes", feasibility.PILOTS)
+    alike = scenarios.scenario("aa", 0.0, job.world, job.plan)
+    proof = feasibility.proof(job.plan, alike, seed=job.seed, done=told)
+    notes = rehearsal.left_out(job.written)
+    if not quiet:
+        echo(rehearsal.headline(job.plan))
+        echo(_base_words(job.base))
+        for line in (*(one.sentence for one in times), proof.sentence, *notes):
+            echo(f"  {line}")
+        echo()
     summaries = []
-    for one in chosen:
-        played = rehearse(plan, one, rollouts, seed=seed, workers=workers, done=rehearsal.Told(one.name, rollouts))
+    for one in job.chosen:
+        told = rehearsal.Told(one.name, job.rollouts)
+        played = rehearse(job.plan, one, job.rollouts, seed=job.seed, workers=job.workers, done=told)
         summaries.append(summarise(one.name, bool(one.violated), played))
-    said = rehearsal.conclusions(summaries, plan.level)
-    if as_json:
-        emit_json(
-            {
-                **place, "strategy": plan.strategy, "level": plan.level, "seed": seed, "rollouts": rollouts,
-                "base": _figures_json(base), "steps": [asdict(one) for one in times], "proof": asdict(shown),
-                "scenarios": [rehearsal.summary_json(one) for one in summaries],
-                "conclusions": list(said), "notes": list(rehearsal.left_out(written)),
-            }
-        )  # fmt: skip
-        return
-    rehearsal.table(summaries, echo)
-    echo()
-    for line in (*said, *rehearsal.LEGEND):
-        echo(line)
+    said = rehearsal.conclusions(summaries, job.plan.level)
+    if not quiet:
+        rehearsal.table(summaries, echo)
+        echo()
+        for line in (*said, *rehearsal.LEGEND):
+            echo(line)
+    return Done(times, proof, summaries, said, notes)
 
 
-def _print_plan(plan: Rollout, written: Rollout, base: Figures, times: Sequence[StepTime], shown: Proof) -> None:
-    from mlflowkit.cli.rehearsal import headline, left_out
+def _write_page(out: Path, job: Job, done: Done) -> None:
+    """The same as a page, with the evidence of a few rollouts of each scenario drawn."""
+    from mlflowkit.cli import rehearsal
+    from mlflowkit.cli.files import write_text
+    from mlflowkit.report.rehearsal import Drawn, render
+    from mlflowkit.rollout.simulate import one as play_one
 
-    echo(headline(plan))
-    echo(_base_words(base))
-    for line in (*(one.sentence for one in times), shown.sentence, *left_out(written)):
-        echo(f"  {line}")
-    echo()
+    drawn = [
+        Drawn(
+            one.name,
+            bool(one.violated),
+            [play_one(job.plan, one, job.seed, number, keep=True) for number in range(min(DRAWN, job.rollouts))],
+        )
+        for one in job.chosen
+    ]
+    head, *rows = rehearsal.cells(done.summaries)
+    sentences = (_base_words(job.base), *(one.sentence for one in done.times), done.proof.sentence, *done.notes,
+                 *done.conclusions)  # fmt: skip
+    headline = rehearsal.headline(job.plan)
+    write_text(out, render(job.name, headline, sentences, head, rows, drawn, rehearsal.LEGEND))
+    note(f"page: {out}")
 
 
 def _base_words(base: Figures) -> str:
@@ -164,9 +216,3 @@ def _base_words(base: Figures) -> str:
         f"{base.rate:g} requests a second; the champion fails {100 * base.error_rate:.3g} % of them, answers in "
         f"{base.p50_ms:.3g} ms (p99 {base.p99_ms:.3g} ms){measured}"
     )
-
-
-def _figures_json(base: Figures) -> dict[str, object]:
-    value = asdict(base)
-    value["latency"] = "measured" if base.latency is not None else "log-normal"
-    return value

@@ -88,6 +88,23 @@ def test_simulate_json_has_its_keys(mlkit: Any) -> None:
     assert scenario["promoted_seconds"] is None
 
 
+def test_simulate_writes_a_page_that_loads_nothing(mlkit: Any) -> None:
+    arguments = ("--rollouts", "2", "--scenario", "error-rate=0.2", "--scenario", "aa", "--out", "page.html", "--json")
+    code, out, err = mlkit("simulate", "r.yaml", *arguments)
+    assert code == 0
+    assert json.loads(out)["rollouts"] == 2
+    assert err.endswith("page: page.html\n")
+    page = Path("page.html").read_text()
+    assert page.count("<figure>") == 2
+    assert "error rate +20 points (beyond its limits)" in page
+    assert page.count("rollout 2: failed") == page.count("rollout 2: promoted") == 1
+    assert "default-src 'none'" in page
+    assert not any(word in page for word in ("<script", "src=", "http:", "https:"))
+    code, _, err = mlkit("simulate", "r.yaml", "--scenario", "aa", "--rollouts", "1", "--out", "r.yaml/page.html")
+    assert code == 2
+    assert "r.yaml" in err
+
+
 def test_a_plan_that_cannot_end_well_says_so(mlkit: Any) -> None:
     rare = ("--rate", "0.2", "--rollouts", "2", "--scenario", "aa")
     _, out, _ = mlkit("simulate", "r.yaml", "serve.rollout.max_seconds=3600", *rare)
