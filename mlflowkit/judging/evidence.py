@@ -59,7 +59,8 @@ class Moments:
 class VariantCounts:
     """What was counted of one variant under one routing table.
 
-    requests     well-formed requests that the router gave it (overrides by testers, and shadows' mirrors, apart)
+    requests     well-formed requests that the router gave it (overrides by testers apart); of a shadow, the mirrored
+                 requests that it was asked
     errors       those of them that it failed: raised, too late, no finite answer, or its circuit was open. A client
                  was answered all the same, by the champion: what is judged is the variant, not the outcome
     latency      its answers by latency bin: seconds from the request's headers to its answer

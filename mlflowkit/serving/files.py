@@ -14,6 +14,8 @@
       rollout.json        the rollout's state, written by the controller that holds the lease
       commands/           what people told the controller, a file each
       incidents/          a record for each rollback
+      isolated/<digest>/  where the processes of an isolated variant listen, readable by their owner only
+      isolated.json       what Ray Serve says of each isolated variant, written by the steward
       replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
       replicas/<id>.prom  its metrics, where there are several
 

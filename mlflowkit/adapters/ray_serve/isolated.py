@@ -79,9 +79,8 @@ def read_reports(folder: Path, digest: str) -> dict[str, Report]:
 class IsolatedModel:
     """What Serve keeps alive: one verified, warm bundle and the listener that answers for it."""
 
-    def __init__(
-        self, folder: str, variant: Mapping[str, Any], runtime: str, threads: int, memory: int | None, host: str
-    ) -> None:
+    def __init__(self, folder: str, variant: Mapping[str, Any], runtime: str, threads: int, memory: int | None) -> None:
+        import ray
         from ray import serve
 
         from mlflowkit.adapters.ray_serve.deployment import keep_to_loopback
@@ -93,7 +92,7 @@ class IsolatedModel:
         model = load_variant(replace(Variant(**variant), placement="colocated"), loader, threads)
         if memory is not None:
             limit_memory(memory)
-        self._server = Server(model.session, model.variant.digest, host)
+        self._server = Server(model.session, model.variant.digest, ray.util.get_node_ip_address())
         replica = serve.get_replica_context().replica_id.unique_id
         self._report = reports_path(Path(folder), model.variant.digest) / f"{replica}.json"
         write_private(self._report, self._server.report)
@@ -237,7 +236,6 @@ def _exactly(connection: socket.socket, size: int) -> bytearray | None:
 
 def application(folder: Path, variant: Variant, runtime: str, settings: Settings) -> Any:
     """A Serve application that runs one version in processes of its own."""
-    import ray
     from ray import serve
 
     cpus = settings.isolated_cpus
@@ -270,7 +268,7 @@ def application(folder: Path, variant: Variant, runtime: str, settings: Settings
         memory = int(settings.isolated_memory_mb * (1 << 20))
     elif not settings.isolated_gpus:  # a driver of GPUs maps more than it takes
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return deployment.bind(str(folder), asdict(variant), runtime, threads, memory, ray.util.get_node_ip_address())
+    return deployment.bind(str(folder), asdict(variant), runtime, threads, memory)
 
 
 def limit_memory(more: int) -> None:

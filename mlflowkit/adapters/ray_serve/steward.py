@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from mlflowkit.values import Json, Variant
 POLL_SECONDS = 0.1
 LINGER_SECONDS = 15.0
 """How long an isolated variant outlives the last table that has it."""
+RETRY_SECONDS = 2.0
+"""Before Serve is asked again for what it refused."""
 LOOK_SECONDS = 1.0
 """How often Serve is asked how isolated variants are."""
 OBJECT_STORE_BYTES = 512 << 20
@@ -116,26 +118,42 @@ class Isolated:
         self._unwanted: dict[str, float] = {}
         self._told: Json = {}
         self._look_at = 0.0
+        self._retry_at = 0.0
 
     def follow(self, desired: Desired) -> None:
         """Bring what runs to what is wanted; returns at once. Raises what Serve or a damaged file raises."""
         files = self._files
         mark = desired, stat_mark(files.proposal_path), stat_mark(files.table_path)
-        if mark != self._mark:
-            self._mark = mark
-            wanted = self._wanted() if desired.up else {}
-            for digest, variant in wanted.items():
-                self._start(digest, variant, desired.settings)
-            now = time.monotonic()
-            self._unwanted = {
-                digest: self._unwanted.get(digest, now + LINGER_SECONDS if desired.up else now)
-                for digest in self._running
-                if digest not in wanted
-            }
+        if mark != self._mark and time.monotonic() >= self._retry_at:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._reconcile(desired)
+            self._mark, self._retry_at = mark, 0.0
         for digest, until in list(self._unwanted.items()):
             if time.monotonic() >= until:
                 self._stop(digest)
         self._tell()
+
+    def _reconcile(self, desired: Desired) -> None:
+        wanted = self._wanted() if desired.up else {}
+        if self._mark is None:
+            self._clear(wanted)
+        for digest, variant in wanted.items():
+            self._start(digest, variant, desired.settings)
+        until = time.monotonic() + (LINGER_SECONDS if desired.up else 0.0)
+        self._unwanted = {
+            digest: self._unwanted.get(digest, until) if desired.up else until
+            for digest in self._running
+            if digest not in wanted
+        }
+
+    def _clear(self, wanted: Mapping[str, Variant]) -> None:
+        """Stop what a steward before this one left running in a Ray that outlived it, and nobody wants."""
+        from ray import serve
+
+        names = {self._name(digest) for digest in wanted}
+        for name in serve.status().applications:
+            if name.startswith(self._prefix) and name not in names:
+                serve.delete(name, _blocking=False)
 
     def stop(self) -> None:
         """Stop all."""
@@ -189,7 +207,7 @@ class Isolated:
             found = applications.get(self._name(digest))
             if found is not None:
                 messages = [found.message, *(deployment.message for deployment in found.deployments.values())]
-                message = next(filter(None, messages), "")
+                message = "\n".join(filter(None, messages))
                 told[digest] = {"state": str(found.status.value), "message": message[-2000:]}
         if told != self._told:
             self._told = told

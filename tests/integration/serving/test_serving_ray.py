@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,13 @@ import pytest
 
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.adapters.ray_serve import cluster as clusters
+from mlflowkit.adapters.ray_serve.isolated import read_reports, reports_path
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import BundleError, ServiceError
-from mlflowkit.serving.files import ServiceFiles, process_started
+from mlflowkit.serving.files import ServiceFiles, process_started, read_json
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
-from mlflowkit.values import RoutingTable, ServiceStatus
+from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 from .conftest import ROWS, expected, make_bundle, table, wait_for
 
@@ -53,7 +55,7 @@ class World:
         self.recipe = folder / "recipe.yaml"
         self.recipe.write_text(RECIPE)
         (folder / "rows.csv").write_text("age,outcome\n1,bad\n")
-        self.platform = RayServePlatform(self.state)
+        self.platform = RayServePlatform(self.state, companions=("companion", "no.such_companion"))
 
     def deploy(self, made: Bundle, **serve: Any) -> Any:
         out = self.folder / "out" / f"{time.monotonic_ns()}"
@@ -103,9 +105,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A state folder whose Ray is started once; whatever a test leaves, nothing outlives the module."""
     made = World(tmp_path_factory.mktemp("world"))
-    made.platform.prewarm()
-    yield made
-    made.platform.down()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        made.platform.prewarm()
+        yield made
+        made.platform.down()
 
 
 @pytest.fixture
@@ -201,6 +205,75 @@ def test_a_bad_bundle_is_refused_while_the_version_before_answers(lending: World
         lending.deploy(packaged(tmp_path / "unblessed", 4, blessed=False))
     assert ask(lending)["model_version"] == one.manifest.version
     assert (lending.status().epoch, lending.status().state) == (epoch, "serving")
+
+
+def test_a_table_of_a_controller_that_lost_its_lease_is_refused(lending: World, one: Bundle) -> None:
+    files = ServiceFiles(lending.state / "services" / "lending")
+
+    def publish(fence: int) -> int:
+        before = files.table()
+        assert before is not None
+        lending.platform.publish(replace(table(before.epoch + 1, one), fence=fence))
+        after = files.table()
+        assert after is not None
+        assert after.epoch == before.epoch + 1
+        return after.fence
+
+    assert publish(5) == 5
+    with pytest.raises(ServiceError, match="led by controller 5; controller 4 has lost its lease"):
+        publish(4)
+    assert publish(5) == 5
+    assert publish(0) == 5, "who holds no lease keeps the fence that there is"
+    assert publish(6) == 6
+
+
+def test_weights_roles_and_fewer_versions_are_swapped_to_without_a_proposal(
+    lending: World, one: Bundle, two: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ServiceFiles(lending.state / "services" / "lending")
+    epoch = lending.status().epoch
+    champion = table(0, one).champion
+    challenger = replace(table(0, two).champion, name="challenger", role="challenger")
+
+    def publish(weight: float) -> None:
+        nonlocal epoch
+        epoch += 1
+        pair = (replace(champion, weight=1 - weight), replace(challenger, weight=weight))
+        lending.platform.publish(RoutingTable("lending", epoch, pair if weight else (champion,), salt="s"))
+
+    publish(0.1)
+    monkeypatch.setattr(ServiceFiles, "write_proposal", None)  # whoever calls it fails
+    for weight in (0.2, 0.5, 1.0, 0.0):
+        publish(weight)
+        assert {report.epoch for report in files.reports()} == {epoch}
+
+
+def test_an_isolated_version_that_cannot_be_loaded_is_refused_and_one_that_can_answers(
+    lending: World, one: Bundle, two: Bundle, tmp_path: Path
+) -> None:
+    lending.deploy(one, isolated={"cpus": 0.1})
+    files = ServiceFiles(lending.state / "services" / "lending")
+    epoch = lending.status().epoch
+    champion = replace(table(0, one).champion, weight=0.5)
+
+    def beside(made: Bundle) -> tuple[Variant, Variant]:
+        other = replace(table(0, made).champion, name="challenger", role="challenger", weight=0.5)
+        return champion, replace(other, placement="isolated")
+
+    tampered = packaged(tmp_path / "tampered", 7)
+    (tampered.path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(ServiceError, match=r"own.*model\.onnx was altered.*still answers"):
+        lending.platform.publish(RoutingTable("lending", epoch + 1, beside(tampered), salt="s"))
+    assert not files.proposal_path.exists()
+    assert ask(lending)["model_version"] == one.manifest.version
+
+    lending.platform.publish(RoutingTable("lending", epoch + 1, beside(two), salt="s"))
+    truth = expected(two.path, ROWS)["probabilities"][0][0]
+    versions = wait_for(lambda: (found := ask(lending))["model_version"] == two.manifest.version and found)
+    assert versions["predictions"][0]["probabilities"]["bad"] == pytest.approx(truth, rel=1e-5)
+    processes = read_reports(files.folder, two.manifest.identity)
+    assert len(processes) == 1
+    lending.platform.publish(table(epoch + 2, one))
 
 
 def test_two_replicas_share_the_port_and_a_killed_one_comes_back_with_the_same_table(
@@ -314,6 +387,33 @@ def test_a_steward_that_is_killed_takes_ray_along_and_the_next_one_serves_the_sa
     assert not [pid for pid, started in family if process_started(pid) == started]
     assert ask(lending)["model_version"] == one.manifest.version
     assert lending.status().epoch == epoch
+
+
+def test_an_isolated_version_that_no_table_has_any_more_is_stopped(lending: World, two: Bundle) -> None:
+    files = ServiceFiles(lending.state / "services" / "lending")
+    wait_for(lambda: not reports_path(files.folder, two.manifest.identity).exists(), 60)  # it is kept for a while
+    wait_for(lambda: read_json(files.folder / "isolated.json") == {})
+
+
+def test_a_steward_or_a_companion_that_dies_is_started_again(lending: World, one: Bundle) -> None:
+    import psutil
+
+    cluster = clusters.wait(lending.state)
+    epoch, endpoint = lending.status().epoch, lending.status().endpoint
+    note = lending.state / "companion.pid"
+    companion = int(wait_for(lambda: note.exists() and note.read_text()))
+    os.kill(companion, signal.SIGKILL)
+    again = int(wait_for(lambda: int(note.read_text()) != companion and note.read_text()))
+    steward = next(child.pid for child in psutil.Process(cluster.pid).children() if child.pid != again)
+    ray = clusters.family(cluster) - {(again, process_started(again))}
+    os.kill(steward, signal.SIGKILL)
+    wait_for(lambda: not [pid for pid, started in ray if process_started(pid) == started])
+    wait_for(lambda: lending.status().ready, 60)
+    assert (lending.status().epoch, lending.status().endpoint) == (epoch, endpoint)
+    assert ask(lending)["model_version"] == one.manifest.version
+    assert clusters.wait(lending.state).pid == cluster.pid
+    assert int(note.read_text()) == again
+    assert process_started(again) is not None
 
 
 def test_down_leaves_no_process_and_no_folder(lending: World, two: Bundle) -> None:
