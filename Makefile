@@ -5,7 +5,7 @@ RECIPE ?= recipes/lending.yaml
 # Set TORCH=torch for a CUDA build; the pin takes a CPU build where the package index offers one.
 TORCH ?= torch
 
-.PHONY: install demo run test check bench clean
+.PHONY: install demo run test check clients bench clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -31,6 +31,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --doctest-modules mlflowkit
+
+clients: install
+	$(BIN)/python -m benchmarks.clients
 
 bench: install
 	$(BIN)/python -m benchmarks.run

@@ -1,9 +1,9 @@
-"""The environments of the protocol's real clients and checkers, which do not fit ours.
+"""The environments of the protocol's real clients and checkers, and of servers to compare with, which do not fit ours.
 
     python -m benchmarks.clients
 
-tests/contract/test_protocol_clients.py asks a gateway with them, and skips those that are not there. MLServer's is the
-one that the benchmarks compare with.
+tests/contract/test_protocol_clients.py asks a gateway with the clients', which this command makes, and skips those that
+are not there. benchmarks.infer makes those of the servers when it needs them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ PACKAGES = {
     "clients": ("tritonclient[http,grpc]==2.73.0", "kserve==0.21.0"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime==1.26.0"),
     "schemathesis": ("schemathesis==4.32.0",),
+    "litserve": ("litserve==0.2.19", "onnxruntime==1.26.0"),
+    "bentoml": ("bentoml==1.4.39", "onnxruntime==1.26.0"),
 }
+CLIENTS = ("clients", "mlserver", "schemathesis")
 
 
 def make(name: str) -> Path:
@@ -35,8 +38,8 @@ def make(name: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PACKAGES)}; all without")
-    for name in parser.parse_args().names or PACKAGES:
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PACKAGES)}; without, the clients'")
+    for name in parser.parse_args().names or CLIENTS:
         if name not in PACKAGES:
             parser.error(f"{name} is none of {', '.join(PACKAGES)}")
         print(make(name), file=sys.stderr)

@@ -21,14 +21,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlflowkit as mk
-from benchmarks.process import CACHE, Spread, arguments, report, spread
+from benchmarks.clients import make
+from benchmarks.process import Spread, arguments, report, spread
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.serving import auth
@@ -37,7 +37,6 @@ from mlflowkit.values import Affinity, RoutingTable, Variant
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "lending.yaml"
-RUNTIME = "onnxruntime==1.26.0"
 OURS, PLAIN, MLSERVER = "mlkit gateway on Ray Serve", "uvicorn + ONNX Runtime", "MLServer"
 LITSERVE, BENTOML = "LitServe", "BentoML"
 BAR, MLSERVER_BAR = 0.5, 3.0
@@ -105,7 +104,7 @@ def plain(bundle: Bundle) -> Iterator[str]:
 @contextmanager
 def mlserver(bundle: Bundle, folder: Path) -> Iterator[str]:
     """MLServer without its inference pool, which is its quicker setting for a model this small."""
-    home = environment("mlserver", "mlserver==1.7.1")
+    home = make("mlserver")
     ports = [free_port() for _ in range(3)]
     settings = {
         "host": "127.0.0.1",
@@ -130,7 +129,7 @@ def mlserver(bundle: Bundle, folder: Path) -> Iterator[str]:
 def litserve(bundle: Bundle, folder: Path) -> Iterator[str]:
     port = free_port()
     script = str(ROOT / "benchmarks" / "infer_litserve.py")
-    home = environment("litserve", "litserve==0.2.19")
+    home = make("litserve")
     with running([str(home / "bin" / "python"), script, str(bundle.model), str(port)], folder, {}):
         yield f"http://127.0.0.1:{port}{PATH}"
 
@@ -138,21 +137,11 @@ def litserve(bundle: Bundle, folder: Path) -> Iterator[str]:
 @contextmanager
 def bentoml(bundle: Bundle, folder: Path) -> Iterator[str]:
     port = free_port()
-    home = environment("bentoml", "bentoml==1.4.39")
+    home = make("bentoml")
     command = [str(home / "bin" / "bentoml"), "serve", "infer_bentoml:Lending", "--host", "127.0.0.1"]
     settings = {"MODEL": str(bundle.model), "BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": str(folder / "bento")}
     with running([*command, "--port", str(port)], ROOT / "benchmarks", settings):
         yield f"http://127.0.0.1:{port}{PATH}"
-
-
-def environment(name: str, package: str) -> Path:
-    """A virtual environment of a peer's own, with the same ONNX Runtime for all; made on first use."""
-    home = CACHE / name
-    if not (home / "complete").exists():
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([home / "bin" / "python", "-m", "pip", "install", "--quiet", package, RUNTIME], check=True)
-        (home / "complete").touch()
-    return home
 
 
 @contextmanager

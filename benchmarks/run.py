@@ -9,7 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("help", "noop", "cold", "first_answer", "infer", "rows", "latency")
+NAMES = (
+    "help",
+    "noop",
+    "cold",
+    "first_answer",
+    "rows",
+    "latency",
+    "infer",
+    "tensors",
+    "mirror",
+    "swap",
+    "kill",
+    "overload",
+    "canary",
+    "rollouts",
+    "sequential",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
