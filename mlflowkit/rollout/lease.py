@@ -60,12 +60,17 @@ class Lease:
     def guard(self) -> Iterator[None]:
         """Do something while nobody can take over. Raises LeaseLostError when somebody has."""
         with _locked(self._state):
-            self._check()
+            self.check()
             yield
 
     def check(self) -> None:
         """Raise LeaseLostError when somebody else has taken over."""
-        self._check()
+        holder = read(self._state)
+        if holder is None or holder.fence != self.fence:
+            raise LeaseLostError(
+                f"another controller took over the rollouts of {self._state}",
+                hint="nothing to do: the other controller goes on",
+            )
 
     def beat(self) -> None:
         """Say that the holder is alive. Raises LeaseLostError."""
@@ -78,11 +83,6 @@ class Lease:
             holder = read(self._state)
             if holder is not None and holder.fence == self.fence:
                 _write(self._state, Holder(self.fence, 0, 0.0, socket.gethostname(), 0.0))
-
-    def _check(self) -> None:
-        holder = read(self._state)
-        if holder is None or holder.fence != self.fence:
-            raise LeaseLostError(f"another controller took over the rollouts of {self._state}")
 
 
 def take(state: Path, clock: Callable[[], float] = time.time) -> Lease | None:
@@ -113,6 +113,8 @@ def read(state: Path) -> Holder | None:
         return Holder(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
     except (ValueError, TypeError) as error:
         raise ServiceError(f"{path} is damaged: {error!r}", hint=f"see {path}; its fence must not shrink") from error
 

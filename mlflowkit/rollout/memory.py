@@ -6,9 +6,12 @@ changed under a lock of the service: deploys, the controller and `mlkit rollout 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
+from mlflowkit.errors import ServiceError
 from mlflowkit.serving.files import ServiceFiles, read_json, write_json
 from mlflowkit.values import Json, Variant
 
@@ -39,8 +42,10 @@ class Failure:
 
 def champions(files: ServiceFiles) -> tuple[Champion, ...]:
     """Champions of a service, newest last. Raises ServiceError when the file is damaged."""
-    found = read_json(files.folder / "champions.json") or []
-    return tuple(Champion(Variant(**one["variant"]), one["time"], one["origin"]) for one in found)
+    path = files.folder / "champions.json"
+    found = read_json(path) or []
+    with _damage(path):
+        return tuple(Champion(Variant(**one["variant"]), one["time"], one["origin"]) for one in found)
 
 
 def crown(
@@ -66,8 +71,10 @@ def previous(files: ServiceFiles, digest: str) -> Champion | None:
 
 def failures(files: ServiceFiles) -> Mapping[str, Failure]:
     """Versions that were turned down, by digest. Raises ServiceError when the file is damaged."""
-    found: Json = read_json(files.folder / "failed.json") or {}
-    return {digest: Failure(**one) for digest, one in found.items()}
+    path = files.folder / "failed.json"
+    found: Json = read_json(path) or {}
+    with _damage(path):
+        return {digest: Failure(**one) for digest, one in found.items()}
 
 
 def blame(files: ServiceFiles, failure: Failure) -> None:
@@ -93,3 +100,12 @@ def cooling(files: ServiceFiles, seconds: float, now: float) -> float:
     """Seconds for which no rollout begins yet, after the last one that the service turned down by itself."""
     ended = [one.time for one in failures(files).values() if one.ending == "rolled_back" and one.time <= now]
     return max(0.0, max(ended) + seconds - now) if ended else 0.0
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Raise ServiceError for a document that is JSON and not what belongs in its file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"mv {path} {path}.damaged; mlkit status") from error

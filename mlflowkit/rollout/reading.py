@@ -28,6 +28,8 @@ INCIDENTS = 50
 """Incidents that are shown; older ones stay in their files."""
 RATE_SECONDS = 10.0
 """Requests a second are a mean over at most about this long."""
+SHOWN = {"time", "candidate", "reason"}
+"""What an incident has at least, or its record is damaged."""
 FRESH_SECONDS = 0.25
 """A view this young is shown again instead of reading the files once more."""
 
@@ -103,7 +105,7 @@ def admin_page(files: ServiceFiles) -> str:
     told = read_json(path)
     try:
         return "" if told is None or process_started(told["pid"]) != told["started"] else str(told["endpoint"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ServiceError(f"{path} is damaged: {error!r}", hint=f"remove {path}") from error
 
 
@@ -119,7 +121,7 @@ def deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:
 def records(files: ServiceFiles, most: int = INCIDENTS) -> list[Json]:
     """The last incidents as they were written, newest first. One that is damaged is left out."""
     found = _Reader().folder(files.folder / "incidents")
-    return [value for value in reversed(found.values()) if isinstance(value, dict)][:most]
+    return [value for value in reversed(found.values()) if isinstance(value, dict) and value.keys() >= SHOWN][:most]
 
 
 def _count(folder: Path) -> int:

@@ -147,7 +147,6 @@ class RolloutState:
     salt: str = ""
     affinity: Affinity = Affinity()  # noqa: RUF009 - frozen
     override_header: str = "x-mlkit-variant"
-    approved: bool = False
     ending: Literal["rolled_back", "aborted"] = "rolled_back"
     reason: str = ""
     by: Literal["policy", "person"] = "policy"
@@ -282,6 +281,8 @@ def read(path: Path) -> Saved | None:
         return Saved(RolloutState.from_json(value["state"]), tuple(map(_action, value["todo"])))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ServiceError(f"{path} is damaged: {error!r}", hint=f"mv {path} {path}.damaged; mlkit status") from error
 

@@ -253,11 +253,13 @@ class ServiceFiles:
 
 
 def read_json(path: Path) -> Any:
-    """The document, or None when there is no file. Raises ServiceError when it is not JSON."""
+    """The document, or None when there is no file. Raises ServiceError when it is not JSON, or cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
     except ValueError as error:
         raise ServiceError(f"{path} is not JSON: {error}", hint=f"remove {path} and run again") from error
 

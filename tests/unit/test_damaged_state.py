@@ -1,0 +1,70 @@
+"""Files of a service that a crash, a full disk or a hand has damaged: every command says which, and none falls over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflowkit.cli import app as cli
+from mlflowkit.cli import feedback as _feedback  # noqa: F401 - registers its command
+from mlflowkit.cli import rollout as _rollout  # noqa: F401
+from mlflowkit.rollout import memory
+from mlflowkit.rollout.memory import Failure
+from rollout_world import World
+
+FILES = ("table.json", "rollout.json", "champions.json", "failed.json", "incidents/lending-e0.json", "replicas/r1.json")
+DAMAGES = (b"", b"[1]", b'{"a": 1}', None)
+"""What a file holds instead; None is a folder in its place."""
+COMMANDS = (
+    ("status", "--json"),
+    ("rollout", "status"),
+    ("rollout", "rollback", "--dry-run", "--json"),
+    ("rollout", "forget", "none", "--json"),
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A canary in its first step, of a service that turned a version down before."""
+    made = World(tmp_path).begin().run(10)
+    memory.crown(made.files, made.champion, {"name": "lending"}, 1.0)
+    memory.blame(made.files, Failure("c" * 64, "cccccccccccc", "worse", 1.0, "lending-e0", "rolled_back"))
+    (made.files.folder / "incidents").mkdir()
+    (made.files.folder / "incidents" / "lending-e0.json").write_text("{}")
+    return made
+
+
+def _damaged(path: Path) -> Iterator[bytes | None]:
+    whole = path.read_bytes()
+    for damage in DAMAGES:
+        path.unlink()
+        path.mkdir() if damage is None else path.write_bytes(damage)
+        yield damage
+        path.rmdir() if damage is None else path.unlink()
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_damage_makes_a_command_fall_over(world: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for damage in _damaged(world.files.folder / name):
+        for command in COMMANDS:
+            with pytest.raises(SystemExit) as ended:
+                cli.main([*command, "--state", str(world.state)])
+            out, err = capsys.readouterr()
+            assert "Traceback" not in err, (damage, command)
+            if "--json" in command:
+                assert ("error" in json.loads(out)) == bool(ended.value.code), (damage, command)
+
+
+@pytest.mark.parametrize("name", ["champions.json", "failed.json"])
+def test_a_damaged_memory_is_named_with_what_to_do(world: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = world.files.folder / name
+    path.write_text('{"a": 1}')
+    with pytest.raises(SystemExit):
+        cli.main(["rollout", "status", "--json", "--state", str(world.state)])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert str(path) in error["message"]
+    assert f"mv {path}" in error["hint"]
