@@ -46,7 +46,7 @@ Judge = Callable[..., tuple[tuple[Finding, ...], Mapping[str, Json]]]
 
 
 class OvertakenError(ServiceError):
-    """Somebody else published a table while a rollout was running."""
+    """Somebody else published a table while one of this controller's was on its way."""
 
 
 class Publisher(Protocol):
@@ -298,9 +298,10 @@ class ServiceController:
                 self._do(state, action)
             except LeaseLostError:
                 raise
-            except OvertakenError as error:
-                command = Command("overtaken", error.message)
-                self._save(*policy.advance(state, command=command, now=self.world.clock()))
+            except OvertakenError as error:  # the other table holds; what the candidate did is recorded all the same
+                command, blame = Command("overtaken", error.message), [one for one in rest if isinstance(one, RollBack)]
+                state, told = policy.advance(state, command=command, now=self.world.clock())
+                self._save(state, (*blame, *told))
                 continue
             except MlkitError as error:
                 refused = isinstance(action, SetTable) and state.phase != "rolling_back" and self.files.reports()
@@ -335,22 +336,26 @@ class ServiceController:
 
     def _publish(self, table: RoutingTable) -> None:
         """Have every replica answer by a table, under this controller's fence. One that is there already is not new."""
-        current = self.files.table()
-        if current is not None and current.epoch >= table.epoch:
-            if (current.experiment, current.variants) == (table.experiment, table.variants):
-                return
-            raise ServiceError(
-                f"{table.service} was given table {current.epoch} by somebody else",
-                hint=f"mlkit status {table.service}",
-            )
+        if self._answers_by(table):
+            return
         self.lease.check()
         try:
             self.world.platform.publish(replace(table, fence=self.lease.fence))
         except MlkitError as error:
-            current = self.files.table()
-            if current is None or (current.epoch, current.variants) != (table.epoch, table.variants):
+            if not self._answers_by(table):
                 raise
             _log.warning("%s: table %d is live, but %s", table.service, table.epoch, error.message)
+
+    def _answers_by(self, table: RoutingTable) -> bool:
+        """Whether a table is the present one. Raises OvertakenError when another one took its epoch, or a later."""
+        current = self.files.table()
+        if current is None or current.epoch < table.epoch:
+            return False
+        if (current.experiment, current.variants) == (table.experiment, table.variants):
+            return True
+        raise OvertakenError(
+            f"{table.service} was given table {current.epoch} by somebody else", hint=f"mlkit status {table.service}"
+        )
 
     def _promote(self, state: RolloutState, candidate: Variant, champion: Variant) -> None:
         now = self.world.clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -18,8 +19,9 @@ from mlflowkit.pipeline.failpoint import ROLLOUT_POINTS
 from mlflowkit.rollout import commands, lease, memory
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.lease import LeaseLostError
-from mlflowkit.rollout.state import RolloutState
+from mlflowkit.rollout.state import RolloutState, SetTable
 from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.values import RoutingTable
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["mlflowkit.rollout.controller", "mlflowkit.judging.sequential", "scipy.special"])
@@ -146,3 +148,37 @@ def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
     object.__setattr__(one.world, "platform", drill.Platform(files))
     one.step()
     check(files, bad=True)
+
+
+@pytest.mark.parametrize("phase", ["preparing", "running", "rolling_back", "promoting"])
+def test_a_table_that_somebody_else_publishes_meanwhile_holds(tmp_path: Path, phase: str) -> None:
+    """Between the decision for a table and its publishing, a deploy publishes one: it is not overwritten."""
+    files = drill.set_up(tmp_path)
+    held = lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    deployed = RoutingTable("lending", 0, (dataclasses.replace(drill.CHAMPION, version="3", digest="d3"),))
+
+    def deploy(point: str) -> None:
+        table = files.table()
+        assert table is not None
+        due = isinstance(next(iter(one.saved.todo), None), SetTable) if one.saved is not None else False
+        if point == "rollout.acting" and due and one.saved is not None and one.saved.state.phase == phase:
+            if table.champion.digest == "d3":
+                return
+            files.write_table(dataclasses.replace(deployed, epoch=table.epoch + 1))
+
+    one.world = dataclasses.replace(one.world, reach=deploy)
+    for _ in range(drill.ROUNDS):
+        one.step()
+        if drill.ended(files) is not None:
+            break
+        drill.answer_requests(files, 0.3 if phase == "rolling_back" else 0.0)
+    state, table = drill.ended(files), files.table()
+    assert state is not None
+    assert table is not None
+    assert (state.phase, table.champion.digest) == ("aborted", "d3")
+    assert not (files.folder / "promoted.jsonl").exists()
+    turned_down = phase == "rolling_back"
+    assert list(memory.failures(files)) == (["d2"] if turned_down else [])
+    assert len(list((files.folder / "incidents").glob("*.json"))) == turned_down
