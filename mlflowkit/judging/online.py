@@ -725,7 +725,7 @@ def _message(reading: _Reading, outcome: Outcome, direction: str) -> str:
         return f"{measurement.name}{where}: too little seen yet, {counts}: {outcome}"
     unit = f" {measurement.unit}" if measurement.unit else ""
     plus = "+" if limit.kind == "margin" else ""
-    shown = f"{measurement.value:{plus}.3g}{unit} [{_short(measurement.low)}, {_short(measurement.high)}]"
+    shown = f"{measurement.value + 0.0:{plus}.3g}{unit} [{_short(measurement.low)}, {_short(measurement.high)}]"
     worse, better = ("<", ">=") if direction == "min" else (">", "<=")
     sign = {Outcome.FAILED: worse, Outcome.PASSED: better}.get(outcome, "undecided against")
     minus = "-" if direction == "min" and limit.kind == "margin" and limit.value else ""
@@ -735,4 +735,5 @@ def _message(reading: _Reading, outcome: Outcome, direction: str) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}"
+    """A number in three digits; adding 0 makes minus zero zero."""
+    return f"{value + 0.0:.3g}"

@@ -112,7 +112,7 @@ def _row(finding: Mapping[str, Json]) -> str:
 
 
 def _number(value: Json) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value + 0.0:.4g}"
 
 
 def _when(seconds: float) -> str:

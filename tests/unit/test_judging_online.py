@@ -173,6 +173,13 @@ def test_a_look_with_nothing_new_changes_nothing(name: str) -> None:
     assert json.dumps(again) == json.dumps(traces)
 
 
+def test_a_message_has_no_minus_zero() -> None:
+    """Nobody erred: the difference of two accuracies is -(0 - 0)."""
+    finding = looks(Question("accuracy", "accuracy", margin=0.05), [(graded("accuracy", 500, 1.0),) * 2])
+    assert finding.verdict.message.startswith("accuracy +0 [")
+    assert "-0 " not in finding.verdict.message.replace(",", " ")
+
+
 def test_the_message_computes_with_the_numbers() -> None:
     finding = looks(ERRORS, [(failing(950, 9), failing(50, 4))])
     assert finding.verdict.message.startswith("error_rate +0.0705 [")
