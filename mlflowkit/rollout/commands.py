@@ -6,6 +6,7 @@ that id. Answers are kept for an hour. A command is removed once its answer is t
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from mlflowkit.serving.files import ServiceFiles, read_json, write_json
 Kind = Literal["promote", "pause", "resume", "abort", "rollback"]
 KEEP_SECONDS = 3600.0
 POLL_SECONDS = 0.05
+_log = logging.getLogger("mlflowkit.rollout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def pending(files: ServiceFiles) -> tuple[Told, ...]:
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
             found.append(Told(**read_json(path)))
-        except (ServiceError, TypeError):
+        except (ServiceError, TypeError) as error:
+            _log.error("%s is damaged and was removed: %s", path, error)
             path.unlink(missing_ok=True)
     return tuple(found)
 

@@ -391,6 +391,8 @@ def _where(state: RolloutState) -> str:
 
 def _tell(state: RolloutState, event: EventName, message: str) -> Tell:
     key = f"{state.experiment}-{event}-{state.step}-{state.epoch}-{state.phase}"
+    if state.phase == "paused":  # a person may pause one step twice; waiting for approval is told once
+        key += f"-{round(1000 * state.clock)}"
     return Tell(event, message, key, state.clock, state.step, state.weight)
 
 

@@ -24,6 +24,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import logging
 import os
 import threading
 import time
@@ -43,6 +44,8 @@ TIMEOUT_SECONDS = 5.0
 ATTEMPTS = 8
 KEPT = 100
 POLL_SECONDS = 0.2
+RETRY_SECONDS = 5.0
+_log = logging.getLogger("mlflowkit.rollout")
 AGAIN = frozenset((408, 429, *range(500, 600)))
 
 
@@ -136,19 +139,21 @@ class Courier:
                 self._try(files, path)
 
     def _run(self) -> None:
-        import logging
-
         while not self._stopping.wait(POLL_SECONDS):
             try:
                 self.deliver()
             except MlkitError as error:  # a full disk: what waits stays, and is tried again
-                logging.getLogger("mlflowkit.rollout").warning("webhooks: %s", error.message)
-                self._stopping.wait(5.0)
+                _log.warning("webhooks: %s", error.message)
+                self._stopping.wait(RETRY_SECONDS)
+            except Exception:  # noqa: BLE001 - a fault of ours here must not end the thread; told with its traceback
+                _log.exception("webhooks are not delivered")
+                self._stopping.wait(RETRY_SECONDS)
 
     def _try(self, files: ServiceFiles, path: Path) -> None:
         try:
             waiting = Delivery(**read_json(path))
-        except (ServiceError, TypeError):
+        except (ServiceError, TypeError) as damage:
+            _log.error("%s is damaged and was removed: %s", path, damage)
             path.unlink(missing_ok=True)
             return
         if self._clock() < waiting.due:

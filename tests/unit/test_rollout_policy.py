@@ -245,6 +245,15 @@ def test_a_pause_holds_everything_but_a_rollback_and_its_time_does_not_count() -
     assert rolling.events.count("paused") == 1
 
 
+def test_each_pause_is_an_event_of_its_own() -> None:
+    rolling = Rolling(steps=[5])
+    for command in ("pause", "resume", "pause"):
+        rolling.look(OPEN, after=1)
+        rolling.say(command, OPEN)
+    told = [one.key for one in rolling.actions if isinstance(one, Tell) and one.event == "paused"]
+    assert len(told) == len(set(told)) == 2
+
+
 @pytest.mark.parametrize("kind", ["abort", "rollback"])
 def test_a_person_can_end_it_at_any_time(kind: Any) -> None:
     rolling = Rolling(steps=[5, 50])
