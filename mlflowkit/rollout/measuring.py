@@ -58,10 +58,6 @@ class EvidenceFolder:
                 self.damaged.add(path.name)
         return merge(experiment, (part for _, part in self._parts.values())), changed
 
-    def forget(self, experiment: str) -> None:
-        """Leave out what others than ``experiment`` counted."""
-        self._parts = {path: one for path, one in self._parts.items() if one[1].experiment == experiment}
-
 
 class Prometheus:
     """Asks the queries of a rollout every few seconds, in a thread: a server that hangs keeps nobody waiting."""

@@ -16,7 +16,7 @@
 
 Errors are ``{"error": "..."}``. 400 the body is wrong · 401 no API key that is known ·
 403 a key without the scope · 404 no such path, model or version · 405 · 408 the body came
-too slowly (see `listener`) · 413 too many bytes or rows · 422 no finite answer for these values · 503 (with
+too slowly (see `connection`) · 413 too many bytes or rows · 422 no finite answer for these values · 503 (with
 Retry-After) no model yet, or too many requests waiting · 504 the deadline passed. Input, however wrong, is never
 answered with 500.
 

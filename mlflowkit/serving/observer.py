@@ -139,9 +139,10 @@ class Worker:
 
     def __init__(self, name: str, tick: Callable[[], None], close: Callable[[], None]) -> None:
         self.dropped = 0
-        self._queue: queue.SimpleQueue[tuple[int, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, int, Callable[[], None]] | None] = queue.SimpleQueue()
         self._bytes = 0
         self._lock = threading.Lock()
+        self._complaint = ""
         self._tick, self._close = tick, close
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -153,7 +154,7 @@ class Worker:
                 self.dropped += rows
                 return
             self._bytes += size
-        self._queue.put((size, work))
+        self._queue.put((size, rows, work))
 
     def stop(self, seconds: float) -> None:
         """Do what is queued, for up to ``seconds``."""
@@ -165,16 +166,26 @@ class Worker:
             try:
                 item = self._queue.get(timeout=0.25)
             except queue.Empty:
-                self._tick()
+                self._guarded(self._tick, 0)
                 continue
             if item is None:
                 self._close()
                 return
-            size, work = item
-            work()
+            size, rows, work = item
+            self._guarded(work, rows)
             with self._lock:
                 self._bytes -= size
-            self._tick()
+            self._guarded(self._tick, 0)
+
+    def _guarded(self, work: Callable[[], None], rows: int) -> None:
+        """Do something; whatever fails costs its rows, not the thread."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - counted, and told with its traceback when it is another than before
+            self.dropped += rows
+            if repr(error) != self._complaint:
+                _log.exception("the %s thread", self._thread.name)
+            self._complaint = repr(error)
 
 
 class Observer:

@@ -129,7 +129,7 @@ class Telemetry(Collector):
         return found
 
     def answered(self, door: str, code: int, seconds: float) -> None:
-        """One request was answered with ``code`` in ``seconds``; ``door`` is infer, predict, or other."""
+        """One request was answered with ``code`` in ``seconds``; ``door`` is one of `roads`, grpc or other."""
         key = (door, code)
         self._codes[key] = self._codes.get(key, 0) + 1
         durations = self._doors.get(door)
