@@ -166,7 +166,9 @@ class ServiceController:
         if not self._read:
             self.saved, self._read = states.read(self._path), True
         self.lease.check()
-        if self.saved is not None and self.saved.todo:
+        if self.saved is None:
+            self._settle()
+        elif self.saved.todo:
             self._carry_out()
         self._take_request()
         state = self._state()
@@ -191,6 +193,16 @@ class ServiceController:
         early = state is not None and state.phase in ("pending", "preparing")
         waits = state is not None and state.phase not in states.LIVE
         return None if waits and not (early and told.command in ("abort", "rollback")) else told
+
+    def _settle(self) -> None:
+        """Give all traffic to the champion where the record of a rollout is lost: nobody judges its challenger."""
+        table = self.files.table()
+        if table is None or not table.fence or all(one.role != "challenger" for one in table.variants):
+            return  # a table that no controller made is not of a rollout
+        _log.error("%s: nothing is known of rollout %s: the champion answers", self.files.service, table.experiment)
+        shadows = tuple(one for one in table.variants if one.role == "shadow")
+        champion = replace(table.champion, weight=1.0)
+        self._publish(replace(table, epoch=table.epoch + 1, variants=(champion, *shadows), experiment="", salt=""))
 
     # ------------------------------------------------------------------------------------------------------- looking
 

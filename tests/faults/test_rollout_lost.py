@@ -1,0 +1,67 @@
+"""The record of a rollout is lost under way: no challenger goes on answering clients with nobody judging it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import rollout_drill as drill
+from mlflowkit.errors import ServiceError
+from mlflowkit.rollout import lease
+from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.values import RoutingTable
+
+
+def under_way(state: Path) -> tuple[ServiceFiles, lease.Lease]:
+    """A rollout whose challenger answers some of the clients; its controller is gone."""
+    files, held = drill.set_up(state), lease.take(state)
+    assert held is not None
+    one = drill.controller(files, held)
+    while "challenger" not in roles(files):
+        one.step()
+        drill.answer_requests(files, 0.0)
+    return files, held
+
+
+def roles(files: ServiceFiles) -> set[str]:
+    table = files.table()
+    assert table is not None
+    return {variant.role for variant in table.variants}
+
+
+def test_the_champion_answers_everything_where_nothing_is_known_of_the_challenger(tmp_path: Path) -> None:
+    files, held = under_way(tmp_path)
+    (files.folder / "rollout.json").unlink()
+    drill.controller(files, held).step()
+    table = files.table()
+    assert table is not None
+    assert [(one.digest, one.weight) for one in table.variants] == [("d1", 1.0)]
+
+
+def test_a_damaged_record_is_named_and_settled_once_it_is_out_of_the_way(tmp_path: Path) -> None:
+    files, held = under_way(tmp_path)
+    path = files.folder / "rollout.json"
+    path.write_bytes(path.read_bytes()[:100])
+    one = drill.controller(files, held)
+    with pytest.raises(ServiceError, match=r"rollout\.json is damaged") as raised:
+        one.step()
+    assert f"mv {path}" in raised.value.hint
+    assert "challenger" in roles(files)
+    path.rename(path.with_suffix(".damaged"))
+    one.step()
+    assert roles(files) == {"champion"}
+
+
+def test_a_table_that_a_person_published_stays(tmp_path: Path) -> None:
+    files, held = drill.set_up(tmp_path), lease.take(tmp_path)
+    assert held is not None
+    (files.folder / "request.json").unlink()
+    by_hand = RoutingTable(
+        "lending", 5,
+        (replace(drill.CHAMPION, weight=0.5), replace(drill.CANDIDATE, weight=0.5)),
+    )  # fmt: skip
+    files.write_table(by_hand)
+    drill.controller(files, held).step()
+    assert files.table() == by_hand
