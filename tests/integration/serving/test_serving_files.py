@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.adapters.ray_serve import RayServePlatform
-from mlflowkit.adapters.ray_serve.steward import Steward
+from mlflowkit.adapters.ray_serve.steward import Isolated, Steward
 from mlflowkit.errors import ServiceError
 from mlflowkit.serving.files import Desired, ServiceFiles, Settings
 
@@ -33,6 +33,7 @@ def test_a_damaged_service_does_not_stop_the_steward(tmp_path: Path, monkeypatch
     good.write_desired(Desired(1, True, Settings("good")))
     scaled: list[tuple[str, int]] = []
     monkeypatch.setattr(Steward, "_scale", lambda self, files, replicas: scaled.append((files.service, replicas)))
+    monkeypatch.setattr(Isolated, "follow", lambda self, desired: None)  # no Ray is started here
     stop = threading.Event()
     thread = threading.Thread(target=Steward(tmp_path, "").follow, args=(stop,), daemon=True)
     thread.start()
