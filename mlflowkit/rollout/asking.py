@@ -9,7 +9,7 @@ from mlflowkit.rollout import commands, memory, policy
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.commands import Answer
 from mlflowkit.rollout.state import Request, RolloutState
-from mlflowkit.serving.files import ServiceFiles, write_json
+from mlflowkit.serving.files import ServiceFiles, read_json, write_json
 
 BEGIN_SECONDS = 60.0
 """How long the controller may take to answer a request; it starts with the service."""
@@ -48,14 +48,26 @@ def check(files: ServiceFiles, request: Request) -> None:
 
 
 def begin(files: ServiceFiles, request: Request) -> str:
-    """Leave a request and wait until the controller took it; returns the experiment. Raises ServiceError."""
-    check(files, request)
+    """Leave a request and wait until the controller took it; returns the experiment. Raises ServiceError.
+
+    One request waits at a time: whoever changes the file holds the lock ``request``.
+    """
     path = files.folder / "request.json"
-    write_json(path, request.to_json())
+    with files.lock("request"):
+        check(files, request)
+        if path.exists():
+            raise ServiceError(
+                f"another run has just asked for a rollout of {files.service}",
+                hint=f"mlkit rollout status {files.service}, then run the same command again",
+            )
+        write_json(path, request.to_json())
     try:
         answer = commands.wait(files, request.id, BEGIN_SECONDS)
     except BaseException:
-        path.unlink(missing_ok=True)
+        with files.lock("request"):
+            waiting = read_json(path)
+            if isinstance(waiting, dict) and waiting.get("id") == request.id:
+                path.unlink(missing_ok=True)
         raise
     if not answer.ok:
         raise ServiceError(answer.message, hint=answer.hint)

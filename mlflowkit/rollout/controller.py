@@ -249,15 +249,18 @@ class ServiceController:
     def _take_request(self) -> None:
         """Begin the rollout that was asked for, or say why not."""
         path = self.files.folder / "request.json"
-        try:
-            value = read_json(path)
-            request = None if value is None else Request.from_json(value)
-        except (ServiceError, KeyError, TypeError, ValueError) as error:
-            _log.error("%s is damaged and was removed: %s", path, error)
-            path.unlink(missing_ok=True)
+        if not path.exists():
             return
-        if request is not None and self._begun(request):
-            path.unlink(missing_ok=True)
+        with self.files.lock("request"):
+            try:
+                value = read_json(path)
+                request = None if value is None else Request.from_json(value)
+            except (ServiceError, KeyError, TypeError, ValueError) as error:
+                _log.error("%s is damaged and was removed: %s", path, error)
+                path.unlink(missing_ok=True)
+                return
+            if request is not None and self._begun(request):
+                path.unlink(missing_ok=True)
 
     def _begun(self, request: Request) -> bool:
         """Begin a rollout or refuse it, and say so; False while the service is being set up."""

@@ -225,6 +225,15 @@ def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_
     asking.check(files, same)
 
 
+def test_a_request_that_waits_is_neither_replaced_nor_removed_by_another(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    waiting = (files.folder / "request.json").read_bytes()
+    other = Request("e2", "lending", replace(drill.CANDIDATE, digest="d3", version="3"), drill.PLAN, time.time())
+    with pytest.raises(ServiceError, match="another run has just asked for a rollout of lending"):
+        asking.begin(files, other)
+    assert (files.folder / "request.json").read_bytes() == waiting
+
+
 def test_a_command_that_was_said_to_a_rollout_that_has_ended_is_void(tmp_path: Path) -> None:
     """A rollback told while the rollout was being rolled back must not go back one version more."""
     files = drill.set_up(tmp_path)
