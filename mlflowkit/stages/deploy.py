@@ -289,13 +289,16 @@ def _ask(
     problem = _problem(status, reply, sample["outputs"], bundle)
     if not problem or table is None:
         return rows
-    if commands.running(files) is not None:
+    running = commands.running(files)
+    ours = running is not None and running.candidate.digest == digest
+    swapped = running is None and before is not None and before.epoch != table.epoch
+    if ours:
         commands.say(files, "abort", f"the sample rows are not answered as they were packaged: {problem}")
-    elif before is not None and before.epoch != table.epoch:
+    elif swapped and before is not None:
         context.ports.platform.publish(replace(before, epoch=table.epoch + 1, fence=0))
     raise ServiceError(
         f"{files.service} does not answer version {version} as it was packaged: {problem}",
-        hint="mlkit status; the version before it answers again" if before is not None else "mlkit status",
+        hint="mlkit status; the version before it answers again" if ours or swapped else "mlkit status",
     )
 
 
