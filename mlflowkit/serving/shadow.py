@@ -9,6 +9,7 @@ thread of its own, under the same interpreter lock as the champion: `isolated` i
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -44,6 +45,7 @@ DEADLINE_SECONDS = 2.0
 """A batch that takes longer counts as failed."""
 PAUSE_SECONDS = 0.25
 """How long a shadow that answered nothing of a batch is left alone."""
+_log = logging.getLogger("mlflowkit.serving")
 
 
 @dataclass(slots=True)
@@ -173,6 +175,9 @@ class _Lane:
             answers = [LostError(f"no answer within {self._deadline:g} s")] * len(batch)
         except EngineError as error:
             answers = [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - a fault of ours costs this batch, not those that wait behind it
+            _log.exception("shadow %s", self.shadow.variant.name)
+            answers = [EngineError(repr(error))] * len(batch)
         seconds = time.perf_counter() - begin
         version = self.shadow.variant.version
         answered = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 import importlib
+import json
 import logging
 import os
 import secrets
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflowkit.adapters.ray_serve import wire
 from mlflowkit.errors import EngineError, MlkitError, ServiceError
-from mlflowkit.serving.files import Settings, process_started, read_json, write_json
+from mlflowkit.serving.auth import write_private
+from mlflowkit.serving.files import Settings, process_started, read_json
 from mlflowkit.values import Variant
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class IsolatedModel:
         self._server = Server(model.session, model.variant.digest, ray.util.get_node_ip_address())
         replica = serve.get_replica_context().replica_id.unique_id
         self._report = reports_path(Path(folder), model.variant.digest) / f"{replica}.json"
-        write_private(self._report, self._server.report)
+        write_report(self._report, self._server.report)
 
     def check_health(self) -> None:
         """Called by Serve; raises when the process must be replaced."""
@@ -113,11 +115,11 @@ class IsolatedModel:
             self._report.unlink(missing_ok=True)
 
 
-def write_private(path: Path, report: Report) -> None:
+def write_report(path: Path, report: Report) -> None:
+    """Leave a report where only its owner reads it. Raises ServiceError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.parent.chmod(0o700)
-    write_json(path, asdict(report), durable=False)
-    path.chmod(0o600)
+    write_private(path, json.dumps(asdict(report)).encode())
 
 
 class Server:

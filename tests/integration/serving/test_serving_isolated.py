@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as arrays
 
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.adapters.ray_serve import isolated, wire
-from mlflowkit.adapters.ray_serve.isolated import Server, reports_path, write_private
+from mlflowkit.adapters.ray_serve.isolated import Server, reports_path, write_report
 from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
 from mlflowkit.bundle import Bundle, Signature, Tensor
 from mlflowkit.errors import EngineError, ServiceError
@@ -299,7 +299,7 @@ class Apart:
         self.files.write_desired(Desired(1, True, Settings("lending", timeout_seconds=2.0, isolated_max_batch=16)))
         self.server = Server(session, made.manifest.identity, "127.0.0.1")
         self.report = reports_path(self.files.folder, made.manifest.identity) / "r1.json"
-        write_private(self.report, self.server.report)
+        write_report(self.report, self.server.report)
         self.variant = variant("challenger", made, "challenger", placement="isolated")
         self.remotes = RayRemoteModels(self.files.folder)
 
