@@ -1,4 +1,4 @@
-"""The durable side of a service: small JSON files in the state folder, each with one writer.
+"""The durable side of a service: small JSON files in the state folder, each with one writer, or a lock (`lock`).
 
 ::
 
@@ -11,9 +11,20 @@
                           observer, feedback.json by the join of feedback with the prediction log
       predictions/        the prediction log: Parquet segments, each renamed into place when it is whole
       feedback/           feedback as it came: segments of JSON lines
-      rollout.json        the rollout's state, written by the controller that holds the lease
+      join.sqlite         the index by which feedback and the log are joined; made anew from both where it is gone
+      disagreements/      <shadow>.json: what all replicas saw of a shadow; <replica>/<shadow>.json: what one saw
+      tenths/             by a champion's digest, the tenths of its predictions that drift of a regression is told by
+      profiles/           <version>/<window>.<replica>.profile: whylogs profiles of live traffic
+      request.json        rollout.state.Request: a rollout that a deploy asks for, until the controller has taken it
+      rollout.json        rollout.state.Saved: written by the controller that holds the lease
       commands/           what people told the controller, a file each
-      incidents/          a record for each rollback
+      answers/            what became of commands and requests, for an hour
+      champions.json      versions that answered, to go back to
+      failed.json         versions that were turned down, not tried again unasked
+      incidents/          a record for each rollback, in JSON and in Markdown
+      webhooks/           events that are still to be told; webhooks.json: what became of the last ones
+      admin.json          where the admin page is, written by the controller's process
+      keys.json           hashed API keys that came in the environment, readable by their owner only
       isolated/<digest>/  where the processes of an isolated variant listen, readable by their owner only
       isolated.json       what Ray Serve says of each isolated variant, written by the steward
       replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
