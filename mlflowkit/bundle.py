@@ -52,7 +52,19 @@ class Tensor(_Frozen):
 
     name: str
     datatype: Literal[
-        "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64", "BYTES"
+        "BOOL",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "FP16",
+        "FP32",
+        "FP64",
+        "BYTES",
     ]
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
