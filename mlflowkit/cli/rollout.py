@@ -1,11 +1,12 @@
 """mlkit rollout: how a rollout stands, and what a person may say to it.
 
-``status --json`` prints {services: [{service, rollout, incidents, turned_down, previous}]}: ``rollout`` is null or what
-`mlflowkit.rollout.shown.RolloutView` holds (experiment, phase, step, steps, weight, findings, history, reason, ...);
-``incidents`` are the last records of rollbacks, newest first, whole; ``turned_down`` [{digest, version, reason, time,
-experiment, ending}] are versions that are not tried again unasked; ``previous`` {version, digest} is what
-`mlkit rollout rollback` goes back to when no rollout runs, or null. The other commands print {service, command,
-message, rollout: {experiment, phase, step, steps, weight, champion, candidate, reason}}, where ``step`` counts from 1.
+``status --json`` prints {services: [{service, rollout, incidents, turned_down, previous, problems}]}: ``rollout`` is
+null or what `mlflowkit.rollout.shown.RolloutView` holds (experiment, phase, step, steps, weight, findings, history,
+reason, ...); ``incidents`` are the last records of rollbacks, newest first, whole; ``turned_down`` [{digest, version,
+reason, time, experiment, ending}] are versions that are not tried again unasked; ``previous`` {version, digest} is
+what `mlkit rollout rollback` goes back to when no rollout runs, or null; ``problems`` are files that cannot be read.
+The other commands print {service, command, message, rollout: {experiment, phase, step, steps, weight, champion,
+candidate, reason}}, where ``step`` counts from 1.
 """
 
 from __future__ import annotations
@@ -141,11 +142,11 @@ def forget(
     from mlflowkit.rollout import memory
 
     files = _service(state_folder(state), service)
-    gone = memory.forget(files, version)
+    gone = memory.forget(files, version) if version else ()
     if not gone:
         known = ", ".join(one.version for one in memory.failures(files).values()) or "none"
         raise UsageError(
-            f"{files.service} turned down no version {version}; there is {known}", hint="mlkit rollout status"
+            f"{files.service} turned down no version {version!r}; there is {known}", hint="mlkit rollout status"
         )
     if json:
         emit_json({"service": files.service, "forgotten": [asdict(one) for one in gone]})
@@ -285,6 +286,7 @@ def _seen(folder: Path, files: ServiceFiles) -> dict[str, Any]:
         "incidents": records(files, SHOWN),
         "turned_down": [asdict(one) for one in memory.failures(files).values()],
         "previous": None if before is None else {"version": before.variant.version, "digest": before.variant.digest},
+        "problems": whole.get("problems", []),
     }
 
 
@@ -299,6 +301,7 @@ def _lines(seen: dict[str, Any]) -> list[str]:
         found.append(f"  incident  {when} UTC  version {one['candidate']['version']}: {one['reason']}")
     for one in seen["turned_down"]:
         found.append(f"  not tried again  version {one['version']}; mlkit rollout forget {one['version']}")
+    found += [f"  problem  {problem}" for problem in seen["problems"]]
     return found
 
 

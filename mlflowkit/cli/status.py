@@ -95,6 +95,8 @@ def lines(folder: Path, seen: Sequence[Seen]) -> list[str]:
         if view.admin:
             found.append(f"  page  {view.admin}")
         found += [f"  problem  {problem}" for problem in view.problems]
+        if service.state == "down":
+            found.append("  next  mlkit up RECIPE starts it with the version that it served last")
     return found
 
 

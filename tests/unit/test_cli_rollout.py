@@ -46,7 +46,7 @@ def test_status_json_has_its_keys(world: World, capsys: pytest.CaptureFixture[st
     code, found = mlkit(capsys, world.state, "rollout", "status", "lending", "--json")
     (one,) = found["services"]
     assert code == 0
-    assert set(one) == {"service", "rollout", "incidents", "turned_down", "previous"}
+    assert set(one) == {"service", "rollout", "incidents", "turned_down", "previous", "problems"}
     assert one["rollout"]["phase"] == "running"
     assert [step["weight"] for step in one["rollout"]["steps"]] == [0.0, 0.05, 0.25, 0.5]
     assert one["turned_down"][0]["reason"] == "error_rate +3 points"

@@ -68,3 +68,19 @@ def test_a_damaged_memory_is_named_with_what_to_do(world: World, name: str, caps
     error = json.loads(capsys.readouterr().out)["error"]
     assert str(path) in error["message"]
     assert f"mv {path}" in error["hint"]
+
+
+def test_a_damaged_rollout_is_a_problem_and_not_no_rollout(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    path = world.files.folder / "rollout.json"
+    path.write_text("{")
+    with pytest.raises(SystemExit):
+        cli.main(["rollout", "status", "--state", str(world.state)])
+    assert f"problem  {path} is damaged" in capsys.readouterr().out
+
+
+def test_no_version_is_not_every_version(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["rollout", "forget", "", "--json", "--state", str(world.state)])
+    assert ended.value.code == 2
+    assert "cccccccccccc" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert memory.failures(world.files)
