@@ -20,6 +20,7 @@ import psutil
 from benchmarks.infer import load
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Service, service
+from mlflowkit.adapters.ray_serve.isolated import read_reports
 
 COST = 0.15
 CONNECTIONS = 16
@@ -27,9 +28,8 @@ CONNECTIONS = 16
 
 def keep_apart(lending: Service) -> None:
     """The gateway on the last core, whatever else belongs to its Ray on the others, and this process's children too."""
-    cores = sorted(os.sched_getaffinity(0))
-    files = lending.files
-    gateways = {report.pid for report in files.reports()}
+    cores = list(range(os.cpu_count() or 1))
+    gateways = {report.pid for report in lending.files.reports()}
     ours = [one for one in psutil.process_iter(["username"]) if one.info["username"] == psutil.Process().username()]
     for process in ours:
         if process.pid in gateways:
@@ -52,11 +52,11 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 
 def shadow_processes(lending: Service) -> list[psutil.Process]:
-    """The processes of the isolated variant: Ray's actors are named after their class."""
-    found = [one for one in psutil.process_iter() if any("IsolatedModel" in part for part in cmdline(one))]
-    if not found:
+    """The processes of the other bundle, which runs isolated."""
+    reports = read_reports(lending.files.folder, lending.other.manifest.identity)
+    if not reports:
         raise RuntimeError("no process of an isolated variant is there")
-    return found
+    return [psutil.Process(report.pid) for report in reports]
 
 
 def measured(lending: Service, seconds: float, shadow: str) -> dict[str, float]:

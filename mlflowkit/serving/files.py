@@ -79,7 +79,7 @@ class Settings:
     """File of hashed API keys; "" asks for none."""
     isolated_replicas: int = 1
     isolated_max_replicas: int = 1
-    isolated_cpus: float = 1.0
+    isolated_cpus: float = 0.5
     isolated_gpus: float = 0.0
     isolated_memory_mb: float | None = None
     isolated_max_batch: int = 64
@@ -96,6 +96,13 @@ class Settings:
             self.host, f"[{self.host}]" if ":" in self.host else self.host
         )
         return f"http://{host}:{self.port}"
+
+    @property
+    def grpc_endpoint(self) -> str:
+        """``host:port`` of the service's gRPC; "" when it serves none."""
+        if self.grpc_port is None:
+            return ""
+        return f"{self.endpoint.removeprefix('http://').rpartition(':')[0]}:{self.grpc_port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +246,14 @@ class ServiceFiles:
     def write_evidence(self, writer: str, document: bytes) -> None:
         """Replace what a writer counted (see judging.evidence); a few times a second, so without fsync."""
         _replace(self.folder / "evidence" / f"{writer}.json", document, durable=False)
+
+    def admin_page(self) -> str:
+        """Where the admin page of the service is; "" when the process that served it is gone. Raises ServiceError."""
+
+        def made(told: Any) -> str:
+            return str(told["endpoint"]) if process_started(told["pid"]) == told["started"] else ""
+
+        return _read(self.folder / "admin.json", made) or ""
 
     def page(self, replica: str) -> str:
         """A replica's metrics; "" when it left none yet."""

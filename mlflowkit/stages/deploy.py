@@ -53,7 +53,7 @@ class Isolated(Section):
     """Processes at least."""
     max_replicas: int = Field(default=1, ge=1, le=64)
     """Processes at most; Ray Serve scales between the two by the load."""
-    cpus: float = Field(default=1.0, ge=0)
+    cpus: float = Field(default=0.5, ge=0)
     """CPU cores that Ray sets aside for each."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for each."""
