@@ -281,4 +281,3 @@ class ServiceStatus:
     state: str = ""
     rollout: str = ""
     grpc_endpoint: str = ""
-    admin_endpoint: str = ""

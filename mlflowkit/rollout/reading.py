@@ -19,7 +19,7 @@ from mlflowkit.rollout import lease, memory
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.shown import NOTHING, Controller, Sample, ServiceView, Snapshot
 from mlflowkit.rollout.view import comparison_from_json, incident_from_json, sample, view
-from mlflowkit.serving.files import ServiceFiles, process_started, read_json
+from mlflowkit.serving.files import ServiceFiles, read_json
 from mlflowkit.values import Json, RoutingTable
 
 T = TypeVar("T")
@@ -90,23 +90,13 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
         comparisons=reader.made(files.folder / "disagreements", lambda _, value: comparison_from_json(value)),
         incidents=tuple(reversed(reader.made(incidents, incident_from_json, INCIDENTS).values())),
         incident_count=_count(incidents),
-        admin=reader.get(lambda: admin_page(files), ""),
+        admin=reader.get(files.admin_page, ""),
         previous=reader.get(lambda: previous(files, table), ""),
         controller=reader.get(lambda: controller(files.folder.parent.parent, now), None),
         webhooks=tuple(reversed(told)),
         waiting_webhooks=_count(webhooks),
         problems=tuple(reader.problems),
     )
-
-
-def admin_page(files: ServiceFiles) -> str:
-    """Where the page of a service is; "" when the process that served it is gone. Raises ServiceError."""
-    path = files.folder / "admin.json"
-    told = read_json(path)
-    try:
-        return "" if told is None or process_started(told["pid"]) != told["started"] else str(told["endpoint"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"remove {path}") from error
 
 
 def deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:

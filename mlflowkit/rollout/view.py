@@ -32,7 +32,6 @@ from mlflowkit.rollout.shown import (
     VariantView,
 )
 from mlflowkit.rollout.state import LIVE, Look, Reading, RolloutState
-from mlflowkit.serving.files import Desired
 from mlflowkit.values import Json, Outcome, Variant
 
 CONFIDENCE = 0.95
@@ -53,7 +52,7 @@ def view(snapshot: Snapshot, before: Sample | None = None) -> ServiceView:
         service=snapshot.service,
         time=snapshot.time,
         endpoint="" if settings is None else settings.endpoint,
-        grpc_endpoint=grpc_endpoint(snapshot.desired),
+        grpc_endpoint="" if settings is None else settings.grpc_endpoint,
         admin=snapshot.admin,
         epoch=0 if table is None else table.epoch,
         state=state,
@@ -96,14 +95,6 @@ def state_of(snapshot: Snapshot) -> str:
     if snapshot.reports:
         return "waiting" if snapshot.table is None else "starting"
     return "down"
-
-
-def grpc_endpoint(desired: Desired | None) -> str:
-    """``host:port`` of the service's gRPC; "" when it serves none."""
-    if desired is None or desired.settings.grpc_port is None:
-        return ""
-    host = desired.settings.endpoint.removeprefix("http://").rpartition(":")[0]
-    return f"{host}:{desired.settings.grpc_port}"
 
 
 def sample(snapshot: Snapshot) -> Sample:

@@ -16,7 +16,7 @@ from typing import Any
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import ServiceError, UsageError, nearest
 from mlflowkit.serving import auth, client
-from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, process_started, read_json
+from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, read_json
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
@@ -441,22 +441,8 @@ def _status(files: ServiceFiles) -> ServiceStatus:
         replicas=len(reports),
         state=state,
         rollout=_rollout(files),
-        grpc_endpoint=_grpc(desired),
-        admin_endpoint=_admin(files),
+        grpc_endpoint="" if desired is None else desired.settings.grpc_endpoint,
     )
-
-
-def _grpc(desired: Desired | None) -> str:
-    if desired is None or desired.settings.grpc_port is None:
-        return ""
-    return f"{desired.settings.endpoint.removeprefix('http://').rpartition(':')[0]}:{desired.settings.grpc_port}"
-
-
-def _admin(files: ServiceFiles) -> str:
-    """The admin page's URL, where a controller that is alive serves one."""
-    told = read_json(files.folder / "admin.json")
-    alive = isinstance(told, dict) and process_started(told.get("pid", 0)) == told.get("started", 0.0)
-    return str(told.get("endpoint", "")) if alive else ""
 
 
 def _rollout(files: ServiceFiles) -> str:
