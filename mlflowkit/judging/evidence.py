@@ -65,7 +65,7 @@ class VariantCounts:
                  was answered all the same, by the champion: what is judged is the variant, not the outcome
     latency      its answers by latency bin: seconds from the request's headers to its answer
     predictions  its answered rows by class ("label:good"), by score bin ("score:17"; binary tasks) or, for a
-                 regression, by the tenth of the reference profile's distribution ("decile:3")
+                 regression, by the tenth of the champion's own first predictions ("decile:3")
     agreement    a shadow's rows compared with the champion's answer to the same row: {"": all, "column=value": slice};
                  a row counts 1 when the two agree
     difference   a shadow's score (or prediction) minus the champion's on the same row

@@ -194,13 +194,15 @@ def _missed(moments: Moments) -> Share:
 
 
 def _clusters(counts: VariantCounts) -> float:
-    """Requests a row: rows of one request are not independent observations."""
-    return counts.requests / counts.rows if counts.rows > counts.requests > 0 else 1.0
+    """Answered requests a row: rows of one request are not independent observations."""
+    requests = counts.requests - counts.errors
+    return requests / counts.rows if counts.rows > requests > 0 else 1.0
 
 
 def _mirrored(counts: VariantCounts) -> float:
-    """Mirrored requests a compared row."""
-    requests, rows = counts.mirrored - counts.dropped, counts.agreement.get("", Moments()).count
+    """Mirrored requests that the shadow answered, a compared row."""
+    requests = counts.mirrored - counts.dropped - counts.errors
+    rows = counts.agreement.get("", Moments()).count
     return requests / rows if rows > requests > 0 else 1.0
 
 

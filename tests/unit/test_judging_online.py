@@ -173,6 +173,15 @@ def test_a_look_with_nothing_new_changes_nothing(name: str) -> None:
     assert json.dumps(again) == json.dumps(traces)
 
 
+def test_requests_that_failed_make_no_more_observations_of_the_rows_of_others() -> None:
+    """Ten rows a request: half of the requests failing must not count each of the others twice."""
+    quality = {"accuracy": Moments(5000, 4500.0, 4500.0)}
+    whole, half = VariantCounts(500, 0, 5000, quality=quality), VariantCounts(1000, 500, 5000, quality=quality)
+    question = Question("accuracy", "accuracy", margin=0.05)
+    one, other = (looks(question, [(arm, arm)], blocks=1) for arm in (whole, half))
+    assert (one.proof, one.verdict.measurement) == (other.proof, other.verdict.measurement)
+
+
 def test_a_message_has_no_minus_zero() -> None:
     """Nobody erred: the difference of two accuracies is -(0 - 0)."""
     finding = looks(Question("accuracy", "accuracy", margin=0.05), [(graded("accuracy", 500, 1.0),) * 2])
