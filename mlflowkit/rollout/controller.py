@@ -369,7 +369,8 @@ class ServiceController:
         if (current.experiment, current.variants) == (table.experiment, table.variants):
             return True
         raise OvertakenError(
-            f"{table.service} was given table {current.epoch} by somebody else", hint=f"mlkit status {table.service}"
+            f"{table.service} was given table {current.epoch} by somebody else",
+            hint=f"mlkit rollout status {table.service}",
         )
 
     def _promote(self, state: RolloutState, candidate: Variant, champion: Variant) -> None:
