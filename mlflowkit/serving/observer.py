@@ -20,7 +20,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -205,6 +205,7 @@ class Observer:
         self._samples: dict[str, list[np.ndarray]] = {}
         self._held: list[tuple[Batch, RoutingTable, bool]] = []
         self.counts = {"batches": 0, "rows": 0, "refused": 0, "held_dropped": 0, "write_failures": 0}
+        self._damaged: set[Path] = set()
         self._complaint = ""
         self._wrote = self._published = self._looked = self._told = 0.0
         settings = self.settings
@@ -343,7 +344,7 @@ class Observer:
             named: tuple[str, ...] = ()
             try:
                 named = agreement_columns(read_json(self.files.folder / "rollout.json"), experiment)
-            except (ServiceError, KeyError, TypeError) as error:
+            except (ServiceError, AttributeError, KeyError, TypeError) as error:
                 _log.error("rollout.json is damaged, agreement is told by columns of few values: %r", error)
             self._slices = {key: comparison.sliced_columns(champion.signature, champion.reference, named)}
         return self._slices[key]
@@ -410,13 +411,28 @@ class Observer:
         folder, name = self.files.folder / "disagreements", f"{seen.shadow}.json"
 
         def write() -> None:
-            write_json(folder / self.replica / name, seen.to_json(), durable=False)
+            own = folder / self.replica / name
+            write_json(own, seen.to_json(), durable=False)
             with self.files.lock("disagreements"):
-                parts = [read_json(path) for path in sorted(folder.glob(f"*/{name}"))]
-                same = [part for part in parts if part is not None and part["experiment"] == seen.experiment]
-                write_json(folder / name, comparison.merged(same), durable=False)
+                others = (path for path in sorted(folder.glob(f"*/{name}")) if path != own)
+                write_json(folder / name, self._with_others(seen, others), durable=False)
 
         return self._attempt(write)
+
+    def _with_others(self, seen: comparison.Comparison, paths: Iterable[Path]) -> Json:
+        """What this replica saw of a shadow together with what others did; a file that is damaged is left out."""
+        whole = seen.to_json()
+        for path in paths:
+            try:
+                part = read_json(path)
+                if part is not None and part["experiment"] == seen.experiment:
+                    whole = comparison.merged([whole, part])
+                self._damaged.discard(path)
+            except (ServiceError, AttributeError, KeyError, TypeError, ValueError) as error:
+                if path not in self._damaged:
+                    _log.error("%s is damaged and was left out: %r", path, error)
+                self._damaged.add(path)
+        return whole
 
     def _attempt(self, write: Callable[[], None]) -> bool:
         """Whether the disk took it; it is tried again the next time."""
@@ -436,7 +452,7 @@ class Observer:
         try:
             found = read_json(self._path)
             return None if found is None else Evidence.from_json(found)
-        except (ServiceError, KeyError, TypeError, ValueError) as error:
+        except (ServiceError, AttributeError, KeyError, TypeError, ValueError) as error:
             _log.error("%s is damaged, counting begins anew: %r", self._path, error)
             return None
 

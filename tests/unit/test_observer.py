@@ -90,6 +90,37 @@ def test_a_rollout_that_cannot_be_read_costs_no_evidence(tmp_path: Path, observe
     assert of(observer, "candidate").agreement[""].count == 1
 
 
+ODD = ("[]", "{}", '{"experiment": "e1"}', '{"experiment": "e1", "agreement": {"": [1]}}', "{")
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_replicas_comparison_that_is_odd_is_left_out_of_what_all_saw(
+    tmp_path: Path, observers: list[Observer], odd: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = observers[0].files.folder / "disagreements"
+    (folder / "r0").mkdir(parents=True)
+    (folder / "r0" / "candidate.json").write_text(odd)
+    for number, observer in enumerate(observers, 1):
+        observer.table(table(tmp_path))
+        for batch in compared(mirrored(record("a", [0.7]), classified([0.4]))):
+            observer.compared(batch)
+        observer.tick(last=True)
+        assert json.loads((folder / "candidate.json").read_text())["disagreements"] == number
+        observer.tick(last=True)
+        assert observer.counters()["write_failures"] == 0
+    assert caplog.text.count("r0/candidate.json is damaged and was left out") == len(observers)
+
+
+@pytest.mark.parametrize("odd", ["[]", '{"experiment": "e1", "epochs": []}'])
+def test_evidence_of_an_earlier_observer_that_is_odd_begins_anew(tmp_path: Path, odd: str) -> None:
+    path = tmp_path / "services" / "lending" / "evidence" / "r1.observer.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(odd)
+    observer = Observer(tmp_path / "services" / "lending", "r1", "")
+    assert observer.counting.evidence() == Evidence("")
+    observer.close()
+
+
 def test_an_answer_that_the_champion_did_not_give_is_compared_with_nothing(
     tmp_path: Path, observers: list[Observer]
 ) -> None:
