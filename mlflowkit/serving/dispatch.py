@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -74,16 +74,32 @@ class Failure(Exception):
 
 
 class _Lane:
-    """The threads that run one colocated model, so that one that never returns holds up nobody else's."""
+    """The threads that run one colocated model, so that one that never returns holds up nobody else's.
 
-    __slots__ = ("__weakref__", "pending", "pool", "seconds", "workers")
+    A call is pending until its thread returns, which may be long after its time was up.
+    """
+
+    __slots__ = ("__weakref__", "_deadlines", "pool", "seconds", "workers")
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.pool = ThreadPoolExecutor(workers, "mlkit-infer")
-        self.pending = 0
         self.seconds = 0.0
         """What a run took lately: an average in which each weighs a tenth."""
+        self._deadlines: dict[Future[_Ran], float] = {}
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for a thread or are in one."""
+        return len(self._deadlines)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether every thread is held by a call whose time is up: nobody knows when the next one is free."""
+        if self.pending < self.workers:
+            return False
+        now = time.monotonic()  # threads end calls meanwhile, hence the list
+        return sum(deadline < now for deadline in list(self._deadlines.values())) >= self.workers
 
     @property
     def wait(self) -> float:
@@ -92,14 +108,16 @@ class _Lane:
 
     async def run(self, session: Session, inputs: Mapping[str, np.ndarray], seconds: float) -> _Ran:
         """Answers, and how long they took. Raises TimeoutError after ``seconds``."""
-        self.pending += 1
-        try:
-            running = asyncio.get_running_loop().run_in_executor(self.pool, _timed, session, inputs)
-            found = await asyncio.wait_for(running, seconds)
-        finally:
-            self.pending -= 1
+        running = self.pool.submit(_timed, session, inputs)
+        self._deadlines[running] = time.monotonic() + seconds
+        running.add_done_callback(self._returned)
+        found = await asyncio.wait_for(asyncio.wrap_future(running), seconds)
         self.seconds += (found[1] - self.seconds) * (0.1 if self.seconds else 1.0)
         return found
+
+    def _returned(self, running: Future[_Ran]) -> None:
+        """Said by its thread, or by the loop of a call that was given up before a thread began it."""
+        del self._deadlines[running]
 
 
 class Dispatcher:
@@ -259,6 +277,8 @@ class Dispatcher:
             if lane is None:
                 workers = max(2, (os.cpu_count() or 2) // self.settings.threads)
                 lane = self._lanes[model.session] = _Lane(workers)
+            if lane.stuck:
+                raise Refusal(503, f"{model.variant.name} is held up by earlier requests", RETRY)
             if lane.wait > seconds:
                 retry = ((b"retry-after", b"%d" % math.ceil(lane.wait)),)
                 raise Refusal(503, f"an answer would take {lane.wait:.1f} s; {seconds:.1f} s are left", retry)

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import orjson
 import pytest
@@ -172,3 +173,23 @@ def test_what_would_wait_longer_than_its_deadline_is_refused_at_once(
         assert int(refused.headers["retry-after"]) >= 5
         held.gate.set()
         assert {reply(one)[0] for one in waiting} == {200}
+
+
+def test_threads_that_do_not_return_keep_nobody_waiting_until_they_do(
+    start: Callable[..., InProcess], first: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(timeout_seconds=0.3)
+    running.swap(table(1, first))
+    held = hold(running, monkeypatch)
+    ask = partial(running.client.post, "/predict", json={"rows": ROWS})
+    assert ask().status_code == 504
+    lane = running.gateway.dispatcher._lanes[held]
+    for number in range(2, lane.workers + 1):
+        assert ask().status_code == 504
+        assert lane.pending == number
+    refused = ask()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "held up by earlier requests" in refused.json()["error"]
+    held.gate.set()
+    wait_for(lambda: lane.pending == 0)
+    assert ask().status_code == 200
