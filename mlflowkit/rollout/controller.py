@@ -133,6 +133,8 @@ class ServiceController:
     _prometheus: Prometheus = field(default_factory=Prometheus)
     _written: float = 0.0
     _measured: tuple[tuple[float, ...], ...] = ()
+    _due: bool = False
+    """Whether something was counted or measured of which no judgement was saved."""
     _complaint: str = ""
 
     def __post_init__(self) -> None:
@@ -219,6 +221,7 @@ class ServiceController:
         else:
             state, actions = policy.advance(state, command=command, now=now)
         self._save(state, actions)
+        self._due = False
         if told is not None:
             message = policy.where(state) + (f": {state.reason}" if state.reason else "")
             commands.answer(self.files, Answer(told.id, True, message, time=now))
@@ -228,8 +231,9 @@ class ServiceController:
         """The state with what the judges remember, their findings, and the counts of the step."""
         evidence, changed = self._evidence.read(state.experiment)
         measured = self._prometheus.values(state)
-        if changed or measured != self._measured or not state.findings:
-            self._measured = measured
+        self._due = self._due or changed or measured != self._measured
+        self._measured = measured
+        if self._due or not state.findings:
             findings, traces = self.world.judge(
                 policy.questions(state, measured),
                 evidence,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import rollout_drill as drill
-from mlflowkit.errors import ServiceError
+from file_limit import failing_writes
+from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.rollout import lease
 from mlflowkit.serving.files import ServiceFiles
 from mlflowkit.values import RoutingTable
@@ -65,3 +66,23 @@ def test_a_table_that_a_person_published_stays(tmp_path: Path) -> None:
     files.write_table(by_hand)
     drill.controller(files, held).step()
     assert files.table() == by_hand
+
+
+def test_what_was_judged_as_the_disk_was_full_is_judged_again(tmp_path: Path) -> None:
+    files, held = drill.set_up(tmp_path), lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    one.step()
+    while one.saved is not None and not one.saved.state.step:
+        drill.answer_requests(files, 0.0)
+        one.step()
+    drill.answer_requests(files, 0.0)
+    one.step()
+    drill.answer_requests(files, 0.5)
+    with failing_writes(), pytest.raises(MlkitError):
+        one.step()
+    assert drill.ended(files) is None
+    one.step()  # there is room again, and nothing more was counted
+    found = drill.ended(files)
+    assert found is not None
+    assert (found.phase, found.by) == ("rolled_back", "policy")
