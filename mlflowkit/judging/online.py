@@ -727,13 +727,45 @@ def _message(reading: _Reading, outcome: Outcome, direction: str) -> str:
         return f"{measurement.name}{where}: too little seen yet, {counts}: {outcome}"
     unit = f" {measurement.unit}" if measurement.unit else ""
     plus = "+" if limit.kind == "margin" else ""
-    shown = f"{measurement.value + 0.0:{plus}.3g}{unit} [{_short(measurement.low)}, {_short(measurement.high)}]"
+    low, high = told_ends(measurement.value, measurement.low, measurement.high, limit.value, measurement.unit)
+    shown = f"{measurement.value + 0.0:{plus}.3g}{unit} {_interval(low, high)}"
     worse, better = ("<", ">=") if direction == "min" else (">", "<=")
     sign = {Outcome.FAILED: worse, Outcome.PASSED: better}.get(outcome, "undecided against")
     minus = "-" if direction == "min" and limit.kind == "margin" and limit.value else ""
     return (
         f"{measurement.name} {shown}{where} {sign} {limit.kind} {minus}{_short(limit.value)} after {counts}: {outcome}"
     )
+
+
+BEYOND = 1000.0
+"""An end of an interval that is so many times larger than what it is about says that little was seen, and no more."""
+
+
+def told_ends(
+    value: float, low: float | None, high: float | None, threshold: float | None, unit: str = ""
+) -> tuple[float | None, float | None]:
+    """The ends of an interval that are worth telling a person; None for one that is infinite or absurdly far away.
+
+    A latency quantile of a few requests is bounded by the ends of the histogram only.
+
+    >>> told_ends(0.48, 0.09, 2.18e6, 2.0, "x")
+    (0.09, None)
+    """
+    far = BEYOND * max(1.0, abs(value), abs(threshold or 0.0))
+    near = 1 / BEYOND if unit == "x" else -far
+    return (
+        low if low is not None and low >= near else None,
+        high if high is not None and high <= far else None,
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """An interval in words; an end that is None is left out."""
+    if low is not None and high is not None:
+        return f"[{_short(low)}, {_short(high)}]"
+    if low is not None:
+        return f"(at least {_short(low)})"
+    return "(no bounds yet)" if high is None else f"(at most {_short(high)})"
 
 
 def _short(value: float) -> str:

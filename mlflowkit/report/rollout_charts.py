@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
+from mlflowkit.judging.online import told_ends
 from mlflowkit.report import charts, latency_views, wording
 from mlflowkit.rollout.shown import FindingView, Histogram, PointView, RolloutView
 
@@ -100,10 +101,12 @@ def estimate(one: FindingView, points: Sequence[PointView], begun: float, factor
     places, label = progress(points, begun)
     ratio = one.unit == "x"
     value = [math.nan if point.value is None else point.value * factor for point in points]
-    low, high = (
-        [end if number is None else number * factor for number in (getattr(point, name) for point in points)]
-        for name, end in (("low", -ENDLESS), ("high", ENDLESS))
-    )
+    ends = [
+        (None, None) if point.value is None else told_ends(point.value, point.low, point.high, one.threshold, one.unit)
+        for point in points
+    ]
+    low = [-ENDLESS if end is None else end * factor for end, _ in ends]
+    high = [ENDLESS if end is None else end * factor for _, end in ends]
     limit = None if one.threshold is None else one.threshold * factor
     layers: list[charts.Layer] = [
         charts.Band("confidence sequence", places, low, high, CHAMPION),
@@ -127,12 +130,14 @@ def estimate(one: FindingView, points: Sequence[PointView], begun: float, factor
 
 
 def interval_words(one: FindingView, factor: float, unit: str) -> str:
-    """The estimate of a metric with its confidence sequence, an end that has none as infinite."""
+    """The estimate of a metric with its confidence sequence, an end that has none worth telling as infinite."""
     if one.value is None:
         return wording.NONE
     value = wording.number(one.value * factor)
-    low = "-∞" if one.low is None else wording.number(one.low * factor)
-    high = "∞" if one.high is None else wording.number(one.high * factor)
+    ends = told_ends(one.value, one.low, one.high, one.threshold, one.unit)
+    nothing = "0" if one.unit == "x" else "-∞"
+    low = nothing if ends[0] is None else wording.number(ends[0] * factor)
+    high = "∞" if ends[1] is None else wording.number(ends[1] * factor)
     return f"{value} [{low}, {high}] {unit}".rstrip()
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.report import rollout_records
+from mlflowkit.report import rollout_charts, rollout_records
 from mlflowkit.report.rollout_page import render, render_services
 from mlflowkit.rollout import memory
 from mlflowkit.rollout.policy import Command
 from mlflowkit.rollout.reading import Watch
-from mlflowkit.rollout.shown import ExampleView, ServiceView
+from mlflowkit.rollout.shown import ExampleView, PointView, ServiceView
 from mlflowkit.serving.files import write_json
 from mlflowkit.values import RoutingTable, Variant
 from rollout_world import CHAMPION, World
@@ -43,6 +43,18 @@ def section(page: str, name: str) -> str:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> ServiceView:
     return shown(World(tmp_path_factory.mktemp("state")).controlled().begin().run(120))
+
+
+def test_an_interval_of_a_few_requests_has_no_absurd_end(running: ServiceView) -> None:
+    assert running.rollout is not None
+    (one,) = [one for one in running.rollout.findings if one.unit == "x"]
+    early = replace(one, value=0.48, low=0.09, high=2.18e6, threshold=2.0)
+    assert rollout_charts.interval_words(early, 1.0, "times") == "0.48 [0.09, ∞] times"
+    assert rollout_charts.interval_words(replace(early, low=4e-7), 1.0, "times") == "0.48 [0, ∞] times"
+    point = PointView(1.0, 30, 30, 0.0, 0.0, 0.48, 0.09, 2.18e6)
+    drawn = rollout_charts.estimate(early, [point, replace(point, time=2.0)], 0.0, 1.0, "times")
+    assert "0.09, ∞" in drawn["svg"]
+    assert not re.search(r"2\.18|\de\+|0{5}", drawn["svg"]), drawn["svg"]
 
 
 def test_every_command_says_what_it_will_do(running: ServiceView) -> None:

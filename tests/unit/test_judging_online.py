@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -194,6 +195,19 @@ def test_the_message_computes_with_the_numbers() -> None:
     assert finding.verdict.message.startswith("error_rate +0.0705 [")
     assert finding.verdict.message.endswith("] > margin 0.005 after 1,000/19,000 requests: FAILED")
     assert finding.samples == (19_000, 1_000)
+
+
+@pytest.mark.parametrize("question", [Question("q", "latency_p99_ms", ratio=2), Question("q", "latency_p99_ms", max=9)])
+def test_a_message_leaves_out_ends_that_say_nothing_and_the_numbers_stay(question: Question) -> None:
+    """No p99 of 30 requests has an upper bound below the end of the histogram."""
+    finding = looks(question, [(slow(3000, 4.0), slow(30, 2.0))], blocks=1)
+    message, measurement = finding.verdict.message, finding.verdict.measurement
+    assert measurement is not None
+    assert measurement.high > 1e4
+    assert " (at least " in message
+    assert not re.search(r"e\+|inf|\d{5}", message), message
+    nothing = looks(Question("q", "latency_p99_ms", margin=5), [(slow(40, 4.0), slow(30, 2.0))], blocks=1)
+    assert " ms (no bounds yet) undecided against margin 5 " in nothing.verdict.message
 
 
 def test_failed_stays() -> None:
