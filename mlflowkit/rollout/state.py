@@ -284,7 +284,10 @@ def read(path: Path) -> Saved | None:
     except OSError as error:
         raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"mv {path} {path}.damaged; mlkit status") from error
+        raise ServiceError(
+            f"{path} is damaged, or of another release of mlflowkit: {error!r}",
+            hint=f"mv {path} {path}.damaged; mlkit status",
+        ) from error
 
 
 def write(path: Path, saved: Saved, *, durable: bool = True) -> None:

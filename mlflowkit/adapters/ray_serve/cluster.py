@@ -17,9 +17,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from mlflowkit.errors import EngineError
+from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.serving.files import process_started, read_json, write_json
 
+FORMAT = 2
+"""Of the files that steward, gateways and commands share. Processes that were started under another do not read them."""
 GUARD = "mlflowkit.adapters.ray_serve.guard"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
@@ -37,6 +39,7 @@ class Cluster:
     address: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     message: str = ""
+    format: int = FORMAT
 
     @property
     def alive(self) -> bool:
@@ -63,7 +66,17 @@ def _recorded(state: Path) -> Cluster | None:
     if value is None:
         return None
     steward = value.pop("steward")
-    return Cluster(**value, **steward)
+    return Cluster(**{"format": 1, **value, **steward})
+
+
+def check_format(state: Path) -> None:
+    """Raise ServiceError where another release of mlflowkit keeps services running that could not read our files."""
+    cluster = read(state)
+    if cluster is not None and cluster.format != FORMAT:
+        raise ServiceError(
+            f"the services in {state} were started by another release of mlflowkit, and run until they are stopped",
+            hint="mlkit down, then the same command again",
+        )
 
 
 def write(state: Path, cluster: Cluster) -> None:

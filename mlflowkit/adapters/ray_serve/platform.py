@@ -46,6 +46,7 @@ class RayServePlatform:
         Raises ServiceError when the port of ``service`` (a stages.deploy.ServeSection) is taken: better now than
         after an hour of training.
         """
+        clusters.check_format(self.state)
         if service is not None:
             _wanted(ServiceFiles(self.state / "services" / service.service), service)
         clusters.spawn(self.state, self.runtime, self.companions)
@@ -56,6 +57,7 @@ class RayServePlatform:
         Changed limits, threads, replicas or address are taken up by the running gateways. Raises ServiceError when
         the port is taken (before Ray is started) or the gateway does not come up, EngineError when Ray does not.
         """
+        clusters.check_format(self.state)
         files = ServiceFiles(self.state / "services" / service.service)
         with files.lock("ensure"), contextlib.ExitStack() as claims:
             for port in sorted({service.port, service.grpc_port or service.port}):

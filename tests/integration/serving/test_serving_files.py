@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from mlflowkit.adapters.ray_serve import RayServePlatform
+from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.steward import Isolated, Steward
 from mlflowkit.errors import ServiceError
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings
+from mlflowkit.serving.files import Desired, ServiceFiles, Settings, process_started
+from mlflowkit.stages.deploy import ServeSection
 
 from .conftest import wait_for
 
@@ -43,3 +47,17 @@ def test_a_damaged_service_does_not_stop_the_steward(tmp_path: Path, monkeypatch
     stop.set()
     thread.join(10)
     assert scaled[:2] == [("good", 1), ("bad", 1)]
+
+
+def test_services_of_another_release_are_left_alone_until_they_are_stopped(tmp_path: Path) -> None:
+    pid = os.getpid()
+    clusters.write(tmp_path, clusters.Cluster("ready", pid, process_started(pid) or 0.0, str(tmp_path), True))
+    record = json.loads(clusters.record_path(tmp_path).read_bytes())
+    del record["format"]  # as the release before wrote it
+    clusters.record_path(tmp_path).write_text(json.dumps(record))
+    files = ServiceFiles(tmp_path / "services" / "lending")
+    for begin in (RayServePlatform(tmp_path).ensure, RayServePlatform(tmp_path).prewarm):
+        with pytest.raises(ServiceError, match="another release") as told:
+            begin(ServeSection(service="lending", port=0))
+        assert told.value.hint.startswith("mlkit down")
+    assert files.desired() is None
