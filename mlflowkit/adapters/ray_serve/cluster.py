@@ -21,7 +21,7 @@ from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.serving.files import process_started, read_json, write_json
 
 FORMAT = 2
-"""Of the files that steward, gateways and commands share. Processes that were started under another do not read them."""
+"""Of the files that steward, gateways and commands share. Processes started under another do not read them."""
 GUARD = "mlflowkit.adapters.ray_serve.guard"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
