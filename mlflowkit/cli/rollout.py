@@ -133,7 +133,9 @@ def rollback(
 
 @_commands.command()
 def forget(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Version or digest, or the start of one.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="The version, its digest, or how its digest alone begins.")
+    ],
     service: ServiceArgument = None,
     state: StateOption = None,
     json: JsonOption = False,
@@ -142,7 +144,7 @@ def forget(
     from mlflowkit.rollout import memory
 
     files = _service(state_folder(state), service)
-    gone = memory.forget(files, version) if version else ()
+    gone = memory.forget(files, version)
     if not gone:
         known = ", ".join(one.version for one in memory.failures(files).values()) or "none"
         raise UsageError(

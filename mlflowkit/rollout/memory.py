@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mlflowkit.errors import ServiceError
+from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.serving.files import ServiceFiles, read_json, write_json
 from mlflowkit.values import Json, Variant
 
@@ -84,11 +84,22 @@ def blame(files: ServiceFiles, failure: Failure) -> None:
         write_json(files.folder / "failed.json", {digest: asdict(one) for digest, one in found.items()})
 
 
-def forget(files: ServiceFiles, version: str = "") -> tuple[Failure, ...]:
-    """Forget versions that were turned down, by version or the beginning of a digest; returns them."""
+def forget(files: ServiceFiles, version: str) -> tuple[Failure, ...]:
+    """Forget what was turned down under a version, a digest, or the beginning of one digest; returns it.
+
+    () where nothing is meant. Raises UsageError where several digests begin so.
+    """
     with files.lock("memory"):
         found = failures(files)
-        meant = {digest for digest, one in found.items() if digest.startswith(version) or one.version == version}
+        meant = {digest for digest, one in found.items() if version in (digest, one.version)}
+        if not meant and version:
+            meant = {digest for digest in found if digest.startswith(version)}
+            if len(meant) > 1:
+                raise UsageError(
+                    f"{len(meant)} versions that {files.service} turned down have a digest that begins with {version}",
+                    hint="name one: "
+                    + ", ".join(sorted(f"{found[digest].version} ({digest[:12]})" for digest in meant)),
+                )
         gone = {digest: found[digest] for digest in meant}
         if gone:
             left = {digest: asdict(one) for digest, one in found.items() if digest not in gone}

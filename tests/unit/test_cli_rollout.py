@@ -86,3 +86,25 @@ def test_what_makes_no_sense_is_told(
     code, found = mlkit(capsys, world.state, "rollout", "pause", "--json")  # nobody answers here
     assert (code, found["error"]["kind"]) == (3, "service")
     assert "did not answer within" in found["error"]["message"]
+
+
+def test_forget_takes_one_version_and_never_all_that_begin_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = World(tmp_path).files
+    for number, digest in enumerate(("2a" * 32, "2b" * 32, "2b2c" * 16, "f" * 64, "2" * 64), 1):
+        memory.blame(files, Failure(digest, str(number), "errors", 1.0, f"e{number}", "rolled_back"))
+    left = {"1", "2", "3", "4", "5"}
+    code, found = mlkit(capsys, tmp_path, "rollout", "forget", "2b", "--json")
+    assert (code, found["error"]["message"]) == (
+        2,
+        "2 versions that lending turned down have a digest that begins with 2b",
+    )
+    assert "2 (2b2b2b2b2b2b), 3 (2b2c2b2c2b2c)" in found["error"]["hint"]
+    for said, version in (("2", "2"), ("f", "4"), ("2a2a2a", "1"), ("2" * 64, "5")):
+        code, found = mlkit(capsys, tmp_path, "rollout", "forget", said, "--json")
+        assert (code, [one["version"] for one in found["forgotten"]]) == (0, [version])
+        left.remove(version)
+        assert {one.version for one in memory.failures(files).values()} == left
+    assert mlkit(capsys, tmp_path, "rollout", "forget", "", "--json")[0] == 2
+    assert left == {"3"}
