@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from mlflowkit.bundle import Bundle, open_bundle
-from mlflowkit.errors import ServiceError
+from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.rollout.plan import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
@@ -293,7 +293,12 @@ def _ask(
     ours = running is not None and running.candidate.digest == digest
     swapped = running is None and before is not None and before.epoch != table.epoch
     if ours:
-        commands.say(files, "abort", f"the sample rows are not answered as they were packaged: {problem}")
+        try:
+            commands.say(files, "abort", f"the sample rows are not answered as they were packaged: {problem}")
+        except (
+            MlkitError
+        ) as error:  # the rollout has just ended, or the disk is full: what is wrong is said all the same
+            ours, problem = False, f"{problem} (the rollout was not aborted: {error.message})"
     elif swapped and before is not None:
         context.ports.platform.publish(replace(before, epoch=table.epoch + 1, fence=0))
     raise ServiceError(

@@ -18,16 +18,18 @@ from typing import Any
 import pytest
 
 import rollout_drill as drill
+from mlflowkit.bundle import Bundle
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.rollout import asking, commands, lease, memory, webhooks
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus, instant
 from mlflowkit.rollout.plan import Rollout, Webhook
 from mlflowkit.rollout.state import Request, Tell
-from mlflowkit.serving.files import ReplicaReport, ServiceFiles, process_started
+from mlflowkit.serving.files import ReplicaReport, ServiceFiles, process_started, write_json
+from mlflowkit.stages import deploy
 from mlflowkit.values import RoutingTable
 
-from .conftest import wait_for
+from .conftest import InProcess, table, wait_for
 
 
 class Hook:
@@ -307,3 +309,30 @@ def test_a_version_that_gateways_refuse_is_turned_down_and_one_that_nobody_could
     assert (state.phase, state.by) == ("rolled_back", "policy")
     assert "its graph does not load" in state.reason
     assert list(memory.failures(files)) == ["d2"]
+
+
+def test_a_rollout_that_ends_meanwhile_does_not_hide_what_is_wrong_with_its_version(
+    tmp_path: Path, start: Callable[..., InProcess], first: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, held = drill.set_up(tmp_path), lease.take(tmp_path)
+    assert held is not None
+    candidate = replace(drill.CANDIDATE, digest=first.manifest.identity, bundle=str(first.path))
+    plan = drill.PLAN.model_copy(update={"webhooks": []})
+    write_json(files.folder / "request.json", Request("e1", "lending", candidate, plan, time.time()).to_json())
+    one = drill.controller(files, held)
+    one.step()
+    running = start()
+    running.swap(table(1, first))  # of no variant that is called challenger
+    spec = deploy.Spec(name="", serve=deploy.ServeSection(service="lending"))
+    say = commands.say
+
+    def too_late(*arguments: Any) -> None:
+        say(files, "rollback", "smells")
+        one.step()
+        say(*arguments)
+
+    monkeypatch.setattr(commands, "say", too_late)
+    with pytest.raises(ServiceError, match="as it was packaged: HTTP 404") as caught:
+        deploy._ask(spec, SimpleNamespace(), files, running.url, first, None)  # type: ignore[arg-type]
+    assert "not aborted: no rollout of lending is running" in caught.value.message
+    assert caught.value.hint == "mlkit status"
