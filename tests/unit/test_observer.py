@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 
 from mlflowkit.bundle import Signature
 from mlflowkit.judging.evidence import Evidence, VariantCounts
+from mlflowkit.report.rollout_page import render
+from mlflowkit.rollout.reading import Watch
 from mlflowkit.serving.comparison import EDGE_ROWS
 from mlflowkit.serving.live_profile import LiveProfiles, profiles
 from mlflowkit.serving.observer import Counting, Observer
@@ -20,6 +24,7 @@ from mlflowkit.serving.prediction_log import logged
 from mlflowkit.serving.records import Record
 from mlflowkit.values import RoutingTable, Variant
 from observing import REGRESSION, SIGNATURE, answered, classified, compared, mirrored, record
+from rollout_world import World
 
 
 def table(folder: Path, signature: Signature = SIGNATURE, **changes: Any) -> bytes:
@@ -109,6 +114,32 @@ def test_a_replicas_comparison_that_is_odd_is_left_out_of_what_all_saw(
         observer.tick(last=True)
         assert observer.counters()["write_failures"] == 0
     assert caplog.text.count("r0/candidate.json is damaged and was left out") == len(observers)
+
+
+def test_what_observers_write_of_disagreements_is_what_the_page_shows(
+    tmp_path: Path, observers: list[Observer]
+) -> None:
+    world = World(tmp_path).begin()
+    for number, observer in enumerate(observers):
+        observer.table(table(tmp_path))
+        source = record(f"request-{number}", [0.7, 0.9], time=1000.0 + number)
+        for batch in compared(mirrored(source, classified([0.4, 0.8]))):
+            observer.compared(batch)
+        observer.tick(last=True)
+    view = Watch(world.state).view("lending")
+    assert view is not None
+    assert view.problems == ()
+    seen = view.comparisons["candidate"]
+    assert (seen.rows, seen.disagreements, seen.version) == (4, 2, "v2")
+    assert seen.latency == pytest.approx(0.003)
+    assert seen.difference == pytest.approx(-0.2, abs=1e-6)
+    assert [one.id for one in seen.examples] == ["request-1", "request-0"]
+    text = unescape(re.sub(r"<[^>]+>", " ", render(view)))
+    for words in (
+        "2 of 4 compared", "+3 ms on average", "request-0", "good, 70 %", "bad, 60 %", "-0.3000", "36 months",
+        "2 of 2, drawn at random",
+    ):  # fmt: skip
+        assert words in text, words
 
 
 @pytest.mark.parametrize("odd", ["[]", '{"experiment": "e1", "epochs": []}'])
