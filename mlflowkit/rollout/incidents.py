@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlflowkit.values import Json, Variant
 
 EXAMPLES = 20
 """Disagreements that an incident shows."""
+_log = logging.getLogger("mlflowkit.rollout")
 
 
 def record(files: ServiceFiles, state: RolloutState, action: RollBack, evidence: Evidence) -> Path:
@@ -129,10 +131,11 @@ def _lineage(candidate: Variant) -> Json:
 
 
 def _examples(files: ServiceFiles, name: str) -> list[Json]:
-    """Disagreements that were kept of a candidate; none where nobody compared."""
+    """Disagreements that were kept of a candidate; none where nobody compared, or the file is damaged."""
+    path = files.folder / "disagreements" / f"{name}.json"
     try:
-        found = read_json(files.folder / "disagreements" / f"{name}.json")
-    except ServiceError:
+        found = read_json(path)
+        return [] if found is None else found["examples"][:EXAMPLES]
+    except (ServiceError, KeyError, TypeError) as error:  # the rollback must not wait for it
+        _log.error("%s is damaged and was left out: %r", path, error)
         return []
-    examples = found.get("examples", []) if isinstance(found, dict) else found or []
-    return list(examples)[:EXAMPLES]

@@ -140,6 +140,19 @@ def test_damaged_file_is_named_on_the_page(tmp_path: Path) -> None:
     assert "Who answers" in page
 
 
+@pytest.mark.parametrize("odd", ["{", "7", "[]", "{}", '{"examples": 5}'])
+def test_disagreements_that_are_damaged_keep_no_incident_from_being_recorded(tmp_path: Path, odd: str) -> None:
+    world = World(tmp_path).begin()
+    path = world.files.folder / "disagreements" / f"{world.candidate.name}.json"
+    path.parent.mkdir()
+    path.write_text(odd)
+    world.look((), Command("rollback", "smells"))
+    world.look(())
+    view = shown(world)
+    assert [(one.reason, one.examples) for one in view.incidents] == [("smells", ())]
+    assert any(path.name in problem for problem in view.problems)
+
+
 def test_hostile_words_in_every_file_stay_words(tmp_path: Path) -> None:
     hostile = "\"><script>alert('x')</script>"
     bad = replace(CHAMPION, version=hostile)
