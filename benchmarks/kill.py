@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import time
+from collections import Counter
 
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Service, failed, quantile, service
@@ -56,7 +57,7 @@ def main() -> None:
         "p99, ms": round(quantile(found_lines, 0.99), 2),
     }
     report(f"a replica of two killed every {EVERY:g} s, {RATE:g} requests a second", [row], options.out)
-    print(f"  bar: 0 failed; back in {BAR:g} s")
+    print(f"  bar: 0 failed; back in {BAR:g} s; by status: {dict(Counter(line.status for line in found_lines))}")
     raise SystemExit(int(bool(failed(found_lines)) or max(back) > BAR))
 
 

@@ -52,8 +52,13 @@ class Client:
                     status, variant = await self.ask(request)
                 break
             except (OSError, EOFError, TimeoutError, ValueError):
-                continue
+                self.close_idle()  # the next try is on a connection of its own
         self.lines.append((due - start, time.perf_counter() - due, status, variant))
+
+    def close_idle(self) -> None:
+        """Let go of connections that may lead to the same dead process."""
+        while self.idle:
+            self.idle.pop()[1].close()
 
     def choose(self) -> bytes:
         """The body of the next request."""

@@ -192,11 +192,18 @@ def play(
     return _ended(state, source, now, looks, path)
 
 
+MOMENT = 1e-7
+"""Seconds. A clock that has run for years still tells them apart."""
+
+
 def _wait(state: RolloutState, every: float, left: float) -> float:
-    """Seconds to the next look: never beyond the step's deadline, nor beyond the end of the traffic."""
+    """Seconds to the next look: never beyond the step's deadline, nor beyond the end of the traffic, but for a moment.
+
+    What is left may be less than what a clock that far on can tell apart: without the moment it would stand still.
+    """
     deadline = (state.steps[state.step].max_seconds or math.inf) - state.elapsed
     wait = min(max(every, GROWTH * state.elapsed), left)
-    return min(wait, deadline) if deadline > 0 else wait
+    return max(min(wait, deadline) if deadline > 0 else wait, MOMENT)
 
 
 def _sight(step: int, now: float, source: Source, split: Split, findings: Sequence[Finding]) -> Sight:

@@ -17,7 +17,7 @@ from mlflowkit.judging.evidence import Evidence
 from mlflowkit.rollout import feasibility, scenarios
 from mlflowkit.rollout.plan import Metric, Rollout
 from mlflowkit.rollout.scenarios import Figures, Kind
-from mlflowkit.rollout.simulate import End, Rehearsal, judged, look_seconds, one, rehearse, summarise
+from mlflowkit.rollout.simulate import End, Rehearsal, judged, look_seconds, one, play, rehearse, summarise
 from mlflowkit.rollout.traffic import Split, Traffic, World, lognormal, quantile, slower
 
 ERRORS = {"metric": "error_rate", "margin": 0.01}
@@ -336,3 +336,12 @@ def test_looks_are_about_a_hundred_and_never_more_than_one_a_second() -> None:
     assert look_seconds(plan(), 50.0) == pytest.approx((300 / 2.5 + 30) / 100)
     assert look_seconds(plan(), 5000.0) == 1.0
     assert 30 <= summarise("", False, equals()).looks <= 200
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_a_deadline_closer_than_the_clock_can_tell_is_reached(number: int) -> None:
+    limits = {"min_samples": 1, "max_seconds": 20 + number / 7, "bake_seconds": 0.1}
+    metrics = [{"metric": "accuracy", "margin": 0.05}]
+    plan = judged(Rollout.model_validate({"strategy": "canary", "steps": [0, 50, 100], "metrics": metrics, **limits}))
+    scenario = scenarios.scenario("aa", 0.0, scenarios.world(Figures(rate=1.0), "classification"), plan)
+    assert play(plan, Traffic(scenario.world, np.random.default_rng(number), ["accuracy"], ()), 1 / 3).looks < 1000
