@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 import uvloop
 
 DEADLINE = 15.0
+PAUSE = 0.1
+"""Before a request is sent again."""
 
 
 class Client:
@@ -52,7 +54,8 @@ class Client:
                     status, variant = await self.ask(request)
                 break
             except (OSError, EOFError, TimeoutError, ValueError):
-                self.close_idle()  # the next try is on a connection of its own
+                self.close_idle()  # the next try is on a connection of its own, when a dying process let go of its port
+                await asyncio.sleep(PAUSE)
         self.lines.append((due - start, time.perf_counter() - due, status, variant))
 
     def close_idle(self) -> None:

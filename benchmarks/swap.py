@@ -51,7 +51,7 @@ def main() -> None:
         "ratio": round(ratio, 2),
     }
     report(f"versions and weights changed under {RATE:g} requests a second", [row], options.out)
-    print(f"  bar: 0 failed of at least {LEAST:,}; ratio at most {RATIO:g}")
+    print(f"  bar: 0 failed of at least {LEAST:,}; ratio at most {RATIO:g}; failed: {failed(found)[:5]}")
     raise SystemExit(int(bool(failed(found)) or ratio > RATIO or len(found) < LEAST))
 
 
