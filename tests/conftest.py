@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -20,3 +21,9 @@ def _no_ambient_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLKIT_STATE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def pytest_configure() -> None:
+    """Have commands that tests start heed Ctrl-C: a shell that runs the tests in the background ignores it for all."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
