@@ -203,7 +203,8 @@ def test_every_shipped_option_composes_with_a_recipe_that_it_is_for(recipe: Path
         if "regression" in option:
             text = RECIPE.replace("classification", "regression").replace("roc_auc, min: 0.7", "r2, min: 0.1")
             recipe.write_text(text)
-        assert load(recipe, [f"+{group}/{option}"])
+        service = ["+serve.service=forest"] if group == "rollout" else []
+        assert load(recipe, [f"+{group}/{option}", *service])
 
 
 def test_a_fault_in_a_group_is_located_in_the_group(recipe: Path) -> None:
@@ -236,7 +237,7 @@ def test_a_group_that_is_not_well_formed_is_located(recipe: Path, text: str, lin
     ("defaults", "line", "column", "word"),
     [
         ("defaults:\n  - _self_\n  - train: fsat\n", 3, 12, "did you mean fast"),
-        ("defaults:\n  - _self_\n  - trian: fast\n", 3, 12, "gates, optimize, train"),
+        ("defaults:\n  - _self_\n  - trian: fast\n", 3, 12, "gates, optimize, rollout, train"),
         ("defaults:\n  - nothing\n", 2, 5, "no config file nothing.yaml"),
         ("defaults: train\n", 1, 11, "list"),
         ("defaults:\n  - {a: b, c: d}\n", 2, 5, "GROUP: OPTION"),
