@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_two_deploys_at_once_do_not_share_a_port(tmp_path: Path, monkeypatch: py
         """In the place of the steward, which starts a replica as a process of its own."""
         replicas.append(Replica(state / "services" / "lending", OnnxRuntime(), f"r{len(replicas)}"))
 
-    ready: Any = object()
+    ready = clusters.Cluster("ready", os.getpid(), 0.0, str(tmp_path), True)
     monkeypatch.setattr(clusters, "spawn", spawn)
     monkeypatch.setattr(clusters, "wait", lambda state: ready)
     monkeypatch.setattr(clusters, "read", lambda state: ready)
