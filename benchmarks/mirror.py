@@ -56,7 +56,7 @@ def shadow_processes(lending: Service) -> list[psutil.Process]:
     reports = read_reports(lending.files.folder, lending.other.manifest.identity)
     if not reports:
         raise RuntimeError("no process of an isolated variant is there")
-    return [psutil.Process(report.pid) for report in reports]
+    return [psutil.Process(report.pid) for report in reports.values()]
 
 
 def measured(lending: Service, seconds: float, shadow: str) -> dict[str, float]:

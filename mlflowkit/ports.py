@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from mlflowkit.candidates import Engine, Pass
     from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus, Variant
 
 
@@ -106,6 +107,30 @@ class Runtime(Protocol):
     def load(self, model: Path, *, threads: int = 1) -> Session: ...
 
 
+class Passes(Protocol):
+    """Rewrites graphs (see `candidates.Pass`)."""
+
+    def apply(self, passes: Sequence[Pass], model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:
+        """Write ``model`` after all passes to ``out``; returns "" or the reason why this graph cannot be had so.
+
+        ``calibration`` has training rows by input name. The same passes over the same graph and rows give the same
+        bytes. Raises DataError for calibration rows that are not the graph's inputs, EngineError when a tool fails.
+        """
+
+
+class Engines(Protocol):
+    """Loads graphs the way a candidate says."""
+
+    def missing(self, engine: Engine) -> str:
+        """Why this machine cannot run an engine (a library, a provider, a GPU), or "". Loads no vendor it needs not."""
+
+    def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> Session:
+        """A session; never a silent fallback to another provider. Raises EngineError.
+
+        ``store`` is a folder for built engines, keyed by everything that they depend on (see `engines`).
+        """
+
+
 class RemoteSession(Protocol):
     """A model that runs in a process of its own. Lives on one event loop."""
 
@@ -174,6 +199,10 @@ class Ports(Protocol):
     def profiler(self) -> Profiler: ...
     @property
     def runtime(self) -> Runtime: ...
+    @property
+    def passes(self) -> Passes: ...
+    @property
+    def engines(self) -> Engines: ...
     @property
     def exporter(self) -> Exporter: ...
     @property

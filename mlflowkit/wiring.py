@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import Checker, Exporter, Platform, Profiler, Runtime, Tables, Tracker, Trainer
+    from mlflowkit.candidates import Engine
+    from mlflowkit.ports import (
+        Checker,
+        Engines,
+        Exporter,
+        Passes,
+        Platform,
+        Profiler,
+        Runtime,
+        Session,
+        Tables,
+        Tracker,
+        Trainer,
+    )
 
 
 class Wiring:
@@ -43,6 +56,16 @@ class Wiring:
         return OnnxRuntime()
 
     @cached_property
+    def passes(self) -> Passes:
+        from mlflowkit.adapters.onnx_passes import OnnxPasses
+
+        return OnnxPasses()
+
+    @cached_property
+    def engines(self) -> Engines:
+        return EnginesByRuntime()
+
+    @cached_property
     def exporter(self) -> Exporter:
         from mlflowkit.adapters.onnx_exporter import OnnxExporter
 
@@ -70,3 +93,28 @@ class Wiring:
 
             return SklearnTrainer()
         raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch or sklearn")
+
+
+class EnginesByRuntime:
+    """The Engines port: each runtime's own adapter, imported when a candidate asks for it."""
+
+    def missing(self, engine: Engine) -> str:
+        """Why this machine cannot run an engine, or ""."""
+        return self._adapter(engine).missing(engine)
+
+    def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> Session:
+        """A session over a graph. Raises EngineError."""
+        return self._adapter(engine).load(model, engine, store=store)
+
+    def _adapter(self, engine: Engine) -> Engines:
+        if engine.runtime.startswith("ort-"):
+            from mlflowkit.adapters.onnxruntime import OnnxRuntimeEngines
+
+            return OnnxRuntimeEngines()
+        if engine.runtime.startswith("tensorrt"):
+            from mlflowkit.adapters.tensorrt import TensorRTEngines
+
+            return TensorRTEngines()
+        from mlflowkit.adapters.torch_runtime import TorchEngines
+
+        return TorchEngines()

@@ -10,7 +10,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as vendor
 
+from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
+from mlflowkit.ports import Session
 
 CPU = "CPUExecutionProvider"
 Provider = str | tuple[str, Mapping[str, str]]
@@ -164,3 +166,15 @@ def _require(asked: Sequence[str], present: Sequence[str], model: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class OnnxRuntimeEngines:
+    """The Engines port for ort-cpu, ort-cuda and ort-tensorrt."""
+
+    def missing(self, engine: Engine) -> str:
+        """Why this machine cannot run it, or ""."""
+        raise NotImplementedError
+
+    def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> Session:
+        """A session. Raises EngineError."""
+        raise NotImplementedError

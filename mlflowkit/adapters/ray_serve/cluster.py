@@ -197,13 +197,16 @@ def ray_environment(state: Path) -> dict[str, str]:
     """What a process needs in its environment to start or join the Ray that we own.
 
     A token, and loopback only: Ray otherwise replaces 127.0.0.1 by an address that other machines reach, except
-    where it takes clusters of several machines for impossible, which is what the second variable says.
+    where it takes clusters of several machines for impossible, which is what the second variable says. Workers are as
+    urgent as any process: by default Ray runs them at a niceness of 15, and a gateway would answer last on a busy
+    machine. What trains makes itself nice (see `ray_train`).
     """
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(auth_token(state)),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
     }
 
 

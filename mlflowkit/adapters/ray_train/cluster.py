@@ -46,6 +46,8 @@ OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Shared memory of a Ray started here: the data goes through files, not through the object store."""
 WORKER_CPUS = 0.5
 """CPUs reserved for a worker: less than one, so that a gateway on a small machine does not keep training off it."""
+NICENESS = 15
+"""Of the workers: a gateway on the same machine comes first."""
 POLL_SECONDS = 0.1
 """Time between two looks at the workers' progress."""
 PEACE_SECONDS = 2.0
@@ -114,6 +116,7 @@ def train_on_ray(
 
 def work(config: Mapping[str, Any]) -> None:
     """What each worker runs. Returns nothing: results are in the scratch folder."""
+    os.nice(max(0, NICENESS - os.nice(0)))
     job: loop.Job = config["job"]
     files = _Files(job.scratch)
     if files.failures():
