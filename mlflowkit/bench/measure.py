@@ -11,6 +11,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import stationary
+from mlflowkit.errors import UsageError
 from mlflowkit.machine import cores, processor
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 Request = Callable[[int], object]
 """Asks a candidate the i-th of the prepared requests and waits for the answer."""
+
+BlockSource = Callable[[int, int], Sequence[int]]
+"""``(start, count)`` asks requests ``start`` to ``start + count - 1`` one after another and gives the nanoseconds of
+each, as the side that asked has timed them: a candidate may run in a process of its own. Before the first block of all,
+``start`` is negative (the lead-in); requests repeat cyclically, as an index of Python does."""
 
 BLOCK = 50
 """Requests of one candidate before the next has its turn."""
@@ -48,29 +54,39 @@ class Samples:
 def measure(
     candidates: Mapping[str, Request], samples: int, *, progress: Callable[[float], None] | None = None
 ) -> dict[str, Samples]:
-    """Measure every candidate in interleaved blocks of BLOCK requests, at least ``samples`` requests each.
-
-    The order of turns is rotated from round to round, so that no candidate always follows the same one. Garbage is
-    collected before each round and not during it. Whatever a request raises is passed on.
+    """Measure requests that are asked in this process; see `measure_blocks`.
 
     >>> taken = measure({"a": lambda i: None, "b": lambda i: sum(range(i % 7))}, 180)
     >>> {name: samples.microseconds.shape for name, samples in taken.items()}
     {'a': (4, 50), 'b': (4, 50)}
     """
+    sources = {name: timed(request) for name, request in candidates.items()}
+    return measure_blocks(sources, samples, progress=progress)
+
+
+def measure_blocks(
+    sources: Mapping[str, BlockSource], samples: int, *, progress: Callable[[float], None] | None = None
+) -> dict[str, Samples]:
+    """Measure every source in interleaved blocks of BLOCK requests, at least ``samples`` requests each.
+
+    The order of turns is rotated from round to round, so that no source always follows the same one. Garbage of this
+    process is collected before each round and not during it. Whatever a source raises is passed on; UsageError where it
+    gives another number of times than it was asked for.
+    """
     import numpy as np
 
-    names = list(candidates)
+    names = list(sources)
     rounds = -(-samples // BLOCK)
     enabled = gc.isenabled()
-    taken: dict[str, list[list[int]]] = {name: [] for name in names}
+    taken: dict[str, list[Sequence[int]]] = {name: [] for name in names}
     try:
         gc.disable()
-        warm = {name: _warm_up(request) for name, request in candidates.items()}
+        warm = {name: _warm_up(name, source) for name, source in sources.items()}
         for index in range(rounds):
             gc.collect(0)
             turn = index % len(names)
             for name in names[turn:] + names[:turn]:
-                taken[name].append(_block(candidates[name], index * BLOCK))
+                taken[name].append(_block(name, sources[name], index * BLOCK))
             if progress is not None:
                 progress((index + 1) / rounds)
     finally:
@@ -79,24 +95,41 @@ def measure(
     return {name: Samples(np.array(taken[name]) / 1000, *warm[name]) for name in names}
 
 
-def _warm_up(request: Request) -> tuple[int, bool]:
+def timed(request: Request) -> BlockSource:
+    """A source that asks in this process and times each request with the monotonic clock.
+
+    >>> len(timed(lambda index: None)(0, 3))
+    3
+    """
+
+    def block(start: int, count: int) -> list[int]:
+        times = []
+        for index in range(start, start + count):
+            before = perf_counter_ns()
+            request(index)
+            times.append(perf_counter_ns() - before)
+        return times
+
+    return block
+
+
+def _warm_up(name: str, source: BlockSource) -> tuple[int, bool]:
     """Ask until block medians are stationary; returns the blocks that it took and whether they became so."""
     medians: list[float] = []
     while not stationary(medians) and len(medians) < MAX_WARM_UP:
-        medians.append(statistics.median(_block(request, len(medians) * BLOCK)))
+        medians.append(statistics.median(_block(name, source, len(medians) * BLOCK)))
     return len(medians), stationary(medians)
 
 
-def _block(request: Request, start: int) -> list[int]:
-    """Nanoseconds of BLOCK requests one after another."""
-    for index in range(start - LEAD_IN, start):
-        request(index)
-    times = []
-    for index in range(start, start + BLOCK):
-        before = perf_counter_ns()
-        request(index)
-        times.append(perf_counter_ns() - before)
-    return times
+def _block(name: str, source: BlockSource, start: int) -> Sequence[int]:
+    """Nanoseconds of BLOCK requests one after another, after a lead-in that is not counted."""
+    times = source(start - LEAD_IN, LEAD_IN + BLOCK)
+    if len(times) != LEAD_IN + BLOCK:
+        raise UsageError(
+            f"{name} was asked {LEAD_IN + BLOCK} requests and gave {len(times)} times",
+            hint="a block source gives one time in nanoseconds for each request",
+        )
+    return times[LEAD_IN:]
 
 
 def requests_over(

@@ -9,7 +9,8 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, machine, measure, requests_over
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, machine, measure, measure_blocks, requests_over
+from mlflowkit.errors import UsageError
 from mlflowkit.machine import described
 
 
@@ -87,3 +88,20 @@ def test_the_machine_is_named() -> None:
     assert about["processor"]
     assert described().endswith(f"x{about['cores']}"), "a fingerprint counts other cores than a measurement"
     json.dumps(about)
+
+
+def test_a_source_times_its_requests_itself_and_its_lead_in_is_not_counted() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def source(start: int, count: int) -> list[int]:
+        asked.append((start, count))
+        return [1000 * (start + index) for index in range(count)]
+
+    samples = measure_blocks({"child": source}, 2 * BLOCK)["child"]
+    assert samples.microseconds.tolist() == [list(range(BLOCK)), list(range(BLOCK, 2 * BLOCK))]
+    assert asked[-2:] == [(-LEAD_IN, BLOCK + LEAD_IN), (BLOCK - LEAD_IN, BLOCK + LEAD_IN)]
+
+
+def test_a_source_that_lost_answers_is_refused() -> None:
+    with pytest.raises(UsageError, match="child was asked 55 requests and gave 3 times"):
+        measure_blocks({"child": lambda start, count: [1, 2, 3]}, BLOCK)
