@@ -7,6 +7,7 @@ import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,8 @@ MAX_WARM_UP = 40
 class Samples:
     """Requests in the order in which they were made.
 
-    ``microseconds`` is float64 [blocks, BLOCK]; block i of every candidate was measured in round i. ``settled`` says
-    whether the warm-up ended because block medians no longer moved.
+    ``microseconds`` is float64 [blocks, requests of a block]; block i of every candidate was measured in round i.
+    ``settled`` says whether the warm-up ended because block medians no longer moved.
     """
 
     microseconds: np.ndarray
@@ -65,9 +66,17 @@ def measure(
 
 
 def measure_blocks(
-    sources: Mapping[str, BlockSource], samples: int, *, progress: Callable[[float], None] | None = None
+    sources: Mapping[str, BlockSource],
+    samples: int,
+    *,
+    size: int = BLOCK,
+    lead_in: int = LEAD_IN,
+    warm_up: int = MAX_WARM_UP,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, Samples]:
-    """Measure every source in interleaved blocks of BLOCK requests, at least ``samples`` requests each.
+    """Measure every source in interleaved blocks of ``size`` requests, at least ``samples`` requests each.
+
+    Where a request takes long, smaller blocks, a shorter lead-in and fewer blocks of warm-up keep a measurement short.
 
     The order of turns is rotated from round to round, so that no source always follows the same one. Garbage of this
     process is collected before each round and not during it. Whatever a source raises is passed on; UsageError where it
@@ -76,17 +85,18 @@ def measure_blocks(
     import numpy as np
 
     names = list(sources)
-    rounds = -(-samples // BLOCK)
+    rounds = -(-samples // size)
+    take = partial(_block, size=size, lead_in=lead_in)
     enabled = gc.isenabled()
     taken: dict[str, list[Sequence[int]]] = {name: [] for name in names}
     try:
         gc.disable()
-        warm = {name: _warm_up(name, source) for name, source in sources.items()}
+        warm = {name: _warm_up(partial(take, name, source), size, warm_up) for name, source in sources.items()}
         for index in range(rounds):
             gc.collect(0)
             turn = index % len(names)
             for name in names[turn:] + names[:turn]:
-                taken[name].append(_block(name, sources[name], index * BLOCK))
+                taken[name].append(take(name, sources[name], index * size))
             if progress is not None:
                 progress((index + 1) / rounds)
     finally:
@@ -113,23 +123,23 @@ def timed(request: Request) -> BlockSource:
     return block
 
 
-def _warm_up(name: str, source: BlockSource) -> tuple[int, bool]:
+def _warm_up(block: Callable[[int], Sequence[int]], size: int, most: int) -> tuple[int, bool]:
     """Ask until block medians are stationary; returns the blocks that it took and whether they became so."""
     medians: list[float] = []
-    while not stationary(medians) and len(medians) < MAX_WARM_UP:
-        medians.append(statistics.median(_block(name, source, len(medians) * BLOCK)))
+    while not stationary(medians) and len(medians) < most:
+        medians.append(statistics.median(block(len(medians) * size)))
     return len(medians), stationary(medians)
 
 
-def _block(name: str, source: BlockSource, start: int) -> Sequence[int]:
-    """Nanoseconds of BLOCK requests one after another, after a lead-in that is not counted."""
-    times = source(start - LEAD_IN, LEAD_IN + BLOCK)
-    if len(times) != LEAD_IN + BLOCK:
+def _block(name: str, source: BlockSource, start: int, *, size: int, lead_in: int) -> Sequence[int]:
+    """Nanoseconds of ``size`` requests one after another, after a lead-in that is not counted."""
+    times = source(start - lead_in, lead_in + size)
+    if len(times) != lead_in + size:
         raise UsageError(
-            f"{name} was asked {LEAD_IN + BLOCK} requests and gave {len(times)} times",
+            f"{name} was asked {lead_in + size} requests and gave {len(times)} times",
             hint="a block source gives one time in nanoseconds for each request",
         )
-    return times[LEAD_IN:]
+    return times[lead_in:]
 
 
 def requests_over(
