@@ -117,7 +117,9 @@ def _parsed(path: Path) -> Any:
         model.ParseFromString(content)
     except Exception as error:
         raise _damaged(path, "it is cut off or no ONNX file") from error
-    if not model.ir_version or not model.opset_import or not model.graph.output:
+    imported = {entry.domain or "ai.onnx" for entry in model.opset_import}
+    needed = {node.domain or "ai.onnx" for node in model.graph.node}
+    if not model.ir_version or not imported or not model.graph.output or not needed <= imported:
         raise _damaged(path, "it is cut off or no ONNX file")
     return model
 
@@ -131,7 +133,7 @@ def _known_to_onnx(model: Any) -> Callable[[str, str], bool]:
     def known(domain: str, operator: str) -> bool:
         if domain not in ("", "ai.onnx.ml") or operator in _RUNTIME_OPERATORS:
             return True
-        return defs.has(operator, versions.get(domain, 1), domain)
+        return bool(defs.has(operator, versions.get(domain, 1), domain))
 
     return known
 
@@ -204,8 +206,10 @@ def _tensors(model: Any) -> Iterator[Any]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-                           *attribute.sparse_tensors):
+            for sparse in (
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                *attribute.sparse_tensors,
+            ):
                 yield from (sparse.values, sparse.indices)
             for graph in _graphs(attribute):
                 yield from _constants(graph)
