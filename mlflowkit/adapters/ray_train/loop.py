@@ -226,7 +226,8 @@ class _Run:
         seed_everything(seed_of("weights", job.seed))
         model = build(job.reference, job.folder, job.args, features=job.features, outputs=job.outputs)
         self.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if self.parameters * min(job.train.batch_size, len(data.y)) < SMALL_STEP:
+        multiplied = sum(p.numel() for p in model.parameters())  # frozen ones take part in every step too
+        if multiplied * min(job.train.batch_size, len(data.y)) < SMALL_STEP:
             torch.set_num_threads(1)
         self.model = model.to(group.device)
         self.guarded = Guarded(self.model, job)
