@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,25 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as vendor
 
+from mlflowkit import gpu
 from mlflowkit.candidates import Engine
+from mlflowkit.engines import EngineKey
 from mlflowkit.errors import EngineError
-from mlflowkit.ports import Session
+from mlflowkit.files import disk_errors
+from mlflowkit.onnxfile import checked_load, external_files, graph_digest
 
-CPU = "CPUExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "ort-cpu": (CPU,),
+    "ort-cuda": (CUDA,),
+    "ort-tensorrt": (TENSORRT, CUDA),
+}
+"""The providers that an Engine.runtime needs, first choice first."""
+FLOAT16, BFLOAT16 = 10, 16
+"""TensorProto.DataType."""
+SHOWN = 5
+"""Nodes that an error names."""
+_INSTALL = "install mlflowkit[gpu] instead of mlflowkit[cpu] (never both), and check the driver"
 Provider = str | tuple[str, Mapping[str, str]]
 
 VENDOR_ERRORS: tuple[type[Exception], ...] = (
@@ -50,9 +67,30 @@ DTYPES: Mapping[str, str] = {
     "tensor(string)": "object",
 }
 
+UNSUPPORTED = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<domain>[\w.]+):(?P<operator>\w+)\(-?\d+\) is not a registered function/op",
+        r'In Node, \("(?P<node>[^"]*)", (?P<operator>\w+), "(?P<domain>[^"]*)", -?\d+\).*(?:No Op registered|No opset)',
+        r"Could not find an implementation for (?:(?P<domain>[\w.]+)[:.])?(?P<operator>\w+)\(\d+\) node with name "
+        r"'(?P<node>[^']*)'",
+        r"of operator \((?P<operator>\w+)\) in node \((?P<node>[^)]*)\) is invalid",
+    )
+)
+"""How ONNX Runtime says that it lacks an operator, or, as the last two do, lacks it for a type."""
+UNTYPED = UNSUPPORTED[2:]
+
+LEVELS: Mapping[str, str] = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""Engine.graph_level in ONNX Runtime's words."""
+
 
 class OnnxRuntime:
-    """Loads graphs on the providers asked for, in their order; without any, on the CPU.
+    """The Runtime port: loads graphs on the providers asked for, in their order; without any, on the CPU.
 
     ONNX Runtime falls back to the CPU silently when a provider cannot be loaded; here that is an EngineError.
     """
@@ -60,27 +98,49 @@ class OnnxRuntime:
     def __init__(self, providers: Sequence[Provider] = (CPU,)) -> None:
         self.providers = tuple(providers)
 
-    def load(self, model: Path, *, threads: int = 1) -> OnnxSession:
+    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> OnnxSession:
         """A session over ``model`` with ``threads`` threads inside an operator, and none that spin.
 
-        Raises EngineError when the file is absent or no graph, or when a provider asked for is not in use.
+        ``engine`` is what a bundle asks for (see `bundle`): its provider and graph level then count instead of this
+        runtime's, and the larger number of threads. Raises EngineError when the file is absent, no graph, or has
+        external data outside its folder, and when a provider asked for is not in use.
         """
-        asked = [provider if isinstance(provider, str) else provider[0] for provider in self.providers]
-        _require(asked, onnxruntime.get_available_providers(), model)
-        onnxruntime.disable_telemetry_events()
-        try:
-            session = onnxruntime.InferenceSession(
-                str(model), _options(threads), providers=_with_options(self.providers), enable_fallback=False
+        if engine is None:
+            return _session(model, self.providers, _options(threads))
+        return OnnxRuntimeEngines().load(model, engine.model_copy(update={"threads": max(threads, engine.threads)}))
+
+
+class OnnxRuntimeEngines:
+    """The Engines port for ort-cpu, ort-cuda and ort-tensorrt."""
+
+    def missing(self, engine: Engine) -> str:
+        """Why this machine cannot run it, or "". Neither a graph nor a GPU library is loaded to find out."""
+        providers = PROVIDERS.get(engine.runtime)
+        if providers is None:
+            return f"ONNX Runtime does not run {engine.runtime} engines: it runs {', '.join(PROVIDERS)}"
+        absent = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        if absent:
+            return (
+                f"onnxruntime {onnxruntime.__version__} has no {' and no '.join(absent)}: "
+                "install mlflowkit[gpu] instead of mlflowkit[cpu]"
             )
-        except VENDOR_ERRORS as error:
-            raise EngineError(
-                f"{model.name} does not load in ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}",
-                hint="an operator that ONNX Runtime lacks comes from the model: choose another model.module"
-                if model.exists()
-                else f"there is no {model}: `mlkit run --force export` makes it anew",
-            ) from error
-        _require(asked, session.get_providers(), model)
-        return OnnxSession(session, model)
+        return gpu.missing() if engine.runtime != "ort-cpu" else ""
+
+    def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> OnnxSession:
+        """A session on the engine's provider, with its graph level and threads.
+
+        ort-tensorrt keeps what it builds under ``store``, in a folder of this very graph, weights included; without
+        ``store`` it keeps nothing. Raises EngineError: what `missing` says, an operator that the provider lacks
+        (named, with its node), a graph that is cut short, external data outside the model's folder.
+        """
+        if engine.cuda_graph and engine.runtime == "ort-cpu":
+            raise EngineError("ort-cpu has no CUDA graphs", hint="leave engine.cuda_graph out, or ask for ort-cuda")
+        if reason := self.missing(engine):
+            raise EngineError(f"{model.name} cannot run on {engine.runtime}: {reason}", hint=_INSTALL)
+        options = _options(engine.threads, engine.graph_level)
+        providers = _providers(model, engine, store)
+        kind = OnnxCudaGraphSession if engine.cuda_graph else OnnxSession
+        return _session(model, providers, options, kind)
 
 
 class OnnxSession:
@@ -132,6 +192,57 @@ class OnnxSession:
         return f"the graph has no input {', '.join(unknown)}" if unknown else ""
 
 
+class OnnxCudaGraphSession(OnnxSession):
+    """A graph on CUDA whose run is captured once for each shape of its inputs and replayed from then on.
+
+    Inputs and outputs stay at fixed places of the GPU's memory, so runs follow one another: a lock keeps them apart.
+    The provider refuses to capture a graph of which some operators run on the CPU, such as those over strings.
+    """
+
+    def __init__(self, session: Any, model: Path) -> None:
+        super().__init__(session, model)
+        self._lock = threading.Lock()
+        self._bound: dict[tuple[tuple[int, ...], ...], tuple[Any, dict[str, Any], Any]] = {}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answers by output name. Raises EngineError as `OnnxSession.run` does."""
+        if fault := self._fault(inputs):
+            raise self._error(fault)
+        with self._lock:
+            try:
+                binding, places, options = self._binding(inputs)
+                for name, place in places.items():
+                    place.update_inplace(np.ascontiguousarray(inputs[name]))
+                self._session.run_with_iobinding(binding, options)
+                return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+            except VENDOR_ERRORS as error:
+                raise self._error(_first_line(error)) from error
+
+    def _binding(self, inputs: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, Any], Any]:
+        """Fixed places for inputs of these shapes; the provider keeps a captured graph for each id."""
+        shapes = tuple(inputs[name].shape for name in self._inputs)
+        if shapes not in self._bound:
+            places = {
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs[name]), "cuda", 0)
+                for name in self._inputs
+            }
+            binding = self._session.io_binding()
+            for name, place in places.items():
+                binding.bind_ortvalue_input(name, place)
+            # One run outside a capture tells the outputs' shapes; they are then bound where they came to lie.
+            for name in self._outputs:
+                binding.bind_output(name, "cuda")
+            plain = onnxruntime.RunOptions()
+            plain.add_run_config_entry("gpu_graph_id", "-1")
+            self._session.run_with_iobinding(binding, plain)
+            for name, place in zip(self._outputs, binding.get_outputs(), strict=True):
+                binding.bind_ortvalue_output(name, place)
+            options = onnxruntime.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(len(self._bound) + 1))
+            self._bound[shapes] = binding, places, options
+        return self._bound[shapes]
+
+
 def _all_strings(cells: object) -> bool:
     if not isinstance(cells, np.ndarray) or cells.dtype != object:
         return True  # not for this check to judge
@@ -139,12 +250,139 @@ def _all_strings(cells: object) -> bool:
     return kinds <= {str} or all(issubclass(kind, str) for kind in kinds)
 
 
-def _options(threads: int) -> Any:
+def _session(
+    model: Path, providers: Sequence[Provider], options: Any, kind: type[OnnxSession] | None = None
+) -> OnnxSession:
+    """Load a graph whose external data was found to be within its folder, on exactly these providers."""
+    asked = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    _require(asked, onnxruntime.get_available_providers(), model)
+    _keeps_to_its_folder(model)
+    onnxruntime.disable_telemetry_events()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model), options, providers=_with_options(providers), enable_fallback=False
+        )
+    except VENDOR_ERRORS as error:
+        raise _does_not_load(model, asked[0], error) from error
+    _require(asked, session.get_providers(), model)
+    return (kind or OnnxSession)(session, model)
+
+
+def _keeps_to_its_folder(model: Path) -> None:
+    """Raise EngineError for external data outside the model's folder, before ONNX Runtime follows the path.
+
+    Each tensor with external data has the key "location": a file without these bytes, as most are, has none, and a
+    gateway need not parse it to know.
+    """
+    try:
+        with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            suspect = content.find(b"location") >= 0
+    except FileNotFoundError as error:
+        raise EngineError(
+            f"there is no {model}", hint="`mlkit run --force export` makes a bundle's graph anew"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise EngineError(f"{model} cannot be read: {error}", hint="is it a whole ONNX graph?") from error
+    if suspect:
+        external_files(model)
+
+
+def _providers(model: Path, engine: Engine, store: Path | None) -> list[Provider]:
+    """The engine's providers with their options; TensorRT leaves to CUDA what it cannot take, and CUDA to the CPU."""
+    if engine.runtime == "ort-cpu":
+        return [CPU]
+    cuda: Provider = (CUDA, {"enable_cuda_graph": "1"} if engine.cuda_graph else {})
+    if engine.runtime == "ort-cuda":
+        return [cuda]
+    return [(TENSORRT, _tensorrt_options(model, engine, store)), (CUDA, {})]
+
+
+def _tensorrt_options(model: Path, engine: Engine, store: Path | None) -> dict[str, str]:
+    """Precision follows the graph's own types. The provider names its cache files by the graph's architecture alone
+    (onnxruntime#6455), so each graph with its weights gets a folder to itself."""
+    precisions = _precisions(model)
+    options = {f"trt_{precision}_enable": "1" for precision in precisions}
+    if engine.cuda_graph:
+        options["trt_cuda_graph_enable"] = "1"
+    if store is None:
+        return options
+    device = gpu.gpu()
+    if isinstance(device, str):
+        raise EngineError(device, hint=_INSTALL)
+    key = EngineKey(
+        graph=graph_digest(model),
+        runtime=engine.runtime,
+        target=device.capability,
+        driver=device.driver,
+        libraries={"onnxruntime": onnxruntime.__version__},
+        precision=",".join(precisions),
+    )
+    folder = store / "onnxruntime" / key.digest
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = str(folder)
+    return options | {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": path,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": path,
+    }
+
+
+def _precisions(model: Path) -> list[str]:
+    """Reduced precisions that a graph states itself: what the provider's builder has to be allowed to use."""
+    graph = checked_load(model, weights=False).graph
+    casts = {
+        attribute.i
+        for node in graph.node
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to"
+    }
+    types = casts | {tensor.data_type for tensor in graph.initializer}
+    quantised = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
+    found = {"fp16": FLOAT16 in types, "bf16": BFLOAT16 in types, "int8": quantised}
+    return [name for name, there in found.items() if there]
+
+
+def _does_not_load(model: Path, provider: str, error: Exception) -> EngineError:
+    """What a vendor's error means: an operator that is lacking is named with its nodes."""
+    text = _first_line(error)
+    what = f"{model.name} does not load in ONNX Runtime {onnxruntime.__version__}"
+    for pattern in UNSUPPORTED:
+        found = pattern.search(text)
+        if found is None:
+            continue
+        parts = found.groupdict()
+        domain, operator = parts.get("domain") or "", parts["operator"]
+        nodes = [parts["node"]] if parts.get("node") else _nodes(model, domain, operator)
+        shown = f"{domain}:{operator}" if domain else operator
+        where = f" (node {', '.join(map(repr, nodes[:SHOWN]))})" if nodes else ""
+        return EngineError(
+            f"{what}: {provider} lacks operator {shown}{where}{' for the type of its input' * (pattern in UNTYPED)}",
+            hint="replace the operator in the model (model.module), or ask for another engine.runtime",
+        )
+    if any(word in text.lower() for word in ("out of memory", "failed to allocate", "bad allocation")):
+        return EngineError(f"{what}: not enough memory: {text}", hint="free some, or choose a smaller model or batch")
+    return EngineError(f"{what}: {text}", hint="is it a whole ONNX graph? export the model again")
+
+
+def _nodes(model: Path, domain: str, operator: str) -> list[str]:
+    """Names of the nodes with an operator; the output's name where a node has none."""
+    nodes = checked_load(model, weights=False).graph.node
+    return [
+        node.name or (node.output[0] if node.output else "")
+        for node in nodes
+        if node.op_type == operator and node.domain in (domain, "")
+    ]
+
+
+def _options(threads: int, level: str = "all") -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; they are raised as well
     return options
@@ -160,21 +398,9 @@ def _require(asked: Sequence[str], present: Sequence[str], model: Path) -> None:
         raise EngineError(
             f"{model.name} was to run on {', '.join(absent)}; "
             f"this ONNX Runtime {onnxruntime.__version__} has {', '.join(present)}",
-            hint="install mlflowkit[gpu] instead of mlflowkit[cpu] (never both), and check the driver",
+            hint=_INSTALL,
         )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-class OnnxRuntimeEngines:
-    """The Engines port for ort-cpu, ort-cuda and ort-tensorrt."""
-
-    def missing(self, engine: Engine) -> str:
-        """Why this machine cannot run it, or ""."""
-        raise NotImplementedError
-
-    def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> Session:
-        """A session. Raises EngineError."""
-        raise NotImplementedError
