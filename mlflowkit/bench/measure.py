@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
@@ -25,6 +25,10 @@ BlockSource = Callable[[int, int], Sequence[int]]
 """``(start, count)`` asks requests ``start`` to ``start + count - 1`` one after another and gives the nanoseconds of
 each, as the side that asked has timed them: a candidate may run in a process of its own. Before the first block of all,
 ``start`` is negative (the lead-in); requests repeat cyclically, as an index of Python does."""
+
+Stop = Callable[[Mapping[str, Sequence[Sequence[int]]]], Collection[str]]
+"""Told after each round the blocks so far, in nanoseconds, of the sources that still have turns, it names those that are
+to have no more."""
 
 BLOCK = 50
 """Requests of one candidate before the next has its turn."""
@@ -73,6 +77,7 @@ def measure_blocks(
     lead_in: int = LEAD_IN,
     warm_up: int = MAX_WARM_UP,
     progress: Callable[[float], None] | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, Samples]:
     """Measure every source in interleaved blocks of ``size`` requests, at least ``samples`` requests each.
 
@@ -80,7 +85,7 @@ def measure_blocks(
 
     The order of turns is rotated from round to round, so that no source always follows the same one. Garbage of this
     process is collected before each round and not during it. Whatever a source raises is passed on; UsageError where it
-    gives another number of times than it was asked for.
+    gives another number of times than it was asked for. A source that ``stop`` names after a round has no more turns.
     """
     import numpy as np
 
@@ -99,10 +104,14 @@ def measure_blocks(
                 taken[name].append(take(name, sources[name], index * size))
             if progress is not None:
                 progress((index + 1) / rounds)
+            stopped = stop({name: taken[name] for name in names}) if stop is not None else ()
+            names = [name for name in names if name not in stopped]
+            if not names:
+                break
     finally:
         if enabled:
             gc.enable()
-    return {name: Samples(np.array(taken[name]) / 1000, *warm[name]) for name in names}
+    return {name: Samples(np.array(taken[name]) / 1000, *warm[name]) for name in sources}
 
 
 def timed(request: Request) -> BlockSource:

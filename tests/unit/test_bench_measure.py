@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
 import pytest
 
-from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, machine, measure, measure_blocks, requests_over
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, machine, measure, measure_blocks, requests_over, timed
 from mlflowkit.errors import UsageError
 from mlflowkit.machine import described
 
@@ -105,3 +106,13 @@ def test_a_source_times_its_requests_itself_and_its_lead_in_is_not_counted() -> 
 def test_a_source_that_lost_answers_is_refused() -> None:
     with pytest.raises(UsageError, match="child was asked 55 requests and gave 3 times"):
         measure_blocks({"child": lambda start, count: [1, 2, 3]}, BLOCK)
+
+
+def test_a_source_that_is_stopped_has_no_more_turns_and_the_others_have_all_of_theirs() -> None:
+    def after_two(taken: Mapping[str, Sequence[Sequence[int]]]) -> list[str]:
+        return ["b"] if len(taken["a"]) == 2 else []
+
+    sources = {name: timed(lambda index: None) for name in "ab"}
+    taken = measure_blocks(sources, 5 * BLOCK, stop=after_two)
+    assert {name: len(samples.microseconds) for name, samples in taken.items()} == {"a": 5, "b": 2}
+    assert len(measure_blocks(sources, 5 * BLOCK, stop=lambda taken: list(taken))["a"].microseconds) == 1
