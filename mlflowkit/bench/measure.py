@@ -27,8 +27,8 @@ each, as the side that asked has timed them: a candidate may run in a process of
 ``start`` is negative (the lead-in); requests repeat cyclically, as an index of Python does."""
 
 Stop = Callable[[Mapping[str, Sequence[Sequence[int]]]], Collection[str]]
-"""Told after each round the blocks so far, in nanoseconds, of the sources that still have turns, it names those that are
-to have no more."""
+"""Told after each round the blocks so far, in nanoseconds, of the sources that have turns, it names those that are to
+have no more."""
 
 BLOCK = 50
 """Requests of one candidate before the next has its turn."""
