@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 440.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 60.0, 20.0, 24.0, 38.0
 SERIES = 4
 """How many series colours the page's style sheet has."""
+USUAL_MARK, LARGEST_MARK = 4.5, 9.0
+"""Radii of a mark, and of the largest where marks have areas."""
 MOST_POINTS = 500
 """Points kept of a line: more than the chart has pixels is weight and no information."""
 
@@ -153,6 +155,62 @@ class Dots:
 
 
 @dataclass(frozen=True, slots=True)
+class Scatter:
+    """Points with intervals in both directions, each with a word beside it, a tooltip and an area of its own.
+
+    An interval is (low, high); None, or an end that cannot be drawn, draws none. What lies outside the plot is cut off
+    at its edge. ``radii`` says how large each mark is; without, all are alike.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    across: Sequence[Domain | None] = ()
+    up: Sequence[Domain | None] = ()
+    words: Sequence[str] = ()
+    titles: Sequence[str] = ()
+    radii: Sequence[float] = ()
+    style: int = 0
+    tone: str = ""
+    """"hollow" for points that are out of the running, "ringed" for one that was chosen; "" for the rest."""
+
+    def draw(self, across: Scale, up: Scale) -> str:
+        parts = []
+        for index, (x, y) in enumerate(zip(self.x, self.y, strict=True)):
+            if not (_drawable(x) and _drawable(y)):
+                continue
+            at, height = across(x), up(y)
+            radius = self.radii[index] if self.radii else USUAL_MARK
+            title = f"<title>{escape(self.titles[index])}</title>" if self.titles else ""
+            wide, tall = _ends(self.across, index, across), _ends(self.up, index, up)
+            bars = "" if wide is None else f'<path class="whisker" d="M{wide[0]} {_at(height)}H{wide[1]}"/>'
+            bars += "" if tall is None else f'<path class="whisker" d="M{_at(at)} {tall[0]}V{tall[1]}"/>'
+            ring = f'<circle class="ring" cx="{_at(at)}" cy="{_at(height)}" r="{_at(radius + 3.5)}"/>'
+            dot = f'<circle cx="{_at(at)}" cy="{_at(height)}" r="{_at(radius)}"/>'
+            word = self._word(index, at, height, radius, across)
+            parts.append(f"<g>{title}{bars}{ring if self.tone == 'ringed' else ''}{dot}{word}</g>")
+        kind = f"scatter {self.tone} s{self.style % SERIES}".replace("  ", " ")
+        return f'<g class="{escape(kind)}">{"".join(parts)}</g>'
+
+    def _word(self, index: int, at: float, height: float, radius: float, across: Scale) -> str:
+        if not self.words:
+            return ""
+        far = at > across.end - 30
+        place, anchor = (at - radius - 4, "end") if far else (at + radius + 4, "start")
+        where = f'x="{_at(place)}" y="{_at(height - radius - 1)}" text-anchor="{anchor}"'
+        return f"<text {where}>{escape(self.words[index])}</text>"
+
+
+def _ends(intervals: Sequence[Domain | None], index: int, scale: Scale) -> tuple[str, str] | None:
+    """Where a whisker begins and ends, cut off at the plot's edge; None for no interval."""
+    pair = intervals[index] if intervals else None
+    if pair is None or not (_drawable(pair[0]) and _drawable(pair[1])):
+        return None
+    low, high = (_at(scale(min(max(end, scale.low), scale.high))) for end in pair)
+    return low, high
+
+
+@dataclass(frozen=True, slots=True)
 class Cloud:
     """Many points as one path: a scatter that stays small."""
 
@@ -253,7 +311,7 @@ class Rule:
         )
 
 
-Layer = Line | Dots | Cloud | Bars | Band | Level | Rule
+Layer = Line | Dots | Scatter | Cloud | Bars | Band | Level | Rule
 
 
 def plot(
@@ -300,6 +358,8 @@ def legend(layers: Sequence[Layer]) -> str:
         if layer.name and not isinstance(layer, Rule | Level):
             dashed = isinstance(layer, Line) and layer.dashed
             kind = "dashed" if dashed else "filled" if isinstance(layer, Band) else "solid"
+            if isinstance(layer, Scatter):
+                kind = f"mark {layer.tone}".strip()
             items.append(f'<li><i class="key {kind} s{layer.style % SERIES}"></i>{escape(layer.name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>' if len(items) > 1 else ""
 

@@ -274,6 +274,49 @@ def test_report_package_imports_no_vendor_but_its_template_engine() -> None:
     assert heavy & set(loaded) == set()
 
 
+def test_every_candidate_is_there_with_its_reason_its_parts_and_its_costs(runs: Mapping[str, Any]) -> None:
+    said = page(runs["binary"]).sections["latency"]
+    for reason in ("more than 0.005", "surely slower and no better", "there to be compared with", "SIGSEGV"):
+        assert reason in said
+    assert "latency p99 against accuracy" in said
+    assert "int8 (calibration minmax, per channel, rows 512, keep 0)" in said
+    assert "scripts/weight-only.py" in said
+    assert "p99 needs 368 samples for an interval; there are 100" in said
+    marks = re.findall(r"<title>(\d+)\. ([^:]+):", render(runs["binary"].record, runs["binary"].folders))
+    assert dict(marks) == {"1": "float64", "2": "float32", "4": "int8(per_channel=true) ort-cpu", "5": "fp16 ort-cpu",
+                           "6": "torch"}  # fmt: skip
+
+
+def test_candidates_of_an_earlier_release_have_a_page_too(runs: Mapping[str, Any], altered: Any) -> None:
+    new = (
+        "passes",
+        "engine",
+        "size_bytes",
+        "memory_bytes",
+        "build_seconds",
+        "cold_start_ms",
+        "front",
+        "script",
+        "notes",
+    )
+    rows = json.loads((runs["binary"].folders["optimize"] / "candidates.json").read_text())
+    old = [{key: value for key, value in row.items() if key not in new} for row in rows]
+    said = Page(render(runs["binary"].record, altered("optimize", "candidates.json", json.dumps(old)))).sections[
+        "latency"
+    ]
+    assert "float64 was picked for latency p99" in said
+    assert "Cold start" not in said
+
+
+@pytest.mark.parametrize("objective", ["throughput", "size"])
+def test_an_objective_that_is_none_of_latency_is_shown_with_p99(runs: Mapping[str, Any], objective: str) -> None:
+    run = runs["binary"]
+    record = replace(run.record, recipe={**run.record.recipe, "optimize": {"objective": objective}})
+    said = Page(render(record, run.folders)).sections["latency"]
+    assert f"was picked for {objective}" in said
+    assert "latency p99 against accuracy" in said
+
+
 def test_one_slow_answer_does_not_flatten_the_latency_chart(runs: Mapping[str, Any], altered: Any) -> None:
     steady = [10.0 + index / 1000 for index in range(999)]
     folders = altered("optimize", "latency.json", json.dumps({"float64": {"samples_us": [*steady, 4_000_000.0]}}))
