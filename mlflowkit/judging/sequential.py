@@ -81,6 +81,21 @@ class Wealth:
     logs: tuple[float, ...] = ()
     spent: float = 0.0
 
+    @classmethod
+    def from_json(cls, value: Sequence[float] | None) -> Wealth:
+        """The wealth that `to_json` gave; of None, that before the first bet.
+
+        >>> wealth = Wealth().bet([0.5, -0.5], 100)
+        >>> Wealth.from_json(wealth.to_json()) == wealth
+        True
+        """
+        spent, *logs = value or (0.0,)
+        return cls(tuple(logs), spent)
+
+    def to_json(self) -> list[float]:
+        """What was spent, and the wealth of each alternative."""
+        return [self.spent, *self.logs]
+
     @property
     def reserve(self) -> float:
         """What has not been staked, of 1."""
@@ -401,39 +416,63 @@ def quantile_evidence(
     """
     import numpy as np
 
-    total, others = float(champion[-1]), float(challenger[-1])
-    if not total or not others:
+    total = float(champion[-1])
+    if not total or not float(challenger[-1]):
         return 0.0, 0.0
-    beyond, within = _moved_edges(ratio, margin)
     spread = 9 * math.sqrt(total * quantile * (1 - quantile)) + 9
     low = max(int(np.searchsorted(champion, total * quantile - spread)) - 1, 0)
     high = min(int(np.searchsorted(champion, total * quantile + spread)) + 1, LATENCY_BINS)
 
-    def products(low: int, high: int) -> tuple[float, float]:
+    arms = _Arms(champion, challenger, quantile, *_moved_edges(ratio, margin))
+    harm, proof = arms.products(low, high)
+    harm_beyond, proof_beyond = arms.outside(low, high)
+    return (harm, proof) if harm <= harm_beyond and proof <= proof_beyond else arms.products(0, LATENCY_BINS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arms:
+    """Two arms' `counts_below`, and the edges that the champion's move to: no less than exact, and no more."""
+
+    champion: Array
+    challenger: Array
+    quantile: float
+    beyond: NDArray[np.int64]
+    within: NDArray[np.int64]
+
+    def champions(self, edges: slice | NDArray[np.int64], too_many: bool) -> Array:
+        """`tail_logs` of the champion at edges."""
+        return tail_logs(self.champion[edges], float(self.champion[-1]), self.quantile, too_many)
+
+    def challengers(self, edges: NDArray[np.int64], too_many: bool) -> Array:
+        """`tail_logs` of the challenger at edges."""
+        return tail_logs(self.challenger[edges], float(self.challenger[-1]), self.quantile, too_many)
+
+    def products(self, low: int, high: int) -> tuple[float, float]:
         """The smallest products over the bins from low to high."""
-        many = tail_logs(champion[low:high], total, quantile, True)
-        few = tail_logs(champion[low + 1 : high + 1], total, quantile, False)
+        import numpy as np
+
+        many = self.champions(slice(low, high), True)
+        few = self.champions(slice(low + 1, high + 1), False)
         away = np.logaddexp(np.logaddexp(many, few), 0.0) - math.log(3)
-        too_few = tail_logs(challenger[beyond[low + 1 : high + 1]], others, quantile, False)
-        too_many = tail_logs(challenger[within[low:high]], others, quantile, True)
+        too_few = self.challengers(self.beyond[low + 1 : high + 1], False)
+        too_many = self.challengers(self.within[low:high], True)
         return float((away + too_few).min()), float((away + too_many).min())
 
-    def outside(low: int, high: int) -> tuple[float, float]:
+    def outside(self, low: int, high: int) -> tuple[float, float]:
         """What no product is below outside of the window: each factor is monotone, so a cell's ends bound it."""
+        import numpy as np
+
+        others = float(self.challenger[-1])
         widths = 2 ** np.arange(12) - 1
         ends = np.maximum(low - widths[::-1], 0)
-        few = tail_logs(champion[ends[1:]], total, quantile, False)
-        left = tail_logs(challenger[within[ends[:-1]]], others, quantile, True) + np.maximum(few, 0.0)
+        few = self.champions(ends[1:], False)
+        left = self.challengers(self.within[ends[:-1]], True) + np.maximum(few, 0.0)
         ends = np.minimum(high + widths, LATENCY_BINS)
-        many = tail_logs(champion[ends[:-1]], total, quantile, True)
-        right = tail_logs(challenger[beyond[ends[1:]]], others, quantile, False) + np.maximum(many, 0.0)
-        first = max(few[-1], 0.0) + tail_log(challenger[beyond[low]], others, quantile, False)
-        last = max(many[0], 0.0) + tail_log(challenger[within[high]], others, quantile, True)
+        many = self.champions(ends[:-1], True)
+        right = self.challengers(self.beyond[ends[1:]], False) + np.maximum(many, 0.0)
+        first = max(few[-1], 0.0) + tail_log(self.challenger[self.beyond[low]], others, self.quantile, False)
+        last = max(many[0], 0.0) + tail_log(self.challenger[self.within[high]], others, self.quantile, True)
         return min(first, float(right.min())) - math.log(3), min(last, float(left.min())) - math.log(3)
-
-    harm, proof = products(low, high)
-    harm_beyond, proof_beyond = outside(low, high)
-    return (harm, proof) if harm <= harm_beyond and proof <= proof_beyond else products(0, LATENCY_BINS)
 
 
 def quantile_bounds(below: Array, quantile: float, level: float) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from mlflowkit.judging.online import told_ends
+from mlflowkit.judging.findings import told_ends
 from mlflowkit.report import charts, latency_views, wording
 from mlflowkit.rollout.shown import FindingView, Histogram, PointView, RolloutView
 
