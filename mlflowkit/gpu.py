@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from mlflowkit.errors import EngineError
+
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
@@ -51,6 +53,14 @@ def missing() -> str:
     """Why this process has no GPU, or ""."""
     found = gpu()
     return found if isinstance(found, str) else ""
+
+
+def here() -> Gpu:
+    """The GPU. Raises EngineError when there is none."""
+    found = gpu()
+    if isinstance(found, str):
+        raise EngineError(found, hint="run it on a machine with a GPU and its driver")
+    return found
 
 
 def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:

@@ -306,9 +306,7 @@ def _tensorrt_options(model: Path, engine: Engine, store: Path | None) -> dict[s
         options["trt_cuda_graph_enable"] = "1"
     if store is None:
         return options
-    device = gpu.gpu()
-    if isinstance(device, str):
-        raise EngineError(device, hint=_INSTALL)
+    device = gpu.here()
     key = EngineKey(
         graph=graph_digest(model),
         runtime=engine.runtime,
