@@ -6,13 +6,15 @@
       manifest.json      Manifest: identity digest, digests of every file, lineage
       signature.json     Signature: inputs and outputs of the graph, columns, classes
       model.onnx         raw columns in, answers out
+      engine.json        candidates.Engine: what runs the graph, where that is not the default
       evidence/          reference.whylogs reference.json evaluation.json verdicts.json candidates.json latency.json
                          parity.json · sample.json (test rows and the answers to them) · seen_rows.npy (digests of
                          the rows that the model was fitted or chosen on: uint64, sorted; see mlflowkit.stages.seen)
       blessing.json      Blessing: present only when the gates passed
 
-The **identity** of a bundle is the digest of what answers: ``model.onnx`` and ``signature.json``. Evidence is
-digested apart, and the blessing binds identity, evidence, git commit, data version and policy.
+The **identity** of a bundle is the digest of what answers: ``model.onnx``, ``signature.json`` and, where it is there,
+``engine.json``. Evidence is digested apart, and the blessing binds identity, evidence, git commit, data version and
+policy.
 
 What verification promises: no byte of any file differs from what was written, nothing is missing, nothing was added,
 and nothing lies outside the folder. It is proof against accidents and against a file that was swapped; whoever may
@@ -29,11 +31,15 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlflowkit.candidates import Engine
 from mlflowkit.errors import BundleError, StoreError
+from mlflowkit.files import replace_file
 from mlflowkit.values import Lineage
 
 FORMAT = 1
 IDENTITY_FILES = ("model.onnx", "signature.json")
+ENGINE = "engine.json"
+"""Part of the identity too, in bundles that have one."""
 MANIFEST, BLESSING = "manifest.json", "blessing.json"
 RESTORE = "restore the bundle from the store, or run the recipe again with --force package"
 
@@ -129,6 +135,8 @@ class Bundle(_Frozen):
     manifest: Manifest
     signature: Signature
     blessing: Blessing | None
+    engine: Engine = Engine()
+    """What runs the graph; a service gives it ``serve.threads`` at the least."""
 
     @property
     def model(self) -> Path:
@@ -167,7 +175,8 @@ def digest_json(value: object) -> str:
 
 def identity_of(files: Mapping[str, str]) -> str:
     """Identity digest from the digests of a bundle's files."""
-    return digest_json({name: files[name] for name in IDENTITY_FILES})
+    names = (*IDENTITY_FILES, ENGINE) if ENGINE in files else IDENTITY_FILES
+    return digest_json({name: files[name] for name in names})
 
 
 def evidence_of(files: Mapping[str, str]) -> str:
@@ -222,7 +231,28 @@ def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
             f"{path}: bundle {manifest.version} is not blessed: its gates did not pass",
             hint="a gateway serves blessed bundles only; see `mlkit show` for the verdicts",
         )
-    return Bundle(path=path, manifest=manifest, signature=signature, blessing=blessing)
+    return Bundle(path=path, manifest=manifest, signature=signature, blessing=blessing, engine=read_engine(path))
+
+
+def read_engine(folder: Path) -> Engine:
+    """What is to run the graph of a folder: its ``engine.json``, or the default where there is none.
+
+    Raises BundleError when the file cannot be read or says what no Engine is.
+    """
+    path = folder / ENGINE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Engine()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}", hint=RESTORE) from error
+    return _parsed(path, content, Engine)
+
+
+def write_engine(folder: Path, engine: Engine) -> None:
+    """Write ``engine.json`` unless the engine is the default: bundles of before there were engines stay the same."""
+    if engine != Engine():
+        replace_file(folder / ENGINE, _canonical(engine.model_dump(mode="json")))
 
 
 def _present(path: Path) -> list[str]:

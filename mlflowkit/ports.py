@@ -104,7 +104,8 @@ class Session(Protocol):
 class Runtime(Protocol):
     """Loads graphs. Raises EngineError when the provider asked for cannot be had (never a silent fallback)."""
 
-    def load(self, model: Path, *, threads: int = 1) -> Session: ...
+    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> Session:
+        """A session over a graph. ``engine`` is what its bundle asks for; the larger number of threads counts."""
 
 
 class Passes(Protocol):
@@ -128,6 +129,17 @@ class Engines(Protocol):
         """A session; never a silent fallback to another provider. Raises EngineError.
 
         ``store`` is a folder for built engines, keyed by everything that they depend on (see `engines`).
+        """
+
+
+class EngineBuilder(Protocol):
+    """Builds engines ahead of time, for a store that `Engines.load` takes them from."""
+
+    def build(self, model: Path, runtime: str, target: str, store: Path) -> Path:
+        """The file of the engine for compute capability ``target``; it is built unless the store has it.
+
+        Raises EngineError: no library, a target that it does not know, operators that it lacks (named, with their
+        nodes), a dynamic dimension with no range. Raises StoreError when the disk refuses the engine.
         """
 
 

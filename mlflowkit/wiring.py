@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from mlflowkit.candidates import Engine
     from mlflowkit.ports import (
         Checker,
+        EngineBuilder,
         Engines,
         Exporter,
         Passes,
@@ -51,9 +53,7 @@ class Wiring:
 
     @cached_property
     def runtime(self) -> Runtime:
-        from mlflowkit.adapters.onnxruntime import OnnxRuntime
-
-        return OnnxRuntime()
+        return ServingRuntime()
 
     @cached_property
     def passes(self) -> Passes:
@@ -64,6 +64,18 @@ class Wiring:
     @cached_property
     def engines(self) -> Engines:
         return EnginesByRuntime()
+
+    def engine_builder(
+        self,
+        rows: Sequence[int],
+        shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]],
+        *,
+        version_compatible: bool = False,
+    ) -> EngineBuilder:
+        """What builds engines for least, usual and most rows, and for shapes of whole inputs. Raises UsageError."""
+        from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines
+
+        return TensorRTEngines(Rows.of(*rows), shapes, version_compatible=version_compatible)
 
     @cached_property
     def exporter(self) -> Exporter:
@@ -81,7 +93,9 @@ class Wiring:
     def platform(self) -> Platform:
         from mlflowkit.adapters.ray_serve import RayServePlatform
 
-        return RayServePlatform(self.state, companions=("mlflowkit.cli.controller",))
+        return RayServePlatform(
+            self.state, runtime="mlflowkit.wiring:ServingRuntime", companions=("mlflowkit.cli.controller",)
+        )
 
     def trainer(self, kind: str) -> Trainer:
         if kind == "torch":
@@ -118,3 +132,22 @@ class EnginesByRuntime:
         from mlflowkit.adapters.torch_runtime import TorchEngines
 
         return TorchEngines()
+
+
+class ServingRuntime:
+    """The Runtime port of stages and gateways: a graph runs on the engine that its bundle asks for."""
+
+    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> Session:
+        """A session; without ``engine`` on ONNX Runtime and the CPU. Raises EngineError.
+
+        The larger number of threads counts: ``threads`` is a floor. Engines that are built come from, and go to,
+        `engine_store.default_store`.
+        """
+        if engine is None or engine.runtime == "ort-cpu":
+            from mlflowkit.adapters.onnxruntime import OnnxRuntime
+
+            return OnnxRuntime().load(model, threads=threads, engine=engine)
+        from mlflowkit.engine_store import default_store
+
+        asked = engine.model_copy(update={"threads": max(threads, engine.threads)})
+        return EnginesByRuntime().load(model, asked, store=default_store())

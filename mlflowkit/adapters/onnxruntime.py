@@ -101,13 +101,14 @@ class OnnxRuntime:
     def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> OnnxSession:
         """A session over ``model`` with ``threads`` threads inside an operator, and none that spin.
 
-        ``engine`` is what a bundle asks for (see `bundle`): its provider and graph level then count instead of this
-        runtime's, and the larger number of threads. Raises EngineError when the file is absent, no graph, or has
-        external data outside its folder, and when a provider asked for is not in use.
+        ``engine`` is what a bundle asks for (see `bundle`): unless it is the default, its provider and graph level
+        count instead of this runtime's, and the larger number of threads. Raises EngineError when the file is absent,
+        no graph, or has external data outside its folder, and when a provider asked for is not in use.
         """
-        if engine is None:
+        if engine is None or engine == Engine():
             return _session(model, self.providers, _options(threads))
-        return OnnxRuntimeEngines().load(model, engine.model_copy(update={"threads": max(threads, engine.threads)}))
+        asked = engine.model_copy(update={"threads": max(threads, engine.threads)})
+        return OnnxRuntimeEngines().load(model, asked)
 
 
 class OnnxRuntimeEngines:

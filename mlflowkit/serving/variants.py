@@ -155,9 +155,12 @@ def _affinity_header(table: RoutingTable) -> bytes:
 
 
 def load_variant(variant: Variant, runtime: Runtime, threads: int) -> Model:
-    """Verify a bundle, load its graph and warm it. Raises as `load_table` does."""
+    """Verify a bundle, load its graph on the engine that it asks for and warm it. Raises as `load_table` does.
+
+    The engine has ``threads`` (``serve.threads``) at the least, and more where its bundle was measured with more.
+    """
     bundle, schema = _verified(variant)
-    session = runtime.load(bundle.model, threads=threads)
+    session = runtime.load(bundle.model, threads=threads, engine=bundle.engine)
     inline_rows = warm(bundle, schema, session)
     return Model(variant, bundle, schema, session, inline_rows, threads, stamp=_stamp(variant))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from mlflowkit.bundle import Bundle, Signature, open_bundle
+from mlflowkit.bundle import Bundle, Signature, open_bundle, read_engine
 from mlflowkit.errors import BundleError, DataError, MlkitError, StoreError
 from mlflowkit.judging import curves, gates, metrics
 from mlflowkit.judging.metrics import Answers
@@ -163,7 +163,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 def _ask(context: StageContext, model: Path, signature: Signature, table: pd.DataFrame, info: TableInfo) -> Answers:
     """The graph's answers on the rows of a table, in the order of ``signature.classes``."""
     actual = _actual(signature, table[info.target])
-    session = context.ports.runtime.load(model)
+    session = context.ports.runtime.load(model, engine=read_engine(model.parent))
     return asking.ask(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
 
 

@@ -55,6 +55,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     (out / "evidence").mkdir(parents=True)
     for name, (stage, file) in GATHERED.items():
         _copy(context.inputs[stage] / file, out / name, stage)
+    if (context.inputs["optimize"] / bundle.ENGINE).exists():
+        _copy(context.inputs["optimize"] / bundle.ENGINE, out / bundle.ENGINE, "optimize")
     verdicts = read_verdicts(out / "evidence" / "verdicts.json")
     context.progress(Event("package", "progress", "digesting the rows that the model has seen", fraction=0.3))
     _write_seen(context, out)
@@ -123,7 +125,7 @@ def _sample(context: StageContext, out: Path) -> Json:
     columns = [column.name for column in info.features]
     table = pd.read_parquet(data / "test.parquet", columns=columns).head(SAMPLE_ROWS)
     table = table.replace([np.inf, -np.inf], np.nan)  # JSON has no infinity
-    session = context.ports.runtime.load(out / "model.onnx")
+    session = context.ports.runtime.load(out / "model.onnx", engine=bundle.read_engine(out))
     outputs = session.run(inputs_from_table(signature, table))
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

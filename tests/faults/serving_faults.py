@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from mlflowkit.adapters.onnxruntime import OnnxRuntime, OnnxSession
+from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
 
 
 class FaultyRuntime:
     """Loads graphs with ONNX Runtime."""
 
-    def load(self, model: Path, *, threads: int = 1) -> FaultySession:
+    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> FaultySession:
         fault = Path(os.environ["MLKIT_TEST_FAULTS"]) / model.parent.parent.name
-        return FaultySession(OnnxRuntime().load(model, threads=threads), fault)
+        return FaultySession(OnnxRuntime().load(model, threads=threads, engine=engine), fault)
 
 
 class FaultySession:

@@ -23,6 +23,7 @@ from mlflowkit.adapters.ray_serve import isolated, wire
 from mlflowkit.adapters.ray_serve.isolated import Server, reports_path, write_report
 from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
 from mlflowkit.bundle import Bundle, Signature, Tensor
+from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.ports import RemoteModels, Runtime, Session
 from mlflowkit.serving import shadow as mirroring
@@ -113,8 +114,8 @@ class Planned:
     def __init__(self, of: Bundle, plan: Callable[[Arrays], None]) -> None:
         self._of, self._plan = of, plan
 
-    def load(self, model: Path, *, threads: int = 1) -> Session:
-        session = OnnxRuntime().load(model, threads=threads)
+    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> Session:
+        session = OnnxRuntime().load(model, threads=threads, engine=engine)
         return PlannedSession(session, self._plan) if model.parent == self._of.path else session
 
 

@@ -16,6 +16,7 @@ import pytest
 from mlflowkit import bundle
 from mlflowkit.adapters.onnxruntime import OnnxRuntime, OnnxSession
 from mlflowkit.bundle import Bundle
+from mlflowkit.candidates import Engine
 from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
 from mlflowkit.judging.evidence import Evidence
 from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
@@ -236,9 +237,9 @@ def test_weights_change_without_loading_and_evidence_is_kept_by_table_and_experi
     loaded: list[Path] = []
 
     class Counting(OnnxRuntime):
-        def load(self, model: Path, *, threads: int = 1) -> OnnxSession:
+        def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> OnnxSession:
             loaded.append(model)
-            return super().load(model, threads=threads)
+            return super().load(model, threads=threads, engine=engine)
 
     files = service(tmp_path)
     files.write_table(split(1, first, second, 0.5))
