@@ -18,8 +18,9 @@ from mlflowkit.judging.evidence import Evidence, VariantCounts
 from mlflowkit.report.rollout_page import render
 from mlflowkit.rollout.reading import Watch
 from mlflowkit.serving.comparison import EDGE_ROWS
+from mlflowkit.serving.counting import Counting
 from mlflowkit.serving.live_profile import LiveProfiles, profiles
-from mlflowkit.serving.observer import Counting, Observer
+from mlflowkit.serving.observer import Observer
 from mlflowkit.serving.prediction_log import logged
 from mlflowkit.serving.records import Record
 from mlflowkit.values import RoutingTable, Variant
@@ -45,8 +46,7 @@ def observers(tmp_path: Path) -> Iterator[list[Observer]]:
     made = [Observer(tmp_path / "services" / "lending", f"r{number}", "") for number in (1, 2)]
     yield made
     for observer in made:
-        observer._log_worker.stop(5)
-        observer._profile_worker.stop(5)
+        observer.keeping.close()
 
 
 def of(observer: Observer, variant: str) -> VariantCounts:
