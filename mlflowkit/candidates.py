@@ -37,9 +37,15 @@ class BFloat16(Section):
 
 
 class Int8(Section):
-    """Static INT8 as explicit, symmetric Q/DQ pairs, the one form that TensorRT takes too."""
+    """Static INT8 as explicit Q/DQ pairs around products with constant weights."""
 
     kind: Literal["int8"] = "int8"
+    form: Literal["tensorrt", "cpu"] = "tensorrt"
+    """tensorrt: signed, symmetric, bias in float, which every runtime takes and x86 CPUs run hardly faster than float.
+
+    cpu: unsigned activations with a zero point, for which ONNX Runtime has fast kernels on x86; TensorRT refuses it. A
+    CPU without VNNI or AVX512 may add such products up in 16 bits and lose more of the answers.
+    """
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     """How ranges are found from training rows."""
     per_channel: bool = False
@@ -115,6 +121,8 @@ NAMED: Mapping[str, Candidate] = {
         Candidate(name="onnx"),
         Candidate(name="onnx-int8", passes=[Int8()]),
         Candidate(name="onnx-int8-per-channel", passes=[Int8(per_channel=True)]),
+        Candidate(name="onnx-int8-cpu", passes=[Int8(form="cpu")]),
+        Candidate(name="onnx-int8-cpu-per-channel", passes=[Int8(form="cpu", per_channel=True)]),
         Candidate(name="onnx-int8-dynamic", passes=[Int8Dynamic()]),
         Candidate(name="onnx-fp16", passes=[Float16()]),
         Candidate(name="onnx-fused", passes=[Fuse()]),

@@ -14,6 +14,8 @@ from typing import Any
 from mlflowkit.errors import EngineError
 from mlflowkit.files import disk_errors, replace_file
 
+NETWORK = "network/"
+"""Prefix of the names of what came from the model in an exported graph: passes keep to these nodes where any are."""
 LARGEST_FILE = 2_000_000_000
 """Bytes of weights that still go into the graph's own file; protobuf cannot serialise more than 2**31 - 1."""
 EXTERNAL_FROM = 1024
