@@ -106,7 +106,11 @@ class Wiring:
             from mlflowkit.adapters.sklearn_trainer import SklearnTrainer
 
             return SklearnTrainer()
-        raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch or sklearn")
+        if kind == "onnx":
+            from mlflowkit.adapters.onnx_exporter.brought import OnnxImporter
+
+            return OnnxImporter()
+        raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch, sklearn or onnx")
 
 
 class EnginesByRuntime:

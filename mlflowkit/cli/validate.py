@@ -47,9 +47,11 @@ def validate(
 
 
 def _summary(path: Path, overrides: list[str], swept: Sequence[LoadedRecipe], option: str) -> None:
+    from mlflowkit.stages.train import named
+
     found = swept[0].recipe
     gates = f"{len(found.gates)} gate{'s' if len(found.gates) != 1 else ''}"
     serve = f", served as {found.serve.service}" if found.serve else ""
     jobs = f", {len(swept)} jobs" if len(swept) > 1 else ""
-    echo(f"{path}: ok: {found.name}, {found.task} by {found.model.module}, {gates}{serve}{jobs}")
+    echo(f"{path}: ok: {found.name}, {found.task} by {named(found.model)}, {gates}{serve}{jobs}")
     echo(f"next: mlkit run {option}{shlex.join([str(path), *overrides])}")

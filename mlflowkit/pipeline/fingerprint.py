@@ -25,11 +25,13 @@ from pathlib import Path
 from mlflowkit import machine, usercode
 from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import DataError
+from mlflowkit.onnxfile import external_files
 from mlflowkit.pipeline import codec
 from mlflowkit.pipeline.journal import Journal
 from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
 from mlflowkit.sections import Section
 from mlflowkit.stages.data import source_files
+from mlflowkit.stages.train import OnnxModel, SklearnModel, TorchModel
 from mlflowkit.values import Json
 
 PACKAGE = Path(__file__).parent.parent
@@ -52,6 +54,7 @@ PORT_MODULES: Mapping[str, str] = {
     "profiler": "adapters.whylogs",
     "trainer:torch": "adapters.ray_train",
     "trainer:sklearn": "adapters.sklearn_trainer",
+    "trainer:onnx": "adapters.onnx_exporter.brought",
     "exporter": "adapters.onnx_exporter",
     "runtime": "adapters.onnxruntime",
 }
@@ -84,11 +87,10 @@ def gather(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, dict[str, st
 
     Raises DataError when a data file is missing, UserCodeError when code that the recipe names is.
     """
-    model = loaded.recipe.model
     return {
         stage: {
             **_spec_ingredients(spec),
-            **_own_ingredients(_roots(stage, model.kind, model.module), digests),
+            **_own_ingredients(_roots(stage, loaded.recipe.model), digests),
             **_world_ingredients(stage, loaded, digests),
         }
         for stage, spec in stage_specs(loaded.recipe).items()
@@ -99,9 +101,10 @@ def files_read(loaded: LoadedRecipe) -> list[Path]:
     """The data files and the code beside the recipe that its stages read."""
     recipe, folder = loaded.recipe, loaded.folder
     source = recipe.data.source
-    references = [recipe.model.module, *([source.function] if source.kind == "python" else [])]
+    references = [source.function] if source.kind == "python" else []
+    references += [recipe.model.module] if not isinstance(recipe.model, OnnxModel) else []
     code = [folder / name for reference in references for name in usercode.closure(reference, folder).files]
-    return [*code, *source_files(source, folder)]
+    return [*code, *source_files(source, folder), *_model_files(loaded)]
 
 
 def recipe_key(stage: str, key: str) -> str:
@@ -186,11 +189,23 @@ def _world_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDigests) -
         found["seed"] = str(recipe.seed)
     if stage == "data":
         found |= _source_ingredients(loaded, digests)
-    if stage == "train":
+    if stage == "train" and not isinstance(recipe.model, OnnxModel):
         found |= _code_ingredients(recipe.model.module, loaded.folder, digests)
+    elif stage == "train":
+        files = digests.look_up(_model_files(loaded))
+        found |= {f"content:{_relative(path, loaded.folder)}": digest for path, digest in files.items()}
     if stage == "optimize":
         found["machine"] = machine.described()
     return found
+
+
+def _model_files(loaded: LoadedRecipe) -> list[Path]:
+    """The graph that a recipe brings and the files of its external data. Raises EngineError when it is no graph."""
+    model = loaded.recipe.model
+    if not isinstance(model, OnnxModel):
+        return []
+    path = loaded.folder / model.path
+    return [path, *external_files(path)]
 
 
 def _source_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, str]:
@@ -223,11 +238,11 @@ def _own_ingredients(roots: Sequence[str], digests: FileDigests) -> dict[str, st
     return found | {"library:python": platform.python_version().rpartition(".")[0]}
 
 
-def _roots(stage: str, kind: str, module: str) -> list[str]:
-    ports = [f"trainer:{kind}" if port == "trainer" else port for port in STAGE_PORTS[stage]]
+def _roots(stage: str, model: TorchModel | SklearnModel | OnnxModel) -> list[str]:
+    ports = [f"trainer:{model.kind}" if port == "trainer" else port for port in STAGE_PORTS[stage]]
     roots = [f"stages.{stage}", *(PORT_MODULES[port] for port in ports)]
-    if stage == "train" and module.startswith("mlflowkit."):
-        roots.append(module.partition(":")[0].removeprefix("mlflowkit."))
+    if stage == "train" and not isinstance(model, OnnxModel) and model.module.startswith("mlflowkit."):
+        roots.append(model.module.partition(":")[0].removeprefix("mlflowkit."))
     return roots
 
 

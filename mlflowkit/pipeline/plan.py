@@ -301,7 +301,7 @@ def _change(stage: str, kind: str, rest: str, old: str | None, new: str | None) 
         key = recipe_key(stage, rest)
         return f"{key} {_short(old)} -> {_short(new)}" if fate == "changed" else f"{key} {fate}"
     if kind == "content":
-        return f"data.source: {rest} {fate}"
+        return f"{'model' if stage == 'train' else 'data.source'}: {rest} {fate}"
     if kind == "code":
         return f"code: {rest} {fate}"
     if kind == "library":

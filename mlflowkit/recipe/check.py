@@ -21,7 +21,7 @@ from mlflowkit.recipe.locate import OVERRIDE, KeyPath, Node
 from mlflowkit.recipe.schema import LoadedRecipe, Recipe
 from mlflowkit.values import Json
 
-ENVIRONMENT_KEYS: tuple[KeyPath, ...] = (("data", "source", "path"),)
+ENVIRONMENT_KEYS: tuple[KeyPath, ...] = (("data", "source", "path"), ("model", "path"))
 """Keys whose value may come from the environment: paths."""
 INSTANTIATING = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 """Keys by which Hydra would call code."""

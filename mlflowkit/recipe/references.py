@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from mlflowkit.errors import DataError, nearest
+from mlflowkit import imported
+from mlflowkit.errors import DataError, EngineError, nearest
+from mlflowkit.onnxfile import checked_load
 from mlflowkit.recipe.semantics import Problem, View
 from mlflowkit.stages.data import CsvSource, ParquetSource, declared_files, source_files
 from mlflowkit.stages.train import MODULES
@@ -22,7 +24,8 @@ GIVEN_TO_TORCH = ("features", "outputs")
 def problems(values: Json, folder: Path) -> list[Problem]:
     """What a recipe in ``folder`` names and is not there."""
     view = View(values)
-    return [*_source(view, folder), *_declared(view, folder), *_function(view, folder), *_model(view, folder)]
+    found = [*_source(view, folder), *_declared(view, folder), *_function(view, folder)]
+    return [*found, *_model(view, folder), *_graph(view, folder)]
 
 
 def _source(view: View, folder: Path) -> Iterator[Problem]:
@@ -77,6 +80,31 @@ def _model(view: View, folder: Path) -> Iterator[Problem]:
         found = list(_reference(reference, path, folder))
     given = GIVEN_TO_TORCH if kind == "torch" else ()
     yield from found or _arguments(view, reference, ("model", "args"), path, folder, given=given)
+
+
+def _graph(view: View, folder: Path) -> Iterator[Problem]:
+    """A brought graph that is not there, is not sound, or cannot be connected as the recipe says."""
+    name, key = view.text("model", "path"), ("model", "path")
+    if view.text("model", "kind") != "onnx" or not name:
+        return
+    path = folder / name
+    if not path.is_file():
+        beside = [item.name for item in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+        close = nearest(path.name, beside)
+        yield Problem(
+            key, f"there is no file {path}", f"did you mean {close}?" if close else "it is relative to the recipe"
+        )
+        return
+    try:
+        graph = imported.describe(checked_load(path, weights=False))
+    except EngineError as error:
+        yield Problem(key, error.message, error.hint)
+        return
+    inputs = view.get("model", "inputs")
+    columns = {str(port): listed for port, listed in inputs.items() if isinstance(listed, list)} if inputs else None
+    outputs = {role: text for role, text in view.mapping("model", "outputs").items() if isinstance(text, str)}
+    for found in imported.objections(graph, view.task, columns, outputs):
+        yield Problem(found.key, found.message, found.hint, at_key=found.at_key)
 
 
 def _arguments(

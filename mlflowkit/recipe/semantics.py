@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflowkit.errors import nearest
+from mlflowkit.imported import ROLES
 from mlflowkit.recipe.locate import KeyPath, show
 from mlflowkit.stages.evaluate import (
     BINARY_METRICS,
@@ -28,6 +29,8 @@ SHARES = ("roc_auc", "average_precision", "precision", "recall", "f1", "accuracy
 TORCH_ONLY = ("epochs", "batch_size", "optimizer", "schedule", "early_stopping", "clip_norm", "precision",
               "workers", "max_failures", "checkpoint_every")  # fmt: skip
 """Keys of train that scikit-learn has no use for."""
+OUTPUT_ROLES = tuple(role for roles in ROLES.values() for role in roles)
+"""What outputs of a brought graph can be, whatever the task."""
 KIND_OF_TYPE = {"string": ("categorical",), "datetime": ("time",), "float": ("numeric",)}
 """Column kinds that a declared type can have besides group and ignore; others can have any."""
 
@@ -372,6 +375,9 @@ def _train(view: View) -> Iterator[Problem]:
             if weight is not None and weight <= 0:
                 path = ("train", "class_weights", name)
                 yield Problem(path, f"expected a weight > 0, found {show(weight)}", "write a number above 0")
+    if view.text("model", "kind") == "onnx":
+        yield from _untrained(view)
+        return
     if view.text("model", "kind") == "sklearn":
         for name in TORCH_ONLY:
             if view.has("train", name) and view.get("train", name) not in (None, 0):
@@ -385,6 +391,15 @@ def _train(view: View) -> Iterator[Problem]:
     if batch is not None and workers is not None and batch < workers:
         message = f"{show(workers)} workers share batches of {show(batch)} rows: some get none"
         yield Problem(("train", "batch_size"), message, f"write {show(workers)} or more")
+
+
+def _untrained(view: View) -> Iterator[Problem]:
+    """Settings of training and preprocessing beside a graph that is complete."""
+    for section in ("preprocess", "train"):
+        for name in view.mapping(section):
+            if view.get(section, name) not in (None, 0):
+                message = f"a graph that is brought is not trained here: {section}.{name} would be ignored"
+                yield Problem((section, name), message, "remove it; what the graph needs must be in it", at_key=True)
 
 
 def _ignored_settings(view: View) -> Iterator[Problem]:
@@ -423,6 +438,41 @@ def _model(view: View) -> Iterator[Problem]:
         if view.task in ("classification", "regression") and name.endswith(wrong):
             other = name.removesuffix(wrong) + right
             yield Problem(path, f"{name} does not do {view.task}", f"did you mean {module}:{other}?")
+
+
+def _brought(view: View) -> Iterator[Problem]:
+    """Outputs and classes that the task of a brought graph has not; columns that are no features."""
+    if view.text("model", "kind") != "onnx":
+        return
+    outputs = view.mapping("model", "outputs")
+    for role in outputs:
+        if role in OUTPUT_ROLES and view.task in ROLES and role not in ROLES[view.task]:
+            message = f"a {view.task} has no {role}"
+            hint = f"name {' or '.join(ROLES[view.task])}"
+            yield Problem(("model", "outputs", role), message, hint, at_key=True)
+    if outputs.get("probabilities") is not None and outputs.get("logits") is not None:
+        message = "probabilities come from one output: the graph's probabilities or its logits"
+        yield Problem(("model", "outputs", "logits"), message, "remove one of them", at_key=True)
+    if view.regression and view.get("model", "classes") is not None:
+        message = "classes belong to a classification; this is a regression"
+        yield Problem(("model", "classes"), message, "remove model.classes", at_key=True)
+    classes = view.items("model", "classes")
+    for index, label in enumerate(classes):
+        if label in classes[:index]:
+            yield Problem(("model", "classes", index), f"{label!r} is listed twice", "remove one")
+    yield from _brought_columns(view)
+
+
+def _brought_columns(view: View) -> Iterator[Problem]:
+    """Columns of inputs that are dropped, or that the target is."""
+    target, drop = view.text("data", "target"), view.items("data", "drop")
+    for name, columns in view.mapping("model", "inputs").items():
+        for index, column in enumerate(columns if isinstance(columns, list) else []):
+            path = ("model", "inputs", name, index)
+            if column == target:
+                yield Problem(path, f"{column!r} is the target: it cannot be an input", "name a feature")
+            elif column in drop:
+                yield Problem(path, f"{column!r} is dropped in data.drop", "take it out of one of them")
 
 
 def _optimize(view: View) -> Iterator[Problem]:
@@ -471,6 +521,7 @@ RULES: tuple[Rule, ...] = (
     _checks,
     _schema_check,
     _model,
+    _brought,
     _train,
     _optimize,
     _gates,

@@ -24,7 +24,7 @@ def training(record: RunRecord, evidence: Evidence) -> View | None:
     epochs = curves.get("epoch") or []
     figures = curve_figures(curves, epochs, summary.get("best_epoch")) if len(epochs) > 1 else []
     model = record.recipe.get("model") or {}
-    facts = [("Model", str(model.get("module", wording.NONE)))]
+    facts = [("Model", str(model.get("module") or model.get("path") or wording.NONE))]
     arguments = ", ".join(f"{name}={value}" for name, value in (model.get("args") or {}).items())
     facts += [("Arguments", arguments)] if arguments else []
     said = {name: words(value) for name, value in summary.items() if name != "model"}
@@ -36,19 +36,21 @@ def training(record: RunRecord, evidence: Evidence) -> View | None:
     return {
         "facts": facts,
         "figures": figures,
-        "parity": parity(evidence),
+        "parity": parity(evidence, brought=model.get("kind") == "onnx"),
         "names": names,
         "rows": rows if len(epochs) > 1 else [],
     }
 
 
-def parity(evidence: Evidence) -> str:
-    """How far the exported graph is from the Python model, in words; "" when it was not exported."""
+def parity(evidence: Evidence, *, brought: bool = False) -> str:
+    """How far the exported graph is from the Python model, or from the graph that was ``brought``, in words; "" when it
+    was not exported."""
     found = evidence.parity
     if found is None:
         return ""
     apart = wording.number(found["max_abs_difference"], 2)
-    words = f"The exported graph answers as the Python model does: on {wording.number(found['rows'])} rows the scores"
+    model = "graph that was brought" if brought else "Python model"
+    words = f"The exported graph answers as the {model} does: on {wording.number(found['rows'])} rows the scores"
     words += f" differ by {apart} at most (allowed {wording.number(found['tolerance'])})"
     classified = (evidence.table or {}).get("task") == "classification"
     return f"{words} and {wording.number(found.get('label_mismatches'))} labels differ." if classified else f"{words}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,9 @@ Tensors = Mapping[str, "np.ndarray"]
 
 UNSEEN = "\N{WORD JOINER}unseen\N{WORD JOINER}"
 """A category that no table holds."""
+SHARE_TOLERANCE = 1e-3
+"""How far probabilities may be from a sum of 1."""
+BROUGHT = "are these logits, or other columns than it was trained on? See model.outputs and model.inputs"
 SINGLE_ROWS = 8
 """Rows that are also asked one at a time: a graph with a batch size baked in shows here."""
 
@@ -74,8 +77,12 @@ class Parity:
 def run(spec: Spec, context: StageContext) -> StageResult:
     """Write ``model.onnx``, ``signature.json`` and ``parity.json``.
 
+    A graph that was brought is held against itself, asked before it was wrapped, on real rows alone: what it makes of
+    gaps is its own affair, but its answers must be finite, and probabilities shares.
+
     Raises EngineError when the model has no ONNX form, or when the graph's answers differ from the Python model's by
-    more than ``tolerance`` on validation rows, on the same rows with cells blanked, or with categories never seen.
+    more than ``tolerance`` on validation rows, on the same rows with cells blanked, or with categories never seen; or
+    when a brought graph's answers will not do.
     """
     trained, data = context.inputs["train"], context.inputs["data"]
     context.progress(Event("export", "progress", "converting to ONNX", fraction=0.0))
@@ -84,13 +91,16 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("export", "progress", "measuring parity with the Python model", fraction=0.5))
     rows = sample_rows(data / "validation.parquet", signature, spec.export.parity_rows, context.seed)
     real = inputs_from_table(signature, rows)
-    inputs = with_gaps(real, context.seed)
+    brought = _is_brought(trained)
+    inputs = real if brought else with_gaps(real, context.seed)
     expected = context.ports.exporter.predict(trained, context.folder, inputs)
     found = _answers(context.ports.runtime.load(context.out / "model.onnx"), inputs)
     scale = _target_deviation(data) if signature.task == "regression" else 1.0
     parity = compare(expected, found, spec.export.tolerance, scale=scale, real_rows=_rows(real))
     if not parity.holds:
         raise EngineError(describe(parity, inputs, signature), hint=_hint(spec.export.tolerance))
+    if brought and (fault := unfit(expected, signature.classes)):
+        raise EngineError(f"the graph's answers to validation rows will not do: {fault}", hint=BROUGHT)
     (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
     metrics = {
         "parity_max_abs_difference": parity.max_abs_difference,
@@ -100,6 +110,33 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     return StageResult(
         metrics=metrics, summary={"parity": asdict(parity), "signature": signature.model_dump(mode="json")}
     )
+
+
+def unfit(answers: Tensors, classes: Sequence[str | int]) -> str:
+    """What is wrong with a brought graph's answers: not finite, no probabilities, labels that are no classes; or "".
+
+    >>> import numpy as np
+    >>> unfit({"probabilities": np.array([[0.5, 0.5], [3.0, -1.0]]), "label": np.array([0, 1])}, (0, 1))
+    'row 1 has probabilities [3.0, -1.0]'
+    """
+    import numpy as np
+
+    name = "prediction" if "prediction" in answers else "probabilities"
+    scores = np.asarray(answers[name], np.float64).reshape(len(answers[name]), -1)
+    good = np.isfinite(scores).all(axis=1)
+    if name == "probabilities":
+        sums = np.abs(scores.sum(axis=1) - 1) <= SHARE_TOLERANCE
+        good &= sums & (scores >= -SHARE_TOLERANCE).all(axis=1)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        return f"row {row} has {name} {[round(value, 4) for value in scores[row].tolist()]}"
+    strange = sorted({str(label) for label in answers.get("label", ())} - {str(label) for label in classes})
+    return f"label {strange[0]!r} is no class of the target" if strange else ""
+
+
+def _is_brought(trained: Path) -> bool:
+    kind = json.loads((trained / "spec.json").read_text())["spec"]["model"]["kind"]
+    return bool(kind == "onnx")
 
 
 def with_gaps(real: Tensors, seed: int) -> dict[str, np.ndarray]:

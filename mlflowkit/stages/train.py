@@ -7,6 +7,7 @@ spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], catego
                    ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale} or null
 preprocess.json    fill, center and scale of the numeric columns, categories of the others; see mlflowkit.preprocess
 model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
+model.onnx         onnx: a copy of the graph with its weights inside; no preprocess.json, and curves are empty
 model.skops        sklearn: the estimator alone, fitted on the preprocessed matrix; a classifier's classes are the
                    indices 0 .. C-1 into ``classes``
 curves.json        {"epoch": [1, ...], "train_loss": [...], "val_loss": [...], "val_<metric>": [...], "lr": [...]}
@@ -53,7 +54,48 @@ class SklearnModel(Section):
     """Keyword arguments of the class."""
 
 
-Model = Annotated[TorchModel | SklearnModel, Field(discriminator="kind")]
+class OnnxOutputs(Section):
+    """Names of the graph's outputs, where types and shapes do not tell."""
+
+    probabilities: str | None = None
+    """Of a classification: shares [rows, classes], or [rows] or [rows, 1] of the positive class."""
+    logits: str | None = None
+    """Instead of probabilities: scores that a softmax (one column: a sigmoid) turns into probabilities."""
+    label: str | None = None
+    """Of a classification: labels, or numbers of classes in the order of the scores. Without one, the likeliest."""
+    prediction: str | None = None
+    """Of a regression: values [rows] or [rows, 1], in the target's units."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The outputs that are named, by role."""
+        return {role: name for role, name in self.model_dump().items() if name is not None}
+
+
+class OnnxModel(Section):
+    """An ONNX graph that was made elsewhere: nothing is trained or preprocessed, see mlflowkit.imported for what fits.
+
+    The number of rows must be open in its inputs. Its external data must lie in its folder.
+    """
+
+    kind: Literal["onnx"]
+    path: str = Field(min_length=1)
+    """The file, relative to the recipe."""
+    inputs: dict[str, list[str]] | None = None
+    """Columns of each input, in its order. Without it: one input a column by name, or one matrix for the numeric and
+    one for the categorical columns, in the table's order."""
+    outputs: OnnxOutputs | None = None
+    """Names of the outputs, where types and shapes do not tell."""
+    classes: list[str | int | bool] | None = None
+    """The classes in the order of the graph's scores; without it sorted, as scikit-learn has them."""
+
+
+Model = Annotated[TorchModel | SklearnModel | OnnxModel, Field(discriminator="kind")]
+
+
+def named(model: TorchModel | SklearnModel | OnnxModel) -> str:
+    """What a person calls a model: its class, or its file."""
+    return model.path if isinstance(model, OnnxModel) else model.module
 
 
 class Preprocess(Section):
@@ -192,4 +234,4 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         mode="json",
         include={"epochs", "best_epoch", "parameters", "device", "precision", "resumed_from", "width", "outputs"},
     )
-    return StageResult(metrics=result.metrics, summary={"model": spec.model.module, **summary})
+    return StageResult(metrics=result.metrics, summary={"model": named(spec.model), **summary})

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import yaml
+from onnx import TensorProto, helper, numpy_helper
 
 from mlflowkit.errors import Fault, RecipeError
 from mlflowkit.recipe import templates
@@ -21,6 +24,7 @@ from mlflowkit.recipe.check import load
 ROOT = Path(__file__).parents[2]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}
 RECIPES["start"] = templates.FOLDER / "start" / "recipe.yaml"
+RECIPES["brought"] = ROOT / "tests" / "golden" / "recipe" / "brought.yaml"
 
 FREE = ("columns", "args", "class_weights")
 """Mappings whose keys are names of the user's."""
@@ -265,6 +269,42 @@ def rolled_out(text: str, found: list[Site], rng: random.Random) -> Iterator[Mis
             yield Mistake("rolled out", wrong, start.line + 1, column, f"serve.rollout.{key}", word)
 
 
+GRAPHS = (
+    ("path: ^brough.onnx", "path", "did you mean brought.onnx"),
+    ("path: ^datasets.py", "path", "no ONNX file"),
+    ("path: ^fixed.onnx", "path", "exactly 4 rows"),
+    ("path: ^maps.onnx", "path", "zipmap"),
+    ("path: ^outside.onnx", "path", "outside the model's folder"),
+    ("path: ^unknown.onnx", "path", "Whirl (node spin)"),
+    ("path: brought.onnx, inputs: {^h: [f1], f: [f1, f2], g: [f3]}", "inputs.h", "its inputs are f, g"),
+    ("path: brought.onnx, inputs: {f: ^[f1], g: [f3]}", "inputs.f", "takes 2 columns"),
+    ("path: brought.onnx, inputs: ^{f: [f1, f2]}", "inputs", "nothing is said of input g"),
+    ("path: brought.onnx, inputs: {f: [f1, ^anomaly], g: [f3]}", "inputs.f.1", "the target"),
+    ("path: brought.onnx, outputs: {probabilities: ^q}", "outputs.probabilities", "its outputs are"),
+    ("path: brought.onnx, outputs: {probabilities: ^l}", "outputs.probabilities", "cannot be the probabilities"),
+    ("path: brought.onnx, outputs: {probabilities: p, ^logits: p}", "outputs.logits", "one output"),
+    ("path: brought.onnx, outputs: {^prediction: p}", "outputs.prediction", "a classification has no prediction"),
+    ("path: brought.onnx, classes: [0, 1, ^0]", "classes.2", "twice"),
+    ("path: brought.onnx, ^module: a:B", "module", "unknown key"),
+)
+"""Brought graphs that cannot be the model: ^ is where the fault is."""
+
+
+def brought(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    """Graphs that are not there, not sound, or not connected as the recipe says; settings that nothing heeds."""
+    model = next(site for site in found if site.path == ("model",))
+    if "kind: onnx" not in text:
+        return
+    for marked, key, word in GRAPHS:
+        entry = f"{{kind: onnx, {marked}}}"
+        wrong = replaced(text, model.value, entry.replace("^", "") + "\n")
+        mark = model.value.start_mark
+        yield Mistake("brought", wrong, mark.line + 1, mark.column + 1 + entry.index("^"), f"model.{key}", word)
+    for line, key in (("train: {epochs: 3}", "train.epochs"), ("preprocess: {scale: none}", "preprocess.scale")):
+        column = line.index("{") + 2
+        yield Mistake("brought", f"{text}{line}\n", text.count("\n") + 1, column, key, "would be ignored")
+
+
 KINDS = (
     misspelt_keys,
     misspelt_words,
@@ -278,6 +318,7 @@ KINDS = (
     resolved,
     exposed,
     rolled_out,
+    brought,
 )
 
 
@@ -289,7 +330,8 @@ def cases() -> Iterator[tuple[str, Mistake, Path]]:
         for kind in KINDS:
             rng = random.Random(f"{name} {kind.__name__}")
             mistakes = list(kind(text, found, rng))
-            for mistake in rng.sample(mistakes, min(8, len(mistakes))):
+            few = len(mistakes) if kind is brought else min(8, len(mistakes))
+            for mistake in rng.sample(mistakes, few):
                 yield f"{name}-{mistake.label}-{mistake.key or mistake.line}".replace(" ", "_"), mistake, file
 
 
@@ -304,7 +346,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target = folder / file.name
         text = target.read_text(encoding="utf-8") if target.exists() else ""
         target.write_text(text + file.read_text(encoding="utf-8").replace("from __future__", "# from __future__"))
+    write_graphs(folder)
     return folder
+
+
+def write_graphs(folder: Path) -> None:
+    """The graph that brought.yaml names, and some that will not do."""
+    value, number = helper.make_tensor_value_info, TensorProto.FLOAT
+
+    def save(name: str, operator: str = "Identity", rows: str | int = "n", *, maps: bool = False) -> onnx.ModelProto:
+        inputs = [value("f", number, [rows, 2]), value("g", number, [rows, 1])]
+        label = value("l", TensorProto.INT64, [rows])
+        scores = value("p", number, [rows, 2])
+        if maps:
+            pair = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(number, []))
+            scores = helper.make_value_info("p", helper.make_sequence_type_proto(pair))
+        zero = numpy_helper.from_array(np.zeros(2, np.float32), "zero")
+        nodes = [
+            helper.make_node("Add", ["f", "zero"], ["h"]),
+            helper.make_node(operator, ["h"], ["p"], name="spin"),
+            helper.make_node("ArgMax", ["f"], ["l"], axis=1, keepdims=0),
+        ]
+        graph = helper.make_graph(nodes, "g", inputs, [label, scores], [zero])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        (folder / name).write_bytes(model.SerializeToString())
+        return model
+
+    save("fixed.onnx", rows=4)
+    save("maps.onnx", maps=True)
+    save("unknown.onnx", operator="Whirl")
+    outside = save("brought.onnx")
+    zero = outside.graph.initializer[0]
+    zero.ClearField("raw_data")
+    zero.data_location = TensorProto.EXTERNAL
+    zero.external_data.add(key="location", value="../secret.bin")
+    (folder / "outside.onnx").write_bytes(outside.SerializeToString())
 
 
 def faults_of(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Fault, ...]:

@@ -20,7 +20,7 @@ class Trained:
     """What spec.json says of a trained model. Targets of a regression were ``(value - mean) / scale``."""
 
     folder: Path
-    kind: Literal["torch", "sklearn"]
+    kind: Literal["torch", "sklearn", "onnx"]
     task: Literal["classification", "regression"]
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
@@ -38,21 +38,27 @@ class OnnxExporter:
 
         Raises EngineError when a part of the model has no ONNX form.
         """
-        from mlflowkit.adapters.onnx_exporter import graph
+        from mlflowkit.adapters.onnx_exporter import brought, graph
 
         model = read_trained(trained)
-        pieces = [
-            graph.preprocessing(load_preprocess(trained)),
-            _network(model, folder) if model.kind == "torch" else _estimator(model),
-        ]
         signature = signature_of(model)
         values = [[_value_info(tensor) for tensor in side] for side in (signature.inputs, signature.outputs)]
-        (out / "model.onnx").write_bytes(graph.assemble("mlflowkit", model.width, pieces, *values))
+        if model.kind == "onnx":
+            content = brought.wrap(brought.read(trained), *values)
+        else:
+            network = _network(model, folder) if model.kind == "torch" else _estimator(model)
+            pieces = [graph.preprocessing(load_preprocess(trained)), network]
+            content = graph.assemble("mlflowkit", pieces, *values, width=model.width)
+        (out / "model.onnx").write_bytes(content)
         (out / "signature.json").write_text(signature.model_dump_json(indent=1))
 
     def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Answers of the Python model, under the graph's output names and with its types."""
+        """Answers of the Python model, or of the graph that was brought, under the bundle's names and types."""
         model = read_trained(trained)
+        if model.kind == "onnx":
+            from mlflowkit.adapters.onnx_exporter import brought
+
+            return brought.ask(brought.read(trained), inputs)
         features = transform(load_preprocess(trained), inputs)
         if model.kind == "torch":
             return _network_answers(model, folder, features)

@@ -129,7 +129,7 @@ def network(module: Any, width: int) -> Piece:
             f"torch cannot export {type(module).__name__} to ONNX: {(str(error).splitlines() or [''])[0]}",
             hint="use operators that ONNX has in its forward, and no code that depends on values",
         ) from error
-    return _piece_of(onnx.load_from_string(buffer.getvalue()))
+    return piece_of(onnx.load_from_string(buffer.getvalue()))
 
 
 def estimator(fitted: Any, width: int) -> Piece:
@@ -154,7 +154,7 @@ def estimator(fitted: Any, width: int) -> Piece:
             f"skl2onnx cannot convert {type(fitted).__name__}: {(str(error).splitlines() or [''])[0]}",
             hint="choose another estimator under model.module; https://onnx.ai/sklearn-onnx/supported.html lists them",
         ) from error
-    return _piece_of(model)
+    return piece_of(model)
 
 
 def _with_float_thresholds(fitted: Any) -> Any:
@@ -175,7 +175,7 @@ def _with_float_thresholds(fitted: Any) -> Any:
     return fitted
 
 
-def _piece_of(model: Any) -> Piece:
+def piece_of(model: Any) -> Piece:
     """A converted model's graph under the prefix NETWORK, lifted to OPSET."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("", OPSET) < OPSET:
@@ -205,11 +205,21 @@ def value_answers(piece: Piece, values: str, mean: float, scale: float) -> None:
     piece.add("Reshape", [values, piece.constant("target/shape", [-1], np.int64)], "prediction")
 
 
-def assemble(name: str, width: int, pieces: Sequence[Piece], inputs: Sequence[Any], outputs: Sequence[Any]) -> bytes:
+def assemble(
+    name: str,
+    pieces: Sequence[Piece],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    width: int | None = None,
+    ir_version: int = IR_VERSION,
+) -> bytes:
     """One checked model of all pieces, the same bytes for the same pieces. Raises EngineError when it is not valid.
 
-    The type of FEATURES [rows, width] is written down: inference stops at the encoders of ai.onnx.ml before it.
+    With ``width`` the type of FEATURES [rows, width] is written down: inference stops at the encoders of ai.onnx.ml
+    before it.
     """
+    known = [] if width is None else [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["rows", width])]
     opsets: dict[str, int] = {}
     for piece in pieces:
         for domain, version in piece.opsets.items():
@@ -220,10 +230,10 @@ def assemble(name: str, width: int, pieces: Sequence[Piece], inputs: Sequence[An
         list(inputs),
         list(outputs),
         [constant for piece in pieces for constant in piece.constants],
-        value_info=[helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["rows", width])],
+        value_info=known,
     )
     imports = [helper.make_opsetid(domain, opsets[domain]) for domain in sorted(opsets)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="mlflowkit")
+    model = helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="mlflowkit")
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
