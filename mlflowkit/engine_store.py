@@ -68,19 +68,19 @@ class EngineStore:
         folder = self.folder / key.digest
         return _verified(folder, key) if folder.is_dir() else None
 
-    def get_or_build(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
-        """The engine of a key; ``build`` makes it when there is none. Of several at the same time, one builds.
+    def get_or_build(self, key: EngineKey, build: Callable[[], bytes]) -> tuple[bytes, bool]:
+        """The engine of a key, and whether ``build`` made it now. Of several at the same time, one builds.
 
         Raises EngineError as `get` and ``build`` do, and StoreError when the disk refuses it (a full one included).
         """
         if (found := self.get(key)) is not None:
-            return found
+            return found, False
         with self.lock(key.digest):
             if (found := self.get(key)) is not None:
-                return found
+                return found, False
             plan = build()
             self._publish(key, plan)
-            return plan
+            return plan, True
 
     def entries(self) -> Iterator[Entry]:
         """Every engine of the store, in the order of their digests; faults are told, not raised."""

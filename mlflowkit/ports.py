@@ -135,8 +135,8 @@ class Engines(Protocol):
 class EngineBuilder(Protocol):
     """Builds engines ahead of time, for a store that `Engines.load` takes them from."""
 
-    def build(self, model: Path, runtime: str, target: str, store: Path) -> Path:
-        """The file of the engine for compute capability ``target``; it is built unless the store has it.
+    def build(self, model: Path, runtime: str, target: str, store: Path) -> tuple[Path, bool]:
+        """The file of the engine for compute capability ``target``, and whether it was built now or was there.
 
         Raises EngineError: no library, a target that it does not know, operators that it lacks (named, with their
         nodes), a dynamic dimension with no range. Raises StoreError when the disk refuses the engine.

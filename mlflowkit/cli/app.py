@@ -28,10 +28,12 @@ COMMANDS = (
     "predict",
     "feedback",
     "key",
+    "engines",
     "status",
     "rollout",
     "simulate",
     "replay",
+    "bench",
     "up",
     "down",
 )

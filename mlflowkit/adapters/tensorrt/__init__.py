@@ -73,11 +73,11 @@ class TensorRTEngines:
         from mlflowkit.adapters.tensorrt.session import TensorRTSession
 
         job = self._job(model, engine.runtime, gpu.here().capability)
-        plan = _build(job) if store is None else _kept(job, EngineStore(store))
+        plan = _build(job) if store is None else _kept(job, EngineStore(store))[0]
         return TensorRTSession(job.vendor, plan, model, cuda_graph=engine.cuda_graph)
 
-    def build(self, model: Path, runtime: str, target: str, store: Path) -> Path:
-        """Build an engine for a compute capability unless ``store`` has it; returns the engine's file.
+    def build(self, model: Path, runtime: str, target: str, store: Path) -> tuple[Path, bool]:
+        """Build an engine for a compute capability unless ``store`` has it: its file, and whether it was built now.
 
         Raises EngineError and StoreError as `load` does; no GPU is needed where the library builds ahead of time.
         """
@@ -86,8 +86,8 @@ class TensorRTEngines:
         library.check_target(runtime, target)
         job = self._job(model, runtime, target)
         kept = EngineStore(store)
-        _kept(job, kept)
-        return kept.path(job.key)
+        _, built = _kept(job, kept)
+        return kept.path(job.key), built
 
     def _job(self, model: Path, runtime: str, target: str) -> builder.Job:
         vendor = library.load(runtime)
@@ -110,8 +110,8 @@ class TensorRTEngines:
         return builder.Job(vendor, model, key, ahead=library.builds_ahead(runtime), compatible=self.version_compatible)
 
 
-def _kept(job: builder.Job, store: EngineStore) -> bytes:
-    """The job's engine from the store, built by whoever comes first."""
+def _kept(job: builder.Job, store: EngineStore) -> tuple[bytes, bool]:
+    """The job's engine from the store, built by whoever comes first; and whether it was this call."""
     return store.get_or_build(job.key, partial(_build, job, store))
 
 
