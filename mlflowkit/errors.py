@@ -11,6 +11,7 @@
     │   ├── DataError                3   a source, a table or a check
     │   ├── UserCodeError            3   code that the recipe names raised or has the wrong type
     │   ├── EngineError              3   training, conversion, a runtime or Ray
+    │   │   └── TrialError           3   one candidate crashed, hung or raised
     │   ├── StoreError               3   the store or the journal (a full disk included)
     │   ├── BundleError              3   a bundle is corrupted, tampered with or not blessed
     │   └── ServiceError             3   the gateway, a port, the network
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -126,6 +128,16 @@ class UserCodeError(WorldError):
 
 class EngineError(WorldError):
     kind = "engine"
+
+
+class TrialError(EngineError):
+    """A candidate failed in its own process. ``script`` does it again; None where that could not be written."""
+
+    kind = "trial"
+
+    def __init__(self, message: str, *, hint: str = "", script: Path | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.script = script
 
 
 class StoreError(WorldError):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from mlflowkit.candidates import Engine, Pass
+    from mlflowkit.candidates import Candidate, Engine, Pass
     from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus, Variant
 
 
@@ -132,6 +132,109 @@ class Engines(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class TrialJob:
+    """One candidate that is to be tried.
+
+    model      the float graph; files beside it that it reads its weights from count as part of it
+    rows       arrays (see `arrays`): ``calibration/NAME`` training rows, ``inputs/NAME`` rows to answer, by input name
+    batch      rows of a request
+    requests   how many of the rows to answer requests are cut from
+    scratch    a folder for what passes between the processes, and for the log
+    scripts    where a script goes that does it again, should the candidate fail
+    seconds    how long building, loading, or one answer to a question may take
+    """
+
+    candidate: Candidate
+    model: Path
+    rows: Path
+    batch: int
+    requests: int
+    scratch: Path
+    scripts: Path
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What building a candidate told. ``reason`` says why there is no graph, and the rest is then empty.
+
+    digest         of everything that the candidate's answers and speed depend on
+    files          the graph after all passes, and those that it reads its weights from
+    size_bytes     of all of them
+    build_seconds  what the passes took (of a cached graph: when it was made)
+    cached         whether the graph was made by an earlier search
+    """
+
+    digest: str
+    reason: str = ""
+    files: tuple[Path, ...] = ()
+    size_bytes: int | None = None
+    build_seconds: float | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading a candidate told.
+
+    memory_bytes   peak resident memory of the process beyond what it had with the runtime imported and nothing loaded,
+                   after the first answers; None where the system does not tell it
+    cold_start_ms  from the beginning of loading to the first answer
+    """
+
+    memory_bytes: int | None
+    cold_start_ms: float
+
+
+class Trial(Protocol):
+    """One candidate in a process of its own. All but `close` raise TrialError once that process has failed."""
+
+    def build(self) -> Built:
+        """Wait until its graph is made, or is known to be impossible."""
+
+    def load(self) -> Loaded:
+        """Load the graph and answer once."""
+
+    def answers(self) -> Mapping[str, np.ndarray]:
+        """Its answers to all rows, by output name."""
+
+    def block(self, start: int, count: int) -> Sequence[int]:
+        """Nanoseconds of requests ``start`` to ``start + count - 1``, timed where they are asked."""
+
+    def close(self) -> None:
+        """End the process and all that it started. Never raises; may be called again."""
+
+
+class Trials(Protocol):
+    """Tries candidates, each where a crash costs nobody else."""
+
+    def start(self, job: TrialJob) -> Trial:
+        """Begin to build a candidate; returns at once. The trial ends with this process, however that ends."""
+
+
+class Search(Protocol):
+    """What to try next. Told everything that it suggested; decides by nothing else."""
+
+    def suggest(self, count: int) -> Sequence[Candidate]:
+        """Up to ``count`` candidates that were not suggested before; none when the search is over."""
+
+    def told(self, results: Sequence[TrialResult]) -> None:
+        """Take up what became of candidates that were suggested."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """What became of a candidate, for a search.
+
+    ``ratio`` is the objective relative to the float graph's, smaller is better; None when it could not be measured.
+    """
+
+    candidate: Candidate
+    ratio: float | None
+    feasible: bool
+
+
 class EngineBuilder(Protocol):
     """Builds engines ahead of time, for a store that `Engines.load` takes them from."""
 
@@ -216,6 +319,8 @@ class Ports(Protocol):
     @property
     def engines(self) -> Engines: ...
     @property
+    def trials(self) -> Trials: ...
+    @property
     def exporter(self) -> Exporter: ...
     @property
     def tracker(self) -> Tracker: ...
@@ -224,6 +329,9 @@ class Ports(Protocol):
 
     def trainer(self, kind: str) -> Trainer:
         """The trainer for a model kind ("torch" or "sklearn")."""
+
+    def search(self, candidates: Sequence[Candidate], trials: int, seed: int) -> Search:
+        """A search by model among more candidates than are to be tried. Raises UsageError where Optuna is missing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlflowkit.candidates import Engine
+    from mlflowkit.candidates import Candidate, Engine
     from mlflowkit.ports import (
         Checker,
         EngineBuilder,
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         Platform,
         Profiler,
         Runtime,
+        Search,
         Session,
         Tables,
         Tracker,
         Trainer,
+        Trials,
     )
 
 
@@ -76,6 +78,37 @@ class Wiring:
         from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines
 
         return TensorRTEngines(Rows.of(*rows), shapes, version_compatible=version_compatible)
+
+    @cached_property
+    def trials(self) -> Trials:
+        from mlflowkit.adapters.trials import ProcessTrials
+
+        return ProcessTrials(self.state)
+
+    def search(self, candidates: Sequence[Candidate], trials: int, seed: int) -> Search:
+        """A search by Optuna. Raises UsageError where it is not installed."""
+        from importlib.util import find_spec
+
+        if find_spec("optuna") is None:
+            raise UsageError(
+                f"{len(candidates)} candidates are more than optimize.search.trials, and Optuna is not installed",
+                hint="pip install 'mlflowkit[search]', or write optimize.search.method: exhaustive",
+            )
+        from mlflowkit.adapters.optuna import OptunaSearch
+
+        return OptunaSearch(candidates, trials, seed)
+
+    def trial_child(self, plan: Mapping[str, Any], answers: BinaryIO, reach: Callable[[str, str], None]) -> None:
+        """Be the process of a trial (see adapters.trials.child)."""
+        from mlflowkit.adapters.trials import child
+
+        child.serve(child.Child(plan, lambda: self.passes, self.engines, reach), answers)
+
+    def trial_once(self, plan: Mapping[str, Any], reach: Callable[[str, str], None]) -> str:
+        """Build, ask and time one candidate in this process; returns in words how it went."""
+        from mlflowkit.adapters.trials import child
+
+        return child.once(child.Child(plan, lambda: self.passes, self.engines, reach))
 
     @cached_property
     def exporter(self) -> Exporter:

@@ -1,12 +1,14 @@
 """Places where a run can be made to die, so that tests can show that the next run picks it up.
 
-``MLKIT_FAILPOINT=[enospc:|edquot:|raise:]NAME[@STAGE][:NTH]`` makes the process SIGKILL itself (or fail with a full
-disk, an exceeded quota, or a RuntimeError) the NTH time that it reaches the point NAME in STAGE. Unset, a point costs
-one look at a module constant.
+``MLKIT_FAILPOINT=[enospc:|edquot:|raise:|segv:|hang:]NAME[@STAGE][:NTH]`` makes the process SIGKILL itself (or fail
+with a full disk, an exceeded quota, a RuntimeError or a read of address 0, or do nothing any longer) the NTH time that
+it reaches the point NAME in STAGE; in a trial, STAGE is the candidate's name. Unset, a point costs one look at the
+environment.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -48,7 +50,18 @@ ROLLOUT_POINTS: tuple[str, ...] = (
 )
 """Points of a rollout controller: a request was taken; before and after a state is written; before and after an act."""
 
-_PATTERN = re.compile(r"(?:(enospc|edquot|raise):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z]+))?(?::(\d+))?")
+TRIAL_POINTS: tuple[str, ...] = (
+    "trial.building",
+    "trial.passing",
+    "trial.loading",
+    "trial.answering",
+    "trial.measuring",
+)
+"""Points of a candidate's process; the passes run in a fork of it."""
+
+_PATTERN = re.compile(
+    r"(?:(enospc|edquot|raise|segv|hang):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z](?:[a-z0-9-]*[a-z0-9])?))?(?::(\d+))?"
+)
 _seen: dict[str, int] = {}
 
 
@@ -69,7 +82,7 @@ def parse(text: str) -> Mapping[str, str]:
     {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
     """
     match = _PATTERN.fullmatch(text)
-    known = (*POINTS, *ROLLOUT_POINTS)
+    known = (*POINTS, *ROLLOUT_POINTS, *TRIAL_POINTS)
     if match is None or match[2] not in known:
         raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(known)}")
     return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}
@@ -84,6 +97,10 @@ def _act(text: str, name: str, stage: str) -> None:
         return
     if wanted["action"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if wanted["action"] == "segv":
+        ctypes.string_at(0)
+    if wanted["action"] == "hang":
+        signal.pause()
     if wanted["action"] == "raise":
         raise RuntimeError(f"failpoint {text}")
     code = errno.ENOSPC if wanted["action"] == "enospc" else errno.EDQUOT

@@ -26,12 +26,14 @@ from mlflowkit import machine, usercode
 from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import DataError
 from mlflowkit.onnxfile import external_files
+from mlflowkit.optimization.search import method_of
 from mlflowkit.pipeline import codec
 from mlflowkit.pipeline.journal import Journal
-from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
+from mlflowkit.recipe.schema import LoadedRecipe, Recipe, stage_specs
 from mlflowkit.sections import Section
 from mlflowkit.stages.data import source_files
-from mlflowkit.stages.train import OnnxModel, SklearnModel, TorchModel
+from mlflowkit.stages.optimize import planned
+from mlflowkit.stages.train import OnnxModel
 from mlflowkit.values import Json
 
 PACKAGE = Path(__file__).parent.parent
@@ -41,7 +43,7 @@ STAGE_PORTS: Mapping[str, tuple[str, ...]] = {
     "validate": ("checker", "profiler"),
     "train": ("trainer",),
     "export": ("exporter", "runtime"),
-    "optimize": ("exporter", "runtime"),
+    "optimize": ("trials", "passes", "engines", "search"),
     "evaluate": ("runtime",),
     "package": ("runtime",),
     "deploy": (),
@@ -57,8 +59,15 @@ PORT_MODULES: Mapping[str, str] = {
     "trainer:onnx": "adapters.onnx_exporter.brought",
     "exporter": "adapters.onnx_exporter",
     "runtime": "adapters.onnxruntime",
+    "trials": "adapters.trials",
+    "passes": "adapters.onnx_passes",
+    "engines:ort": "adapters.onnxruntime",
+    "engines:tensorrt": "adapters.tensorrt",
+    "engines:torch": "adapters.torch_runtime",
+    "search:optuna": "adapters.optuna",
 }
-"""The module of mlflowkit behind each port, as `mlflowkit.wiring` makes it."""
+"""The module of mlflowkit behind each port, as `mlflowkit.wiring` makes it; of those that have several, those that the
+recipe asks for."""
 
 SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize")
 """Stages that draw random numbers."""
@@ -90,7 +99,7 @@ def gather(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, dict[str, st
     return {
         stage: {
             **_spec_ingredients(spec),
-            **_own_ingredients(_roots(stage, loaded.recipe.model), digests),
+            **_own_ingredients(_roots(stage, loaded.recipe), digests),
             **_world_ingredients(stage, loaded, digests),
         }
         for stage, spec in stage_specs(loaded.recipe).items()
@@ -238,12 +247,26 @@ def _own_ingredients(roots: Sequence[str], digests: FileDigests) -> dict[str, st
     return found | {"library:python": platform.python_version().rpartition(".")[0]}
 
 
-def _roots(stage: str, model: TorchModel | SklearnModel | OnnxModel) -> list[str]:
-    ports = [f"trainer:{model.kind}" if port == "trainer" else port for port in STAGE_PORTS[stage]]
+def _roots(stage: str, recipe: Recipe) -> list[str]:
+    model = recipe.model
+    chosen = {"trainer": [model.kind], "engines": _engines(recipe), "search": _searches(recipe)}
+    ports = [f"{port}:{one}" if one else port for port in STAGE_PORTS[stage] for one in chosen.get(port, [""])]
     roots = [f"stages.{stage}", *(PORT_MODULES[port] for port in ports)]
     if stage == "train" and not isinstance(model, OnnxModel) and model.module.startswith("mlflowkit."):
         roots.append(model.module.partition(":")[0].removeprefix("mlflowkit."))
     return roots
+
+
+def _engines(recipe: Recipe) -> list[str]:
+    """The kinds of engine that the candidates of a recipe run on; the float graph's among them."""
+    plan = planned(recipe.optimize)
+    runtimes = {one.engine.runtime for one in (*plan.listed, *plan.space)}
+    return ["ort", *(kind for kind in ("tensorrt", "torch") if any(one.startswith(kind) for one in runtimes))]
+
+
+def _searches(recipe: Recipe) -> list[str]:
+    space = planned(recipe.optimize).space
+    return ["optuna"] if space and method_of(recipe.optimize.search, len(space)) == "optuna" else []
 
 
 # ----------------------------------------------------------------------------------------------- mlflowkit's own code

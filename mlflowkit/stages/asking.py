@@ -32,7 +32,6 @@ def ask(
     classes, EngineError when the graph lacks an output.
     """
     import numpy as np
-    import pandas as pd
 
     rows = len(actual)
     if not rows:
@@ -44,8 +43,18 @@ def ask(
             if name not in outputs:
                 raise EngineError(f"the graph has no output {name}", hint="mlkit run --force export")
             found.append(np.asarray(outputs[name]))
-    whole = {name: np.concatenate(found) for name, found in parts.items()}
+    return judged({name: np.concatenate(found) for name, found in parts.items()}, signature, actual)
+
+
+def judged(outputs: Mapping[str, np.ndarray], signature: Signature, actual: np.ndarray) -> Answers:
+    """A graph's outputs on all rows, beside what was to be answered; see `ask`. Raises EngineError for one lacking."""
+    import numpy as np
+    import pandas as pd
+
+    lacking = [tensor.name for tensor in signature.outputs if tensor.name not in outputs]
+    if lacking:
+        raise EngineError(f"the graph has no output {', '.join(lacking)}", hint="mlkit run --force export")
     if signature.task == "regression":
-        return Answers("regression", actual, whole["prediction"].astype(np.float64).reshape(-1))
-    predicted = class_codes(pd.Series(whole["label"].reshape(-1), name="label"), signature.classes)
-    return Answers("classification", actual, predicted, whole["probabilities"].astype(np.float64))
+        return Answers("regression", actual, outputs["prediction"].astype(np.float64).reshape(-1))
+    predicted = class_codes(pd.Series(outputs["label"].reshape(-1), name="label"), signature.classes)
+    return Answers("classification", actual, predicted, outputs["probabilities"].astype(np.float64))

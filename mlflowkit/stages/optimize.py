@@ -1,60 +1,89 @@
-"""Measure candidate graphs for latency and metric; pick by the recipe's objective and constraint."""
+"""Try candidate graphs on engines, measure them, and pick by the recipe's objective and constraints."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from mlflowkit import arrays
 from mlflowkit.bench import analysis
-from mlflowkit.bench.measure import Samples, measure, requests_over
+from mlflowkit.bench.analysis import Pick
 from mlflowkit.bundle import Signature
-from mlflowkit.errors import EngineError, UsageError
-from mlflowkit.judging import metrics
-from mlflowkit.judging.stats import UndefinedMetricError
+from mlflowkit.candidates import NAMED, Candidate, Engine
+from mlflowkit.errors import EngineError
+from mlflowkit.optimization.choice import choose
+from mlflowkit.optimization.front import Point, front
+from mlflowkit.optimization.objective import Objective, cost_of_a_million, quantile_of
+from mlflowkit.optimization.search import Exhaustive, SearchSection, method_of
+from mlflowkit.optimization.space import FLOAT, candidates_of, distinct, key_of
+from mlflowkit.ports import Search, TrialResult
 from mlflowkit.sections import Section
-from mlflowkit.stages import asking
-from mlflowkit.stages.base import read_signature, read_table_info, sample_rows, write_json
+from mlflowkit.stages.base import read_signature, read_table_info, write_json
+from mlflowkit.stages.trying import GROUP, Bench, Setting, Tried
 from mlflowkit.tables import class_codes, inputs_from_table
-from mlflowkit.values import Event, Measurement, StageResult
+from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:
-    import numpy as np
+    import pandas as pd
 
-    from mlflowkit.ports import Session, StageContext
+    from mlflowkit.ports import StageContext
 
-CandidateName = Literal["onnx", "onnx-int8"]
-Tensors = Mapping[str, "np.ndarray"]
+CandidateName = Literal[
+    "onnx",
+    "onnx-int8",
+    "onnx-int8-per-channel",
+    "onnx-int8-dynamic",
+    "onnx-fp16",
+    "onnx-fused",
+    "onnx-weight-only-4",
+    "onnx-weight-only-8",
+    "onnx-cuda",
+    "onnx-cuda-fp16",
+    "onnx-tensorrt-fp16",
+    "tensorrt-fp16",
+    "torch",
+    "torch-compile",
+]
+"""The names of `candidates.NAMED`."""
 
-FLOAT = "onnx"
-"""The graph that the export stage published: what every other is held against."""
-RUNTIME = "onnxruntime"
-CALIBRATION_ROWS = 512
-"""Training rows that fix the ranges of a quantised graph."""
 REQUEST_ROWS = 1000
 """Validation rows that requests are cut from."""
+MEGABYTE = 1_000_000
+ADDED = "added, since every other is held against the float graph"
 
 
 class OptimizeSection(Section):
     """Which graphs to try and how to choose."""
 
-    candidates: list[CandidateName] = Field(default=["onnx"], min_length=1)
-    """In order of preference: a later one displaces an earlier one only where its interval says so."""
-    objective: Literal["latency_p50", "latency_p95", "latency_p99"] = "latency_p99"
-    """What to minimise."""
+    candidates: list[CandidateName | Candidate] = Field(default=["onnx"], min_length=1)
+    """By name or in full, in order of preference: a later one displaces an earlier one only where its interval says so.
+    What a search finds comes after them."""
+    objective: Objective = "latency_p99"
+    """What to minimise (throughput: to maximise)."""
     metric: str | None = None
     """Metric that must not drop; without it roc_auc (binary), accuracy (multiclass) or rmse (regression)."""
     max_metric_drop: float = Field(default=0.005, ge=0)
     """Largest loss of the metric on the validation rows, against the float graph (paired on the same rows)."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Largest latency, of the objective's quantile (p99 where the objective has none): surely, by its interval."""
+    max_size_mb: float | None = Field(default=None, gt=0)
+    """Largest graph, its weights included, in millions of bytes."""
+    cost_per_hour: float | None = Field(default=None, gt=0)
+    """What an hour of the machine costs, in any currency; the objective cost needs it."""
     batch: int = Field(default=1, ge=1)
     """Rows a request when latency is measured."""
     samples: int = Field(default=5000, ge=200)
     """Requests measured for each candidate, in interleaved blocks."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds that a candidate may take to be built, to be loaded, or to answer, before it has failed."""
+    search: SearchSection = Field(default_factory=SearchSection)
+    """How candidates beyond those that are named are found."""
 
 
 class Spec(Section):
@@ -65,41 +94,43 @@ class Spec(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One graph and what was found out about it. ``model`` and ``session`` are None when it could not be made."""
+class Plan:
+    """What is tried: candidates that the recipe names, all of them, then what a search takes of its space."""
 
-    name: str
-    status: Literal["ok", "rejected", "unavailable"]
-    reason: str = ""
-    model: Path | None = None
-    session: Session | None = None
-    metric: float | None = None
-    drop: Measurement | None = None
+    listed: tuple[Candidate, ...]
+    space: tuple[Candidate, ...]
+    added: bool
+    """Whether the float graph was put before a space that lacks it."""
+
+    @property
+    def order(self) -> Mapping[str, int]:
+        """Order of preference, by `key_of` a candidate."""
+        return {key_of(one): index for index, one in enumerate((*self.listed, *self.space))}
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
     """Write the picked ``model.onnx`` with its ``signature.json``, ``candidates.json`` and ``latency.json``.
 
+    ``engine.json`` is there when the pick runs on another engine than the default, ``scripts`` when a candidate failed.
     Raises EngineError when no candidate is left: none could be made, or each lost more of the metric than the recipe
     bears.
     """
     section = spec.optimize
-    signature = read_signature(context.inputs["export"])
-    metric = section.metric or default_metric(spec.task, len(signature.classes))
-    inputs, actual = _validation(context, signature)
-    candidates = judge(spec, context, signature, metric, inputs, actual)
-    taken = _latencies(section, context, candidates, inputs)
-    eligible = [candidate for candidate in candidates if candidate.status == "ok"]
-    if not eligible:
-        raise EngineError(_nothing_left(candidates), hint="add onnx to optimize.candidates, or raise max_metric_drop")
-    blocks = {candidate.name: taken[candidate.name].microseconds for candidate in eligible}
-    choice = analysis.pick(blocks, section.objective, seed=context.seed)
-    rows = [
-        _row(section, candidate, taken.get(candidate.name), metric, choice, context.seed) for candidate in candidates
-    ]
-    picked = next(candidate for candidate in eligible if candidate.name == choice.name)
-    _publish(context, picked, rows, taken)
-    return _result(rows, choice.name, metric)
+    setting = _setting(spec, context)
+    plan = planned(section)
+    if plan.added:
+        context.progress(Event("optimize", "progress", f"onnx is {ADDED}"))
+    explored = _Exploration(section, setting, plan).explore()
+    if not explored.finalists:
+        raise EngineError(
+            _nothing_left(explored.tried), hint="add onnx to optimize.candidates, or raise max_metric_drop"
+        )
+    figures = {one.name: one.figures for one in explored.finalists}
+    choice = choose(figures, section.objective, seed=context.seed)
+    rows = rows_of(section, explored, choice, setting.metric, context.seed)
+    picked = next(one for one in explored.finalists if one.name == choice.name)
+    _publish(context, picked, rows, explored.tried)
+    return _result(rows, choice.name, setting.metric)
 
 
 def default_metric(task: str, classes: int) -> str:
@@ -113,145 +144,254 @@ def default_metric(task: str, classes: int) -> str:
     return "roc_auc" if classes == 2 else "accuracy"
 
 
-def judge(
-    spec: Spec, context: StageContext, signature: Signature, metric: str, inputs: Tensors, actual: np.ndarray
-) -> list[Candidate]:
-    """Make each candidate of the recipe and hold its metric against the float graph's on the same rows."""
-    reference = _answers(_load(context, context.inputs["export"] / "model.onnx"), signature, inputs, actual)
-    judged = []
-    for index, name in enumerate(spec.optimize.candidates):
-        fraction = 0.3 * index / len(spec.optimize.candidates)
-        context.progress(Event("optimize", "progress", f"making {name}", fraction=fraction))
-        model, reason = _make(name, context, signature)
-        if model is None:
-            judged.append(Candidate(name, "unavailable", reason))
-            continue
-        session = _load(context, model)
-        answers = reference if name == FLOAT else _answers(session, signature, inputs, actual)
-        judged.append(_judged(Candidate(name, "ok", "", model, session), metric, answers, reference, spec.optimize))
-    return judged
+def planned(section: OptimizeSection) -> Plan:
+    """The candidates that a recipe asks for.
+
+    >>> planned(OptimizeSection(candidates=["onnx-int8"], search={"space": {"passes": [[{"kind": "fp16"}]]}})).added
+    True
+    """
+    listed = distinct(NAMED[one] if isinstance(one, str) else one for one in section.candidates)
+    if section.search.space is None:
+        return Plan(tuple(listed), (), added=False)
+    known = {key_of(one) for one in listed}
+    names = {one.name for one in listed}
+    space = [
+        one.model_copy(update={"name": f"{one.name}, of the space"}) if one.name in names else one
+        for one in candidates_of(section.search.space)
+        if key_of(one) not in known
+    ]
+    lacking = key_of(FLOAT) not in known | {key_of(one) for one in space}
+    return Plan((FLOAT, *listed) if lacking else tuple(listed), tuple(space), added=lacking)
 
 
-def _judged(
-    candidate: Candidate, metric: str, answers: metrics.Answers, reference: metrics.Answers, section: OptimizeSection
-) -> Candidate:
-    """The candidate with its metric and, unless it is the float graph, the metric's drop and what follows from it."""
-    if fault := metrics.fault_of(answers):
-        return replace(candidate, status="rejected", reason=fault)
-    try:
-        value = metrics.estimate(metric, answers).value
-        drop = None if answers is reference else metric_drop(metric, answers, reference)
-    except UndefinedMetricError as error:
-        unknown = f"the validation rows cannot say what it loses: {error.message}"
-        return candidate if answers is reference else replace(candidate, status="rejected", reason=unknown)
-    if drop is None:
-        return replace(candidate, metric=value)
-    accepted, reason = analysis.accepts(drop, section.max_metric_drop)
-    return replace(candidate, status="ok" if accepted else "rejected", reason=reason, metric=value, drop=drop)
+# ------------------------------------------------------------------------------------------------------- exploration
 
 
-def metric_drop(metric: str, answers: metrics.Answers, reference: metrics.Answers) -> Measurement:
-    """How much worse the answers are than the reference's on the same rows; positive is worse, whatever the metric."""
-    change = metrics.difference(metric, answers, reference).at(analysis.CONFIDENCE)
-    if metric in metrics.LOWER_IS_BETTER:
-        return change
-    return Measurement(
-        change.name,
-        -change.value,
-        -change.high,
-        -change.low,
-        change.samples,
-        change.confidence,
-        change.unit,
-        change.method,
-    )
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """What was tried, in the order of preference, and those of it that may serve and were measured in the same rounds,
+    with the figures of those rounds."""
+
+    tried: tuple[Tried, ...]
+    finalists: tuple[Tried, ...]
 
 
-def _make(name: str, context: StageContext, signature: Signature) -> tuple[Path | None, str]:
-    """The candidate's graph, or None and the reason why there is none."""
-    exported = context.inputs["export"] / "model.onnx"
-    if name == FLOAT:
-        return exported, ""
-    out = context.scratch / f"{name}.onnx"
-    rows = sample_rows(context.inputs["data"] / "train.parquet", signature, CALIBRATION_ROWS, context.seed)
-    reason = context.ports.exporter.quantize(exported, out, inputs_from_table(signature, rows))
-    return (None, reason) if reason else (out, "")
+class _Exploration:
+    """Asks a search what to try, tries it, tells the search what became of it, until it has no more to suggest."""
+
+    def __init__(self, section: OptimizeSection, setting: Setting, plan: Plan) -> None:
+        self._section, self._setting, self._plan = section, setting, plan
+        self._found: dict[str, Tried] = {}
+        self._began = time.monotonic()
+        wanted = section.search.trials if self._method == "optuna" else len(plan.space)
+        self._expected = len(plan.listed) + min(wanted, len(plan.space))
+
+    @property
+    def _method(self) -> str:
+        return method_of(self._section.search, len(self._plan.space))
+
+    def explore(self) -> Explored:
+        """Try candidates group by group. Where there were several, the best are measured once more, all together."""
+        groups = 0
+        with Bench(self._setting, self._progress) as bench:
+            best: Tried | None = None
+            for group in self._groups():
+                for one in bench.try_group(group, best.candidate if best else None):
+                    self._found[key_of(one.candidate)] = self._constrained(one)
+                groups += 1
+                best = min(self._eligible(), key=lambda one: _middle(one.value), default=None)
+                bench.close(but=[FLOAT, *([best.candidate] if best else [])])
+            finalists = self._eligible() if groups == 1 else self._final(bench)
+        order = self._plan.order
+        in_order = sorted(self._found.values(), key=lambda one: order[key_of(one.candidate)])
+        return Explored(tuple(in_order), tuple(finalists))
+
+    def _groups(self) -> Iterator[list[Candidate]]:
+        """Listed candidates first, then those of the search, which is told in between."""
+        listed, space = list(self._plan.listed), list(self._plan.space)
+        search: Search = Exhaustive(space)
+        if self._method == "optuna" and space:
+            search = self._setting.context.ports.search(space, self._section.search.trials, self._setting.context.seed)
+        while True:
+            group, listed = listed[:GROUP], listed[GROUP:]
+            if not self._late():
+                group = [*group, *search.suggest(GROUP - len(group))]
+            if not group:
+                return
+            yield group
+            keys = {key_of(one) for one in space}
+            search.told([self._result_of(one) for one in group if key_of(one) in keys])
+
+    def _late(self) -> bool:
+        seconds = self._section.search.seconds
+        return seconds is not None and time.monotonic() - self._began > seconds
+
+    def _result_of(self, candidate: Candidate) -> TrialResult:
+        tried = self._found[key_of(candidate)]
+        ratio = None if tried.value is None else _middle(tried.value)
+        return TrialResult(candidate, ratio, tried.status in ("ok", "dominated"))
+
+    def _eligible(self) -> list[Tried]:
+        """Those that may serve, in the order of preference."""
+        order = self._plan.order
+        found = [one for one in self._found.values() if one.status == "ok"]
+        return sorted(found, key=lambda one: order[key_of(one.candidate)])
+
+    def _final(self, bench: Bench) -> list[Tried]:
+        """The best of all groups, measured anew in the same rounds: what was best of many is best by luck in part."""
+        ranked = sorted(self._eligible(), key=lambda one: (key_of(one.candidate) != key_of(FLOAT), _middle(one.value)))
+        keys = {key_of(one.candidate) for one in ranked[:GROUP]}
+        wanted = [one.candidate for one in self._eligible() if key_of(one.candidate) in keys]
+        if not wanted:
+            return []
+        again = [self._constrained(one) for one in bench.try_group(wanted, None)]
+        self._found |= {key_of(one.candidate): one for one in again}
+        return [one for one in again if one.status == "ok"]
+
+    def _constrained(self, tried: Tried) -> Tried:
+        """The candidate, rejected where it is surely or perhaps beyond the latency that the recipe bears."""
+        most = self._section.max_latency_ms
+        if most is None or tried.status != "ok":
+            return tried
+        quantile = quantile_of(self._section.objective)
+        q = analysis.QUANTILES[quantile]
+        low, high = analysis.quantile_interval(tried.figures.microseconds, q)
+        if high <= most * 1000:
+            return tried
+        sure = "more" if low > most * 1000 else "it may be more"
+        said = f"{quantile} is {low / 1000:.3g} to {high / 1000:.3g} ms: {sure} than max_latency_ms {most:g}"
+        return replace(tried, status="rejected", reason=said)
+
+    def _progress(self, done: float, doing: str) -> None:
+        tried = len(self._found)
+        eligible = self._eligible()
+        best = min(eligible, key=lambda one: _middle(one.value), default=None)
+        said = f"tried {tried} of {self._expected}" if self._expected > GROUP else ""
+        if best is not None:
+            said = f"{said}, best so far {best.name} ({_middle(best.value):.2f} of the float graph)"
+        share = min(GROUP, self._expected) / self._expected
+        fraction = min(1.0, tried / self._expected + share * done * (tried < self._expected))
+        self._setting.context.progress(
+            Event("optimize", "progress", "; ".join(filter(None, (doing, said))), fraction=fraction)
+        )
 
 
-def _validation(context: StageContext, signature: Signature) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Inputs of all validation rows, and what was to be answered: class codes int64 [n], or values float64 [n]."""
+def _middle(bounds: tuple[float, float] | None) -> float:
+    """The geometric middle of an interval of ratios; infinite where there is none."""
+    return float("inf") if bounds is None else (max(bounds[0], 0.0) * max(bounds[1], 0.0)) ** 0.5
+
+
+def _setting(spec: Spec, context: StageContext) -> Setting:
+    """What all trials have in common; writes the rows that their processes read."""
     import numpy as np
     import pandas as pd
 
-    target = read_table_info(context.inputs["data"]).target
+    section, data = spec.optimize, context.inputs["data"]
+    signature = read_signature(context.inputs["export"])
+    target = read_table_info(data).target
     columns = [column for tensor in signature.inputs for column in tensor.columns]
-    table = pd.read_parquet(context.inputs["data"] / "validation.parquet", columns=[*columns, target])
+    table = pd.read_parquet(data / "validation.parquet", columns=[*columns, target])
     if signature.task == "classification":
-        return inputs_from_table(signature, table), class_codes(table[target], signature.classes)
-    return inputs_from_table(signature, table), table[target].to_numpy(np.float64, na_value=np.nan)
+        actual = class_codes(table[target], signature.classes)
+    else:
+        actual = table[target].to_numpy(np.float64, na_value=np.nan)
+    calibration = inputs_from_table(signature, _calibration(section, context, signature))
+    rows = context.scratch / "rows.npz"
+    inputs = inputs_from_table(signature, table)
+    parts = (("calibration", calibration), ("inputs", inputs))
+    arrays.write(rows, {f"{part}/{name}": array for part, found in parts for name, array in found.items()})
+    return Setting(
+        context=context,
+        signature=signature,
+        rows=rows,
+        actual=actual,
+        metric=section.metric or default_metric(spec.task, len(signature.classes)),
+        objective=section.objective,
+        max_metric_drop=section.max_metric_drop,
+        max_size=None if section.max_size_mb is None else section.max_size_mb * MEGABYTE,
+        batch=section.batch,
+        samples=section.samples,
+        requests=REQUEST_ROWS,
+        stop_early=section.search.stop_early,
+        timeout=section.timeout,
+    )
 
 
-def _load(context: StageContext, model: Path) -> Session:
-    return context.ports.runtime.load(model)
+def _calibration(section: OptimizeSection, context: StageContext, signature: Signature) -> pd.DataFrame:
+    """Training rows in an order drawn by the seed, as many as any pass asks for: a pass takes the first of them, which
+    are the same whatever the others ask for."""
+    import numpy as np
+    import pandas as pd
+
+    plan = planned(section)
+    asked = [getattr(one, "rows", 1) for each in (*plan.listed, *plan.space) for one in each.passes]
+    columns = [column for tensor in signature.inputs for column in tensor.columns]
+    table = pd.read_parquet(context.inputs["data"] / "train.parquet", columns=columns)
+    shuffled = np.random.default_rng(context.seed).permutation(len(table))
+    return table.iloc[shuffled[: max(asked, default=1)]]
 
 
-def _answers(session: Session, signature: Signature, inputs: Tensors, actual: np.ndarray) -> metrics.Answers:
-    return asking.ask(session, signature, lambda rows: {name: part[rows] for name, part in inputs.items()}, actual)
+# ----------------------------------------------------------------------------------------------------------- results
 
 
-def _latencies(
-    section: OptimizeSection, context: StageContext, candidates: list[Candidate], inputs: Tensors
-) -> dict[str, Samples]:
-    """Latency samples of every candidate that could be made, rejected ones included: the report shows them."""
-
-    def progress(done: float) -> None:
-        if (done * 4).is_integer():
-            context.progress(Event("optimize", "progress", "measuring latency", fraction=0.4 + 0.6 * done))
-
-    rows = {name: matrix[:REQUEST_ROWS] for name, matrix in inputs.items()}
-    requests = {
-        candidate.name: requests_over(candidate.session.run, rows, section.batch)
-        for candidate in candidates
-        if candidate.session is not None
+def rows_of(section: OptimizeSection, explored: Explored, choice: Pick, metric: str, seed: int) -> list[dict[str, Any]]:
+    """The candidates as candidates.json and `bench --json` list them: times in microseconds, throughput in rows/s."""
+    measured = [one for one in explored.tried if one.status == "ok" and one.relative is not None]
+    points = {
+        one.name: Point({"latency": one.relative, **one.rest.bounds}) for one in measured if one.relative is not None
     }
-    return measure(requests, section.samples, progress=progress) if requests else {}
+    best = set(front(points))
+    return [_row(section, one, metric, choice, one.name in best, seed) for one in explored.tried]
 
 
 def _row(
-    section: OptimizeSection,
-    candidate: Candidate,
-    samples: Samples | None,
-    metric: str,
-    choice: analysis.Pick,
-    seed: int,
+    section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_front: bool, seed: int
 ) -> dict[str, Any]:
-    """The candidate as candidates.json and `bench --json` list it: times in microseconds, throughput in rows/s."""
     row: dict[str, Any] = {
-        "name": candidate.name,
-        "runtime": RUNTIME,
+        "name": tried.name,
+        "runtime": tried.candidate.engine.runtime,
+        "passes": [one.model_dump(mode="json") for one in tried.candidate.passes],
+        "engine": tried.candidate.engine.model_dump(mode="json"),
         "batch": section.batch,
         "samples": 0,
         **dict.fromkeys(("p50_us", "p95_us", "p99_us", "interval", "throughput")),
-        "status": candidate.status,
-        "reason": candidate.reason or choice.reasons.get(candidate.name, ""),
-        "metric": None if candidate.metric is None else {"name": metric, "value": candidate.metric},
-        "metric_drop": None if candidate.drop is None else asdict(candidate.drop),
-        "picked": candidate.name == choice.name,
+        "status": tried.status,
+        "reason": tried.reason or choice.reasons.get(tried.name, "") or _beaten(tried, choice),
+        "metric": None if tried.metric is None else {"name": metric, "value": tried.metric},
+        "metric_drop": None if tried.drop is None else asdict(tried.drop),
+        "size_bytes": tried.built.size_bytes if tried.built else None,
+        "memory_bytes": tried.loaded.memory_bytes if tried.loaded else None,
+        "build_seconds": tried.built.build_seconds if tried.built else None,
+        "cold_start_ms": tried.loaded.cold_start_ms if tried.loaded else None,
+        "front": in_front,
+        "picked": tried.name == choice.name,
+        "script": tried.script,
+        "notes": list(tried.notes),
     }
-    if samples is None:
+    if tried.samples is None:
         return row
-    return row | asdict(analysis.summarise(samples.microseconds, section.batch, section.objective, seed=seed))
+    blocks = tried.samples.microseconds
+    if section.cost_per_hour is not None:
+        cost = cost_of_a_million(blocks, section.batch, section.cost_per_hour)
+        row["notes"].append(f"a million rows cost {cost:.4g} at {section.cost_per_hour:g} an hour")
+    return row | asdict(analysis.summarise(blocks, section.batch, quantile_of(section.objective)))
 
 
-def _publish(
-    context: StageContext, picked: Candidate, rows: list[dict[str, Any]], taken: Mapping[str, Samples]
-) -> None:
-    if picked.model is None:
-        raise UsageError(f"candidate {picked.name} has no graph")
-    shutil.copyfile(picked.model, context.out / "model.onnx")
+def _beaten(tried: Tried, choice: Pick) -> str:
+    """Why a candidate that may serve was no finalist."""
+    if tried.status != "ok" or tried.name == choice.name or tried.value is None:
+        return ""
+    return f"{_middle(tried.value):.2f} of the float graph by the objective: not among the {GROUP} best"
+
+
+def _publish(context: StageContext, picked: Tried, rows: list[dict[str, Any]], tried: Sequence[Tried]) -> None:
+    for path in picked.built.files if picked.built else ():
+        shutil.copyfile(path, context.out / path.name)
     shutil.copyfile(context.inputs["export"] / "signature.json", context.out / "signature.json")
     write_json(context.out / "candidates.json", rows)
-    latency = {name: samples.to_json() for name, samples in taken.items()}
+    if picked.candidate.engine != Engine():
+        write_json(context.out / "engine.json", picked.candidate.engine.model_dump(mode="json"))
+    latency = {one.name: one.samples.to_json() for one in tried if one.samples is not None}
     (context.out / "latency.json").write_text(json.dumps(latency))
 
 
@@ -264,5 +404,5 @@ def _result(rows: list[dict[str, Any]], picked: str, metric: str) -> StageResult
     return StageResult(metrics=found, summary={"picked": picked, "candidates": rows})
 
 
-def _nothing_left(candidates: list[Candidate]) -> str:
-    return "no candidate may serve: " + "; ".join(f"{each.name}: {each.reason}" for each in candidates)
+def _nothing_left(tried: Sequence[Tried]) -> str:
+    return "no candidate may serve: " + "; ".join(f"{each.name}: {each.reason or each.status}" for each in tried)

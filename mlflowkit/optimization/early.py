@@ -1,0 +1,119 @@
+"""When to stop measuring a candidate: successive elimination of those that another one is better than in everything.
+
+A candidate is stopped when another is no worse in metric, size and memory and surely faster. "Surely" is asked again
+and again while samples come in, of every other candidate; so each asking has a share of the error rate (Bonferroni over
+looks and opponents), and the best candidate is stopped with probability `ERROR` at most (shown by simulation in
+tests/property/test_early_stopping.py). After Even-Dar, Mannor, Mansour, "Action Elimination and Stopping Conditions for
+the Multi-Armed Bandit", JMLR 2006, with two tests in place of Hoeffding's bound:
+
+- a sign test of the paired block medians, exact whatever the blocks' distribution, and
+- the block bootstrap of the ratio of the objective's quantiles (`objective.ratio`), so that what is claimed of the tail
+  rests on the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlflowkit.optimization.front import Point
+from mlflowkit.optimization.objective import Figures, ratio, timed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ERROR = 0.05
+"""Probability that the best candidate of a group is stopped, over all looks."""
+FIRST_LOOK = 10
+"""Blocks before the first look: a sign test over fewer cannot be sure enough of anything."""
+GROWTH = 1.6
+"""Each look comes when the blocks have grown by this factor: some five looks in a hundred blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why a candidate is not measured any longer."""
+
+    name: str
+    by: str
+    reason: str
+
+
+def looks(rounds: int) -> tuple[int, ...]:
+    """The numbers of blocks at which to look, the last one excepted, since nothing is left to save then.
+
+    >>> looks(100), looks(8)
+    ((10, 16, 26, 41, 66), ())
+    """
+    found: list[int] = []
+    at = float(FIRST_LOOK)
+    while round(at) < rounds:
+        found.append(round(at))
+        at *= GROWTH
+    return tuple(found)
+
+
+def eliminate(
+    figures: Mapping[str, Figures],
+    others: Mapping[str, Point],
+    objective: str,
+    *,
+    judges: Sequence[str],
+    spared: Sequence[str] = (),
+    asked: int,
+    seed: int = 0,
+) -> list[Stopped]:
+    """Candidates to stop after the blocks so far.
+
+    ``figures`` are of those still measured (equal numbers of blocks), ``others`` has what does not come with blocks
+    (metric, size, memory) as points, ``judges`` the candidates that may serve, ``spared`` those that are never stopped,
+    ``asked`` the number of looks in all. A candidate is held against the fastest judge that is no worse otherwise.
+    """
+    if not timed(objective):
+        objective = "latency_p50"
+    share = ERROR / max(1, asked * (len(figures) - 1))
+    stopped = []
+    for name, mine in figures.items():
+        rivals = [one for one in judges if one != name and one in figures and no_worse(others[one], others[name])]
+        if name in spared or not rivals:
+            continue
+        means = {one: float(_medians(figures[one]).mean()) for one in rivals}
+        rival = min(rivals, key=lambda one: means[one])
+        if surely_slower(mine, figures[rival], objective, share, seed=seed):
+            low, high = ratio(objective, mine, figures[rival], confidence=1 - 2 * share, seed=seed)
+            said = f"{objective} is {low:.2f} to {high:.2f} times that of {rival}, which is no worse in the rest"
+            stopped.append(Stopped(name, rival, f"stopped after {mine.microseconds.size} requests: {said}"))
+    return stopped
+
+
+def no_worse(one: Point, other: Point) -> bool:
+    """Whether one candidate is at neither end of any interval worse than another."""
+    return all(bounds[0] <= other.bounds[name][0] and bounds[1] <= other.bounds[name][1]
+               for name, bounds in one.bounds.items())  # fmt: skip
+
+
+def surely_slower(mine: Figures, rival: Figures, objective: str, error: float, *, seed: int = 0) -> bool:
+    """Whether one candidate is slower than another, wrongly said with probability ``error`` at most."""
+    slower = int((_medians(mine) > _medians(rival)).sum())
+    if sign_test(slower, len(mine.microseconds)) > error:
+        return False
+    return ratio(objective, mine, rival, confidence=1 - 2 * error, seed=seed)[0] > 1
+
+
+def sign_test(slower: int, blocks: int) -> float:
+    """Probability of so many blocks or more on one side, if either side were as likely.
+
+    >>> sign_test(10, 10) == 2**-10, sign_test(0, 10)
+    (True, 1.0)
+    """
+    from math import comb
+
+    return float(sum(comb(blocks, count) for count in range(slower, blocks + 1)) / 2**blocks)
+
+
+def _medians(figures: Figures) -> np.ndarray:
+    import numpy as np
+
+    medians: np.ndarray = np.median(figures.microseconds, axis=1)
+    return medians
