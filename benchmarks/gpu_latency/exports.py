@@ -17,7 +17,6 @@ from benchmarks.gpu_latency.models import Model
 from benchmarks.process import CACHE
 from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.candidates import Pass
-from mlflowkit.errors import MlkitError
 from mlflowkit.ports import Passes
 
 HERE = Path(__file__).parent
@@ -42,11 +41,17 @@ class Graph:
 
 def exported(model: Model) -> Graph:
     """The float graph of a model, with a dynamic first axis."""
-    if model.make is None:
+    if not model.network:
         return Graph(lending.folder() / "model.onnx", 0.0)
     import torch
 
-    sources = [HERE / "models.py", HERE / "exports.py", ROOT / "recipes" / "minilm.py", ROOT / "mlflowkit" / "models.py"]
+    sources = [
+        HERE / "models.py",
+        HERE / "networks.py",
+        HERE / "exports.py",
+        ROOT / "recipes" / "minilm.py",
+        ROOT / "mlflowkit" / "models.py",
+    ]
     key = digest_json([model.name, OPSET, torch.__version__, *map(digest_file, sources)])
     return _kept(f"{model.name}-{key[:12]}", lambda out: _export(model, out))
 
@@ -54,13 +59,14 @@ def exported(model: Model) -> Graph:
 def _export(model: Model, out: Path) -> str:
     import torch
 
-    assert model.make is not None
+    from benchmarks.gpu_latency.networks import make
+
     rows = model.rows(2)
     names = [*rows, model.output]
     with warnings.catch_warnings():  # the exporter that needs no onnxscript says that it is the older one
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model.make(),
+            make(model.name),
             tuple(torch.from_numpy(values) for values in rows.values()),
             str(out),
             input_names=list(rows),
@@ -73,7 +79,7 @@ def _export(model: Model, out: Path) -> str:
 
 
 def rewritten(model: Model, passes: Sequence[Pass], port: Passes) -> Graph:
-    """The model's graph after passes. A pass that cannot be had, or fails, is a reason; it is asked again next time."""
+    """The model's graph after passes. A reason why it cannot be had is not kept."""
     float_graph = exported(model)
     if not passes:
         return float_graph
@@ -81,13 +87,8 @@ def rewritten(model: Model, passes: Sequence[Pass], port: Passes) -> Graph:
     sources = sorted((ROOT / "mlflowkit" / "adapters" / "onnx_passes").glob("*.py"))
     key = digest_json([digest_file(float_graph.path), said, model.calibration, _versions(), *map(digest_file, sources)])
 
-    def apply(out: Path) -> str:
-        try:
-            return port.apply(passes, float_graph.path, out, model.rows(model.calibration))
-        except MlkitError as error:
-            return str(error)
-
-    return _kept(f"{model.name}-{key[:12]}", apply)
+    rows = model.rows(model.calibration)
+    return _kept(f"{model.name}-{key[:12]}", lambda out: port.apply(passes, float_graph.path, out, rows))
 
 
 def _versions() -> list[str]:

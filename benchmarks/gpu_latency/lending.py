@@ -8,35 +8,50 @@ import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.process import CACHE
 
-RECIPE = Path(__file__).parent.parent.parent / "recipes" / "lending.yaml"
+if TYPE_CHECKING:
+    from mlflowkit.bundle import Bundle
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = ROOT / "recipes" / "lending.yaml"
 STATE = CACHE / "gpu_latency" / "state"
 
 
 @lru_cache(maxsize=1)
-def folder() -> Path:
-    """Where graph (model.onnx) and rows (rows.npz) are; runs the recipe unless all of it can be reused."""
+def _digests() -> Mapping[str, str]:
+    """The stages of a run, which costs nothing where all of it can be reused."""
     import mlflowkit as mk
 
     recipe = mk.load(RECIPE, overrides=["optimize.candidates=[onnx]", "gates=[]"])  # the float graph, whatever is fast
-    steps = {step["stage"]: step["digest"] for step in mk.run(recipe, until="package", state=STATE).answer["steps"]}
-    out = CACHE / "gpu_latency" / f"lending-{steps['package'][:12]}"
+    return {step["stage"]: step["digest"] for step in mk.run(recipe, until="package", state=STATE).answer["steps"]}
+
+
+def bundle() -> Bundle:
+    """The blessed bundle of recipes/lending.yaml, with its float graph."""
+    from mlflowkit.bundle import open_bundle
+
+    return open_bundle(STATE / "objects" / _digests()["package"] / "bundle", blessed=True)
+
+
+@lru_cache(maxsize=1)
+def folder() -> Path:
+    """Where graph (model.onnx) and rows (rows.npz) are."""
+    out = CACHE / "gpu_latency" / f"lending-{_digests()['package'][:12]}"
     if not out.exists():
-        _keep(STATE / "objects" / steps["package"] / "bundle", STATE / "objects" / steps["data"], out)
+        _keep(bundle(), STATE / "objects" / _digests()["data"], out)
     return out
 
 
-def _keep(bundle: Path, data: Path, out: Path) -> None:
+def _keep(opened: Bundle, data: Path, out: Path) -> None:
     import pandas as pd
 
-    from mlflowkit.bundle import open_bundle
     from mlflowkit.tables import inputs_from_table
 
-    opened = open_bundle(bundle, blessed=True)
     found = inputs_from_table(opened.signature, pd.read_parquet(data / "validation.parquet"))
     texts = {name: cells.astype(str) if cells.dtype == object else cells for name, cells in found.items()}
     made = Path(tempfile.mkdtemp(dir=out.parent))

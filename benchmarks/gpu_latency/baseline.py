@@ -1,0 +1,31 @@
+"""The Python model itself, eager or compiled: what one has before any of this, on the GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_latency import networks
+from benchmarks.gpu_latency.models import Inputs, Model
+from mlflowkit.candidates import Engine
+
+
+def python_model(model: Model, engine: Engine, precision: str) -> Callable[[Inputs], Mapping[str, np.ndarray]]:
+    """The network as a function of NumPy arrays; copies to and from the device are part of a call."""
+    torch.set_num_threads(engine.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as the others do by default
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    network = networks.make(model.name).to(device=device, dtype=dtype)
+    if engine.runtime == "torch-compile":
+        network = torch.compile(network, mode="max-autotune" if device == "cuda" else "default", dynamic=False)
+
+    def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            placed = (torch.from_numpy(cells).to(device) for cells in inputs.values())
+            found = network(*(cells.to(dtype) if cells.is_floating_point() else cells for cells in placed))
+            return {model.output: found.float().cpu().numpy()}
+
+    return run
