@@ -9,7 +9,7 @@ from mlflowkit.errors import UsageError
 from mlflowkit.optimization.objective import NOUNS, Bounds, Figures, ratio
 
 
-def choose(figures: Mapping[str, Figures], objective: str, *, confidence: float = CONFIDENCE, seed: int = 0) -> Pick:
+def choose(figures: Mapping[str, Figures], objective: str, *, confidence: float = CONFIDENCE) -> Pick:
     """The candidate that is best by the objective, and in words why each of the others was not chosen.
 
     A later candidate displaces an earlier one only where the whole interval of the ratio of their objectives lies below
@@ -28,7 +28,7 @@ def choose(figures: Mapping[str, Figures], objective: str, *, confidence: float 
     share = (1 - confidence) / max(1, len(names) - 1)
     chosen, reasons = names[0], {}
     for name in names[1:]:
-        bounds = ratio(objective, figures[name], figures[chosen], confidence=1 - share, seed=seed)
+        bounds = ratio(objective, figures[name], figures[chosen], confidence=1 - share)
         beaten, winner = (chosen, name) if bounds[1] < 1 - MIN_GAIN else (name, chosen)
         reasons[beaten] = words(name, chosen, objective, bounds, displaced=beaten == chosen)
         chosen = winner

@@ -4,11 +4,7 @@ A candidate is stopped when another is no worse in metric, size and memory and s
 and again while samples come in, of every other candidate; so each asking has a share of the error rate (Bonferroni over
 looks and opponents), and the best candidate is stopped with probability `ERROR` at most (shown by simulation in
 tests/property/test_early_stopping.py). After Even-Dar, Mannor, Mansour, "Action Elimination and Stopping Conditions for
-the Multi-Armed Bandit", JMLR 2006, with two tests in place of Hoeffding's bound:
-
-- a sign test of the paired block medians, exact whatever the blocks' distribution, and
-- the block bootstrap of the ratio of the objective's quantiles (`objective.ratio`), so that what is claimed of the tail
-  rests on the tail.
+the Multi-Armed Bandit", JMLR 2006, with the paired interval of the objective's ratio in place of Hoeffding's bound.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 ERROR = 0.05
 """Probability that the best candidate of a group is stopped, over all looks."""
 FIRST_LOOK = 10
-"""Blocks before the first look: a sign test over fewer cannot be sure enough of anything."""
+"""Blocks before the first look: as many as the interval of a ratio has groups."""
 GROWTH = 1.6
 """Each look comes when the blocks have grown by this factor: some five looks in a hundred blocks."""
 
@@ -62,7 +58,6 @@ def eliminate(
     judges: Sequence[str],
     spared: Sequence[str] = (),
     asked: int,
-    seed: int = 0,
 ) -> list[Stopped]:
     """Candidates to stop after the blocks so far.
 
@@ -80,8 +75,8 @@ def eliminate(
             continue
         means = {one: float(_medians(figures[one]).mean()) for one in rivals}
         rival = min(rivals, key=lambda one: means[one])
-        if surely_slower(mine, figures[rival], objective, share, seed=seed):
-            low, high = ratio(objective, mine, figures[rival], confidence=1 - 2 * share, seed=seed)
+        low, high = ratio(objective, mine, figures[rival], confidence=1 - 2 * share)
+        if low > 1:
             said = f"{objective} is {low:.2f} to {high:.2f} times that of {rival}, which is no worse in the rest"
             stopped.append(Stopped(name, rival, f"stopped after {mine.microseconds.size} requests: {said}"))
     return stopped
@@ -91,25 +86,6 @@ def no_worse(one: Point, other: Point) -> bool:
     """Whether one candidate is at neither end of any interval worse than another."""
     return all(bounds[0] <= other.bounds[name][0] and bounds[1] <= other.bounds[name][1]
                for name, bounds in one.bounds.items())  # fmt: skip
-
-
-def surely_slower(mine: Figures, rival: Figures, objective: str, error: float, *, seed: int = 0) -> bool:
-    """Whether one candidate is slower than another, wrongly said with probability ``error`` at most."""
-    slower = int((_medians(mine) > _medians(rival)).sum())
-    if sign_test(slower, len(mine.microseconds)) > error:
-        return False
-    return ratio(objective, mine, rival, confidence=1 - 2 * error, seed=seed)[0] > 1
-
-
-def sign_test(slower: int, blocks: int) -> float:
-    """Probability of so many blocks or more on one side, if either side were as likely.
-
-    >>> sign_test(10, 10) == 2**-10, sign_test(0, 10)
-    (True, 1.0)
-    """
-    from math import comb
-
-    return float(sum(comb(blocks, count) for count in range(slower, blocks + 1)) / 2**blocks)
 
 
 def _medians(figures: Figures) -> np.ndarray:

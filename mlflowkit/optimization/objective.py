@@ -43,7 +43,7 @@ def timed(objective: str) -> bool:
     return objective in analysis.QUANTILES or objective in ("throughput", "cost")
 
 
-def ratio(objective: str, later: Figures, earlier: Figures, *, confidence: float, seed: int = 0) -> Bounds:
+def ratio(objective: str, later: Figures, earlier: Figures, *, confidence: float) -> Bounds:
     """Interval of the later candidate's objective over the earlier one's, paired by block; below 1 it is better.
 
     Cost and throughput go by the mean time of a request (a machine's hour has its price, whatever is asked of it);
@@ -53,31 +53,13 @@ def ratio(objective: str, later: Figures, earlier: Figures, *, confidence: float
         q = analysis.QUANTILES[objective]
         return analysis.ratio_interval(later.microseconds, earlier.microseconds, q, confidence=confidence)
     if objective in ("throughput", "cost"):
-        return mean_ratio(later.microseconds, earlier.microseconds, confidence=confidence, seed=seed)
+        return analysis.mean_ratio_interval(later.microseconds, earlier.microseconds, confidence=confidence)
     one = later.size_bytes if objective == "size" else later.memory_bytes
     other = earlier.size_bytes if objective == "size" else earlier.memory_bytes
     if one is None or other is None:
         return (float("-inf"), float("inf"))
     value = max(one, FINE_US) / max(other, FINE_US)
     return value, value
-
-
-def mean_ratio(later: np.ndarray, earlier: np.ndarray, *, confidence: float, seed: int = 0) -> Bounds:
-    """Bootstrap interval of the ratio of mean times, whole blocks drawn, the same ones on both sides.
-
-    >>> import numpy as np
-    >>> slow = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
-    >>> low, high = mean_ratio(slow / 2, slow, confidence=0.95)
-    >>> round(low, 6), round(high, 6)
-    (0.5, 0.5)
-    """
-    import numpy as np
-
-    draws = np.random.default_rng(seed).integers(len(later), size=(analysis.RESAMPLES, len(later)))
-    ratios = later.mean(axis=1)[draws].sum(axis=1) / earlier.mean(axis=1)[draws].sum(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def cost_of_a_million(microseconds: np.ndarray, batch: int, cost_per_hour: float) -> float:

@@ -249,7 +249,7 @@ def _own_ingredients(roots: Sequence[str], digests: FileDigests) -> dict[str, st
 
 def _roots(stage: str, recipe: Recipe) -> list[str]:
     model = recipe.model
-    chosen = {"trainer": [model.kind], "engines": _engines(recipe), "search": _searches(recipe)}
+    chosen: dict[str, list[str]] = {"trainer": [model.kind], "engines": _engines(recipe), "search": _searches(recipe)}
     ports = [f"{port}:{one}" if one else port for port in STAGE_PORTS[stage] for one in chosen.get(port, [""])]
     roots = [f"stages.{stage}", *(PORT_MODULES[port] for port in ports)]
     if stage == "train" and not isinstance(model, OnnxModel) and model.module.startswith("mlflowkit."):

@@ -126,8 +126,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
             _nothing_left(explored.tried), hint="add onnx to optimize.candidates, or raise max_metric_drop"
         )
     figures = {one.name: one.figures for one in explored.finalists}
-    choice = choose(figures, section.objective, seed=context.seed)
-    rows = rows_of(section, explored, choice, setting.metric, context.seed)
+    choice = choose(figures, section.objective)
+    rows = rows_of(section, explored, choice, setting.metric)
     picked = next(one for one in explored.finalists if one.name == choice.name)
     _publish(context, picked, rows, explored.tried)
     return _result(rows, choice.name, setting.metric)
@@ -334,19 +334,17 @@ def _calibration(section: OptimizeSection, context: StageContext, signature: Sig
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def rows_of(section: OptimizeSection, explored: Explored, choice: Pick, metric: str, seed: int) -> list[dict[str, Any]]:
+def rows_of(section: OptimizeSection, explored: Explored, choice: Pick, metric: str) -> list[dict[str, Any]]:
     """The candidates as candidates.json and `bench --json` list them: times in microseconds, throughput in rows/s."""
     measured = [one for one in explored.tried if one.status == "ok" and one.relative is not None]
     points = {
         one.name: Point({"latency": one.relative, **one.rest.bounds}) for one in measured if one.relative is not None
     }
     best = set(front(points))
-    return [_row(section, one, metric, choice, one.name in best, seed) for one in explored.tried]
+    return [_row(section, one, metric, choice, one.name in best) for one in explored.tried]
 
 
-def _row(
-    section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_front: bool, seed: int
-) -> dict[str, Any]:
+def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_front: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": tried.name,
         "runtime": tried.candidate.engine.runtime,

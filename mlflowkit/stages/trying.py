@@ -232,15 +232,15 @@ class Bench:
                 yield self._with_samples(one, samples[key], reference, turns.stopped.get(key))
 
     def _with_samples(self, tried: Tried, samples: Samples, reference: Tried, stopped: str | None) -> Tried:
-        setting, objective = self.setting, self.setting.objective
+        objective = self.setting.objective
         tried = replace(tried, samples=samples, notes=(*tried.notes, *soundness.notes(samples)))
         mine, whole = tried.figures, reference.figures
         other = replace(whole, microseconds=whole.microseconds[: len(samples.microseconds)])
-        seed, confidence = setting.context.seed, analysis.CONFIDENCE
-        relative = ratio(quantile_of(objective), mine, other, confidence=confidence, seed=seed)
+        confidence = analysis.CONFIDENCE
+        relative = ratio(quantile_of(objective), mine, other, confidence=confidence)
         value = relative
         if objective not in analysis.QUANTILES:
-            value = ratio(objective, mine, other, confidence=confidence, seed=seed)
+            value = ratio(objective, mine, other, confidence=confidence)
         tried = replace(tried, relative=relative, value=value)
         if stopped is not None and tried.status == "ok":
             return replace(tried, status="dominated", reason=stopped)
@@ -250,7 +250,7 @@ class Bench:
         """Where the samples of exactly this group are kept, for a run that was cut and goes on."""
         setting = self.setting
         members = [one.built.digest for one in group.values() if one.built is not None]
-        asked = [setting.batch, setting.samples, setting.objective, setting.stop_early, setting.context.seed]
+        asked = [setting.batch, setting.samples, setting.objective, setting.stop_early]
         return setting.context.scratch / f"measured-{digest_json([members, asked])[:16]}.npz"
 
 
@@ -317,7 +317,6 @@ class _Turns:
             judges=judges,
             spared=[key_of(FLOAT)],
             asked=len(at),
-            seed=setting.context.seed,
         )
         for one in found:
             self.stopped[one.name] = one.reason.replace(one.by, self.group[one.by].name)
