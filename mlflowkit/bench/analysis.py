@@ -1,14 +1,21 @@
-"""Latency samples in, quantiles with intervals and a pick out. Pure: the same samples and seed give the same answer.
+"""Latency samples in, quantiles with intervals and a pick out. Pure: the same samples give the same answer.
 
-Samples come in blocks (see `measure.Samples`): requests of one block share the weather of their moment, so they are not
-independent, and every resampling here draws whole blocks with replacement. Two candidates were measured in turns, and
-the same blocks are drawn for both (paired), so that what disturbed the machine disturbs neither side alone. After
-Georges, Buytaert, Eeckhout, "Statistically Rigorous Java Performance Evaluation", OOPSLA 2007; Efron, Tibshirani,
-"An Introduction to the Bootstrap", 1993 (percentile interval).
+Samples come in blocks (see `measure.Samples`), and neither the requests of a block nor blocks that follow one another
+are independent: they share the weather of their moment. So intervals here rest on GROUPS groups of consecutive blocks,
+each of them long enough to have weather of its own, and on Student's t with what few groups are worth (batch means:
+Schmeiser, "Batch size effects in the analysis of simulation output", Operations Research 1982; Georges, Buytaert,
+Eeckhout, "Statistically rigorous Java performance evaluation", OOPSLA 2007; Kalibera, Jones, "Rigorous benchmarking in
+reasonable time", ISMM 2013). A percentile bootstrap by block was held against it: where the weather lasts for more than
+a block it calls identical candidates different in two to four comparisons of ten, and its intervals of a tail quantile
+cover it in 0.5 to 0.9 of cases (``tests/property/test_bench_comparisons.py`` keeps the figures of both).
+
+Two candidates are compared by a ratio. Measured in turns, they are paired round by round (`ratio_interval`), so that
+what disturbed the machine disturbs neither side alone; measured apart, they are not (`unpaired_ratio_interval`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +28,13 @@ if TYPE_CHECKING:
 
 QUANTILES: Mapping[str, float] = {"latency_p50": 0.50, "latency_p95": 0.95, "latency_p99": 0.99}
 """Objectives and the quantile that each minimises."""
-RESAMPLES = 999
 CONFIDENCE = 0.95
+GROUPS = 10
+"""Groups of consecutive blocks that an interval rests on, where there are as many blocks."""
+FINEST_US = 1e-3
+"""What a time of nothing counts for in a ratio: the clock cannot tell less."""
+STARTS = 3
+"""Starts of a process on each side from which on their own spread is what an unpaired comparison rests on."""
 MIN_GAIN = 0.05
 """A candidate must be faster than an earlier one by this share, surely, to displace it: gains smaller than what two
 machines differ by would let the pick, and with it the identity of the bundle, change from run to run."""
@@ -40,30 +52,53 @@ def quantile(blocks: np.ndarray, q: float) -> float:
     return float(np.quantile(blocks, q, method="inverted_cdf"))
 
 
-def quantile_interval(
-    blocks: np.ndarray, q: float, *, confidence: float = CONFIDENCE, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the q-quantile, by block. ``blocks`` is [blocks, requests of a block].
+def quantile_interval(blocks: np.ndarray, q: float, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Distribution-free interval of the q-quantile of samples in blocks [blocks, requests of a block].
 
-    Where the weather of a block weighs more than the spread within it, the interval of a tail quantile is too narrow:
-    at 0.95 it covers the median in 0.94 of simulated cases and p95 in 0.83 to 0.87 (tests/property/test_bench_pick.py).
-    The pick does not rest on it but on `ratio_interval`, where the weather of a round is on both sides.
+    The interval of a proportion in clustered samples, carried to the order statistics (Woodruff, JASA 1952; Korn,
+    Graubard, Survey Methodology 1998). Where there are too few samples to bound the quantile, the smallest or the
+    largest stands in for the bound, and `soundness.enough` says so. It is about the machine as it was while the samples
+    were taken: candidates are compared by the interval of their ratio, not by whether two of these overlap.
+
+    >>> import numpy as np
+    >>> low, high = quantile_interval(np.random.default_rng(0).gamma(9, 10, size=(40, 50)), 0.5)
+    >>> bool(low < 86.7 < high)
+    True
     """
     import numpy as np
 
-    drawn = _resampled_quantiles(blocks, q, _draws(len(blocks), seed))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    from mlflowkit.judging import stats
+
+    ordered = np.sort(blocks, axis=None)
     value = quantile(blocks, q)
-    return min(float(low), value), max(float(high), value)
+    groups = min(GROUPS, len(blocks))
+    beyond = (blocks > value).astype(np.float64).ravel()
+    worth = stats.effective_samples(beyond, (len(blocks) // groups) * blocks.shape[1])
+    if groups > 1:
+        worth *= (stats.normal_quantile(confidence) / stats.student_quantile(confidence, groups - 1)) ** 2
+    low, high = _order_statistics(ordered, q, confidence, worth)
+    return min(low, value), max(high, value)
+
+
+def _order_statistics(ordered: np.ndarray, q: float, confidence: float, worth: float) -> tuple[float, float]:
+    """Clopper and Pearson's bounds of the share q of ``worth`` trials, as samples; the outermost where beyond them."""
+    from scipy.special import betaincinv
+
+    alpha, hits, count = (1 - confidence) / 2, q * worth, len(ordered)
+    low = betaincinv(hits, worth - hits + 1, alpha)
+    high = betaincinv(hits + 1, worth - hits, 1 - alpha)
+    first, last = math.floor(low * count) - 1, math.ceil(high * count) - 1
+    return float(ordered[max(first, 0)]), float(ordered[min(last, count - 1)])
 
 
 def ratio_interval(
-    later: np.ndarray, earlier: np.ndarray, q: float, *, confidence: float = CONFIDENCE, seed: int = 0
+    later: np.ndarray, earlier: np.ndarray, q: float, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """Interval of quantile(later) / quantile(earlier), paired: block i of both was measured in the same round.
 
-    Raises UsageError when the two have different numbers of blocks.
+    Both sides of a round are first divided by the round's pace (the geometric mean of the two medians), which removes
+    what was common to them; then come the log ratios of the groups' quantiles, their mean, and Student's t. Raises
+    UsageError when the two have different numbers of blocks, or fewer than two.
 
     >>> import numpy as np
     >>> slow = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
@@ -73,44 +108,100 @@ def ratio_interval(
     """
     import numpy as np
 
-    if len(later) != len(earlier):
-        raise UsageError(f"paired samples need as many blocks on both sides; there are {len(later)} and {len(earlier)}")
-    draws = _draws(len(later), seed)
-    ratios = _resampled_quantiles(later, q, draws) / _resampled_quantiles(earlier, q, draws)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return float(low), float(high)
+    _as_many(later, earlier)
+    pace = np.sqrt(np.median(later, axis=1) * np.median(earlier, axis=1))[:, None]
+    pace = np.maximum(pace, FINEST_US)
+    logs = _group_logs(later / pace, q) - _group_logs(earlier / pace, q)
+    return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
 
 
-def _draws(blocks: int, seed: int) -> np.ndarray:
-    """Indices of blocks drawn with replacement, int [RESAMPLES, blocks]."""
-    import numpy as np
+def mean_ratio_interval(
+    later: np.ndarray, earlier: np.ndarray, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Interval of mean(later) / mean(earlier), paired as `ratio_interval` is: what throughput and cost go by.
 
-    return np.random.default_rng(seed).integers(blocks, size=(RESAMPLES, blocks))
-
-
-def _resampled_quantiles(blocks: np.ndarray, q: float, draws: np.ndarray) -> np.ndarray:
-    """The q-quantile of each resample, float64 [resamples].
-
-    All samples are sorted once; a resample is then a weight for each of them, and its quantile the first whose
-    cumulated weight reaches q.
+    >>> import numpy as np
+    >>> slow = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
+    >>> low, high = mean_ratio_interval(slow / 2, slow)
+    >>> round(low, 6), round(high, 6)
+    (0.5, 0.5)
     """
     import numpy as np
 
-    rows, width = blocks.shape
-    order = np.argsort(blocks, axis=None, kind="stable")
-    values, owners = blocks.ravel()[order], order // width
-    quantiles = np.empty(len(draws))
-    for index, draw in enumerate(draws):
-        weights = np.bincount(draw, minlength=rows)[owners]
-        reached = np.searchsorted(np.cumsum(weights), q * rows * width - 1e-9)
-        quantiles[index] = values[reached]
-    return quantiles
+    _as_many(later, earlier)
+    sums = [[float(group.sum()) for group in _groups(blocks)] for blocks in (later, earlier)]
+    logs = np.log(np.maximum(sums[0], FINEST_US)) - np.log(np.maximum(sums[1], FINEST_US))
+    return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
+
+
+def unpaired_ratio_interval(
+    later: Sequence[np.ndarray], earlier: Sequence[np.ndarray], q: float, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Interval of quantile(later) / quantile(earlier), measured apart; each side is the blocks of one or more starts.
+
+    Welch's t on log quantiles. A process that is started again is faster or slower as a whole (Kalibera, Jones 2013):
+    with STARTS or more on each side it is the starts that are compared. With fewer, the groups of blocks are, and what
+    differs from start to start is not in the interval.
+
+    >>> import numpy as np
+    >>> slow = np.random.default_rng(0).gamma(900, 0.1, size=(40, 50))
+    >>> low, high = unpaired_ratio_interval([slow / 2], [slow], 0.5)
+    >>> bool(0.49 < low < 0.5 < high < 0.51)
+    True
+    """
+    import numpy as np
+
+    if rests_on_starts(later, earlier):
+        sides = [np.log([quantile(blocks, q) for blocks in side]) for side in (later, earlier)]
+    else:
+        sides = [np.concatenate([_group_logs(blocks, q) for blocks in side]) for side in (later, earlier)]
+    one, two = (_variance(logs) for logs in sides)
+    total = one + two
+    freedom = total**2 / sum(v**2 / (len(logs) - 1) for v, logs in zip((one, two), sides, strict=True)) if total else 1
+    return _student_ratio(float(sides[0].mean() - sides[1].mean()), total, freedom, confidence)
+
+
+def rests_on_starts(later: Sequence[np.ndarray], earlier: Sequence[np.ndarray]) -> bool:
+    """Whether an unpaired comparison has the starts of a process for its units."""
+    return min(len(later), len(earlier)) >= STARTS
+
+
+def _as_many(later: np.ndarray, earlier: np.ndarray) -> None:
+    if len(later) != len(earlier):
+        raise UsageError(f"paired samples need as many blocks on both sides; there are {len(later)} and {len(earlier)}")
+
+
+def _groups(blocks: np.ndarray) -> list[np.ndarray]:
+    """Consecutive blocks, as many in each group as may be."""
+    import numpy as np
+
+    if len(blocks) < 2:
+        raise UsageError("one block of samples has no interval", hint="measure two blocks or more")
+    return np.array_split(blocks, min(GROUPS, len(blocks)))
+
+
+def _group_logs(blocks: np.ndarray, q: float) -> np.ndarray:
+    """Logarithm of the q-quantile of each group of blocks, float64 [groups]."""
+    import numpy as np
+
+    return np.log([max(quantile(group, q), FINEST_US) for group in _groups(blocks)])
+
+
+def _variance(logs: np.ndarray) -> float:
+    """Of their mean."""
+    return float(logs.var(ddof=1)) / len(logs)
+
+
+def _student_ratio(centre: float, variance: float, freedom: float, confidence: float) -> tuple[float, float]:
+    from mlflowkit.judging.stats import student_quantile
+
+    half = student_quantile(confidence, freedom) * math.sqrt(variance)
+    return math.exp(centre - half), math.exp(centre + half)
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What was measured of one candidate. Times are microseconds a request; throughput is rows a second, one caller."""
+    """What was measured of one candidate. Times are microseconds a request; throughput is rows a second."""
 
     p50_us: float
     p95_us: float
@@ -121,14 +212,18 @@ class Latency:
     samples: int
 
 
-def summarise(blocks: np.ndarray, batch: int, objective: str, *, seed: int = 0) -> Latency:
-    """Quantiles, the objective's interval and the throughput of samples in microseconds [blocks, requests]."""
+def summarise(blocks: np.ndarray, batch: int, objective: str, *, callers: int = 1) -> Latency:
+    """Quantiles, the objective's interval and the throughput of samples in microseconds [blocks, requests].
+
+    ``callers`` is how many asked at once: each of them always had one request under way, so throughput follows from the
+    mean latency (Little's law).
+    """
     return Latency(
         p50_us=quantile(blocks, 0.50),
         p95_us=quantile(blocks, 0.95),
         p99_us=quantile(blocks, 0.99),
-        interval=quantile_interval(blocks, _q(objective), seed=seed),
-        throughput=batch * blocks.size / float(blocks.sum()) * 1e6,
+        interval=quantile_interval(blocks, quantile_of(objective)),
+        throughput=callers * batch * blocks.size / float(blocks.sum()) * 1e6,
         samples=int(blocks.size),
     )
 
@@ -141,7 +236,7 @@ class Pick:
     reasons: Mapping[str, str]
 
 
-def pick(samples: Mapping[str, np.ndarray], objective: str, *, confidence: float = CONFIDENCE, seed: int = 0) -> Pick:
+def pick(samples: Mapping[str, np.ndarray], objective: str, *, confidence: float = CONFIDENCE) -> Pick:
     """The candidate that minimises the objective, of those that may serve, in the recipe's order of preference.
 
     A later candidate displaces an earlier one only where the whole interval of the ratio of their objectives lies below
@@ -157,11 +252,11 @@ def pick(samples: Mapping[str, np.ndarray], objective: str, *, confidence: float
     """
     if not samples:
         raise UsageError("there is no candidate to pick from", hint="add onnx to optimize.candidates")
-    names, q = list(samples), _q(objective)
+    names, q = list(samples), quantile_of(objective)
     share = (1 - confidence) / max(1, len(names) - 1)
     chosen, reasons = names[0], {}
     for name in names[1:]:
-        low, high = ratio_interval(samples[name], samples[chosen], q, confidence=1 - share, seed=seed)
+        low, high = ratio_interval(samples[name], samples[chosen], q, confidence=1 - share)
         beaten, winner = (chosen, name) if high < 1 - MIN_GAIN else (name, chosen)
         reasons[beaten] = _words(name, chosen, objective, (low, high), beaten == chosen)
         chosen = winner
@@ -177,7 +272,12 @@ def _words(later: str, earlier: str, objective: str, interval: tuple[float, floa
     return f"{said}: not surely faster by {MIN_GAIN:.0%}, and {earlier} comes first in the recipe"
 
 
-def _q(objective: str) -> float:
+def quantile_of(objective: str) -> float:
+    """The quantile that an objective minimises. Raises UsageError for one that is none.
+
+    >>> quantile_of("latency_p99")
+    0.99
+    """
     try:
         return QUANTILES[objective]
     except KeyError:

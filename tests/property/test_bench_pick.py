@@ -44,8 +44,8 @@ def pair(seed: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
 @given(seed=st.integers(0, 10_000), objective=objectives, factor=st.floats(0.01, 100))
 def test_the_unit_of_time_changes_nothing(seed: int, objective: str, factor: float) -> None:
     one, two = latencies(seed, blocks=8), latencies(seed + 1, blocks=8)
-    plain = pick({"a": one, "b": two}, objective, seed=seed)
-    assert pick({"a": one * factor, "b": two * factor}, objective, seed=seed).name == plain.name
+    plain = pick({"a": one, "b": two}, objective)
+    assert pick({"a": one * factor, "b": two * factor}, objective).name == plain.name
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,7 +53,7 @@ def test_the_unit_of_time_changes_nothing(seed: int, objective: str, factor: flo
 def test_ties_and_slower_ones_go_to_the_order_of_the_recipe(seed: int, objective: str) -> None:
     base = latencies(seed, blocks=8)
     for later in (base, base * 1.5, base * (1 - MIN_GAIN / 2)):
-        found = pick({"first": base, "second": later}, objective, seed=seed)
+        found = pick({"first": base, "second": later}, objective)
         assert found.name == "first"
         assert list(found.reasons) == ["second"]
 
@@ -63,7 +63,7 @@ def test_ties_and_slower_ones_go_to_the_order_of_the_recipe(seed: int, objective
 def test_a_clear_winner_wins_wherever_it_stands(seed: int, objective: str, order: list[str]) -> None:
     base = latencies(seed, blocks=8)
     times = {"slow": base, "middle": base * 0.5, "fast": base * 0.1}
-    found = pick({name: times[name] for name in order}, objective, seed=seed)
+    found = pick({name: times[name] for name in order}, objective)
     assert found.name == "fast"
     assert set(found.reasons) == {"slow", "middle"}
 
@@ -73,10 +73,10 @@ def test_a_clear_winner_wins_wherever_it_stands(seed: int, objective: str, order
 def test_intervals_hold_their_value_and_ratios_are_reciprocal(seed: int, objective: str) -> None:
     one, two = latencies(seed, blocks=10), latencies(seed + 1, blocks=10)
     q = QUANTILES[objective]
-    low, high = quantile_interval(one, q, seed=seed)
+    low, high = quantile_interval(one, q)
     assert low <= quantile(one, q) <= high
-    below, above = ratio_interval(one, two, q, seed=seed)
-    inverse = ratio_interval(two, one, q, seed=seed)
+    below, above = ratio_interval(one, two, q)
+    inverse = ratio_interval(two, one, q)
     assert 1 / above == pytest.approx(inverse[0], rel=0.05)
     assert 1 / below == pytest.approx(inverse[1], rel=0.05)
 
@@ -85,7 +85,7 @@ def test_intervals_hold_their_value_and_ratios_are_reciprocal(seed: int, objecti
 @given(seed=st.integers(0, 10_000), objective=objectives)
 def test_the_same_samples_give_the_same_answer(seed: int, objective: str) -> None:
     samples = {"a": latencies(seed, blocks=8), "b": latencies(seed + 1, blocks=8)}
-    assert pick(samples, objective, seed=seed) == pick(samples, objective, seed=seed)
+    assert pick(samples, objective) == pick(samples, objective)
 
 
 def rate(ratio: float, objective: str, trials: int) -> float:
@@ -93,7 +93,7 @@ def rate(ratio: float, objective: str, trials: int) -> float:
     wins = 0
     for seed in range(trials):
         later, earlier = pair(seed, ratio)
-        wins += pick({"earlier": earlier, "later": later}, objective, seed=seed).name == "later"
+        wins += pick({"earlier": earlier, "later": later}, objective).name == "later"
     return wins / trials
 
 
@@ -105,36 +105,14 @@ def test_two_names_of_one_distribution_do_not_displace_each_other(objective: str
 
 @pytest.mark.parametrize("objective", sorted(QUANTILES))
 def test_at_the_smallest_gain_that_counts_the_error_rate_is_alphas(objective: str) -> None:
-    """The worst case: the later one is faster by exactly MIN_GAIN. 0.025 is promised and 0.015 to 0.04 was found in
-    longer simulations (a percentile bootstrap of 40 blocks is a little narrow); 150 trials tell that from 0.08."""
-    assert rate(1 - MIN_GAIN, objective, 150) <= 0.08
+    """The worst case: the later one is faster by exactly MIN_GAIN. 0.025 is promised, and found in longer simulations;
+    300 trials tell that from 0.06."""
+    assert rate(1 - MIN_GAIN, objective, 300) <= 0.06
 
 
 @pytest.mark.parametrize(("objective", "ratio"), [("latency_p50", 0.8), ("latency_p99", 0.4)])
 def test_a_real_gain_is_found(objective: str, ratio: float) -> None:
     assert rate(ratio, objective, 40) >= 0.9
-
-
-@pytest.mark.parametrize(("q", "least"), [(0.5, 0.88), (0.95, 0.75)])
-def test_intervals_of_a_quantile_cover_it(q: float, least: float) -> None:
-    """95 % intervals cover the median in 0.94 of cases and p95 in 0.83, where a block's weather weighs as much as here;
-    100 trials have a standard error of 0.03."""
-    truth = float(np.quantile(latencies(99, blocks=20_000), q))
-    covered = 0
-    for seed in range(100):
-        low, high = quantile_interval(latencies(seed), q, seed=seed)
-        covered += low <= truth <= high
-    assert covered / 100 >= least
-
-
-def test_a_bootstrap_by_request_would_not_cover() -> None:
-    """Why blocks are drawn whole: taken as independent, the same requests give intervals that are far too narrow."""
-    truth = float(np.quantile(latencies(99, blocks=20_000), 0.5))
-    covered = 0
-    for seed in range(30):
-        low, high = quantile_interval(latencies(seed).reshape(-1, 1), 0.5, seed=seed)
-        covered += low <= truth <= high
-    assert covered / 30 < 0.75
 
 
 def test_summaries_are_in_the_units_that_they_say() -> None:
