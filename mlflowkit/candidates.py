@@ -69,6 +69,7 @@ class WeightOnly(Section):
 
     kind: Literal["weight-only"] = "weight-only"
     bits: Literal[4, 8] = 4
+    """Bits of a weight."""
     block: Literal[16, 32, 64, 128] = 32
     """Weights that share a scale."""
     smallest: int = Field(default=4096, ge=1)
@@ -105,9 +106,11 @@ class Candidate(Section):
     """A graph's way from float to what runs. ``name`` is unique within a list of candidates."""
 
     name: str = Field(min_length=1, max_length=120)
+    """What it is called; no two of a list alike."""
     passes: list[Pass] = Field(default_factory=list)
     """In the order in which they are applied."""
     engine: Engine = Field(default_factory=Engine)
+    """What runs the graph."""
 
     @property
     def servable(self) -> bool:
