@@ -128,5 +128,5 @@ def _code() -> str:
     """Digest of the modules that make and run candidates."""
     folder = Path(__file__).parent.parent
     files = [*folder.glob("onnx_passes/*.py"), *folder.glob("tensorrt/*.py"), *folder.glob("trials/*.py")]
-    files += [folder / "onnxruntime.py", folder / "torch_runtime.py"]
+    files += [folder / "onnxruntime.py", *folder.glob("torch_runtime/*.py")]
     return digest_json(json.loads(json.dumps({path.name: digest_file(path) for path in sorted(files)})))
