@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class Space(Section):
     """What runs it."""
     graph_level: list[Literal["off", "basic", "extended", "all"]] = Field(default=["all"], min_length=1)
     """How far ONNX Runtime rewrites the graph when it loads it."""
-    threads: list[int] = Field(default=[1], min_length=1)
+    threads: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
     """Threads inside an operator."""
     cuda_graph: list[bool] = Field(default=[False], min_length=1)
     """Whether a run is captured once and replayed (GPU only)."""

@@ -176,7 +176,7 @@ def key_path(location: Sequence[str | int], values: Json) -> tuple[KeyPath, Shap
             if len(rest) == 0 or isinstance(values, str | int | float | bool | None):
                 return tuple(path), shape, False
             shape = next((item for item in members if narrow(shape, values) == item), shape)
-            if _is_label(part):
+            if _is_label(part) or part in {getattr(item.type, "__name__", "") for item in members}:
                 continue
         shape = step(shape, part, values)
         values = _below(values, part)

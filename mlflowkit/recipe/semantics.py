@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from mlflowkit.candidates import NAMED, Candidate, Engine
 from mlflowkit.errors import nearest
 from mlflowkit.imported import ROLES
+from mlflowkit.optimization.space import MOST, Space, candidates_of, impossible, key_of
 from mlflowkit.recipe.locate import KeyPath, show
 from mlflowkit.stages.evaluate import (
     BINARY_METRICS,
@@ -31,6 +35,8 @@ TORCH_ONLY = ("epochs", "batch_size", "optimizer", "schedule", "early_stopping",
 """Keys of train that scikit-learn has no use for."""
 OUTPUT_ROLES = tuple(role for roles in ROLES.values() for role in roles)
 """What outputs of a brought graph can be, whatever the task."""
+MOST_TRIED = 1000
+"""Candidates of a space that may all be tried."""
 KIND_OF_TYPE = {"string": ("categorical",), "datetime": ("time",), "float": ("numeric",)}
 """Column kinds that a declared type can have besides group and ignore; others can have any."""
 
@@ -476,12 +482,78 @@ def _brought_columns(view: View) -> Iterator[Problem]:
 
 
 def _optimize(view: View) -> Iterator[Problem]:
-    candidates = view.items("optimize", "candidates")
-    for index, candidate in enumerate(candidates):
-        if candidate in candidates[:index]:
-            yield Problem(("optimize", "candidates", index), f"{candidate!r} is listed twice", "remove one")
     allowed = [metric for metric in metrics_of(view.task) if metric not in LATENCY_METRICS]
     yield from _metric(view, ("optimize", "metric"), allowed)
+    if view.text("optimize", "objective") == "cost" and not view.has("optimize", "cost_per_hour"):
+        message = "the cost of an answer follows from what an hour of the machine costs, and that is not given"
+        yield Problem(("optimize", "objective"), message, "add cost_per_hour: 0.50")
+
+
+def _candidates(view: View) -> Iterator[Problem]:
+    """Candidates that are there twice, by name or by what they are, and those that no machine can run."""
+    names: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    for index, written in enumerate(view.items("optimize", "candidates")):
+        path = ("optimize", "candidates", index)
+        candidate = _candidate(written)
+        name = written if isinstance(written, str) else written.get("name") if isinstance(written, dict) else None
+        if isinstance(name, str) and name in names:
+            yield Problem(path, f"{name!r} is listed twice", "remove one")
+        elif candidate is not None and key_of(candidate) in kinds:
+            same = view.get("optimize", "candidates", kinds[key_of(candidate)])
+            same = same if isinstance(same, str) else same["name"]
+            yield Problem(path, f"{candidate.name!r} is the same as {same!r}: same passes, same engine", "remove one")
+        elif candidate is not None and (reason := impossible(candidate.passes, candidate.engine)):
+            yield Problem(path, f"{candidate.name!r} cannot be: {reason}", "change its passes or its engine")
+        elif isinstance(written, dict) and candidate is not None and candidate.name in NAMED:
+            message = f"{candidate.name!r} is one of mlflowkit's own candidates"
+            yield Problem((*path, "name"), message, "give it a name of its own")
+        if isinstance(name, str):
+            names.setdefault(name, index)
+        if candidate is not None:
+            kinds.setdefault(key_of(candidate), index)
+
+
+def _candidate(written: Json) -> Candidate | None:
+    """The candidate that an item of the list means; None where it means none."""
+    if isinstance(written, str):
+        return NAMED.get(written)
+    try:
+        return Candidate.model_validate(written)
+    except ValidationError:  # the schema's rules say what is wrong with it
+        return None
+
+
+def _search(view: View) -> Iterator[Problem]:
+    """A search with nothing to search, with too much of it, or with a dimension that lists a thing twice."""
+    path = ("optimize", "search")
+    space, method = view.mapping(*path, "space"), view.text(*path, "method")
+    if not space:
+        for key in ("method", "trials", "seconds"):
+            if view.has(*path, key):
+                message = f"{key} is about searching a space, and there is none"
+                yield Problem((*path, key), message, "add optimize.search.space: {graph_level: [basic, all]}")
+        return
+    twice = False
+    for dimension in space:
+        items = view.items(*path, "space", dimension)
+        for index, item in enumerate(items):
+            if item in items[:index]:
+                twice = True
+                yield Problem((*path, "space", dimension, index), f"{show(item)} is listed twice", "remove one")
+    try:
+        whole = Space.model_validate(space)
+    except ValidationError:  # the schema's rules say what is wrong with it
+        return
+    if whole.size > MOST:
+        yield Problem((*path, "space"), f"it has {whole.size:,} combinations; {MOST:,} are the most", "leave some out")
+    elif not twice and not candidates_of(whole):
+        passes = whole.passes[0]
+        reason = impossible(passes, Engine(runtime=whole.runtime[0]))
+        yield Problem((*path, "space"), f"none of its candidates can be: {reason}", "add a way of passes: []")
+    elif method == "exhaustive" and len(candidates_of(whole)) > MOST_TRIED:
+        message = f"it has {len(candidates_of(whole)):,} candidates, which are too many to try all"
+        yield Problem((*path, "method"), message, "write method: optuna")
 
 
 # ------------------------------------------------------------------------------------------------------------- serve
@@ -524,6 +596,8 @@ RULES: tuple[Rule, ...] = (
     _brought,
     _train,
     _optimize,
+    _candidates,
+    _search,
     _gates,
     _slices,
     _exposure,
