@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_latency import ahead, page, serving, tables
-from benchmarks.gpu_latency.children import ChildError, once
+from benchmarks.gpu_latency.children import once
 from benchmarks.gpu_latency.measure import Suite, measured
 from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.plan import BATCHES, PRECISIONS, RUNTIMES, Effort
@@ -38,30 +38,18 @@ def latency(options: argparse.Namespace) -> Document:
     """Rows of all models, what the machine did meanwhile, the peaks of its matrix products, and the best of each."""
     effort = QUICK if options.quick else Effort(options.seconds, options.longest)
     suite = Suite(options.batches, options.runtimes, options.precisions, options.threads, effort)
-    peaks = {precision: _peak(precision, options.threads) for precision in options.precisions}
+    job = {"do": "facts", "models": options.models, "precisions": options.precisions, "threads": options.threads}
+    facts = once(job, seconds=300, threads=options.threads)
+    peaks, operations = facts["peaks"], facts["operations"]
     tops = {name: found["operations_per_second"] for name, found in peaks.items() if found["operations_per_second"]}
     rows, summary, conditions = [], [], []
     for name in options.models:
-        operations = _operations(name)
         for group in measured(MODELS[name], suite):
             rows += group.rows
             conditions += group.conditions
-            if found := best(group.rows, group.samples, operations, tops):
+            if found := best(group.rows, group.samples, operations.get(name), tops):
                 summary.append(found)
     return {"rows": rows, "best": summary, "peaks": peaks, "conditions": conditions, "gpu": gpu.missing() or "present"}
-
-
-def _peak(precision: str, threads: int) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = once({"do": "peak", "precision": precision, "threads": threads}, seconds=120)
-    except ChildError as error:
-        return {"device": "", "operations_per_second": None, "reason": str(error)}
-    return found
-
-
-def _operations(name: str) -> int | None:
-    """Of one row; None for a model that is a graph only."""
-    return once({"do": "operations", "model": name}, seconds=120) if MODELS[name].network else None
 
 
 def engines(options: argparse.Namespace) -> Document:

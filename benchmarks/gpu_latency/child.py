@@ -31,7 +31,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     job = json.loads(sys.argv[1])
-    works = {"prepare": prepare, "serve": serve, "peak": peak, "operations": operations, "build": ahead.build}
+    works = {"prepare": prepare, "serve": serve, "facts": facts, "build": ahead.build}
     works[job["do"]](job, lambda said: print(json.dumps(said), file=answers, flush=True))
 
 
@@ -93,21 +93,14 @@ def loader(model: Model, candidate: Candidate, job: Mapping[str, Any]) -> Callab
     return lambda: engines.load(Path(job["path"]), engine, store=Path(job["store"])).run
 
 
-def peak(job: Mapping[str, Any], say: Callable[[Any], None]) -> None:
-    """Operations a second of a large matrix product in a precision, or the reason why there is none."""
-    from benchmarks.gpu_latency.hardware import matmul_peak
+def facts(job: Mapping[str, Any], say: Callable[[Any], None]) -> None:
+    """What candidates are held against: {"peaks": by precision, "operations": of one row, by model with a network}."""
+    from benchmarks.gpu_latency import hardware, networks
 
-    say(matmul_peak(job["precision"], job["threads"]))
-
-
-def operations(job: Mapping[str, Any], say: Callable[[Any], None]) -> None:
-    """Floating-point operations of one row of a model."""
-    import torch
-
-    from benchmarks.gpu_latency import networks
-
-    row = {name: torch.from_numpy(cells) for name, cells in MODELS[job["model"]].rows(1).items()}
-    say(networks.operations(networks.make(job["model"]), row))
+    named = [MODELS[name] for name in job["models"] if MODELS[name].network]
+    counted = {model.name: networks.operations(model.name, model.rows(1)) for model in named}
+    peaks = {precision: hardware.matmul_peak(precision, job["threads"]) for precision in job["precisions"]}
+    say({"peaks": peaks, "operations": counted})
 
 
 def reset_memory() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,32 +72,40 @@ class ResNet(nn.Module):
         return answers
 
 
-MAKERS: Mapping[str, Callable[[], nn.Module]] = {
+SHAPES: Mapping[str, Callable[[], nn.Module]] = {
     "mlp": lambda: TabularMLP(30, 2, hidden=(256, 256), dropout=0.0),
     "resnet18": lambda: ResNet((2, 2, 2, 2), bottleneck=False),
     "resnet50": lambda: ResNet((3, 4, 6, 3), bottleneck=True),
-    "minilm": minilm.load,
+    "minilm": minilm.Encoder,
     "bert-base": lambda: minilm.Encoder(minilm.Shape.base()),
 }
 
 
 def make(name: str) -> nn.Module:
     """A network in evaluation mode on the CPU, with the same weights each time, whatever was drawn before."""
+    if name == "minilm":
+        return minilm.load()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
-        return MAKERS[name]().eval()
+        return SHAPES[name]().eval()
 
 
-def parameters(module: nn.Module) -> int:
-    """How many numbers a network has learned, or would learn."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def shape(name: str) -> nn.Module:
+    """A network without its weights (torch's meta device): to count what it has and what it does."""
+    with torch.device("meta"):
+        return SHAPES[name]().eval()
 
 
-def operations(module: nn.Module, row: Mapping[str, Tensor]) -> int:
+def parameters(name: str) -> int:
+    """How many numbers a network learns."""
+    return sum(parameter.numel() for parameter in shape(name).parameters())
+
+
+def operations(name: str, row: Mapping[str, np.ndarray]) -> int:
     """Floating-point operations of one row in matrix products and convolutions; a multiplication and an addition are
     two (torch.utils.flop_counter)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        module(*row.values())
+        shape(name)(*(torch.from_numpy(cells).to("meta") for cells in row.values()))
     return int(counter.get_total_flops())

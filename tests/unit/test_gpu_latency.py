@@ -1,0 +1,309 @@
+"""The latency suite: its networks are what they are called, its graphs answer as they do, and its rows say what ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.gpu_latency import __main__ as command
+from benchmarks.gpu_latency import ahead, exports, measure, networks, page, summary, tables
+from benchmarks.gpu_latency.children import Child, ChildError, Served
+from benchmarks.gpu_latency.models import MODELS
+from benchmarks.gpu_latency.plan import PRECISIONS, RUNTIMES, Effort, cells, sampling
+from mlflowkit.adapters.onnxruntime import OnnxRuntime
+from recipes import minilm
+
+POOLERS = {"minilm": 384 * 384 + 384, "bert-base": 768 * 768 + 768}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("resnet18", 11.69), ("resnet50", 25.56), ("minilm", 22.7), ("bert-base", 109.5)]
+)
+def test_a_network_has_as_many_parameters_as_was_published(name: str, millions: float) -> None:
+    found = networks.parameters(name)
+    assert found == MODELS[name].parameters
+    assert (found + POOLERS.get(name, 0)) / 1e6 == pytest.approx(millions, rel=1e-3)  # with the pooler, as published
+
+
+@pytest.mark.parametrize(("name", "width"), [("mlp", 2), ("resnet18", 1000), ("resnet50", 1000), ("bert-base", 768)])
+def test_a_network_answers_a_row_a_row(name: str, width: int) -> None:
+    rows = [torch.from_numpy(cells).to("meta") for cells in MODELS[name].rows(3).values()]
+    assert networks.shape(name)(*rows).shape == (3, width)
+
+
+def test_operations_are_those_of_the_published_networks() -> None:
+    images = MODELS["resnet50"].rows(1)
+    assert networks.operations("resnet50", images) / 2 == pytest.approx(4.09e9, rel=0.01)  # multiply-adds, torchvision
+    assert networks.operations("mlp", MODELS["mlp"].rows(1)) == 2 * (30 * 256 + 256 * 256 + 256 * 2)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> minilm.Encoder:
+    return minilm.load()
+
+
+def embed(encoder: minilm.Encoder, sentences: list[str], length: int = 32) -> np.ndarray:
+    inputs = minilm.tokenise(sentences, length)
+    with torch.inference_mode():
+        found: np.ndarray = encoder(**{name: torch.from_numpy(cells) for name, cells in inputs.items()}).numpy()
+    return found
+
+
+def test_a_paraphrase_is_nearer_than_another_subject(encoder: minilm.Encoder) -> None:
+    found = embed(
+        encoder,
+        ["How do I reset my password?", "I forgot my password, what should I do?",
+         "The stock market fell sharply today.", "Shares dropped steeply on Wall Street."],
+    )  # fmt: skip
+    nearness = found @ found.T
+    assert np.allclose(np.diag(nearness), 1.0, atol=1e-5)
+    assert min(nearness[0, 1], nearness[2, 3]) > nearness[:2, 2:].max() + 0.3
+
+
+def test_padding_and_neighbours_do_not_change_an_embedding(encoder: minilm.Encoder) -> None:
+    sentence = "A goose was hit during the approach."
+    alone, longer = embed(encoder, [sentence]), embed(encoder, ["x", sentence], length=128)
+    assert np.allclose(alone[0], longer[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet18", "minilm"])
+def test_a_graph_answers_as_its_network_for_any_number_of_rows(name: str) -> None:
+    model, session = MODELS[name], OnnxRuntime().load(exports.exported(MODELS[name]).path)
+    network = networks.make(name)
+    for count in (1, 3):
+        rows = model.rows(count)
+        with torch.inference_mode():
+            expected = network(*(torch.from_numpy(cells) for cells in rows.values())).numpy()
+        found = session.run(rows)[model.output]
+        assert np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
+
+
+def test_a_graph_is_made_once_and_a_reason_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "KEPT", tmp_path)
+
+    class Port:
+        calls = 0
+
+        def apply(self, passes: Any, model: Path, out: Path, calibration: Any) -> str:
+            Port.calls += 1
+            if Port.calls == 1:
+                return "not today"
+            out.write_bytes(model.read_bytes())
+            return ""
+
+    passes = PRECISIONS["fp16"]
+    first, *later = (exports.rewritten(MODELS["mlp"], passes, Port()) for _ in range(3))
+    assert (first.reason, first.path.exists(), Port.calls) == ("not today", True, 2)
+    assert {(one.reason, one.path) for one in later} == {("", first.path)}
+    assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"mlp"}  # nothing half-made is left
+
+
+def test_every_runtime_and_precision_has_a_candidate_of_its_own() -> None:
+    listed = cells(12, RUNTIMES, list(PRECISIONS), 2)
+    names = [cell.candidate.name for cell in listed]
+    assert len(names) == len(set(names))
+    static = {(cell.runtime, cell.precision) for cell in listed}
+    torch_int8 = {("torch", "int8"), ("torch-compile", "int8")}
+    assert static == {(runtime, precision) for runtime in RUNTIMES for precision in PRECISIONS} - torch_int8
+    assert [cell.candidate.engine.threads for cell in listed] == [2] * len(listed)
+    assert not any("fused" in cell.candidate.name for cell in cells(0, RUNTIMES, list(PRECISIONS), 2))
+
+
+@given(st.lists(st.floats(1e-6, 2.5), min_size=1, max_size=8), st.floats(0.5, 30))
+def test_sampling_keeps_to_its_time_where_requests_let_it(requests: list[float], seconds: float) -> None:
+    effort = Effort(seconds=seconds)
+    found = sampling(requests, effort)
+    assert effort.fewest <= found.samples <= effort.most
+    assert -(-found.samples // found.size) >= 8  # blocks to draw for an interval
+    rounds = -(-found.samples // found.size)
+    measured = sum(requests) * rounds * (found.size + found.lead_in)
+    warming = sum(requests) * found.warm_up * (found.size + found.lead_in)
+    fewest = sum(requests) * (effort.fewest + 2 + 2)
+    assert measured + warming <= max(3 * seconds, 2 * fewest)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("quick")
+    arguments = "--quick --models mlp --batches 1 --runtimes ort-cpu,ort-cuda,torch-compile --precisions fp32,int8"
+    out, drawn = folder / "o.json", folder / "p.html"
+    out.write_text(json.dumps({"serving": [], "engines": list(ahead.rows(MODELS["mlp"], ["fp32"], (), "none", 1))}))
+    command.main([*arguments.split(), "--parts", "latency", "--json", "--out", str(out), "--page", str(drawn)])
+    return {"document": json.loads(out.read_bytes()), "page": drawn.read_text()}
+
+
+def rows_of(quick: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in quick["document"]["rows"]}
+
+
+def test_a_quick_run_gives_figures_with_intervals(quick: dict[str, Any]) -> None:
+    for name in ("ort-cpu fp32", "ort-cpu int8"):
+        row = rows_of(quick)[name]
+        assert (row["status"], row["reason"], row["batch"]) == ("ok", "", 1)
+        assert 0 < row["p50_us"] <= row["p95_us"] <= row["p99_us"]
+        low, high = row["intervals"]["p50_us"]
+        assert low <= row["p50_us"] <= high
+        assert row["interval"] == row["intervals"]["p50_us"]
+        assert row["samples"] >= Effort().fewest
+        assert 0 < row["cold_start_ms"] < row["start_ms"]
+        assert row["memory_bytes"] > 0
+        assert row["size_bytes"] > 0
+    assert rows_of(quick)["ort-cpu fp32"]["difference"] == 0
+    assert 0 < rows_of(quick)["ort-cpu int8"]["difference"] < 0.2
+
+
+def test_what_does_not_run_says_why_and_has_no_figures(quick: dict[str, Any]) -> None:
+    found = rows_of(quick)
+    assert set(found) == {
+        "ort-cpu fp32", "ort-cpu int8", "ort-cuda fp32", "ort-cuda int8", "torch-compile fp32"
+    }  # fmt: skip
+    if not measure.gpu.missing():
+        pytest.skip("there is a GPU: its rows have figures")
+    for name in ("ort-cuda fp32", "ort-cuda int8"):
+        assert found[name]["status"] == "unavailable"
+        assert "CUDAExecutionProvider" in found[name]["reason"]
+        assert found[name]["p50_us"] is None
+    assert (found["torch-compile fp32"]["status"], found["torch-compile fp32"]["p50_us"]) == ("skipped", None)
+    assert "--quick" in found["torch-compile fp32"]["reason"]
+
+
+def test_the_document_keeps_other_parts_and_says_what_the_best_is(quick: dict[str, Any]) -> None:
+    document = quick["document"]
+    assert [row["reason"] for row in document["engines"]] == ["none"]
+    assert document["machine"]["cores"] >= 1
+    assert document["peaks"]["fp32"]["operations_per_second"] > 1e9
+    best = document["best"][0]
+    figures = {row["name"]: row["p50_us"] for row in document["rows"] if row["status"] == "ok"}
+    assert best["p50_us"] == min(figures.values())
+    assert 0 < best["peak_share"] < 1.5
+
+
+def test_tables_and_page_show_every_candidate(quick: dict[str, Any]) -> None:
+    document = {**quick["document"], "engines": [], "serving": []}
+    text = tables.text(document)
+    for row in document["rows"]:
+        assert row["name"] in text
+        assert row["name"] in quick["page"]
+    assert json.loads(tables.lines(document)) == document
+    assert tables.readme(document).splitlines()[2].startswith("| MLP 30-256-256-2 | ort-cpu ")
+    assert "<script" not in page.html({**document, "gpu": "<script>"})
+
+
+def test_a_graph_that_does_not_load_costs_its_own_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prepared = MODELS["mlp"], measure._prepared
+    torn = tmp_path / "torn.onnx"
+    torn.write_bytes(exports.exported(model).path.read_bytes()[:999])
+
+    def tear(model: Any, cell: Any, suite: Any) -> dict[str, Any]:
+        found = prepared(model, cell, suite)
+        return found | {"path": str(torn)} if cell.precision == "int8" else found
+
+    monkeypatch.setattr(measure, "_prepared", tear)
+    suite = measure.Suite([2], ["ort-cpu"], ["fp32", "int8"], 1, command.QUICK)
+    (group,) = measure.measured(model, suite)
+    good, bad = group.rows
+    assert (good["status"], bad["status"]) == ("ok", "failed")
+    assert "torn.onnx" in bad["reason"]
+    assert set(group.samples) == {"ort-cpu fp32"}
+
+
+def test_a_killed_child_is_a_reason(tmp_path: Path) -> None:
+    job = {
+        "do": "serve", "model": "mlp", "candidate": cells(0, ["ort-cpu"], ["fp32"], 1)[0].candidate.model_dump(),
+        "precision": "fp32", "batch": 1, "path": str(exports.exported(MODELS["mlp"]).path), "store": str(tmp_path),
+        "answers": str(tmp_path / "a.npz"), "gpu": False,
+    }  # fmt: skip
+    with Child(job, {}) as child:
+        served = Served(child, 60)
+        assert len(served.block(-3, 10)) == 10
+        os.kill(child._process.pid, signal.SIGKILL)
+        with pytest.raises(ChildError, match="SIGKILL"):
+            served.block(0, 1)
+
+
+def test_a_candidate_lost_between_rounds_leaves_the_others_measured() -> None:
+    class Steady:
+        def block(self, start: int, count: int) -> list[int]:
+            return [1000] * count
+
+    class Failing(Steady):
+        def block(self, start: int, count: int) -> list[int]:
+            if start > 100:
+                raise ChildError("ended by SIGSEGV")
+            return [1000] * count
+
+    standing = [
+        measure.Standing(cell, measure.blank(MODELS["mlp"], cell, 1), served, request=1e-3)  # type: ignore[arg-type]
+        for cell, served in zip(cells(0, ["ort-cpu"], ["fp32", "int8"], 1), (Steady(), Failing()), strict=True)
+    ]
+    taken = measure._in_turns(standing, Effort())
+    assert set(taken) == {"ort-cpu fp32"}
+    assert (standing[1].row["status"], standing[1].row["reason"]) == ("failed", "ended by SIGSEGV")
+
+
+def test_a_candidate_too_slow_for_larger_batches_is_not_started() -> None:
+    cell = cells(0, ["ort-cpu"], ["fp32"], 1)[0]
+    one = measure.Standing(cell, measure.blank(MODELS["resnet50"], cell, 128))
+    name = cell.candidate.name
+    graphs = {name: {"reason": "", "size": 1, "seconds": 1.0, "failed": False}}
+    measure._before(one, {name: ""}, graphs, {name: 0.1}, 128, Effort(longest=2.5))
+    assert one.row["status"] == "skipped"
+    assert "12.8 s" in one.row["reason"]
+
+
+def test_the_best_is_held_against_compiled_torch_and_the_plain_graph() -> None:
+    def row(name: str, runtime: str, p50: float, passes: list[Any]) -> dict[str, Any]:
+        return {
+            "model": "m", "batch": 128, "name": name, "runtime": runtime, "precision": "fp16", "p50_us": p50,
+            "interval": None, "throughput": 128e6 / p50, "status": "ok", "passes": passes,
+        }  # fmt: skip
+
+    rows = [
+        row("ort-cuda fp32", "ort-cuda", 400.0, []), row("ort-cuda fp16", "ort-cuda", 300.0, [{}]),
+        row("tensorrt fp16", "tensorrt", 100.0, [{}]), row("torch-compile fp16", "torch-compile", 200.0, []),
+    ]  # fmt: skip
+    samples = {one["name"]: np.full((20, 10), one["p50_us"]) for one in rows}
+    found = summary.best(rows, samples, operations=10**9, peaks={"fp16": 2.56e15})
+    assert found is not None
+    assert found["name"] == "tensorrt fp16"
+    assert found["ratios"] == {
+        "torch-compile fp16": {"ratio": 0.5, "interval": [0.5, 0.5]},
+        "ort-cuda fp32": {"ratio": 0.25, "interval": [0.25, 0.25]},
+    }
+    assert found["peak_share"] == 0.5
+
+
+def test_engines_that_cannot_be_built_are_rows_with_the_reason() -> None:
+    (row,) = ahead.rows(MODELS["mlp"], ["fp32"], (), "TensorRT for RTX is not installed", 10)
+    assert (row["status"], row["reason"]) == ("unavailable", "TensorRT for RTX is not installed")
+
+
+def test_an_engine_is_built_for_a_gpu_that_is_not_here() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    old, new = ahead.rows(MODELS["mlp"], ["fp32"], ("75", "89"), "", 120)
+    assert (old["status"], "SM75" in old["reason"]) == ("failed", True)  # it has no FP32 products for Turing
+    assert (new["status"], new["target"]) == ("built", "89")
+    assert new["size_bytes"] > 4 * MODELS["mlp"].parameters
+    assert new["reason"].startswith("not run: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("--models resnet", "resnet is not one of mlp"), ("--batches 0", "at least one row"), ("--parts ,", "nothing")],
+)
+def test_an_unknown_choice_is_refused_with_what_there_is(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.options_of(arguments.split(" "))
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
