@@ -7,7 +7,7 @@ the machine, so where they point is looked at before anything of them is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mlflowkit.files import disk_errors, replace_file
 
 NETWORK = "network/"
 """Prefix of the names of what came from the model in an exported graph: passes keep to these nodes where any are."""
+FEATURES = f"{NETWORK}features"
+"""The tensor between preprocessing and model in an exported graph, float32 [rows, width]."""
 LARGEST_FILE = 2_000_000_000
 """Bytes of weights that still go into the graph's own file; protobuf cannot serialise more than 2**31 - 1."""
 EXTERNAL_FROM = 1024
@@ -85,9 +87,9 @@ def write(model: Any, path: Path, *, largest: int = LARGEST_FILE) -> None:
 
 def nodes(model: Any) -> Iterator[Any]:
     """Every onnx.NodeProto of a model: of its graph, of graphs inside nodes (If, Loop, Scan) and of functions."""
-    yield from _nodes_of(model.graph.node)
+    yield from nodes_of(model.graph.node)
     for function in model.functions:
-        yield from _nodes_of(function.node)
+        yield from nodes_of(function.node)
 
 
 def unsupported(model: Any, known: Callable[[str, str], bool]) -> list[str]:
@@ -223,12 +225,13 @@ def _constants(graph: Any) -> Iterator[Any]:
         yield from (sparse.values, sparse.indices)
 
 
-def _nodes_of(listed: Any) -> Iterator[Any]:
+def nodes_of(listed: Iterable[Any]) -> Iterator[Any]:
+    """Nodes in a list, each followed by those of the graphs inside it."""
     for node in listed:
         yield node
         for attribute in node.attribute:
             for graph in _graphs(attribute):
-                yield from _nodes_of(graph.node)
+                yield from nodes_of(graph.node)
 
 
 def _graphs(attribute: Any) -> list[Any]:
