@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
-import platform
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import stationary
+from mlflowkit.bench.timings import parts_of
 from mlflowkit.errors import UsageError
-from mlflowkit.machine import cores, processor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +22,8 @@ Request = Callable[[int], object]
 
 BlockSource = Callable[[int, int], Sequence[int]]
 """``(start, count)`` asks requests ``start`` to ``start + count - 1`` one after another and gives the nanoseconds of
-each, as the side that asked has timed them: a candidate may run in a process of its own. Before the first block of all,
+each (`timings.Timings` where it can tell what they were made of), as the side that asked has timed them: a candidate
+may run in a process of its own. Before the first block of all,
 ``start`` is negative (the lead-in); requests repeat cyclically, as an index of Python does."""
 
 Stop = Callable[[Mapping[str, Sequence[Sequence[int]]]], Collection[str]]
@@ -49,11 +49,38 @@ class Samples:
     microseconds: np.ndarray
     warm_up: int
     settled: bool
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of what the time was made (device, copy_in, copy_out), microseconds shaped alike; empty where nobody told."""
 
     def to_json(self) -> dict[str, Any]:
         """As latency.json keeps it: samples in order, to a tenth of a microsecond, and the size of a block."""
-        flat = [round(float(value), 1) for value in self.microseconds.ravel()]
-        return {"samples_us": flat, "block": int(self.microseconds.shape[1]), "settled": self.settled}
+        plain: dict[str, Any] = {
+            "samples_us": _rounded(self.microseconds),
+            "block": int(self.microseconds.shape[1]),
+            "warm_up": self.warm_up,
+            "settled": self.settled,
+        }
+        return plain | ({"parts_us": {name: _rounded(part) for name, part in self.parts.items()}} if self.parts else {})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Samples:
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError for anything else.
+
+        >>> taken = measure({"a": lambda i: None}, 100)["a"]
+        >>> Samples.from_json(taken.to_json()).microseconds.shape
+        (2, 50)
+        """
+        import numpy as np
+
+        def blocks(flat: Any) -> np.ndarray:
+            return np.asarray(flat, dtype=np.float64).reshape(-1, int(value["block"]))
+
+        parts = {name: blocks(flat) for name, flat in value.get("parts_us", {}).items()}
+        return cls(blocks(value["samples_us"]), int(value.get("warm_up", 0)), bool(value["settled"]), parts)
+
+
+def _rounded(microseconds: np.ndarray) -> list[float]:
+    return [round(float(value), 1) for value in microseconds.ravel()]
 
 
 def measure(
@@ -111,7 +138,10 @@ def measure_blocks(
     finally:
         if enabled:
             gc.enable()
-    return {name: Samples(np.array(taken[name]) / 1000, *warm[name]) for name in sources}
+    return {
+        name: Samples(np.array([list(block) for block in taken[name]]) / 1000, *warm[name], parts_of(taken[name]))
+        for name in sources
+    }
 
 
 def timed(request: Request) -> BlockSource:
@@ -165,13 +195,3 @@ def requests_over(
     ]
     count = len(cuts)
     return lambda index: run(cuts[index % count])
-
-
-def machine() -> dict[str, Any]:
-    """What the samples were taken on: processor, cores that this process may use, system, Python."""
-    return {
-        "processor": processor() or platform.processor() or platform.machine(),
-        "cores": cores(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }

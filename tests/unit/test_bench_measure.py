@@ -10,7 +10,8 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, machine, measure, measure_blocks, requests_over, timed
+from mlflowkit.bench.environment import description
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, measure, measure_blocks, requests_over, timed
 from mlflowkit.errors import UsageError
 from mlflowkit.machine import described
 
@@ -84,7 +85,7 @@ def test_samples_are_json_in_order() -> None:
 
 
 def test_the_machine_is_named() -> None:
-    about = machine()
+    about = description().to_json()
     assert about["cores"] >= 1
     assert about["processor"]
     assert described().endswith(f"x{about['cores']}"), "a fingerprint counts other cores than a measurement"
