@@ -16,7 +16,9 @@ from onnx import TensorProto, helper
 
 from mlflowkit import bundle
 from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.candidates import Engine
 from mlflowkit.errors import BundleError, DataError, EngineError, StoreError
+from mlflowkit.gpu import gpu
 from mlflowkit.ports import StageContext
 from mlflowkit.stages import data, evaluate, package, seen
 from mlflowkit.stages.base import read_table_info
@@ -684,6 +686,26 @@ def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: W
     answers = trained.wiring.runtime.load(made.model).run({"numeric": inputs})
     assert answers["label"].tolist() == sample["outputs"]["label"]
     assert answers["probabilities"].tolist() == sample["outputs"]["probabilities"]
+
+
+def test_the_engine_that_was_picked_judges_and_travels_in_the_bundle(trained: World) -> None:
+    engine = Engine(graph_level="basic", threads=2)
+    bundle.write_engine(trained.inputs["optimize"], engine)
+    _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
+    _, path = packed(trained, evaluated)
+    made = bundle.open_bundle(path, blessed=True)
+    assert made.engine == engine
+    assert "engine.json" in made.manifest.files
+
+
+@pytest.mark.skipif(not isinstance(gpu(), str), reason="this machine has a GPU")
+def test_an_engine_that_this_machine_lacks_is_neither_judged_nor_packed_on_another(trained: World) -> None:
+    _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
+    bundle.write_engine(trained.inputs["optimize"], Engine(runtime="ort-cuda"))
+    with pytest.raises(EngineError, match="cannot run on ort-cuda"):
+        judged(trained, {"metric": "roc_auc", "min": 0.7})
+    with pytest.raises(EngineError, match="cannot run on ort-cuda"):
+        packed(trained, evaluated)
 
 
 @pytest.mark.parametrize(
