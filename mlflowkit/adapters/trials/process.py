@@ -155,7 +155,7 @@ class ProcessTrial:
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
             more = ", as when memory runs out" if name == "SIGKILL" else ""
-            return f"ended by {name}{more} while {_phrase(doing)}"
+            return f"ended by {name} while {_phrase(doing)}{more}"
         said = self._said()
         return f"its process ended with {code} while {_phrase(doing)}{': ' + said if said else ''}"
 
