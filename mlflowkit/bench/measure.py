@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter_ns
@@ -119,10 +120,8 @@ def measure_blocks(
     names = list(sources)
     rounds = -(-samples // size)
     take = partial(_block, size=size, lead_in=lead_in)
-    enabled = gc.isenabled()
     taken: dict[str, list[Sequence[int]]] = {name: [] for name in names}
-    try:
-        gc.disable()
+    with uncollected():
         warm = {name: _warm_up(partial(take, name, source), size, warm_up) for name, source in sources.items()}
         for index in range(rounds):
             gc.collect(0)
@@ -135,13 +134,22 @@ def measure_blocks(
             names = [name for name in names if name not in stopped]
             if not names:
                 break
-    finally:
-        if enabled:
-            gc.enable()
     return {
         name: Samples(np.array([list(block) for block in taken[name]]) / 1000, *warm[name], parts_of(taken[name]))
         for name in sources
     }
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No collection of garbage meanwhile; afterwards it is as before."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def timed(request: Request) -> BlockSource:
