@@ -12,9 +12,11 @@ import onnx
 import pytest
 
 from file_limit import failing_writes
-from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines
+from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines, library
+from mlflowkit.adapters.tensorrt.session import TensorRTSession
 from mlflowkit.engine_store import EngineStore
 from mlflowkit.errors import EngineError, MlkitError, StoreError, UsageError
+from mlflowkit.gpu import gpu
 from onnx_graphs import foreign, mlp, outside, quantised_mlp, save, strings
 
 RTX = "tensorrt-rtx"
@@ -223,6 +225,17 @@ def test_a_full_disk_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
     assert "--store" in error.hint
     assert not [path for path in store.iterdir() if path.is_dir()]
     assert build(model, store).exists()
+
+
+@pytest.mark.skipif(not isinstance(gpu(), str), reason="this machine has a GPU")
+@pytest.mark.parametrize("cut", [0, 100])
+def test_what_the_library_refuses_to_run_is_an_engine_error(cut: int, store: Path, tmp_path: Path) -> None:
+    """Here no engine can run; the library says so itself, as it does for one of another GPU or version."""
+    model = mlp(tmp_path / "model.onnx")
+    plan = build(model, store).read_bytes()
+    with pytest.raises(EngineError, match=r"refuses the engine of model\.onnx: .*(Cuda|Serialization)") as caught:
+        TensorRTSession(library.load(RTX), plan[: len(plan) - cut], model, {"x": ((1, 8), (8, 8), (32, 8))})
+    assert "build it again" in caught.value.hint
 
 
 def test_the_command_lists_what_it_built(tmp_path: Path) -> None:

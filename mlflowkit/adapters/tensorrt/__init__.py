@@ -74,7 +74,7 @@ class TensorRTEngines:
 
         job = self._job(model, engine.runtime, gpu.here().capability)
         plan = _build(job) if store is None else _kept(job, EngineStore(store))[0]
-        return TensorRTSession(job.vendor, plan, model, cuda_graph=engine.cuda_graph)
+        return TensorRTSession(job.vendor, plan, model, job.key.shapes, cuda_graph=engine.cuda_graph)
 
     def build(self, model: Path, runtime: str, target: str, store: Path) -> tuple[Path, bool]:
         """Build an engine for a compute capability unless ``store`` has it: its file, and whether it was built now.

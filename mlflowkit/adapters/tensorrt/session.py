@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mlflowkit.adapters.tensorrt.library import Vendor
+from mlflowkit.engines import Ranges
 from mlflowkit.errors import EngineError
 
 MEMORY = "free GPU memory, or ask for fewer rows at once"
@@ -32,10 +33,11 @@ class _Bound:
 class TensorRTSession:
     """A deserialised engine. ``run`` may be called from several threads; a lock lets one run at a time.
 
-    With ``cuda_graph`` a run is captured once for each change of the inputs' shapes and replayed from then on.
+    ``ranges`` are the shapes that it was built for. With ``cuda_graph`` a run is captured once for each change of the
+    inputs' shapes and replayed from then on.
     """
 
-    def __init__(self, vendor: Vendor, plan: bytes, model: Path, *, cuda_graph: bool = False) -> None:
+    def __init__(self, vendor: Vendor, plan: bytes, model: Path, ranges: Ranges, *, cuda_graph: bool = False) -> None:
         module = vendor.module
         self._model = model
         self._lock = threading.Lock()
@@ -60,7 +62,7 @@ class TensorRTSession:
         self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
         self._inputs = [name for name in names if is_input[name]]
         self._outputs = [name for name in names if not is_input[name]]
-        self._bounds = {name: self._profile(name) for name in self._inputs}
+        self._bounds = {name: (ranges[name][0], ranges[name][2]) for name in self._inputs}
         self._stream = torch.cuda.Stream()
         self._bound: _Bound | None = None
 
@@ -137,10 +139,6 @@ class TensorRTSession:
         with torch.cuda.graph(graph, stream=self._stream):
             self._execute()
         return graph
-
-    def _profile(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        least, _, most = (tuple(shape) for shape in self._engine.get_tensor_profile_shape(name, 0))
-        return least, most
 
     def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
         if fault := self._fault(inputs):
