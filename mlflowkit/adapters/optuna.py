@@ -41,6 +41,7 @@ class OptunaSearch:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTING, constant_liar=True)
         self._study = optuna.create_study(sampler=sampler, direction="minimize")
         self._open: dict[str, Trial] = {}
+        self._seen: set[str] = set()
         self._results: dict[str, float] = {}
 
     def suggest(self, count: int) -> list[Candidate]:
@@ -71,17 +72,17 @@ class OptunaSearch:
                 self._study.tell(trial, state=TrialState.FAIL)  # the dimensions cross to what makes no sense
             elif candidate.name in self._results:
                 self._study.tell(trial, self._results[candidate.name])
-            elif candidate.name in self._open:
-                self._study.tell(trial, state=TrialState.FAIL)
+            elif candidate.name in self._seen:
+                self._study.tell(trial, state=TrialState.FAIL)  # it is being tried, or it failed
             else:
                 return self._take(candidate, trial)
-        done = self._results.keys() | self._open.keys()
-        candidate = next(one for one in self._by_settings.values() if one.name not in done)
+        candidate = next(one for one in self._by_settings.values() if one.name not in self._seen)
         self._study.enqueue_trial(self._settings[candidate.name])
         return self._take(candidate, self._study.ask(self._space))
 
     def _take(self, candidate: Candidate, trial: Trial) -> Candidate:
         self._open[candidate.name] = trial
+        self._seen.add(candidate.name)
         return candidate
 
 

@@ -38,6 +38,8 @@ CandidateName = Literal[
     "onnx",
     "onnx-int8",
     "onnx-int8-per-channel",
+    "onnx-int8-cpu",
+    "onnx-int8-cpu-per-channel",
     "onnx-int8-dynamic",
     "onnx-fp16",
     "onnx-fused",

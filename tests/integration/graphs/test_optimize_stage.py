@@ -1,28 +1,21 @@
-"""Candidates are made, measured and judged; the pick serves; an INT8 graph is one that TensorRT takes."""
+"""Candidates are made in processes of their own, measured in turns and judged; the pick serves."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
-from onnx import TensorProto, numpy_helper
 
-from mlflowkit.adapters.onnx_exporter import OnnxExporter
-from mlflowkit.adapters.onnx_exporter.graph import FEATURES
-from mlflowkit.adapters.onnxruntime import OnnxRuntime
-from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
-from mlflowkit.tables import inputs_from_table
+from mlflowkit.stages import optimize
 
 from .conftest import World
 
@@ -44,89 +37,12 @@ def copy(exported: Make, tmp_path: Path) -> Make:
     return make
 
 
-def published(world: World, name: str) -> object:
+def published(world: World, name: str) -> Any:
     return json.loads((world.base / "optimize" / name).read_text())
 
 
-def calibration(world: World) -> dict[str, np.ndarray]:
-    signature = Signature.model_validate_json((world.base / "export" / "signature.json").read_bytes())
-    return inputs_from_table(signature, pd.read_parquet(world.base / "data" / "train.parquet").head(200))
-
-
-def quantised(world: World, out: Path) -> onnx.ModelProto:
-    assert OnnxExporter().quantize(world.base / "export" / "model.onnx", out, calibration(world)) == ""
-    return onnx.load(out)
-
-
-@pytest.mark.parametrize("case", [MLP, "network, strings, gaps, regression", "images, integer classes"])
-def test_what_is_quantised_is_what_tensorrt_takes(case: str, exported: Make, tmp_path: Path) -> None:
-    """Explicit Q/DQ, INT8, symmetric (zero points 0), on both factors of every product, and nothing dynamic."""
-    model = quantised(exported(case), tmp_path / "int8.onnx")
-    onnx.checker.check_model(model)
-    constants = {entry.name: entry for entry in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
-    operators = {node.op_type for node in model.graph.node}
-    assert not {op for op in operators if "Dynamic" in op or op.startswith("QLinear") or "Integer" in op}
-    assert {entry.domain for entry in model.opset_import} == {"", "ai.onnx.ml"}, "no vendor operators"
-    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    for node in pairs:
-        zero, scale = constants[node.input[2]], constants[node.input[1]]
-        assert zero.data_type == TensorProto.INT8
-        assert not numpy_helper.to_array(zero).any()
-        assert (numpy_helper.to_array(scale) > 0).all()
-        assert scale.data_type == TensorProto.FLOAT
-    products = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")]
-    assert products
-    for node in products:
-        activation, weight = (producers[name] for name in node.input[:2])
-        assert (activation.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
-        assert producers[activation.input[0]].op_type == "QuantizeLinear"
-        assert constants[weight.input[0]].data_type == TensorProto.INT8
-        for bias in node.input[2:]:
-            assert constants[bias].data_type == TensorProto.FLOAT
-    assert all(node.output[0].startswith("network/") for node in pairs), "preprocessing and answers stay as they are"
-    assert FEATURES in {entry.name for entry in model.graph.value_info}, "the network can be cut out for an engine"
-
-
-def test_a_quantised_graph_answers_nearly_the_same_over_raw_columns(exported: Make, tmp_path: Path) -> None:
-    world = exported("images, integer classes")
-    quantised(world, tmp_path / "int8.onnx")
-    rows = calibration(world)
-    exact = OnnxRuntime().load(world.base / "export" / "model.onnx").run(rows)["probabilities"]
-    rough = OnnxRuntime().load(tmp_path / "int8.onnx").run(rows)["probabilities"]
-    assert 0 < np.abs(exact - rough).max() < 0.1
-
-
-def test_trees_have_nothing_to_quantise(exported: Make, tmp_path: Path) -> None:
-    world = exported("boosting, strings, gaps")
-    reason = OnnxExporter().quantize(world.base / "export" / "model.onnx", tmp_path / "out.onnx", calibration(world))
-    assert "no matrix product" in reason
-    assert not (tmp_path / "out.onnx").exists()
-
-
-QUANTISE = """
-import hashlib, sys
-from pathlib import Path
-import numpy as np
-from mlflowkit.adapters.onnx_exporter.quantize import quantize
-model, rows, out = map(Path, sys.argv[1:])
-calibration = {name: values for name, values in np.load(rows).items()}
-calibration["categorical"] = calibration["categorical"].astype(object)
-assert quantize(model, out, calibration) == ""
-print(hashlib.sha256(out.read_bytes()).hexdigest())
-"""
-
-
-def test_the_same_graph_quantises_to_the_same_bytes_in_another_process(exported: Make, tmp_path: Path) -> None:
-    world, rows = exported(MLP), tmp_path / "rows.npz"
-    quantised(world, tmp_path / "here.onnx")
-    inputs = calibration(world)
-    np.savez(rows, numeric=inputs["numeric"], categorical=inputs["categorical"].astype(str))
-    command = [sys.executable, "-c", QUANTISE, *map(str, (world.base / "export/model.onnx", rows, tmp_path / "there"))]
-    environment = {"PYTHONHASHSEED": "321", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
-    assert done.stdout.split() == [hashlib.sha256((tmp_path / "here.onnx").read_bytes()).hexdigest()]
-    assert done.stderr == "", "the quantiser warns of nothing"
+def row_of(world: World, name: str) -> dict[str, Any]:
+    return next(row for row in published(world, "candidates.json") if row["name"] == name)
 
 
 def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
@@ -141,7 +57,10 @@ def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     assert result.summary["picked"] == picked["name"]
     latency = published(world, "latency.json")
     for row in rows:
-        assert (row["runtime"], row["batch"], row["samples"]) == ("onnxruntime", 1, 250)
+        assert (row["runtime"], row["batch"], row["samples"]) == ("ort-cpu", 1, 250)
+        assert row["size_bytes"] > 1000
+        assert row["memory_bytes"] > 0
+        assert row["cold_start_ms"] > 0
         assert row["p50_us"] <= row["p95_us"] <= row["p99_us"]
         assert row["interval"][0] <= row["p99_us"] <= row["interval"][1]
         assert row["metric"]["name"] == "accuracy"
@@ -152,8 +71,8 @@ def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     assert rows[0]["metric_drop"] is None
     assert rows[1]["metric_drop"]["low"] <= rows[1]["metric_drop"]["value"] <= rows[1]["metric_drop"]["high"]
     assert result.metrics["latency_p99_ms"] == picked["p99_us"] / 1000
-    made = {"onnx": world.base / "export/model.onnx", "onnx-int8": world.base / "scratch/onnx-int8.onnx"}
-    assert (world.base / "optimize/model.onnx").read_bytes() == made[picked["name"]].read_bytes()
+    exported = (world.base / "export/model.onnx").read_bytes()
+    assert ((world.base / "optimize/model.onnx").read_bytes() == exported) == (picked["name"] == "onnx")
     assert (world.base / "optimize/signature.json").read_bytes() == (world.base / "export/signature.json").read_bytes()
 
 
@@ -165,6 +84,7 @@ def test_a_candidate_that_loses_too_much_is_rejected_with_its_numbers(copy: Make
     assert "log_loss drops by" in first["reason"]
     assert "max_metric_drop 0" in first["reason"]
     assert first["samples"] == 200, "it is measured all the same, for the report"
+    assert not first["front"]
     assert (second["status"], second["picked"]) == ("ok", True)
 
 
@@ -208,3 +128,115 @@ def test_rows_that_cannot_say_reject_all_but_the_float_graph(copy: Make) -> None
     assert "cannot say what it loses" in rough["reason"]
     assert (exact["picked"], exact["metric"]) == (True, None)
     assert not [name for name in result.metrics if name.startswith("validation_")]
+
+
+KEYS = [
+    "name", "runtime", "passes", "engine", "batch", "samples", "p50_us", "p95_us", "p99_us", "interval", "throughput",
+    "status", "reason", "metric", "metric_drop", "size_bytes", "memory_bytes", "build_seconds", "cold_start_ms",
+    "front", "picked", "script", "notes",
+]  # fmt: skip
+"""The format of candidates.json, which `mlkit bench --json` prints too."""
+
+
+def test_an_engine_that_is_picked_is_written_down_and_one_that_lacks_is_said_so(copy: Make) -> None:
+    world = copy(MLP)
+    engine = {"runtime": "ort-cpu", "graph_level": "basic"}
+    world.optimize(candidates=[{"name": "basic", "engine": engine}, "onnx-cuda"], objective="size", samples=200)
+    assert [list(row) for row in published(world, "candidates.json")] == [KEYS, KEYS]
+    assert published(world, "engine.json") == row_of(world, "basic")["engine"]
+    assert (world.base / "optimize/model.onnx").read_bytes() == (world.base / "export/model.onnx").read_bytes()
+    lacking = row_of(world, "onnx-cuda")
+    assert (lacking["status"], lacking["samples"]) == ("unavailable", 0)
+    assert "CUDA" in lacking["reason"]
+
+
+def test_a_smaller_graph_wins_by_size_and_a_limit_rejects_a_larger_one(copy: Make) -> None:
+    world = copy(MLP)
+    world.optimize(candidates=BOTH, objective="size", max_metric_drop=1.0, metric="accuracy")
+    assert row_of(world, "onnx-int8")["picked"]
+    small, large = (row_of(world, name)["size_bytes"] for name in ("onnx-int8", "onnx"))
+    world.optimize(candidates=BOTH, max_size_mb=(small + large) / 2e6, max_metric_drop=1.0, metric="accuracy")
+    assert row_of(world, "onnx")["status"] == "rejected"
+    assert "max_size_mb" in row_of(world, "onnx")["reason"]
+    assert row_of(world, "onnx-int8")["picked"]
+
+
+def test_a_latency_that_is_not_borne_leaves_no_candidate(copy: Make) -> None:
+    with pytest.raises(EngineError, match=r"more than max_latency_ms 1e-06"):
+        copy(MLP).optimize(candidates=["onnx"], max_latency_ms=1e-6)
+
+
+def test_what_an_answer_costs_is_said(copy: Make) -> None:
+    world = copy(MLP)
+    world.optimize(candidates=["onnx"], objective="cost", cost_per_hour=2.0)
+    row = row_of(world, "onnx")
+    said = next(note for note in row["notes"] if "a million rows cost" in note)
+    assert float(said.split()[4]) == pytest.approx(2.0 / 3600 * 1e6 / row["throughput"], rel=1e-3)
+
+
+def test_a_graph_of_fixed_rows_is_a_baseline_that_answers_all_rows(copy: Make) -> None:
+    world = copy(MLP)
+    fixed = {"name": "fixed", "passes": [{"kind": "rows", "rows": 7}]}
+    world.optimize(candidates=["onnx", fixed], batch=7, metric="accuracy")
+    row = row_of(world, "fixed")
+    assert (row["status"], row["picked"], row["samples"]) == ("baseline", False, 200)
+    assert row["metric"] == row_of(world, "onnx")["metric"], "answers are put together again, the last part cut"
+
+
+def test_a_space_is_searched_whole_and_the_float_graph_is_added_where_it_lacks(copy: Make) -> None:
+    world = copy(MLP)
+    space = {"passes": [[], [{"kind": "int8-dynamic"}]], "graph_level": ["off", "basic"]}
+    events: list[str] = []
+    spec = optimize.Spec.model_validate(
+        {"task": world.task, "optimize": {"candidates": ["onnx-int8"], "samples": 200, "search": {"space": space}}}
+    )
+    context = replace(
+        world.context("optimize", ("data", "export")), progress=lambda event: events.append(event.message)
+    )
+    optimize.run(spec, context)
+    names = [row["name"] for row in published(world, "candidates.json")]
+    assert names == ["onnx", "onnx-int8", "float ort-cpu(graph_level=off)", "float ort-cpu(graph_level=basic)",
+                     "int8-dynamic ort-cpu(graph_level=off)", "int8-dynamic ort-cpu(graph_level=basic)"]  # fmt: skip
+    assert any("onnx is added" in said for said in events)
+
+
+def test_a_search_by_optuna_keeps_to_its_trials_and_measures_the_best_together(
+    copy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "GROUP", 3)
+    world = copy(MLP)
+    space = {"graph_level": ["off", "basic", "extended", "all"], "threads": [1, 2, 3, 4]}
+    world.optimize(candidates=["onnx"], samples=200, search={"method": "optuna", "trials": 5, "space": space})
+    rows = published(world, "candidates.json")
+    assert len(rows) == 1 + 5, "of the space of 16, one is the graph that is listed"
+    (picked,) = [row for row in rows if row["picked"]]
+    assert picked["status"] == "ok"
+
+
+def test_what_a_cut_run_made_and_measured_is_not_made_again(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = copy(MLP)
+    asked = {"candidates": BOTH, "max_metric_drop": 1.0, "metric": "accuracy"}
+    world.optimize(**asked)
+    first = published(world, "latency.json")
+    shutil.rmtree(world.base / "optimize")
+    monkeypatch.setenv("MLKIT_FAILPOINT", "segv:trial.passing")
+    world.optimize(**asked)
+    assert published(world, "latency.json") == first, "the samples are those of the run before"
+    assert row_of(world, "onnx-int8")["status"] == "ok", "no pass was applied"
+    shutil.rmtree(world.base / "scratch")
+    shutil.rmtree(world.base / "optimize")
+    world.optimize(**asked)
+    assert published(world, "latency.json") != first
+    assert row_of(world, "onnx-int8")["status"] == "ok", "another run takes the graph that this one made"
+
+
+def test_early_stopping_leaves_the_pick_alone_and_says_who_was_better(copy: Make) -> None:
+    world = copy(MLP)
+    slow = {"name": "slow", "passes": [], "engine": {"graph_level": "off", "threads": 4}}
+    world.optimize(candidates=["onnx", slow], objective="latency_p50", samples=3000)
+    assert row_of(world, "onnx")["picked"]
+    row = row_of(world, "slow")
+    assert row["status"] in ("dominated", "ok")
+    assert row["samples"] <= 3000
+    if row["status"] == "dominated":
+        assert "times that of onnx, which is no worse in the rest" in row["reason"]
