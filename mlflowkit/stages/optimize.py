@@ -340,7 +340,9 @@ def rows_of(section: OptimizeSection, explored: Explored, choice: Pick, metric: 
     """The candidates as candidates.json and `bench --json` list them: times in microseconds, throughput in rows/s."""
     measured = [one for one in explored.tried if one.status == "ok" and one.relative is not None]
     points = {
-        one.name: Point({"latency": one.relative, **one.rest.bounds}) for one in measured if one.relative is not None
+        one.name: Point({"latency": one.relative, **one.rest(section.max_metric_drop).bounds})
+        for one in measured
+        if one.relative is not None
     }
     best = set(front(points))
     return [_row(section, one, metric, choice, one.name in best) for one in explored.tried]

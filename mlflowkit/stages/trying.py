@@ -8,6 +8,7 @@ and has its turn in every round: what candidates of different groups are compare
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,8 +41,10 @@ Status = Literal["ok", "rejected", "unavailable", "failed", "dominated", "baseli
 
 GROUP = 12
 """Candidates measured in the same rounds, the float graph and the best so far apart."""
-MEMORY_STEP = 1 << 20
-"""Peaks of memory are compared in steps of a mebibyte: the same graph's differ by less from process to process."""
+MEMORY_STEP = 1.1
+"""Peaks of memory are compared in steps of this factor: the same graph's differ by less from process to process."""
+METRIC_STEPS = 10
+"""Losses of the metric are compared in steps of this part of what the recipe bears: less is no reason for anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,18 @@ class Tried:
         memory = None if self.loaded is None else self.loaded.memory_bytes
         return Figures(self.samples.microseconds, self.built.size_bytes if self.built else None, memory)
 
-    @property
-    def rest(self) -> Point:
-        """All that it is compared by but for latency: loss of the metric, size, memory."""
+    def rest(self, borne: float) -> Point:
+        """All that it is compared by but for latency: loss of the metric, size, memory; see METRIC_STEPS, MEMORY_STEP.
+
+        ``borne`` is max_metric_drop.
+        """
         size = float(self.built.size_bytes or 0) if self.built else 0.0
-        memory = float((self.loaded.memory_bytes or 0) // MEMORY_STEP) if self.loaded else 0.0
+        peak = (self.loaded.memory_bytes or 1) if self.loaded else 1
+        memory = float(round(math.log(max(peak, 1), MEMORY_STEP)))
         drop = (0.0, 0.0) if self.drop is None else (self.drop.low, self.drop.high)
-        return Point({"metric": drop, "size": (size, size), "memory": (memory, memory)})
+        step = borne / METRIC_STEPS
+        metric = (round(drop[0] / step) * step, round(drop[1] / step) * step) if step else drop
+        return Point({"metric": metric, "size": (size, size), "memory": (memory, memory)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +320,7 @@ class _Turns:
         judges = [key for key in alive if self.group[key].status == "ok"]
         found = early.eliminate(
             {key: alive[key] for key in judges},
-            {key: self.group[key].rest for key in judges},
+            {key: self.group[key].rest(setting.max_metric_drop) for key in judges},
             setting.objective if timed(setting.objective) else quantile_of(setting.objective),
             judges=judges,
             spared=[key_of(FLOAT)],
