@@ -189,7 +189,7 @@ class RunRecord:
     error: str = ""
 
 
-EventKind = Literal["planned", "started", "progress", "done", "reused", "failed"]
+EventKind = Literal["planned", "started", "progress", "warning", "done", "reused", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,5 +279,4 @@ class ServiceStatus:
     variants: tuple[Variant, ...]
     replicas: int
     state: str = ""
-    rollout: str = ""
     grpc_endpoint: str = ""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
-from mlflowkit.cli.predict import _endpoint, _reason
+from mlflowkit.cli.endpoint import endpoint_of, reason
 from mlflowkit.errors import ServiceError, UsageError
 
 BATCH = 1000
@@ -46,7 +46,7 @@ def feedback(
     if service is not None and endpoint is not None:
         raise UsageError("give --service or --endpoint, not both", hint="mlkit feedback --help")
     items = _one(id, label, target) if file is None else _items(file)
-    url = endpoint or _endpoint(state_folder(state), service)
+    url = endpoint or endpoint_of(state_folder(state), service, "mlkit feedback --service")
     accepted = _tell(url, items, key)
     if json:
         emit_json({"endpoint": url, "accepted": accepted})
@@ -131,7 +131,7 @@ def _tell(url: str, items: list[Any], key: str | None) -> int:
         except ValueError as error:
             raise UsageError(f"a number that is not finite cannot be sent: {error}", hint=_HINT) from error
         if status != 202:
-            said = _reason(status, reply) + (f"; {accepted} items were accepted before" if accepted else "")
+            said = reason(status, reply) + (f"; {accepted} items were accepted before" if accepted else "")
             if status in (401, 403):
                 raise UsageError(
                     f"{url}: {said}", hint="--key KEY, or MLKIT_API_KEY; mlkit key create --scope feedback"

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
-from mlflowkit.errors import ServiceError, UsageError, nearest
+from mlflowkit.cli.endpoint import endpoint_of, reason
+from mlflowkit.errors import ServiceError, UsageError
 
 BATCH = 1000
 """Rows a request."""
@@ -40,7 +41,7 @@ class _Service:
         status, reply = client.request(self.url, method, path, body, headers=self.headers)
         if status in (401, 403):
             hint = "--key KEY, or MLKIT_API_KEY; mlkit key create --scope infer"
-            raise UsageError(f"{self.url}: {_reason(status, reply)}", hint=hint)
+            raise UsageError(f"{self.url}: {reason(status, reply)}", hint=hint)
         return status, reply
 
 
@@ -67,7 +68,7 @@ def predict(
         raise UsageError("give a service or --endpoint, not both", hint="mlkit predict --help")
     if rows is not None and file is not None:
         raise UsageError("give --rows or --file, not both", hint="mlkit predict --help")
-    url = endpoint or _endpoint(state_folder(state), service)
+    url = endpoint or endpoint_of(state_folder(state), service, "mlkit predict")
     at = _Service(url, {} if key is None else {"authorization": f"Bearer {key}"})
     asked = _rows(rows, file, at)
     if not asked:
@@ -87,22 +88,6 @@ def predict(
     for prediction in predictions:
         echo(_line(prediction))
     return 0
-
-
-def _endpoint(state: Path, service: str | None) -> str:
-    from mlflowkit.wiring import Wiring
-
-    found = {status.service: status for status in Wiring(state).platform.status()}
-    if service is None and len(found) == 1:
-        service = next(iter(found))
-    if service is None or service not in found:
-        what = "which service?" if service is None else f"no service {service!r} in {state};"
-        close = nearest(service or "", found)
-        raise UsageError(
-            f"{what} there is {', '.join(found) or 'none'}",
-            hint=f"mlkit predict {close}" if close else "mlkit run RECIPE deploys one; --endpoint URL asks any",
-        )
-    return found[service].endpoint
 
 
 def _rows(text: str | None, file: Path | None, at: _Service) -> list[Any]:
@@ -230,7 +215,7 @@ def _numeric_columns(at: _Service) -> frozenset[str]:
 def _get(at: _Service, path: str) -> Any:
     status, reply = at.ask("GET", path)
     if status != 200:
-        raise ServiceError(f"{at.url}{path}: {_reason(status, reply)}", hint="mlkit status")
+        raise ServiceError(f"{at.url}{path}: {reason(status, reply)}", hint="mlkit status")
     return reply
 
 
@@ -243,13 +228,9 @@ def _ask(at: _Service, rows: Sequence[Any]) -> Iterator[Any]:
             yield reply
         elif 400 <= status < 500:
             more = f" (rows are counted from row {begin} of the input)" if begin else ""
-            raise UsageError(_reason(status, reply) + more, hint=f"{at.url}/v2 and its models say what is allowed")
+            raise UsageError(reason(status, reply) + more, hint=f"{at.url}/v2 and its models say what is allowed")
         else:
-            raise ServiceError(f"{at.url}: {_reason(status, reply)}", hint="mlkit status")
-
-
-def _reason(status: int, reply: Any) -> str:
-    return str(reply["error"]) if isinstance(reply, dict) and "error" in reply else f"HTTP {status}: {str(reply)[:200]}"
+            raise ServiceError(f"{at.url}: {reason(status, reply)}", hint="mlkit status")
 
 
 def _line(prediction: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflowkit.recipe.schema import LoadedRecipe
     from mlflowkit.rollout.plan import Rollout
     from mlflowkit.rollout.simulate import Spread, Summary
+    from mlflowkit.stages.deploy import ServeSection
 
 QUIET_SECONDS = 0.2
 HEAD = ("scenario", "limits", "promoted", "failed [95 %]", "deadline", "its requests", "all requests", "took",
@@ -26,8 +27,8 @@ LEGEND = (
 NONE = "-"
 
 
-def plan_of(loaded: LoadedRecipe) -> tuple[Rollout, str]:
-    """The recipe's rollout as it can be rehearsed, and its service.
+def plan_of(loaded: LoadedRecipe) -> tuple[Rollout, ServeSection]:
+    """The recipe's rollout as it can be rehearsed, and the section that has it as it is written.
 
     Raises UsageError where there is no service, or nothing to judge a rollout by.
     """
@@ -38,7 +39,7 @@ def plan_of(loaded: LoadedRecipe) -> tuple[Rollout, str]:
     if serve is None:
         hint = "write serve: {service: NAME, rollout: {strategy: canary, ...}}"
         raise UsageError(f"{loaded.path} serves nothing: there is no rollout to rehearse", hint=hint)
-    return judged(serve.rollout), serve.service
+    return judged(serve.rollout), serve
 
 
 def left_out(plan: Rollout) -> tuple[str, ...]:

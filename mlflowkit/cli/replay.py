@@ -68,10 +68,10 @@ def replay(
     from mlflowkit.rollout.recording import read_recording
 
     loaded = load(recipe, overrides or ())
-    plan, service = plan_of(loaded)
-    folder = state_folder(state, recipe) / "services" / service if log is None else log
+    plan, serve = plan_of(loaded)
+    folder = state_folder(state, recipe) / "services" / serve.service if log is None else log
     recording = read_recording(folder)
-    place = {"recipe": str(loaded.path), "service": service, "log": str(folder), **_size(recording)}
+    place = {"recipe": str(loaded.path), "service": serve.service, "log": str(folder), **_size(recording)}
     recorded = [name for name in recording.experiments if name and recording.challengers(name)]
     if not json:
         _print_head(plan, recording, folder)

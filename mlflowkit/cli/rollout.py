@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlflowkit.cli import findings
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
 from mlflowkit.errors import ServiceError, UsageError, nearest
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflowkit.rollout.commands import Kind
+    from mlflowkit.rollout.shown import RolloutView, ServiceView
     from mlflowkit.rollout.state import RolloutState
     from mlflowkit.serving.files import ServiceFiles
 
@@ -51,15 +53,18 @@ app.add_typer(_commands)
 @_commands.command()
 def status(service: ServiceArgument = None, state: StateOption = None, json: JsonOption = False) -> int:
     """Show the rollout of a service, or of all: its step, what was shown, what it waits for, incidents."""
+    from mlflowkit.rollout.reading import Watch
+
     folder = state_folder(state)
     chosen = [_service(folder, service)] if service is not None else _services(folder)
-    found = [_seen(folder, files) for files in chosen]
+    watch = Watch(folder)
+    found = [(view, _json(files, view)) for files in chosen if (view := watch.view(files.service)) is not None]
     if json:
-        emit_json({"services": found})
+        emit_json({"services": [document for _, document in found]})
     elif not found:
         echo(f"no services in {folder}; `mlkit run RECIPE` makes one")
     else:
-        echo("\n".join(line for one in found for line in _lines(one)))
+        echo("\n".join(line for view, document in found for line in _lines(view, document)))
     return 0
 
 
@@ -275,55 +280,45 @@ def _short(now: RolloutState | None) -> dict[str, Any] | None:
     }
 
 
-def _seen(folder: Path, files: ServiceFiles) -> dict[str, Any]:
+def _json(files: ServiceFiles, view: ServiceView) -> dict[str, Any]:
     from mlflowkit.rollout import memory
-    from mlflowkit.rollout.reading import Watch, records
+    from mlflowkit.rollout.reading import records
 
-    view, table = Watch(folder).view(files.service), files.table()
-    whole = {} if view is None else view.to_json()
+    whole, table = view.to_json(), files.table()
     before = None if table is None else memory.previous(files, table.champion.digest)
     return {
         "service": files.service,
-        "rollout": whole.get("rollout"),
+        "rollout": whole["rollout"],
         "incidents": records(files, SHOWN),
         "turned_down": [asdict(one) for one in memory.failures(files).values()],
         "previous": None if before is None else {"version": before.variant.version, "digest": before.variant.digest},
-        "problems": whole.get("problems", []),
+        "problems": whole["problems"],
     }
 
 
-def _lines(seen: dict[str, Any]) -> list[str]:
-    found, rollout = [f"{seen['service']}"], seen["rollout"]
-    if rollout is None:
-        found.append("  no rollout yet")
-    else:
-        found += _rollout_lines(rollout)
-    for one in seen["incidents"]:
+def _lines(view: ServiceView, document: dict[str, Any]) -> list[str]:
+    found = [view.service, *(["  no rollout yet"] if view.rollout is None else _rollout_lines(view.rollout))]
+    for one in document["incidents"]:
         when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one["time"]))
         found.append(f"  incident  {when} UTC  version {one['candidate']['version']}: {one['reason']}")
-    for one in seen["turned_down"]:
+    for one in document["turned_down"]:
         found.append(f"  not tried again  version {one['version']}; mlkit rollout forget {one['version']}")
-    found += [f"  problem  {problem}" for problem in seen["problems"]]
-    return found
+    return found + [f"  problem  {problem}" for problem in view.problems]
 
 
-def _rollout_lines(rollout: dict[str, Any]) -> list[str]:
+def _rollout_lines(rollout: RolloutView) -> list[str]:
     steps = " > ".join(
-        f"[{step['weight']:.0%}]" if step["state"] == "now" else f"{step['weight']:.0%}" for step in rollout["steps"]
+        f"[{step.weight:.0%}]" if step.state == "now" else f"{step.weight:.0%}" for step in rollout.steps
     )
     found = [
-        f"  {rollout['summary']}",
-        f"  {rollout['champion_version']} (champion) against {rollout['candidate_version']}  {steps}",
+        f"  {rollout.summary}",
+        f"  {rollout.champion_version} (champion) against {rollout.candidate_version}  {steps}",
     ]
-    if rollout["reason"]:
-        found.append(f"  reason  {rollout['reason']}")
-    if rollout["waiting"]:
-        found.append(f"  waiting for {', '.join(rollout['waiting'])}")
-    width = max((len(one["name"]) for one in rollout["findings"]), default=0)
-    for one in rollout["findings"]:
-        harm, proof = (min(1.0, max(0.0, one[name] or 0.0)) for name in ("harm", "proof"))
-        shown = f"{one['outcome']:<12}  worse {harm:4.0%}  not worse {proof:4.0%}  {one['message']}"
-        found.append(f"    {one['name']:<{width}}  {shown}")
-    if rollout["commands"]:
-        found.append(f"  you can  mlkit rollout {' | '.join(rollout['commands'])}")
+    if rollout.reason:
+        found.append(f"  reason  {rollout.reason}")
+    if rollout.waiting:
+        found.append(f"  waiting for {', '.join(rollout.waiting)}")
+    found += [f"    {line}" for line in findings.lines(rollout.findings)]
+    if rollout.commands:
+        found.append(f"  you can  mlkit rollout {' | '.join(rollout.commands)}")
     return found

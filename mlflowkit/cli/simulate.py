@@ -33,33 +33,40 @@ ScenarioOption = Annotated[
 ]
 
 
+RateOption = Annotated[float | None, typer.Option(metavar="REQ/S", help="Requests a second [default: 50].")]
+IncreaseOption = Annotated[
+    list[float] | None, typer.Option(metavar="SHARE", help="The same as --scenario error-rate=SHARE.")
+]
+ErrorRateOption = Annotated[
+    float | None, typer.Option(metavar="SHARE", help="The champion's share of failed requests [default: 0.01].")
+]
+LatencyOption = Annotated[str | None, typer.Option(metavar="P50,P99", help="The champion's latencies [default: 5,20].")]
+DelayOption = Annotated[float, typer.Option(metavar="SECONDS", help="How long that takes, on average.")]
+LogOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Take rate, errors and latencies from a service: .mlkit/services/NAME."),
+]
+OutOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page (HTML) as well.")]
+
+
 @app.command()
 def simulate(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     rollouts: Annotated[int, typer.Option(min=1, max=100_000, help="Rollouts of each scenario.")] = 25,
-    rate: Annotated[float | None, typer.Option(metavar="REQ/S", help="Requests a second [default: 50].")] = None,
+    rate: RateOption = None,
     scenario: ScenarioOption = None,
-    error_increase: Annotated[
-        list[float] | None, typer.Option(metavar="SHARE", help="The same as --scenario error-rate=SHARE.")
-    ] = None,
-    error_rate: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="The champion's share of failed requests [default: 0.01].")
-    ] = None,
-    latency_ms: Annotated[
-        str | None, typer.Option(metavar="P50,P99", help="The champion's latencies [default: 5,20].")
-    ] = None,
+    error_increase: IncreaseOption = None,
+    error_rate: ErrorRateOption = None,
+    latency_ms: LatencyOption = None,
     accuracy: Annotated[float, typer.Option(metavar="SHARE", help="The champion's accuracy.")] = 0.9,
     positive: Annotated[float, typer.Option(metavar="SHARE", help="Share of rows that it says yes to.")] = 0.2,
     feedback: Annotated[float, typer.Option(metavar="SHARE", help="Share of answers whose truth comes back.")] = 0.2,
-    feedback_delay: Annotated[float, typer.Option(metavar="SECONDS", help="How long that takes, on average.")] = 60.0,
-    from_log: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Take rate, errors and latencies from a service: .mlkit/services/NAME."),
-    ] = None,
+    feedback_delay: DelayOption = 60.0,
+    from_log: LogOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page (HTML) as well.")] = None,
+    out: OutOption = None,
     json: JsonOption = False,
 ) -> int:
     """Rehearse a recipe's rollout: the real policy and judges, synthetic traffic, simulated time.
@@ -72,20 +79,15 @@ def simulate(
     from mlflowkit.rollout import scenarios
 
     loaded = load(recipe, overrides or ())
-    plan, service = plan_of(loaded)
+    plan, serve = plan_of(loaded)
     base = scenarios.Figures(accuracy=accuracy, positive=positive, feedback=feedback, delay=feedback_delay)
-    if from_log is not None:
-        from mlflowkit.rollout.recording import figures_of
-
-        base = figures_of(from_log, base)
-    base = _given(base, rate, error_rate, latency_ms)
+    base = _given(base if from_log is None else _measured(base, from_log), rate, error_rate, latency_ms)
     world = scenarios.world(base, loaded.recipe.task)
     chosen = _chosen(plan, world, scenario or (), error_increase or ())
-    assert loaded.recipe.serve is not None  # plan_of refuses a recipe without
-    job = Job(loaded.recipe.name, plan, loaded.recipe.serve.rollout, base, world, chosen, rollouts, seed, workers)
+    job = Job(loaded.recipe.name, plan, serve.rollout, base, world, chosen, rollouts, seed, workers)
     done = _rehearse(job, json)
     if json:
-        emit_json({"recipe": str(loaded.path), "service": service, **done.to_json(job)})
+        emit_json({"recipe": str(loaded.path), "service": serve.service, **done.to_json(job)})
     if out is not None:
         _write_page(out, job, done)
     return 0
@@ -127,6 +129,13 @@ class Done:
             "scenarios": [summary_json(one) for one in self.summaries],
             "conclusions": list(self.conclusions), "notes": list(self.notes),
         }  # fmt: skip
+
+
+def _measured(base: Figures, folder: Path) -> Figures:
+    """The figures, with those that a service's log gives."""
+    from mlflowkit.rollout.recording import figures_of
+
+    return figures_of(folder, base)
 
 
 def _given(base: Figures, rate: float | None, error_rate: float | None, latency_ms: str | None) -> Figures:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlflowkit.cli import findings
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlflowkit.rollout.shown import FindingView, RolloutView, ServiceView
+    from mlflowkit.rollout.shown import RolloutView, ServiceView
     from mlflowkit.values import ServiceStatus
 
 WATCH_SECONDS = 1.0
@@ -107,14 +108,7 @@ def _rollout_lines(rollout: RolloutView) -> list[str]:
         found.append(f"  waiting for {', '.join(rollout.waiting)}")
     if rollout.ended:
         return found
-    width = max((len(finding.name) for finding in rollout.findings), default=0)
-    return found + [f"  {finding.name:<{width}}  {finding_words(finding)}" for finding in rollout.findings]
-
-
-def finding_words(finding: FindingView) -> str:
-    """A metric in a line: its verdict, and how much of the evidence that decides there is either way."""
-    harm, proof = (min(1.0, max(0.0, part or 0.0)) for part in (finding.harm, finding.proof))
-    return f"{finding.outcome:<12}  worse {harm:4.0%}  not worse {proof:4.0%}  {finding.message}"
+    return found + [f"  {line}" for line in findings.lines(rollout.findings)]
 
 
 def _json(service: ServiceStatus, view: ServiceView) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def _without(state: RolloutState, shadow: str) -> tuple[RolloutState, tuple[Acti
 
 def _decide(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
     step = state.steps[state.step]
-    if waits(state):
+    if not waits(state).over:
         if state.elapsed >= (step.max_seconds or math.inf) and state.phase == "running":
             return _deadline(state, step)
         return replace(state, phase="running"), ()
@@ -264,23 +264,46 @@ def _decide(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
     return _go_on(state)
 
 
-def waits(state: RolloutState) -> str:
-    """What the present step still waits for, a person's word apart; "" when it is over."""
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a step still waits for, a person's word apart.
+
+    requests  (variant, how many were seen) of those that were seen too rarely
+    least     how many of each are to be seen
+    seconds   of baking that are left
+    unshown   objectives that are still to be shown to hold; only the last step needs them
+    """
+
+    requests: tuple[tuple[str, int], ...]
+    least: int
+    seconds: float
+    unshown: tuple[str, ...]
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return not self.requests and self.seconds <= 0 and not self.unshown
+
+    def __str__(self) -> str:
+        """What it waits for first."""
+        if self.requests:
+            return " and ".join(f"{seen} of {self.least} requests of the {name}" for name, seen in self.requests)
+        if self.seconds > 0:
+            return f"{self.seconds:.0f} s more to bake"
+        return f"{', '.join(self.unshown)} to be shown" if self.unshown else "nothing"
+
+
+def waits(state: RolloutState) -> Wait:
+    """What the present step still waits for."""
     step, counts = state.steps[state.step], state.counts
     least = step.min_samples or 1
     arms = [("challenger", counts.challenger), *([("champion", counts.champion)] if step.weight < 100 else [])]
-    short = [f"{seen} of {least} requests of the {name}" for name, seen in arms if seen < least]
-    if short:
-        return " and ".join(short)
-    if state.elapsed < (step.bake_seconds or 0.0):
-        return f"{(step.bake_seconds or 0.0) - state.elapsed:.0f} s more to bake"
-    if state.step < len(state.steps) - 1 or state.plan.promote == "never":
-        return ""
-    objectives = [metric.name for metric, plan in zip(questions(state), state.plan.metrics, strict=True)
-                  if plan.role == "objective"]  # fmt: skip
-    passed = {finding.name for finding in state.findings if finding.verdict.outcome == Outcome.PASSED}
-    missing = [name for name in objectives if name not in passed]
-    return f"{', '.join(missing)} to be shown" if missing else ""
+    unshown: tuple[str, ...] = ()
+    if state.step == len(state.steps) - 1 and state.plan.promote != "never":
+        passed = {finding.name for finding in state.findings if finding.verdict.outcome == Outcome.PASSED}
+        unshown = tuple(one.name for one in questions(state) if one.role == "objective" and one.name not in passed)
+    short = tuple((name, seen) for name, seen in arms if seen < least)
+    return Wait(short, least, max(0.0, (step.bake_seconds or 0.0) - state.elapsed), unshown)
 
 
 def _deadline(state: RolloutState, step: Step) -> tuple[RolloutState, tuple[Action, ...]]:

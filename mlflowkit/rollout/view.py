@@ -32,6 +32,7 @@ from mlflowkit.rollout.shown import (
     VariantView,
 )
 from mlflowkit.rollout.state import LIVE, Look, Reading, RolloutState
+from mlflowkit.serving.files import service_state
 from mlflowkit.values import Json, Outcome, Variant
 
 CONFIDENCE = 0.95
@@ -86,15 +87,9 @@ def present_epochs(snapshot: Snapshot) -> tuple[int, ...] | None:
 
 
 def state_of(snapshot: Snapshot) -> str:
-    """What a service does, from the reports of its replicas: serving, starting, waiting, down, or refused and why."""
-    refused = next((report for report in snapshot.reports if report.state == "refused"), None)
-    if refused is not None:
-        return f"refused: {refused.message}"
-    if any(report.state == "serving" for report in snapshot.reports):
-        return "serving"
-    if snapshot.reports:
-        return "waiting" if snapshot.table is None else "starting"
-    return "down"
+    """What a service does: serving where any replica says that it does; see `serving.files.service_state`."""
+    serving = any(report.state == "serving" for report in snapshot.reports)
+    return service_state(snapshot.reports, table=snapshot.table is not None, serving=serving)
 
 
 def sample(snapshot: Snapshot) -> Sample:
@@ -279,35 +274,20 @@ def waiting(state: RolloutState) -> tuple[str, ...]:
         case "awaiting_approval":
             return (f"approval: mlkit rollout promote {state.service}",)
         case "running":
-            return (*_samples(state), *_bake(state), *_unshown(state), *_deadline(state))
+            return (*_waited(policy.waits(state)), *_deadline(state))
     return ()
 
 
-def _samples(state: RolloutState) -> Iterable[str]:
-    step = state.steps[state.step]
-    arms = [("challenger", state.counts.challenger)]
-    if step.weight < 100:
-        arms.append(("champion", state.counts.champion))
-    for name, seen in arms:
-        left = (step.min_samples or 1) - seen
-        if left > 0:
-            yield f"{left:,} more request{'' if left == 1 else 's'} of {name}"
-
-
-def _bake(state: RolloutState) -> Iterable[str]:
-    left = (state.steps[state.step].bake_seconds or 0.0) - state.elapsed
-    if left > 0:
-        yield f"{span(left)} of baking"
-
-
-def _unshown(state: RolloutState) -> Iterable[str]:
-    """What the last step needs of the metrics: every objective shown to hold."""
-    if state.step < len(state.steps) - 1 or state.plan.promote == "never":
-        return
-    passed = {finding.name for finding in state.findings if finding.verdict.outcome == Outcome.PASSED}
-    missing = [name for name, role in roles(state).items() if role == "objective" and name not in passed]
-    if missing:
-        yield f"{len(missing)} metric{'' if len(missing) == 1 else 's'} inconclusive ({', '.join(missing)})"
+def _waited(wait: policy.Wait) -> Iterable[str]:
+    """What a step waits for, one thing after the other."""
+    for name, seen in wait.requests:
+        left = wait.least - seen
+        yield f"{left:,} more request{'' if left == 1 else 's'} of {name}"
+    if wait.seconds > 0:
+        yield f"{span(wait.seconds)} of baking"
+    if wait.unshown:
+        count = len(wait.unshown)
+        yield f"{count} metric{'' if count == 1 else 's'} inconclusive ({', '.join(wait.unshown)})"
 
 
 def _deadline(state: RolloutState) -> Iterable[str]:

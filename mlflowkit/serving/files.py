@@ -39,7 +39,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,6 +132,7 @@ class ReplicaReport:
     epoch     of the table that it answers with; 0 before the first
     prepared  ticket of the proposal that is loaded and warm; "" when there is none
     refused   ticket of the proposal that was refused, with ``message`` and ``hint``; "" when none was
+    warning   what is wrong though it answers, and what holds meanwhile; "" for nothing
     """
 
     replica: str
@@ -147,12 +148,32 @@ class ReplicaReport:
     message: str = ""
     hint: str = ""
     heartbeat: float = 0.0
+    warning: str = ""
 
     def live(self, now: float) -> bool:
         """Whether the replica reported lately and, on this machine, its process is there."""
         if now - self.heartbeat > STALE:
             return False
         return self.node != socket.gethostname() or process_started(self.pid) == self.started
+
+
+def service_state(reports: Sequence[ReplicaReport], *, table: bool, serving: bool) -> str:
+    """What a service does, in a word, from the reports of its replicas and whether it has a routing table.
+
+    ``refused: `` and why, serving, waiting (for a first table), starting or down. Whether it is ``serving`` is for
+    whoever asks to know: who may ask the gateway itself knows better than the reports.
+
+    >>> service_state([], table=True, serving=False)
+    'down'
+    """
+    refused = next((report for report in reports if report.state == "refused"), None)
+    if refused is not None:
+        return f"refused: {refused.message}"
+    if serving:
+        return "serving"
+    if reports:
+        return "starting" if table else "waiting"
+    return "down"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import ServiceError, UsageError, nearest
 from mlflowkit.serving import auth, client
-from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, read_json
+from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, read_json, service_state
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
@@ -425,15 +425,6 @@ def _status(files: ServiceFiles) -> ServiceStatus:
     desired, table, reports = files.desired(), files.table(), files.reports()
     endpoint = "" if desired is None else desired.settings.endpoint
     ready = bool(reports) and client.ready(endpoint)
-    refused = next((report for report in reports if report.state == "refused"), None)
-    if refused is not None:
-        state = f"refused: {refused.message}"
-    elif ready:
-        state = "serving"
-    elif reports:
-        state = "waiting" if table is None else "starting"
-    else:
-        state = "down"
     return ServiceStatus(
         service=files.service,
         endpoint=endpoint,
@@ -441,17 +432,6 @@ def _status(files: ServiceFiles) -> ServiceStatus:
         ready=ready,
         variants=() if table is None else table.variants,
         replicas=len(reports),
-        state=state,
-        rollout=_rollout(files),
+        state=service_state(reports, table=table is not None, serving=ready),
         grpc_endpoint="" if desired is None else desired.settings.grpc_endpoint,
     )
-
-
-def _rollout(files: ServiceFiles) -> str:
-    """The rollout in a few words, whatever else its file holds: it may be of another version of mlflowkit."""
-    saved = read_json(files.folder / "rollout.json")
-    state = saved.get("state", saved) if isinstance(saved, dict) else None
-    if not isinstance(state, dict) or "phase" not in state:
-        return ""
-    phase = str(state["phase"]).replace("_", " ")
-    return f"{phase}, step {state['step'] + 1}" if isinstance(state.get("step"), int) else phase
