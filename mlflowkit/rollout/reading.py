@@ -19,7 +19,7 @@ from mlflowkit.rollout import lease, memory
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.shown import NOTHING, Controller, Sample, ServiceView, Snapshot
 from mlflowkit.rollout.view import comparison_from_json, incident_from_json, sample, view
-from mlflowkit.serving.files import ServiceFiles, read_json
+from mlflowkit.serving.files import ReplicaReport, ServiceFiles, read_json
 from mlflowkit.values import Json, RoutingTable
 
 T = TypeVar("T")
@@ -78,12 +78,14 @@ def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
     webhooks = files.folder / "webhooks"
     told: tuple[Mapping[str, Json], ...] = reader.get(lambda: deliveries(files), ())
     now = time.time() if now is None else now
+    reports: tuple[ReplicaReport, ...] = reader.get(files.reports, ())
+    reader.problems += dict.fromkeys(report.warning for report in reports if report.warning)  # once for all replicas
     return Snapshot(
         service=files.service,
         time=now,
         desired=reader.get(files.desired, None),
         table=table,
-        reports=reader.get(files.reports, ()),
+        reports=reports,
         rollout=rollout,
         evidence=NOTHING if table is None else merge(table.experiment, parts),
         trial=NOTHING if rollout is None else merge(rollout.experiment, parts),

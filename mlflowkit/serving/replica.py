@@ -46,6 +46,7 @@ EVIDENCE_SECONDS = 0.2
 REMOTE_SECONDS = 5.0
 """How long an isolated variant of a proposal is waited for; the publisher has seen it up. One of a table that answers
 already is not waited for: a challenger that is down keeps no gateway from starting."""
+RESTART = "nothing to do: Ray Serve replaces the replica; mlkit status"
 _log = logging.getLogger("mlflowkit.serving")
 _Mark = tuple[tuple[int, int] | None, ...]
 
@@ -79,6 +80,12 @@ class Replica:
         )
         self.gateway.telemetry.tap = tap.counters
         self.gateway.feedback = self._feedback = Intake(folder / "feedback", name, days=desired.settings.log_days)
+        self._report = ReplicaReport(
+            replica=name,
+            pid=os.getpid(),
+            node=socket.gethostname(),
+            started=process_started(os.getpid()) or 0.0,
+        )
         self._keys_mark: _Mark = ()
         self._follow_keys()
         self._listener: Listener | None = None
@@ -89,12 +96,6 @@ class Replica:
         self._evidence_at = 0.0
         self._evidence_mark: object = None
         self._complaint = ""
-        self._report = ReplicaReport(
-            replica=name,
-            pid=os.getpid(),
-            node=socket.gethostname(),
-            started=process_started(os.getpid()) or 0.0,
-        )
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._follow, name="mlkit-follow", daemon=True)
@@ -103,9 +104,10 @@ class Replica:
     def check(self) -> None:
         """Raise ServiceError when the replica can no longer do its work: Ray Serve replaces it then."""
         if self._failure is not None:
-            raise ServiceError(f"the replica stopped following its table: {self._failure!r}") from self._failure
+            what = f"the replica stopped following its table: {self._failure!r}"
+            raise ServiceError(what, hint=RESTART) from self._failure
         if self._listener is not None and not self._listener.alive:
-            raise ServiceError("the listener's thread ended")
+            raise ServiceError("the listener's thread ended", hint=RESTART)
 
     def stop(self) -> None:
         """Accept no more, answer what is in flight, withdraw the report."""
@@ -162,16 +164,20 @@ class Replica:
         mark: _Mark = (_stat(Path(path)),) if path else ()
         if mark == self._keys_mark:
             return
-        self._keys_mark = mark
+        self._keys_mark, warning = mark, ""
         if not path:
             self.gateway.keys = None
-            return
-        try:
-            self.gateway.keys = Keyring(read_keys(Path(path)))
-        except ServiceError as error:
-            _log.error("API keys: %s", error.message)
-            if mark == (None,) or self.gateway.keys is None:
-                self.gateway.keys = Keyring(())
+        else:
+            try:
+                self.gateway.keys = Keyring(read_keys(Path(path)))
+            except ServiceError as error:
+                if mark == (None,) or self.gateway.keys is None:
+                    self.gateway.keys = Keyring(())
+                holds = "the keys before it still hold" if len(self.gateway.keys) else "nobody is let in"
+                warning = f"API keys: {error.message}; {holds}; {error.hint}"
+                _log.error("%s", warning)
+        if warning != self._report.warning:
+            self._note(warning=warning, heartbeat=0.0)  # the next turn tells it
 
     def _take_settings(self, settings: Settings) -> None:
         """Limits hold at once; another address is a new listener beside the old; other threads, a new session."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import ServiceError
 from mlflowkit.serving import auth
-from mlflowkit.serving.files import Desired
+from mlflowkit.serving.files import Desired, ServiceFiles
 from mlflowkit.serving.replica import Replica
 
 from .conftest import ROWS, InProcess, table, wait_for
@@ -95,6 +98,20 @@ def test_health_is_everybodys_and_keys_are_checked_before_the_body(locked: tuple
     assert running.client.post("/predict", content=b"x" * (9 << 20)).status_code == 401
 
 
+def problems(files: ServiceFiles) -> list[str]:
+    """What `mlkit status` and `mlkit rollout status` say is wrong with the service."""
+    state = str(files.folder.parent.parent)
+    found = []
+    for command in (["status"], ["rollout", "status"]):
+        code = "from mlflowkit.cli.app import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command, "--state", state, "--json"], capture_output=True, check=True
+        )
+        found.append(json.loads(done.stdout)["services"][0]["problems"])
+    assert found[0] == found[1]
+    return list(found[0])
+
+
 def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle) -> None:
     path = tmp_path / "keys.json"
     key, token = auth.make(["infer"])
@@ -115,11 +132,19 @@ def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle)
         wait_for(lambda: (code(token), code(second)) == (401, 200))
         path.write_text("{ damaged")
         third, _ = auth.make(["infer"])
+        told = report(files, lambda found: found.warning != "")
+        assert f"API keys: {path} is not JSON" in told.warning
+        assert "the keys before it still hold; mlkit key create" in told.warning
+        assert told.state == "serving"
+        assert problems(files) == [told.warning]
         assert code(second) == 200
         path.unlink()
         wait_for(lambda: code(second) == 401)
+        assert "nobody is let in" in report(files, lambda found: "there is no file" in found.warning).warning
         auth.write(path, [other, third])
         wait_for(lambda: code(second) == 200)
+        report(files, lambda found: found.warning == "")
+        assert problems(files) == []
         replica.check()
     finally:
         replica.stop()
