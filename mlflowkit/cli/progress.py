@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 2.0
 """Plain lines of one stage come at most this often."""
+WORDS = {"started": "running: ", "warning": "warning: ", "reused": "reused, ", "failed": "failed: "}
 
 
 @contextmanager
@@ -94,7 +95,7 @@ class Live:
             self._tasks[event.stage] = self.bars.add_task("", start=False, total=1.0, stage=event.stage)
             return
         task = self._tasks.get(event.stage)
-        if task is None:
+        if task is None or event.kind == "warning":
             self.bars.console.print(describe(event), markup=False)
             return
         if event.kind in ("started", "reused"):
@@ -110,8 +111,7 @@ def describe(event: Event) -> str:
     >>> describe(Event("train", "done", seconds=3.21, metrics={"val_loss": 0.5}))
     'done in 3.2 s  val_loss 0.5'
     """
-    words = {"started": "running: ", "reused": "reused, ", "failed": "failed: "}.get(event.kind, "")
-    text = f"done in {event.seconds:.1f} s" if event.kind == "done" else words + event.message
+    text = f"done in {event.seconds:.1f} s" if event.kind == "done" else WORDS.get(event.kind, "") + event.message
     if event.kind == "progress" and event.fraction is not None:
         text = f"{text} ({event.fraction:.0%})"
     figures = ", ".join(f"{name} {value:.4g}" for name, value in list(event.metrics.items())[:4])

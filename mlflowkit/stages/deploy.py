@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflowkit.ports import Platform, StageContext
-    from mlflowkit.rollout.state import Request
+    from mlflowkit.rollout.state import Request, RolloutState
     from mlflowkit.serving.files import ServiceFiles
 
 
@@ -220,11 +220,13 @@ def _roll_out(spec: Spec, context: StageContext, files: ServiceFiles, candidate:
     """Ask for a rollout, unless this version is in one, and wait until its first step is live."""
     from mlflowkit.rollout import asking, commands, policy
 
-    running = commands.running(files)
+    running, joined = commands.running(files), ""
     if running is None or running.candidate.digest != candidate.digest:
         experiment = asking.begin(files, _request(spec, context, candidate))
     else:
-        experiment = running.experiment
+        experiment, joined = running.experiment, joining(running, spec.serve.rollout)
+    if joined:
+        context.progress(Event("deploy", "warning", f"{joined}: {_otherwise(files.service, candidate)}"))
     context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
     state = asking.await_live(files, experiment)
     if state.phase in ("rolled_back", "aborted", "rolling_back"):
@@ -234,10 +236,27 @@ def _roll_out(spec: Spec, context: StageContext, files: ServiceFiles, candidate:
         )
     return {
         "epoch": state.epoch,
-        "rollout": policy.where(state),
+        "rollout": f"{policy.where(state)}; {joined}" if joined else policy.where(state),
         "experiment": experiment,
         "next": f"mlkit status, or mlkit rollout status {files.service}",
     }
+
+
+def joining(running: RolloutState, wanted: Rollout) -> str:
+    """What of a recipe's rollout does not come about because its version is in one already; "" for nothing."""
+    if running.plan == wanted:
+        return ""
+    version, begun = running.candidate.version, running.strategy
+    if begun == wanted.strategy:
+        what = f"the {begun} of this recipe has other steps, metrics or limits, and"
+    else:
+        what = f"the {wanted.strategy} of this recipe"
+    return f"version {version} is in a {begun} rollout that was asked for before; {what} was not begun"
+
+
+def _otherwise(service: str, candidate: Variant) -> str:
+    """How to have this recipe's rollout after all."""
+    return f"mlkit rollout abort {service}, mlkit rollout forget {candidate.version}, then run again"
 
 
 def _request(spec: Spec, context: StageContext, candidate: Variant) -> Request:

@@ -19,6 +19,7 @@ import pytest
 
 import rollout_drill as drill
 from mlflowkit.bundle import Bundle
+from mlflowkit.cli.progress import describe
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.rollout import asking, commands, lease, memory, webhooks
 from mlflowkit.rollout import state as states
@@ -27,7 +28,7 @@ from mlflowkit.rollout.plan import Rollout, Webhook
 from mlflowkit.rollout.state import Request, Tell
 from mlflowkit.serving.files import ReplicaReport, ServiceFiles, process_started, write_json
 from mlflowkit.stages import deploy
-from mlflowkit.values import RoutingTable
+from mlflowkit.values import Event, RoutingTable
 
 from .conftest import InProcess, table, wait_for
 
@@ -225,6 +226,33 @@ def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_
     (gone,) = memory.forget(files, "2")
     assert gone.digest == "d2"
     asking.check(files, same)
+
+
+def test_a_run_that_meets_its_version_in_another_rollout_says_so(tmp_path: Path) -> None:
+    files, held = drill.set_up(tmp_path), lease.take(tmp_path)
+    assert held is not None
+    one = drill.controller(files, held)
+    for _ in range(3):
+        one.step()
+    events: list[Event] = []
+    context: Any = SimpleNamespace(progress=events.append, run="run2")
+
+    def run(**changes: Any) -> str:
+        plan = Rollout.model_validate({**drill.PLAN.model_dump(mode="json"), **changes})
+        spec = deploy.Spec(name="lending", serve=deploy.ServeSection(service="lending", rollout=plan))
+        return str(deploy._roll_out(spec, context, files, replace(drill.CANDIDATE, name="champion"))["rollout"])
+
+    assert run() == "canary, step 1 of 3 mirroring 100 %"
+    assert [event.kind for event in events] == ["progress"]
+    told = run(strategy="ab", steps=[50])
+    assert told.startswith("canary, step 1 of 3 mirroring 100 %; ")
+    assert "a canary rollout that was asked for before; the ab of this recipe was not begun" in told
+    (warning,) = [event.message for event in events if event.kind == "warning"]
+    assert warning in describe(Event("deploy", "warning", warning))
+    assert "canary" in warning
+    assert "the ab of this recipe" in warning
+    assert "mlkit rollout abort lending, mlkit rollout forget 2, then run again" in warning
+    assert "the canary of this recipe has other steps, metrics or limits" in run(steps=[10])
 
 
 def test_a_request_that_waits_is_neither_replaced_nor_removed_by_another(tmp_path: Path) -> None:
