@@ -39,6 +39,14 @@ COMMANDS = (
 )
 """Modules of this package, each with one command; they import late."""
 
+INTERRUPTED = {
+    "run": "run the same command again to resume",
+    "simulate": "a rehearsal keeps nothing: the same command begins anew, fewer --rollouts end sooner",
+    "replay": "a rehearsal keeps nothing: the same command begins anew, fewer --rollouts end sooner",
+    "rollout": "what was said to the rollout may have been heard: mlkit rollout status",
+}
+"""What is true after Ctrl-C, by command; any other may be run again."""
+
 app = typer.Typer(
     name="mlkit",
     help="One recipe, from data to a model that answers requests.",
@@ -150,7 +158,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _crash(error, as_json)
         fail(usage, as_json)
     if code == InterruptedRunError.exit_code:
-        fail(InterruptedRunError("interrupted", hint="run the same command again to resume"), as_json)
+        hint = INTERRUPTED.get(arguments[0], "run the same command again")
+        fail(InterruptedRunError("interrupted", hint=hint), as_json)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -120,6 +120,26 @@ def test_an_interruption_is_130_and_says_how_to_go_on(mlkit: Any, trial: Any, ra
     assert "run the same command again" in err
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["run", "r.yaml"], "run the same command again to resume"),
+        (["simulate", "r.yaml"], "keeps nothing: the same command begins anew"),
+        (["replay", "r.yaml"], "keeps nothing: the same command begins anew"),
+        (["rollout", "promote"], "mlkit rollout status"),
+    ],
+)
+def test_an_interruption_says_what_is_true_of_the_command(
+    mlkit: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], hint: str
+) -> None:
+    def interrupted(**given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    code, _, err = mlkit(*command)
+    assert (code, hint in err, "resume" in err) == (130, True, command[0] == "run")
+
+
 def test_a_bug_shows_its_traceback_and_keeps_stdout_json(mlkit: Any, trial: Any) -> None:
     @trial
     def broken(json: cli.JsonOption = False) -> None:
