@@ -56,6 +56,22 @@ def _judged(view: View) -> Iterator[Problem]:
         yield Problem((*ROLLOUT, "metrics"), message, "add the metric that is to get better, such as metric: accuracy")
 
 
+def _blind(view: View) -> Iterator[Problem]:
+    """Latency without errors: a request that is too late is failed, and no latency is counted of one that failed.
+
+    A version that answers fast or not at all would pass, short of failing nearly all (`rollout.policy.hopeless`).
+    """
+    if view.text(*ROLLOUT, "strategy", default="direct") not in STRATEGIES:
+        return
+    metrics = [metric for metric in view.items(*ROLLOUT, "metrics") if isinstance(metric, dict)]
+    named = [metric.get("metric") for metric in metrics]
+    latency = next((name for name in named if name in LATENCIES), None)
+    if latency is not None and not {"error_rate", "prometheus"} & set(named):
+        message = f"{latency} is of answered requests: a version that times out fails them, and nothing counts those"
+        hint = "add {metric: error_rate, margin: 0.01}, with role: guardrail where it only has to do no harm"
+        yield Problem((*ROLLOUT, "metrics"), message, hint, at_key=True)
+
+
 def _promote(view: View) -> Iterator[Problem]:
     if view.text(*ROLLOUT, "promote") == "never" and view.text(*ROLLOUT, "strategy") in ("canary", "ab", "blue_green"):
         message = "only a shadow can stay without being promoted; this one takes traffic"
@@ -222,5 +238,5 @@ def _measurable(view: View, path: KeyPath, name: str, metric: Mapping[str, Any])
         yield Problem((*path, "metric"), message, f"add {EXAMPLES.get(name, 'margin: 0.05')}, or role: guardrail")
 
 
-RULES: tuple[Rule, ...] = (_judged, _promote, _steps, _limits, _metrics)
+RULES: tuple[Rule, ...] = (_judged, _blind, _promote, _steps, _limits, _metrics)
 """Every rule, in the order of a rollout."""

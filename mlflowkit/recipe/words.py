@@ -11,6 +11,7 @@ from mlflowkit.errors import Fault, nearest
 from mlflowkit.recipe import fields, locate
 from mlflowkit.recipe.fields import Shape
 from mlflowkit.recipe.locate import KeyPath, Node
+from mlflowkit.sections import Section
 from mlflowkit.values import Json
 
 
@@ -40,8 +41,12 @@ def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, r
         )
     if shape is not None and shape.discriminator and kind.startswith("union_tag"):
         return _unknown_kind(kind, path, shape, node)
+    shape = _as_written(shape) if shape is not None else None
     words = fields.expected(shape) if shape is not None else "another value"
     found = locate.show(node)
+    if shape is not None and isinstance(path[-1], int) and (item := _section_of(shape)) is not None:
+        message = f"item {path[-1] + 1} of {path[-2]}: expected {words}, found {found}"
+        return fault_at(node, path, message, _item_hint(node, shape, item))
     if kind == "string_pattern_mismatch" and shape is not None:
         message, hint = _pattern_words(fields.pattern(shape), locate.plain(node))
         return fault_at(node, path, f"{message}, found {found}", hint)
@@ -58,6 +63,32 @@ def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, r
     if kind == "finite_number":
         words = words.replace("a number", "a finite number", 1)
     return fault_at(node, path, f"expected {words}, found {found}", _value_hint(node, shape))
+
+
+def _as_written(shape: Shape) -> Shape:
+    """What may be written where a section takes a shorter form too."""
+    given = (getattr(item, "json_schema_input_type", PydanticUndefined) for item in shape.constraints)
+    written = next((one for one in given if one is not PydanticUndefined), None)
+    return shape if written is None else fields.shape_of(written)
+
+
+def _section_of(shape: Shape) -> type[Section] | None:
+    """The section that an item of a list is, or may be; None for an item that is none, or one of several."""
+    found = [branch.type for branch in fields.branches(shape) if fields.is_section(branch.type)]
+    return found[0] if len(found) == 1 else None
+
+
+def _item_hint(node: Node, shape: Shape, item: type[Section]) -> str:
+    value = node.value
+    number = any(branch.type in (int, float) for branch in fields.branches(shape))
+    if number and isinstance(value, str) and _is_number(value):
+        return f"drop the quotes: {value}"
+    names = item.model_fields
+    needed = next((name for name, info in names.items() if info.is_required()), next(iter(names)))
+    choices = fields.choices(fields.field_shape(item, needed))
+    close = nearest(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
+    whole = f"{{{needed}: {close or (choices[0] if choices else 'VALUE')}}}"
+    return f"write a number, or {whole}" if number else f"write {whole}"
 
 
 def fault_at(

@@ -83,6 +83,12 @@ def _step(value: Any) -> Any:
     return {"weight": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+WrittenStep = Annotated[
+    Step, BeforeValidator(_step, json_schema_input_type=Annotated[float, Field(ge=0, le=100)] | Step)
+]
+"""A step as recipes write it: its share alone, or with limits of its own."""
+
+
 class Webhook(Section):
     """Someone to tell. The body is signed with HMAC-SHA256 where there is a key."""
 
@@ -102,7 +108,7 @@ class Rollout(Section):
     """direct: loaded, verified and warmed beside the old one, then swapped at once. shadow: mirrored requests, its
     answers compared, then promoted. canary: a growing share of the traffic. ab: a fixed share until one is shown to be
     better. blue_green: all traffic at once, the old version kept warm to go back to."""
-    steps: list[Annotated[Step, BeforeValidator(_step)]] = Field(default_factory=list, max_length=20)
+    steps: list[WrittenStep] = Field(default_factory=list, max_length=20)
     """Shares of the traffic in percent, growing; a number is a step with the rollout's own limits. Without any: canary
     5, 25, 50; ab 50; shadow 0 (mirrored); blue_green 100."""
     metrics: list[Metric] = Field(default_factory=list, max_length=20)

@@ -250,6 +250,10 @@ ROLLOUTS = (
     ("{strategy: canary, metrics: [{metric: error_rate, ^ratio: 2, margin: 0.1}]}", "metrics.0.ratio", "latency"),
     ("{strategy: canary, metrics: [^{metric: prometheus, query: up, max: 1}]}", "metrics.0", "url"),
     ("{strategy: blue_green, metrics: [{metric: ^error_rate, margin: 0.1}]}", "metrics.0.metric", "max"),
+    ("{strategy: canary, steps: [5, ^x], metrics: [{metric: error_rate, margin: 0.1}]}", "steps.1", "item 2 of steps"),
+    ("{strategy: canary, steps: [^'5'], metrics: [{metric: error_rate, margin: 0.1}]}", "steps.0", "quotes: 5"),
+    ("{strategy: canary, metrics: [^error_rat]}", "metrics.0", "write {metric: error_rate}"),
+    ("{strategy: canary, ^metrics: [{metric: latency_p99_ms, ratio: 2}]}", "metrics", "add {metric: error_rate"),
     ("{strategy: canary, promote: ^never, metrics: [{metric: error_rate, margin: 0.1}]}", "promote", "manual"),
     ("{strategy: canary, max_seconds: ^9, metrics: [{metric: error_rate, margin: 0.1}]}", "max_seconds", "never over"),
 )
