@@ -123,7 +123,10 @@ class _Listener:
         deadline = time.monotonic() + 30
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise ServiceError(f"the admin page on port {self.port} did not start")
+                raise ServiceError(
+                    f"the admin page on port {self.port} did not start",
+                    hint="mlkit down, then mlkit up RECIPE; serve.admin_port=0 takes another port",
+                )
             time.sleep(0.005)
 
     def _run(self) -> None:

@@ -41,7 +41,9 @@ class Listener:
         deadline = time.monotonic() + 30
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise ServiceError(f"the listener on {host}:{self.port} did not start")
+                raise ServiceError(
+                    f"the listener on {host}:{self.port} did not start", hint="mlkit down, then mlkit up RECIPE"
+                )
             time.sleep(0.005)
 
     @property

@@ -20,6 +20,8 @@ from mlflowkit.errors import ServiceError
 from mlflowkit.serving.refusal import Refusal
 from mlflowkit.values import Affinity, RoutingTable
 
+REDEPLOY = "deploy it again: mlkit run RECIPE --force deploy"
+"""What mends a table or a bundle that is damaged."""
 _SCALE = float(1 << 64)
 _ROUNDING = 1e-9
 """By how much two shares may overlap: 0.13 and 0.28 end a little beyond where 0.41 begins."""
@@ -55,7 +57,7 @@ class Router:
         edges = [0.0, *(edge for pair in zip(self._starts, self._ends, strict=True) for edge in pair), 1.0]
         if any(right < left - _ROUNDING for left, right in itertools.pairwise(edges)):
             where = f"routing table {table.epoch} of {table.service}"
-            raise ServiceError(f"{where} has shares that overlap or leave [0, 1]")
+            raise ServiceError(f"{where} has shares that overlap or leave [0, 1]", hint=REDEPLOY)
 
     def assign(self, key: str) -> str:
         """Name of the variant that answers this key."""

@@ -21,7 +21,7 @@ from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
 from mlflowkit.serving.breaker import Breaker
 from mlflowkit.serving.files import read_json
 from mlflowkit.serving.protocol import Refusal, Schema, zeros
-from mlflowkit.serving.router import Router
+from mlflowkit.serving.router import REDEPLOY, Router
 from mlflowkit.serving.tally import Tallies, Tally
 from mlflowkit.values import RoutingTable, Variant
 
@@ -95,10 +95,10 @@ def check_table(table: RoutingTable) -> None:
     champions = [variant for variant in table.variants if variant.role == "champion"]
     where = f"routing table {table.epoch} of {table.service}"
     if len(champions) != 1:
-        raise ServiceError(f"{where} has {len(champions)} champions; one is needed")
+        raise ServiceError(f"{where} has {len(champions)} champions; one is needed", hint=REDEPLOY)
     names = [variant.name for variant in table.variants]
     if len(set(names)) != len(names):
-        raise ServiceError(f"{where} has two variants of one name: {', '.join(names)}")
+        raise ServiceError(f"{where} has two variants of one name: {', '.join(names)}", hint=REDEPLOY)
     Router(table)
 
 
@@ -170,7 +170,8 @@ def reach_variant(service: str, variant: Variant, threads: int, remotes: RemoteM
     bundle, schema = _verified(variant)
     if remotes is None:
         raise ServiceError(
-            f"{variant.name} {variant.version} of {service} is isolated, which this gateway cannot reach"
+            f"{variant.name} {variant.version} of {service} is isolated, which this gateway cannot reach",
+            hint="mlkit down, then mlkit up RECIPE starts gateways that can",
         )
     remote = remotes.connect(service, variant, seconds)
     return Model(variant, bundle, schema, _Elsewhere(), 0, threads, remote=remote, stamp=_stamp(variant))
@@ -180,7 +181,7 @@ class _Elsewhere:
     """The session of a variant that runs in another process."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        raise EngineError(f"{', '.join(inputs)}: this version runs in a process of its own")
+        raise EngineError(f"{', '.join(inputs)}: this version runs in a process of its own", hint="mlkit status")
 
 
 def _verified(variant: Variant) -> tuple[Bundle, Schema]:
@@ -189,7 +190,7 @@ def _verified(variant: Variant) -> tuple[Bundle, Schema]:
         raise BundleError(
             f"{variant.bundle}: its identity is {bundle.manifest.identity[:12]}, the routing table asks for "
             f"{variant.digest[:12]}",
-            hint="deploy it again: mlkit run RECIPE --force deploy",
+            hint=REDEPLOY,
         )
     return bundle, Schema(bundle.signature, known_categories(bundle.path))
 
