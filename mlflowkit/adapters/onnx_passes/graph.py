@@ -129,8 +129,7 @@ def attributes(node: Any) -> dict[str, Any]:
 def split_gemms(model: Any) -> None:
     """Write each of the network's Gemms with constant weights as MatMul and Add, where that is the same.
 
-    ONNX Runtime has no integer kernel for a Gemm whose bias stays in float, while it has one for the product alone;
-    block quantisation takes MatMul only.
+    Dynamic and block quantisation take MatMul only.
     """
     weights = constants(model)
     chosen = {node.name for node in products(model) if node.op_type == "Gemm"}
@@ -152,6 +151,35 @@ def split_gemms(model: Any) -> None:
             nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=bias))
     replace_nodes(model.graph, nodes)
     drop_unused(model)
+
+
+def join_gemms(model: Any) -> None:
+    """Write MatMul and Add of a bias as the Gemm that ONNX Runtime makes of them, where two dimensions come in.
+
+    It does so before it looks for Q/DQ pairs, and has no integer kernel for what it finds then: pairs around MatMul
+    alone. (More dimensions have a kernel of their own.) The model must be typed.
+    """
+    ranks = {
+        entry.name: len(entry.type.tensor_type.shape.dim) for entry in (*model.graph.value_info, *model.graph.input)
+    }
+    known = constants(model)
+    readers: dict[str, list[Any]] = {}
+    for node in onnxfile.nodes(model):
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    answers = {entry.name for entry in model.graph.output}
+    joined: dict[str, Any] = {}
+    dropped: set[str] = set()
+    for node in products(model):
+        weight, following = known[node.input[1]], readers.get(node.output[0], [])
+        if node.op_type != "MatMul" or len(weight.dims) != 2 or ranks.get(node.input[0]) != 2 or len(following) != 1:
+            continue
+        (add,) = following
+        bias = next((name for name in add.input if name in known and list(known[name].dims) == [weight.dims[1]]), "")
+        if add.op_type == "Add" and bias and node.output[0] not in answers:
+            joined[node.name] = helper.make_node("Gemm", [*node.input, bias], list(add.output), name=node.name)
+            dropped.add(add.name)
+    replace_nodes(model.graph, [joined.get(n.name, n) for n in model.graph.node if n.name not in dropped])
 
 
 def drop_unused(model: Any) -> None:

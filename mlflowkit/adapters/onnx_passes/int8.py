@@ -4,8 +4,8 @@ Only products with constant weights (MatMul, Gemm, Conv); preprocessing and answ
 
 tensorrt  activations and weights INT8, symmetric both, bias and what comes out in float: TensorRT rejects dynamic
           quantisation, unsigned or asymmetric activations, and quantised biases.
-cpu       activations UINT8 with a zero point, as ONNX Runtime's kernels on x86 want them; a convolution has its bias
-          and what comes out quantised too, for there is no kernel without.
+cpu       activations UINT8 with a zero point, as ONNX Runtime's kernels on x86 want them; bias quantised too, and what
+          comes out of a convolution, for there is no kernel without.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mlflowkit.adapters.onnx_passes.graph import (
     constants,
     copied,
     first_line,
+    join_gemms,
     lifted,
     normalised,
     products,
     quiet,
-    split_gemms,
     typed,
     types_of,
 )
@@ -52,8 +52,9 @@ def rewrite(settings: Int8, model: Any, calibration: Rows) -> Any:
         raise InapplicableError("the graph has no matrix product or convolution with constant weights to quantise")
     if any(tensor.data_type == TensorProto.FLOAT16 for tensor in constants(model).values()):
         model = normalised(lifted(model, FLOAT16_SCALES, "INT8 after FP16"))
-    split_gemms(model)
     model = typed(model)
+    if settings.form == "cpu":
+        join_gemms(model)
     chosen = products(model)
     rows = verified(model, {name: matrix[: settings.rows] for name, matrix in calibration.items()})
     needed = {node.input[0] for node in chosen}
@@ -113,10 +114,31 @@ def _quantised(settings: Int8, model: Any, names: Sequence[str], ranges: Ranges)
                 f"the graph cannot be quantised: {first_line(error)}", hint="leave this candidate out"
             ) from error
     quantised = quantizer.model.model
+    _spare_others(quantised, model, names)
     _require_pairs(quantised, names)
     del quantised.metadata_props[:]
     quantised.metadata_props.extend(model.metadata_props)
     return quantised
+
+
+def _spare_others(quantised: Any, model: Any, names: Sequence[str]) -> None:
+    """Let nodes other than the products ``names`` read floats as before: the quantiser gives them quantised ones too.
+
+    A residual connection and a product that is kept would lose for nothing. What reads a convolution's quantised
+    answers goes on doing so: its kernel gives no others.
+    """
+    wanted = set(names)
+    before = {node.name: node for node in model.graph.node}
+    convolved = {before[name].output[0] for name in names if before[name].op_type == "Conv"}
+    for node in quantised.graph.node:
+        if node.name in before and node.name not in wanted:
+            for place, name in enumerate(before[node.name].input):
+                if name not in convolved:
+                    node.input[place] = name
+    read = {name for node in quantised.graph.node for name in node.input}
+    known = {*constants(quantised), *(name for node in quantised.graph.node for name in node.output)}
+    lost = [tensor for name, tensor in constants(model).items() if name in read and name not in known]
+    quantised.graph.initializer.extend(lost)
 
 
 def _require_pairs(model: Any, names: Sequence[str]) -> None:

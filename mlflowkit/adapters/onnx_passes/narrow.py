@@ -124,7 +124,7 @@ class _Narrowing:
         self.nodes.append(node)
 
     def _is_float(self, name: str) -> bool:
-        return self.types.get(name) == TensorProto.FLOAT
+        return bool(self.types.get(name) == TensorProto.FLOAT)
 
     def _narrow_name(self, name: str) -> str:
         return f"{name}/{NAMES[self.kind]}"
@@ -170,7 +170,7 @@ class _Narrowing:
             return output or place not in FLOAT_INPUTS.get(node.op_type, ())
         listed = list(schema.outputs if output else schema.inputs)
         formal = listed[min(place, len(listed) - 1)]
-        return f"tensor({NAMES[self.kind]})" in formal.types
+        return bool(f"tensor({NAMES[self.kind]})" in formal.types)
 
 
 def _schema(node: Any, versions: dict[str, int]) -> Any:
