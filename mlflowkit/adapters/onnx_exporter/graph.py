@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, compose, helper, numpy_helper
 
+from mlflowkit import onnxfile
 from mlflowkit.errors import EngineError
 from mlflowkit.preprocess import Preprocess
 
@@ -26,9 +27,9 @@ OPSET = 17
 ML_OPSET = 3
 IR_VERSION = 8
 ML = "ai.onnx.ml"
-NETWORK = "network/"
+NETWORK = onnxfile.NETWORK
 """Prefix of the names of everything that came from the model; quantisation keeps to these nodes."""
-FEATURES = f"{NETWORK}features"
+FEATURES = onnxfile.FEATURES
 """The tensor between preprocessing and model, float32 [rows, width]."""
 
 
