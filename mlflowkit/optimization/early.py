@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlflowkit.bench import analysis
 from mlflowkit.optimization.front import Point
-from mlflowkit.optimization.objective import Figures, ratio, timed
+from mlflowkit.optimization.objective import Figures, quantile_of, ratio, timed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +30,12 @@ GROWTH = 1.6
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Why a candidate is not measured any longer."""
+    """Why a candidate is measured no longer: ``by`` is surely faster and, where ``dominated``, worse in nothing."""
 
     name: str
     by: str
     reason: str
+    dominated: bool = True
 
 
 def looks(rounds: int) -> tuple[int, ...]:
@@ -59,26 +61,37 @@ def eliminate(
     spared: Sequence[str] = (),
     asked: int,
 ) -> list[Stopped]:
-    """Candidates to stop after the blocks so far.
+    """Candidates to stop after the blocks so far: those that are dominated, and those that cannot be chosen.
+
+    The latter are surely slower than the fastest judge by more than `analysis.MIN_GAIN`. They may be on the front for
+    another quantity's sake, for which the samples so far are enough. Where the objective is not made of times, only the
+    former are stopped, by the 99th percentile.
 
     ``figures`` are of those still measured (equal numbers of blocks), ``others`` has what does not come with blocks
     (metric, size, memory) as points, ``judges`` the candidates that may serve, ``spared`` those that are never stopped,
     ``asked`` the number of looks in all. A candidate is held against the fastest judge that is no worse otherwise.
     """
-    if not timed(objective):
-        objective = "latency_p50"
+    chosen_by_time = timed(objective)
+    objective = objective if chosen_by_time else quantile_of(objective)
     share = ERROR / max(1, asked * (len(figures) - 1))
     stopped = []
+    means = {name: float(_medians(one).mean()) for name, one in figures.items()}
     for name, mine in figures.items():
-        rivals = [one for one in judges if one != name and one in figures and no_worse(others[one], others[name])]
+        rivals = sorted((one for one in judges if one != name and one in figures), key=lambda one: means[one])
         if name in spared or not rivals:
             continue
-        means = {one: float(_medians(figures[one]).mean()) for one in rivals}
-        rival = min(rivals, key=lambda one: means[one])
-        low, high = ratio(objective, mine, figures[rival], confidence=1 - 2 * share)
-        if low > 1:
-            said = f"{objective} is {low:.2f} to {high:.2f} times that of {rival}, which is no worse in the rest"
-            stopped.append(Stopped(name, rival, f"stopped after {mine.microseconds.size} requests: {said}"))
+        after = f"stopped after {mine.microseconds.size:,} requests: {objective} is"
+        better = next((one for one in rivals if no_worse(others[one], others[name])), None)
+        if better is not None:
+            low, high = ratio(objective, mine, figures[better], confidence=1 - 2 * share)
+            if low > 1:
+                said = f"{after} {low:.2f} to {high:.2f} times that of {better}, which is no worse in the rest"
+                stopped.append(Stopped(name, better, said))
+                continue
+        low, high = ratio(objective, mine, figures[rivals[0]], confidence=1 - 2 * share)
+        if chosen_by_time and low > 1 / (1 - analysis.MIN_GAIN):
+            said = f"{after} {low:.2f} to {high:.2f} times that of {rivals[0]}: it cannot be picked"
+            stopped.append(Stopped(name, rivals[0], said, dominated=False))
     return stopped
 
 

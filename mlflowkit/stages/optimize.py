@@ -25,7 +25,7 @@ from mlflowkit.optimization.space import FLOAT, candidates_of, distinct, key_of
 from mlflowkit.ports import Search, TrialResult
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
-from mlflowkit.stages.trying import GROUP, Bench, Setting, Tried
+from mlflowkit.stages.trying import Bench, Setting, Tried, group_size
 from mlflowkit.tables import class_codes, inputs_from_table
 from mlflowkit.values import Event, StageResult
 
@@ -185,6 +185,7 @@ class _Exploration:
         self._section, self._setting, self._plan = section, setting, plan
         self._found: dict[str, Tried] = {}
         self._began = time.monotonic()
+        self._size = group_size((setting.context.inputs["export"] / "model.onnx").stat().st_size)
         wanted = section.search.trials if self._method == "optuna" else len(plan.space)
         self._expected = len(plan.listed) + min(wanted, len(plan.space))
 
@@ -203,7 +204,9 @@ class _Exploration:
                 groups += 1
                 best = min(self._eligible(), key=lambda one: _middle(one.value), default=None)
                 bench.close(but=[FLOAT, *([best.candidate] if best else [])])
-            finalists = self._eligible() if groups == 1 else self._final(bench)
+            finalists = self._contenders() if groups == 1 else self._final(bench)
+            if not finalists and self._eligible():  # the best failed at last: those that they beat are left
+                finalists = self._final(bench)
         order = self._plan.order
         in_order = sorted(self._found.values(), key=lambda one: order[key_of(one.candidate)])
         return Explored(tuple(in_order), tuple(finalists))
@@ -215,9 +218,9 @@ class _Exploration:
         if self._method == "optuna" and space:
             search = self._setting.context.ports.search(space, self._section.search.trials, self._setting.context.seed)
         while True:
-            group, listed = listed[:GROUP], listed[GROUP:]
+            group, listed = listed[: self._size], listed[self._size :]
             if not self._late():
-                group = [*group, *search.suggest(GROUP - len(group))]
+                group = [*group, *search.suggest(self._size - len(group))]
             if not group:
                 return
             yield group
@@ -241,14 +244,22 @@ class _Exploration:
 
     def _final(self, bench: Bench) -> list[Tried]:
         """The best of all groups, measured anew in the same rounds: what was best of many is best by luck in part."""
-        ranked = sorted(self._eligible(), key=lambda one: (key_of(one.candidate) != key_of(FLOAT), _middle(one.value)))
-        keys = {key_of(one.candidate) for one in ranked[:GROUP]}
-        wanted = [one.candidate for one in self._eligible() if key_of(one.candidate) in keys]
+        left = self._contenders() or self._eligible()
+        least = min((one.value[1] for one in left if one.value), default=0.0)
+        ranked = sorted(
+            (one for one in left if one.value and one.value[0] <= least), key=lambda one: _middle(one.value)
+        )
+        keys = {key_of(one.candidate) for one in ranked[: self._size]}
+        wanted = [one.candidate for one in left if key_of(one.candidate) in keys]
         if not wanted:
             return []
         again = [self._constrained(one) for one in bench.try_group(wanted, None)]
         self._found |= {key_of(one.candidate): one for one in again}
-        return [one for one in again if one.status == "ok"]
+        return [one for one in again if one.status == "ok" and not one.beaten]
+
+    def _contenders(self) -> list[Tried]:
+        """Those that may serve and were not surely beaten before they had all their turns."""
+        return [one for one in self._eligible() if not one.beaten]
 
     def _constrained(self, tried: Tried) -> Tried:
         """The candidate, rejected where it is surely or perhaps beyond the latency that the recipe bears."""
@@ -268,10 +279,10 @@ class _Exploration:
         tried = len(self._found)
         eligible = self._eligible()
         best = min(eligible, key=lambda one: _middle(one.value), default=None)
-        said = f"tried {tried} of {self._expected}" if self._expected > GROUP else ""
+        said = f"tried {tried} of {self._expected}" if self._expected > self._size else ""
         if best is not None:
             said = f"{said}, best so far {best.name} ({_middle(best.value):.2f} of the float graph)"
-        share = min(GROUP, self._expected) / self._expected
+        share = min(self._size, self._expected) / self._expected
         fraction = min(1.0, tried / self._expected + share * done * (tried < self._expected))
         self._setting.context.progress(
             Event("optimize", "progress", "; ".join(filter(None, (doing, said))), fraction=fraction)
@@ -358,7 +369,7 @@ def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_f
         "samples": 0,
         **dict.fromkeys(("p50_us", "p95_us", "p99_us", "interval", "throughput")),
         "status": tried.status,
-        "reason": tried.reason or choice.reasons.get(tried.name, "") or _beaten(tried, choice),
+        "reason": tried.reason or tried.beaten or choice.reasons.get(tried.name, "") or _behind(tried, choice),
         "metric": None if tried.metric is None else {"name": metric, "value": tried.metric},
         "metric_drop": None if tried.drop is None else asdict(tried.drop),
         "size_bytes": tried.built.size_bytes if tried.built else None,
@@ -379,11 +390,11 @@ def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_f
     return row | asdict(analysis.summarise(blocks, section.batch, quantile_of(section.objective)))
 
 
-def _beaten(tried: Tried, choice: Pick) -> str:
+def _behind(tried: Tried, choice: Pick) -> str:
     """Why a candidate that may serve was no finalist."""
     if tried.status != "ok" or tried.name == choice.name or tried.value is None:
         return ""
-    return f"{_middle(tried.value):.2f} of the float graph by the objective: not among the {GROUP} best"
+    return f"{tried.value[0]:.2f} to {tried.value[1]:.2f} of the float graph by the objective: others are surely better"
 
 
 def _publish(context: StageContext, picked: Tried, rows: list[dict[str, Any]], tried: Sequence[Tried]) -> None:

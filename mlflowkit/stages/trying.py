@@ -23,10 +23,10 @@ from mlflowkit.candidates import Candidate
 from mlflowkit.errors import StoreError, TrialError
 from mlflowkit.judging import metrics
 from mlflowkit.judging.stats import UndefinedMetricError
-from mlflowkit.machine import cores
+from mlflowkit.machine import available_memory, cores
 from mlflowkit.optimization import early
 from mlflowkit.optimization.front import Point
-from mlflowkit.optimization.objective import Bounds, Figures, quantile_of, ratio, timed
+from mlflowkit.optimization.objective import Bounds, Figures, quantile_of, ratio
 from mlflowkit.optimization.space import FLOAT, key_of, unservable
 from mlflowkit.ports import Built, Loaded, Trial, TrialJob
 from mlflowkit.stages import asking
@@ -39,8 +39,15 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "rejected", "unavailable", "failed", "dominated", "baseline"]
 
-GROUP = 12
-"""Candidates measured in the same rounds, the float graph and the best so far apart."""
+GROUP = 24
+"""Candidates measured in the same rounds, the float graph and the best so far apart, where memory bears as many."""
+LEAST_GROUP = 3
+PROCESS_BYTES = 100_000_000
+"""What a candidate's process takes before it loads anything."""
+MEMORY_SHARE = 0.25
+"""Part of the memory that is free which a group's processes may take."""
+WARM_UP = 15
+"""Blocks of warm-up at most: a group has many candidates, and what has not settled by then is said."""
 MEMORY_STEP = 1.1
 """Peaks of memory are compared in steps of this factor: the same graph's differ by less from process to process."""
 METRIC_STEPS = 10
@@ -65,6 +72,8 @@ class Tried:
     samples: Samples | None = None
     relative: Bounds | None = None
     value: Bounds | None = None
+    beaten: str = ""
+    """Why it cannot be picked although it may serve: another was surely faster before it had all its turns."""
     script: str = ""
     notes: tuple[str, ...] = ()
 
@@ -111,6 +120,18 @@ class Setting:
     requests: int
     stop_early: bool
     timeout: float
+
+
+def group_size(model_bytes: int) -> int:
+    """How many candidates of a graph are measured in the same rounds: as many processes as memory bears, GROUP at most.
+
+    >>> group_size(0) <= GROUP, group_size(10**15)
+    (True, 3)
+    """
+    free = available_memory()
+    if free is None:
+        return GROUP
+    return max(LEAST_GROUP, min(GROUP, int(free * MEMORY_SHARE) // (PROCESS_BYTES + 4 * model_bytes)))
 
 
 @dataclass
@@ -237,9 +258,14 @@ class Bench:
             elif key not in samples:
                 yield one
             else:
-                yield self._with_samples(one, samples[key], reference, turns.stopped.get(key))
+                found = self._with_samples(one, samples[key], reference)
+                if found.status == "ok" and key in turns.stopped:
+                    found = replace(found, status="dominated", reason=turns.stopped[key])
+                elif found.status == "ok" and key in turns.settled:
+                    found = replace(found, beaten=turns.settled[key])
+                yield found
 
-    def _with_samples(self, tried: Tried, samples: Samples, reference: Tried, stopped: str | None) -> Tried:
+    def _with_samples(self, tried: Tried, samples: Samples, reference: Tried) -> Tried:
         objective = self.setting.objective
         tried = replace(tried, samples=samples, notes=(*tried.notes, *soundness.notes(samples)))
         mine, whole = tried.figures, reference.figures
@@ -249,10 +275,7 @@ class Bench:
         value = relative
         if objective not in analysis.QUANTILES:
             value = ratio(objective, mine, other, confidence=confidence)
-        tried = replace(tried, relative=relative, value=value)
-        if stopped is not None and tried.status == "ok":
-            return replace(tried, status="dominated", reason=stopped)
-        return tried
+        return replace(tried, relative=relative, value=value)
 
     def _file_of(self, group: Mapping[str, Tried]) -> Path:
         """Where the samples of exactly this group are kept, for a run that was cut and goes on."""
@@ -272,6 +295,9 @@ class _Turns:
     progress: Callable[[float, str], None]
     failed: dict[str, TrialError] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    """Why a member is dominated."""
+    settled: dict[str, str] = field(default_factory=dict)
+    """Why a member cannot be picked, though it may be on the front."""
 
     def take(self, path: Path) -> dict[str, Samples]:
         """Samples of all members that did not fail; those of an earlier run that got so far, where there are any."""
@@ -281,6 +307,7 @@ class _Turns:
         taken = measure_blocks(
             {key: self._source(key) for key in self.group},
             self.setting.samples,
+            warm_up=WARM_UP,
             progress=self._told,
             stop=self._stop,
         )
@@ -321,13 +348,14 @@ class _Turns:
         found = early.eliminate(
             {key: alive[key] for key in judges},
             {key: self.group[key].rest(setting.max_metric_drop) for key in judges},
-            setting.objective if timed(setting.objective) else quantile_of(setting.objective),
+            setting.objective,
             judges=judges,
             spared=[key_of(FLOAT)],
             asked=len(at),
         )
         for one in found:
-            self.stopped[one.name] = one.reason.replace(one.by, self.group[one.by].name)
+            known = self.stopped if one.dominated else self.settled
+            known[one.name] = one.reason.replace(one.by, self.group[one.by].name)
         rejected = [key for key in alive if self.group[key].status == "rejected" and key != key_of(FLOAT)]
         return [*gone, *(one.name for one in found), *rejected]
 
@@ -345,7 +373,7 @@ class _Turns:
         for key, one in samples.items():
             kept[f"{key}/blocks"] = one.microseconds
             kept[f"{key}/warm"] = np.array([one.warm_up, int(one.settled)])
-            kept[f"{key}/stopped"] = np.array([self.stopped.get(key, "")], dtype=object)
+            kept[f"{key}/stopped"] = np.array([self.stopped.get(key, ""), self.settled.get(key, "")], dtype=object)
         arrays.write(path, kept)
 
     def _read(self, path: Path) -> dict[str, Samples] | None:
@@ -359,7 +387,8 @@ class _Turns:
             return None
         if {name.partition("/")[0] for name in kept} != set(self.group):
             return None
-        self.stopped |= {key: kept[f"{key}/stopped"][0] for key in self.group if kept[f"{key}/stopped"][0]}
+        for index, known in enumerate((self.stopped, self.settled)):
+            known |= {key: kept[f"{key}/stopped"][index] for key in self.group if kept[f"{key}/stopped"][index]}
         return {
             key: Samples(kept[f"{key}/blocks"], int(kept[f"{key}/warm"][0]), bool(kept[f"{key}/warm"][1]))
             for key in self.group

@@ -56,14 +56,17 @@ def test_the_best_is_kept_and_those_that_are_half_as_fast_are_stopped_early() ->
     assert sum({"slow", "slower"} <= one for one in runs) / len(runs) >= 0.9
 
 
-def test_a_slower_candidate_that_is_better_in_anything_is_not_stopped() -> None:
+def test_a_slower_candidate_that_is_better_in_anything_is_not_dominated() -> None:
     blocks = simulated(3, {"fast": 1.0, "small": 3.0})
     figures = {name: Figures(taken) for name, taken in blocks.items()}
     small = Point({**SAME.bounds, "size": (0.2, 0.2)})
     both = ["fast", "small"]
-    assert not eliminate(figures, {"fast": SAME, "small": small}, "latency_p50", judges=both, asked=1)
+    (known,) = eliminate(figures, {"fast": SAME, "small": small}, "latency_p50", judges=both, asked=1)
+    assert (known.name, known.dominated) == ("small", False)
+    assert "it cannot be picked" in known.reason
+    assert not eliminate(figures, {"fast": SAME, "small": small}, "size", judges=both, asked=1)
     (gone,) = eliminate(figures, {"fast": SAME, "small": SAME}, "latency_p50", judges=both, asked=1)
-    assert (gone.name, gone.by) == ("small", "fast")
+    assert (gone.name, gone.by, gone.dominated) == ("small", "fast", True)
     assert "times that of fast" in gone.reason
     assert not eliminate(figures, dict.fromkeys(both, SAME), "latency_p50", judges=["small"], asked=1)
     assert not eliminate(figures, dict.fromkeys(both, SAME), "latency_p50", judges=both, spared=["small"], asked=1)

@@ -15,7 +15,7 @@ import pytest
 
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
-from mlflowkit.stages import optimize
+from mlflowkit.stages import optimize, trying
 
 from .conftest import World
 
@@ -203,7 +203,7 @@ def test_a_space_is_searched_whole_and_the_float_graph_is_added_where_it_lacks(c
 def test_a_search_by_optuna_keeps_to_its_trials_and_measures_the_best_together(
     copy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimize, "GROUP", 3)
+    monkeypatch.setattr(trying, "GROUP", 3)
     world = copy(MLP)
     space = {"graph_level": ["off", "basic", "extended", "all"], "threads": [1, 2, 3, 4]}
     world.optimize(candidates=["onnx"], samples=200, search={"method": "optuna", "trials": 5, "space": space})
