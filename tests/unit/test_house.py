@@ -39,6 +39,8 @@ ROOMS = (
     "mlflowkit.values",
     "mlflowkit.errors",
     "mlflowkit.bundle",
+    "mlflowkit.onnxfile",
+    "mlflowkit.adapters.onnx_passes",
     "mlflowkit.ports",
     "mlflowkit.usercode",
     "mlflowkit.recipe.schema",
