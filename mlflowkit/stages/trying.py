@@ -158,9 +158,12 @@ class Bench:
         for key in [key for key in self._alive if key not in spared]:
             self._alive.pop(key).close()
 
-    def try_group(self, candidates: Sequence[Candidate], best: Candidate | None) -> list[Tried]:
+    def try_group(
+        self, candidates: Sequence[Candidate], best: Candidate | None = None, *, time: str = ""
+    ) -> list[Tried]:
         """Try candidates, in their order. ``best`` (tried before) is measured with them, and its new figures come last.
 
+        ``time`` tells this measurement from another of the same candidates, which a run that was cut may have made.
         Raises TrialError when the float graph itself fails: there is nothing to hold the others against then.
         """
         wanted = [FLOAT, *(one for one in candidates if key_of(one) != key_of(FLOAT))]
@@ -170,7 +173,7 @@ class Bench:
         reference = screened[key_of(FLOAT)]
         if reference.status in ("failed", "unavailable"):
             raise TrialError(f"the float graph itself: {reference.reason}", hint="mlkit run --force export")
-        measured = {key_of(one.candidate): one for one in self._measured(list(screened.values()))}
+        measured = {key_of(one.candidate): one for one in self._measured(list(screened.values()), time)}
         asked = [*candidates, *([best] if best is not None else [])]
         return [replace(measured[key_of(one)], candidate=one) for one in asked]
 
@@ -243,12 +246,12 @@ class Bench:
 
     # ---------------------------------------------------------------------------------------------------- measuring
 
-    def _measured(self, tried: Sequence[Tried]) -> Iterator[Tried]:
+    def _measured(self, tried: Sequence[Tried], time: str) -> Iterator[Tried]:
         """All that could be loaded, measured in the same rounds; each with its ratio to the float graph."""
         setting = self.setting
         group = {key_of(one.candidate): one for one in tried if one.loaded is not None and one.status != "failed"}
         turns = _Turns(group, setting, {key: self._alive[key] for key in group}, self.progress)
-        samples = turns.take(self._file_of(group))
+        samples = turns.take(self._file_of(group, time))
         reference = replace(group[key_of(FLOAT)], samples=samples[key_of(FLOAT)])
         for one in tried:
             key = key_of(one.candidate)
@@ -277,12 +280,12 @@ class Bench:
             value = ratio(objective, mine, other, confidence=confidence)
         return replace(tried, relative=relative, value=value)
 
-    def _file_of(self, group: Mapping[str, Tried]) -> Path:
+    def _file_of(self, group: Mapping[str, Tried], time: str) -> Path:
         """Where the samples of exactly this group are kept, for a run that was cut and goes on."""
         setting = self.setting
         members = [one.built.digest for one in group.values() if one.built is not None]
         asked = [setting.batch, setting.samples, setting.objective, setting.stop_early]
-        return setting.context.scratch / f"measured-{digest_json([members, asked])[:16]}.npz"
+        return setting.context.scratch / f"measured-{digest_json([members, asked, time])[:16]}.npz"
 
 
 @dataclass
