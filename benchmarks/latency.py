@@ -22,11 +22,12 @@ import torch
 import mlflowkit as mk
 from benchmarks.bare_lending import export as bare_export
 from benchmarks.process import arguments, report
-from mlflowkit.adapters.onnx_exporter import OnnxExporter
+from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bench.analysis import QUANTILES, ratio_interval, summarise
 from mlflowkit.bench.measure import Request, Samples, measure, requests_over
 from mlflowkit.bundle import Signature
+from mlflowkit.candidates import Int8
 from mlflowkit.models import TabularMLP, load_trained
 from mlflowkit.preprocess import load_preprocess, transform
 from mlflowkit.tables import inputs_from_table
@@ -99,7 +100,7 @@ def candidates(folders: Folders, work: Path, batch: int) -> dict[str, Request]:
     signature, runtime = folders.signature, OnnxRuntime()
     rows = inputs_from_table(signature, folders.table("validation"))
     calibration = inputs_from_table(signature, folders.table("train").head(512))
-    reason = OnnxExporter().quantize(folders.export / "model.onnx", work / "int8.onnx", calibration)
+    reason = OnnxPasses().apply([Int8()], folders.export / "model.onnx", work / "int8.onnx", calibration)
     if reason:
         raise SystemExit(reason)
     bare, bare_rows = bare_graph(folders, work)

@@ -90,9 +90,6 @@ class Exporter(Protocol):
     def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Answers of the Python model (not the graph) for the same inputs: what parity is measured against."""
 
-    def quantize(self, model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:
-        """Write a static INT8 Q/DQ copy of ``model`` to ``out``; returns "" or the reason why there is none."""
-
 
 class Session(Protocol):
     """A loaded graph. Thread-safe."""

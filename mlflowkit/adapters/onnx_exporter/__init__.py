@@ -64,12 +64,6 @@ class OnnxExporter:
             return _network_answers(model, folder, features)
         return _estimator_answers(model, features)
 
-    def quantize(self, model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:
-        """Write a static INT8 Q/DQ copy of ``model`` to ``out``; returns "" or the reason why there is none."""
-        from mlflowkit.adapters.onnx_exporter.quantize import quantize
-
-        return quantize(model, out, calibration)
-
 
 def read_trained(trained: Path) -> Trained:
     """Read spec.json of the train stage's folder."""
