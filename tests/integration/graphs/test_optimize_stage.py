@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
+from mlflowkit.optimization import choice
+from mlflowkit.optimization.objective import Figures
 from mlflowkit.stages import optimize, trying
+from mlflowkit.values import Event
 
 from .conftest import World
 
@@ -240,3 +244,60 @@ def test_early_stopping_leaves_the_pick_alone_and_says_who_was_better(copy: Make
     assert row["samples"] <= 3000
     if row["status"] == "dominated":
         assert "times that of onnx, which is no worse in the rest" in row["reason"]
+
+
+@pytest.mark.parametrize("at", ["segv:trial.passing", "trial.measuring", "segv:trial.loading"])
+def test_a_candidate_that_crashes_is_marked_and_the_others_go_on(
+    at: str, copy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = copy(MLP)
+    monkeypatch.setenv("MLKIT_FAILPOINT", f"{at}@onnx-int8")
+    world.optimize(candidates=["onnx", "onnx-int8", "onnx-int8-dynamic"], max_metric_drop=1.0, metric="accuracy")
+    row = row_of(world, "onnx-int8")
+    assert (row["status"], row["picked"], row["front"], row["samples"]) == ("failed", False, False, 0)
+    assert row["reason"].startswith("ended by SIG")
+    assert (world.base / "optimize" / row["script"]).is_file()
+    assert row_of(world, "onnx-int8-dynamic")["status"] == "ok"
+    assert row_of(world, "onnx-int8-dynamic")["samples"] == 200
+    assert "onnx-int8" not in published(world, "latency.json")
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_without_the_float_graph_there_is_nothing_to_hold_others_against(
+    copy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = copy(MLP)
+    monkeypatch.setenv("MLKIT_FAILPOINT", "segv:trial.loading@onnx")
+    with pytest.raises(EngineError, match="the float graph itself: ended by SIGSEGV while loading"):
+        world.optimize(candidates=BOTH)
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.parametrize("begun", ["building", "measuring"])
+def test_an_interrupt_leaves_no_process_behind(begun: str, copy: Make) -> None:
+    world = copy(MLP)
+
+    def interrupt(event: Event) -> None:
+        if begun in event.message:
+            raise KeyboardInterrupt
+
+    spec = optimize.Spec.model_validate({"task": world.task, "optimize": {"candidates": BOTH, "samples": 2000}})
+    with pytest.raises(KeyboardInterrupt):
+        optimize.run(spec, replace(world.context("optimize", ("data", "export")), progress=interrupt))
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_what_was_faster_by_luck_of_one_start_is_not_picked(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time that two candidates are held against one another, the later one seems to be twice as fast."""
+    world, asked = copy(MLP), []
+
+    def lucky(objective: str, later: Figures, earlier: Figures, *, confidence: float) -> tuple[float, float]:
+        asked.append(objective)
+        return (0.4, 0.5) if len(asked) == 1 else (0.9, 1.1)
+
+    monkeypatch.setattr(choice, "ratio", lucky)
+    basic = {"name": "basic", "engine": {"graph_level": "basic"}}
+    world.optimize(candidates=["onnx", basic], search={"stop_early": False})
+    assert len(asked) == 2
+    assert row_of(world, "onnx")["picked"]
+    assert row_of(world, "basic")["reason"] == "faster than onnx at first, but not in processes that were started anew"
