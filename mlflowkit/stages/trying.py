@@ -114,6 +114,7 @@ class Setting:
     metric: str
     objective: str
     max_metric_drop: float
+    max_latency_ms: float | None
     max_size: float | None
     batch: int
     samples: int
