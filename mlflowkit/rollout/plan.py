@@ -33,7 +33,8 @@ class Metric(Section):
 
     metric: MetricName
     """What is measured. accuracy, log_loss, absolute_error and squared_error come from feedback; agreement from
-    mirrored requests; prediction_drift is the distance between the two variants' predictions, 0 to 1."""
+    mirrored requests; prediction_drift is the distance between the two variants' predictions, 0 to 1. Latencies are of
+    answered requests: one that comes too late is an error, so they go with error_rate."""
     margin: float | None = Field(default=None, ge=0)
     """How much worse than the champion is no harm, in the metric's unit."""
     ratio: float | None = Field(default=None, gt=1)
