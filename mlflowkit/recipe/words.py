@@ -83,6 +83,9 @@ def _item_hint(node: Node, shape: Shape, item: type[Section]) -> str:
     number = any(branch.type in (int, float) for branch in fields.branches(shape))
     if number and isinstance(value, str) and _is_number(value):
         return f"drop the quotes: {value}"
+    names_of_items = [str(choice) for choice in fields.choices(shape)]
+    if isinstance(value, str) and (meant := nearest(value, names_of_items)):
+        return f"did you mean {meant}?"
     names = item.model_fields
     needed = next((name for name, info in names.items() if info.is_required()), next(iter(names)))
     choices = fields.choices(fields.field_shape(item, needed))
