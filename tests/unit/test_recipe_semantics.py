@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.errors import RecipeError
-from mlflowkit.recipe.check import load
+from mlflowkit.recipe.check import examine, load
 from mlflowkit.recipe.semantics import problems
 
 RECIPE = """\
@@ -315,3 +315,43 @@ def test_judgement_needs_no_well_formed_recipe() -> None:
     }
     assert {problem.path for problem in problems(broken)} == {("gates", 1), ("gates", 2)}
     assert problems(None) == []
+
+
+OPTIMIZE = "optimize: {candidates: [onnx, onnx-int8], metric: roc_auc}"
+OPTIMIZE_FAULTS = [
+    ("{candidates: [onnx, {name: same, passes: []}]}", "optimize.candidates.1", "same passes, same engine"),
+    ("{candidates: [{name: onnx, passes: [{kind: int8}]}]}", "optimize.candidates.0.name", "mlflowkit's own"),
+    (
+        "{candidates: [onnx, {name: a, passes: [{kind: int8-dynamic}], engine: {runtime: tensorrt}}]}",
+        "optimize.candidates.1",
+        "TensorRT takes no dynamic quantisation",
+    ),
+    ("{candidates: [onnx, onyx]}", "optimize.candidates.1", "did you mean onnx?"),
+    ("{candidates: [{name: a, engine: {thread: 2}}]}", "optimize.candidates.0.engine.thread", "did you mean threads?"),
+    ("{candidates: [{name: a, passes: [{kind: int9}]}]}", "optimize.candidates.0.passes.0.kind", "did you mean int8?"),
+    ("{objective: cost}", "optimize.objective", "add cost_per_hour"),
+    ("{objective: latency_p90}", "optimize.objective", "did you mean latency_p99?"),
+    ("{search: {method: optuna}}", "optimize.search.method", "there is none"),
+    ("{search: {space: {threads: [1, 2, 1]}}}", "optimize.search.space.threads.2", "listed twice"),
+    ("{search: {space: {threads: [0]}}}", "optimize.search.space.threads.0", "an integer >= 1"),
+    ("{search: {space: {passes: []}}}", "optimize.search.space.passes", "at least one item"),
+    (
+        "{search: {space: {passes: [[{kind: int8-dynamic}]], runtime: [tensorrt]}}}",
+        "optimize.search.space",
+        "none of its candidates can be",
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "said"), OPTIMIZE_FAULTS)
+def test_what_is_wrong_with_candidates_and_their_search_is_said_at_its_place(
+    section: str, key: str, said: str, tmp_path: Path
+) -> None:
+    text = RECIPE.replace(OPTIMIZE, f"optimize: {section}")
+    assert text != RECIPE
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    found = [fault for fault in examine(path).faults if fault.key.startswith("optimize")]
+    assert [fault.key for fault in found] == [key]
+    assert said in f"{found[0].message} {found[0].hint}"
+    assert found[0].line == 1 + text[: text.index("optimize:")].count("\n")
