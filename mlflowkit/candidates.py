@@ -41,7 +41,7 @@ class Int8(Section):
 
     kind: Literal["int8"] = "int8"
     form: Literal["tensorrt", "cpu"] = "tensorrt"
-    """tensorrt: signed, symmetric, bias in float. Every runtime takes it; on x86 CPUs it is about as fast as float, or slower.
+    """tensorrt: signed, symmetric, bias in float. Every runtime takes it; on x86 CPUs it is as fast as float or slower.
 
     cpu: unsigned activations with a zero point, for which ONNX Runtime has fast kernels on x86; TensorRT refuses it. A
     CPU without VNNI or AVX512 may add such products up in 16 bits and lose more of the answers.
