@@ -16,6 +16,8 @@ NAMES = (
     "first_answer",
     "rows",
     "latency",
+    "search",
+    "int8",
     "infer",
     "tensors",
     "mirror",

@@ -5,8 +5,9 @@
 '0.1.0'
 
 ``mk.load(path, overrides)`` composes and checks a recipe, ``mk.plan(recipe)`` says what a run would do and why,
-``mk.run(recipe)`` does it; what they raise is in ``mk.errors``. Importing this package loads nothing else: these names
-come from `mlflowkit.library`, the top floor of the house, when they are first used (``__init__.pyi`` has their types).
+``mk.run(recipe)`` does it, ``mk.benchmark(path)`` measures latency; what they raise is in ``mk.errors``. Importing this
+package loads nothing else: these names come from `mlflowkit.library`, the top floor of the house, when they are first
+used (``__init__.pyi`` has their types).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Recipe", "Run", "__version__", "errors", "load", "plan", "run"]
+__all__ = ["Plan", "Recipe", "Run", "__version__", "benchmark", "errors", "load", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:

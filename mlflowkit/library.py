@@ -1,4 +1,6 @@
-"""The library: ``import mlflowkit as mk``, then ``mk.load``, ``mk.plan``, ``mk.run``. The command line stands on it.
+"""The library: ``import mlflowkit as mk``, then ``mk.load``, ``mk.plan``, ``mk.run`` or ``mk.benchmark``.
+
+The command line stands on it.
 
 >>> import mlflowkit as mk
 >>> mk.load("recipes/digits.yaml", ["train.epochs=1"]).name
@@ -8,7 +10,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,7 +23,10 @@ from mlflowkit.errors import MlkitError
 from mlflowkit.values import Event, Json, Step
 
 if TYPE_CHECKING:
+    from mlflowkit.bench.subject import Choice, Entry
+    from mlflowkit.bench.suite import Bench, Result, Row, Settings
     from mlflowkit.pipeline.receipt import Beginning
+    from mlflowkit.pipeline.subjects import Asking
     from mlflowkit.ports import Progress
     from mlflowkit.recipe.schema import LoadedRecipe
     from mlflowkit.values import RunRecord, ServiceStatus
@@ -211,7 +219,83 @@ def nothing_to_do(
     return None if answer is None else Run(answer)
 
 
+def benchmark(
+    target: str | os.PathLike[str],
+    *others: str | os.PathLike[str],
+    settings: Settings | None = None,
+    choice: Choice | None = None,
+    asking: Asking | None = None,
+    state: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Result:
+    """Measure the latency of bundles, ONNX files or recipes' graphs, all in one run and in turns.
+
+    The first target is the standard that the others are compared with. ``settings`` says how to measure, ``choice``
+    which candidates and runtimes, ``asking`` what requests are made of. Raises UsageError for what cannot be measured
+    at all; what fails or lacks on this machine is a row of the result.
+    """
+    with _benching((target, *others), choice, asking, state, progress) as (ready, found):
+        return ready.measure(found, settings or _settings())
+
+
+def glance(
+    target: str | os.PathLike[str],
+    *others: str | os.PathLike[str],
+    settings: Settings | None = None,
+    choice: Choice | None = None,
+    asking: Asking | None = None,
+    state: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[tuple[Row, float | None]]:
+    """What `benchmark` would measure and the seconds that each would take (None: it cannot be measured)."""
+    with _benching((target, *others), choice, asking, state, progress) as (ready, found):
+        return ready.glance(found, settings or _settings())
+
+
 # ------------------------------------------------------------------------------------------------------------- inside
+
+
+@contextmanager
+def _benching(
+    targets: Sequence[str | os.PathLike[str]], choice: Choice | None, asking: Asking | None,
+    state: str | os.PathLike[str] | None, progress: Callable[[str, float], None] | None,
+) -> Iterator[tuple[Bench, tuple[Entry, ...]]]:  # fmt: skip
+    """Everything that is needed to measure, in a folder that goes afterwards; what reproduces a failure stays.
+
+    Graphs that are made are kept in the state folder: the one that is given, else that of the recipe that is measured;
+    without either they go too.
+    """
+    from mlflowkit.bench.subject import Choice, entries
+    from mlflowkit.bench.suite import Bench
+    from mlflowkit.pipeline.subjects import subject
+    from mlflowkit.wiring import Wiring
+
+    chosen = Path(state).expanduser().resolve() if state else None
+    subjects = [subject(Path(target).expanduser(), chosen, asking) for target in targets]
+    found = entries(subjects, choice or Choice())
+    work = Path(tempfile.mkdtemp(prefix="mlkit-bench-"))
+    recipe = next((one.path for one in subjects if one.kind == "recipe"), None)
+    kept = chosen or (_state(None, recipe) if recipe is not None else work / "state")
+    wiring = Wiring(kept)
+    scripts = work / "scripts"
+    try:
+        yield Bench(wiring.trials, wiring.engines, work, scripts, progress or _unseen), found
+    finally:
+        for path in work.iterdir():
+            if path != scripts:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not scripts.exists():
+            work.rmdir()
+
+
+def _settings() -> Settings:
+    from mlflowkit.bench.suite import Settings
+
+    return Settings()
+
+
+def _unseen(words: str, done: float) -> None:
+    """Show nothing."""
 
 
 def _carry_out(recipe: Recipe, state: Path, until: str | None, force: Sequence[str], progress: Progress | None) -> Run:

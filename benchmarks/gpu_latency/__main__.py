@@ -29,8 +29,8 @@ from mlflowkit.files import replace_file
 from mlflowkit.machine import cores
 
 PARTS = ("latency", "engines", "serving")
-QUICK = Effort(seconds=1.0, longest=0.5, most=500, compiling=False)
-"""A pass over everything in two minutes: light requests have intervals, heavy ones a reason."""
+QUICK = Effort(seconds=1.0, longest=0.5, most=500, thorough=False)
+"""A pass over everything in two minutes: single rows, engines of one precision for one GPU."""
 Document = dict[str, Any]
 
 
@@ -56,12 +56,11 @@ def engines(options: argparse.Namespace) -> Document:
     """Engines built ahead of time."""
     known, lacking = ahead.targets()
     wanted = [target for target in known if not options.targets or target in options.targets]
+    precisions = options.precisions
     if options.quick:
-        wanted = wanted[-1:]
+        wanted, precisions = wanted[-1:], precisions[:1]
     rows = [
-        row
-        for name in options.models
-        for row in ahead.rows(MODELS[name], options.precisions, wanted, lacking, seconds=300)
+        row for name in options.models for row in ahead.rows(MODELS[name], precisions, wanted, lacking, seconds=300)
     ]
     return {"engines": rows}
 
@@ -80,7 +79,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--models", type=_some_of(MODELS), default=list(MODELS), help=", ".join(MODELS))
-    parser.add_argument("--batches", type=_sizes, default=list(BATCHES), help="rows a request")
+    parser.add_argument("--batches", type=_sizes, help="rows a request (1,8,32,128; quick: 1)")
     parser.add_argument("--runtimes", type=_some_of(RUNTIMES), default=list(RUNTIMES), help=", ".join(RUNTIMES))
     parser.add_argument("--precisions", type=_some_of(PRECISIONS), default=list(PRECISIONS), help=", ".join(PRECISIONS))
     parser.add_argument("--parts", type=_some_of(PARTS), default=list(PARTS), help=", ".join(PARTS))
@@ -92,11 +91,13 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--seconds", type=float, default=Effort().seconds, help="of measuring for a model and batch size"
     )
     parser.add_argument("--longest", type=float, default=Effort().longest, help="seconds of a request that is measured")
-    parser.add_argument("--quick", action="store_true", help="short measurements, one GPU to build for")
+    parser.add_argument("--quick", action="store_true", help="a pass in two minutes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, help="write JSON here; parts that are not run now are kept")
     parser.add_argument("--page", type=Path, help="write a page (HTML) here")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.batches = options.batches or ([1] if options.quick else list(BATCHES))
+    return options
 
 
 def _some_of(known: Mapping[str, Any] | Sequence[str]) -> Any:

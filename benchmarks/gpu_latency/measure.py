@@ -75,7 +75,8 @@ def measured(model: Model, suite: Suite) -> Iterator[Measured]:
     """One group for each batch size, in their order; a candidate that was too slow is not asked with larger ones."""
     listed = cells(model.heads, suite.runtimes, suite.precisions, suite.threads)
     lacking = {cell.candidate.name: missing(model, cell) for cell in listed}
-    graphs = {cell.candidate.name: _prepared(model, cell, suite) for cell in listed if not lacking[cell.candidate.name]}
+    able = [cell for cell in listed if not lacking[cell.candidate.name] and not _left_out(cell, suite.effort)]
+    graphs = {cell.candidate.name: _prepared(model, cell, suite) for cell in able}
     pace: dict[str, float] = {}
     for batch in suite.batches:
         group = [Standing(cell, blank(model, cell, batch)) for cell in listed]
@@ -152,24 +153,27 @@ def _before(
     name = one.cell.candidate.name
     if lacking[name]:
         return one.stop("unavailable", lacking[name])
+    if reason := _left_out(one.cell, effort):
+        return one.stop("skipped", reason)
     graph = graphs[name]
     if graph["reason"]:
         return one.stop("failed" if graph["failed"] else "unavailable", graph["reason"])
     one.row |= {"size_bytes": graph["size"], "build_seconds": graph["seconds"]}
-    if one.cell.runtime == "torch-compile" and (reason := _not_compiled(one.cell, effort)):
-        return one.stop("skipped", reason)
     if pace.get(name, 0.0) * batch > 2 * effort.longest:
         expected = f"about {pace[name] * batch:.1f} s by its smaller batches"
         return one.stop("skipped", f"a request would take {expected}; at most {effort.longest:g} s are measured here")
     return None
 
 
-def _not_compiled(cell: Cell, effort: Effort) -> str:
-    if not effort.compiling:
+def _left_out(cell: Cell, effort: Effort) -> str:
+    """Why a candidate that this machine could run is not worth its time, or ""."""
+    if cell.runtime == "torch-compile" and not effort.thorough:
         return "compiling takes longer than a quick pass: leave --quick out"
-    if cell.precision == "fp16" and not uses_gpu(cell):
-        return "compiling FP16 for a processor, which computes it through FP32, takes long and tells little"
-    return ""
+    if cell.precision != "fp16" or uses_gpu(cell):
+        return ""
+    if not effort.thorough:
+        return "FP16 on a processor, which computes it through FP32, is not in a quick pass: leave --quick out"
+    return "a processor computes FP16 through FP32" if cell.runtime == "torch-compile" else ""
 
 
 def _side(

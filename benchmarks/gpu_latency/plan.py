@@ -70,14 +70,14 @@ class Effort:
     longest    seconds that a request may take; a candidate whose requests take longer is not measured
     most       samples of a candidate
     fewest     samples of a candidate, however long they take
-    compiling  whether torch.compile is waited for
+    thorough   whether torch.compile is waited for, and FP16 measured on a processor, which computes it through FP32
     """
 
     seconds: float = 4.0
     longest: float = 2.5
     most: int = 2000
     fewest: int = 8
-    compiling: bool = True
+    thorough: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,8 +287,8 @@ _LIBRARY = re.compile(r"^[ \t]*(?:import|from) ([A-Za-z_]\w*)", re.M)
 def own_modules(roots: Sequence[str]) -> dict[str, Path]:
     """Modules of mlflowkit that these import, themselves included, with their files; found by reading.
 
-    >>> sorted(own_modules(["bundle"]))
-    ['bundle']
+    >>> sorted(own_modules(["arrays"]))
+    ['arrays', 'files']
     """
     found: dict[str, Path] = {}
     waiting = list(roots)
