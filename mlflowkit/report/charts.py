@@ -193,7 +193,7 @@ class Scatter:
         return f'<g class="{escape(kind)}">{"".join(parts)}</g>'
 
     def _word(self, index: int, at: float, height: float, radius: float, across: Scale) -> str:
-        if not self.words:
+        if not self.words or not self.words[index]:
             return ""
         far = at > across.end - 30
         place, anchor = (at - radius - 4, "end") if far else (at + radius + 4, "start")

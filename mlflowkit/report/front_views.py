@@ -15,6 +15,8 @@ COSTS = ("passes", "engine", "size_bytes", "memory_bytes", "build_seconds", "col
 """Keys of a candidate that the table of costs shows. An older candidates.json has none of them."""
 ALIKE = 1.1
 """Files that differ by less than this factor are drawn as marks of one size."""
+CLOSE = (0.06, 0.07)
+"""Marks nearer than these parts of the plot's width and height share what is written beside them."""
 
 Row = Mapping[str, Any]
 
@@ -62,7 +64,7 @@ def front(candidates: Sequence[Row], latency: str, max_drop: float | None) -> Vi
         bound = reference + max_drop if lower else reference - max_drop
         if y_domain[0] <= bound <= y_domain[1]:
             layers.append(charts.Level("largest loss that the recipe bears", bound, "bad"))
-    layers += _marks(points)
+    layers += _marks(points, _words_of(points, x_domain, y_domain))
     best = "down" if lower else "up"
     return charts.figure(
         f"{latency.replace('_', ' ')} against {metric}",
@@ -160,12 +162,44 @@ def _with_interval(point: _Point, reference: float | None, lower: bool) -> _Poin
 
 def _domains(points: Sequence[_Point]) -> tuple[charts.Domain, charts.Domain]:
     """What the axes span: all points, and intervals as far as they do not dwarf the distances between points."""
-    across = charts.padded([end for point in points for end in (point.x, *point.across)], 0.1)
-    values = [point.y for point in points]
+    across = charts.padded(_near([point.x for point in points], [point.across for point in points]), 0.1)
+    up = charts.padded(_near([point.y for point in points], [point.up for point in points if point.up]), 0.12)
+    return (max(0.0, across[0]), across[1]), up
+
+
+def _near(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> list[float]:
+    """The values, and the ends of intervals that are no farther from them than they are from one another."""
     reach = max(max(values) - min(values), 1e-12) if len(set(values)) > 1 else math.inf
-    ends = [end for point in points if point.up for end in point.up]
-    near = [end for end in ends if min(values) - reach <= end <= max(values) + reach]
-    return (max(0.0, across[0]), across[1]), charts.padded([*values, *near], 0.12)
+    ends = [end for interval in intervals for end in interval]
+    return [*values, *(end for end in ends if min(values) - reach <= end <= max(values) + reach)]
+
+
+def _words_of(points: Sequence[_Point], across: charts.Domain, up: charts.Domain) -> Mapping[int, str]:
+    """What is written beside each mark: its number; of marks that lie together, all their numbers beside the last."""
+    wide, tall = CLOSE[0] * (across[1] - across[0]), CLOSE[1] * (up[1] - up[0])
+    together: list[list[_Point]] = []
+    for point in sorted(points, key=lambda one: one.x):
+        near = [each for each in together if any(abs(one.x - point.x) < wide and abs(one.y - point.y) < tall
+                                                 for one in each)]  # fmt: skip
+        together = [each for each in together if each not in near]
+        together.append([*(one for each in near for one in each), point])
+    return {each[-1].mark: runs(sorted(point.mark for point in each)) for each in together}
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Rising numbers in words, those that follow one another as a range.
+
+    >>> runs([1, 2, 4, 9, 10, 11])
+    '1, 2, 4, 9–11'
+    """
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    parts = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in found]
+    return ", ".join(parts)
 
 
 def _line(stairs: Sequence[tuple[float, float]], x_domain: charts.Domain) -> charts.Line:
@@ -174,8 +208,8 @@ def _line(stairs: Sequence[tuple[float, float]], x_domain: charts.Domain) -> cha
     return charts.Line("Pareto front", [x for x, _ in cells], [y for _, y in cells], style=0, stepped=True)
 
 
-def _marks(points: Sequence[_Point]) -> list[charts.Layer]:
-    """The points in groups, each with its look and its name in the legend."""
+def _marks(points: Sequence[_Point], words: Mapping[int, str]) -> list[charts.Layer]:
+    """The points in groups, each with its look and its name in the legend; ``words`` go beside marks, by number."""
     largest = max((point.size or 0.0 for point in points), default=0.0)
     sized = _sized(points)
     groups: dict[tuple[str, int, str], list[_Point]] = {}
@@ -188,7 +222,7 @@ def _marks(points: Sequence[_Point]) -> list[charts.Layer]:
             [point.y for point in group],
             [point.across for point in group],
             [point.up for point in group],
-            [str(point.mark) for point in group],
+            [words.get(point.mark, "") for point in group],
             [_title(point) for point in group],
             [_radius(point, largest) for point in group] if sized else (),
             style=style,
