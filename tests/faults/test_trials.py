@@ -17,6 +17,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import trial_processes
 from mlflowkit import arrays
 from mlflowkit.adapters.trials import ProcessTrials
 from mlflowkit.candidates import Candidate, Engine, Int8Dynamic
@@ -85,7 +86,7 @@ def go(trials: ProcessTrials, job: TrialJob) -> TrialError:
     finally:
         trial.close()
         trial.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not trial_processes.running()
     return caught.value
 
 
@@ -104,7 +105,7 @@ def test_a_candidate_is_built_asked_and_timed_in_a_process_of_its_own(
     assert len(times) == 40
     assert all(isinstance(one, int) and one > 0 for one in times)
     trial.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not trial_processes.running()
     again = trials.start(job(DYNAMIC))
     assert again.build().cached
     again.close()

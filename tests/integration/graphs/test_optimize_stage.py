@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 
+import trial_processes
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
 from mlflowkit.optimization import choice
@@ -260,7 +260,7 @@ def test_a_candidate_that_crashes_is_marked_and_the_others_go_on(
     assert row_of(world, "onnx-int8-dynamic")["status"] == "ok"
     assert row_of(world, "onnx-int8-dynamic")["samples"] == 200
     assert "onnx-int8" not in published(world, "latency.json")
-    assert not psutil.Process().children(recursive=True)
+    assert not trial_processes.running()
 
 
 def test_without_the_float_graph_there_is_nothing_to_hold_others_against(
@@ -270,7 +270,7 @@ def test_without_the_float_graph_there_is_nothing_to_hold_others_against(
     monkeypatch.setenv("MLKIT_FAILPOINT", "segv:trial.loading@onnx")
     with pytest.raises(EngineError, match="the float graph itself: ended by SIGSEGV while loading"):
         world.optimize(candidates=BOTH)
-    assert not psutil.Process().children(recursive=True)
+    assert not trial_processes.running()
 
 
 @pytest.mark.parametrize("begun", ["building", "measuring"])
@@ -284,7 +284,7 @@ def test_an_interrupt_leaves_no_process_behind(begun: str, copy: Make) -> None:
     spec = optimize.Spec.model_validate({"task": world.task, "optimize": {"candidates": BOTH, "samples": 2000}})
     with pytest.raises(KeyboardInterrupt):
         optimize.run(spec, replace(world.context("optimize", ("data", "export")), progress=interrupt))
-    assert not psutil.Process().children(recursive=True)
+    assert not trial_processes.running()
 
 
 def test_what_was_faster_by_luck_of_one_start_is_not_picked(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
