@@ -11,12 +11,18 @@ cover it in 0.5 to 0.9 of cases (``tests/property/test_bench_comparisons.py`` ke
 
 Two candidates are compared by a ratio. Measured in turns, they are paired round by round (`ratio_interval`), so that
 what disturbed the machine disturbs neither side alone; measured apart, they are not (`unpaired_ratio_interval`).
+
+A process is faster or slower than the next one of the same graph, by a few percent and for as long as it lives: where
+its memory came to lie, what its hashes are. Measuring it longer does not show that, only starting it again does, and
+two processes of one graph are told apart by nine intervals of ten that rest on one start each
+(``benchmarks/comparisons.py``). So where a process was started STARTS times or more, the starts are the groups, paired
+where both sides were measured in turns (`started_ratio_interval`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,7 +40,7 @@ GROUPS = 10
 FINEST_US = 1e-3
 """What a time of nothing counts for in a ratio: the clock cannot tell less."""
 STARTS = 3
-"""Starts of a process on each side from which on their own spread is what an unpaired comparison rests on."""
+"""Starts of a process on each side from which on their own spread is what a comparison rests on."""
 MIN_GAIN = 0.05
 """A candidate must be faster than an earlier one by this share, surely, to displace it: gains smaller than what two
 machines differ by would let the pick, and with it the identity of the bundle, change from run to run."""
@@ -52,8 +58,12 @@ def quantile(blocks: np.ndarray, q: float) -> float:
     return float(np.quantile(blocks, q, method="inverted_cdf"))
 
 
-def quantile_interval(blocks: np.ndarray, q: float, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def quantile_interval(
+    blocks: np.ndarray, q: float, *, confidence: float = CONFIDENCE, starts: int = 1
+) -> tuple[float, float]:
     """Distribution-free interval of the q-quantile of samples in blocks [blocks, requests of a block].
+
+    ``starts`` is how often the process was started meanwhile, each time for as many blocks.
 
     The interval of a proportion in clustered samples, carried to the order statistics (Woodruff, JASA 1952; Korn,
     Graubard, Survey Methodology 1998). Where there are too few samples to bound the quantile, the smallest or the
@@ -71,7 +81,7 @@ def quantile_interval(blocks: np.ndarray, q: float, *, confidence: float = CONFI
 
     ordered = np.sort(blocks, axis=None)
     value = quantile(blocks, q)
-    groups = min(GROUPS, len(blocks))
+    groups = min(starts if starts >= STARTS else GROUPS, len(blocks))
     beyond = (blocks > value).astype(np.float64).ravel()
     worth = stats.effective_samples(beyond, (len(blocks) // groups) * blocks.shape[1])
     if groups > 1:
@@ -106,12 +116,35 @@ def ratio_interval(
     >>> round(low, 6), round(high, 6)
     (0.5, 0.5)
     """
-    import numpy as np
 
     _as_many(later, earlier)
-    pace = np.sqrt(np.median(later, axis=1) * np.median(earlier, axis=1))[:, None]
-    pace = np.maximum(pace, FINEST_US)
-    logs = _group_logs(later / pace, q) - _group_logs(earlier / pace, q)
+    later, earlier = _paced(later, earlier)
+    logs = _group_logs(later, q) - _group_logs(earlier, q)
+    return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
+
+
+def started_ratio_interval(
+    later: Sequence[np.ndarray], earlier: Sequence[np.ndarray], q: float, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Interval of quantile(later) / quantile(earlier) over starts of their processes: start i of both ran in turns.
+
+    The log ratio of each start, their mean, and Student's t: what differs from start to start is in the interval, and
+    what differs from round to round with it. With fewer than STARTS it rests on groups of blocks, as `ratio_interval`
+    does, and holds of these very processes only. Raises UsageError when the two have not as many starts and blocks.
+
+    >>> import numpy as np
+    >>> generator = np.random.default_rng(0)
+    >>> slow = [generator.gamma(900, 0.1, size=(8, 50)) * placed for placed in (1.02, 0.98, 1.0, 1.03, 0.99)]
+    >>> low, high = started_ratio_interval([blocks / 2 for blocks in slow], slow, 0.5)
+    >>> round(low, 6), round(high, 6)
+    (0.5, 0.5)
+    """
+    import numpy as np
+
+    _as_many(later, earlier, "starts")
+    if not rests_on_starts(later, earlier):
+        return ratio_interval(np.concatenate(later), np.concatenate(earlier), q, confidence=confidence)
+    logs = np.array([_log_ratio(*sides, q) for sides in zip(later, earlier, strict=True)])
     return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
 
 
@@ -162,13 +195,30 @@ def unpaired_ratio_interval(
 
 
 def rests_on_starts(later: Sequence[np.ndarray], earlier: Sequence[np.ndarray]) -> bool:
-    """Whether an unpaired comparison has the starts of a process for its units."""
+    """Whether a comparison has the starts of processes for its units."""
     return min(len(later), len(earlier)) >= STARTS
 
 
-def _as_many(later: np.ndarray, earlier: np.ndarray) -> None:
+def _as_many(later: Sized, earlier: Sized, things: str = "blocks") -> None:
     if len(later) != len(earlier):
-        raise UsageError(f"paired samples need as many blocks on both sides; there are {len(later)} and {len(earlier)}")
+        found = f"there are {len(later)} and {len(earlier)}"
+        raise UsageError(f"paired samples need as many {things} on both sides; {found}")
+
+
+def _paced(later: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides of each round over the round's pace."""
+    import numpy as np
+
+    pace = np.sqrt(np.median(later, axis=1) * np.median(earlier, axis=1))[:, None]
+    pace = np.maximum(pace, FINEST_US)
+    return later / pace, earlier / pace
+
+
+def _log_ratio(later: np.ndarray, earlier: np.ndarray, q: float) -> float:
+    """Of the quantiles of one start of each."""
+    _as_many(later, earlier)
+    one, two = (max(quantile(blocks, q), FINEST_US) for blocks in _paced(later, earlier))
+    return math.log(one / two)
 
 
 def _groups(blocks: np.ndarray) -> list[np.ndarray]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mlflowkit.bench.analysis import CONFIDENCE, quantile, ratio_interval
+from mlflowkit.bench.analysis import CONFIDENCE, started_ratio_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,11 @@ ALIKE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``ratio`` is the quantile of ``name`` over that of ``against``, measured in turns; below 1 is faster."""
+    """``ratio`` is the quantile of ``name`` over that of ``against``, measured in turns; below 1 is faster.
+
+    It is the middle of its interval: that of the starts, each of which has its own, and not of the two quantiles that
+    stand in the rows, which do not know what was measured beside what.
+    """
 
     name: str
     against: str
@@ -34,36 +39,36 @@ class Comparison:
 
 
 def compare_all(
-    blocks: Mapping[str, np.ndarray], q: float, *, batch: int, label: str, seed: int = 0
+    starts: Mapping[str, Sequence[np.ndarray]], q: float, *, batch: int, label: str
 ) -> tuple[Comparison, ...]:
-    """Each of several candidates against the first, blocks paired. All intervals hold together (Bonferroni).
+    """Each of several candidates against the first: the blocks of each start of theirs, start i of all in turns.
+
+    All intervals hold together (Bonferroni).
 
     >>> import numpy as np
-    >>> base = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
+    >>> base = np.random.default_rng(0).gamma(900, 0.1, size=(5, 8, 50))
     >>> found = compare_all({"a": base, "b": base / 2, "c": base * 1.01}, 0.5, batch=1, label="p50")
     >>> [(one.name, one.verdict) for one in found]
     [('b', 'faster'), ('c', 'alike')]
     >>> found[0].words
     'p50 of b is surely lower than that of a: 0.5 of it'
     """
-    names = list(blocks)
+    names = list(starts)
     if len(names) < 2:
         return ()
     confidence = 1 - (1 - CONFIDENCE) / (len(names) - 1)
     first, others = names[0], names[1:]
-    return tuple(_compare(name, first, blocks, q, batch, label, confidence, seed) for name in others)
+    return tuple(_compare(name, first, starts, q, batch, label, confidence) for name in others)
 
 
 def _compare(
-    name: str, first: str, blocks: Mapping[str, np.ndarray], q: float, batch: int, label: str, confidence: float,
-    seed: int,
+    name: str, first: str, starts: Mapping[str, Sequence[np.ndarray]], q: float, batch: int, label: str,
+    confidence: float,
 ) -> Comparison:  # fmt: skip
-    low, high = ratio_interval(blocks[name], blocks[first], q, confidence=confidence)
-    ratio = quantile(blocks[name], q) / quantile(blocks[first], q)
-    low, high = min(low, ratio), max(high, ratio)
+    low, high = started_ratio_interval(starts[name], starts[first], q, confidence=confidence)
     verdict = judge(low, high)
     words = f"{label} of {name} {_MEANINGS[verdict]} that of {first}: {_span(low, high)} of it"
-    return Comparison(name, first, batch, label, ratio, low, high, confidence, verdict, words)
+    return Comparison(name, first, batch, label, math.sqrt(low * high), low, high, confidence, verdict, words)
 
 
 _MEANINGS: Mapping[Verdict, str] = {

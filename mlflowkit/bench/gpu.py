@@ -21,6 +21,8 @@ HELD_BACK: Mapping[int, str] = {
     0x80: "power brake",
 }
 """Bits of NVML's clock event reasons that mean: slower than asked for. The others are idleness and settings."""
+IDLE = 0x01
+"""The bit that means: nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Gpu:
     memory_clock_mhz: int | None
     temperature_celsius: int | None
     power_watts: float | None
+    idle: bool
+    """Whether it had nothing to do just then: its clock then says nothing about a measurement."""
     held_back: tuple[str, ...]
     """Why the clock is lower than asked for; empty when it is not."""
 
@@ -102,6 +106,7 @@ def _gpu(nvml: ModuleType, index: int, driver: str) -> Gpu:
         memory_clock_mhz=told(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
         temperature_celsius=told(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         power_watts=None if power is None else power / 1000,
+        idle=bool(reasons & IDLE),
         held_back=held_back(reasons),
     )
 

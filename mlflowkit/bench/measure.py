@@ -80,6 +80,23 @@ class Samples:
         return cls(blocks(value["samples_us"]), int(value.get("warm_up", 0)), bool(value["settled"]), parts)
 
 
+def pooled(starts: Sequence[Samples]) -> Samples:
+    """The samples of all starts of a process, one start after the other; ``warm_up`` is the longest.
+
+    >>> taken = [measure({"a": lambda i: None}, 100)["a"] for _ in range(3)]
+    >>> pooled(taken).microseconds.shape
+    (6, 50)
+    """
+    import numpy as np
+
+    return Samples(
+        np.concatenate([one.microseconds for one in starts]),
+        max(one.warm_up for one in starts),
+        all(one.settled for one in starts),
+        {name: np.concatenate([one.parts[name] for one in starts]) for name in starts[0].parts},
+    )
+
+
 def _rounded(microseconds: np.ndarray) -> list[float]:
     return [round(float(value), 1) for value in microseconds.ravel()]
 

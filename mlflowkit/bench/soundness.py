@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlflowkit.bench.environment import Moment
+    from mlflowkit.bench.gpu import Gpu
     from mlflowkit.bench.measure import Samples
 
 CONFIDENCE = 0.95
@@ -221,11 +222,13 @@ def notes(samples: Samples, quantiles: Sequence[float] = (0.5, 0.95, 0.99)) -> l
     return [words for words in said if words]
 
 
-def disturbances(before: Moment, after: Moment, cores: int) -> list[str]:
-    """What the machine itself says disturbed a measurement between two moments, in words."""
-    said = []
-    if before.load is not None and before.load > MOST_LOAD * cores:
-        said.append(f"busy: {before.load:.1f} processes ran on {cores} cores in the minute before")
+def disturbances(moments: Sequence[Moment]) -> list[str]:
+    """What the machine itself says disturbed a measurement, from moments before it, in it and after it, in words."""
+    if not moments:
+        return []
+    before, after, said = moments[0], moments[-1], []
+    if before.load is not None and before.load > MOST_LOAD * before.cores:
+        said.append(f"busy: {before.load:.1f} processes ran on {before.cores} cores in the minute before")
     if before.mhz and after.mhz and after.mhz < before.mhz * (1 - SLOWER_CLOCK):
         said.append(f"throttled: the cores' clock fell from {before.mhz:,.0f} to {after.mhz:,.0f} MHz")
     if share := _stolen(before, after):
@@ -233,7 +236,7 @@ def disturbances(before: Moment, after: Moment, cores: int) -> list[str]:
     held = (after.throttled_seconds or 0.0) - (before.throttled_seconds or 0.0)
     if held > 0:
         said.append(f"throttled: the container was held at its limit of processor time for {held:.2f} s")
-    return said + _gpu_disturbances(before, after)
+    return said + _gpu_disturbances([one.gpus.found or () for one in moments])
 
 
 def _stolen(before: Moment, after: Moment) -> float:
@@ -244,11 +247,14 @@ def _stolen(before: Moment, after: Moment) -> float:
     return share if share > MOST_STOLEN else 0.0
 
 
-def _gpu_disturbances(before: Moment, after: Moment) -> list[str]:
+def _gpu_disturbances(moments: Sequence[Sequence[Gpu]]) -> list[str]:
+    """Each GPU that was held back at any moment, or whose clock fell while it had something to do."""
     said = []
-    for first, last in zip(before.gpus.found or (), after.gpus.found or (), strict=False):
-        if last.held_back:
-            said.append(f"throttled: GPU {last.index} ({last.name}) is held back: {', '.join(last.held_back)}")
-        elif first.clock_mhz and last.clock_mhz and last.clock_mhz < first.clock_mhz * (1 - SLOWER_CLOCK):
-            said.append(f"throttled: the clock of GPU {last.index} fell from {first.clock_mhz} to {last.clock_mhz} MHz")
+    for seen in zip(*moments, strict=False):
+        reasons = dict.fromkeys(reason for one in seen for reason in one.held_back)
+        clocks = [one.clock_mhz for one in seen if one.clock_mhz and not one.idle]
+        if reasons:
+            said.append(f"throttled: GPU {seen[0].index} ({seen[0].name}) was held back: {', '.join(reasons)}")
+        elif clocks and clocks[-1] < max(clocks) * (1 - SLOWER_CLOCK):
+            said.append(f"throttled: the clock of GPU {seen[0].index} fell from {max(clocks)} to {clocks[-1]} MHz")
     return said

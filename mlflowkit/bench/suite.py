@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from mlflowkit.bench import analysis, soundness
 from mlflowkit.bench.comparing import Comparison, compare_all
-from mlflowkit.bench.environment import Machine, description, moment, pinned, usable
-from mlflowkit.bench.measure import BLOCK, BlockSource, Samples, measure_blocks
+from mlflowkit.bench.environment import Machine, Moment, description, moment, pinned, usable
+from mlflowkit.bench.measure import BLOCK, BlockSource, Samples, measure_blocks, pooled
 from mlflowkit.bench.subject import Entry, Subject
 from mlflowkit.errors import EngineError, TrialError
 from mlflowkit.values import Json
@@ -37,11 +37,12 @@ class Settings:
 
     batches: tuple[int, ...] = (1,)
     samples: int = 2000
-    """Requests of each entry at each batch size."""
+    """Requests of each entry at each batch size, in all its starts together."""
+    starts: int = 5
+    """How often each entry's process is started anew: two processes of one graph differ by a few percent for as long
+    as they live, which only other processes show (`analysis.started_ratio_interval`)."""
     quantile: float = 0.5
     """What intervals and comparisons are of."""
-    seed: int = 0
-    """Of the bootstrap."""
     cores: tuple[int, ...] | None = None
     """Cores that everything is kept on; None: as many as the largest entry has threads. Empty: the system chooses.
 
@@ -63,9 +64,15 @@ class Row:
     reason: str = ""
     built: Built | None = None
     loaded: Loaded | None = None
-    samples: Samples | None = None
+    starts: tuple[Samples, ...] = ()
+    """Of each start of its process; start i of all entries was measured in the same rounds."""
     script: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> Samples | None:
+        """Of all starts together."""
+        return pooled(self.starts) if self.starts else None
 
     def to_json(self, settings: Settings) -> dict[str, Json]:
         """As candidates.json lists a candidate; times in microseconds, throughput in rows a second of one caller."""
@@ -75,6 +82,7 @@ class Row:
             "runtime": candidate.engine.runtime,
             "batch": self.batch,
             "samples": 0,
+            "starts": 0,
             **dict.fromkeys(("p50_us", "p95_us", "p99_us", "quantile_us", "interval", "throughput")),
             "status": self.status,
             "reason": self.reason,
@@ -91,18 +99,19 @@ class Row:
             "script": self.script,
             "notes": list(self.notes),
         }
-        return row if self.samples is None else row | _figures(self.samples, self.batch, settings)
+        return row | _figures(self.starts, self.batch, settings) if self.starts else row
 
 
-def _figures(samples: Samples, batch: int, settings: Settings) -> dict[str, Json]:
-    blocks = samples.microseconds
+def _figures(starts: Sequence[Samples], batch: int, settings: Settings) -> dict[str, Json]:
+    blocks = pooled(starts).microseconds
     return {
         "samples": int(blocks.size),
+        "starts": len(starts),
         "p50_us": analysis.quantile(blocks, 0.50),
         "p95_us": analysis.quantile(blocks, 0.95),
         "p99_us": analysis.quantile(blocks, 0.99),
         "quantile_us": analysis.quantile(blocks, settings.quantile),
-        "interval": list(analysis.quantile_interval(blocks, settings.quantile)),
+        "interval": list(analysis.quantile_interval(blocks, settings.quantile, starts=len(starts))),
         "throughput": batch * blocks.size / float(blocks.sum()) * 1e6,
     }
 
@@ -117,6 +126,8 @@ class Result:
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = field(default=())
+    moments: tuple[Moment, ...] = ()
+    """The machine before the first request, and after the last one of each start while its processes lived."""
 
     def to_json(self) -> dict[str, Json]:
         """The shape of ``mlkit bench --json``."""
@@ -131,6 +142,7 @@ class Result:
             "candidates": [row.to_json(self.settings) for row in self.rows],
             "comparisons": [asdict(one) for one in self.comparisons],
             "notes": list(self.notes),
+            "moments": [one.to_json() for one in self.moments],
         }
 
 
@@ -153,22 +165,28 @@ class Bench:
             return self._measured(entries, settings)
 
     def _measured(self, entries: Sequence[Entry], settings: Settings) -> Result:
-        machine, before = description(), moment()
+        machine, moments = description(), [moment()]
         rows: list[Row] = []
         comparisons: list[Comparison] = []
         notes: list[str] = []
         for index, batch in enumerate(settings.batches):
             share = 1 / len(settings.batches)
             told = _within(self.progress, index * share, share)
-            found = self._batch(entries, batch, settings, told)
+            found = self._batch(entries, batch, settings, told, moments)
             rows += found
+            starts = {row.entry.name: [one.microseconds for one in row.starts] for row in found if row.starts}
+            comparisons += compare_all(starts, settings.quantile, batch=batch, label=settings.label)
             blocks = {row.entry.name: row.samples.microseconds for row in found if row.samples is not None}
-            comparisons += compare_all(blocks, settings.quantile, batch=batch, label=settings.label, seed=settings.seed)
             if blocks and (said := soundness.throttling(blocks)):
                 notes.append(f"batch {batch}: {said}")
-        notes += soundness.disturbances(before, moment(), machine.cores)
+        if comparisons and settings.starts < analysis.STARTS:
+            notes.append(
+                f"fewer than {analysis.STARTS} starts: comparisons hold of these very processes; others of the same "
+                "graphs differ by more"
+            )
+        notes += soundness.disturbances(moments)
         subjects = tuple({id(entry.subject): entry.subject for entry in entries}.values())
-        return Result(settings, machine, subjects, tuple(rows), tuple(comparisons), tuple(notes))
+        return Result(settings, machine, subjects, tuple(rows), tuple(comparisons), tuple(notes), tuple(moments))
 
     def glance(self, entries: Sequence[Entry], settings: Settings) -> list[tuple[Row, float | None]]:
         """What would be measured, and about how many seconds each would take: a few requests of each are asked."""
@@ -176,12 +194,29 @@ class Bench:
         with _kept_on(cores_for(entries, settings, usable())):
             for batch in settings.batches:
                 with self._begun(entries, batch, self.progress) as begun:
-                    found += [_glanced(row, trial, settings.samples) for row, trial in begun]
+                    found += [_glanced(row, trial, settings) for row, trial in begun]
         return found
 
     # ------------------------------------------------------------------------------------------------------ one batch
 
-    def _batch(self, entries: Sequence[Entry], batch: int, settings: Settings, progress: Progress) -> list[Row]:
+    def _batch(
+        self, entries: Sequence[Entry], batch: int, settings: Settings, progress: Progress, moments: list[Moment]
+    ) -> list[Row]:
+        """Start all entries, measure them in turns, end them; again, for those that did not fail meanwhile."""
+        rows = {entry.name: Row(entry, batch, "ok") for entry in entries}
+        for start in range(settings.starts):
+            going = [entry for entry in entries if rows[entry.name].status == "ok"]
+            turn = start % max(1, len(going))
+            told = _within(progress, start / settings.starts, 1 / settings.starts)
+            for row in self._started(going[turn:] + going[:turn], batch, settings, told, moments):
+                rows[row.entry.name] = _joined(rows[row.entry.name], row)
+        return [_noted(row, settings) for row in rows.values()]
+
+    def _started(
+        self, entries: Sequence[Entry], batch: int, settings: Settings, progress: Progress, moments: list[Moment]
+    ) -> list[Row]:
+        """One start of each entry."""
+        samples = -(-settings.samples // settings.starts)
         with self._begun(entries, batch, _within(progress, 0.0, 0.3)) as begun:
             rows = {row.entry.name: row for row, _ in begun}
             sources = {row.entry.name: trial.block for row, trial in begun if trial is not None}
@@ -190,13 +225,14 @@ class Bench:
                 watched = {name: _Watched(name, source) for name, source in sources.items()}
                 try:
                     taken = measure_blocks(
-                        watched, settings.samples, progress=lambda done: told(f"batch {batch}: measuring", done)
+                        watched, samples, progress=lambda done: told(f"batch {batch}: measuring", done)
                     )
                 except _LostError as lost:
                     rows[lost.name] = _failed(rows[lost.name], lost.error)
                     del sources[lost.name]
                     continue
-                return [_measured(row, taken.get(name), settings) for name, row in rows.items()]
+                moments.append(moment())
+                return [replace(row, starts=(taken[name],)) if name in taken else row for name, row in rows.items()]
         return list(rows.values())
 
     @contextlib.contextmanager
@@ -287,30 +323,37 @@ def _kept_on(cores: Sequence[int]) -> Iterator[None]:
         yield
 
 
-def _glanced(row: Row, trial: Trial | None, samples: int) -> tuple[Row, float | None]:
+def _glanced(row: Row, trial: Trial | None, settings: Settings) -> tuple[Row, float | None]:
     """A row, and about how many seconds its measurement takes; None for one that cannot be measured."""
     try:
         times = None if trial is None else sorted(trial.block(0, GLANCE))
     except EngineError as error:
         return _failed(row, error), None
-    return row, None if times is None else _seconds(times[GLANCE // 2] / 1e9, samples)
+    return row, None if times is None else _seconds(times[GLANCE // 2] / 1e9, settings)
 
 
 def _failed(row: Row, error: EngineError) -> Row:
     script = error.script if isinstance(error, TrialError) else None
-    return replace(row, status="failed", reason=error.message, script=str(script or ""), samples=None)
+    return replace(row, status="failed", reason=error.message, script=str(script or ""), starts=())
 
 
-def _measured(row: Row, samples: Samples | None, settings: Settings) -> Row:
-    if samples is None:
+def _joined(before: Row, started: Row) -> Row:
+    """A row with one start more; what building and loading took is of the first one."""
+    if before.built is None or started.status != "ok":
+        return started
+    return replace(before, starts=(*before.starts, *started.starts))
+
+
+def _noted(row: Row, settings: Settings) -> Row:
+    if row.samples is None:
         return row
-    said = soundness.notes(samples, sorted({0.5, 0.95, 0.99, settings.quantile}))
-    return replace(row, samples=samples, notes=tuple(said))
+    said = soundness.notes(row.samples, sorted({0.5, 0.95, 0.99, settings.quantile}))
+    return replace(row, notes=tuple(said))
 
 
-def _seconds(request: float, samples: int) -> float:
+def _seconds(request: float, settings: Settings) -> float:
     """About how long one entry takes at one batch size: its blocks, their lead-in, and a usual warm-up."""
-    return request * (samples + 10 * BLOCK) * 1.1
+    return request * (settings.samples + settings.starts * 10 * BLOCK) * 1.1
 
 
 def _within(progress: Progress, start: float, share: float) -> Progress:
@@ -318,6 +361,6 @@ def _within(progress: Progress, start: float, share: float) -> Progress:
     return lambda words, done: progress(words, start + share * done)
 
 
-def blocks_of(rows: Sequence[Row]) -> Mapping[tuple[str, int], Samples]:
-    """Samples by name and batch size, of what was measured."""
-    return {(row.entry.name, row.batch): row.samples for row in rows if row.samples is not None}
+def starts_of(rows: Sequence[Row]) -> Mapping[tuple[str, int], tuple[Samples, ...]]:
+    """Samples of each start by name and batch size, of what was measured."""
+    return {(row.entry.name, row.batch): row.starts for row in rows if row.starts}

@@ -34,6 +34,10 @@ CompareOption = Annotated[
 ]
 BatchOption = Annotated[str, typer.Option("--batch", metavar="N,...", help="Rows a request; several: 1,8,32.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=50, max=10_000_000, help="Requests of each.")]
+StartsOption = Annotated[
+    int,
+    typer.Option("--starts", min=1, max=1000, help="Times that each process is started anew: no two are as fast."),
+]
 CandidateOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -77,13 +81,14 @@ def bench(
     runtime: RuntimeOption = None,
     batch: BatchOption = "1",
     samples: SamplesOption = 2000,
+    starts: StartsOption = 5,
     threads: ThreadsOption = None,
     quantile: QuantileOption = "p50",
     pin: PinOption = None,
     inputs: InputsOption = None,
     size: SizeOption = None,
     zeros: ZerosOption = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of made-up rows and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of made-up rows.")] = 0,
     dry_run: DryOption = False,
     state: StateOption = None,
     json: JsonOption = False,
@@ -99,7 +104,7 @@ def bench(
 
     ask = _Ask(
         targets=(target, *(compare or ())),
-        settings=Settings(_batches(batch), samples, _quantile(quantile), seed, _cores(pin)),
+        settings=Settings(_batches(batch), samples, starts, _quantile(quantile), _cores(pin)),
         choice=Choice(tuple(candidate or ()), tuple(map(_runtime, runtime or ())), threads),
         asking=Asking(inputs, "zeros" if zeros else "random", dict(map(_size, size or ())), seed),
         state=state,
