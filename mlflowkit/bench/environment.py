@@ -145,8 +145,6 @@ class Moment:
     """Mean clock of the cores that this process may use; None where it is hidden."""
     load: float | None
     """Processes that ran or waited, over the last minute, on all cores of the machine."""
-    cores: int
-    """That the machine has, whichever of them this process may use."""
     busy_ticks: int | None
     """Clock ticks since boot in which the machine's cores did something."""
     stolen_ticks: int | None
@@ -167,7 +165,6 @@ def moment() -> Moment:
     return Moment(
         mhz=sum(clocks) / len(clocks) if clocks else None,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        cores=os.cpu_count() or 1,
         busy_ticks=sum(ticks[:8]) - ticks[3] - ticks[4] if ticks else None,
         stolen_ticks=ticks[7] if ticks else None,
         throttled_seconds=_throttled(),

@@ -222,13 +222,11 @@ def notes(samples: Samples, quantiles: Sequence[float] = (0.5, 0.95, 0.99)) -> l
     return [words for words in said if words]
 
 
-def disturbances(moments: Sequence[Moment]) -> list[str]:
-    """What the machine itself says disturbed a measurement, from moments before it, in it and after it, in words."""
-    if not moments:
-        return []
-    before, after, said = moments[0], moments[-1], []
-    if before.load is not None and before.load > MOST_LOAD * before.cores:
-        said.append(f"busy: {before.load:.1f} processes ran on {before.cores} cores in the minute before")
+def disturbances(before: Moment, after: Moment, cores: int) -> list[str]:
+    """What the machine itself says disturbed a measurement between two moments, in words; ``cores`` is all it has."""
+    said = []
+    if before.load is not None and before.load > MOST_LOAD * cores:
+        said.append(f"busy: {before.load:.1f} processes ran on {cores} cores in the minute before")
     if before.mhz and after.mhz and after.mhz < before.mhz * (1 - SLOWER_CLOCK):
         said.append(f"throttled: the cores' clock fell from {before.mhz:,.0f} to {after.mhz:,.0f} MHz")
     if share := _stolen(before, after):
@@ -236,7 +234,7 @@ def disturbances(moments: Sequence[Moment]) -> list[str]:
     held = (after.throttled_seconds or 0.0) - (before.throttled_seconds or 0.0)
     if held > 0:
         said.append(f"throttled: the container was held at its limit of processor time for {held:.2f} s")
-    return said + _gpu_disturbances([one.gpus.found or () for one in moments])
+    return said + _gpu_disturbances([one.gpus.found or () for one in (before, after)])
 
 
 def _stolen(before: Moment, after: Moment) -> float:
