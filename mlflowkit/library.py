@@ -23,8 +23,9 @@ from mlflowkit.errors import MlkitError
 from mlflowkit.values import Event, Json, Step
 
 if TYPE_CHECKING:
+    from mlflowkit.bench.rows import Result, Row, Settings
     from mlflowkit.bench.subject import Choice, Entry
-    from mlflowkit.bench.suite import Bench, Result, Row, Settings
+    from mlflowkit.bench.suite import Bench
     from mlflowkit.pipeline.receipt import Beginning
     from mlflowkit.pipeline.subjects import Asking
     from mlflowkit.ports import Progress
@@ -289,7 +290,7 @@ def _benching(
 
 
 def _settings() -> Settings:
-    from mlflowkit.bench.suite import Settings
+    from mlflowkit.bench.rows import Settings
 
     return Settings()
 

@@ -140,6 +140,7 @@ class TrialJob:
     scratch    a folder for what passes between the processes, and for the log
     scripts    where a script goes that does it again, should the candidate fail
     seconds    how long building, loading, or one answer to a question may take
+    callers    how many threads ask at once while it is measured
     """
 
     candidate: Candidate
@@ -150,6 +151,7 @@ class TrialJob:
     scratch: Path
     scripts: Path
     seconds: float = 600.0
+    callers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,12 @@ class Trial(Protocol):
 
     def block(self, start: int, count: int) -> Sequence[int]:
         """Nanoseconds of requests ``start`` to ``start + count - 1``, timed where they are asked."""
+
+    def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
+        """Ask ``count`` requests that arrive at ``rate`` a second and wait for nobody; ``seed`` draws the moments.
+
+        Returns int64 [4, count], nanoseconds from the start: when each was due, a caller was free, asked, was answered.
+        """
 
     def close(self) -> None:
         """End the process and all that it started. Never raises; may be called again."""

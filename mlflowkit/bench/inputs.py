@@ -50,6 +50,23 @@ class Requests:
             return ""
         return f"the graph takes {self.batch} row{'s' * (self.batch != 1)} a request, and no other number"
 
+    @property
+    def digest(self) -> str:
+        """Of what is asked: the arrays by name, types and shapes included.
+
+        >>> inputs = [GraphInput("x", "float32", ("N", 4))]
+        >>> made(inputs, 8).digest == made(inputs, 8).digest, made(inputs, 8).digest == made(inputs, 8, seed=1).digest
+        (True, False)
+        """
+        import hashlib
+
+        found = hashlib.sha256()
+        for name, array in sorted(self.arrays.items()):
+            content = "\0".join(map(str, array.ravel())).encode() if array.dtype == object else array.tobytes()
+            found.update(f"{name} {array.dtype} {array.shape} {len(content)} ".encode())
+            found.update(content)
+        return found.hexdigest()
+
 
 def inputs_of(model: Path) -> tuple[GraphInput, ...]:
     """The inputs of an ONNX file that are not filled by its own weights. Raises EngineError as `checked_load`."""

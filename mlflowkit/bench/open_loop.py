@@ -138,6 +138,12 @@ def offer(requests: Sequence[Request], moments: np.ndarray) -> OpenLoad:
     >>> len(load.latency_us), load.callers
     (20, 1)
     """
+    return found(marked(requests, moments), len(requests))
+
+
+def marked(requests: Sequence[Request], moments: np.ndarray) -> np.ndarray:
+    """What `offer` does, as int64 [4, arrivals] nanoseconds from the start: when each was due, a caller was free for
+    it, asked it, and had its answer."""
     import numpy as np
 
     if not requests or not len(moments):
@@ -157,7 +163,7 @@ def offer(requests: Sequence[Request], moments: np.ndarray) -> OpenLoad:
             thread.join()
     if errors:
         raise errors[0]
-    return _found(marks, len(requests))
+    return marks
 
 
 def _call(
@@ -185,7 +191,8 @@ def _wait_until(moment: int) -> None:
             select.select((), (), (), 0)  # lets the other callers run, and returns at once: a sleep of 0 would not
 
 
-def _found(marks: np.ndarray, callers: int) -> OpenLoad:
+def found(marks: np.ndarray, callers: int) -> OpenLoad:
+    """What became of requests, from the moments of `marked`."""
     import numpy as np
 
     due, free, asked, done = marks

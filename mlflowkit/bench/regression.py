@@ -1,8 +1,8 @@
 """A run against a baseline that was measured earlier: has a candidate become slower by more than a share? Pure.
 
-The verdict is about the interval of a ratio, never about two numbers: REGRESSED only where the whole interval lies
-beyond what may be, NOT_REGRESSED only where all of it lies within, and INCONCLUSIVE otherwise. All intervals of one
-comparison hold together (Bonferroni). A baseline that comes from a file was measured at another time: its blocks are
+The verdict is about the interval of a ratio, never about two numbers: FAILED only where the whole interval lies beyond
+what may be, PASSED only where all of it lies within, and INCONCLUSIVE otherwise. All intervals of one comparison hold
+together (Bonferroni). A baseline that comes from a file was measured at another time: its blocks are
 not paired with today's, so what the machine did on either day is in the ratio. It is judged only where the machine is
 the same, and rests on the starts of the processes where there are enough of them (`analysis.unpaired_ratio_interval`).
 To be sure of small changes, measure both bundles in one run: their blocks are then paired (`judge_paired`).
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import CONFIDENCE, STARTS, ratio_interval, rests_on_starts, unpaired_ratio_interval
 from mlflowkit.bench.soundness import enough, percentile
 from mlflowkit.errors import UsageError
+from mlflowkit.values import Outcome
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,14 +32,6 @@ DECISIVE: Mapping[str, str] = {
     "governor": "governor",
 }
 """Facts of a machine without which two latencies cannot be compared, and their names in words."""
-
-
-class Outcome(StrEnum):
-    """What became of a candidate's latency."""
-
-    REGRESSED = "REGRESSED"
-    NOT_REGRESSED = "NOT_REGRESSED"
-    INCONCLUSIVE = "INCONCLUSIVE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +71,11 @@ def judge(low: float, high: float, fail_above: float) -> Outcome:
     """What the interval of now over before says about a slowdown of more than ``fail_above``.
 
     >>> [str(judge(*bounds, 0.05)) for bounds in ((1.06, 1.2), (0.9, 1.05), (1.0, 1.1))]
-    ['REGRESSED', 'NOT_REGRESSED', 'INCONCLUSIVE']
+    ['FAILED', 'PASSED', 'INCONCLUSIVE']
     """
     if low > 1 + fail_above:
-        return Outcome.REGRESSED
-    return Outcome.NOT_REGRESSED if high <= 1 + fail_above else Outcome.INCONCLUSIVE
+        return Outcome.FAILED
+    return Outcome.PASSED if high <= 1 + fail_above else Outcome.INCONCLUSIVE
 
 
 def judge_paired(
@@ -137,13 +129,13 @@ def compare(baseline: Results, now: Results, fail_above: float, *, confidence: f
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
     """A regression before a doubt; of nothing, a doubt.
 
-    >>> str(worst([Outcome.NOT_REGRESSED, Outcome.INCONCLUSIVE])), str(worst([]))
+    >>> str(worst([Outcome.PASSED, Outcome.INCONCLUSIVE])), str(worst([]))
     ('INCONCLUSIVE', 'INCONCLUSIVE')
     """
-    for outcome in (Outcome.REGRESSED, Outcome.INCONCLUSIVE):
+    for outcome in (Outcome.FAILED, Outcome.INCONCLUSIVE):
         if outcome in outcomes:
             return outcome
-    return Outcome.NOT_REGRESSED if outcomes else Outcome.INCONCLUSIVE
+    return Outcome.PASSED if outcomes else Outcome.INCONCLUSIVE
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -192,8 +184,8 @@ def _change(name: str, batch: int, bounds: tuple[float, float], q: float, fail_a
     said = f"{title or name}: {percentile(q)} is {' to '.join(dict.fromkeys(ends))} times the baseline"
     limit = f"{1 + fail_above:.4g}"
     meaning = {
-        Outcome.REGRESSED: f"more than the {limit} that may be",
-        Outcome.NOT_REGRESSED: f"within the {limit} that may be",
+        Outcome.FAILED: f"more than the {limit} that may be",
+        Outcome.PASSED: f"within the {limit} that may be",
         Outcome.INCONCLUSIVE: f"which may or may not be more than {limit}: take more samples",
     }
     return Change(name, batch, outcome, *bounds, f"{said}, {meaning[outcome]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Subject:
     engine       what the graph is served with
     candidates   what the recipe lists; empty for a bundle and for an ONNX file
     notes        what a reader of the figures should know
+    version      of a bundle; part of its name only where two of one name are measured, so that a version can be held
+                 against what an earlier one was
     """
 
     name: str
@@ -43,6 +46,7 @@ class Subject:
     engine: Engine = field(default_factory=Engine)
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,12 @@ def entries(subjects: Sequence[Subject], choice: Choice) -> tuple[Entry, ...]:
     if EVERY in names and not any(subject.candidates for subject in subjects):
         raise UsageError("--candidate all: only a recipe lists candidates", hint="--candidate onnx-int8")
     made = []
+    titles = Counter(subject.name for subject in subjects)
     for subject in subjects:
         for candidate in _candidates(subject, names):
             for engine in _engines(candidate.engine, runtimes, threads):
-                title = _title(subject, candidate, engine, len(subjects) > 1, bool(names), len(runtimes) > 1)
+                called = f"{subject.name} {subject.version}".rstrip() if titles[subject.name] > 1 else subject.name
+                title = _title(called, candidate, engine, len(subjects) > 1, bool(names), len(runtimes) > 1)
                 made.append(Entry(title, subject, candidate.model_copy(update={"name": title[:120], "engine": engine})))
     return _unique(made)
 
@@ -118,10 +124,8 @@ def _engines(engine: Engine, runtimes: Sequence[RuntimeName], threads: int | Non
     return [engine.model_copy(update={**update, "runtime": runtime}) for runtime in runtimes or (engine.runtime,)]
 
 
-def _title(
-    subject: Subject, candidate: Candidate, engine: Engine, several: bool, named: bool, by_runtime: bool
-) -> str:  # fmt: skip
-    words = [subject.name] if several or not (named or by_runtime) else []
+def _title(called: str, candidate: Candidate, engine: Engine, several: bool, named: bool, by_runtime: bool) -> str:
+    words = [called] if several or not (named or by_runtime) else []
     words += [candidate.name] if named else []
     words += [engine.runtime] if by_runtime else []
     return " ".join(words)

@@ -1,149 +1,41 @@
 """One command's measurement: every entry in a process of its own, all of one batch size in turns, the first one the
-standard that the others are held against.
-
-What a machine lacks and what fails is a row with its status and reason: nothing is replaced by something else.
+standard that the others are held against; all of it several times, each time in new processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflowkit.bench import analysis, soundness
+from mlflowkit.bench import load as loads
+from mlflowkit.bench import soundness
+from mlflowkit.bench.analysis import GROUPS, STARTS
 from mlflowkit.bench.comparing import Comparison, compare_all
-from mlflowkit.bench.environment import Machine, Moment, description, moment, pinned, usable
-from mlflowkit.bench.measure import BLOCK, BlockSource, Samples, measure_blocks, pooled
-from mlflowkit.bench.subject import Entry, Subject
+from mlflowkit.bench.environment import description, moment, pinned, usable
+from mlflowkit.bench.load import Load
+from mlflowkit.bench.rows import Result, Row, Settings
+from mlflowkit.bench.subject import Entry
+from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import EngineError, TrialError
-from mlflowkit.values import Json
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import Built, Engines, Loaded, Trial, Trials
+    import numpy as np
+
+    from mlflowkit.ports import Engines, Trial, Trials
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which share of the whole is done."""
 
 GLANCE = 20
-"""Requests that an estimate of the time rests on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to measure."""
-
-    batches: tuple[int, ...] = (1,)
-    samples: int = 2000
-    """Requests of each entry at each batch size, in all its starts together."""
-    starts: int = 5
-    """How often each entry's process is started anew: two processes of one graph differ by a few percent for as long
-    as they live, which only other processes show (`analysis.started_ratio_interval`)."""
-    quantile: float = 0.5
-    """What intervals and comparisons are of."""
-    cores: tuple[int, ...] | None = None
-    """Cores that everything is kept on; None: as many as the largest entry has threads. Empty: the system chooses.
-
-    Entries take turns, so all can have the same cores. Left to the system, each process stays where it began, and a
-    core whose sibling is busy is slower: an entry then seems slower than a copy of itself (seen: 1.7 times)."""
-
-    @property
-    def label(self) -> str:
-        return soundness.percentile(self.quantile)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What became of one entry at one batch size. ``status`` is ok, unavailable (the machine lacks it) or failed."""
-
-    entry: Entry
-    batch: int
-    status: str
-    reason: str = ""
-    built: Built | None = None
-    loaded: Loaded | None = None
-    starts: tuple[Samples, ...] = ()
-    """Of each start of its process; start i of all entries was measured in the same rounds."""
-    script: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def samples(self) -> Samples | None:
-        """Of all starts together."""
-        return pooled(self.starts) if self.starts else None
-
-    def to_json(self, settings: Settings) -> dict[str, Json]:
-        """As candidates.json lists a candidate; times in microseconds, throughput in rows a second of one caller."""
-        candidate = self.entry.candidate
-        row: dict[str, Json] = {
-            "name": self.entry.name,
-            "runtime": candidate.engine.runtime,
-            "batch": self.batch,
-            "samples": 0,
-            "starts": 0,
-            **dict.fromkeys(("p50_us", "p95_us", "p99_us", "quantile_us", "interval", "throughput")),
-            "status": self.status,
-            "reason": self.reason,
-            "metric": None,
-            "metric_drop": None,
-            "picked": False,
-            "passes": [one.model_dump(mode="json") for one in candidate.passes],
-            "engine": candidate.engine.model_dump(mode="json"),
-            "size_bytes": None if self.built is None else self.built.size_bytes,
-            "memory_bytes": None if self.loaded is None else self.loaded.memory_bytes,
-            "build_seconds": None if self.built is None else self.built.build_seconds,
-            "cold_start_ms": None if self.loaded is None else self.loaded.cold_start_ms,
-            "front": False,
-            "script": self.script,
-            "notes": list(self.notes),
-        }
-        return row | _figures(self.starts, self.batch, settings) if self.starts else row
-
-
-def _figures(starts: Sequence[Samples], batch: int, settings: Settings) -> dict[str, Json]:
-    blocks = pooled(starts).microseconds
-    return {
-        "samples": int(blocks.size),
-        "starts": len(starts),
-        "p50_us": analysis.quantile(blocks, 0.50),
-        "p95_us": analysis.quantile(blocks, 0.95),
-        "p99_us": analysis.quantile(blocks, 0.99),
-        "quantile_us": analysis.quantile(blocks, settings.quantile),
-        "interval": list(analysis.quantile_interval(blocks, settings.quantile, starts=len(starts))),
-        "throughput": batch * blocks.size / float(blocks.sum()) * 1e6,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Everything that one command measured."""
-
-    settings: Settings
-    machine: Machine
-    subjects: tuple[Subject, ...]
-    rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...]
-    notes: tuple[str, ...] = field(default=())
-    moments: tuple[Moment, ...] = ()
-    """The machine before the first request, and after the last one of each start while its processes lived."""
-
-    def to_json(self) -> dict[str, Json]:
-        """The shape of ``mlkit bench --json``."""
-        subjects = [
-            {"name": one.name, "kind": one.kind, "path": str(one.path), "notes": list(one.notes)}
-            for one in self.subjects
-        ]
-        return {
-            "machine": self.machine.to_json(),
-            "quantile": self.settings.label,
-            "subjects": subjects,
-            "candidates": [row.to_json(self.settings) for row in self.rows],
-            "comparisons": [asdict(one) for one in self.comparisons],
-            "notes": list(self.notes),
-            "moments": [one.to_json() for one in self.moments],
-        }
+"""Requests of each caller that an estimate of the time rests on."""
+FEW_STARTS = (
+    f"fewer than {STARTS} starts: comparisons hold of these very processes; others of the same graphs differ by more"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,111 +53,100 @@ class Bench:
 
         Raises StoreError when the disk refuses what it must write, UsageError for a core that may not be used.
         """
-        with _kept_on(cores_for(entries, settings, usable())):
-            return self._measured(entries, settings)
-
-    def _measured(self, entries: Sequence[Entry], settings: Settings) -> Result:
-        machine, moments = description(), [moment()]
-        rows: list[Row] = []
-        comparisons: list[Comparison] = []
-        notes: list[str] = []
-        for index, batch in enumerate(settings.batches):
-            share = 1 / len(settings.batches)
-            told = _within(self.progress, index * share, share)
-            found = self._batch(entries, batch, settings, told, moments)
-            rows += found
-            starts = {row.entry.name: [one.microseconds for one in row.starts] for row in found if row.starts}
-            comparisons += compare_all(starts, settings.quantile, batch=batch, label=settings.label)
-            blocks = {row.entry.name: row.samples.microseconds for row in found if row.samples is not None}
-            if blocks and (said := soundness.throttling(blocks)):
-                notes.append(f"batch {batch}: {said}")
-        if comparisons and settings.starts < analysis.STARTS:
-            notes.append(
-                f"fewer than {analysis.STARTS} starts: comparisons hold of these very processes; others of the same "
-                "graphs differ by more"
-            )
-        notes += soundness.disturbances(moments)
-        subjects = tuple({id(entry.subject): entry.subject for entry in entries}.values())
-        return Result(settings, machine, subjects, tuple(rows), tuple(comparisons), tuple(notes), tuple(moments))
+        machine = description()
+        cores = cores_for(entries, settings, machine.affinity)
+        with _kept_on(cores):
+            before = moment()
+            found = [self._batch(entries, settings, index) for index in range(len(settings.batches))]
+            after = moment()
+        comparisons = tuple(one for batch in found for one in _compared(batch, settings))
+        notes = [words for batch in found for words in _said(batch, settings)]
+        if comparisons and settings.starts < STARTS:
+            notes.append(FEW_STARTS)
+        return Result(
+            settings, machine, cores, tuple({id(entry.subject): entry.subject for entry in entries}.values()),
+            tuple(row for batch in found for row in batch), comparisons,
+            (*notes, *soundness.disturbances(before, after, os.cpu_count() or 1)),
+        )  # fmt: skip
 
     def glance(self, entries: Sequence[Entry], settings: Settings) -> list[tuple[Row, float | None]]:
         """What would be measured, and about how many seconds each would take: a few requests of each are asked."""
         found: list[tuple[Row, float | None]] = []
         with _kept_on(cores_for(entries, settings, usable())):
             for batch in settings.batches:
-                with self._begun(entries, batch, self.progress) as begun:
+                rows = [Row(entry, batch, "ok") for entry in entries]
+                with self._begun(rows, settings.load, self.progress) as begun:
                     found += [_glanced(row, trial, settings) for row, trial in begun]
         return found
 
     # ------------------------------------------------------------------------------------------------------ one batch
 
-    def _batch(
-        self, entries: Sequence[Entry], batch: int, settings: Settings, progress: Progress, moments: list[Moment]
-    ) -> list[Row]:
+    def _batch(self, entries: Sequence[Entry], settings: Settings, index: int) -> list[Row]:
         """Start all entries, measure them in turns, end them; again, for those that did not fail meanwhile."""
-        rows = {entry.name: Row(entry, batch, "ok") for entry in entries}
+        rows = {entry.name: Row(entry, settings.batches[index], "ok") for entry in entries}
+        share = 1 / (len(settings.batches) * settings.starts)
         for start in range(settings.starts):
-            going = [entry for entry in entries if rows[entry.name].status == "ok"]
+            going = [row for row in rows.values() if row.status == "ok"]
             turn = start % max(1, len(going))
-            told = _within(progress, start / settings.starts, 1 / settings.starts)
-            for row in self._started(going[turn:] + going[:turn], batch, settings, told, moments):
-                rows[row.entry.name] = _joined(rows[row.entry.name], row)
-        return [_noted(row, settings) for row in rows.values()]
-
-    def _started(
-        self, entries: Sequence[Entry], batch: int, settings: Settings, progress: Progress, moments: list[Moment]
-    ) -> list[Row]:
-        """One start of each entry."""
-        samples = -(-settings.samples // settings.starts)
-        with self._begun(entries, batch, _within(progress, 0.0, 0.3)) as begun:
-            rows = {row.entry.name: row for row, _ in begun}
-            sources = {row.entry.name: trial.block for row, trial in begun if trial is not None}
-            told = _within(progress, 0.3, 0.7)
-            while sources:
-                watched = {name: _Watched(name, source) for name, source in sources.items()}
-                try:
-                    taken = measure_blocks(
-                        watched, samples, progress=lambda done: told(f"batch {batch}: measuring", done)
-                    )
-                except _LostError as lost:
-                    rows[lost.name] = _failed(rows[lost.name], lost.error)
-                    del sources[lost.name]
-                    continue
-                moments.append(moment())
-                return [replace(row, starts=(taken[name],)) if name in taken else row for name, row in rows.items()]
+            told = _within(self.progress, (index * settings.starts + start) * share, share)
+            found = self._start(going[turn:] + going[:turn], settings, start, told)
+            rows |= {row.entry.name: row for row in found}
         return list(rows.values())
 
+    def _start(self, rows: Sequence[Row], settings: Settings, start: int, progress: Progress) -> list[Row]:
+        """The rows with one start more, or with why there is none."""
+        with self._begun(rows, settings.load, _within(progress, 0.0, 0.4)) as begun:
+            found = {row.entry.name: row for row, _ in begun}
+            sources = {row.entry.name: trial for row, trial in begun if trial is not None}
+            told = _within(progress, 0.4, 0.6)
+            stretches = GROUPS if settings.starts < STARTS else loads.STRETCHES
+            while sources:
+                watched = {name: _Watched(name, trial) for name, trial in sources.items()}
+                try:
+                    taken = loads.take(
+                        watched, settings.load, settings.each, stretches=stretches, seed=settings.seed + 1000 * start,
+                        progress=lambda done: told(f"batch {rows[0].batch}: measuring", done),
+                    )  # fmt: skip
+                except _LostError as lost:
+                    found[lost.name] = _failed(found[lost.name], lost.error)
+                    del sources[lost.name]
+                    continue
+                return [
+                    replace(row, taken=(*row.taken, taken[name])) if name in taken else row
+                    for name, row in found.items()
+                ]
+        return list(found.values())
+
     @contextlib.contextmanager
-    def _begun(
-        self, entries: Sequence[Entry], batch: int, progress: Progress
-    ) -> Iterator[list[tuple[Row, Trial | None]]]:
+    def _begun(self, rows: Sequence[Row], load: Load, progress: Progress) -> Iterator[list[tuple[Row, Trial | None]]]:
         """Every entry built and loaded, one after the other, with its process; None for what cannot be measured."""
         with contextlib.ExitStack() as open_trials:
-            begun = []
-            for index, entry in enumerate(entries):
-                progress(f"batch {batch}: making {entry.name}", index / len(entries))
-                begun.append(self._begin(entry, batch, open_trials))
+            begun: list[tuple[Row, Trial | None]] = []
+            for index, row in enumerate(rows):
+                progress(f"batch {row.batch}: making {row.entry.name}", index / len(rows))
+                begun.append(self._begin(row, load, open_trials))
             yield begun
 
-    def _begin(self, entry: Entry, batch: int, open_trials: contextlib.ExitStack) -> tuple[Row, Trial | None]:
+    def _begin(self, row: Row, load: Load, open_trials: contextlib.ExitStack) -> tuple[Row, Trial | None]:
         from mlflowkit.ports import TrialJob
 
-        lacks = entry.subject.requests.refuses(batch) or self.engines.missing(entry.candidate.engine)
-        if lacks:
-            return Row(entry, batch, "unavailable", lacks), None
+        entry = row.entry
         requests = entry.subject.requests
+        lacks = requests.refuses(row.batch) or self.engines.missing(entry.candidate.engine)
+        if lacks:
+            return replace(row, status="unavailable", reason=lacks), None
         job = TrialJob(
-            candidate=entry.candidate, model=entry.model, rows=self._rows(entry), batch=batch, requests=requests.rows,
-            scratch=self.work / "scratch", scripts=self.scripts,
+            candidate=entry.candidate, model=entry.model, rows=self._rows(entry), batch=row.batch,
+            requests=requests.rows, scratch=self.work / "scratch", scripts=self.scripts, callers=load.callers,
         )  # fmt: skip
         trial = self.trials.start(job)
         open_trials.callback(trial.close)
-        row = Row(entry, batch, "ok")
         try:
-            row = replace(row, built=(built := trial.build()))
+            built = trial.build()
             if built.reason:
-                return replace(row, status="unavailable", reason=built.reason), None
-            return replace(row, loaded=trial.load()), trial
+                return replace(row, built=built, status="unavailable", reason=built.reason), None
+            row = replace(row, built=built, graph=row.graph or digest_json([digest_file(one) for one in built.files]))
+            return replace(row, loaded=(*row.loaded, trial.load())), trial
         except EngineError as error:
             return _failed(row, error), None
 
@@ -282,6 +163,27 @@ class Bench:
         return path
 
 
+def _compared(rows: Sequence[Row], settings: Settings) -> tuple[Comparison, ...]:
+    """Every entry of one batch size against the first; none where the first was not measured."""
+    if not rows[0].taken:
+        return ()
+    blocks = {row.entry.name: row.blocks for row in rows if row.taken}
+    return compare_all(blocks, settings.quantile, batch=rows[0].batch, label=settings.label)
+
+
+def _said(rows: Sequence[Row], settings: Settings) -> list[str]:
+    """What must be known to believe one batch size's figures, in words."""
+    said = []
+    where = f"batch {rows[0].batch}"
+    if len(rows) > 1 and not rows[0].taken and any(row.taken for row in rows):
+        said.append(f"{where}: {rows[0].entry.name} is what the others are compared with, and was not measured")
+    for start in range(settings.starts if settings.load.rate is None else 0):
+        blocks = {row.entry.name: row.blocks[start] for row in rows if len(row.blocks) > start}
+        if blocks and (words := soundness.throttling(blocks)):
+            said.append(f"{where}, start {start + 1}: {words}")
+    return said
+
+
 class _LostError(Exception):
     """A source raised while it was measured."""
 
@@ -295,11 +197,17 @@ class _Watched:
     """A source that says whose it is when it raises."""
 
     name: str
-    source: BlockSource
+    source: loads.Offering
 
-    def __call__(self, start: int, count: int) -> Sequence[int]:
+    def block(self, start: int, count: int) -> Sequence[int]:
         try:
-            return self.source(start, count)
+            return self.source.block(start, count)
+        except EngineError as error:
+            raise _LostError(self.name, error) from error
+
+    def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
+        try:
+            return self.source.offered(rate, count, seed)
         except EngineError as error:
             raise _LostError(self.name, error) from error
 
@@ -313,7 +221,7 @@ def cores_for(entries: Sequence[Entry], settings: Settings, may_use: Sequence[in
     if settings.cores is not None:
         return settings.cores
     threads = max((entry.candidate.engine.threads for entry in entries), default=1)
-    return tuple(may_use[-threads:])
+    return tuple(may_use[-threads * settings.load.callers :])
 
 
 @contextlib.contextmanager
@@ -325,42 +233,30 @@ def _kept_on(cores: Sequence[int]) -> Iterator[None]:
 
 def _glanced(row: Row, trial: Trial | None, settings: Settings) -> tuple[Row, float | None]:
     """A row, and about how many seconds its measurement takes; None for one that cannot be measured."""
+    if trial is None:
+        return row, None
     try:
-        times = None if trial is None else sorted(trial.block(0, GLANCE))
+        began = time.monotonic()
+        trial.block(0, GLANCE * settings.load.callers)
+        request = (time.monotonic() - began) / (GLANCE * settings.load.callers)
     except EngineError as error:
         return _failed(row, error), None
-    return row, None if times is None else _seconds(times[GLANCE // 2] / 1e9, settings)
+    return row, settings.starts * _seconds(request, settings)
+
+
+def _seconds(request: float, settings: Settings) -> float:
+    """About how long one start of one entry takes at one batch size: its requests, their lead-in, a usual warm-up."""
+    usual = 10 * settings.load.block
+    if settings.load.rate is None:
+        return request * (1.1 * settings.each + usual)
+    return max(request, 1 / settings.load.rate) * settings.each + request * usual
 
 
 def _failed(row: Row, error: EngineError) -> Row:
     script = error.script if isinstance(error, TrialError) else None
-    return replace(row, status="failed", reason=error.message, script=str(script or ""), starts=())
-
-
-def _joined(before: Row, started: Row) -> Row:
-    """A row with one start more; what building and loading took is of the first one."""
-    if before.built is None or started.status != "ok":
-        return started
-    return replace(before, starts=(*before.starts, *started.starts))
-
-
-def _noted(row: Row, settings: Settings) -> Row:
-    if row.samples is None:
-        return row
-    said = soundness.notes(row.samples, sorted({0.5, 0.95, 0.99, settings.quantile}))
-    return replace(row, notes=tuple(said))
-
-
-def _seconds(request: float, settings: Settings) -> float:
-    """About how long one entry takes at one batch size: its blocks, their lead-in, and a usual warm-up."""
-    return request * (settings.samples + settings.starts * 10 * BLOCK) * 1.1
+    return replace(row, status="failed", reason=error.message, script=str(script or ""), taken=())
 
 
 def _within(progress: Progress, start: float, share: float) -> Progress:
     """Progress of a part as progress of the whole."""
     return lambda words, done: progress(words, start + share * done)
-
-
-def starts_of(rows: Sequence[Row]) -> Mapping[tuple[str, int], tuple[Samples, ...]]:
-    """Samples of each start by name and batch size, of what was measured."""
-    return {(row.entry.name, row.batch): row.starts for row in rows if row.starts}

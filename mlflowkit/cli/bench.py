@@ -16,8 +16,8 @@ from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, not
 from mlflowkit.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    from mlflowkit.bench.rows import Result, Settings
     from mlflowkit.bench.subject import Choice
-    from mlflowkit.bench.suite import Result, Settings
     from mlflowkit.pipeline.subjects import Asking
 
 LIVE_SECONDS, QUIET_SECONDS = 0.2, 2.0
@@ -98,8 +98,8 @@ def bench(
     Each thing is measured in a process of its own, one caller at a time. Whatever this machine lacks is listed as not
     run, with the reason. The first thing is what the others are compared with.
     """
+    from mlflowkit.bench.rows import Settings
     from mlflowkit.bench.subject import Choice
-    from mlflowkit.bench.suite import Settings
     from mlflowkit.pipeline.subjects import Asking
 
     ask = _Ask(

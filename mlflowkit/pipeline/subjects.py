@@ -76,11 +76,11 @@ def of_bundle(folder: Path, asking: Asking) -> Subject:
     if requests is None:
         requests, said = _rows(asked.inputs_of(bundle.model), asking)
         notes += said
-    name = f"{bundle.manifest.name} {bundle.manifest.version}"
     arrays = requests.arrays
     return Subject(
-        name, "bundle", folder, bundle.model, bundle.model, requests, lambda: arrays, bundle.engine, notes=tuple(notes)
-    )
+        bundle.manifest.name, "bundle", folder, bundle.model, bundle.model, requests, lambda: arrays, bundle.engine,
+        notes=tuple(notes), version=str(bundle.manifest.version),
+    )  # fmt: skip
 
 
 def of_recipe(path: Path, state: Path | None, asking: Asking) -> Subject:

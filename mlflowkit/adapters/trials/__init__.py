@@ -68,6 +68,7 @@ def plan_of(job: TrialJob, digest: str, kept: Path) -> dict[str, Any]:
         "rows": str(job.rows.resolve()),
         "batch": job.batch,
         "requests": job.requests,
+        "callers": job.callers,
         "digest": digest,
         "kept": str(kept),
     }

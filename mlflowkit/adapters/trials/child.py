@@ -14,13 +14,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from mlflowkit import arrays
+from mlflowkit.bench.timings import Timings
 from mlflowkit.candidates import Candidate, FixedRows
 from mlflowkit.errors import MlkitError, TrialError
 from mlflowkit.files import replace_file
@@ -28,7 +29,7 @@ from mlflowkit.files import replace_file
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlflowkit.bench.measure import BlockSource
+    from mlflowkit.bench.measure import BlockSource, Request
     from mlflowkit.ports import Engines, Passes, Session
 
 Reach = Callable[[str, str], None]
@@ -51,6 +52,7 @@ class Child:
         self._reach = reach
         self._model: Path | None = None
         self._session: Session | None = None
+        self._request: Request | None = None
         self._times: BlockSource | None = None
 
     def build(self) -> dict[str, Any]:
@@ -75,12 +77,21 @@ class Child:
             arrays.write(path, self._answer(arrays.read(Path(self._plan["rows"]), "inputs/")))
         return path
 
-    def block(self, start: int, count: int) -> list[int]:
-        """Nanoseconds of requests, one after another."""
+    def block(self, start: int, count: int) -> Sequence[int]:
+        """Nanoseconds of requests, one after another, or of several callers that ask at once."""
         self._reach("trial.measuring", self.candidate.name)
         if self._times is None:
             raise TrialError("was to be measured before it was built")
-        return list(self._times(start, count))
+        return self._times(start, count)
+
+    def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
+        """Moments of requests that arrive when they will; see `bench.open_loop.marked`."""
+        from mlflowkit.bench.open_loop import arrivals, marked
+
+        self._reach("trial.measuring", self.candidate.name)
+        if self._request is None:
+            raise TrialError("was to be measured before it was built")
+        return marked([self._request] * self._plan["callers"], arrivals(rate, count, seed=seed))
 
     # ---------------------------------------------------------------------------------------------------- the graph
 
@@ -160,7 +171,7 @@ class Child:
 
     def load(self) -> dict[str, Any]:
         """Load the graph and answer once; the fields of ports.Loaded."""
-        from mlflowkit.bench.measure import requests_over, timed
+        from mlflowkit.bench.measure import requests_over
 
         self._reach("trial.loading", self.candidate.name)
         if self._model is None:
@@ -173,11 +184,19 @@ class Child:
         request = requests_over(self._session.run, first, self._plan["batch"])
         request(0)
         cold = (perf_counter_ns() - began) / 1e6
-        self._times = times = timed(request)
-        times(1, 20)
+        self._request, self._times = request, self._source(request)
+        self._times(1, 20)
         peak = _peak()
         memory = None if before is None or peak is None else max(0, peak - before)
         return {"cold_start_ms": cold, "memory_bytes": memory}
+
+    def _source(self, request: Request) -> BlockSource:
+        """Times requests: of one caller, of several at once, or with what a device tells of its part."""
+        from mlflowkit.bench.concurrent import Callers
+        from mlflowkit.bench.measure import timed
+
+        callers = self._plan.get("callers", 1)
+        return timed(request) if callers == 1 else Callers.of([request] * callers)
 
     def _answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answers to all rows, a chunk at a time; a graph for a fixed number of rows gets the last row repeated."""
@@ -209,7 +228,11 @@ def _answer(child: Child, asked: Mapping[str, Any]) -> dict[str, Any]:
         return child.load()
     if asked["do"] == "answers":
         return {"path": str(child.answers())}
-    return {"ns": child.block(asked["start"], asked["count"])}
+    if asked["do"] == "offered":
+        return {"ns": child.offered(asked["rate"], asked["count"], asked["seed"]).tolist()}
+    times = child.block(asked["start"], asked["count"])
+    parts = times.parts if isinstance(times, Timings) else {}
+    return {"ns": list(times), **({"parts": {name: list(part) for name, part in parts.items()}} if parts else {})}
 
 
 def once(child: Child) -> str:

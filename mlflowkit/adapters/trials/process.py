@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit import arrays
+from mlflowkit.bench.timings import Timings
 from mlflowkit.errors import TrialError
 from mlflowkit.files import disk_error
 from mlflowkit.ports import Built, Loaded, TrialJob
@@ -73,9 +74,16 @@ class ProcessTrial:
         return arrays.read(Path(told["path"]))
 
     def block(self, start: int, count: int) -> Sequence[int]:
-        """Nanoseconds of requests, timed in the process. Raises TrialError."""
-        times: list[int] = self._ask("measured", {"do": "block", "start": start, "count": count})["ns"]
-        return times
+        """Nanoseconds of requests, timed in the process, with what a device told of them. Raises TrialError."""
+        told = self._ask("measured", {"do": "block", "start": start, "count": count})
+        return Timings(told["ns"], told["parts"]) if told.get("parts") else list(told["ns"])
+
+    def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
+        """Requests that wait for nobody, as `ports.Trial` has them. Raises TrialError."""
+        import numpy as np
+
+        question = {"do": "offered", "rate": rate, "count": count, "seed": seed}
+        return np.array(self._ask("measured", question, more=count / rate)["ns"], dtype=np.int64)
 
     def close(self) -> None:
         """End the process and all that it started."""
@@ -111,7 +119,8 @@ class ProcessTrial:
         except OSError as error:
             raise disk_error(error, self._log) from error
 
-    def _ask(self, doing: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, doing: str, question: Mapping[str, Any], *, more: float = 0.0) -> dict[str, Any]:
+        """The answer to a question, which may take ``more`` seconds than others."""
         if self._fault is not None:
             raise self._fault
         stdin = self._process.stdin
@@ -120,7 +129,7 @@ class ProcessTrial:
         with contextlib.suppress(BrokenPipeError):  # it has ended: what follows says how
             stdin.write(json.dumps(question).encode() + b"\n")
             stdin.flush()
-        return self._answer(doing, time.monotonic() + self._job.seconds)
+        return self._answer(doing, time.monotonic() + self._job.seconds + more)
 
     def _answer(self, doing: str, deadline: float) -> dict[str, Any]:
         if self._fault is not None:
