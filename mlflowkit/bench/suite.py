@@ -177,10 +177,9 @@ def _said(rows: Sequence[Row], settings: Settings) -> list[str]:
     where = f"batch {rows[0].batch}"
     if len(rows) > 1 and not rows[0].taken and any(row.taken for row in rows):
         said.append(f"{where}: {rows[0].entry.name} is what the others are compared with, and was not measured")
-    for start in range(settings.starts if settings.load.rate is None else 0):
-        blocks = {row.entry.name: row.blocks[start] for row in rows if len(row.blocks) > start}
-        if blocks and (words := soundness.throttling(blocks)):
-            said.append(f"{where}, start {start + 1}: {words}")
+    blocks = {row.entry.name: row.samples.microseconds for row in rows if row.samples is not None}
+    if blocks and settings.load.rate is None and (words := soundness.throttling(blocks)):
+        said.append(f"{where}: {words}")
     return said
 
 
