@@ -16,6 +16,8 @@ NAMES = (
     "first_answer",
     "rows",
     "latency",
+    "overhead",
+    "comparisons",
     "search",
     "int8",
     "infer",
