@@ -18,6 +18,7 @@ from mlflowkit.bench.analysis import GROUPS, STARTS
 from mlflowkit.bench.comparing import Comparison, compare_all
 from mlflowkit.bench.environment import description, moment, pinned, usable
 from mlflowkit.bench.load import Load
+from mlflowkit.bench.measure import pooled
 from mlflowkit.bench.rows import Result, Row, Settings
 from mlflowkit.bench.subject import Entry
 from mlflowkit.bundle import digest_file, digest_json
@@ -177,7 +178,7 @@ def _said(rows: Sequence[Row], settings: Settings) -> list[str]:
     where = f"batch {rows[0].batch}"
     if len(rows) > 1 and not rows[0].taken and any(row.taken for row in rows):
         said.append(f"{where}: {rows[0].entry.name} is what the others are compared with, and was not measured")
-    blocks = {row.entry.name: row.samples.microseconds for row in rows if row.samples is not None}
+    blocks = {row.entry.name: pooled(row.starts).microseconds for row in rows if row.taken}
     if blocks and settings.load.rate is None and (words := soundness.throttling(blocks)):
         said.append(f"{where}: {words}")
     return said
