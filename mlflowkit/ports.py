@@ -162,7 +162,7 @@ class Built:
     files          the graph after all passes, and those that it reads its weights from
     size_bytes     of all of them
     build_seconds  what the passes took (of a cached graph: when it was made)
-    cached         whether the graph was made by an earlier search
+    cached         whether the graph was there: an earlier search made it, or this one for another engine
     """
 
     digest: str
@@ -213,6 +213,10 @@ class Trial(Protocol):
 
 class Trials(Protocol):
     """Tries candidates, each where a crash costs nobody else."""
+
+    def folder(self, job: TrialJob) -> Path:
+        """Where what is found out about a candidate is kept: by the digest of all that its graph, its answers and its
+        speed depend on. It need not exist."""
 
     def start(self, job: TrialJob) -> Trial:
         """Begin to build a candidate; returns at once. The trial ends with this process, however that ends."""

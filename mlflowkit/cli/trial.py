@@ -38,7 +38,8 @@ def rerun(plan: Mapping[str, Any], folder: Path) -> None:
     from mlflowkit.wiring import Wiring
 
     with tempfile.TemporaryDirectory(prefix="mlkit-trial-") as kept:
-        whole = {**plan, "model": str(folder / plan["model"]), "rows": str(folder / plan["rows"]), "kept": kept}
+        files = {name: str(folder / plan[name]) for name in ("model", "rows")}
+        whole = {**plan, **files, "kept": kept, "made": kept}
         sys.stdout.write(Wiring(folder).trial_once(whole, failpoint.reach) + "\n")
 
 

@@ -24,6 +24,9 @@ class SearchSection(Section):
     """After so long nothing further of the space is begun; without it, the search ends by itself."""
     stop_early: bool = True
     """Whether a candidate is measured no longer once another is surely faster and no worse in the rest."""
+    reuse: bool = True
+    """Whether what an earlier search found out about the very same candidate is taken for granted, on the same machine,
+    with the same rows and libraries; those that may be picked are measured anew in any case."""
     space: Space | None = None
     """What to search; without it there are the candidates that are named."""
 

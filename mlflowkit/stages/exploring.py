@@ -4,7 +4,7 @@ what is asked and writes down what came of it, and `stages.trying`, which tries 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlflowkit.bench import analysis
@@ -49,6 +49,7 @@ class Exploration:
     def __init__(self, setting: Setting, plan: Plan) -> None:
         self._setting, self._plan = setting, plan
         self._found: dict[str, Tried] = {}
+        self._recalled = 0
         self._began = time.monotonic()
         self._size = group_size((setting.context.inputs["export"] / "model.onnx").stat().st_size)
         wanted = plan.search.trials if self._method == "optuna" else len(plan.space)
@@ -63,13 +64,16 @@ class Exploration:
         groups = 0
         with Bench(self._setting, self._progress) as bench:
             best: Tried | None = None
-            for group in self._groups():
+            for whole in self._groups():
+                group = self._recall(bench, whole)
+                if not group:
+                    continue
                 for one in bench.try_group(group, best.candidate if best else None):
                     self._found[key_of(one.candidate)] = self._constrained(one)
                 groups += 1
                 best = min(self._eligible(), key=lambda one: middle(one.value), default=None)
                 bench.close(but=[FLOAT, *([best.candidate] if best else [])])
-            finalists = self._contenders() if groups == 1 else self._final(bench)
+            finalists = self._contenders() if groups == 1 and not self._recalled else self._final(bench)
             if not finalists and self._eligible():  # the best failed at last: those that they beat are left
                 finalists = self._final(bench)
             finalists = self._confirmed(bench, finalists)
@@ -92,6 +96,21 @@ class Exploration:
             yield group
             keys = {key_of(one) for one in space}
             search.told([self._result_of(one) for one in group if key_of(one) in keys])
+
+    def _recall(self, bench: Bench, group: Sequence[Candidate]) -> list[Candidate]:
+        """Those of a group that no earlier search measured; what is known of the others is entered."""
+        fresh = []
+        for candidate in group:
+            known = bench.recalled(candidate)
+            if known is None:
+                fresh.append(candidate)
+            else:
+                self._found[key_of(candidate)] = self._constrained(known)
+        self._recalled += len(group) - len(fresh)
+        if len(fresh) < len(group):
+            said = f"{len(group) - len(fresh)} of {len(group)} candidates are known from an earlier search"
+            self._setting.context.progress(Event("optimize", "progress", said))
+        return fresh
 
     def _late(self) -> bool:
         seconds = self._plan.search.seconds

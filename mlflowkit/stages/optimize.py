@@ -183,6 +183,7 @@ def _setting(spec: Spec, context: StageContext) -> Setting:
         samples=section.samples,
         requests=REQUEST_ROWS,
         stop_early=section.search.stop_early,
+        reuse=section.search.reuse,
         timeout=section.timeout,
     )
 

@@ -8,10 +8,12 @@ and has its turn in every round: what candidates of different groups are compare
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +31,8 @@ from mlflowkit.optimization.front import Point
 from mlflowkit.optimization.objective import Bounds, Figures, quantile_of, ratio
 from mlflowkit.optimization.space import FLOAT, key_of, unservable
 from mlflowkit.ports import Built, Loaded, Trial, TrialJob
-from mlflowkit.stages import asking
+from mlflowkit.stages import asking, remembered
+from mlflowkit.stages.remembered import Remembered
 from mlflowkit.values import Measurement
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ PROCESS_BYTES = 100_000_000
 """What a candidate's process takes before it loads anything."""
 MEMORY_SHARE = 0.25
 """Part of the memory that is free which a group's processes may take."""
-WARM_UP = 15
+WARM_UP = 8
 """Blocks of warm-up at most: a group has many candidates, and what has not settled by then is said."""
 MEMORY_STEP = 1.1
 """Peaks of memory are compared in steps of this factor: the same graph's differ by less from process to process."""
@@ -103,7 +106,7 @@ class Tried:
         return Point({"metric": metric, "size": (size, size), "memory": (memory, memory)})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Setting:
     """What all candidates of a search have in common. ``rows`` is the file that their processes read."""
 
@@ -120,7 +123,16 @@ class Setting:
     samples: int
     requests: int
     stop_early: bool
+    reuse: bool
     timeout: float
+
+    @cached_property
+    def asked(self) -> str:
+        """Digest of what is asked of a candidate besides what its own digest has."""
+        return digest_json([
+            self.metric, hashlib.sha256(self.actual.tobytes()).hexdigest(), self.objective, self.samples,
+            self.stop_early, BLOCK,
+        ])  # fmt: skip
 
 
 def group_size(model_bytes: int) -> int:
@@ -201,9 +213,38 @@ class Bench:
                 self._kept[key] = self._judged(candidate, built[key])
             yield self._kept[key]
 
+    def recalled(self, candidate: Candidate) -> Tried | None:
+        """What another search found out about exactly this candidate, judged by today's recipe; None for nothing.
+
+        What this very search measured before it was cut comes with its group (`_Turns`); begun anew, it measures anew.
+        """
+        if not self.setting.reuse:
+            return None
+        found = remembered.read(self.setting.context.ports.trials.folder(self._job(candidate)), self.setting.asked)
+        if found is None or found.search == self.setting.context.scratch.name:
+            return None
+        tried = Tried(candidate, built=found.built, loaded=found.loaded, metric=found.metric, drop=found.drop)
+        if found.drop is not None:
+            accepted, reason = analysis.accepts(found.drop, self.setting.max_metric_drop)
+            tried = replace(tried, status="ok" if accepted else "rejected", reason=reason)
+        tried = self._with_samples(self._limited(tried), found.samples, found.reference)
+        return replace(tried, notes=(*tried.notes, f"measured by an earlier search, on {found.day}"))
+
+    def _remember(self, tried: Tried, reference: Figures) -> None:
+        """Keep what was found out about a candidate that answered and was measured."""
+        if tried.samples is None or tried.built is None or tried.loaded is None or tried.metric is None:
+            return
+        folder = self.setting.context.ports.trials.folder(self._job(tried.candidate))
+        search = self.setting.context.scratch.name
+        found = Remembered(tried.built, tried.loaded, tried.metric, tried.drop, tried.samples, reference, search)
+        remembered.write(folder, self.setting.asked, found)
+
     def _start(self, candidate: Candidate) -> Trial:
+        return self.setting.context.ports.trials.start(self._job(candidate))
+
+    def _job(self, candidate: Candidate) -> TrialJob:
         setting, context = self.setting, self.setting.context
-        job = TrialJob(
+        return TrialJob(
             candidate=candidate,
             model=context.inputs["export"] / "model.onnx",
             rows=setting.rows,
@@ -213,7 +254,6 @@ class Bench:
             scripts=context.out / "scripts",
             seconds=setting.timeout,
         )
-        return context.ports.trials.start(job)
 
     def _judged(self, candidate: Candidate, built: Built | TrialError) -> Tried:
         """The candidate loaded, with its metric and, unless it is the float graph, the metric's drop."""
@@ -230,11 +270,14 @@ class Bench:
             return self._failed(tried, error)
         if self._reference is None:
             self._reference = answers
-        reason = unservable(candidate)
-        tried = judge(tried, answers, self._reference, self.setting.metric, self.setting.max_metric_drop)
+        return self._limited(judge(tried, answers, self._reference, self.setting.metric, self.setting.max_metric_drop))
+
+    def _limited(self, tried: Tried) -> Tried:
+        """A candidate that was judged by its answers, with what else keeps it from serving."""
+        reason = unservable(tried.candidate)
         if reason:
             return replace(tried, status="baseline", reason=reason)
-        most, size = self.setting.max_size, built.size_bytes or 0
+        most, size = self.setting.max_size, (tried.built.size_bytes or 0) if tried.built else 0
         if most is not None and size > most and tried.status == "ok":
             said = f"the graph has {size / 1e6:.3g} MB: more than max_size_mb {most / 1e6:g}"
             return replace(tried, status="rejected", reason=said)
@@ -253,7 +296,7 @@ class Bench:
         group = {key_of(one.candidate): one for one in tried if one.loaded is not None and one.status != "failed"}
         turns = _Turns(group, setting, {key: self._alive[key] for key in group}, self.progress)
         samples = turns.take(self._file_of(group, time))
-        reference = replace(group[key_of(FLOAT)], samples=samples[key_of(FLOAT)])
+        reference = replace(group[key_of(FLOAT)], samples=samples[key_of(FLOAT)]).figures
         for one in tried:
             key = key_of(one.candidate)
             if key in turns.failed:
@@ -263,17 +306,18 @@ class Bench:
                 yield one
             else:
                 found = self._with_samples(one, samples[key], reference)
+                self._remember(found, reference)
                 if found.status == "ok" and key in turns.stopped:
                     found = replace(found, status="dominated", reason=turns.stopped[key])
                 elif found.status == "ok" and key in turns.settled:
                     found = replace(found, beaten=turns.settled[key])
                 yield found
 
-    def _with_samples(self, tried: Tried, samples: Samples, reference: Tried) -> Tried:
+    def _with_samples(self, tried: Tried, samples: Samples, reference: Figures) -> Tried:
         objective = self.setting.objective
         tried = replace(tried, samples=samples, notes=(*tried.notes, *soundness.notes(samples)))
-        mine, whole = tried.figures, reference.figures
-        other = replace(whole, microseconds=whole.microseconds[: len(samples.microseconds)])
+        mine = tried.figures
+        other = replace(reference, microseconds=reference.microseconds[: len(samples.microseconds)])
         confidence = analysis.CONFIDENCE
         relative = ratio(quantile_of(objective), mine, other, confidence=confidence)
         value = relative

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import mmap
@@ -17,10 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlflowkit import machine
+from mlflowkit import arrays, machine
 from mlflowkit.adapters.trials.process import ProcessTrial
 from mlflowkit.adapters.trials.reproduce import write_script
 from mlflowkit.bundle import digest_file, digest_json
+from mlflowkit.candidates import Candidate, Int8
 from mlflowkit.files import disk_errors
 from mlflowkit.ports import TrialJob
 
@@ -39,18 +41,23 @@ class ProcessTrials:
     def __post_init__(self) -> None:
         self._swept = False
 
+    def folder(self, job: TrialJob) -> Path:
+        """Where what is found out about a candidate is kept, by `digest_of` it."""
+        return self.state.resolve() / "trials" / digest_of(job)
+
     def start(self, job: TrialJob) -> ProcessTrial:
         """Begin to build a candidate in a process of its own. Raises StoreError when the disk refuses its files."""
         if not self._swept:
             self._sweep()
             self._swept = True
-        digest = digest_of(job)
-        kept = self.state.resolve() / "trials" / digest
+        kept = self.folder(job)
+        made = kept.parent / digest_of_graph(job)
         with disk_errors(kept):
-            kept.mkdir(parents=True, exist_ok=True)
-            kept.touch()
+            for folder in (kept, made):
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.touch()
             job.scratch.mkdir(parents=True, exist_ok=True)
-        return ProcessTrial(job, plan_of(job, digest, kept), write_script)
+        return ProcessTrial(job, plan_of(job, kept.name, kept, made), write_script)
 
     def _sweep(self) -> None:
         """Remove what has not been used for long; what cannot be removed is left."""
@@ -60,8 +67,11 @@ class ProcessTrials:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def plan_of(job: TrialJob, digest: str, kept: Path) -> dict[str, Any]:
-    """What the process is told, as JSON: paths are absolute, so that a script can run it from anywhere."""
+def plan_of(job: TrialJob, digest: str, kept: Path, made: Path) -> dict[str, Any]:
+    """What the process is told, as JSON: paths are absolute, so that a script can run it from anywhere.
+
+    ``kept`` is the candidate's own folder, ``made`` that of its graph, which candidates on other engines share.
+    """
     return {
         "candidate": job.candidate.model_dump(mode="json"),
         "model": str(job.model.resolve()),
@@ -71,22 +81,33 @@ def plan_of(job: TrialJob, digest: str, kept: Path) -> dict[str, Any]:
         "callers": job.callers,
         "digest": digest,
         "kept": str(kept),
+        "made": str(made),
     }
 
 
 def digest_of(job: TrialJob) -> str:
     """Digest of everything that a candidate's graph, answers and speed depend on, however it is called."""
     candidate = job.candidate.model_dump(mode="json", exclude={"name"})
-    graph = {path.name: _digest_of_file(path, _stamp(path)) for path in graph_files(job.model)}
     return digest_json(
         {
             "candidate": candidate,
-            "graph": list(graph.values()),
-            "rows": _digest_of_file(job.rows, _stamp(job.rows)),
+            "graph": digest_of_graph(job),
             "requests": [job.batch, job.requests],
+            "machine": machine.described(),
+        }
+    )
+
+
+def digest_of_graph(job: TrialJob) -> str:
+    """Digest of everything that the graph depends on which the passes make; whatever runs it then, it is the same."""
+    return digest_json(
+        {
+            "passes": [one.model_dump(mode="json") for one in job.candidate.passes],
+            "graph": [_digest_of_file(path, _stamp(path)) for path in graph_files(job.model)],
+            "rows": _digest_of_rows(job.rows, _stamp(job.rows), _calibrating(job.candidate)),
+            "batch": job.batch,
             "libraries": _libraries(),
             "code": _code(),
-            "machine": machine.described(),
         }
     )
 
@@ -106,6 +127,22 @@ def graph_files(model: Path) -> list[Path]:
 def _digest_of_file(path: Path, stamp: tuple[int, int]) -> str:
     """Digest of a file; ``stamp`` so that a changed one is read again."""
     return digest_file(path)
+
+
+@lru_cache(maxsize=64)
+def _digest_of_rows(path: Path, stamp: tuple[int, int], calibrating: int) -> str:
+    """Digest of the rows to answer and of the first ``calibrating`` of those that fix ranges: others may want more."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.read(path).items()):
+        taken = array[:calibrating] if name.startswith("calibration/") else array
+        content = json.dumps(taken.tolist()).encode() if taken.dtype == object else taken.tobytes()
+        digest.update(f"{name} {taken.dtype} {taken.shape} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _calibrating(candidate: Candidate) -> int:
+    """How many calibration rows its passes look at."""
+    return max((one.rows for one in candidate.passes if isinstance(one, Int8)), default=0)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ class Child:
 
     def __init__(self, plan: Mapping[str, Any], passes: Callable[[], Passes], engines: Engines, reach: Reach) -> None:
         self.candidate = Candidate.model_validate(plan["candidate"])
-        self.kept = Path(plan["kept"])
+        self.kept, self._made = Path(plan["kept"]), Path(plan["made"])
         self._plan = plan
         self._passes, self._engines = passes, engines
         self._reach = reach
@@ -99,33 +100,34 @@ class Child:
         exported = Path(self._plan["model"])
         if not self.candidate.passes:
             return {"reason": "", **_files(exported), "build_seconds": 0.0}
-        kept = self._kept()
-        if kept is not None:
-            return kept | {"cached": True}
         fixed = next((one.rows for one in self.candidate.passes if isinstance(one, FixedRows)), self._plan["batch"])
         if fixed != self._plan["batch"]:
             return {"reason": f"a graph for {fixed} rows; requests have optimize.batch {self._plan['batch']}"}
-        began = time.perf_counter()
-        reason = self._applied(exported)
-        if reason:
-            return {"reason": reason}
-        told = {"reason": "", **_files(self.kept / MODEL), "build_seconds": time.perf_counter() - began}
-        replace_file(self.kept / BUILT, json.dumps(told).encode(), durable=False)
-        return told
+        with _alone(self._made):  # another candidate may be making the same graph, to run it on another engine
+            kept = self._kept()
+            if kept is not None:
+                return kept | {"cached": True}
+            began = time.perf_counter()
+            reason = self._applied(exported)
+            if reason:
+                return {"reason": reason}
+            told = {"reason": "", **_files(self._made / MODEL), "build_seconds": time.perf_counter() - began}
+            replace_file(self._made / BUILT, json.dumps(told).encode(), durable=False)
+            return told
 
     def _kept(self) -> dict[str, Any] | None:
-        """What an earlier search made of this very candidate; None when it did not get so far."""
+        """The graph where it was made before; None when nobody got so far."""
         try:
-            told: dict[str, Any] = json.loads((self.kept / BUILT).read_bytes())
+            told: dict[str, Any] = json.loads((self._made / BUILT).read_bytes())
         except (OSError, ValueError):
             return None
-        whole = (self.kept / MODEL).exists()
-        now = _files(self.kept / MODEL) if whole else {}
+        whole = (self._made / MODEL).exists()
+        now = _files(self._made / MODEL) if whole else {}
         return told | now if now.get("size_bytes") == told["size_bytes"] else None
 
     def _applied(self, exported: Path) -> str:
         """Apply the passes in a fork and wait for it; returns why there is no graph, or ""."""
-        work = self.kept / f"work-{os.getpid()}"
+        work = self._made / f"work-{os.getpid()}"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         reading, writing = os.pipe()
@@ -149,7 +151,7 @@ class Child:
         if "error" in told:
             raise TrialError(told["error"], hint=told.get("hint", ""))
         for path in work.iterdir() if not told["reason"] else ():
-            path.replace(self.kept / path.name)
+            path.replace(self._made / path.name)
         shutil.rmtree(work, ignore_errors=True)
         return str(told["reason"])
 
@@ -213,6 +215,14 @@ class Child:
             for name, found in self._session.run({key: array[asked] for key, array in inputs.items()}).items():
                 parts.setdefault(name, []).append(np.asarray(found)[: len(taken)])
         return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; a lock ends with the process that has it, however that ends."""
+    with (folder / "lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def serve(child: Child, answers: BinaryIO) -> None:

@@ -43,7 +43,7 @@ def write_script(job: TrialJob, plan: Mapping[str, Any], reason: str) -> Path | 
         for source in (*graph_files(job.model), job.rows):
             if not (folder / source.name).exists():
                 shutil.copyfile(source, folder / source.name)
-        told = {key: value for key, value in plan.items() if key != "kept"}
+        told = {key: value for key, value in plan.items() if key not in ("kept", "made")}
         told |= {"model": job.model.name, "rows": job.rows.name}
         one_line = " ".join(reason.split()).replace("\\", "/").replace('"', "'")
         text = SCRIPT.format(

@@ -14,10 +14,13 @@ import pandas as pd
 import pytest
 
 import trial_processes
+from mlflowkit.adapters.trials import ProcessTrials
+from mlflowkit.adapters.trials.process import ProcessTrial
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
 from mlflowkit.optimization import choice
 from mlflowkit.optimization.objective import Figures
+from mlflowkit.ports import TrialJob
 from mlflowkit.stages import optimize, trying
 from mlflowkit.values import Event
 
@@ -232,6 +235,46 @@ def test_what_a_cut_run_made_and_measured_is_not_made_again(copy: Make, monkeypa
     world.optimize(**asked)
     assert published(world, "latency.json") != first
     assert row_of(world, "onnx-int8")["status"] == "ok", "another run takes the graph that this one made"
+
+
+def test_another_search_takes_what_is_known_of_a_candidate_and_measures_anew_only_what_may_be_picked(
+    copy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = copy(MLP)
+    dynamic = {"name": "dynamic", "passes": [{"kind": "int8-dynamic"}]}
+    world.optimize(candidates=["onnx", "onnx-int8", dynamic], max_metric_drop=1.0, metric="accuracy")
+    before = published(world, "latency.json")
+    (world.base / "scratch").rename(world.base / "first")
+    tries, events = [], []
+    start = ProcessTrials.start
+
+    def counted(self: ProcessTrials, job: TrialJob) -> ProcessTrial:
+        tries.append(job.candidate.name)
+        return start(self, job)
+
+    monkeypatch.setattr(ProcessTrials, "start", counted)
+    second = replace(
+        world.context("optimize", ("data", "export")),
+        scratch=world.base / "second", progress=lambda event: events.append(event.message),
+    )  # fmt: skip
+    second.scratch.mkdir()
+    basic = {"name": "basic", "engine": {"graph_level": "basic"}}
+    asked = {
+        "candidates": ["onnx", "onnx-int8", {**dynamic, "name": "renamed"}, basic],
+        "samples": 200, "max_metric_drop": 0.0, "metric": "accuracy",
+    }  # fmt: skip
+    optimize.run(optimize.Spec.model_validate({"task": world.task, "optimize": asked}), second)
+    assert "3 of 4 candidates are known from an earlier search" in events
+    rows = {row["name"]: row for row in published(world, "candidates.json")}
+    after = published(world, "latency.json")
+    for name, earlier in (("onnx-int8", "onnx-int8"), ("renamed", "dynamic")):
+        if rows[name]["status"] == "rejected":
+            assert after[name] == before[earlier], "it cannot be picked: nobody measured it again"
+            assert name not in tries
+            assert any("measured by an earlier search" in note for note in rows[name]["notes"])
+    assert {rows["onnx-int8"]["status"], rows["renamed"]["status"]} & {"rejected"}
+    assert after["onnx"] != before["onnx"]
+    assert rows["basic"]["samples"] == 200
 
 
 def test_early_stopping_leaves_the_pick_alone_and_says_who_was_better(copy: Make) -> None:
