@@ -13,7 +13,7 @@ from mlflowkit.bench import load as loads
 from mlflowkit.bench import soundness
 from mlflowkit.bench.analysis import quantile, quantile_interval
 from mlflowkit.bench.comparing import Comparison
-from mlflowkit.bench.environment import Machine
+from mlflowkit.bench.environment import Machine, Moment
 from mlflowkit.bench.load import Load, Taken
 from mlflowkit.bench.measure import Samples, pooled
 from mlflowkit.bench.open_loop import OpenLoad
@@ -122,6 +122,7 @@ class Row:
             "passes": [one.model_dump(mode="json") for one in candidate.passes],
             "engine": candidate.engine.model_dump(mode="json"),
             "graph": self.graph,
+            "requests": self.entry.subject.requests.digest,
             "size_bytes": None if self.built is None else self.built.size_bytes,
             "memory_bytes": _most([one.memory_bytes for one in self.loaded]),
             "build_seconds": None if self.built is None else self.built.build_seconds,
@@ -187,6 +188,9 @@ class Result:
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = field(default=())
+    moments: tuple[Moment, ...] = ()
+    """The machine before the first request and after the last one of each start, while its processes were there: the
+    clocks, temperatures and reasons of GPUs are of one that has just worked."""
 
     @property
     def measured(self) -> Mapping[tuple[str, int], tuple[Samples, ...]]:
@@ -196,8 +200,7 @@ class Result:
     def to_json(self) -> dict[str, Json]:
         """The shape of ``mlkit bench --json``."""
         subjects = [
-            {"name": one.name, "version": one.version, "kind": one.kind, "path": str(one.path), "notes": [*one.notes],
-             "requests": one.requests.digest}
+            {"name": one.name, "version": one.version, "kind": one.kind, "path": str(one.path), "notes": [*one.notes]}
             for one in self.subjects
         ]  # fmt: skip
         return {
@@ -208,4 +211,5 @@ class Result:
             "candidates": [row.to_json(self.settings) for row in self.rows],
             "comparisons": [asdict(one) for one in self.comparisons],
             "notes": list(self.notes),
+            "moments": [one.to_json() for one in self.moments],
         }

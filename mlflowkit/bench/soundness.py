@@ -222,9 +222,12 @@ def notes(samples: Samples, quantiles: Sequence[float] = (0.5, 0.95, 0.99)) -> l
     return [words for words in said if words]
 
 
-def disturbances(before: Moment, after: Moment, cores: int) -> list[str]:
-    """What the machine itself says disturbed a measurement between two moments, in words; ``cores`` is all it has."""
-    said = []
+def disturbances(moments: Sequence[Moment], cores: int) -> list[str]:
+    """What the machine itself says disturbed a measurement, from moments before, in and after it, in words.
+
+    ``cores`` is all that the machine has, whichever of them were used: its load is theirs.
+    """
+    before, after, said = moments[0], moments[-1], list[str]()
     if before.load is not None and before.load > MOST_LOAD * cores:
         said.append(f"busy: {before.load:.1f} processes ran on {cores} cores in the minute before")
     if before.mhz and after.mhz and after.mhz < before.mhz * (1 - SLOWER_CLOCK):
@@ -234,7 +237,7 @@ def disturbances(before: Moment, after: Moment, cores: int) -> list[str]:
     held = (after.throttled_seconds or 0.0) - (before.throttled_seconds or 0.0)
     if held > 0:
         said.append(f"throttled: the container was held at its limit of processor time for {held:.2f} s")
-    return said + _gpu_disturbances([one.gpus.found or () for one in (before, after)])
+    return said + _gpu_disturbances([one.gpus.found or () for one in moments])
 
 
 def _stolen(before: Moment, after: Moment) -> float:

@@ -16,7 +16,7 @@ from mlflowkit.bench import load as loads
 from mlflowkit.bench import soundness
 from mlflowkit.bench.analysis import GROUPS, STARTS
 from mlflowkit.bench.comparing import Comparison, compare_all
-from mlflowkit.bench.environment import description, moment, pinned, usable
+from mlflowkit.bench.environment import Moment, description, moment, pinned, usable
 from mlflowkit.bench.load import Load
 from mlflowkit.bench.measure import pooled
 from mlflowkit.bench.rows import Result, Row, Settings
@@ -57,9 +57,8 @@ class Bench:
         machine = description()
         cores = cores_for(entries, settings, machine.affinity)
         with _kept_on(cores):
-            before = moment()
-            found = [self._batch(entries, settings, index) for index in range(len(settings.batches))]
-            after = moment()
+            moments = [moment()]
+            found = [self._batch(entries, settings, index, moments) for index in range(len(settings.batches))]
         comparisons = tuple(one for batch in found for one in _compared(batch, settings))
         notes = [words for batch in found for words in _said(batch, settings)]
         if comparisons and settings.starts < STARTS:
@@ -67,7 +66,7 @@ class Bench:
         return Result(
             settings, machine, cores, tuple({id(entry.subject): entry.subject for entry in entries}.values()),
             tuple(row for batch in found for row in batch), comparisons,
-            (*notes, *soundness.disturbances(before, after, os.cpu_count() or 1)),
+            (*notes, *soundness.disturbances(moments, os.cpu_count() or 1)), tuple(moments),
         )  # fmt: skip
 
     def glance(self, entries: Sequence[Entry], settings: Settings) -> list[tuple[Row, float | None]]:
@@ -82,7 +81,9 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------------------ one batch
 
-    def _batch(self, entries: Sequence[Entry], settings: Settings, index: int) -> list[Row]:
+    def _batch(
+        self, entries: Sequence[Entry], settings: Settings, index: int, moments: list[Moment]
+    ) -> list[Row]:  # fmt: skip
         """Start all entries, measure them in turns, end them; again, for those that did not fail meanwhile."""
         rows = {entry.name: Row(entry, settings.batches[index], "ok") for entry in entries}
         share = 1 / (len(settings.batches) * settings.starts)
@@ -90,12 +91,14 @@ class Bench:
             going = [row for row in rows.values() if row.status == "ok"]
             turn = start % max(1, len(going))
             told = _within(self.progress, (index * settings.starts + start) * share, share)
-            found = self._start(going[turn:] + going[:turn], settings, start, told)
+            found = self._start(going[turn:] + going[:turn], settings, start, told, moments)
             rows |= {row.entry.name: row for row in found}
         return list(rows.values())
 
-    def _start(self, rows: Sequence[Row], settings: Settings, start: int, progress: Progress) -> list[Row]:
-        """The rows with one start more, or with why there is none."""
+    def _start(
+        self, rows: Sequence[Row], settings: Settings, start: int, progress: Progress, moments: list[Moment]
+    ) -> list[Row]:  # fmt: skip
+        """The rows with one start more, or with why there is none; and the machine's moment when it was measured."""
         with self._begun(rows, settings.load, _within(progress, 0.0, 0.4)) as begun:
             found = {row.entry.name: row for row, _ in begun}
             sources = {row.entry.name: trial for row, trial in begun if trial is not None}
@@ -112,6 +115,7 @@ class Bench:
                     found[lost.name] = _failed(found[lost.name], lost.error)
                     del sources[lost.name]
                     continue
+                moments.append(moment())
                 return [
                     replace(row, taken=(*row.taken, taken[name])) if name in taken else row
                     for name, row in found.items()
