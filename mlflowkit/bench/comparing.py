@@ -39,11 +39,11 @@ class Comparison:
 
 
 def compare_all(
-    starts: Mapping[str, Sequence[np.ndarray]], q: float, *, batch: int, label: str
+    starts: Mapping[str, Sequence[np.ndarray]], q: float, *, batch: int, label: str, families: int = 1
 ) -> tuple[Comparison, ...]:
     """Each of several candidates against the first: the blocks of each start of theirs, start i of all in turns.
 
-    All intervals hold together (Bonferroni).
+    All intervals hold together, those of as many other ``families`` (batch sizes) as are compared too (Bonferroni).
 
     >>> import numpy as np
     >>> base = np.random.default_rng(0).gamma(900, 0.1, size=(5, 8, 50))
@@ -56,7 +56,7 @@ def compare_all(
     names = list(starts)
     if len(names) < 2:
         return ()
-    confidence = 1 - (1 - CONFIDENCE) / (len(names) - 1)
+    confidence = 1 - (1 - CONFIDENCE) / (families * (len(names) - 1))
     first, others = names[0], names[1:]
     return tuple(_compare(name, first, starts, q, batch, label, confidence) for name in others)
 

@@ -128,8 +128,9 @@ def notes(stretches: Sequence[OpenLoad]) -> list[str]:
     saturated = [one for one in stretches if one.saturated]
     if saturated:
         where = "" if len(stretches) == 1 else f" in {len(saturated)} of {len(stretches)} stretches"
+        word = "saturated" if 2 * len(saturated) >= len(stretches) else "fell behind"
         said.append(
-            f"saturated{where}: it could not keep up with {_mean([one.offered for one in saturated]):,.0f} a second "
+            f"{word}{where}: it could not keep up with {_mean([one.offered for one in saturated]):,.0f} a second "
             f"and answered {_mean([one.achieved for one in saturated]):,.0f}; up to "
             f"{max(one.backlog for one in saturated):,} waited, and latencies grow with the length of the test"
         )

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import CONFIDENCE, STARTS, ratio_interval, rests_on_starts, unpaired_ratio_interval
+from mlflowkit.bench.load import Load
 from mlflowkit.bench.soundness import enough, percentile
 from mlflowkit.errors import UsageError
 from mlflowkit.values import Outcome
@@ -67,6 +68,10 @@ class Regression:
         }
 
 
+ASKED: Mapping[str, str] = {"graph": "another graph than the baseline's", "requests": "asked other rows than then"}
+"""Keys of a row that may differ from its baseline's, and what that is in words."""
+
+
 def judge(low: float, high: float, fail_above: float) -> Outcome:
     """What the interval of now over before says about a slowdown of more than ``fail_above``.
 
@@ -112,7 +117,8 @@ def compare(baseline: Results, now: Results, fail_above: float, *, confidence: f
     elsewhere = "; ".join(differences(baseline.machine, now.machine))
     changes = tuple(_judged(key, baseline, now, fail_above, level, elsewhere) for key in keys)
     few = [key for key in keys if key in now.starts and not rests_on_starts(_blocks(now, key), _blocks(baseline, key))]
-    notes = list(_versions(baseline.machine, now.machine))
+    notes = [words for key in keys if key in now.starts for words in _otherwise(key, baseline, now)]
+    notes += _versions(baseline.machine, now.machine)
     if few:
         notes.append(f"fewer than {STARTS} starts a side: what differs from start to start is not in the intervals")
     return Regression(
@@ -164,6 +170,9 @@ def _judged(key: Key, baseline: Results, now: Results, fail_above: float, confid
         row = now.rows.get(key)
         why = f"{row['status']}: {row['reason']}" if row else "this run has no such candidate"
         return _doubt(key, f"{title}: not measured now ({why})")
+    loads = [_load(results, key) for results in (baseline, now)]
+    if loads[0] != loads[1]:
+        return _doubt(key, f"{title}: the load was {loads[0].words} and is {loads[1].words}")
     later, earlier = _blocks(now, key), _blocks(baseline, key)
     for when, side in (("now", later), ("in the baseline", earlier)):
         if lacking := next((said for blocks in side if (said := enough(blocks, now.quantile).words)), ""):
@@ -186,7 +195,7 @@ def _change(name: str, batch: int, bounds: tuple[float, float], q: float, fail_a
     meaning = {
         Outcome.FAILED: f"more than the {limit} that may be",
         Outcome.PASSED: f"within the {limit} that may be",
-        Outcome.INCONCLUSIVE: f"which may or may not be more than {limit}: take more samples",
+        Outcome.INCONCLUSIVE: f"which may or may not be more than {limit}: more --starts tell",
     }
     return Change(name, batch, outcome, *bounds, f"{said}, {meaning[outcome]}")
 
@@ -197,6 +206,25 @@ def _blocks(results: Results, key: Key) -> list[np.ndarray]:
 
 def _title(name: str, batch: int) -> str:
     return name if batch == 1 else f"{name} (batch {batch})"
+
+
+def _load(results: Results, key: Key) -> Load:
+    """What asked; one caller in a file that does not say."""
+    told = results.rows.get(key, {}).get("load") or {}
+    return Load(int(told.get("callers", 1)), told.get("rate"))
+
+
+def _otherwise(key: Key, baseline: Results, now: Results) -> list[str]:
+    """What differs between a candidate and its baseline besides its latency, and may be why that changed."""
+    before, after = (results.rows.get(key, {}) for results in (baseline, now))
+    said = [words for name, words in ASKED.items() if name in before and before[name] != after.get(name)]
+    engines = [row.get("engine") or {} for row in (before, after)]
+    said += [
+        f"{name} of its engine was {engines[0].get(name)} and is {engines[1].get(name)}"
+        for name in {**engines[0], **engines[1]}
+        if engines[0] and engines[0].get(name) != engines[1].get(name)
+    ]
+    return [f"{_title(*key)}: {words}" for words in said]
 
 
 def _versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -173,7 +173,9 @@ def _compared(rows: Sequence[Row], settings: Settings) -> tuple[Comparison, ...]
     if not rows[0].taken:
         return ()
     blocks = {row.entry.name: row.blocks for row in rows if row.taken}
-    return compare_all(blocks, settings.quantile, batch=rows[0].batch, label=settings.label)
+    return compare_all(
+        blocks, settings.quantile, batch=rows[0].batch, label=settings.label, families=len(settings.batches)
+    )
 
 
 def _said(rows: Sequence[Row], settings: Settings) -> list[str]:

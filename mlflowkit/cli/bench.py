@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note
-from mlflowkit.errors import UsageError, nearest
+from mlflowkit.errors import GateFailedError, GateInconclusiveError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from mlflowkit.bench.results import Results
     from mlflowkit.bench.rows import Result, Settings
     from mlflowkit.bench.subject import Choice
     from mlflowkit.pipeline.subjects import Asking
+    from mlflowkit.values import Outcome
 
+CODES: Mapping[str, int] = {
+    "FAILED": GateFailedError.exit_code,
+    "INCONCLUSIVE": GateInconclusiveError.exit_code,
+}
+"""What the process says of a baseline's verdict."""
+DEFAULT_SHARE = "5%"
+"""How much slower than a baseline is borne."""
 LIVE_SECONDS, QUIET_SECONDS = 0.2, 2.0
 """A line of progress comes at most this often: on a terminal, and elsewhere."""
-NONE = "-"
 
 TargetArgument = Annotated[
     Path,
@@ -33,7 +43,7 @@ CompareOption = Annotated[
     typer.Option("--compare", metavar="OTHER", help="Measure this too, in turns; more than once for several."),
 ]
 BatchOption = Annotated[str, typer.Option("--batch", metavar="N,...", help="Rows a request; several: 1,8,32.")]
-SamplesOption = Annotated[int, typer.Option("--samples", min=50, max=10_000_000, help="Requests of each.")]
+SamplesOption = Annotated[int, typer.Option("--samples", min=100, max=10_000_000, help="Requests of each.")]
 StartsOption = Annotated[
     int,
     typer.Option("--starts", min=1, max=1000, help="Times that each process is started anew: no two are as fast."),
@@ -70,6 +80,37 @@ SizeOption = Annotated[
     typer.Option("--size", metavar="AXIS=N", help="Length of an axis that an ONNX file leaves open: sequence=128."),
 ]
 ZerosOption = Annotated[bool, typer.Option("--zeros", help="Make up rows of zeros instead of random numbers.")]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="N",
+        help="Requests arrive N a second, whether or not the last one is answered; latency counts from the moment when "
+        "each was to arrive.",
+    ),
+]
+ConcurrencyOption = Annotated[
+    int, typer.Option("--concurrency", metavar="N", min=1, max=1024, help="Callers that ask at once.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.json", help="Keep the results with their samples: a baseline.")
+]
+PageOption = Annotated[
+    Path | None, typer.Option("--page", metavar="FILE.html", help="Draw the results: one page, complete in itself.")
+]
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option("--baseline", metavar="FILE.json", help="Hold the results against those that --out kept earlier."),
+]
+FailAboveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fail-above",
+        metavar="5%",
+        help="How much slower than the baseline may be: exit 1 if it is surely more, 4 if that cannot be told "
+        "[default: 5%].",
+    ),
+]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and how long it takes.")]
 
 
@@ -88,35 +129,39 @@ def bench(
     inputs: InputsOption = None,
     size: SizeOption = None,
     zeros: ZerosOption = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of made-up rows.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of made-up rows and of arrivals.")] = 0,
+    rate: RateOption = None,
+    concurrency: ConcurrencyOption = 1,
+    out: OutOption = None,
+    page: PageOption = None,
+    baseline: BaselineOption = None,
+    fail_above: FailAboveOption = None,
     dry_run: DryOption = False,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> int:
     """Measure latency: warm-up until it is steady, then short blocks of everything in turns.
 
-    Each thing is measured in a process of its own, one caller at a time. Whatever this machine lacks is listed as not
-    run, with the reason. The first thing is what the others are compared with.
+    Each thing is measured in processes of its own, by one caller unless more are asked for. Whatever this machine lacks
+    is listed as not run, with the reason. The first thing is what the others are compared with.
     """
+    from mlflowkit.bench.load import Load
     from mlflowkit.bench.rows import Settings
     from mlflowkit.bench.subject import Choice
     from mlflowkit.pipeline.subjects import Asking
 
+    load = Load(concurrency, _rate(rate))
     ask = _Ask(
         targets=(target, *(compare or ())),
-        settings=Settings(_batches(batch), samples, starts, _quantile(quantile), _cores(pin)),
+        settings=Settings(_batches(batch), samples, starts, _quantile(quantile), _cores(pin), load, seed),
         choice=Choice(tuple(candidate or ()), tuple(map(_runtime, runtime or ())), threads),
         asking=Asking(inputs, "zeros" if zeros else "random", dict(map(_size, size or ())), seed),
         state=state,
     )
+    told = _Telling(_writable(out), _writable(page), *_gate(baseline, fail_above))
     if dry_run:
         return _glance(ask, json)
-    result = _measure(ask)
-    if json:
-        emit_json(result.to_json())
-    else:
-        _print(result)
-    return 0
+    return _tell(_measure(ask), told, json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +175,16 @@ class _Ask:
     state: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    """Where results go, and what they are held against."""
+
+    out: Path | None
+    page: Path | None
+    baseline: Results | None
+    fail_above: float
+
+
 def _measure(ask: _Ask) -> Result:
     from mlflowkit import library
 
@@ -141,11 +196,44 @@ def _arguments(ask: _Ask) -> dict[str, Any]:
     return {"settings": ask.settings, "choice": ask.choice, "asking": ask.asking, "state": ask.state}
 
 
+def _tell(result: Result, told: _Telling, as_json: bool) -> int:
+    """Show and keep the results; returns the exit code."""
+    from mlflowkit.bench import results
+    from mlflowkit.cli.bench_words import show
+    from mlflowkit.errors import EngineError
+
+    shown = result.to_json()
+    whole = results.document(shown, result.measured, datetime.now(UTC).isoformat(timespec="seconds"))
+    verdict: Outcome | None = None
+    if told.baseline is not None:
+        from mlflowkit.bench.regression import compare
+
+        regression = compare(told.baseline, results.parse(whole), told.fail_above)
+        verdict = regression.outcome
+        shown, whole = ({**one, "baseline": regression.to_json()} for one in (shown, whole))
+    if told.out is not None:
+        results.write(told.out, whole)
+    if told.page is not None:
+        from mlflowkit.files import replace_file
+        from mlflowkit.report.bench_page import render
+
+        replace_file(told.page, render(whole).encode())
+    if as_json:
+        emit_json(shown)
+    else:
+        show(shown)
+    if verdict is None and not result.measured:
+        note("nothing was measured")
+        return EngineError.exit_code
+    return CODES.get(str(verdict), 0)
+
+
 # ----------------------------------------------------------------------------------------------------------- dry run
 
 
 def _glance(ask: _Ask, as_json: bool) -> int:
     from mlflowkit import library
+    from mlflowkit.cli.bench_words import table
     from mlflowkit.report.wording import seconds
 
     with _told() as progress:
@@ -165,71 +253,9 @@ def _glance(ask: _Ask, as_json: bool) -> int:
          f"{row.status}: {row.reason}" if took is None else seconds(took))
         for row, took in found
     ]  # fmt: skip
-    _table(lines)
+    table(lines)
     echo(f"{ask.settings.samples:,} requests of each, at {ask.settings.label}: about {seconds(total)}, and the loading")
     return 0
-
-
-# ------------------------------------------------------------------------------------------------- what people read
-
-
-def _print(result: Result) -> None:
-    from mlflowkit.report.wording import micros, number
-
-    value = result.to_json()
-    for one in value["subjects"]:
-        for words in one["notes"]:
-            note(f"{one['name']}: {words}")
-    quantile = value["quantile"]
-    extra = [] if quantile in ("p50", "p95", "p99") else [quantile]
-    lines: list[Sequence[str]] = [
-        ("name", "runtime", "batch", "p50", "p95", "p99", *extra, f"{quantile} interval", "rows/s", "memory", "cold")
-    ]
-    for row in value["candidates"]:
-        if row["interval"] is None:
-            continue
-        more = [micros(row["quantile_us"])] if extra else []
-        low, high = row["interval"]
-        lines.append((
-            row["name"], row["runtime"], str(row["batch"]), micros(row["p50_us"]), micros(row["p95_us"]),
-            micros(row["p99_us"]), *more, f"{micros(low)} to {micros(high)}", number(row["throughput"], 3),
-            _bytes(row["memory_bytes"]), NONE if row["cold_start_ms"] is None else f"{row['cold_start_ms']:.0f} ms",
-        ))  # fmt: skip
-    if len(lines) > 1:
-        _table(lines)
-    for one in value["comparisons"]:
-        echo(f"{one['verdict']}: {one['words']} (batch {one['batch']}, {one['confidence']:.1%} sure)")
-    _print_rest(value)
-
-
-def _print_rest(value: dict[str, Any]) -> None:
-    """What was not run, and what must be known to believe the figures."""
-    for row in value["candidates"]:
-        if row["interval"] is None:
-            where = f"{row['name']} on {row['runtime']}, batch {row['batch']}"
-            again = f"; python {row['script']} does it again" if row["script"] else ""
-            echo(f"not run: {where}: {row['status']}: {row['reason']}{again}")
-        for words in row["notes"]:
-            echo(f"note: {row['name']}, batch {row['batch']}: {words}")
-    for words in value["notes"]:
-        echo(f"note: {words}")
-
-
-def _bytes(count: float | None) -> str:
-    from mlflowkit.report.front_views import bytes_words
-
-    return NONE if count is None else bytes_words(count)
-
-
-def _table(lines: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their cells; the first two to the left, the rest to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        echo("  ".join(cells).rstrip())
 
 
 @contextmanager
@@ -299,6 +325,50 @@ def _runtime(name: str) -> Any:
         f"no runtime {name!r}; there are {', '.join(known)}",
         hint=f"did you mean --runtime {close}?" if close else "--runtime ort-cpu",
     )
+
+
+def _rate(rate: float | None) -> float | None:
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UsageError(f"--rate {rate:g}: requests arrive at more than none a second", hint="--rate 200")
+    return rate
+
+
+def _gate(baseline: Path | None, fail_above: str | None) -> tuple[Results | None, float]:
+    """The results to be held against, and how much slower than they may be. Raises UsageError."""
+    if baseline is None:
+        if fail_above is not None:
+            raise UsageError("--fail-above: of what? There is no --baseline", hint="--baseline results.json")
+        return None, 0.0
+    from mlflowkit.bench.results import read
+
+    return read(baseline), _share(fail_above or DEFAULT_SHARE)
+
+
+def _share(text: str) -> float:
+    """A share of one. Raises UsageError.
+
+    >>> _share("5%"), _share("0.05"), _share("12.5 %")
+    (0.05, 0.05, 0.125)
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        found = round(float(number) / (1 if number == text.strip() else 100), 12)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise UsageError(f"--fail-above {text!r} is no share", hint="--fail-above 5%")
+    return found
+
+
+def _writable(path: Path | None) -> Path | None:
+    """The file to write; it is known before anything is measured whether that can be. Raises UsageError."""
+    if path is None:
+        return None
+    path = Path(os.path.abspath(path.expanduser()))
+    folder = next(parent for parent in path.parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written", hint="name a file in a folder of yours")
+    return path
 
 
 def _size(text: str) -> tuple[str, int]:
