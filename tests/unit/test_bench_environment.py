@@ -1,0 +1,185 @@
+"""What latency depends on is in every result: cores, governor, clocks, GPUs; what is hidden is None with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mlflowkit.bench import environment
+from mlflowkit.bench.environment import description, moment, pinned, usable
+from mlflowkit.bench.gpu import gpus
+from mlflowkit.errors import UsageError
+
+ON_CORES = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+
+
+# ----------------------------------------------------------------------------------------------------------- affinity
+
+
+@ON_CORES
+def test_a_process_is_kept_on_cores_and_let_go_even_after_an_error() -> None:
+    before = usable()
+    with pinned(before[-1:]) as held:
+        assert held == usable() == before[-1:]
+    assert usable() == before
+    with pytest.raises(ZeroDivisionError), pinned(before[:1]):
+        raise ZeroDivisionError
+    assert usable() == before
+
+
+@ON_CORES
+@pytest.mark.parametrize("wanted", [(), (100_000,)])
+def test_cores_that_may_not_be_used_are_refused(wanted: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="cannot be kept on cores") as caught, pinned(wanted):
+        pass
+    assert str(usable()[0]) in caught.value.hint
+
+
+@ON_CORES
+def test_a_description_has_the_cores_that_the_process_is_kept_on() -> None:
+    with pinned(usable()[:1]):
+        assert description().affinity == usable()[:1]
+        assert description().cores == 1
+
+
+# ------------------------------------------------------------------------------------------------ what the system tells
+
+
+def test_a_description_is_json_and_says_why_something_is_unknown() -> None:
+    told = json.loads(json.dumps(description().to_json()))
+    assert told["processor"]
+    assert told["kernel"]
+    assert told["libraries"]["numpy"]
+    for name in ("governor", "min_mhz", "max_mhz"):
+        assert told[name] is not None or told["unknown"][name], f"{name} is hidden, and nothing says why"
+    assert told["gpus"] is not None or told["gpus_reason"]
+
+
+def clocks(folder: Path, monkeypatch: pytest.MonkeyPatch, governors: list[str]) -> None:
+    """A system that tells its clocks, as Linux does on a machine of one's own."""
+    for core in usable():
+        place = folder / f"cpu{core}"
+        place.mkdir()
+        written = {
+            "scaling_governor": governors[core % len(governors)],
+            "cpuinfo_min_freq": "1500000",
+            "cpuinfo_max_freq": "3700000",
+            "scaling_cur_freq": "3400000",
+        }
+        for name, text in written.items():
+            (place / name).write_text(text + "\n")
+    monkeypatch.setattr(environment, "CPUFREQ", str(folder / "cpu{core}"))
+
+
+def test_governor_and_clocks_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks(tmp_path, monkeypatch, ["powersave"])
+    told = description()
+    assert (told.governor, told.min_mhz, told.max_mhz) == ("powersave", 1500.0, 3700.0)
+    assert told.unknown == {}
+    assert moment().mhz == 3400.0
+
+
+@pytest.mark.skipif(len(usable()) < 2, reason="one core has one governor")
+def test_cores_of_several_governors_are_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks(tmp_path, monkeypatch, ["performance", "powersave"])
+    assert description().governor == "mixed"
+
+
+def test_two_moments_tell_what_was_done_between_them() -> None:
+    before = moment()
+    while moment().busy_ticks == before.busy_ticks and before.busy_ticks is not None:
+        sum(range(100_000))
+    after = moment()
+    assert before.busy_ticks is None or (after.busy_ticks or 0) > before.busy_ticks
+    json.dumps(after.to_json())
+
+
+# --------------------------------------------------------------------------------------------------------------- GPUs
+
+
+class Nvml(ModuleType):
+    """NVIDIA's library as a machine with one card answers it."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, reasons: int = 0, driver: bool = True) -> None:
+        super().__init__("pynvml")
+        self.reasons, self.driver, self.open = reasons, driver, 0
+
+    def nvmlInit(self) -> None:
+        if not self.driver:
+            raise self.NVMLError("Driver Not Loaded")
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.65"
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:
+        return b"NVIDIA H100"
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        raise self.NVMLError("Not Supported")
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:
+        return self.reasons
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        memory = ModuleType("memory")
+        memory.total = 80 << 30  # type: ignore[attr-defined]
+        return memory
+
+    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:
+        return {self.NVML_CLOCK_SM: 1755, self.NVML_CLOCK_MEM: 2619}[kind]
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
+        return 1980
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        return 61
+
+
+def test_a_gpus_clocks_temperature_and_what_holds_it_back_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(reasons=0x04 | 0x40)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    told = moment().to_json()["gpus"][0]
+    assert (told["name"], told["driver"]) == ("NVIDIA H100", "580.65")
+    assert (told["clock_mhz"], told["max_clock_mhz"], told["memory_clock_mhz"]) == (1755, 1980, 2619)
+    assert told["temperature_celsius"] == 61
+    assert told["held_back"] == ["power cap", "thermal (hardware)"]
+    assert told["power_watts"] is None, "what a model does not tell is None"
+    assert not told["idle"]
+    assert nvml.open == 0, "the library is closed again"
+    assert description().to_json()["gpus"][0]["name"] == "NVIDIA H100"
+
+
+def test_a_gpu_with_nothing_to_do_is_idle_and_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(reasons=0x01))
+    found = gpus().found
+    assert found is not None
+    assert found[0].idle
+    assert found[0].held_back == ()
+
+
+def test_without_a_driver_or_a_library_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(driver=False))
+    assert gpus().to_json() == {"gpus": None, "gpus_reason": "NVML cannot be read: Driver Not Loaded"}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpus().reason == "nvidia-ml-py is not installed"
