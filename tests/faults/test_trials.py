@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -182,6 +183,66 @@ def test_a_disk_that_takes_no_more_costs_the_candidate(tmp_path: Path, job: Call
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "failed:" in done.stdout, done.stderr
     assert "File too large" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["cut off", "changed", "away"])
+def test_a_graph_that_was_damaged_where_it_is_kept_is_made_anew(
+    how: str, trials: ProcessTrials, job: Callable[..., TrialJob]
+) -> None:
+    trial = trials.start(job(DYNAMIC))
+    model = trial.build().files[0]
+    trial.close()
+    content = model.read_bytes()
+    model.write_bytes({"cut off": content[: len(content) // 2], "changed": bytes(len(content)), "away": b""}[how])
+    if how == "away":
+        model.unlink()
+    again = trials.start(job(DYNAMIC))
+    try:
+        assert not again.build().cached
+        again.load()
+    finally:
+        again.close()
+    assert model.read_bytes() == content
+
+
+def test_engines_share_the_graph_that_passes_made(trials: ProcessTrials, job: Callable[..., TrialJob]) -> None:
+    both = [trials.start(job(DYNAMIC.model_copy(update={"name": name, "engine": Engine(graph_level=level)})))
+            for name, level in (("plain", "off"), ("basic", "basic"))]  # fmt: skip
+    built = [trial.build() for trial in both]
+    assert built[0].files == built[1].files
+    assert sorted(one.cached for one in built) == [False, True], "they were begun at once, and one waited"
+    assert built[0].digest != built[1].digest
+    for trial in both:
+        trial.close()
+
+
+def test_memory_that_runs_out_costs_the_candidate(trials: ProcessTrials, job: Callable[..., TrialJob]) -> None:
+    """The graph wants 400 MB at once; its process may have 200 more than it has."""
+    wanted = job(FLOAT)
+    nodes = [
+        helper.make_node("ConstantOfShape", ["many"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["x", "zero"], ["y"]),
+    ]
+    graph = onnx.load(wanted.model).graph
+    inputs, outputs = list(graph.input), list(graph.output)
+    many = numpy_helper.from_array(np.array([100_000_000]), "many")
+    large = helper.make_graph(nodes, "large", inputs, outputs, [many])
+    onnx.save(helper.make_model(large, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), wanted.model)
+    trial = trials.start(wanted)
+    trial.build()
+    most = psutil.Process(trial._process.pid).memory_info().vms + 200_000_000
+    resource.prlimit(trial._process.pid, resource.RLIMIT_AS, (most, most))
+    try:
+        with pytest.raises(TrialError, match=r"[Mm]emory|alloc") as caught:
+            trial.load()
+    finally:
+        trial.close()
+    assert caught.value.script is not None
+    mended = subprocess.run(
+        [sys.executable, caught.value.script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "answers; the median request takes" in mended.stdout, mended.stderr
 
 
 PARENT = """

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from mlflowkit import arrays
 from mlflowkit.bench.timings import Timings
+from mlflowkit.bundle import digest_file
 from mlflowkit.candidates import Candidate, FixedRows
 from mlflowkit.errors import MlkitError, TrialError
 from mlflowkit.files import replace_file
@@ -112,18 +113,18 @@ class Child:
             if reason:
                 return {"reason": reason}
             told = {"reason": "", **_files(self._made / MODEL), "build_seconds": time.perf_counter() - began}
-            replace_file(self._made / BUILT, json.dumps(told).encode(), durable=False)
+            whole = {**told, "digests": _digests(told["files"])}
+            replace_file(self._made / BUILT, json.dumps(whole).encode(), durable=False)
             return told
 
     def _kept(self) -> dict[str, Any] | None:
-        """The graph where it was made before; None when nobody got so far."""
+        """The graph where it was made before; None when nobody got so far, or what lies there is another."""
         try:
             told: dict[str, Any] = json.loads((self._made / BUILT).read_bytes())
-        except (OSError, ValueError):
+            now = _files(self._made / MODEL)
+        except (OSError, ValueError, MlkitError):
             return None
-        whole = (self._made / MODEL).exists()
-        now = _files(self._made / MODEL) if whole else {}
-        return told | now if now.get("size_bytes") == told["size_bytes"] else None
+        return told | now if told.pop("digests", None) == _digests(now["files"]) else None
 
     def _applied(self, exported: Path) -> str:
         """Apply the passes in a fork and wait for it; returns why there is no graph, or ""."""
@@ -281,6 +282,10 @@ def _files(model: Path) -> dict[str, Any]:
 
     files = graph_files(model)
     return {"files": [str(path) for path in files], "size_bytes": sum(path.stat().st_size for path in files)}
+
+
+def _digests(files: Sequence[str]) -> list[str]:
+    return [digest_file(Path(path)) for path in files]
 
 
 def _resident() -> int | None:
