@@ -2,6 +2,7 @@
 
 Each candidate runs in a process of its own; all candidates of a model and batch size are measured in turns. What this
 machine lacks is a row with the status unavailable and the reason: nothing is run on another provider in its stead.
+With --out, each group is written when it was measured: Ctrl-C keeps what is done, and a run may add to an earlier one.
 
     python -m benchmarks.gpu_latency --quick
     python -m benchmarks.gpu_latency --models resnet50,minilm --batches 1,32 --precisions fp32,int8 --json
@@ -11,64 +12,64 @@ machine lacks is a row with the status unavailable and the reason: nothing is ru
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_latency import ahead, page, serving, tables
+from benchmarks.gpu_latency import ahead, page, results, serving, tables
 from benchmarks.gpu_latency.children import once
 from benchmarks.gpu_latency.measure import Suite, measured
 from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.plan import BATCHES, PRECISIONS, RUNTIMES, Effort
-from benchmarks.gpu_latency.summary import best
+from benchmarks.gpu_latency.results import Document
+from benchmarks.gpu_latency.summary import best, shared
 from mlflowkit import gpu
 from mlflowkit.bench.environment import description
+from mlflowkit.errors import MlkitError
 from mlflowkit.files import replace_file
 from mlflowkit.machine import cores
 
 PARTS = ("latency", "engines", "serving")
 QUICK = Effort(seconds=1.0, longest=0.5, most=500, thorough=False)
 """A pass over everything in two minutes: single rows, engines of one precision for one GPU."""
-Document = dict[str, Any]
 
 
-def latency(options: argparse.Namespace) -> Document:
+def latency(options: argparse.Namespace, document: Document) -> None:
     """Rows of all models, what the machine did meanwhile, the peaks of its matrix products, and the best of each."""
-    effort = QUICK if options.quick else Effort(options.seconds, options.longest)
-    suite = Suite(options.batches, options.runtimes, options.precisions, options.threads, effort)
+    suite = Suite(options.batches, options.runtimes, options.precisions, options.threads, options.effort)
     job = {"do": "facts", "models": options.models, "precisions": options.precisions, "threads": options.threads}
     facts = once(job, seconds=300, threads=options.threads)
-    peaks, operations = facts["peaks"], facts["operations"]
-    tops = {name: found["operations_per_second"] for name, found in peaks.items() if found["operations_per_second"]}
-    rows, summary, conditions = [], [], []
+    results.put_peaks(document, facts["peaks"])
     for name in options.models:
         for group in measured(MODELS[name], suite):
-            rows += group.rows
-            conditions += group.conditions
-            if found := best(group.rows, group.samples, operations.get(name), tops):
-                summary.append(found)
-    return {"rows": rows, "best": summary, "peaks": peaks, "conditions": conditions, "gpu": gpu.missing() or "present"}
+            found = best(group.rows, group.samples, facts["operations"].get(name))
+            results.put(document, "rows", group.rows)
+            results.put(document, "conditions", group.conditions)
+            results.put(document, "best", [shared(found, document["peaks"])] if found else [])
+            results.kept(options.out, document)
 
 
-def engines(options: argparse.Namespace) -> Document:
+def engines(options: argparse.Namespace, document: Document) -> None:
     """Engines built ahead of time."""
     known, lacking = ahead.targets()
-    wanted = [target for target in known if not options.targets or target in options.targets]
+    wanted = options.targets or [one for one in ahead.TARGETS if one in known]
     precisions = options.precisions
     if options.quick:
         wanted, precisions = wanted[-1:], precisions[:1]
-    rows = [
-        row for name in options.models for row in ahead.rows(MODELS[name], precisions, wanted, lacking, seconds=300)
-    ]
-    return {"engines": rows}
+    for name in options.models:
+        print(f"  {name}", file=sys.stderr, flush=True)
+        results.put(document, "engines", list(ahead.rows(MODELS[name], precisions, wanted, lacking, seconds=300)))
+        results.kept(options.out, document)
 
 
-def through_gateway(options: argparse.Namespace) -> Document:
+def through_gateway(options: argparse.Namespace, document: Document) -> None:
     """Requests through the gateway."""
     rounds, seconds = (1, 0.5) if options.quick else (3, 2.0)
-    return {"serving": serving.rows((1, 16), rounds, seconds)}
+    results.put(document, "serving", list(serving.rows(serving.CANDIDATES, (1, 16), rounds, seconds)))
+    results.kept(options.out, document)
 
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,19 +85,28 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precisions", type=_some_of(PRECISIONS), default=list(PRECISIONS), help=", ".join(PRECISIONS))
     parser.add_argument("--parts", type=_some_of(PARTS), default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument(
-        "--targets", type=lambda text: text.split(","), help="compute capabilities to build engines for"
+        "--targets",
+        type=lambda text: text.split(","),
+        help=f"compute capabilities to build engines for ({','.join(ahead.TARGETS)})",
     )
     parser.add_argument("--threads", type=int, default=cores(), help="threads inside an operator (default: all cores)")
     parser.add_argument(
         "--seconds", type=float, default=Effort().seconds, help="of measuring for a model and batch size"
     )
     parser.add_argument("--longest", type=float, default=Effort().longest, help="seconds of a request that is measured")
+    parser.add_argument(
+        "--aside",
+        type=_sizes,
+        default=list(Effort().aside),
+        help="batch sizes of torch.compile and FP16 on a processor",
+    )
     parser.add_argument("--quick", action="store_true", help="a pass in two minutes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--out", type=Path, help="write JSON here; parts that are not run now are kept")
+    parser.add_argument("--out", type=Path, help="write JSON here; what is not measured now is kept")
     parser.add_argument("--page", type=Path, help="write a page (HTML) here")
     options = parser.parse_args(arguments)
     options.batches = options.batches or ([1] if options.quick else list(BATCHES))
+    options.effort = QUICK if options.quick else Effort(options.seconds, options.longest, aside=tuple(options.aside))
     return options
 
 
@@ -118,24 +128,53 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts asked for, then print, write and draw what came of it."""
+def asked(options: argparse.Namespace) -> set[results.Key]:
+    """What the options will measure anew."""
+    found: set[results.Key] = set()
+    if "latency" in options.parts:
+        found |= {("rows", model, batch) for model, batch in product(options.models, options.batches)}
+    if "engines" in options.parts:
+        found |= {("engines", model, None) for model in options.models}
+    if "serving" in options.parts:
+        found.add(("serving", serving.MODEL, None))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts asked for, then print, write and draw what came of it; 130 where it was interrupted."""
     options = options_of(arguments)
-    document: Document = {"benchmark": "gpu_latency"}
-    if options.out is not None and options.out.exists():
-        document |= json.loads(options.out.read_bytes())
-    document |= {"machine": description().to_json(), "threads": options.threads, "quick": options.quick}
-    for part, work in (("latency", latency), ("engines", engines), ("serving", through_gateway)):
-        if part in options.parts:
-            print(part, file=sys.stderr, flush=True)
-            document |= work(options)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(options.out, tables.lines(document).encode(), durable=False)
+    machine = description().to_json()
+    settings = {"machine": machine, "threads": options.threads, "effort": asdict(options.effort)}
+    try:
+        document = results.opened(options.out, settings, asked(options))
+    except MlkitError as error:
+        print(f"{error}\n{error.hint}", file=sys.stderr)
+        return error.exit_code
+    document["gpu"] = gpu.missing() or "present"
+    code = 0
+    try:
+        for part, work in WORKS.items():
+            if part in options.parts:
+                print(part, file=sys.stderr, flush=True)
+                work(options, document)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what was measured before is kept{f' in {options.out}' * bool(options.out)}", file=sys.stderr
+        )
+        code = 130
+    results.kept(options.out, document)
     if options.page is not None:
         replace_file(options.page, page.html(document).encode(), durable=False)
     print(tables.lines(document) if options.json else tables.text(document))
+    return code
+
+
+WORKS: Mapping[str, Callable[[argparse.Namespace, Document], None]] = {
+    "latency": latency,
+    "engines": engines,
+    "serving": through_gateway,
+}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

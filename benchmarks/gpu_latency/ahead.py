@@ -13,6 +13,8 @@ from benchmarks.gpu_latency.plan import PRECISIONS, cells
 from mlflowkit import gpu
 
 RUNTIME = "tensorrt-rtx"
+TARGETS = ("89", "120")
+"""Compute capabilities that engines are built for unless others are asked for: Ada and Blackwell, as on desks."""
 Row = dict[str, Any]
 
 

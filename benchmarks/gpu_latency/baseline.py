@@ -1,4 +1,4 @@
-"""The Python model itself, eager or compiled: what one has before any of this, on the GPU where there is one."""
+"""The Python model itself, eager or compiled: what one has before any of this."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from benchmarks.gpu_latency.models import Inputs, Model
 from mlflowkit.candidates import Engine
 
 
-def python_model(model: Model, engine: Engine, precision: str) -> Callable[[Inputs], Mapping[str, np.ndarray]]:
-    """The network as a function of NumPy arrays; copies to and from the device are part of a call."""
+def python_model(
+    model: Model, engine: Engine, precision: str, device: str
+) -> Callable[[Inputs], Mapping[str, np.ndarray]]:
+    """The network on a device ("cuda", "cpu") as a function of NumPy arrays; copies there and back are part of a call.
+
+    Raises RuntimeError where torch cannot use the device: it does not take another in its stead.
+    """
     torch.set_num_threads(engine.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as the others do by default
     dtype = torch.float16 if precision == "fp16" else torch.float32
     network = networks.make(model.name).to(device=device, dtype=dtype)

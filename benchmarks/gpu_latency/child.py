@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.gpu_latency import ahead
 from benchmarks.gpu_latency.models import MODELS, Inputs, Model, pool
+from mlflowkit import gpu
 from mlflowkit.bench.measure import requests_over, timed
 from mlflowkit.candidates import Candidate
 from mlflowkit.wiring import Wiring
@@ -49,8 +50,8 @@ def serve(job: Mapping[str, Any], say: Callable[[Any], None], asked: IO[str] = s
     """Load a candidate, give its first answer, then time blocks of requests until the other side hangs up.
 
     First line: {"cold_start_ms": load and first answer, "start_ms": the same since the process was started,
-    "answers": file with all answers to the first request}. Then for each line [start, count] the nanoseconds of those
-    requests; for "end" the peak of memory and, on a GPU, what copies between host and device take.
+    "answers": file with all numbers answered to the first request}. Then for each line [start, count] the nanoseconds
+    of those requests; for "end" the peak of memory and, on a GPU, what copies between host and device take.
     """
     model, batch = MODELS[job["model"]], int(job["batch"])
     candidate = Candidate.model_validate(job["candidate"])
@@ -62,7 +63,8 @@ def serve(job: Mapping[str, Any], say: Callable[[Any], None], asked: IO[str] = s
     first = requests_over(run, rows, batch)
     answers: Mapping[str, np.ndarray] = first(0)  # type: ignore[assignment]
     end = time.monotonic_ns()
-    np.savez(job["answers"], allow_pickle=False, **{name: np.asarray(found) for name, found in answers.items()})
+    numbers = {name: np.asarray(found) for name, found in answers.items() if np.asarray(found).dtype.kind != "O"}
+    np.savez(job["answers"], allow_pickle=False, **numbers)  # labels of strings follow from them
     say({"cold_start_ms": (end - begin) / 1e6, "start_ms": (end - job["spawned"]) / 1e6})
     source = timed(first)
     for line in asked:
@@ -70,8 +72,8 @@ def serve(job: Mapping[str, Any], say: Callable[[Any], None], asked: IO[str] = s
             break
         say(source(*json.loads(line)))
     memory = peak_memory() - idle
-    gpu = on_gpu({name: cells[:batch] for name, cells in rows.items()}, answers) if job["gpu"] else {}
-    say({"memory_bytes": memory, **gpu})
+    more = on_gpu({name: cells[:batch] for name, cells in rows.items()}, answers) if job["gpu"] else {}
+    say({"memory_bytes": memory, **more})
 
 
 def on_gpu(inputs: Inputs, answers: Inputs) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def loader(model: Model, candidate: Candidate, job: Mapping[str, Any]) -> Callab
     if engine.runtime.startswith("torch"):
         from benchmarks.gpu_latency.baseline import python_model
 
-        return lambda: python_model(model, engine, job["precision"])
+        return lambda: python_model(model, engine, job["precision"], "cuda" if job["gpu"] else "cpu")
     engines = Wiring(Path()).engines
     engines.missing(engine)  # imports the vendor
     return lambda: engines.load(Path(job["path"]), engine, store=Path(job["store"])).run
@@ -99,7 +101,8 @@ def facts(job: Mapping[str, Any], say: Callable[[Any], None]) -> None:
 
     named = [MODELS[name] for name in job["models"] if MODELS[name].network]
     counted = {model.name: networks.operations(model.name, model.rows(1)) for model in named}
-    peaks = {precision: hardware.matmul_peak(precision, job["threads"]) for precision in job["precisions"]}
+    device = "cpu" if gpu.missing() else "cuda"
+    peaks = {precision: hardware.matmul_peak(precision, job["threads"], device) for precision in job["precisions"]}
     say({"peaks": peaks, "operations": counted})
 
 

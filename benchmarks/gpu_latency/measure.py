@@ -2,11 +2,13 @@
 
 A row has the keys of ``mlkit bench --json`` and, beside them, ``model``, ``precision``, ``intervals`` of all quantiles,
 ``start_ms`` (as cold_start_ms, from the start of the process), ``difference`` (of the answers from the first candidate
-in FP32, relative, in the Euclidean norm) and, on a GPU, ``gpu_memory_bytes`` and ``copies``.
+in FP32, relative, in the Euclidean norm), ``device`` ("cuda" or "cpu": where it would run, or ran) and, on a GPU,
+``gpu_memory_bytes`` and ``copies``.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from benchmarks.gpu_latency.children import Child, ChildError, Served, once
 from benchmarks.gpu_latency.models import Model
 from benchmarks.gpu_latency.plan import BUILT, Cell, Effort, cells, sampling
 from mlflowkit import gpu
+from mlflowkit.adapters.tensorrt import library
 from mlflowkit.bench.analysis import QUANTILES, quantile, quantile_interval
 from mlflowkit.bench.environment import moment
 from mlflowkit.bench.measure import Samples, measure_blocks
@@ -75,7 +78,11 @@ def measured(model: Model, suite: Suite) -> Iterator[Measured]:
     """One group for each batch size, in their order; a candidate that was too slow is not asked with larger ones."""
     listed = cells(model.heads, suite.runtimes, suite.precisions, suite.threads)
     lacking = {cell.candidate.name: missing(model, cell) for cell in listed}
-    able = [cell for cell in listed if not lacking[cell.candidate.name] and not _left_out(cell, suite.effort)]
+    able = [
+        cell
+        for cell in listed
+        if not lacking[cell.candidate.name] and not all(_left_out(cell, n, suite.effort) for n in suite.batches)
+    ]
     graphs = {cell.candidate.name: _prepared(model, cell, suite) for cell in able}
     pace: dict[str, float] = {}
     for batch in suite.batches:
@@ -104,6 +111,7 @@ def blank(model: Model, cell: Cell, batch: int) -> Row:
         "name": candidate.name,
         "runtime": cell.runtime,
         "precision": cell.precision,
+        "device": "cuda" if uses_gpu(cell) else "cpu",
         "batch": batch,
         "samples": 0,
         **dict.fromkeys(("p50_us", "p95_us", "p99_us", "interval", "intervals", "throughput")),
@@ -118,8 +126,9 @@ def blank(model: Model, cell: Cell, batch: int) -> Row:
 
 
 def uses_gpu(cell: Cell) -> bool:
-    """Whether a candidate's requests run on the GPU; torch takes it where there is one."""
-    return cell.runtime != "ort-cpu" and not gpu.missing()
+    """Whether a candidate's requests run on the GPU: torch is measured there where there is one, and not elsewhere."""
+    torch_here = cell.runtime.startswith("torch") and bool(gpu.missing())
+    return cell.runtime != "ort-cpu" and not torch_here
 
 
 def missing(model: Model, cell: Cell) -> str:
@@ -128,7 +137,9 @@ def missing(model: Model, cell: Cell) -> str:
         return Wiring(Path()).engines.missing(cell.candidate.engine)
     if not model.network:
         return "this model is a graph only: its columns of strings have no form in torch"
-    if cell.runtime == "torch-compile" and gpu.missing() and not shutil.which("g++"):
+    if uses_gpu(cell):
+        return library.torch_missing()
+    if cell.runtime == "torch-compile" and not shutil.which("g++"):
         return "torch.compile for a processor needs a C++ compiler, and there is no g++ on PATH"
     return ""
 
@@ -153,7 +164,7 @@ def _before(
     name = one.cell.candidate.name
     if lacking[name]:
         return one.stop("unavailable", lacking[name])
-    if reason := _left_out(one.cell, effort):
+    if reason := _left_out(one.cell, batch, effort):
         return one.stop("skipped", reason)
     graph = graphs[name]
     if graph["reason"]:
@@ -165,15 +176,31 @@ def _before(
     return None
 
 
-def _left_out(cell: Cell, effort: Effort) -> str:
+def _left_out(cell: Cell, batch: int, effort: Effort) -> str:
     """Why a candidate that this machine could run is not worth its time, or ""."""
-    if cell.runtime == "torch-compile" and not effort.thorough:
+    compiled = cell.runtime == "torch-compile"
+    if compiled and not effort.thorough:
         return "compiling takes longer than a quick pass: leave --quick out"
-    if cell.precision != "fp16" or uses_gpu(cell):
+    if uses_gpu(cell):
         return ""
+    if cell.precision == "fp16":
+        return _half(compiled, batch, effort)
+    if compiled and batch not in effort.aside:
+        return f"torch.compile for a processor, which compiles anew for each batch size, is measured {_at(effort)}"
+    return ""
+
+
+def _half(compiled: bool, batch: int, effort: Effort) -> str:
+    """Why FP16 on a processor is left out, or "": it is computed through FP32, so it only shows what that costs."""
     if not effort.thorough:
         return "FP16 on a processor, which computes it through FP32, is not in a quick pass: leave --quick out"
-    return "a processor computes FP16 through FP32" if cell.runtime == "torch-compile" else ""
+    if compiled:
+        return "a processor computes FP16 through FP32"
+    return "" if batch in effort.aside else f"a processor computes FP16 through FP32; it is measured {_at(effort)}"
+
+
+def _at(effort: Effort) -> str:
+    return f"at batch {', '.join(map(str, effort.aside))} only (--aside)"
 
 
 def _side(
@@ -252,7 +279,9 @@ def _in_turns(standing: list[Standing], effort: Effort) -> dict[str, Samples]:
             standing = [one for one in standing if one.served is not None]
             continue
         blocks = {name: samples.microseconds for name, samples in taken.items()}
-        shared = [words for words in (throttling(blocks), *disturbances(before, moment(), cores())) if words]
+        shared = [
+            words for words in (throttling(blocks), *disturbances([before, moment()], os.cpu_count() or 1)) if words
+        ]
         for one in standing:
             one.row["notes"] = [*notes(taken[one.cell.candidate.name]), *shared]
         return taken

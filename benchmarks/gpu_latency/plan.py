@@ -71,13 +71,15 @@ class Effort:
     most       samples of a candidate
     fewest     samples of a candidate, however long they take
     thorough   whether torch.compile is waited for, and FP16 measured on a processor, which computes it through FP32
+    aside      batch sizes at which those two are measured on a processor; on a GPU they are at all sizes
     """
 
-    seconds: float = 4.0
-    longest: float = 2.5
+    seconds: float = 3.0
+    longest: float = 2.0
     most: int = 2000
     fewest: int = 8
     thorough: bool = True
+    aside: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True, slots=True)

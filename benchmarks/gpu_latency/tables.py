@@ -6,13 +6,14 @@ python -m benchmarks.gpu_latency.tables      # puts the table of benchmarks/resu
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_latency.models import MODELS
-from benchmarks.gpu_latency.summary import quickest
+from benchmarks.gpu_latency.summary import AT, on_gpu, quickest, servable
 from mlflowkit.files import replace_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,14 +37,39 @@ def text(document: Mapping[str, Any]) -> str:
     """Tables for a terminal; candidates that this machine lacks are listed once, with the reason."""
     parts = []
     if rows := document.get("rows"):
-        parts += [_grid(HEAD, map(_cells, rows)), "not measured:", *_reasons(rows)]
+        parts += [_grid((HEAD, list(map(_cells, rows)))), "not measured:", *_reasons(rows)]
     if found := document.get("best"):
-        parts += ["best of each:", _grid(BEST_HEAD, map(_best_cells, found))]
+        parts += ["best of each that can be served:", _grid(best_table(found))]
+        parts += [f"on a GPU at batch {AT}:", *_claim_lines(document)]
     if engines := document.get("engines"):
-        parts += ["engines built ahead of time:", _grid(ENGINE_HEAD, map(_engine_cells, engines))]
+        parts += ["engines built ahead of time:", _grid(engines_table(engines))]
     if served := document.get("serving"):
-        parts += ["through a service:", _grid(SERVED_HEAD, map(_served_cells, served))]
+        parts += ["through a service:", _grid(served_table(served))]
     return "\n".join(parts)
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Names of columns, and lines of cells; a line may be shorter."""
+
+
+def best_table(found: Sequence[Row]) -> Table:
+    """What `summary.best` said."""
+    return BEST_HEAD, list(map(_best_cells, found))
+
+
+def claims_table(claims: Sequence[Row]) -> Table:
+    """What `summary.on_gpu` said."""
+    return CLAIM_HEAD, list(map(_claim_cells, claims))
+
+
+def engines_table(rows: Sequence[Row]) -> Table:
+    """What `ahead.rows` said."""
+    return ENGINE_HEAD, list(map(_engine_cells, rows))
+
+
+def served_table(rows: Sequence[Row]) -> Table:
+    """What `serving.rows` said."""
+    return SERVED_HEAD, list(map(_served_cells, rows))
 
 
 HEAD = (
@@ -61,8 +87,9 @@ HEAD = (
     "diff",
 )
 BEST_HEAD = ("model", "batch", "best", "p50 us", "rows/s", "of peak", "p50 against others")
+CLAIM_HEAD = ("model", "best", "of the measured peak", "p50 over torch.compile's", "p50 over plain ORT CUDA's")
 ENGINE_HEAD = ("model", "precision", "target", "status", "build s", "MB", "why")
-SERVED_HEAD = ("model", "server", "connections", "requests/s", "p50 us", "p99 us")
+SERVED_HEAD = ("model", "candidate", "server", "connections", "requests/s", "p50 us", "p99 us")
 
 
 def _cells(row: Row) -> list[str]:
@@ -93,14 +120,21 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
 
 
 def _best_cells(found: Row) -> list[str]:
+    share = found["peak_reason"] if found["peak_share"] is None else f"{found['peak_share']:.0%}"
     ratios = [
-        f"{one['ratio']:.2f}x {name}"
-        + (f" [{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]" if one["interval"] else "")
-        for name, one in found["ratios"].items()
+        ratio_words(one) for one in found["ratios"].values() if one["ratio"] is not None and one["shown"] != "itself"
     ]
-    share = "" if found["peak_share"] is None else f"{found['peak_share']:.0%}"
     figures = [f"{found['p50_us']:,.0f}", f"{found['throughput']:,.0f}"]
     return [found["model"], str(found["batch"]), found["name"], *figures, share, ", ".join(ratios)]
+
+
+def _claim_lines(document: Mapping[str, Any]) -> list[str]:
+    claims = on_gpu(document)
+    if not claims:
+        return [f"  not run: no group of batch {AT}"]
+    if not any(claim["best"] for claim in claims):
+        return [f"  not run: {reason}" for reason in dict.fromkeys(claim["reason"] for claim in claims)]
+    return [_grid(claims_table(claims))]
 
 
 def _engine_cells(row: Row) -> list[str]:
@@ -111,11 +145,11 @@ def _engine_cells(row: Row) -> list[str]:
 
 def _served_cells(row: Row) -> list[str]:
     if row["status"] != "ok":
-        return [row["model"], row["server"], row["status"], row["reason"]]
+        return [row["model"], row["candidate"], row["server"], row["status"], row["reason"]]
     figures = [
         f"{row[key][0]:,.0f} [{row[key][1]:,.0f}, {row[key][2]:,.0f}]" for key in ("per_second", "p50_us", "p99_us")
     ]
-    return [row["model"], row["server"], str(row["connections"]), *figures]
+    return [row["model"], row["candidate"], row["server"], str(row["connections"]), *figures]
 
 
 def number(value: float | None) -> str:
@@ -134,51 +168,121 @@ def interval(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f"{ends[0]:,.0f} to {ends[1]:,.0f}"
 
 
-def _grid(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    table = [head, *filter(None, cells)]
-    table = [[*line, *[""] * (len(head) - len(line))] for line in table]
-    widths = [max(len(line[index]) for line in table) for index in range(len(head))]
+def _grid(table: Table) -> str:
+    head, cells = table
+    lines = [[*line, *[""] * (len(head) - len(line))] for line in (head, *filter(None, cells))]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
     return "\n".join(
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
-        for line in table
+        for line in lines
     )
 
 
-def readme(document: Mapping[str, Any], batches: Sequence[int] = (1, 32)) -> str:
-    """Markdown: for each model the quickest candidate at two batch sizes, and what the float graph and torch take."""
-    head = ["model", *(f"batch {batch}: best, p50 [interval]" for batch in batches), "float graph / torch", "of peak"]
-    out = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+def readme(document: Mapping[str, Any]) -> str:
+    """Markdown: the quickest candidate of each model and batch size, what is claimed of a GPU, what was not run."""
+    batches = sorted({row["batch"] for row in document["rows"]})
+    head = ["p50 / p95 / p99 ms", *(f"batch {batch}" for batch in batches)]
+    parts = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, model in MODELS.items():
         rows = [row for row in document["rows"] if row["model"] == name]
         if rows:
-            found = [[row for row in rows if row["batch"] == batch] for batch in batches]
-            out.append(
-                f"| {' | '.join([model.what, *map(_best_words, found), _others(found[0]), _shares(document, name)])} |"
-            )
-    return "\n".join(out)
+            words = (_best_words([row for row in rows if row["batch"] == batch]) for batch in batches)
+            parts.append(f"| {' | '.join([model.what, *words])} |")
+    parts += ["", *_claims(document), *_built_words(document), *_served_words(document)]
+    return "\n".join([*parts, "", "Not run on this machine:", "", *_lacking(document["rows"])])
 
 
 def _best_words(rows: Sequence[Row]) -> str:
-    found = quickest(rows)
+    """The best that can be served; "-" for a quantile that its requests were too few for."""
+    found = quickest(servable(rows))
     if found is not None:
-        low, high = found["interval"] or (None, None)
-        ends = f" [{milliseconds(low)}, {milliseconds(high)}]" if low is not None else ""
-        return f"{found['name']}, {milliseconds(found['p50_us'])}{ends} ms"
+        figures = [
+            milliseconds(found[key]) if key == "p50_us" or found["intervals"][key] else "-"
+            for key in ("p50_us", "p95_us", "p99_us")
+        ]
+        return f"{found['name']}: {' / '.join(figures)}"
     skipped = next((row["reason"] for row in rows if row["status"] == "skipped"), "not measured")
     return skipped.partition(";")[0]
 
 
-def _others(rows: Sequence[Row]) -> str:
-    figures = {row["name"]: milliseconds(row["p50_us"]) for row in rows if row["status"] == "ok"}
-    said = [figures.get(name, "none") for name in ("ort-cpu fp32", "torch fp32")]
-    return f"{' / '.join(said)} ms"
+def _claims(document: Mapping[str, Any]) -> list[str]:
+    """Of a GPU; one line where there is none."""
+    claims = on_gpu(document)
+    if not any(claim["best"] for claim in claims):
+        reasons = dict.fromkeys(claim["reason"] for claim in claims) or [f"no group of batch {AT} was measured"]
+        return [
+            f"Share of a GPU's peak, and ratios to torch.compile and plain ORT CUDA: not run, {'; '.join(reasons)}."
+        ]
+    head = f"| at batch {AT} | best | of the GPU's measured peak | p50 over torch.compile's | over plain ORT CUDA's |"
+    return [head, "|---|---|---|---|---|", *(f"| {' | '.join(_claim_cells(claim))} |" for claim in claims)]
 
 
-def _shares(document: Mapping[str, Any], name: str) -> str:
-    shares = [
-        found["peak_share"] for found in document.get("best", ()) if found["model"] == name and found["peak_share"]
-    ]
-    return f"{max(shares):.0%}" if shares else ""
+def _claim_cells(claim: Mapping[str, Any]) -> list[str]:
+    share = claim["reason"] if claim["peak_share"] is None else f"{claim['peak_share']:.0%}"
+    against = [ratio_words(claim["against"][rival]) for rival in ("torch-compile", "ort-cuda")] if claim["best"] else []
+    return [claim["model"], claim["best"] or "none", share, *(against or ["", ""])]
+
+
+def ratio_words(one: Mapping[str, Any]) -> str:
+    """A ratio of `summary.best`, with its interval and what it shows; the reason where there is none.
+
+    >>> ratio_words({"name": "torch fp32", "ratio": 0.5, "interval": [0.4, 0.6], "shown": "faster", "reason": ""})
+    '0.50x [0.40, 0.60] torch fp32: faster'
+    """
+    if one["ratio"] is None:
+        return f"{one['shown']}: {one['reason']}"
+    ends = f" [{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]" if one["interval"] else ""
+    return f"{one['ratio']:.2f}x{ends} {one['name']}: {one['shown']}"
+
+
+def _built_words(document: Mapping[str, Any]) -> list[str]:
+    rows = document.get("engines", [])
+    built = [row for row in rows if row["status"] == "built"]
+    if not built:
+        return []
+    seconds = [row["build_seconds"] for row in built]
+    where = f"{min(seconds):.2g} to {max(seconds):.2g} s each"
+    targets = {row["target"]: None for row in built}
+    said = (
+        f"TensorRT for RTX engines built ahead of time: {len(built)} for {len(targets)} compute capabilities, {where}"
+    )
+    failed = (
+        f"; {len(rows) - len(built)} could not be, each with its reason in the results"
+        if len(built) < len(rows)
+        else ""
+    )
+    return [f"{said}{failed}."]
+
+
+def _served_words(document: Mapping[str, Any]) -> list[str]:
+    said = []
+    for row in document.get("serving", []):
+        if row["status"] == "ok":
+            rate, p50, p99 = row["per_second"][0], milliseconds(row["p50_us"][0]), milliseconds(row["p99_us"][0])
+            said.append(f"{row['server']} {rate:,.0f}/s at {row['connections']} (p50 {p50}, p99 {p99} ms)")
+    return ["", f"Lending, one row a request, by connections: {'; '.join(said)}."] if said else []
+
+
+def _lacking(rows: Sequence[Row]) -> list[str]:
+    """Runtimes whose candidates have no figures, by reason; where a part of a model's is, the model."""
+    stopped: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            reason = re.sub(r"would take about [\d.]+ s", "would take too long", row["reason"])
+            reason = re.sub(r"takes [\d.]+ s", "takes too long", reason)
+            who = row["runtime"] if row["status"] == "unavailable" else f"{row['model']} {row['name']} x{row['batch']}"
+            stopped.setdefault(reason, {})[who] = None
+    return [f"- {_several(list(names))}: {reason}" for reason, names in stopped.items()] or ["- nothing lacks"]
+
+
+def _several(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and how many more.
+
+    >>> _several(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def milliseconds(microseconds: float) -> str:
@@ -199,7 +303,7 @@ def main() -> int:
     if not mark or not end:
         print(f"{path} has no {BEGIN} ... {END}", file=sys.stderr)
         return 1
-    replace_file(path, f"{before}{BEGIN}\n{readme(document)}\n{END}{after}".encode())
+    replace_file(path, f"{before}{BEGIN}\n\n{readme(document)}\n\n{END}{after}".encode())
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.gpu_latency import __main__ as command
-from benchmarks.gpu_latency import ahead, exports, measure, networks, page, summary, tables
+from benchmarks.gpu_latency import ahead, exports, measure, networks, page, results, summary, tables
 from benchmarks.gpu_latency.children import Child, ChildError, Served
 from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.plan import PRECISIONS, RUNTIMES, Effort, cells, sampling
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
+from mlflowkit.bench.environment import description
+from mlflowkit.errors import DataError
+from mlflowkit.machine import cores
 from recipes import minilm
 
 POOLERS = {"minilm": 384 * 384 + 384, "bert-base": 768 * 768 + 768}
@@ -131,13 +136,19 @@ def test_sampling_keeps_to_its_time_where_requests_let_it(requests: list[float],
     assert measured + warming <= max(3 * seconds, 2 * fewest)
 
 
+def settings(effort: Effort) -> dict[str, Any]:
+    return {"machine": description().to_json(), "threads": cores(), "effort": asdict(effort)}
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("quick")
     arguments = "--quick --models mlp --batches 1 --runtimes ort-cpu,ort-cuda,torch-compile --precisions fp32,int8"
     out, drawn = folder / "o.json", folder / "p.html"
-    out.write_text(json.dumps({"serving": [], "engines": list(ahead.rows(MODELS["mlp"], ["fp32"], (), "none", 1))}))
-    command.main([*arguments.split(), "--parts", "latency", "--json", "--out", str(out), "--page", str(drawn)])
+    before = settings(command.QUICK) | {"engines": list(ahead.rows(MODELS["mlp"], ["fp32"], (), "none", 1))}
+    out.write_text(json.dumps(before))
+    said = [*arguments.split(), "--parts", "latency", "--json", "--out", str(out), "--page", str(drawn)]
+    assert command.main(said) == 0
     return {"document": json.loads(out.read_bytes()), "page": drawn.read_text()}
 
 
@@ -185,6 +196,8 @@ def test_the_document_keeps_other_parts_and_says_what_the_best_is(quick: dict[st
     figures = {row["name"]: row["p50_us"] for row in document["rows"] if row["status"] == "ok"}
     assert best["p50_us"] == min(figures.values())
     assert 0 < best["peak_share"] < 1.5
+    assert best["ratios"]["torch-compile"]["shown"] == "not run"
+    assert "--quick" in best["ratios"]["torch-compile"]["reason"]
 
 
 def test_tables_and_page_show_every_candidate(quick: dict[str, Any]) -> None:
@@ -260,26 +273,150 @@ def test_a_candidate_too_slow_for_larger_batches_is_not_started() -> None:
     assert "12.8 s" in one.row["reason"]
 
 
-def test_the_best_is_held_against_compiled_torch_and_the_plain_graph() -> None:
-    def row(name: str, runtime: str, p50: float, passes: list[Any]) -> dict[str, Any]:
-        return {
-            "model": "m", "batch": 128, "name": name, "runtime": runtime, "precision": "fp16", "p50_us": p50,
-            "interval": None, "throughput": 128e6 / p50, "status": "ok", "passes": passes,
-        }  # fmt: skip
+def planted(
+    name: str, p50: float, passes: Sequence[Any] = (), device: str = "cuda", status: str = "ok"
+) -> dict[str, Any]:
+    runtime, precision = name.split(" ")
+    return {
+        "model": "mlp", "batch": 128, "name": name, "runtime": runtime, "precision": precision, "device": device,
+        **dict.fromkeys(("p50_us", "p95_us", "p99_us"), p50), "interval": None, "intervals": dict.fromkeys(("p50_us", "p95_us", "p99_us")), "notes": [],
+        "throughput": 128e6 / p50, "status": status, "reason": "" if status == "ok" else "there is no such library",
+        "passes": list(passes), "engine": {"cuda_graph": False},
+        **dict.fromkeys(("cold_start_ms", "build_seconds", "memory_bytes", "difference")),
+    }  # fmt: skip
 
-    rows = [
-        row("ort-cuda fp32", "ort-cuda", 400.0, []), row("ort-cuda fp16", "ort-cuda", 300.0, [{}]),
-        row("tensorrt fp16", "tensorrt", 100.0, [{}]), row("torch-compile fp16", "torch-compile", 200.0, []),
-    ]  # fmt: skip
-    samples = {one["name"]: np.full((20, 10), one["p50_us"]) for one in rows}
-    found = summary.best(rows, samples, operations=10**9, peaks={"fp16": 2.56e15})
+
+PEAKS = {
+    precision: {"device": "cuda", "operations_per_second": rate, "reason": "" if rate else "no kernel"}
+    for precision, rate in {"fp16": 2.56e15, "fp32": 5e14, "int8": None}.items()
+}
+
+
+def best_of(rows: Sequence[dict[str, Any]], operations: int | None = 10**9) -> dict[str, Any]:
+    samples = {one["name"]: np.full((20, 10), one["p50_us"]) for one in rows if one["status"] == "ok"}
+    found = summary.best(rows, samples, operations)
     assert found is not None
+    return summary.shared(found, PEAKS)
+
+
+COMPILED, PLAIN = planted("torch-compile fp16", 200.0), planted("ort-cuda fp32", 400.0)
+
+
+def test_the_best_is_held_against_compiled_torch_and_the_plain_graph() -> None:
+    quicker = planted("ort-cuda fp16", 300.0, [{}])
+    found = best_of([PLAIN, quicker, planted("tensorrt fp16", 100.0, [{}]), COMPILED])
     assert found["name"] == "tensorrt fp16"
-    assert found["ratios"] == {
-        "torch-compile fp16": {"ratio": 0.5, "interval": [0.5, 0.5]},
-        "ort-cuda fp32": {"ratio": 0.25, "interval": [0.25, 0.25]},
+    against = {
+        rival: (one["name"], one["ratio"], one["interval"], one["shown"]) for rival, one in found["ratios"].items()
     }
-    assert found["peak_share"] == 0.5
+    assert against == {
+        "torch-compile": ("torch-compile fp16", 0.5, [0.5, 0.5], "faster"),
+        "ort-cuda": ("ort-cuda fp32", 0.25, [0.25, 0.25], "faster"),
+        "ort-cpu": (None, None, None, "not run"),
+        "torch": (None, None, None, "not run"),
+    }
+    assert found["peak_share"] == 0.5  # 1e9 operations a row, 1.28e6 rows a second, of 2.56e15
+
+
+def test_the_best_is_one_that_can_be_served_and_may_be_slower_than_compiled_torch() -> None:
+    found = best_of([PLAIN, planted("tensorrt fp16", 250.0, [{}]), COMPILED])
+    assert (found["name"], found["ratios"]["torch-compile"]["shown"]) == ("tensorrt fp16", "slower")
+    plain = best_of([PLAIN, planted("tensorrt fp16", 900.0, [{}]), COMPILED])
+    assert (plain["name"], plain["ratios"]["ort-cuda"]["shown"]) == ("ort-cuda fp32", "itself")
+    assert summary.best([COMPILED], {}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "operations", "said"),
+    [
+        (planted("ort-cuda int8", 9.0), 10**9, "no peak of int8 products: no kernel"),
+        (planted("ort-cpu fp32", 9.0, device="cpu"), 10**9, "it ran on cpu, and the peak is of cuda"),
+        (planted("ort-cuda fp32", 9.0), None, "not counted"),
+    ],
+)
+def test_a_share_without_a_peak_of_its_own_is_none_with_the_reason(
+    row: dict[str, Any], operations: int | None, said: str
+) -> None:
+    found = best_of([row], operations)
+    assert (found["peak_share"], found["peak_reason"]) == (None, said)
+
+
+def test_what_is_claimed_of_a_gpu_is_told_at_batch_128() -> None:
+    lacking = planted("torch-compile fp16", 1.0, status="unavailable")
+    rows = [PLAIN, planted("tensorrt fp16", 100.0, [{}]), lacking]
+    document = {"rows": rows, "best": [best_of(rows)], "gpu": "present"}
+    (claim,) = summary.on_gpu(document)
+    assert (claim["best"], claim["peak_share"], claim["reason"]) == ("tensorrt fp16", 0.5, "")
+    assert claim["against"]["ort-cuda"]["ratio"] == 0.25
+    assert claim["against"]["torch-compile"]["reason"] == "unavailable: there is no such library"
+    for shown in (tables.text(document), tables.readme(document)):
+        assert "50%" in shown
+        assert "0.25x [0.25, 0.25] ort-cuda fp32: faster" in shown
+        assert "not run: unavailable: there is no such library" in shown
+
+
+def test_without_a_gpu_nothing_is_claimed_of_one() -> None:
+    rows = [planted("ort-cpu fp32", 100.0, device="cpu"), planted("ort-cuda fp32", 1.0, status="unavailable")]
+    document = {"rows": rows, "best": [best_of(rows)], "gpu": "there is no GPU driver"}
+    (claim,) = summary.on_gpu(document)
+    assert (claim["best"], claim["peak_share"], claim["against"]) == (None, None, {})
+    assert "not run, there is no GPU driver" in tables.readme(document)
+    beaten = best_of([planted("ort-cpu fp32", 1.0, device="cpu"), PLAIN])
+    (claim,) = summary.on_gpu({"rows": rows, "best": [beaten], "gpu": "present"})
+    assert (claim["best"], claim["reason"]) == (None, "the best is ort-cpu fp32")
+
+
+def test_a_run_adds_to_an_earlier_one_group_by_group(tmp_path: Path) -> None:
+    path, here = tmp_path / "o.json", settings(Effort())
+    document = results.opened(path, here, ())
+    for model, batch in (("resnet18", 1), ("mlp", 8), ("mlp", 1)):
+        results.put(document, "rows", [{"model": model, "batch": batch, "name": name} for name in ("a", "b")])
+    results.kept(path, document)
+    again = results.opened(path, here, {("rows", "mlp", 1)})
+    results.put(again, "rows", [{"model": "mlp", "batch": 1, "name": "c"}])
+    assert [(row["model"], row["batch"], row["name"]) for row in again["rows"]] == [
+        ("mlp", 1, "c"), ("mlp", 8, "a"), ("mlp", 8, "b"), ("resnet18", 1, "a"), ("resnet18", 1, "b")
+    ]  # fmt: skip
+
+
+def test_results_of_two_machines_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, here = tmp_path / "o.json", settings(command.QUICK)
+    there = {**here, "machine": here["machine"] | {"processor": "another"}}
+    path.write_text(json.dumps({**there, "rows": [{"model": "mlp", "batch": 1}, {"model": "lending", "batch": 1}]}))
+    before = path.read_bytes()
+    assert command.main(f"--quick --models mlp --parts latency --out {path}".split()) == 2
+    assert "another processor, of what is not measured now: lending (rows)" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    everything = {("rows", "mlp", 1), ("rows", "lending", 1)}
+    assert "rows" not in results.opened(path, here, everything)
+    path.write_text("[]")
+    with pytest.raises(DataError, match="no results of this suite"):
+        results.opened(path, here, everything)
+
+
+def test_a_larger_peak_moves_all_shares() -> None:
+    document: dict[str, Any] = {"best": [best_of([PLAIN])]}
+    results.put_peaks(document, PEAKS)
+    before = document["best"][0]["peak_share"]
+    results.put_peaks(document, {"fp32": PEAKS["fp32"] | {"operations_per_second": 1e15}})
+    assert document["best"][0]["peak_share"] == before / 2
+    results.put_peaks(document, PEAKS)  # a smaller one, of a machine that was busy
+    assert document["best"][0]["peak_share"] == before / 2
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(model: Any, suite: Any) -> Iterator[measure.Measured]:
+        yield measure.Measured([planted("ort-cpu fp32", 10.0, device="cpu")], {"ort-cpu fp32": np.ones((9, 9))}, [])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measured", interrupted)
+    out = tmp_path / "o.json"
+    said = f"--models mlp,resnet18 --batches 128 --precisions fp32 --out {out} --page {tmp_path / 'p.html'}"
+    assert command.main(said.split()) == 130
+    kept = json.loads(out.read_bytes())
+    assert [row["name"] for row in kept["rows"]] == ["ort-cpu fp32"]
+    assert "engines" not in kept  # nor was another part begun
+    assert "ort-cpu fp32" in (tmp_path / "p.html").read_text()
 
 
 def test_engines_that_cannot_be_built_are_rows_with_the_reason() -> None:
