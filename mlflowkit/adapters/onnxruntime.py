@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import mmap
 import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +264,8 @@ def _session(
     _require(asked, onnxruntime.get_available_providers(), model)
     _keeps_to_its_folder(model)
     onnxruntime.disable_telemetry_events()
+    if asked[0] != CPU:
+        _load_vendor_libraries(asked[0])
     try:
         session = onnxruntime.InferenceSession(
             str(model), options, providers=_with_options(providers), enable_fallback=False
@@ -267,6 +274,19 @@ def _session(
         raise _does_not_load(model, asked[0], error) from error
     _require(asked, session.get_providers(), model)
     return (kind or OnnxSession)(session, model)
+
+
+@lru_cache(maxsize=2)
+def _load_vendor_libraries(provider: str) -> None:
+    """Load CUDA, cuDNN and TensorRT from where pip puts them: the system's loader does not look there.
+
+    Where they are not there either, the provider does not come up, and `_require` says so.
+    """
+    with redirect_stdout(sys.stderr):  # it prints what it does not find
+        onnxruntime.preload_dlls()
+    if provider == TENSORRT and importlib.util.find_spec("tensorrt") is not None:
+        with suppress(ImportError, OSError, RuntimeError):
+            importlib.import_module("tensorrt")  # which loads libnvinfer and the parser
 
 
 def _keeps_to_its_folder(model: Path) -> None:
