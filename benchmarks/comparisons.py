@@ -3,7 +3,7 @@
 Twins (A/A) are two entries of one graph, lending's, asked real rows, each in processes of its own, made anew for every
 comparison as the command makes them; "different" is a verdict of faster or slower. The peer is the same comparison
 resting on one start of each: its intervals know nothing of what differs from process to process. For the slowdown
-both sides run in processes that watch the clock after each answer, one of them until 5 % more have gone by.
+both sides run in processes that watch the clock after each answer, one of them until 5 % more time has gone by.
 
 As many comparisons run at a time as there are cores, each on a core of its own. Shares have Clopper and Pearson's 95 %
 interval; "holds the truth" counts the comparisons whose interval of the ratio holds 1, or 1.05.
@@ -40,6 +40,8 @@ STARTS = 10
 """Of each side where a slowdown of 5 % is looked for: five find it too, more than eight times of ten."""
 ROWS = 16
 """Of a request that is slowed down: it then takes so long that what the watching itself takes does not count."""
+PAUSE_NS = 1000
+"""After each answer on both sides, so that both watch the clock and what that takes is the same."""
 BAR = 0.05
 """Twins may be called different in this share of comparisons."""
 
@@ -111,7 +113,7 @@ def planted() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Slowed:
-    """A session whose answers take ``factor`` times as long, by watching the clock."""
+    """A session whose answers take a pause longer, and all of that ``factor`` times as long, by watching the clock."""
 
     session: Any
     factor: float
@@ -119,7 +121,7 @@ class Slowed:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         began = perf_counter_ns()
         answers: Mapping[str, np.ndarray] = self.session.run(inputs)
-        until = began + (perf_counter_ns() - began) * self.factor
+        until = began + (perf_counter_ns() - began + PAUSE_NS) * self.factor
         while perf_counter_ns() < until:
             pass
         return answers

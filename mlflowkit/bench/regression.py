@@ -2,10 +2,10 @@
 
 The verdict is about the interval of a ratio, never about two numbers: FAILED only where the whole interval lies beyond
 what may be, PASSED only where all of it lies within, and INCONCLUSIVE otherwise. All intervals of one comparison hold
-together (Bonferroni). A baseline that comes from a file was measured at another time: its blocks are
-not paired with today's, so what the machine did on either day is in the ratio. It is judged only where the machine is
-the same, and rests on the starts of the processes where there are enough of them (`analysis.unpaired_ratio_interval`).
-To be sure of small changes, measure both bundles in one run: their blocks are then paired (`judge_paired`).
+together (Bonferroni). A baseline that comes from a file was measured at another time: its blocks are not paired with
+today's, so what the machine did on either day is in the ratio. It is judged only where the machine is the same, and
+rests on the starts of the processes where there are enough of them (`analysis.unpaired_ratio_interval`). To be sure of
+small changes, measure both in one run: their starts are then paired (`analysis.started_ratio_interval`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflowkit.bench.analysis import CONFIDENCE, STARTS, ratio_interval, rests_on_starts, unpaired_ratio_interval
+from mlflowkit.bench.analysis import CONFIDENCE, STARTS, rests_on_starts, unpaired_ratio_interval
 from mlflowkit.bench.load import Load
 from mlflowkit.bench.soundness import enough, percentile
 from mlflowkit.errors import UsageError
@@ -83,29 +83,6 @@ def judge(low: float, high: float, fail_above: float) -> Outcome:
     return Outcome.PASSED if high <= 1 + fail_above else Outcome.INCONCLUSIVE
 
 
-def judge_paired(
-    name: str,
-    batch: int,
-    now: np.ndarray,
-    before: np.ndarray,
-    q: float,
-    fail_above: float,
-    *,
-    confidence: float = CONFIDENCE,
-) -> Change:
-    """One candidate against its baseline, both measured in turns in one run.
-
-    >>> import numpy as np
-    >>> base = np.random.default_rng(0).gamma(900, 0.1, size=(40, 50))
-    >>> judge_paired("onnx", 1, base * 1.2, base, 0.5, 0.05).words
-    'onnx: p50 is 1.2 times the baseline, more than the 1.05 that may be'
-    """
-    lacking = enough(min(now.size, before.size), q).words
-    if lacking:
-        return Change(name, batch, Outcome.INCONCLUSIVE, None, None, f"{name}: {lacking}")
-    return _change(name, batch, ratio_interval(now, before, q, confidence=confidence), q, fail_above)
-
-
 def compare(baseline: Results, now: Results, fail_above: float, *, confidence: float = CONFIDENCE) -> Regression:
     """Every candidate of a baseline that was measured then, against what it is now, at the quantile of ``now``.
 
@@ -162,6 +139,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _judged(key: Key, baseline: Results, now: Results, fail_above: float, confidence: float, elsewhere: str) -> Change:
+    import numpy as np
+
     name, batch = key
     title = _title(name, batch)
     if elsewhere:
@@ -175,7 +154,7 @@ def _judged(key: Key, baseline: Results, now: Results, fail_above: float, confid
         return _doubt(key, f"{title}: the load was {loads[0].words} and is {loads[1].words}")
     later, earlier = _blocks(now, key), _blocks(baseline, key)
     for when, side in (("now", later), ("in the baseline", earlier)):
-        if lacking := next((said for blocks in side if (said := enough(blocks, now.quantile).words)), ""):
+        if lacking := enough(np.concatenate(side), now.quantile).words:
             return _doubt(key, f"{title}: {when}, {lacking}")
         if any(len(blocks) < 2 for blocks in side):
             return _doubt(key, f"{title}: {when}, one block of samples has no interval")

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from mlflowkit.bench.analysis import summarise
+from mlflowkit.bench.analysis import quantile, summarise
 from mlflowkit.bench.concurrent import Callers
-from mlflowkit.bench.measure import BLOCK, measure_blocks
+from mlflowkit.bench.measure import BLOCK, measure_blocks, timed
 from mlflowkit.bench.open_loop import OpenLoad, arrivals, offer
 from mlflowkit.errors import UsageError
 
@@ -46,6 +46,21 @@ def test_a_stall_is_in_the_latency_of_all_that_came_meanwhile() -> None:
     assert found.latency_us[51] >= 195_000, "the next one waited for all but two milliseconds"
     assert found.queued_us[51] == pytest.approx(found.latency_us[51], rel=0.05)
     assert found.queued_us[:50].max() < 100_000
+
+
+def test_one_stall_is_in_the_p99_of_an_open_loop_and_in_that_of_a_closed_one_it_is_not() -> None:
+    """Coordinated omission: who asks again only when he was answered asks once while the server stalls."""
+
+    def stalls(index: int) -> None:
+        if index == 100:
+            time.sleep(0.2)
+
+    closed = measure_blocks({"closed": timed(stalls)}, 400, warm_up=1)["closed"].microseconds
+    opened = offer([stalls], arrivals(800, 400, "constant")).latency_us
+    assert closed.max() >= 200_000, "it did stall"
+    assert quantile(closed, 0.99) < 20_000
+    assert quantile(opened, 0.99) > 150_000
+    assert quantile(opened, 0.50) < 20_000, "most were asked when it had caught up"
 
 
 def test_four_callers_take_what_one_cannot() -> None:
