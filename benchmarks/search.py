@@ -5,7 +5,8 @@ four graph levels, one or two threads. Each round tries all of it with every can
 then as a recipe's search does by default, then by Optuna with 16 trials; nothing that one has made is there for the
 next. Fronts are held against one another in the peer's own figures: ``epsilon`` is the factor by which the front found
 is worse at most, in latency, size or memory, than the peer's (the multiplicative epsilon indicator of Zitzler et al.,
-IEEE Transactions on Evolutionary Computation 2003); 1 is a front as good.
+IEEE Transactions on Evolutionary Computation 2003); 1 is a front as good. Names need not be the same, since candidates
+tie: fronts are the same where each member of the peer's has one in the other that ties with it or is better (`TIES`).
 
     python -m benchmarks.search --rounds 2
 """
@@ -17,10 +18,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflowkit as mk
 from benchmarks.process import arguments, report
+from mlflowkit.stages.trying import MEMORY_STEP
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "lending.yaml"
 SPACE = (
@@ -33,11 +35,20 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Optuna, 16 trials": ("++optimize.search.method=optuna", "++optimize.search.trials=16"),
 }
 PEER = next(iter(METHODS))
-QUANTITIES = ("latency", "size_bytes", "memory_bytes")
-SAME = 1.05
-"""A front that is worse by less counts as the same: `analysis.MIN_GAIN` is what the pick asks of a difference."""
+TIES: Mapping[str, float] = {"latency": 1.05, "size_bytes": 1.05, "memory_bytes": MEMORY_STEP}
+"""By what factor two candidates may differ and tie: a pick asks as much of a difference (`analysis.MIN_GAIN`), and
+peaks of memory are compared in such steps."""
 
 Row = dict[str, Any]
+
+
+class Farthest(NamedTuple):
+    """The member of the peer's front that a front is farthest from: by what factor, in ties and as it is."""
+
+    ties: float
+    factor: float
+    goal: str
+    quantity: str
 
 
 def searched(state: Path, width: int, samples: int, overrides: Sequence[str]) -> tuple[float, list[Row]]:
@@ -54,14 +65,18 @@ def searched(state: Path, width: int, samples: int, overrides: Sequence[str]) ->
     return float(step["seconds"]), rows
 
 
-def epsilon(found: Sequence[str], rows: Sequence[Row]) -> float:
-    """By what factor a front is worse than the one of ``rows``, in the figures of ``rows``."""
+def farthest(found: Sequence[str], rows: Sequence[Row]) -> Farthest:
+    """Where a front is worst against the one of ``rows``, in the figures of ``rows``."""
     figures = {row["name"]: _figures(row) for row in rows if row["samples"]}
-    wanted = [row["name"] for row in rows if row["front"]]
     mine = [name for name in found if name in figures]
-    return max(
-        min(max(figures[name][key] / figures[goal][key] for key in QUANTITIES) for name in mine) for goal in wanted
-    )
+
+    def behind(name: str, goal: str) -> Farthest:
+        ratios = {key: figures[name][key] / figures[goal][key] for key in TIES}
+        worst = max(ratios, key=lambda key: ratios[key] / TIES[key])
+        return Farthest(ratios[worst] / TIES[worst], ratios[worst], goal, worst)
+
+    goals = [row["name"] for row in rows if row["front"]]
+    return max(min(behind(name, goal) for name in mine) for goal in goals)
 
 
 def _figures(row: Row) -> dict[str, float]:
@@ -87,7 +102,7 @@ def main() -> None:
 def line_of(method: str, index: int, seconds: float, rows: Sequence[Row], whole: tuple[float, list[Row]]) -> Row:
     """One search as a line of the table."""
     front = [row["name"] for row in rows if row["front"]]
-    worse = epsilon(front, whole[1])
+    worst = farthest(front, whole[1])
     goal = {row["name"] for row in whole[1] if row["front"]}
     return {
         "round": index + 1,
@@ -99,8 +114,9 @@ def line_of(method: str, index: int, seconds: float, rows: Sequence[Row], whole:
         "stopped": sum("stopped after" in row["reason"] for row in rows),
         "front": len(front),
         "of its front": f"{len(goal & set(front))}/{len(goal)}",
-        "epsilon": round(worse, 3),
-        "same front": worse <= SAME,
+        "epsilon": round(worst.factor, 3),
+        "where": "" if worst.factor <= 1 else f"{worst.quantity} of {worst.goal}",
+        "same front": worst.ties <= 1,
         "picked": next(row["name"] for row in rows if row["picked"]),
     }
 
