@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from mlflowkit import __version__
@@ -207,29 +207,48 @@ def distribution(taken: Mapping[str, Sequence[float]], batch: int) -> View | Non
 
 def over_time(starts: Mapping[str, Sequence[Mapping[str, Any]]], batch: int) -> View | None:
     """The median of each block in the order of measuring: a drift, a throttled clock and a slow start can be seen."""
-    lines, edges = [], [0]
-    for style, (name, each) in enumerate(starts.items()):
-        medians = [median for start in each for median in block_medians(start)]
-        edges = edges if style else _edges([len(block_medians(start)) for start in each])
-        stride = -(-len(medians) // MOST_ROUNDS)
-        drawn = [_median(medians[index : index + stride]) for index in range(0, len(medians), stride)]
-        places = [float(index * stride + 1) for index in range(len(drawn))]
-        lines.append(charts.Line(name, places, drawn, style, dashed=style >= charts.SERIES))
+    courses = {name: [block_medians(start) for start in each] for name, each in starts.items()}
+    lines = [
+        charts.Line(name, *course(each), style, dashed=style >= charts.SERIES)
+        for style, (name, each) in enumerate(courses.items())
+    ]
     if not lines:
         return None
-    top = max(max(line.y) for line in lines)
-    rules = [charts.Rule("", edge + 0.5, style=0) for edge in edges[1:-1]] if len(edges) <= 12 else []
+    top = max(value for each in courses.values() for medians in each for value in medians)
+    anew = (
+        " Lines break where all processes were started anew." if any(len(each) > 1 for each in starts.values()) else ""
+    )
     return charts.figure(
         f"Median of each block over time, batch {batch}",
-        [*rules, *lines],
-        "Blocks of all were measured in turns: what lifts every line at once is the machine, not a candidate."
-        + (" An upright line is where all processes were started anew." if rules else ""),
+        lines,
+        f"Blocks of all were measured in turns: what lifts every line at once is the machine, not a candidate.{anew}",
         label=f"Median of each block in the order of measuring, of {', '.join(starts)}",
         x_label="round",
         y_label="µs",
         x_domain=(0.0, max(line.x[-1] for line in lines) + 1),
         y_domain=(0.0, 1.08 * top),
     )
+
+
+def course(starts: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """(round, median) of blocks, with a gap after each start; of very many blocks, neighbours are one point.
+
+    >>> course([[5.0, 6.0], [7.0]])
+    ([1.0, 2.0, 2.5, 3.0], [5.0, 6.0, nan, 7.0])
+    """
+    stride = -(-sum(map(len, starts)) // MOST_ROUNDS)
+    places: list[float] = []
+    values: list[float] = []
+    before = 0
+    for medians in starts:
+        if before:
+            places.append(before + 0.5)
+            values.append(math.nan)
+        for index in range(0, len(medians), stride):
+            places.append(float(before + index + 1))
+            values.append(_median(medians[index : index + stride]))
+        before += len(medians)
+    return places, values
 
 
 def by_start(starts: Mapping[str, Sequence[Mapping[str, Any]]], quantile: str, batch: int) -> View | None:
@@ -275,18 +294,6 @@ def block_medians(start: Mapping[str, Any]) -> list[float]:
 
 def _median(values: Sequence[float]) -> float:
     return float(sorted(values)[len(values) // 2])
-
-
-def _edges(counts: Sequence[int]) -> list[int]:
-    """Rounds before each start, and all rounds.
-
-    >>> _edges([4, 4])
-    [0, 4, 8]
-    """
-    edges = [0]
-    for count in counts:
-        edges.append(edges[-1] + count)
-    return edges if all(before < after for before, after in pairwise(edges)) else [0]
 
 
 # ------------------------------------------------------------------------------------------------------- what is beside
