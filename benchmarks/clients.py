@@ -17,7 +17,8 @@ from pathlib import Path
 CACHE = Path(__file__).parent / ".cache"
 PACKAGES = {
     "clients": ("tritonclient[http,grpc]==2.73.0", "kserve==0.21.0"),
-    "mlserver": ("mlserver==1.7.1", "onnxruntime==1.26.0"),
+    # its worker processes fail to start with a newer uvloop
+    "mlserver": ("mlserver==1.7.1", "onnxruntime==1.26.0", "uvloop==0.21.0"),
     "schemathesis": ("schemathesis==4.32.0",),
     "litserve": ("litserve==0.2.19", "onnxruntime==1.26.0"),
     "bentoml": ("bentoml==1.4.39", "onnxruntime==1.26.0"),

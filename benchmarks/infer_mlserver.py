@@ -13,7 +13,7 @@ from mlserver.types import InferenceRequest, InferenceResponse
 
 
 class OnnxModel(MLModel):  # type: ignore[misc]
-    """A graph behind MLServer's data plane, in its own process (no inference pool)."""
+    """A graph behind MLServer's data plane."""
 
     async def load(self) -> bool:
         options = onnxruntime.SessionOptions()
