@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 import trial_processes
 from mlflowkit import arrays
 from mlflowkit.adapters.trials import ProcessTrials
-from mlflowkit.candidates import Candidate, Engine, Int8Dynamic
+from mlflowkit.candidates import Candidate, Engine, Int8Dynamic, WeightOnly
 from mlflowkit.errors import TrialError
 from mlflowkit.ports import Trial, TrialJob
 
@@ -203,6 +203,30 @@ def test_a_graph_that_was_damaged_where_it_is_kept_is_made_anew(
     finally:
         again.close()
     assert model.read_bytes() == content
+
+
+def test_the_peak_of_memory_is_the_graph_s_whatever_was_made_before_it(
+    trials: ProcessTrials, job: Callable[..., TrialJob]
+) -> None:
+    """The one that makes the graph and the one that finds it made would differ by half, were what is freed kept."""
+    wanted = job(Candidate(name="weights", passes=[WeightOnly(bits=8)], engine=Engine(graph_level="off")))
+    weight = np.random.default_rng(0).normal(size=(1500, 1500)).astype(np.float32)
+    proto = onnx.load(wanted.model)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "wide"], ["h"], "a"), helper.make_node("MatMul", ["h", "weight"], ["g"], "b"),
+         helper.make_node("MatMul", ["g", "narrow"], ["y"], "c")],
+        "larger", list(proto.graph.input), list(proto.graph.output),
+        [numpy_helper.from_array(part, name) for name, part in
+         (("wide", weight[:4]), ("weight", weight), ("narrow", weight[:, :4].copy()))],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), wanted.model)
+    peaks = []
+    for _ in range(2):
+        trial = trials.start(wanted)
+        trial.build()
+        peaks.append(trial.load().memory_bytes or 0)
+        trial.close()
+    assert max(peaks) < 1.1 * min(peaks)
 
 
 def test_engines_share_the_graph_that_passes_made(trials: ProcessTrials, job: Callable[..., TrialJob]) -> None:

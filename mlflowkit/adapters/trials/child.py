@@ -22,7 +22,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from mlflowkit import arrays
-from mlflowkit.bench.timings import Timings
+from mlflowkit.bench.timings import DeviceClock, Marking, Timings, apart
 from mlflowkit.bundle import digest_file
 from mlflowkit.candidates import Candidate, FixedRows
 from mlflowkit.errors import MlkitError, TrialError
@@ -46,12 +46,16 @@ BUILT, MODEL, ANSWERS = "built.json", "model.onnx", "answers.npz"
 class Child:
     """One candidate, in this process."""
 
-    def __init__(self, plan: Mapping[str, Any], passes: Callable[[], Passes], engines: Engines, reach: Reach) -> None:
+    def __init__(
+        self, plan: Mapping[str, Any], passes: Callable[[], Passes], engines: Engines, reach: Reach,
+        clock: Callable[[], DeviceClock[Any]],
+    ) -> None:  # fmt: skip
+        """``clock`` makes that of the device, for sessions that run on one."""
         self.candidate = Candidate.model_validate(plan["candidate"])
         self.kept, self._made = Path(plan["kept"]), Path(plan["made"])
         self._plan = plan
         self._passes, self._engines = passes, engines
-        self._reach = reach
+        self._reach, self._clock = reach, clock
         self._model: Path | None = None
         self._session: Session | None = None
         self._request: Request | None = None
@@ -198,8 +202,12 @@ class Child:
         from mlflowkit.bench.concurrent import Callers
         from mlflowkit.bench.measure import timed
 
-        callers = self._plan.get("callers", 1)
-        return timed(request) if callers == 1 else Callers.of([request] * callers)
+        callers, session = self._plan.get("callers", 1), self._session
+        if callers > 1:
+            return Callers.of([request] * callers)
+        if isinstance(session, Marking) and session.on_device:
+            return apart(request, session, self._clock())
+        return timed(request)
 
     def _answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answers to all rows, a chunk at a time; a graph for a fixed number of rows gets the last row repeated."""
