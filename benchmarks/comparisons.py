@@ -149,12 +149,12 @@ def try_slowed(plan: Mapping[str, Any]) -> None:
     os.dup2(2, 1)
     from mlflowkit.adapters.trials import child
     from mlflowkit.pipeline import failpoint
-    from mlflowkit.wiring import Wiring
+    from mlflowkit.wiring import Wiring, device_clock
 
     wiring = Wiring(Path.cwd())
     factor = SLOWER if plan["candidate"]["name"].endswith("(2)") else 1.0
     engines = SlowedEngines(wiring.engines, factor)
-    child.serve(child.Child(plan, lambda: wiring.passes, engines, failpoint.reach), answers)
+    child.serve(child.Child(plan, lambda: wiring.passes, engines, failpoint.reach, device_clock), answers)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

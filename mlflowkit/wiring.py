@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlflowkit.bench.timings import DeviceClock
     from mlflowkit.candidates import Candidate, Engine
     from mlflowkit.ports import (
         Checker,
@@ -102,13 +103,13 @@ class Wiring:
         """Be the process of a trial (see adapters.trials.child)."""
         from mlflowkit.adapters.trials import child
 
-        child.serve(child.Child(plan, lambda: self.passes, self.engines, reach), answers)
+        child.serve(child.Child(plan, lambda: self.passes, self.engines, reach, device_clock), answers)
 
     def trial_once(self, plan: Mapping[str, Any], reach: Callable[[str, str], None]) -> str:
         """Build, ask and time one candidate in this process; returns in words how it went."""
         from mlflowkit.adapters.trials import child
 
-        return child.once(child.Child(plan, lambda: self.passes, self.engines, reach))
+        return child.once(child.Child(plan, lambda: self.passes, self.engines, reach, device_clock))
 
     @cached_property
     def exporter(self) -> Exporter:
@@ -144,6 +145,13 @@ class Wiring:
 
             return OnnxImporter()
         raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch, sklearn or onnx")
+
+
+def device_clock() -> DeviceClock[Any]:
+    """The clock of the GPU. Raises EngineError where there is none."""
+    from mlflowkit.adapters.cuda_clock import CudaClock
+
+    return CudaClock()
 
 
 class EnginesByRuntime:

@@ -1,9 +1,11 @@
 """What the time of a request was made of: from end to end, on a device, copies to it and back.
 
 A source that only knows the time from end to end gives plain nanoseconds. One that runs on a GPU asks through
-`stepped`, with a clock whose marks are CUDA events (`adapters.cuda_clock`): an event is recorded on the device's own
+`apart`, with a clock whose marks are CUDA events (`adapters.cuda_clock`): an event is recorded on the device's own
 stream, so ``device`` is what the kernels took, whatever the host did meanwhile, and the wall time around all of it is
-what a caller waits for. They differ by launches, by waiting, and by what runs at once; both are needed.
+what a caller waits for. They differ by launches, by waiting, and by what runs at once; both are needed. Recording an
+event takes the host microseconds, which are none of a caller's: each request is asked once for its wall time and once
+more for its parts.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 from mlflowkit.errors import UsageError
 
@@ -80,17 +82,21 @@ class DeviceClock(Protocol[Mark]):
         """Time between two marks that the device has passed."""
 
 
-class Steps(Protocol):
-    """A request in three steps, each asked of the device without waiting for it."""
+@runtime_checkable
+class Marking(Protocol):
+    """A session that says where a request is.
 
-    def copy_in(self, index: int) -> object:
-        """Copy the inputs of the index-th request to the device."""
+    ``run`` calls ``mark`` four times, each on the stream of that work: before inputs are copied to the device, before
+    and after the model runs there, and after the answers were copied back. ``on_device`` is whether there is a device
+    apart from the host.
+    """
 
-    def run(self) -> object:
-        """Run the model on them."""
+    on_device: bool
+    mark: Callable[[], object]
 
-    def copy_out(self) -> object:
-        """Copy the answers back."""
+
+def unmarked() -> None:
+    """What ``mark`` is while nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,50 +113,63 @@ class HostClock:
         return last - first
 
 
+PARTS = ("copy_in", "device", "copy_out")
+"""What lies between the marks of a request."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Stepped(Generic[Mark]):
-    steps: Steps
+class _Apart(Generic[Mark]):
+    request: Callable[[int], object]
+    session: Marking
     clock: DeviceClock[Mark]
 
     def __call__(self, start: int, count: int) -> Timings:
-        wall, marks = [], []
+        wall = []
         for index in range(start, start + count):
-            self.clock.wait()
             before = perf_counter_ns()
-            marks.append(self._one(index))
+            self.request(index)
             wall.append(perf_counter_ns() - before)
-        return Timings(wall, {name: self._between(marks, place) for name, place in _PLACES.items()})
+        marks = self._marked(start, count)
+        between = self.clock.nanoseconds
+        return Timings(
+            wall, {name: [between(one[place], one[place + 1]) for one in marks] for place, name in enumerate(PARTS)}
+        )
 
-    def _one(self, index: int) -> tuple[Mark, Mark, Mark, Mark]:
-        clock, steps = self.clock, self.steps
-        first = clock.mark()
-        steps.copy_in(index)
-        second = clock.mark()
-        steps.run()
-        third = clock.mark()
-        steps.copy_out()
-        last = clock.mark()
-        clock.wait()
-        return first, second, third, last
-
-    def _between(self, marks: Sequence[tuple[Mark, ...]], place: int) -> list[int]:
-        return [self.clock.nanoseconds(each[place], each[place + 1]) for each in marks]
-
-
-_PLACES: Mapping[str, int] = {"copy_in": 0, "device": 1, "copy_out": 2}
+    def _marked(self, start: int, count: int) -> list[list[Mark]]:
+        passed: list[list[Mark]] = []
+        self.session.mark = lambda: passed[-1].append(self.clock.mark())
+        try:
+            for index in range(start, start + count):
+                passed.append([])
+                self.request(index)
+                self.clock.wait()
+        finally:
+            self.session.mark = unmarked
+        if any(len(marks) != len(PARTS) + 1 for marks in passed):
+            raise UsageError(f"a request passed {len(passed[0])} marks", hint="a session marks four points of a run")
+        return passed
 
 
-def stepped(steps: Steps, clock: DeviceClock[Mark]) -> Callable[[int, int], Timings]:
-    """A block source that times each request from end to end, and its copies and its run by the device's clock.
+def apart(
+    request: Callable[[int], object], session: Marking, clock: DeviceClock[Mark]
+) -> Callable[[int, int], Timings]:
+    """A block source that times each request from end to end and, asked again, its copies and its run on the device.
 
-    Times between marks are read after the block, not between its requests.
+    ``request`` asks ``session``, one at a time. Times between marks are read after the block, not between its requests.
+    Raises UsageError where a request does not pass four marks.
 
     >>> class Doubling:
-    ...     def copy_in(self, index): self.value = index
-    ...     def run(self): self.value *= 2
-    ...     def copy_out(self): return self.value
-    >>> timings = stepped(Doubling(), HostClock())(0, 3)
+    ...     on_device, mark = True, staticmethod(unmarked)
+    ...     def run(self, value):
+    ...         self.mark()
+    ...         value = float(value)
+    ...         self.mark()
+    ...         value *= 2
+    ...         self.mark()
+    ...         self.mark()
+    >>> session = Doubling()
+    >>> timings = apart(session.run, session, HostClock())(0, 3)
     >>> len(timings), sorted(timings.parts)
     (3, ['copy_in', 'copy_out', 'device'])
     """
-    return _Stepped(steps, clock)
+    return _Apart(request, session, clock)

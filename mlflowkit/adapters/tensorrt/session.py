@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mlflowkit.adapters.tensorrt.library import Vendor
+from mlflowkit.bench.timings import unmarked
 from mlflowkit.engines import Ranges
 from mlflowkit.errors import EngineError
 
@@ -34,12 +35,16 @@ class TensorRTSession:
     """A deserialised engine. ``run`` may be called from several threads; a lock lets one run at a time.
 
     ``ranges`` are the shapes that it was built for. With ``cuda_graph`` a run is captured once for each change of the
-    inputs' shapes and replayed from then on.
+    inputs' shapes and replayed from then on. ``mark`` is called between the steps of a request: see
+    `bench.timings.Marking`.
     """
+
+    on_device = True
 
     def __init__(self, vendor: Vendor, plan: bytes, model: Path, ranges: Ranges, *, cuda_graph: bool = False) -> None:
         module = vendor.module
         self._model = model
+        self.mark: Callable[[], object] = unmarked
         self._lock = threading.Lock()
         self._cuda_graph = cuda_graph
         with vendor.listening() as log:
@@ -86,15 +91,19 @@ class TensorRTSession:
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         bound = self._bind(inputs)
         with torch.cuda.stream(self._stream):
+            self.mark()
             for name in self._inputs:
                 bound.host[name].numpy()[...] = inputs[name]
                 bound.inputs[name].copy_(bound.host[name], non_blocking=True)
+            self.mark()
             if bound.graph is not None:
                 bound.graph.replay()
             else:
                 self._execute()
+            self.mark()
             for name in self._outputs:
                 bound.host[name].copy_(bound.outputs[name], non_blocking=True)
+            self.mark()
         self._stream.synchronize()
         return {name: bound.host[name].numpy().copy() for name in self._outputs}
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflowkit.adapters.torch_runtime.graph import refuse_unknown, to_torch
+from mlflowkit.bench.timings import unmarked
 from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
 from mlflowkit.onnxfile import checked_load
@@ -62,7 +63,10 @@ class TorchEngines:
 
 
 class TorchSession:
-    """A torch module that answers as a graph does. ``run`` may be called from several threads at once."""
+    """A torch module that answers as a graph does. ``run`` may be called from several threads at once.
+
+    ``mark`` is called between the steps of a request: see `bench.timings.Marking`.
+    """
 
     def __init__(self, call: Callable[..., Any], proto: Any, model: Path, device: str) -> None:
         from onnx import helper
@@ -70,6 +74,8 @@ class TorchSession:
         self._call = call
         self._model = model
         self._device = device
+        self.on_device = device != "cpu"
+        self.mark: Callable[[], object] = unmarked
         constants = {tensor.name for tensor in proto.graph.initializer}
         self._inputs = {
             value.name: (
@@ -89,8 +95,14 @@ class TorchSession:
             raise self._error(fault)
         try:
             with torch.inference_mode(), torch.device(self._device):
-                found = self._call(*(torch.as_tensor(inputs[name], device=self._device) for name in self._inputs))
-                return {name: _array(value) for name, value in zip(self._outputs, found, strict=True)}
+                self.mark()
+                placed = [torch.as_tensor(inputs[name], device=self._device) for name in self._inputs]
+                self.mark()
+                found = self._call(*placed)
+                self.mark()
+                answers = {name: _array(value) for name, value in zip(self._outputs, found, strict=True)}
+                self.mark()
+                return answers
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise self._error((str(error).splitlines() or [type(error).__name__])[0]) from error
 
