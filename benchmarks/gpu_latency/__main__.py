@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_latency import ahead, page, results, serving, tables
-from benchmarks.gpu_latency.children import once
+from benchmarks.gpu_latency.children import ChildError, once
 from benchmarks.gpu_latency.measure import Suite, measured
 from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.plan import BATCHES, PRECISIONS, RUNTIMES, Effort
@@ -40,8 +40,7 @@ QUICK = Effort(seconds=1.0, longest=0.5, most=500, thorough=False)
 def latency(options: argparse.Namespace, document: Document) -> None:
     """Rows of all models, what the machine did meanwhile, the peaks of its matrix products, and the best of each."""
     suite = Suite(options.batches, options.runtimes, options.precisions, options.threads, options.effort)
-    job = {"do": "facts", "models": options.models, "precisions": options.precisions, "threads": options.threads}
-    facts = once(job, seconds=300, threads=options.threads)
+    facts = _facts(options)
     results.put_peaks(document, facts["peaks"])
     for name in options.models:
         for group in measured(MODELS[name], suite):
@@ -50,6 +49,17 @@ def latency(options: argparse.Namespace, document: Document) -> None:
             results.put(document, "conditions", group.conditions)
             results.put(document, "best", [shared(found, document["peaks"])] if found else [])
             results.kept(options.out, document)
+
+
+def _facts(options: argparse.Namespace) -> Document:
+    """Peaks and counted operations; where the process that finds them fails, no peaks, for that reason."""
+    job = {"do": "facts", "models": options.models, "precisions": options.precisions, "threads": options.threads}
+    try:
+        found: Document = once(job, seconds=300, threads=options.threads)
+    except ChildError as error:
+        none = {"device": "", "operations_per_second": None, "reason": str(error)}
+        return {"peaks": dict.fromkeys(options.precisions, none), "operations": {}}
+    return found
 
 
 def engines(options: argparse.Namespace, document: Document) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -264,15 +264,24 @@ def _served_words(document: Mapping[str, Any]) -> list[str]:
 
 
 def _lacking(rows: Sequence[Row]) -> list[str]:
-    """Runtimes whose candidates have no figures, by reason; where a part of a model's is, the model."""
+    """Candidates without figures, by reason: runtimes that lack, candidates left out, groups that take too long."""
+    measured = {(row["model"], row["batch"]) for row in rows if row["status"] == "ok"}
     stopped: dict[str, dict[str, None]] = {}
     for row in rows:
         if row["status"] != "ok":
-            reason = re.sub(r"would take about [\d.]+ s", "would take too long", row["reason"])
-            reason = re.sub(r"takes [\d.]+ s", "takes too long", reason)
-            who = row["runtime"] if row["status"] == "unavailable" else f"{row['model']} {row['name']} x{row['batch']}"
-            stopped.setdefault(reason, {})[who] = None
+            reason = re.sub(r"(would take|takes) (?:about )?[\d.]+ s", r"\1 too long", row["reason"])
+            reason = reason.replace("would take", "takes").partition(" by its")[0]
+            stopped.setdefault(reason, {})[_who(row, measured)] = None
     return [f"- {_several(list(names))}: {reason}" for reason, names in stopped.items()] or ["- nothing lacks"]
+
+
+def _who(row: Row, measured: Set[tuple[str, int]]) -> str:
+    if row["status"] == "unavailable":
+        return str(row["runtime"])
+    if row["status"] == "skipped" and not row["reason"].startswith("a request"):
+        return str(row["name"])
+    group = f"{row['model']} x{row['batch']}"
+    return f"{row['name']} of {group}" if (row["model"], row["batch"]) in measured else group
 
 
 def _several(names: Sequence[str], most: int = 6) -> str:
