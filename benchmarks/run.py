@@ -20,6 +20,7 @@ NAMES = (
     "comparisons",
     "search",
     "int8",
+    "gpu_latency",
     "infer",
     "tensors",
     "mirror",
