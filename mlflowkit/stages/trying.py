@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -168,8 +169,9 @@ class Bench:
     def close(self, *, but: Sequence[Candidate] = ()) -> None:
         """End processes, those of some candidates apart."""
         spared = {key_of(one) for one in but}
-        for key in [key for key in self._alive if key not in spared]:
-            self._alive.pop(key).close()
+        gone = [self._alive.pop(key) for key in [*self._alive] if key not in spared]
+        with ThreadPoolExecutor(max(1, len(gone))) as together:  # each waits for a process to end
+            list(together.map(lambda trial: trial.close(), gone))
 
     def try_group(
         self, candidates: Sequence[Candidate], best: Candidate | None = None, *, time: str = ""
