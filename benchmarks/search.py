@@ -1,6 +1,6 @@
 """Searching 40 candidates: what early stopping and Optuna save, and whether they end at the same front.
 
-Lending's network, widened so that a request takes a millisecond or two; the space has five ways through the passes,
+Lending's network, widened so that a request takes half a millisecond; the space has five ways through the passes,
 four graph levels, one or two threads. Each round tries all of it with every candidate measured to the end (the peer),
 then as a recipe's search does by default, then by Optuna with 16 trials; nothing that one has made is there for the
 next. Fronts are held against one another in the peer's own figures: ``epsilon`` is the factor by which the front found
@@ -85,7 +85,7 @@ def _figures(row: Row) -> dict[str, float]:
 
 def main() -> None:
     parser = arguments(__doc__ or "", rounds=2)
-    parser.add_argument("--width", type=int, default=2048, help="units of each of the two hidden layers")
+    parser.add_argument("--width", type=int, default=1024, help="units of each of the two hidden layers")
     parser.add_argument("--samples", type=int, default=5000, help="requests of a candidate that is measured to the end")
     options = parser.parse_args()
     lines = []
