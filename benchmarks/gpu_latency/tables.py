@@ -269,8 +269,7 @@ def _lacking(rows: Sequence[Row]) -> list[str]:
     stopped: dict[str, dict[str, None]] = {}
     for row in rows:
         if row["status"] != "ok":
-            reason = re.sub(r"(would take|takes) (?:about )?[\d.]+ s", r"\1 too long", row["reason"])
-            reason = reason.replace("would take", "takes").partition(" by its")[0]
+            reason = re.sub(r"^a request [^;]*", "a request takes too long", row["reason"])
             stopped.setdefault(reason, {})[_who(row, measured)] = None
     return [f"- {_several(list(names))}: {reason}" for reason, names in stopped.items()] or ["- nothing lacks"]
 

@@ -279,7 +279,8 @@ def planted(
     runtime, precision = name.split(" ")
     return {
         "model": "mlp", "batch": 128, "name": name, "runtime": runtime, "precision": precision, "device": device,
-        **dict.fromkeys(("p50_us", "p95_us", "p99_us"), p50), "interval": None, "intervals": dict.fromkeys(("p50_us", "p95_us", "p99_us")), "notes": [],
+        **dict.fromkeys(("p50_us", "p95_us", "p99_us"), p50), "interval": None,
+        "intervals": dict.fromkeys(("p50_us", "p95_us", "p99_us")), "notes": [],
         "throughput": 128e6 / p50, "status": status, "reason": "" if status == "ok" else "there is no such library",
         "passes": list(passes), "engine": {"cuda_graph": False},
         **dict.fromkeys(("cold_start_ms", "build_seconds", "memory_bytes", "difference")),
@@ -364,6 +365,31 @@ def test_without_a_gpu_nothing_is_claimed_of_one() -> None:
     beaten = best_of([planted("ort-cpu fp32", 1.0, device="cpu"), PLAIN])
     (claim,) = summary.on_gpu({"rows": rows, "best": [beaten], "gpu": "present"})
     assert (claim["best"], claim["reason"]) == (None, "the best is ort-cpu fp32")
+
+
+def test_the_readme_lists_each_reason_once_with_whom_it_stopped() -> None:
+    def stopped(model: str, name: str, batch: int, status: str, reason: str) -> dict[str, Any]:
+        return planted(name, 1.0, status=status) | {"model": model, "batch": batch, "reason": reason}
+
+    rows = [
+        planted("ort-cpu fp32", 9.0, device="cpu"),
+        stopped("mlp", "ort-cuda fp32", 1, "unavailable", "no CUDA"),
+        stopped("minilm", "ort-cuda fp16", 8, "unavailable", "no CUDA"),
+        stopped("mlp", "torch fp16", 8, "skipped", "a processor computes FP16 through FP32"),
+        stopped("minilm", "torch fp16", 8, "skipped", "a processor computes FP16 through FP32"),
+        stopped("minilm", "ort-cpu fp32", 128, "skipped", "a request takes 2.6 s; at most 2 s are measured here"),
+        stopped("bert-base", "ort-cpu fp32", 8, "skipped",
+                "a request would take about 7.1 s by its smaller batches; at most 2 s are measured here"),
+        stopped("mlp", "ort-cpu int8", 128, "failed", "ended by SIGKILL: out of memory?"),
+    ]  # fmt: skip
+    document = {"rows": rows, "best": [], "gpu": "there is no GPU driver"}
+    said = tables.readme(document).partition("Not run on this machine:")[2].split()
+    assert " ".join(said) == (
+        "- ort-cuda: no CUDA "
+        "- torch fp16: a processor computes FP16 through FP32 "
+        "- minilm x128, bert-base x8: a request takes too long; at most 2 s are measured here "
+        "- ort-cpu int8 of mlp x128: ended by SIGKILL: out of memory?"
+    )
 
 
 def test_a_run_adds_to_an_earlier_one_group_by_group(tmp_path: Path) -> None:
