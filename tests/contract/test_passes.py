@@ -213,6 +213,8 @@ def test_the_form_for_cpus_runs_on_integer_kernels(cases: Cases, tmp_path: Path)
         assert kernels <= set(operators(seen))
         left = [n for n in seen.graph.node if n.op_type in ("MatMul", "Gemm", "Conv", "FusedConv")]
         assert not [node for node in left if weights.intersection(node.input)]
+        assert "SkipLayerNormalization" not in operators(seen), "its kernel is slower than Sum and LayerNormalization"
+        assert ("LayerNormalization" in operators(seen)) == (name == "encoder")
 
 
 def test_the_products_that_cost_most_stay_in_float(tmp_path: Path) -> None:

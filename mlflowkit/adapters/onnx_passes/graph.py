@@ -182,6 +182,25 @@ def join_gemms(model: Any) -> None:
     replace_nodes(model.graph, [joined.get(n.name, n) for n in model.graph.node if n.name not in dropped])
 
 
+def sum_residuals(model: Any) -> None:
+    """Write the Add of a residual connection before a layer normalisation as Sum, which is the same.
+
+    ONNX Runtime makes one SkipLayerNormalization of Add and what follows. On CPUs that kernel takes several times as
+    long as the two apart, and in INT8 a sixth of a whole MiniLM; of Sum it makes nothing.
+    """
+    known = constants(model)
+    readers: dict[str, set[str]] = {}
+    for node in onnxfile.nodes(model):
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    for node in network(model):
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or any(name in known for name in node.input):
+            continue
+        read = readers.get(node.output[0], set())
+        if "LayerNormalization" in read or {"ReduceMean", "Sub"} <= read:  # below opset 17 it is written out
+            node.op_type = "Sum"
+
+
 def drop_unused(model: Any) -> None:
     """Leave out initialisers that nothing reads, and the operator sets of domains that no node is of."""
     used = {name for node in onnxfile.nodes(model) for name in node.input}

@@ -5,7 +5,8 @@ Only products with constant weights (MatMul, Gemm, Conv); preprocessing and answ
 tensorrt  activations and weights INT8, symmetric both, bias and what comes out in float: TensorRT rejects dynamic
           quantisation, unsigned or asymmetric activations, and quantised biases.
 cpu       activations UINT8 with a zero point, as ONNX Runtime's kernels on x86 want them; bias quantised too, and what
-          comes out of a convolution, for there is no kernel without.
+          comes out of a convolution, for there is no kernel without. What lies between the products is written as its
+          faster kernels want it (`join_gemms`, `sum_residuals`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mlflowkit.adapters.onnx_passes.graph import (
     normalised,
     products,
     quiet,
+    sum_residuals,
     typed,
     types_of,
 )
@@ -55,6 +57,7 @@ def rewrite(settings: Int8, model: Any, calibration: Rows) -> Any:
     model = typed(model)
     if settings.form == "cpu":
         join_gemms(model)
+        sum_residuals(model)
     chosen = products(model)
     rows = verified(model, {name: matrix[: settings.rows] for name, matrix in calibration.items()})
     needed = {node.input[0] for node in chosen}
