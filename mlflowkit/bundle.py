@@ -8,8 +8,9 @@
       model.onnx         raw columns in, answers out
       engine.json        candidates.Engine: what runs the graph, where that is not the default
       evidence/          reference.whylogs reference.json evaluation.json verdicts.json candidates.json latency.json
-                         parity.json · sample.json (test rows and the answers to them) · seen_rows.npy (digests of
-                         the rows that the model was fitted or chosen on: uint64, sorted; see mlflowkit.stages.seen)
+                         machine.json (where latency was measured) · parity.json · sample.json (test rows and the
+                         answers to them) · seen_rows.npy (digests of the rows that the model was fitted or chosen on:
+                         uint64, sorted; see mlflowkit.stages.seen)
       blessing.json      Blessing: present only when the gates passed
 
 The **identity** of a bundle is the digest of what answers: ``model.onnx``, ``signature.json`` and, where it is there,

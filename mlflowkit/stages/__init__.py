@@ -15,7 +15,8 @@ train     spec.json         the train Spec, features (numeric, categorical), cla
 export    model.onnx signature.json parity.json {rows, max_abs_difference, label_mismatches, tolerance}
 optimize  model.onnx signature.json (of the pick) · engine.json (what it runs on, unless that is the default) ·
           candidates.json (the list that `bench --json` prints, with "metric", "metric_drop", "front" and "picked") ·
-          latency.json {candidate: {"samples_us": [...], ...}} · scripts/reproduce-*.py (of candidates that failed)
+          latency.json {candidate: {"samples_us": [...], ...}} · machine.json {machine, moments, notes} (where they were
+          measured) · scripts/reproduce-*.py (of candidates that failed)
 evaluate  evaluation.json   {metrics: {name: Measurement}, confusion | residuals, calibration, slices,
                             champion: {version, rows (compared on), left_out (test rows that just one of the two was
                             trained on), why, metrics, undefined, fault}, ...}

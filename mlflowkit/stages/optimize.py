@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from mlflowkit import arrays
-from mlflowkit.bench import analysis
+from mlflowkit.bench import analysis, soundness
 from mlflowkit.bench.analysis import Pick
+from mlflowkit.bench.environment import Moment, description, moment
 from mlflowkit.bundle import Signature, write_engine
 from mlflowkit.candidates import NAMED, Candidate
 from mlflowkit.errors import EngineError
@@ -95,7 +97,8 @@ class Spec(Section):
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
-    """Write the picked ``model.onnx`` with its ``signature.json``, ``candidates.json`` and ``latency.json``.
+    """Write the picked ``model.onnx`` with its ``signature.json``, ``candidates.json``, ``latency.json`` and
+    ``machine.json``.
 
     ``engine.json`` is there when the pick runs on another engine than the default, ``scripts`` when a candidate failed.
     Raises EngineError when no candidate is left: none could be made, or each lost more of the metric than the recipe
@@ -106,6 +109,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     plan = planned(section)
     if plan.added:
         context.progress(Event("optimize", "progress", f"onnx is {ADDED}"))
+    before = moment()
     explored = Exploration(setting, plan).explore()
     if not explored.finalists:
         raise EngineError(
@@ -116,6 +120,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     rows = rows_of(section, explored, choice, setting.metric)
     picked = next(one for one in explored.finalists if one.name == choice.name)
     _publish(context, picked, rows, explored.tried)
+    write_json(context.out / "machine.json", _machine([before, moment()], explored.finalists))
     return _result(rows, choice.name, setting.metric)
 
 
@@ -263,6 +268,17 @@ def _publish(context: StageContext, picked: Tried, rows: list[dict[str, Any]], t
     write_engine(context.out, picked.candidate.engine)
     latency = {one.name: one.samples.to_json() for one in tried if one.samples is not None}
     (context.out / "latency.json").write_text(json.dumps(latency))
+
+
+def _machine(moments: Sequence[Moment], finalists: Sequence[Tried]) -> dict[str, Any]:
+    """Where the latencies were measured, and what disturbed it there, in words; finalists were measured in turns."""
+    told = description()
+    paced = soundness.throttling({one.name: one.figures.microseconds for one in finalists})
+    return {
+        "machine": told.to_json(),
+        "moments": [one.to_json() for one in moments],
+        "notes": [*filter(None, [paced]), *soundness.disturbances(moments, os.cpu_count() or told.cores)],
+    }
 
 
 def _result(rows: list[dict[str, Any]], picked: str, metric: str) -> StageResult:

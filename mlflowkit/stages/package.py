@@ -55,8 +55,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     (out / "evidence").mkdir(parents=True)
     for name, (stage, file) in GATHERED.items():
         _copy(context.inputs[stage] / file, out / name, stage)
-    if (context.inputs["optimize"] / bundle.ENGINE).exists():
-        _copy(context.inputs["optimize"] / bundle.ENGINE, out / bundle.ENGINE, "optimize")
+    for file, place in ((bundle.ENGINE, bundle.ENGINE), ("machine.json", "evidence/machine.json")):
+        if (context.inputs["optimize"] / file).exists():
+            _copy(context.inputs["optimize"] / file, out / place, "optimize")
     verdicts = read_verdicts(out / "evidence" / "verdicts.json")
     context.progress(Event("package", "progress", "digesting the rows that the model has seen", fraction=0.3))
     _write_seen(context, out)

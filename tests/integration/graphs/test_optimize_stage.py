@@ -16,6 +16,7 @@ import pytest
 import trial_processes
 from mlflowkit.adapters.trials import ProcessTrials
 from mlflowkit.adapters.trials.process import ProcessTrial
+from mlflowkit.bench.environment import description
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
 from mlflowkit.optimization import choice
@@ -63,6 +64,9 @@ def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     assert "times that of" in other["reason"]
     assert result.summary["picked"] == picked["name"]
     latency = published(world, "latency.json")
+    told = published(world, "machine.json")
+    assert (told["machine"]["processor"], len(told["moments"])) == (description().processor, 2)
+    assert all(isinstance(words, str) for words in told["notes"])
     for row in rows:
         assert (row["runtime"], row["batch"], row["samples"]) == ("ort-cpu", 1, 250)
         assert row["size_bytes"] > 1000
