@@ -226,6 +226,42 @@ def plain(operator: str, *, domain: str = "", width: int = 10) -> onnx.ModelProt
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
+def test_columns_that_the_graph_leaves_open_are_the_tables(tmp_path: Path) -> None:
+    """Rows and columns without a size, as an exporter with dynamic axes for both leaves them."""
+    world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
+    model = plain("Identity")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "columns"
+    table, found = answers_of(brought(world, model))
+    expected = table[COLUMNS].to_numpy(np.float32).sum(axis=1)
+    np.testing.assert_allclose(found["prediction"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_for_a_fixed_number_of_rows_is_refused(tmp_path: Path) -> None:
+    world = write_data(tmp_path, bunch("wine"), "target", "classification")
+    model = exported(Network(13, 3), 13, tmp_path / "network.onnx", fixed=True)
+    with pytest.raises(UsageError, match=r"input x takes exactly 2 rows; requests and batches need any") as caught:
+        brought(world, model, outputs={"logits": "scores"})
+    assert "dynamic_axes={'x': {0: 'rows'}}" in caught.value.hint
+
+
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "link"])
+def test_weights_outside_the_graphs_folder_are_refused(location: str, tmp_path: Path) -> None:
+    """A recipe's graph that points at another's file is not read, not even to look at it."""
+    (tmp_path / "weights").write_bytes(bytes(40))
+    (tmp_path / "home").mkdir()
+    world = write_data(tmp_path / "home", bunch("diabetes"), "target", "regression")
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "weights")
+    model = plain("Identity")
+    (weights,) = model.graph.initializer
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+    (tmp_path / "home" / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match=r"tensor w points at .* outside the model's folder"):
+        world.train({"kind": "onnx", "path": "model.onnx"})
+    assert not (tmp_path / "home" / "train" / "model.onnx").exists()
+
+
 def test_a_graph_whose_answers_are_not_finite_is_refused(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
     with pytest.raises(EngineError, match=r"row \d+ has prediction \[nan\]"):
