@@ -34,7 +34,7 @@ from mlflowkit.machine import cores
 
 PARTS = ("latency", "engines", "serving")
 QUICK = Effort(seconds=1.0, longest=0.5, most=500, thorough=False)
-"""A pass over everything in two minutes: single rows, engines of one precision for one GPU."""
+"""A pass over everything in under three minutes: single rows, engines of one precision for one GPU."""
 
 
 def latency(options: argparse.Namespace, document: Document) -> None:
@@ -110,7 +110,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(Effort().aside),
         help="batch sizes of torch.compile and FP16 on a processor",
     )
-    parser.add_argument("--quick", action="store_true", help="a pass in two minutes")
+    parser.add_argument("--quick", action="store_true", help="a pass in under three minutes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, help="write JSON here; what is not measured now is kept")
     parser.add_argument("--page", type=Path, help="write a page (HTML) here")
