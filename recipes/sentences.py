@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-TOKENS = 32
-"""Tokens of a sentence that are looked at: three in four of all remarks have no more, half of the affected ones do."""
+TOKENS = 24
+"""Tokens of a sentence that are looked at: half of the remarks have no more. With 32 the ROC AUC is 0.01 higher."""
 SHORTEST = 12
 """Characters of a remark that says anything ("FLT 628" does not)."""
 CHUNK = 32
@@ -31,7 +31,7 @@ def wildlife_strikes() -> pd.DataFrame:
     ``affected`` is yes where the report lists an effect on the flight (a take-off aborted, an engine shut down, a
     landing out of precaution, another); it does in 1,829 of the 13,125 distinct remarks that say anything. All of
     these are here, and as many of the others, drawn with a fixed seed. Remarks that are written alike are one row, so
-    that no test row has a twin among the training rows. ``t00`` to ``t31`` are the remark's tokens.
+    that no test row has a twin among the training rows. ``t00`` to ``t23`` are the remark's tokens.
     """
     chosen = strikes()
     return pd.DataFrame(token_columns(chosen["remark"].tolist())).assign(affected=chosen["affected"])
