@@ -14,7 +14,7 @@ what disturbed the machine disturbs neither side alone; measured apart, they are
 
 A process is faster or slower than the next one of the same graph, by a few percent and for as long as it lives: where
 its memory came to lie, what its hashes are. Measuring it longer does not show that, only starting it again does, and
-two processes of one graph are told apart by nine intervals of ten that rest on one start each
+two processes of one graph are told apart by most intervals that rest on one start each
 (``benchmarks/comparisons.py``). So where a process was started STARTS times or more, the starts are the groups, paired
 where both sides were measured in turns (`started_ratio_interval`).
 """
