@@ -9,11 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+import mlflowkit as mk
 from mlflowkit.bench import environment
 from mlflowkit.bench.environment import description, moment, pinned, usable
 from mlflowkit.bench.gpu import gpus
+from mlflowkit.bench.rows import Settings
 from mlflowkit.errors import UsageError
 
 ON_CORES = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -98,6 +102,23 @@ def test_two_moments_tell_what_was_done_between_them() -> None:
     after = moment()
     assert before.busy_ticks is None or (after.busy_ticks or 0) > before.busy_ticks
     json.dumps(after.to_json())
+
+
+@ON_CORES
+def test_a_result_has_the_machine_its_cores_and_a_moment_after_each_start(tmp_path: Path) -> None:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:])
+    model = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    core = usable()[-1]
+    found = mk.benchmark(model, model, settings=Settings(samples=150, starts=3, cores=(core,))).to_json()
+    assert found["machine"]["processor"] == description().processor
+    assert found["settings"]["cores"] == [core]
+    assert len(found["moments"]) == 4
+    busy = [one["busy_ticks"] for one in found["moments"]]
+    assert busy == sorted(busy)
+    assert [row["starts"] for row in found["candidates"]] == [3, 3]
+    assert found["comparisons"][0]["low"] <= found["comparisons"][0]["ratio"] <= found["comparisons"][0]["high"]
 
 
 # --------------------------------------------------------------------------------------------------------------- GPUs
