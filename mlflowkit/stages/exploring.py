@@ -105,7 +105,7 @@ class Exploration:
             if known is None:
                 fresh.append(candidate)
             else:
-                self._found[key_of(candidate)] = self._constrained(known)
+                self._found[key_of(candidate)] = known  # no limit of latency is held against another day's times
         self._recalled += len(group) - len(fresh)
         if len(fresh) < len(group):
             said = f"{len(group) - len(fresh)} of {len(group)} candidates are known from an earlier search"
