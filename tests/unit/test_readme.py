@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from mlflowkit.cli.app import COMMANDS
+from mlflowkit.optimization.space import candidates_of
 from mlflowkit.recipe.check import load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -29,6 +30,18 @@ def test_the_rollout_has_no_fault(tmp_path: Path) -> None:
     section = load(tmp_path / "recipe.yaml").recipe.serve
     assert section is not None
     assert [step.weight for step in section.rollout.sequence] == [0, 5, 25, 50]
+
+
+def test_the_search_has_no_fault(tmp_path: Path) -> None:
+    optimize = re.search(r"```yaml\n(optimize:\n.*?)```", README, re.DOTALL)
+    assert optimize is not None
+    lending = (RECIPES / "lending.yaml").read_text()
+    before, after = lending[: lending.index("optimize:")], lending[lending.index("gates:") :]
+    (tmp_path / "recipe.yaml").write_text(before + optimize[1] + after)
+    (tmp_path / "datasets.py").write_text((RECIPES / "datasets.py").read_text())
+    section = load(tmp_path / "recipe.yaml").recipe.optimize
+    assert section.search.space is not None
+    assert len(candidates_of(section.search.space)) == 6
 
 
 def test_every_command_is_named() -> None:
