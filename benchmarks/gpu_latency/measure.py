@@ -136,7 +136,7 @@ def missing(model: Model, cell: Cell) -> str:
     if not cell.runtime.startswith("torch"):
         return Wiring(Path()).engines.missing(cell.candidate.engine)
     if not model.network:
-        return "this model is a graph only: its columns of strings have no form in torch"
+        return f"{model.name} is a graph only: its columns of strings have no form in torch"
     if uses_gpu(cell):
         return library.torch_missing()
     if cell.runtime == "torch-compile" and not shutil.which("g++"):

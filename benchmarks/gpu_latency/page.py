@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.gpu_latency import tables
 from benchmarks.gpu_latency.models import MODELS
-from benchmarks.gpu_latency.summary import AT, on_gpu, quickest, servable
+from benchmarks.gpu_latency.summary import AT, NEAR, on_gpu, quickest, servable
 
 Row = Mapping[str, Any]
 STYLE = """:root{color-scheme:light dark;--bg:#fff;--panel:#f3f5f8;--fg:#1c2430;--muted:#5b6675;--line:#d9dee6;
@@ -42,7 +42,8 @@ def html(document: Mapping[str, Any]) -> str:
         f"<p>{escape(machine['processor'])}, {machine['cores']} cores, {document['threads']} threads inside an "
         f"operator. GPU: {escape(', '.join(one['name'] for one in machine.get('gpus') or ()) or gpu)}.</p>",
         "<p class='muted'>Candidates of a model and batch size were measured in turns, each in a process of its own. "
-        "Bars show the median, on a scale of their own for each batch size.</p>",
+        "Bars show the median, on a scale of their own for each batch size. The best is the quickest that a gateway "
+        f"can serve and whose answers differ from those in FP32 by {NEAR:.0%} at most.</p>",
         *_best(document.get("best", [])),
         *_claims(document),
         *(_model(name, [row for row in rows if row["model"] == name]) for name in MODELS),

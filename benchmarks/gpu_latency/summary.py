@@ -14,6 +14,8 @@ Row = Mapping[str, Any]
 
 AT = 128
 """Batch size at which a device is held against its peak: what a throughput is for."""
+NEAR = 0.05
+"""Relative difference of answers (see `measure.difference`) beyond which a candidate is shown, and not called best."""
 RIVALS: Mapping[str, Callable[[Row], bool]] = {
     "torch-compile": lambda row: row["runtime"] == "torch-compile",
     "ort-cuda": lambda row: row["runtime"] == "ort-cuda" and _plain(row),
@@ -34,12 +36,13 @@ def quickest(rows: Sequence[Row]) -> Row | None:
 
 
 def servable(rows: Sequence[Row]) -> list[Row]:
-    """Those that a gateway can serve: the Python model is there to be compared with."""
-    return [row for row in rows if not row["runtime"].startswith("torch")]
+    """Those that a gateway can serve (the Python model is there to be compared with), whose answers are near enough to
+    those in FP32 to be an answer of the same model."""
+    return [row for row in rows if not row["runtime"].startswith("torch") and (row["difference"] or 0.0) <= NEAR]
 
 
 def best(rows: Sequence[Row], samples: Mapping[str, np.ndarray], operations: int | None) -> dict[str, Any] | None:
-    """The best of one model and batch size that a gateway can serve; None where none was measured.
+    """The best of one model and batch size of those that are `servable`; None where none was measured.
 
     "ratios": p50 of the best over that of each of RIVALS, with the interval of samples that were taken in turns and
     what it shows: "faster", "slower", "not told apart", "itself", or "not run" with the reason.

@@ -185,9 +185,8 @@ def readme(document: Mapping[str, Any]) -> str:
     parts = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, model in MODELS.items():
         rows = [row for row in document["rows"] if row["model"] == name]
-        if rows:
-            words = (_best_words([row for row in rows if row["batch"] == batch]) for batch in batches)
-            parts.append(f"| {' | '.join([model.what, *words])} |")
+        words = (_best_words([row for row in rows if row["batch"] == batch]) for batch in batches)
+        parts.append(f"| {' | '.join([model.what, *words])} |")
     parts += ["", *_claims(document), *_built_words(document), *_served_words(document)]
     return "\n".join([*parts, "", "Not run on this machine:", "", *_lacking(document["rows"])])
 

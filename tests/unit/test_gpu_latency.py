@@ -325,6 +325,8 @@ def test_the_best_is_one_that_can_be_served_and_may_be_slower_than_compiled_torc
     plain = best_of([PLAIN, planted("tensorrt fp16", 900.0, [{}]), COMPILED])
     assert (plain["name"], plain["ratios"]["ort-cuda"]["shown"]) == ("ort-cuda fp32", "itself")
     assert summary.best([COMPILED], {}, None) is None
+    wrong = planted("tensorrt int8", 1.0, [{}]) | {"difference": 0.26}
+    assert best_of([PLAIN, wrong, COMPILED])["name"] == "ort-cuda fp32"  # quick, and not the same model any more
 
 
 @pytest.mark.parametrize(
