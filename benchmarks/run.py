@@ -18,6 +18,7 @@ NAMES = (
     "latency",
     "overhead",
     "comparisons",
+    "reproducible",
     "search",
     "int8",
     "gpu_latency",
