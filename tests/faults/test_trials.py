@@ -129,6 +129,7 @@ def test_a_crash_costs_the_candidate_and_leaves_a_script_that_does_it_again(
     with failing(at):
         error = go(trials, job(candidate))
         assert said in error.message
+        assert not list(trials.state.rglob("work-*"))
         assert error.script is not None
         again = subprocess.run([sys.executable, error.script], capture_output=True, text=True, timeout=60, check=False)
     if at.startswith("segv"):
@@ -183,6 +184,7 @@ def test_a_disk_that_takes_no_more_costs_the_candidate(tmp_path: Path, job: Call
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "failed:" in done.stdout, done.stderr
     assert "File too large" in done.stdout
+    assert not list((tmp_path / "state").rglob("work-*")), "what was half made takes no room"
 
 
 @pytest.mark.parametrize("how", ["cut off", "changed", "away"])

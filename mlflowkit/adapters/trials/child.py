@@ -131,10 +131,29 @@ class Child:
         return told | now if told.pop("digests", None) == _digests(now["files"]) else None
 
     def _applied(self, exported: Path) -> str:
-        """Apply the passes in a fork and wait for it; returns why there is no graph, or ""."""
+        """Apply the passes and keep the graph; returns why there is none, or "".
+
+        Whatever becomes of it, nothing half made is left: on a full disk the room is wanted by others.
+        """
+        for left in self._made.glob("work-*"):  # of one that was killed: who holds the folder is alone in it
+            shutil.rmtree(left, ignore_errors=True)
         work = self._made / f"work-{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
+        try:
+            told, status = self._forked(exported, work)
+            if "error" not in told and not told["reason"]:
+                for path in work.iterdir():
+                    path.replace(self._made / path.name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        if os.WIFSIGNALED(status):
+            os.kill(os.getpid(), os.WTERMSIG(status))  # die as it died: the parent sees how
+        if "error" in told:
+            raise TrialError(told["error"], hint=told.get("hint", ""))
+        return str(told["reason"])
+
+    def _forked(self, exported: Path, work: Path) -> tuple[dict[str, Any], int]:
+        """Apply the passes in a fork; what it told, and the status that it ended with."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -147,18 +166,11 @@ class Child:
         with os.fdopen(reading, "rb") as stream:
             said = stream.read()
         _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            os.kill(os.getpid(), os.WTERMSIG(status))  # die as it died: the parent sees how
         try:
-            told = json.loads(said)
-        except ValueError as error:
-            raise TrialError(f"the passes ended with {os.waitstatus_to_exitcode(status)}") from error
-        if "error" in told:
-            raise TrialError(told["error"], hint=told.get("hint", ""))
-        for path in work.iterdir() if not told["reason"] else ():
-            path.replace(self._made / path.name)
-        shutil.rmtree(work, ignore_errors=True)
-        return str(told["reason"])
+            told: dict[str, Any] = json.loads(said)
+        except ValueError:
+            told = {"error": f"the passes ended with {os.waitstatus_to_exitcode(status)}"}
+        return told, status
 
     def _apply_and_exit(self, exported: Path, work: Path, writing: int) -> NoReturn:
         """In the fork: apply the passes, tell the result, and end without the cleaning up of the process above."""
