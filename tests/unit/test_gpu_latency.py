@@ -438,6 +438,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "measured", interrupted)
+    monkeypatch.setattr(command, "_facts", lambda options: {"peaks": PEAKS, "operations": {}})
     out = tmp_path / "o.json"
     said = f"--models mlp,resnet18 --batches 128 --precisions fp32 --out {out} --page {tmp_path / 'p.html'}"
     assert command.main(said.split()) == 130
