@@ -89,7 +89,7 @@ HEAD = (
 BEST_HEAD = ("model", "batch", "best", "p50 us", "rows/s", "of peak", "p50 against others")
 CLAIM_HEAD = ("model", "best", "of the measured peak", "p50 over torch.compile's", "p50 over plain ORT CUDA's")
 ENGINE_HEAD = ("model", "precision", "target", "status", "build s", "MB", "why")
-SERVED_HEAD = ("model", "candidate", "server", "connections", "requests/s", "p50 us", "p99 us")
+SERVED_HEAD = ("model", "candidate", "server", "connections", "requests/s", "p50 us", "p99 us", "why")
 
 
 def _cells(row: Row) -> list[str]:
@@ -145,7 +145,7 @@ def _engine_cells(row: Row) -> list[str]:
 
 def _served_cells(row: Row) -> list[str]:
     if row["status"] != "ok":
-        return [row["model"], row["candidate"], row["server"], row["status"], row["reason"]]
+        return [row["model"], row["candidate"], row["server"], *[""] * 4, f"{row['status']}: {row['reason']}"]
     figures = [
         f"{row[key][0]:,.0f} [{row[key][1]:,.0f}, {row[key][2]:,.0f}]" for key in ("per_second", "p50_us", "p99_us")
     ]
@@ -188,7 +188,7 @@ def readme(document: Mapping[str, Any]) -> str:
         words = (_best_words([row for row in rows if row["batch"] == batch]) for batch in batches)
         parts.append(f"| {' | '.join([model.what, *words])} |")
     parts += ["", *_claims(document), *_built_words(document), *_served_words(document)]
-    return "\n".join([*parts, "", "Not run on this machine:", "", *_lacking(document["rows"])])
+    return "\n".join([*parts, "", "Not run on this machine:", "", *_lacking(document["rows"]), *_unserved(document)])
 
 
 def _best_words(rows: Sequence[Row]) -> str:
@@ -271,6 +271,11 @@ def _lacking(rows: Sequence[Row]) -> list[str]:
             reason = re.sub(r"^a request [^;]*", "a request takes too long", row["reason"])
             stopped.setdefault(reason, {})[_who(row, measured)] = None
     return [f"- {_several(list(names))}: {reason}" for reason, names in stopped.items()] or ["- nothing lacks"]
+
+
+def _unserved(document: Mapping[str, Any]) -> list[str]:
+    rows = [row for row in document.get("serving", []) if row["status"] != "ok"]
+    return [f"- through a service, {row['candidate']}: {row['reason']}" for row in rows]
 
 
 def _who(row: Row, measured: Set[tuple[str, int]]) -> str:
