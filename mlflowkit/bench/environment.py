@@ -21,7 +21,7 @@ CPUFREQ = "/sys/devices/system/cpu/cpu{core}/cpufreq"
 """Where Linux tells a core's governor and clock."""
 NO_LIMIT = 1 << 60
 """Bytes from which on a limit of memory in cgroup version 1 means that there is none."""
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch")
 """Distributions whose versions latency depends on."""
 
 
