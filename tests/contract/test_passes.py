@@ -44,6 +44,7 @@ DIFFERENCE: Sequence[tuple[str, list[Pass], float]] = [
     ("loans", [Int8()], 0.05),
     ("loans", [Int8(form="cpu")], 0.05),
     ("loans", [Int8(form="cpu", per_channel=True, rows=64)], 0.05),
+    ("loans", [Int8(form="cpu", per_channel=True, keep=1)], 0.05),
     ("loans", [Int8(per_channel=True, calibration="entropy")], 0.3),
     ("loans", [Int8(calibration="percentile", keep=1)], 0.1),
     ("loans", [Int8Dynamic()], 0.05),

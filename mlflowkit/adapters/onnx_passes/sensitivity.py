@@ -43,7 +43,7 @@ def _switched(model: Any, quantised: Any, names: Sequence[str]) -> Any:
     """
     factors = {node.name: list(node.input[:2]) for node in model.graph.node}
     graph, wanted = copied(quantised), set(names)
-    known = constants(graph)
+    known = {*constants(graph), *(name for node in graph.graph.node for name in node.output)}  # a bias is dequantised
     graph.graph.initializer.extend(tensor for name, tensor in constants(model).items() if name not in known)
     nodes: list[Any] = []
     for node in graph.graph.node:
