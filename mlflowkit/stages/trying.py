@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlflowkit import arrays
 from mlflowkit.bench import analysis, soundness
-from mlflowkit.bench.measure import BLOCK, Samples, measure_blocks
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, Samples, measure_blocks
 from mlflowkit.bundle import Signature, digest_json
 from mlflowkit.candidates import Candidate
 from mlflowkit.errors import StoreError, TrialError
@@ -52,8 +52,13 @@ MEMORY_SHARE = 0.25
 """Part of the memory that is free which a group's processes may take."""
 WARM_UP = 8
 """Blocks of warm-up at most: a group has many candidates, and what has not settled by then is said."""
+FEWEST_BLOCKS = 20
+"""Blocks that the samples of a candidate are cut into at least: intervals rest on blocks, and early stopping on looks
+between them. So where the recipe asks for few samples, since a request takes long, blocks and warm-up are short too."""
 MEMORY_STEP = 1.1
 """Peaks of memory are compared in steps of this factor: the same graph's differ by less from process to process."""
+ROUNDING = 1e-5
+"""Probabilities that differ by no more are the same: adding float32 numbers in another order makes such differences."""
 METRIC_STEPS = 10
 """Losses of the metric are compared in steps of this part of what the recipe bears: less is no reason for anything."""
 
@@ -127,13 +132,27 @@ class Setting:
     reuse: bool
     timeout: float
 
+    @property
+    def block(self) -> int:
+        """Requests of a candidate before the next has its turn."""
+        return block_of(self.samples)
+
     @cached_property
     def asked(self) -> str:
         """Digest of what is asked of a candidate besides what its own digest has."""
         return digest_json([
             self.metric, hashlib.sha256(self.actual.tobytes()).hexdigest(), self.objective, self.samples,
-            self.stop_early, BLOCK,
+            self.stop_early, self.block,
         ])  # fmt: skip
+
+
+def block_of(samples: int) -> int:
+    """Requests of a block: as many as usual, where the samples make enough blocks.
+
+    >>> block_of(5000), block_of(200)
+    (50, 10)
+    """
+    return max(1, min(BLOCK, samples // FEWEST_BLOCKS))
 
 
 def group_size(model_bytes: int) -> int:
@@ -357,6 +376,8 @@ class _Turns:
         taken = measure_blocks(
             {key: self._source(key) for key in self.group},
             self.setting.samples,
+            size=self.setting.block,
+            lead_in=min(LEAD_IN, -(-self.setting.block // 10)),
             warm_up=WARM_UP,
             progress=self._told,
             stop=self._stop,
@@ -389,7 +410,7 @@ class _Turns:
         """Members that have no more turns: those that failed and, at a look, those that are known well enough."""
         setting = self.setting
         done = len(next(iter(taken.values())))
-        at = early.looks(-(-setting.samples // BLOCK))
+        at = early.looks(-(-setting.samples // setting.block))
         gone = [key for key in taken if key in self.failed]
         if not setting.stop_early or done not in at:
             return gone
@@ -461,9 +482,26 @@ def judge(tried: Tried, answers: metrics.Answers, reference: metrics.Answers, me
     return replace(tried, status="ok" if accepted else "rejected", reason=reason, metric=value, drop=drop)
 
 
+def same_but_for_rounding(answers: metrics.Answers, reference: metrics.Answers) -> bool:
+    """Whether all labels are the same and no probability differs by more than ROUNDING."""
+    import numpy as np
+
+    if answers.scores is None or reference.scores is None:
+        return False
+    return bool(
+        np.array_equal(answers.predicted, reference.predicted)
+        and np.max(np.abs(answers.scores - reference.scores), initial=0.0) <= ROUNDING
+    )
+
+
 def metric_drop(metric: str, answers: metrics.Answers, reference: metrics.Answers) -> Measurement:
-    """How much worse the answers are than the reference's on the same rows; positive is worse, whatever the metric."""
-    change = metrics.difference(metric, answers, reference).at(analysis.CONFIDENCE)
+    """How much worse the answers are than the reference's on the same rows; positive is worse, whatever the metric.
+
+    Answers that are the reference's but for rounding lose nothing. A rewriting that orders all rows as before would
+    else be charged with the rows that were not there to be ordered differently.
+    """
+    said = reference if same_but_for_rounding(answers, reference) else answers
+    change = metrics.difference(metric, said, reference).at(analysis.CONFIDENCE)
     if metric in metrics.LOWER_IS_BETTER:
         return change
     return replace(change, value=-change.value, low=-change.high, high=-change.low)

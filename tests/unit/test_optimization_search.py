@@ -13,12 +13,14 @@ from mlflowkit import arrays
 from mlflowkit.adapters.optuna import OptunaSearch
 from mlflowkit.candidates import NAMED, Candidate, Engine, FixedRows, Float16, Int8, Int8Dynamic
 from mlflowkit.errors import StoreError, UsageError
+from mlflowkit.judging.metrics import Answers
 from mlflowkit.optimization.choice import choose
 from mlflowkit.optimization.objective import Figures
 from mlflowkit.optimization.search import Exhaustive, SearchSection, method_of
 from mlflowkit.optimization.space import Space, candidates_of, distinct, impossible, key_of, unservable
 from mlflowkit.ports import TrialResult
 from mlflowkit.stages.optimize import CandidateName, OptimizeSection, planned
+from mlflowkit.stages.trying import metric_drop
 
 WIDE = Space(
     passes=[[], [Float16()], [Int8()], [Int8Dynamic()]],
@@ -136,3 +138,22 @@ def test_a_file_that_is_cut_off_is_said_to_be(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(StoreError, match="cannot be read"):
         arrays.read(path)
+
+
+def _answers(scores: np.ndarray) -> Answers:
+    actual = (np.arange(len(scores)) % 2).astype(np.int64)
+    return Answers("classification", actual, (scores > 0.5).astype(np.int64), np.stack([1 - scores, scores], axis=1))
+
+
+def test_rounding_loses_nothing_and_what_is_more_than_rounding_is_judged() -> None:
+    """The same order of 100 rows leaves room for other orders of other rows, unless it is the same but for rounding."""
+    rng = np.random.default_rng(3)
+    scores = rng.uniform(0.05, 0.95, 100)
+    float_graph = _answers(scores)
+    rounded = _answers(scores + rng.uniform(-1e-6, 1e-6, 100))
+    assert not np.array_equal(rounded.scores, float_graph.scores)
+    drop = metric_drop("roc_auc", rounded, float_graph)
+    assert (drop.value, drop.low, drop.high) == (0, 0, 0)
+    scaled = metric_drop("roc_auc", _answers(0.5 + (scores - 0.5) * 0.99), float_graph)
+    assert scaled.value == 0
+    assert scaled.high > 0.01, "rows that were not seen may be ordered in another way"

@@ -55,7 +55,7 @@ def row_of(world: World, name: str) -> dict[str, Any]:
 
 def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     world = copy(MLP)
-    result = world.optimize(candidates=BOTH, max_metric_drop=1.0, metric="accuracy", samples=250)
+    result = world.optimize(candidates=BOTH, max_metric_drop=1.0, metric="accuracy", samples=240)
     rows = published(world, "candidates.json")
     assert [row["name"] for row in rows] == BOTH
     assert [row["status"] for row in rows] == ["ok", "ok"]
@@ -68,7 +68,7 @@ def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     assert (told["machine"]["processor"], len(told["moments"])) == (description().processor, 2)
     assert all(isinstance(words, str) for words in told["notes"])
     for row in rows:
-        assert (row["runtime"], row["batch"], row["samples"]) == ("ort-cpu", 1, 250)
+        assert (row["runtime"], row["batch"], row["samples"]) == ("ort-cpu", 1, 240)
         assert row["size_bytes"] > 1000
         assert row["memory_bytes"] > 0
         assert row["cold_start_ms"] > 0
@@ -76,7 +76,7 @@ def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
         assert row["interval"][0] <= row["p99_us"] <= row["interval"][1]
         assert row["metric"]["name"] == "accuracy"
         samples = latency[row["name"]]
-        assert (len(samples["samples_us"]), samples["block"]) == (250, 50)
+        assert (len(samples["samples_us"]), samples["block"]) == (240, 12)
         gate = metrics.latency("latency_p50_ms", np.array(samples["samples_us"]), samples["block"])
         assert gate.value == pytest.approx(row["p50_us"] / 1000, abs=1e-4), "what evaluate judges is what was measured"
     assert rows[0]["metric_drop"] is None
@@ -94,7 +94,7 @@ def test_a_candidate_that_loses_too_much_is_rejected_with_its_numbers(copy: Make
     assert (first["status"], first["picked"]) == ("rejected", False)
     assert "log_loss drops by" in first["reason"]
     assert "max_metric_drop 0" in first["reason"]
-    assert first["samples"] == 200, "it is measured all the same, for the report"
+    assert 0 < first["samples"] < second["samples"], "measured all the same for the report, though not to the end"
     assert not first["front"]
     assert (second["status"], second["picked"]) == ("ok", True)
 
