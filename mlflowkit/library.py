@@ -268,11 +268,12 @@ def _benching(
     """
     from mlflowkit.bench.subject import Choice, entries
     from mlflowkit.bench.suite import Bench
-    from mlflowkit.pipeline.subjects import subject
+    from mlflowkit.pipeline.subjects import Asking, refuse_unknown_sizes, subject
     from mlflowkit.wiring import Wiring
 
     chosen = Path(state).expanduser().resolve() if state else None
     subjects = [subject(Path(target).expanduser(), chosen, asking) for target in targets]
+    refuse_unknown_sizes(subjects, asking or Asking())
     found = entries(subjects, choice or Choice())
     work = Path(tempfile.mkdtemp(prefix="mlkit-bench-"))
     recipe = next((one.path for one in subjects if one.kind == "recipe"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,11 @@ def _length(one: GraphInput, size: int | str, sizes: Mapping[str, int]) -> int:
     if size in sizes:
         return sizes[size]
     axis = f"axis {size}" if size else "an axis without a name"
-    how = f"--size {size}=128, or --inputs FILE.npz" if size else "--inputs FILE.npz with an array for each input"
+    how = (
+        f"--size {shlex.quote(f'{size}=128')}, or --inputs FILE.npz"
+        if size
+        else "--inputs FILE.npz with an array for each input"
+    )
     raise UsageError(f"input {one} leaves {axis} open: how long is it?", hint=how)
 
 

@@ -9,6 +9,7 @@ import sys
 
 def main() -> None:
     """Entry point of ``mlkit``; exits with the code of the error tree."""
+    _open_closed()
     try:
         _main()
     except KeyboardInterrupt:  # before the commands are there to see it: nothing was begun
@@ -20,6 +21,16 @@ def main() -> None:
         else:
             sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def _open_closed() -> None:
+    """Where a caller has closed stdin, stdout or stderr (``2>&-``), nothing: else Python has no such stream, and the
+    next file that is opened gets its number, and with it what native libraries say.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115  (for as long as we run)
 
 
 def _main() -> None:

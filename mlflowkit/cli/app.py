@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError, nearest
+from mlflowkit.files import FULL, disk_error
 
 COMMANDS = (
     "init",
@@ -153,6 +154,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = InterruptedRunError.exit_code
     except Exception as error:  # noqa: BLE001  (the last resort: printed whole)
+        if isinstance(error, OSError) and error.errno in FULL:
+            fail(disk_error(error, Path(error.filename or "stdout")), as_json=False)
         usage = _usage_error(error)
         if usage is None:
             _crash(error, as_json)

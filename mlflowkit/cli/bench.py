@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -188,7 +189,7 @@ class _Telling:
 def _measure(ask: _Ask) -> Result:
     from mlflowkit import library
 
-    with _told() as progress:
+    with _told() as progress, _orderly():
         return library.benchmark(*ask.targets, **_arguments(ask), progress=progress)
 
 
@@ -200,7 +201,7 @@ def _tell(result: Result, told: _Telling, as_json: bool) -> int:
     """Show and keep the results; returns the exit code."""
     from mlflowkit.bench import results
     from mlflowkit.cli.bench_words import show
-    from mlflowkit.errors import EngineError
+    from mlflowkit.errors import EngineError, StoreError
 
     shown = result.to_json()
     whole = results.document(shown, result.measured, datetime.now(UTC).isoformat(timespec="seconds"))
@@ -211,13 +212,18 @@ def _tell(result: Result, told: _Telling, as_json: bool) -> int:
         regression = compare(told.baseline, results.parse(whole), told.fail_above)
         verdict = regression.outcome
         shown, whole = ({**one, "baseline": regression.to_json()} for one in (shown, whole))
-    if told.out is not None:
-        results.write(told.out, whole)
-    if told.page is not None:
-        from mlflowkit.files import replace_file
-        from mlflowkit.report.bench_page import render
+    try:
+        if told.out is not None:
+            results.write(told.out, whole)
+        if told.page is not None:
+            from mlflowkit.files import replace_file
+            from mlflowkit.report.bench_page import render
 
-        replace_file(told.page, render(whole).encode())
+            replace_file(told.page, render(whole).encode())
+    except StoreError:
+        if not as_json:  # whose only document is the error
+            show(shown)
+        raise
     if as_json:
         emit_json(shown)
     else:
@@ -236,7 +242,7 @@ def _glance(ask: _Ask, as_json: bool) -> int:
     from mlflowkit.cli.bench_words import table
     from mlflowkit.report.wording import seconds
 
-    with _told() as progress:
+    with _told() as progress, _orderly():
         found = library.glance(*ask.targets, **_arguments(ask), progress=progress)
     total = sum(took for _, took in found if took is not None)
     if as_json:
@@ -256,6 +262,20 @@ def _glance(ask: _Ask, as_json: bool) -> int:
     table(lines)
     echo(f"{ask.settings.samples:,} requests of each, at {ask.settings.label}: about {seconds(total)}, and the loading")
     return 0
+
+
+@contextmanager
+def _orderly() -> Iterator[None]:
+    """SIGTERM, as from timeout(1) or a cancelled job, interrupts like Ctrl-C: what lies in temporary folders goes."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -372,8 +392,9 @@ def _writable(path: Path | None) -> Path | None:
 
 
 def _size(text: str) -> tuple[str, int]:
-    name, _, count = text.partition("=")
-    if not name or not count.isdigit() or int(count) < 1:
+    """The name and the length of an axis; the name may hold a "=". Raises UsageError."""
+    name, _, count = text.rpartition("=")
+    if not name or not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--size {text!r} is not the length of an axis", hint="--size sequence=128")
     return name, int(count)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlflowkit.bench import inputs as asked
 from mlflowkit.bench.inputs import Fill, GraphInput, Requests
 from mlflowkit.bench.subject import Subject, Tensors
-from mlflowkit.errors import DataError, StoreError, UsageError
+from mlflowkit.errors import DataError, StoreError, UsageError, nearest
 
 if TYPE_CHECKING:
     from mlflowkit.bundle import Bundle, Signature
@@ -49,14 +49,30 @@ def subject(target: Path, state: Path | None = None, asking: Asking | None = Non
         )
     if target.is_dir():
         return of_bundle(target, asking)
-    if target.suffix in (".yaml", ".yml"):
+    suffix = target.suffix if target.is_file() else ""  # a pipe would be waited for
+    if suffix in (".yaml", ".yml"):
         return of_recipe(target, state, asking)
-    if target.suffix == ".onnx":
+    if suffix == ".onnx":
         return of_model(target, asking)
     raise UsageError(
         f"{target} is neither the folder of a bundle nor an ONNX file (.onnx) nor a recipe (.yaml)",
         hint="mlkit bench BUNDLE|MODEL.onnx|RECIPE",
     )
+
+
+def refuse_unknown_sizes(subjects: Sequence[Subject], asking: Asking) -> None:
+    """Raises UsageError for the length of an axis that no graph leaves open: a slip, which would go unnoticed."""
+    if not asking.sizes:
+        return
+    inputs = [one for subject in subjects for one in asked.inputs_of(subject.model)]
+    axes = list(dict.fromkeys(size for one in inputs for size in one.shape[1:] if isinstance(size, str) and size))
+    for name in asking.sizes:
+        if name not in axes:
+            close = nearest(name, axes)
+            raise UsageError(
+                f"--size: no graph leaves an axis {name} open besides its rows; there are {', '.join(axes) or 'none'}",
+                hint=f"did you mean --size {close}?" if close else "rows are the --batch of a request",
+            )
 
 
 def of_model(model: Path, asking: Asking) -> Subject:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,32 @@ def test_a_crash_costs_the_candidate_and_leaves_a_script_that_does_it_again(
         assert said.removeprefix("RuntimeError: ") in again.stderr
     mended = subprocess.run([sys.executable, error.script], capture_output=True, text=True, timeout=60, check=False)
     assert "answers; the median request takes" in mended.stdout, mended.stderr
+
+
+def test_scripts_of_graphs_of_one_file_name_have_each_its_own(
+    trials: ProcessTrials, job: Callable[..., TrialJob], tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "model.onnx"
+    other.parent.mkdir()
+    graph = onnx.load(job().model)
+    onnx.save(graph, other, save_as_external_data=True, location="weight.bin", size_threshold=0)
+    (other.parent / "below").mkdir()
+    (other.parent / "weight.bin").rename(other.parent / "below" / "weight.bin")
+    graph = onnx.load(other, load_external_data=False)
+    next(
+        entry for entry in graph.graph.initializer[0].external_data if entry.key == "location"
+    ).value = "below/weight.bin"
+    graph.graph.node[0].op_type = "NoSuchOperator"
+    other.write_bytes(graph.SerializeToString())
+    with failing("raise:trial.loading"):
+        first = go(trials, job())
+    second = go(trials, replace(job(), model=other))
+    for error, said in ((first, "answers; the median request takes"), (second, "NoSuchOperator")):
+        assert error.script is not None
+        done = subprocess.run([sys.executable, error.script], capture_output=True, text=True, timeout=60, check=False)
+        assert said in done.stdout + done.stderr
+    assert second.script is not None
+    assert list(Path(second.script).parent.glob("graph-*/below/weight.bin"))
 
 
 def test_one_that_hangs_is_ended_at_its_deadline(trials: ProcessTrials, job: Callable[..., TrialJob]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -244,6 +245,13 @@ def test_a_wrong_command_line_is_told_with_what_to_type(
     assert words in told.error
 
 
+def test_a_pipe_is_not_waited_for(bench: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    told = bench(tmp_path / "model.onnx", "--json")
+    assert told.code == 2
+    assert "is neither the folder of a bundle nor an ONNX file" in told.error
+
+
 def test_a_recipe_before_its_first_run(bench: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["init", str(tmp_path)])
@@ -262,6 +270,46 @@ def test_an_axis_that_is_left_open_has_to_be_told(bench: Any, tmp_path: Path) ->
     assert told.code == 2
     assert "--size length=128" in told.error
     assert bench(model, "--size", "length=16", *SHORT, "--json").code == 0
+
+
+def test_the_length_of_an_axis_that_no_graph_has_is_a_slip(bench: Any, graphs: Path, tmp_path: Path) -> None:
+    model = tmp_path / "open.onnx"
+    node = onnx_graphs.helper.make_node("Relu", ["x"], ["y"])
+    onnx_graphs.save(model, [node], {"x": (onnx_graphs.FLOAT, ["rows", "a = b"])}, {"y": onnx_graphs.FLOAT})
+    assert "--size 'a = b=128'" in bench(model, "--json").error
+    both = (model, "--compare", graphs / "small.onnx", *SHORT, "--json", "--size", "a = b=16")
+    assert bench(*both).code == 0
+    for slip, said in (("a = c=4", "did you mean --size a = b?"), ("rows=4", "--batch")):
+        told = bench(*both, "--size", slip)
+        assert told.code == 2
+        assert said in told.error
+
+
+def test_results_that_the_disk_refuses_are_still_shown(bench: Any, graphs: Path, tmp_path: Path) -> None:
+    too_long_for_a_temporary = tmp_path / f"{'r' * 245}.json"
+    told = bench(graphs / "small.onnx", *SHORT, "--out", too_long_for_a_temporary)
+    assert told.code == 3
+    assert "p50 interval" in told.out
+    assert "cannot be written" in told.err
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_as_good_as_none(closed: str, graphs: Path) -> None:
+    command = shlex.join([*MLKIT, "bench", str(graphs / "small.onnx"), *SHORT])
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("p50 interval" in done.stdout) == (closed != ">&- 2>&-")
+
+
+def test_a_full_disk_behind_stdout_is_no_bug(graphs: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*MLKIT, "bench", str(graphs / "small.onnx"), *SHORT], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 3
+    assert "the disk is full while writing under stdout" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_rows_of_ones_own(bench: Any, graphs: Path, tmp_path: Path) -> None:
@@ -315,7 +363,8 @@ def test_without_the_first_nothing_is_compared(bench: Any, graphs: Path, monkeyp
     assert any("small is what the others are compared with" in note for note in told.json["notes"])
 
 
-def test_interrupted_it_leaves_nothing_behind(graphs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_behind(graphs: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [*MLKIT, "bench", str(graphs / "small.onnx"), "--samples", "10000000", "--starts", "1"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -325,7 +374,7 @@ def test_interrupted_it_leaves_nothing_behind(graphs: Path, tmp_path: Path) -> N
         children = [one for one in psutil.Process(process.pid).children() if "mlflowkit.cli.trial" in one.cmdline()]
         time.sleep(0.02)
     assert children
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in said
