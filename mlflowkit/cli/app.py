@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -156,6 +157,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:  # noqa: BLE001  (the last resort: printed whole)
         if isinstance(error, OSError) and error.errno in FULL:
             fail(disk_error(error, Path(error.filename or "stdout")), as_json=False)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            fail(UsageError(f"{error.filename}: {error.strerror}", hint="give a shorter path"), as_json)
         usage = _usage_error(error)
         if usage is None:
             _crash(error, as_json)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -160,6 +160,7 @@ def bench(
         state=state,
     )
     told = _Telling(_writable(out), _writable(page), *_gate(baseline, fail_above))
+    _keep_apart({"--out": told.out, "--page": told.page}, [*ask.targets, *([inputs] if inputs else [])])
     if dry_run:
         return _glance(ask, json)
     return _tell(_measure(ask), told, json)
@@ -385,10 +386,22 @@ def _writable(path: Path | None) -> Path | None:
     if path is None:
         return None
     path = Path(os.path.abspath(path.expanduser()))
-    folder = next(parent for parent in path.parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = next(parent for parent in path.parents if os.path.exists(parent))
+    if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"{path} cannot be written", hint="name a file in a folder of yours")
     return path
+
+
+def _keep_apart(written: Mapping[str, Path | None], read: Sequence[Path]) -> None:
+    """Nothing that is written may replace what is measured or what else is written. Raises UsageError."""
+    taken = {os.path.realpath(path.expanduser()): str(path) for path in read}
+    for option, path in written.items():
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            raise UsageError(f"{option} {path} would replace {taken[place]}", hint="name another file")
+        taken[place] = f"what --out writes to {path}"
 
 
 def _size(text: str) -> tuple[str, int]:

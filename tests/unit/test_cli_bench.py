@@ -245,6 +245,28 @@ def test_a_wrong_command_line_is_told_with_what_to_type(
     assert words in told.error
 
 
+def test_nothing_that_is_measured_or_kept_is_written_over(bench: Any, graphs: Path, tmp_path: Path) -> None:
+    model, link = graphs / "small.onnx", tmp_path / "link.json"
+    link.symlink_to(model)
+    before = model.read_bytes()
+    for options, said in (
+        (("--out", model), "would replace"),
+        (("--compare", graphs / "large.onnx", "--page", graphs / "large.onnx"), "would replace"),
+        (("--out", link), "would replace"),
+        (("--out", tmp_path / "a", "--page", tmp_path / "a"), "would replace what --out writes"),
+    ):
+        told = bench(model, *options, *SHORT, "--json")
+        assert told.code == 2
+        assert said in told.error
+    assert model.read_bytes() == before
+
+
+def test_a_name_that_is_too_long_is_a_wrong_command(bench: Any) -> None:
+    told = bench(f"{'m' * 300}.onnx", "--json")
+    assert told.code == 2
+    assert "File name too long" in told.error
+
+
 def test_a_pipe_is_not_waited_for(bench: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.onnx")
     told = bench(tmp_path / "model.onnx", "--json")
