@@ -300,7 +300,7 @@ def test_modules_behind_ports_are_those_of_the_wiring() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mlflowkit.adapters")
     }
-    outside = {"adapters.mlflow", "adapters.ray_serve"}
+    outside = {"adapters.mlflow", "adapters.ray_serve", "adapters.cuda_clock"}  # no result depends on these
     assert set(PORT_MODULES.values()) == used - outside
 
 
