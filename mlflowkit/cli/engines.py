@@ -55,7 +55,7 @@ def build(
 ) -> int:
     """Build a model's engine for each target, unless the store has it.
 
-    Precision is the graph's own: export it as FP16 or INT8 first. Raises what the builder finds wrong.
+    Precision is the graph's own: export it as FP16 or INT8 first.
     """
     from mlflowkit.engine_store import default_store
     from mlflowkit.wiring import Wiring

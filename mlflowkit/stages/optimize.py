@@ -59,6 +59,8 @@ REQUEST_ROWS = 1000
 """Validation rows that requests are cut from."""
 MEGABYTE = 1_000_000
 ADDED = "added, since every other is held against the float graph"
+LIMITS = ("max_metric_drop", "max_latency_ms", "max_size_mb")
+"""What a recipe bears of a candidate, as its keys are called in the reason of one that is refused."""
 
 
 class OptimizeSection(Section):
@@ -112,9 +114,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     before = moment()
     explored = Exploration(setting, plan).explore()
     if not explored.finalists:
-        raise EngineError(
-            _nothing_left(explored.tried), hint="add onnx to optimize.candidates, or raise max_metric_drop"
-        )
+        raise EngineError(_nothing_left(explored.tried), hint=_way_out(explored.tried))
     figures = {one.name: one.figures for one in explored.finalists}
     choice = choose(figures, section.objective)
     rows = rows_of(section, explored, choice, setting.metric)
@@ -288,6 +288,14 @@ def _result(rows: list[dict[str, Any]], picked: str, metric: str) -> StageResult
     if row["metric"] is not None:
         found[f"validation_{metric}"] = row["metric"]["value"]
     return StageResult(metrics=found, summary={"picked": picked, "candidates": rows})
+
+
+def _way_out(tried: Sequence[Tried]) -> str:
+    """What a person may do where no candidate is left: only what can help."""
+    limits = [one for one in LIMITS if any(one in each.reason for each in tried)]
+    ways = [] if any(each.name == "onnx" for each in tried) else ["add onnx to optimize.candidates"]
+    ways += [f"raise {' or '.join(limits)}"] if limits else []
+    return ", or ".join(ways) or "mend what makes the graph fail, or export another"
 
 
 def _nothing_left(tried: Sequence[Tried]) -> str:

@@ -173,8 +173,9 @@ def test_a_smaller_graph_wins_by_size_and_a_limit_rejects_a_larger_one(copy: Mak
 
 
 def test_a_latency_that_is_not_borne_leaves_no_candidate(copy: Make) -> None:
-    with pytest.raises(EngineError, match=r"more than max_latency_ms 1e-06"):
+    with pytest.raises(EngineError, match=r"more than max_latency_ms 1e-06") as caught:
         copy(MLP).optimize(candidates=["onnx"], max_latency_ms=1e-6)
+    assert caught.value.hint == "raise max_latency_ms"
 
 
 def test_what_an_answer_costs_is_said(copy: Make) -> None:
