@@ -81,7 +81,7 @@ def _show_regression(told: Mapping[str, Any]) -> None:
         echo(f"new: {name} is not in the baseline")
     for change in told["changes"]:
         echo(f"{change['outcome']}: {change['words']}")
-    allowed = f"it may be slower by {told['fail_above']:.4g} of it"
+    allowed = f"it may be slower by {100 * told['fail_above']:.3g} %"
     echo(f"{told['outcome']} against the baseline: {allowed}; intervals at {told['confidence']:.2%}")
 
 
