@@ -504,4 +504,4 @@ def metric_drop(metric: str, answers: metrics.Answers, reference: metrics.Answer
     change = metrics.difference(metric, said, reference).at(analysis.CONFIDENCE)
     if metric in metrics.LOWER_IS_BETTER:
         return change
-    return replace(change, value=-change.value, low=-change.high, high=-change.low)
+    return replace(change, value=0.0 - change.value, low=0.0 - change.high, high=0.0 - change.low)  # and no -0.0
