@@ -60,7 +60,10 @@ def why(picked: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> s
         return str(picked["reason"])
     if sum(one["status"] == "ok" for one in candidates) == 1:
         return "no other candidate may serve"
-    return "it comes first in the recipe, and no other was shown to be faster"
+    before = [one["name"] for one in candidates[: candidates.index(picked)] if one["status"] in ("ok", "dominated")]
+    if before:
+        return f"the recipe prefers {', '.join(before)}, and it was shown to be better; no later one was"
+    return "it comes first in the recipe, and no other was shown to be better"
 
 
 def timed_by(objective: str) -> str:
