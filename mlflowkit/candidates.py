@@ -77,7 +77,10 @@ class WeightOnly(Section):
 
 
 class FixedRows(Section):
-    """A graph for one batch size: the dimension of rows becomes a constant, and what follows from it is folded."""
+    """A graph for one batch size: the dimension of rows becomes a constant, and what follows from it is folded.
+
+    Requests of other sizes are cut into parts of so many rows, the last one filled up.
+    """
 
     kind: Literal["rows"] = "rows"
     rows: int = Field(ge=1)

@@ -103,17 +103,21 @@ class OnnxRuntime:
     def __init__(self, providers: Sequence[Provider] = (CPU,)) -> None:
         self.providers = tuple(providers)
 
-    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> OnnxSession:
+    def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> OnnxSession | FixedRowsSession:
         """A session over ``model`` with ``threads`` threads inside an operator, and none that spin.
 
         ``engine`` is what a bundle asks for (see `bundle`): unless it is the default, its provider and graph level
-        count instead of this runtime's, and the larger number of threads. Raises EngineError when the file is absent,
-        no graph, or has external data outside its folder, and when a provider asked for is not in use.
+        count instead of this runtime's, and the larger number of threads. A graph for one number of rows answers any
+        number (`FixedRowsSession`). Raises EngineError when the file is absent, no graph, or has external data outside
+        its folder, and when a provider asked for is not in use.
         """
         if engine is None or engine == Engine():
-            return _session(model, self.providers, _options(threads))
-        asked = engine.model_copy(update={"threads": max(threads, engine.threads)})
-        return OnnxRuntimeEngines().load(model, asked)
+            session = _session(model, self.providers, _options(threads))
+        else:
+            asked = engine.model_copy(update={"threads": max(threads, engine.threads)})
+            session = OnnxRuntimeEngines().load(model, asked)
+        on_cpu = session.providers[0] == CPU
+        return FixedRowsSession(session, session.fixed_rows) if on_cpu and session.fixed_rows else session
 
 
 class OnnxRuntimeEngines:
@@ -176,6 +180,14 @@ class OnnxSession:
         except VENDOR_ERRORS as error:
             raise self._error(self._fault(inputs) or _first_line(error)) from error
 
+    @property
+    def fixed_rows(self) -> int:
+        """The number of rows that every input and output has by its first axis; 0 where it is open or they differ."""
+        shapes = [tensor.shape for tensor in (*self._session.get_inputs(), *self._session.get_outputs())]
+        first = {shape[0] if shape else None for shape in shapes}
+        (rows,) = first if len(first) == 1 else (None,)
+        return rows if isinstance(rows, int) and rows > 0 else 0
+
     def _error(self, fault: str) -> EngineError:
         takes = ", ".join(f"{name} {dtype} rank {rank}" for name, (dtype, rank) in self._inputs.items())
         return EngineError(f"{self._model.name} does not answer: {fault}", hint=f"the graph takes {takes}")
@@ -196,6 +208,30 @@ class OnnxSession:
                 return f"input {name} holds something that is not a string; a missing value is the empty string"
         unknown = sorted(set(inputs) - set(self._inputs))
         return f"the graph has no input {', '.join(unknown)}" if unknown else ""
+
+
+class FixedRowsSession:
+    """A graph for one number of rows, asked any number: in parts of so many, the last one filled up with its last row.
+
+    What the rows that fill up are answered is dropped.
+    """
+
+    def __init__(self, session: OnnxSession, rows: int) -> None:
+        self._session = session
+        self._rows = rows
+        self.providers = session.providers
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answers by output name. Raises EngineError as `OnnxSession.run` does."""
+        counts = {len(array) if isinstance(array, np.ndarray) and array.ndim else 0 for array in inputs.values()}
+        rows = max(counts, default=0)
+        if len(counts) != 1 or rows in (0, self._rows):
+            return self._session.run(inputs)
+        parts = []
+        for start in range(0, rows, self._rows):
+            asked = np.minimum(np.arange(start, start + self._rows), rows - 1)
+            parts.append(self._session.run({name: array[asked] for name, array in inputs.items()}))
+        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
 
 
 class OnnxCudaGraphSession(OnnxSession):

@@ -109,8 +109,8 @@ def unservable(candidate: Candidate) -> str:
     if not candidate.servable:
         return f"{candidate.engine.runtime} is a baseline: a gateway serves graphs"
     fixed = next((one for one in candidate.passes if isinstance(one, FixedRows)), None)
-    if fixed is not None:
-        return f"a baseline: a graph for {fixed.rows} rows, and a gateway's requests have any number"
+    if fixed is not None and candidate.engine.runtime != "ort-cpu":
+        return f"a baseline: {candidate.engine.runtime} answers {fixed.rows} rows only, and requests have any number"
     return ""
 
 

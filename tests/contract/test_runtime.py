@@ -152,3 +152,34 @@ def test_provider_options_reach_the_provider(model: Path) -> None:
     session = OnnxRuntime(providers=((CPU, {}),)).load(model)
     assert session.providers == (CPU,)
     assert session.run(feeds())["total"].tolist() == [1.0, 5.0]
+
+
+def test_a_graph_for_so_many_rows_answers_any_number(runtime: Runtime, tmp_path: Path) -> None:
+    """Four rows at a time; what fills up the last part is not answered, and what is wrong is told as ever."""
+    nodes = [
+        helper.make_node("ReduceSum", ["numeric", "axes"], ["total"], keepdims=0),
+        helper.make_node("Identity", ["categorical"], ["echo"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("numeric", TensorProto.FLOAT, [4, 2]),
+        helper.make_tensor_value_info("categorical", TensorProto.STRING, [4, 1]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("total", TensorProto.FLOAT, [4]),
+        helper.make_tensor_value_info("echo", TensorProto.STRING, [4, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes, "fixed", inputs, outputs, [helper.make_tensor("axes", TensorProto.INT64, [1], [1])]
+    )
+    path = tmp_path / "fixed.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    session = runtime.load(path)
+    for rows in (1, 3, 4, 5, 65):
+        asked = feeds(rows)
+        found = session.run(asked)
+        np.testing.assert_array_equal(found["total"], asked["numeric"].sum(axis=1))
+        assert found["echo"].tolist() == asked["categorical"].tolist()
+    with pytest.raises(EngineError, match="numeric is missing"):
+        session.run({"categorical": feeds(3)["categorical"]})
+    with pytest.raises(EngineError):
+        session.run({**feeds(3), "numeric": feeds(2)["numeric"]})

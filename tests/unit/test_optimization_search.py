@@ -47,7 +47,8 @@ def test_a_candidate_is_what_it_does_whatever_it_is_called() -> None:
 
 def test_baselines_are_not_served() -> None:
     assert unservable(NAMED["torch"])
-    assert unservable(Candidate(name="one row", passes=[FixedRows(rows=1)]))
+    assert unservable(Candidate(name="one row", passes=[FixedRows(rows=1)], engine=Engine(runtime="tensorrt")))
+    assert not unservable(Candidate(name="one row", passes=[FixedRows(rows=1)]))
     assert not unservable(NAMED["onnx-int8"])
 
 

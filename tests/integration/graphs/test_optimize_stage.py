@@ -186,12 +186,12 @@ def test_what_an_answer_costs_is_said(copy: Make) -> None:
     assert float(said.split()[4]) == pytest.approx(2.0 / 3600 * 1e6 / row["throughput"], rel=1e-3)
 
 
-def test_a_graph_of_fixed_rows_is_a_baseline_that_answers_all_rows(copy: Make) -> None:
+def test_a_graph_of_fixed_rows_may_serve_and_answers_all_rows(copy: Make) -> None:
     world = copy(MLP)
     fixed = {"name": "fixed", "passes": [{"kind": "rows", "rows": 7}]}
     world.optimize(candidates=["onnx", fixed], batch=7, metric="accuracy")
     row = row_of(world, "fixed")
-    assert (row["status"], row["picked"], row["samples"]) == ("baseline", False, 200)
+    assert row["status"] in ("ok", "dominated")
     assert row["metric"] == row_of(world, "onnx")["metric"], "answers are put together again, the last part cut"
 
 
