@@ -62,7 +62,7 @@ class Exploration:
     def explore(self) -> Explored:
         """Try candidates group by group. Where there were several, the best are measured once more, all together."""
         groups = 0
-        with Bench(self._setting, self._progress) as bench:
+        with Bench(self._setting, self._progress, float_serves=key_of(FLOAT) in self._plan.order) as bench:
             best: Tried | None = None
             for whole in self._groups():
                 group = self._recall(bench, whole)
@@ -190,7 +190,8 @@ class Exploration:
         best = min(eligible, key=lambda one: middle(one.value), default=None)
         said = f"tried {tried} of {self._expected}" if self._expected > self._size else ""
         if best is not None:
-            said = f"{said}, best so far {best.name} ({middle(best.value):.2f} of the float graph)"
+            so_far = f"best so far {best.name} ({middle(best.value):.2f} of the float graph)"
+            said = ", ".join(filter(None, (said, so_far)))
         share = min(self._size, self._expected) / self._expected
         fraction = min(1.0, tried / self._expected + share * done * (tried < self._expected))
         self._setting.context.progress(

@@ -174,6 +174,8 @@ class Bench:
     setting: Setting
     progress: Callable[[float, str], None]
     """Told how much of a group is done, and what is being done."""
+    float_serves: bool = True
+    """Whether the float graph may be picked. Where not, nothing is stopped for its sake: it is only held against."""
     _alive: dict[str, Trial] = field(default_factory=dict)
     """By `key_of` a candidate."""
     _kept: dict[str, Tried] = field(default_factory=dict)
@@ -315,7 +317,10 @@ class Bench:
         """All that could be loaded, measured in the same rounds; each with its ratio to the float graph."""
         setting = self.setting
         group = {key_of(one.candidate): one for one in tried if one.loaded is not None and one.status != "failed"}
-        turns = _Turns(group, setting, {key: self._alive[key] for key in group}, self.progress)
+        judges = [
+            key for key, one in group.items() if one.status == "ok" and (self.float_serves or key != key_of(FLOAT))
+        ]
+        turns = _Turns(group, judges, setting, {key: self._alive[key] for key in group}, self.progress)
         samples = turns.take(self._file_of(group, time))
         reference = replace(group[key_of(FLOAT)], samples=samples[key_of(FLOAT)]).figures
         for one in tried:
@@ -359,6 +364,8 @@ class _Turns:
     """One measurement of a group in turns, and what became of its members meanwhile."""
 
     group: Mapping[str, Tried]
+    judges: Sequence[str]
+    """Members that may be picked."""
     setting: Setting
     trials: Mapping[str, Trial]
     progress: Callable[[float, str], None]
@@ -415,7 +422,7 @@ class _Turns:
         if not setting.stop_early or done not in at:
             return gone
         alive = {key: self._figures(key, taken[key]) for key in taken if key not in self.failed}
-        judges = [key for key in alive if self.group[key].status == "ok"]
+        judges = [key for key in self.judges if key in alive]
         found = early.eliminate(
             {key: alive[key] for key in judges},
             {key: self.group[key].rest(setting.max_metric_drop) for key in judges},
