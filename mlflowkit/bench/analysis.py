@@ -278,50 +278,6 @@ def summarise(blocks: np.ndarray, batch: int, objective: str, *, callers: int = 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """The candidate to serve, and in words why each of the others was not chosen."""
-
-    name: str
-    reasons: Mapping[str, str]
-
-
-def pick(samples: Mapping[str, np.ndarray], objective: str, *, confidence: float = CONFIDENCE) -> Pick:
-    """The candidate that minimises the objective, of those that may serve, in the recipe's order of preference.
-
-    A later candidate displaces an earlier one only where the whole interval of the ratio of their objectives lies below
-    ``1 - MIN_GAIN``. The confidence holds for all comparisons together (Bonferroni): of candidates that are in truth
-    alike, a later one is picked with probability ``(1 - confidence) / 2`` at most. Raises UsageError for no candidate.
-
-    >>> import numpy as np
-    >>> base = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
-    >>> pick({"onnx": base, "onnx-int8": base * 0.99}, "latency_p50").name
-    'onnx'
-    >>> pick({"onnx": base, "onnx-int8": base * 0.5}, "latency_p50").name
-    'onnx-int8'
-    """
-    if not samples:
-        raise UsageError("there is no candidate to pick from", hint="add onnx to optimize.candidates")
-    names, q = list(samples), quantile_of(objective)
-    share = (1 - confidence) / max(1, len(names) - 1)
-    chosen, reasons = names[0], {}
-    for name in names[1:]:
-        low, high = ratio_interval(samples[name], samples[chosen], q, confidence=1 - share)
-        beaten, winner = (chosen, name) if high < 1 - MIN_GAIN else (name, chosen)
-        reasons[beaten] = _words(name, chosen, objective, (low, high), beaten == chosen)
-        chosen = winner
-    return Pick(chosen, reasons)
-
-
-def _words(later: str, earlier: str, objective: str, interval: tuple[float, float], displaced: bool) -> str:
-    said = f"{objective} of {later} is {interval[0]:.2f} to {interval[1]:.2f} times that of {earlier}"
-    if displaced:
-        return f"{said}: {later} is faster"
-    if interval[0] > 1:
-        return f"{said}: it is slower"
-    return f"{said}: not surely faster by {MIN_GAIN:.0%}, and {earlier} comes first in the recipe"
-
-
 def quantile_of(objective: str) -> float:
     """The quantile that an objective minimises. Raises UsageError for one that is none.
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from mlflowkit.bench.analysis import CONFIDENCE, MIN_GAIN, Pick
+from mlflowkit.bench.analysis import CONFIDENCE, MIN_GAIN
 from mlflowkit.errors import UsageError
 from mlflowkit.optimization.objective import NOUNS, Bounds, Figures, ratio
 
 
-def choose(figures: Mapping[str, Figures], objective: str, *, confidence: float = CONFIDENCE) -> Pick:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The candidate to serve, and in words why each of the others was not chosen."""
+
+    name: str
+    reasons: Mapping[str, str]
+
+
+def choose(figures: Mapping[str, Figures], objective: str, *, confidence: float = CONFIDENCE) -> Choice:
     """The candidate that is best by the objective, and in words why each of the others was not chosen.
 
     A later candidate displaces an earlier one only where the whole interval of the ratio of their objectives lies below
@@ -32,7 +41,7 @@ def choose(figures: Mapping[str, Figures], objective: str, *, confidence: float 
         beaten, winner = (chosen, name) if bounds[1] < 1 - MIN_GAIN else (name, chosen)
         reasons[beaten] = words(name, chosen, objective, bounds, displaced=beaten == chosen)
         chosen = winner
-    return Pick(chosen, reasons)
+    return Choice(chosen, reasons)
 
 
 def words(later: str, earlier: str, objective: str, bounds: Bounds, *, displaced: bool) -> str:

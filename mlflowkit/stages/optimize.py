@@ -13,12 +13,11 @@ from pydantic import Field
 
 from mlflowkit import arrays
 from mlflowkit.bench import analysis, soundness
-from mlflowkit.bench.analysis import Pick
 from mlflowkit.bench.environment import Moment, description, moment
 from mlflowkit.bundle import Signature, write_engine
 from mlflowkit.candidates import NAMED, Candidate
 from mlflowkit.errors import EngineError
-from mlflowkit.optimization.choice import choose
+from mlflowkit.optimization.choice import Choice, choose
 from mlflowkit.optimization.front import Point, front
 from mlflowkit.optimization.objective import Objective, cost_of_a_million, quantile_of
 from mlflowkit.optimization.search import SearchSection
@@ -210,7 +209,7 @@ def _calibration(section: OptimizeSection, context: StageContext, signature: Sig
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def rows_of(section: OptimizeSection, explored: Explored, choice: Pick, metric: str) -> list[dict[str, Any]]:
+def rows_of(section: OptimizeSection, explored: Explored, choice: Choice, metric: str) -> list[dict[str, Any]]:
     """The candidates as candidates.json and `bench --json` list them: times in microseconds, throughput in rows/s."""
     measured = [one for one in explored.tried if one.status == "ok" and one.relative is not None]
     points = {
@@ -222,7 +221,7 @@ def rows_of(section: OptimizeSection, explored: Explored, choice: Pick, metric: 
     return [_row(section, one, metric, choice, one.name in best) for one in explored.tried]
 
 
-def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_front: bool) -> dict[str, Any]:
+def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Choice, in_front: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": tried.name,
         "runtime": tried.candidate.engine.runtime,
@@ -253,7 +252,7 @@ def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Pick, in_f
     return row | asdict(analysis.summarise(blocks, section.batch, quantile_of(section.objective)))
 
 
-def _behind(tried: Tried, choice: Pick) -> str:
+def _behind(tried: Tried, choice: Choice) -> str:
     """Why a candidate that may serve was no finalist."""
     if tried.status != "ok" or tried.name == choice.name or tried.value is None:
         return ""

@@ -187,7 +187,7 @@ def test_a_dynamic_dimension_needs_a_range(store: Path, tmp_path: Path) -> None:
 )
 def test_shapes_that_are_not_the_graphs_are_refused(shapes: dict, words: str, store: Path, tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
-    with pytest.raises(EngineError, match=words):
+    with pytest.raises(UsageError, match=words):
         TensorRTEngines(shapes=shapes).build(model, RTX, "89", store)
 
 
@@ -200,7 +200,7 @@ def test_fixed_rows_need_no_profile(store: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_built_for_is_said(store: Path, tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
-    assert "89" in refused(model, store, "compute capability 42", target="42").hint
+    assert "89" in refused(model, store, "compute capability 42", UsageError, target="42").hint
     with pytest.raises(UsageError, match="least, usual and most"):
         Rows.of(8, 4)
 

@@ -18,7 +18,7 @@ from mlflowkit.adapters.tensorrt.shapes import Rows, dynamic_ranges
 from mlflowkit.candidates import Engine
 from mlflowkit.engine_store import EngineStore
 from mlflowkit.engines import EngineKey, Shape
-from mlflowkit.errors import EngineError
+from mlflowkit.errors import EngineError, UsageError
 from mlflowkit.onnxfile import checked_load, graph_digest
 from mlflowkit.ports import Session
 
@@ -79,7 +79,8 @@ class TensorRTEngines:
     def build(self, model: Path, runtime: str, target: str, store: Path) -> tuple[Path, bool]:
         """Build an engine for a compute capability unless ``store`` has it: its file, and whether it was built now.
 
-        Raises EngineError and StoreError as `load` does; no GPU is needed where the library builds ahead of time.
+        Raises EngineError and StoreError as `load` does, and UsageError for a target, shapes or a compatibility that
+        the library or the graph does not have; no GPU is needed where the library builds ahead of time.
         """
         if reason := library.absent(runtime):
             raise EngineError(f"no {runtime} engine can be built: {reason}", hint=library.HINT)
@@ -92,9 +93,7 @@ class TensorRTEngines:
     def _job(self, model: Path, runtime: str, target: str) -> builder.Job:
         vendor = library.load(runtime)
         if self.version_compatible and library.builds_ahead(runtime):
-            raise EngineError(
-                f"{vendor.title} has no version-compatible engines", hint="leave --version-compatible out"
-            )
+            raise UsageError(f"{vendor.title} has no version-compatible engines", hint="leave --version-compatible out")
         proto = checked_load(model, weights=False)
         builder.refuse_strings(proto, model, vendor)
         ranges = dynamic_ranges(proto, self.rows, self.shapes, model.name)

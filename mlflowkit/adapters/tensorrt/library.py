@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from mlflowkit import gpu
-from mlflowkit.errors import EngineError
+from mlflowkit.errors import EngineError, UsageError
 
 MODULES: Mapping[str, tuple[str, str, str]] = {
     "tensorrt": ("tensorrt", "TensorRT", "pip install 'mlflowkit[gpu]'"),
@@ -80,10 +80,11 @@ def targets(runtime: str) -> tuple[str, ...]:
 
 
 def check_target(runtime: str, target: str) -> None:
-    """Raise EngineError for a compute capability that an engine cannot be built for on this machine."""
+    """Raise UsageError for a compute capability that the library does not know, EngineError for one that this machine
+    cannot build for."""
     vendor, known = load(runtime), targets(runtime)
     if known and target not in known:
-        raise EngineError(
+        raise UsageError(
             f"{vendor.title} {vendor.version} does not build for compute capability {target}",
             hint=f"--target is one of {', '.join(known)}",
         )

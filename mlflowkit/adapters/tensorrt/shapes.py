@@ -37,13 +37,13 @@ def dynamic_ranges(proto: Any, rows: Rows, shapes: Mapping[str, tuple[Shape, Sha
     """Shapes of every input of an onnx.ModelProto. Constant dimensions stay, a dynamic first one ranges over ``rows``.
 
     ``shapes`` says it of whole inputs. Raises EngineError for another dynamic dimension that nothing is said of, and
-    for shapes that are not the graph's.
+    UsageError for shapes that are not the graph's.
     """
     inputs = graph_inputs(proto)
     for name in shapes:
         if name not in inputs:
             close = nearest(name, inputs) or ", ".join(inputs)
-            raise EngineError(f"{model} has no input {name!r}", hint=f"did you mean {close}?")
+            raise UsageError(f"{model} has no input {name!r}", hint=f"did you mean {close}?")
     return {
         name: _told(name, dimensions, shapes[name], model)
         if name in shapes
@@ -90,9 +90,9 @@ def _told(
         )
         if not fits:
             wanted = "x".join(str(size) if isinstance(size, int) else size or "?" for size in dimensions)
-            raise EngineError(f"{model}: input {name} is {wanted}, not {'x'.join(map(str, shape))}", hint=hint)
+            raise UsageError(f"{model}: input {name} is {wanted}, not {'x'.join(map(str, shape))}", hint=hint)
     if any(not 0 < least <= usual <= most for least, usual, most in zip(*bounds, strict=True)):
-        raise EngineError(f"{model}: the shapes of input {name} do not grow from least to largest", hint=hint)
+        raise UsageError(f"{model}: the shapes of input {name} do not grow from least to largest", hint=hint)
     return bounds
 
 

@@ -1,6 +1,8 @@
-"""What the pick promises: order of the recipe unless the interval says otherwise, with the error rate that it names."""
+"""What the choice promises: the order of the recipe unless the interval says otherwise, with the stated error rate."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,17 +13,23 @@ from mlflowkit.bench.analysis import (
     MIN_GAIN,
     QUANTILES,
     accepts,
-    pick,
     quantile,
     quantile_interval,
     ratio_interval,
     summarise,
 )
 from mlflowkit.errors import UsageError
+from mlflowkit.optimization.choice import Choice, choose
+from mlflowkit.optimization.objective import Figures
 from mlflowkit.values import Measurement
 
 BLOCKS, WIDTH = 40, 50
 objectives = st.sampled_from(sorted(QUANTILES))
+
+
+def pick(times: Mapping[str, np.ndarray], objective: str) -> Choice:
+    """The choice among candidates that differ in their times alone."""
+    return choose({name: Figures(blocks) for name, blocks in times.items()}, objective)
 
 
 def latencies(seed: int, *, blocks: int = BLOCKS, scale: float = 30.0) -> np.ndarray:
@@ -141,6 +149,6 @@ def test_misuse_is_told() -> None:
     with pytest.raises(UsageError, match="no candidate"):
         pick({}, "latency_p50")
     with pytest.raises(UsageError, match="no objective 'speed'"):
-        pick({"a": latencies(0)}, "speed")
+        summarise(latencies(0), 1, "speed")
     with pytest.raises(UsageError, match="40 and 8"):
         ratio_interval(latencies(0), latencies(0, blocks=8), 0.5)
