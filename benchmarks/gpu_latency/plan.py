@@ -9,6 +9,8 @@ from mlflowkit.candidates import Candidate, Engine, Float16, Fuse, Int8, Pass
 
 RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch", "torch-compile")
 PRECISIONS: Mapping[str, tuple[Pass, ...]] = {"fp32": (), "fp16": (Float16(),), "int8": (Int8(per_channel=True),)}
+CPU_INT8: tuple[Pass, ...] = (Int8(form="cpu", per_channel=True),)
+"""INT8 on a processor: the form that its kernels are written for, which TensorRT refuses."""
 BATCHES = (1, 8, 32, 128)
 
 FUSED = ("ort-cpu", "ort-cuda")
@@ -49,7 +51,7 @@ def _cells(heads: int, runtimes: Sequence[str], precisions: Sequence[str], threa
             if runtime.startswith("torch") and precision == "int8":
                 continue
             engine = Engine.model_validate({"runtime": runtime, "threads": threads})
-            passes = PRECISIONS[precision]
+            passes = CPU_INT8 if (runtime, precision) == ("ort-cpu", "int8") else PRECISIONS[precision]
             yield _cell(f"{runtime} {precision}", passes, engine, precision)
             if heads and runtime in FUSED and precision != "int8":
                 yield _cell(f"{runtime} {precision} fused", (Fuse(heads=heads), *passes), engine, precision)
