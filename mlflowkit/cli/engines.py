@@ -74,13 +74,14 @@ def build(
 
 @_commands.command("list")
 def list_(store: StoreOption = None, json: JsonOption = False) -> int:
-    """Show the engines of a store; each is verified, and what is wrong with one is said."""
+    """Show the engines of a store; each is verified, and what is wrong with one is said (exit code 3)."""
     from dataclasses import asdict
 
     from mlflowkit.engine_store import EngineStore, default_store
 
     folder = store or default_store()
     entries = list(EngineStore(folder).entries())
+    code = 3 if any(entry.fault for entry in entries) else 0
     if json:
         rows: list[dict[str, Any]] = [
             {
@@ -92,14 +93,14 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> int:
             for entry in entries
         ]
         emit_json({"store": str(folder), "engines": rows})
-        return 0
+        return code
     for entry in entries:
         key = entry.key
         what = f"{key.runtime} sm{key.target} graph {key.graph[:12]}" if key else "unknown"
         echo(f"{entry.path.parent.name[:12]}  {what}  {entry.size:,} bytes  {entry.fault}".rstrip())
     if not entries:
         echo(f"no engines in {folder}; `mlkit engines build MODEL.onnx --target 89` makes one")
-    return 0
+    return code
 
 
 def _row(model: Path, target: str, path: Path, built: bool) -> dict[str, Any]:

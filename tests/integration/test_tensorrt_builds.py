@@ -248,5 +248,10 @@ def test_the_command_lists_what_it_built(tmp_path: Path) -> None:
     assert {row["path"] for row in listed["engines"]} == {row["path"] for row in made["engines"]}
     assert {row["key"]["target"] for row in listed["engines"]} == {"89", "120"}
     failed = subprocess.run([*MLKIT, "build", str(model), "--target", "42", *options], capture_output=True, text=True)
-    assert failed.returncode == 3
+    assert failed.returncode == 2
     assert "compute capability 42" in json.loads(failed.stdout)["error"]["message"]
+    damaged = Path(made["engines"][0]["path"])
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    listed = subprocess.run([*MLKIT, "list", *options], capture_output=True, text=True)
+    assert listed.returncode == 3, "a damaged engine is not passed over"
+    assert [bool(row["fault"]) for row in json.loads(listed.stdout)["engines"]].count(True) == 1
