@@ -25,10 +25,10 @@ from benchmarks.infer import RECIPE, ROOT
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Line, Service, service
 from mlflowkit.bundle import Bundle
-from mlflowkit.files import replace_file
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.plan import Rollout
+from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.state import Request, RolloutState
+from mlflowkit.system.files import replace_file
 from mlflowkit.values import Outcome
 
 RATE, SECONDS, DEADLINE = 400.0, 75.0, 150.0

@@ -32,7 +32,7 @@ from benchmarks.process import arguments, report
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlflowkit.bench.comparing import Comparison
+    from mlflowkit.bench.pairwise import Comparison
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "lending.yaml"
 SLOWER = 1.05
@@ -60,7 +60,7 @@ def lending(folder: Path) -> Asked:
     import numpy as np
 
     import mlflowkit as mk
-    from mlflowkit.pipeline.subjects import subject
+    from mlflowkit.pipeline.bench_targets import subject
 
     overrides = ["train.epochs=1", "optimize.candidates=[onnx]", "optimize.samples=200"]
     mk.run(mk.load(RECIPE, overrides), until="optimize", state=folder)
@@ -77,8 +77,8 @@ def compared(asked: Asked, count: int, **how: Any) -> list[Comparison]:
     """``count`` comparisons of the graph with itself, as `mlkit bench MODEL --compare MODEL` makes them."""
     import mlflowkit as mk
     from mlflowkit.bench.environment import usable
-    from mlflowkit.bench.rows import Settings
-    from mlflowkit.pipeline.subjects import Asking
+    from mlflowkit.bench.result import Settings
+    from mlflowkit.pipeline.bench_targets import Asking
 
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     for core in usable():
@@ -143,13 +143,13 @@ class SlowedEngines:
 
 
 def try_slowed(plan: Mapping[str, Any]) -> None:
-    """Be the process of a trial, as `mlflowkit.cli.trial` is."""
+    """Be the process of a trial, as `mlflowkit.processes.trial_main` is."""
     import os
 
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     from mlflowkit.adapters.trials import child
-    from mlflowkit.pipeline import failpoint
+    from mlflowkit.system import failpoint
     from mlflowkit.wiring import Wiring, device_clock
 
     wiring = Wiring(Path.cwd())

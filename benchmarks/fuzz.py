@@ -30,7 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.fuzz_requests import COLUMNS, LIMIT, SERVICE, Generator, Request, good, http
 from mlflowkit import bundle as bundles
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings
+from mlflowkit.service_state.records import Desired, ServiceFiles, Settings
 from mlflowkit.values import Lineage, RoutingTable, Variant
 
 TIMEOUT = 1.0

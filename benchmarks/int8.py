@@ -30,15 +30,16 @@ import pandas as pd
 import mlflowkit as mk
 from benchmarks.process import arguments, report
 from mlflowkit import usercode
-from mlflowkit.adapters.onnx_exporter import graph, read_trained, signature_of
+from mlflowkit.adapters.onnx_exporter import graph_parts as graph
+from mlflowkit.adapters.onnx_exporter import read_trained, signature_of
 from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bench import analysis
 from mlflowkit.bench.measure import Samples, measure_blocks, requests_over, timed
-from mlflowkit.candidates import Int8
+from mlflowkit.features.preprocess import Preprocess
+from mlflowkit.graphs.candidates import Int8
 from mlflowkit.judging import metrics
 from mlflowkit.models import load_trained
-from mlflowkit.preprocess import Preprocess
 from mlflowkit.values import Measurement
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sentences.yaml"

@@ -15,7 +15,7 @@ from collections import Counter
 
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Service, failed, quantile, service
-from mlflowkit.serving.files import ReplicaReport
+from mlflowkit.service_state.records import ReplicaReport
 
 RATE = 100.0
 EVERY = 10.0

@@ -1,7 +1,8 @@
 """One row, a few, many: the recipe's graph, its INT8 copy, and what one would serve by hand, measured in turns.
 
 Peers, in the same run: the graph of benchmarks.bare_lending (skl2onnx's ColumnTransformer, one input a column, the same
-network), and the Python model itself (mlflowkit.preprocess, then torch). Requests are real rows of the validation part,
+network), and the Python model itself (mlflowkit.features.preprocess, then torch). Requests are real rows of the
+validation part,
 already in arrays; every candidate runs on one thread in this process.
 
     python -m benchmarks.latency --batches 1,8,64,256
@@ -27,10 +28,10 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bench.analysis import QUANTILES, ratio_interval, summarise
 from mlflowkit.bench.measure import Request, Samples, measure, requests_over
 from mlflowkit.bundle import Signature
-from mlflowkit.candidates import Int8
+from mlflowkit.features.preprocess import load_preprocess, transform
+from mlflowkit.features.tensors import inputs_from_table
+from mlflowkit.graphs.candidates import Int8
 from mlflowkit.models import TabularMLP, load_trained
-from mlflowkit.preprocess import load_preprocess, transform
-from mlflowkit.tables import inputs_from_table
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "lending.yaml"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.process import arguments, report
-from mlflowkit.rollout.plan import Rollout
-from mlflowkit.rollout.scenarios import Figures, Kind, scenario, words, world
-from mlflowkit.rollout.simulate import Summary, rehearse, summarise
+from mlflowkit.rollout.settings import Rollout
+from mlflowkit.rollout.simulation.scenarios import Figures, Kind, scenario, words, world
+from mlflowkit.rollout.simulation.simulator import Summary, rehearse, summarise
 
 OUT = Path(__file__).parent / "results" / "rollouts.json"
 ERRORS = {"metric": "error_rate", "margin": 0.01}

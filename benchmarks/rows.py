@@ -82,7 +82,7 @@ def steps(file: Path, folder: Path) -> dict[str, tuple[Callable[[], Any], Callab
         return lambda: [__import__(module, fromlist=["_"]) for module in name.split()]
 
     def digest() -> str:
-        from mlflowkit.bundle import digest_file
+        from mlflowkit.system.digests import digest_file
 
         return digest_file(file)
 

@@ -1,4 +1,5 @@
-"""The error rates, power and delays of the judges of a rollout, by simulation through `mlflowkit.judging.online.judge`.
+"""The error rates, power and delays of the judges of a rollout, by simulation through
+`mlflowkit.judging.online.judge.judge`.
 
 A/A: rollouts whose truth lies exactly on the limit, looked at over and over until FAILED or PASSED is said; the truth
 being on the limit, each may be said in at most a share ``level`` of the rollouts. A/B: planted regressions (how many
@@ -26,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflowkit.judging.evidence import LATENCY_GROWTH, Evidence, Moments, VariantCounts
-from mlflowkit.judging.online import Question, judge
+from mlflowkit.judging.online.evidence import LATENCY_GROWTH, Evidence, Moments, VariantCounts
+from mlflowkit.judging.online.judge import Question, judge
 from mlflowkit.values import Outcome
 
 LEVEL = 0.05

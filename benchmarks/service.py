@@ -16,7 +16,7 @@ from typing import Any
 import mlflowkit as mk
 from benchmarks.infer import PATH, RECIPE, ROOT, await_answer, body_of
 from mlflowkit.bundle import Bundle, open_bundle
-from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import Affinity, RoutingTable, Variant
 from mlflowkit.wiring import Wiring

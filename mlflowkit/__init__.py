@@ -6,7 +6,7 @@
 
 ``mk.load(path, overrides)`` composes and checks a recipe, ``mk.plan(recipe)`` says what a run would do and why,
 ``mk.run(recipe)`` does it, ``mk.benchmark(path)`` measures latency; what they raise is in ``mk.errors``. Importing this
-package loads nothing else: these names come from `mlflowkit.library`, the top floor of the house, when they are first
+package loads nothing else: these names come from `mlflowkit.api`, the top floor of the house, when they are first
 used (``__init__.pyi`` has their types).
 """
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("mlflowkit.errors")
     if name in __all__:
-        return getattr(importlib.import_module("mlflowkit.library"), name)
+        return getattr(importlib.import_module("mlflowkit.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

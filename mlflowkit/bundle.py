@@ -10,7 +10,7 @@
       evidence/          reference.whylogs reference.json evaluation.json verdicts.json candidates.json latency.json
                          machine.json (where latency was measured) · parity.json · sample.json (test rows and the
                          answers to them) · seen_rows.npy (digests of the rows that the model was fitted or chosen on:
-                         uint64, sorted; see mlflowkit.stages.seen)
+                         uint64, sorted; see mlflowkit.features.row_digests)
       blessing.json      Blessing: present only when the gates passed
 
 The **identity** of a bundle is the digest of what answers: ``model.onnx``, ``signature.json`` and, where it is there,
@@ -32,9 +32,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import BundleError, StoreError
-from mlflowkit.files import replace_file
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.system.digests import digest_file, digest_json
+from mlflowkit.system.files import replace_file
 from mlflowkit.values import Lineage
 
 FORMAT = 1
@@ -156,22 +157,6 @@ class Bundle(_Frozen):
             raise BundleError(f"{self.path}: {name} cannot be read: {error.strerror}", hint=RESTORE) from error
         _same(self.path, name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
         return content
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def digest_json(value: object) -> str:
-    """SHA-256 of a value's canonical JSON.
-
-    >>> digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def identity_of(files: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from mlflowkit.candidates import Candidate, Engine, Pass
+    from mlflowkit.graphs.candidates import Candidate, Engine, Pass
     from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus, Variant
 
 
@@ -306,7 +306,7 @@ class Platform(Protocol):
     def status(self) -> Sequence[ServiceStatus]: ...
 
     def folder(self, service: str) -> Path:
-        """Where the files of a service are (see serving.files)."""
+        """Where the files of a service are (see service_state.records)."""
 
     def down(self, service: str | None = None) -> Sequence[str]:
         """Stop one service, or all and the local Ray that was started for them; returns the names stopped."""

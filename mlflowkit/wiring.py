@@ -11,7 +11,7 @@ from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
     from mlflowkit.bench.timings import DeviceClock
-    from mlflowkit.candidates import Candidate, Engine
+    from mlflowkit.graphs.candidates import Candidate, Engine
     from mlflowkit.ports import (
         Checker,
         EngineBuilder,
@@ -128,7 +128,7 @@ class Wiring:
         from mlflowkit.adapters.ray_serve import RayServePlatform
 
         return RayServePlatform(
-            self.state, runtime="mlflowkit.wiring:ServingRuntime", companions=("mlflowkit.cli.controller",)
+            self.state, runtime="mlflowkit.wiring:ServingRuntime", companions=("mlflowkit.processes.controller_main",)
         )
 
     def trainer(self, kind: str) -> Trainer:
@@ -141,7 +141,7 @@ class Wiring:
 
             return SklearnTrainer()
         if kind == "onnx":
-            from mlflowkit.adapters.onnx_exporter.brought import OnnxImporter
+            from mlflowkit.adapters.onnx_exporter.external_model import OnnxImporter
 
             return OnnxImporter()
         raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch, sklearn or onnx")
@@ -192,7 +192,7 @@ class ServingRuntime:
             from mlflowkit.adapters.onnxruntime import OnnxRuntime
 
             return OnnxRuntime().load(model, threads=threads, engine=engine)
-        from mlflowkit.engine_store import default_store
+        from mlflowkit.graphs.engine_store import default_store
 
         asked = engine.model_copy(update={"threads": max(threads, engine.threads)})
         return EnginesByRuntime().load(model, asked, store=default_store())

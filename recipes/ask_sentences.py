@@ -14,7 +14,7 @@ from typing import Any
 from sentences import token_columns
 
 from mlflowkit.errors import MlkitError, ServiceError
-from mlflowkit.serving.client import request
+from mlflowkit.service_state.http_client import request
 
 
 def rows_of(sentences: Sequence[str]) -> list[dict[str, int]]:

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from mlflowkit.bench import results
-from mlflowkit.bench.comparing import compare_all
+from mlflowkit.bench import result_file
 from mlflowkit.bench.environment import Machine
-from mlflowkit.bench.gpu import Gpus
 from mlflowkit.bench.inputs import GraphInput, made
-from mlflowkit.bench.load import Load, Taken
+from mlflowkit.bench.load.open_loop import found
+from mlflowkit.bench.load.pattern import Load, Taken
 from mlflowkit.bench.measure import Samples
-from mlflowkit.bench.open_loop import found
+from mlflowkit.bench.nvml import Gpus
+from mlflowkit.bench.pairwise import compare_all
 from mlflowkit.bench.regression import compare
-from mlflowkit.bench.rows import Result, Row, Settings
-from mlflowkit.bench.subject import Entry, Subject
-from mlflowkit.candidates import Candidate, Engine
+from mlflowkit.bench.result import Result, Row, Settings
+from mlflowkit.bench.target import Entry, Subject
+from mlflowkit.graphs.candidates import Candidate, Engine
 from mlflowkit.ports import Built, Loaded
 
 MACHINE = Machine(
@@ -55,15 +55,15 @@ def result(names: Sequence[str] = ("lending", "lending onnx-int8"), settings: Se
 def document(*, baseline: float | None = None, **arguments: Any) -> dict[str, Any]:
     """The results file; with ``baseline`` held against one whose samples took so many times as long."""
     value = result(**arguments)
-    whole = results.document(value.to_json(), value.measured, MADE)
+    whole = result_file.document(value.to_json(), value.measured, MADE)
     if baseline is None:
         return whole
     before = {
         key: tuple(Samples(one.microseconds * baseline, one.warm_up, one.settled) for one in each)
         for key, each in value.measured.items()
     }
-    earlier = results.parse(results.document(value.to_json(), before, MADE))
-    return whole | {"baseline": compare(earlier, results.parse(whole), 0.05).to_json()}
+    earlier = result_file.parse(result_file.document(value.to_json(), before, MADE))
+    return whole | {"baseline": compare(earlier, result_file.parse(whole), 0.05).to_json()}
 
 
 def _candidate(name: str, runtime: Any = "ort-cpu") -> Candidate:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving import frames
-from mlflowkit.serving.frames import Batch
-from mlflowkit.serving.records import How, Mirrored, Record
+from mlflowkit.serving.inference.answer_records import How, Mirrored, Record
+from mlflowkit.serving.observer import frames
+from mlflowkit.serving.observer.frames import Batch
 
 SIGNATURE = Signature(
     task="classification",

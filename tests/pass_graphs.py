@@ -18,10 +18,10 @@ from onnx import TensorProto, helper
 from sklearn import datasets
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from mlflowkit.adapters.onnx_exporter import graph
+from mlflowkit.adapters.onnx_exporter import graph_parts
+from mlflowkit.features.preprocess import fit_preprocess, transform
+from mlflowkit.features.tensors import categorical_matrix, numeric_matrix
 from mlflowkit.models import SmallCNN, TabularMLP
-from mlflowkit.preprocess import fit_preprocess, transform
-from mlflowkit.tables import categorical_matrix, numeric_matrix
 
 ROOT = Path(__file__).parents[1]
 NUMERIC = ["annual_income", "debt_to_income", "months_since_last_delinq", "loan_amount", "interest_rate"]
@@ -59,9 +59,9 @@ def loans(folder: Path) -> Case:
     torch.manual_seed(0)
     network = TabularMLP(features.shape[1], 3, hidden=[64, 32])
     _train(network, features, torch.from_numpy(codes))
-    piece = graph.network(network.eval(), features.shape[1])
-    graph.class_answers(piece, CLASSES, scores="network/scores")
-    return _saved(folder / "loans.onnx", features.shape[1], [graph.preprocessing(fitted), piece], inputs)
+    piece = graph_parts.network(network.eval(), features.shape[1])
+    graph_parts.class_answers(piece, CLASSES, scores="network/scores")
+    return _saved(folder / "loans.onnx", features.shape[1], [graph_parts.preprocessing(fitted), piece], inputs)
 
 
 def trees(folder: Path) -> Case:
@@ -69,10 +69,10 @@ def trees(folder: Path) -> Case:
     inputs, codes = _loans()
     fitted = fit_preprocess(inputs, STANDARD)
     features = transform(fitted, inputs)
-    piece = graph.estimator(HistGradientBoostingClassifier(max_iter=4).fit(features, codes), features.shape[1])
+    piece = graph_parts.estimator(HistGradientBoostingClassifier(max_iter=4).fit(features, codes), features.shape[1])
     piece.add("Identity", ["network/probabilities"], "probabilities")
-    graph.class_answers(piece, CLASSES, codes="network/label")
-    return _saved(folder / "trees.onnx", features.shape[1], [graph.preprocessing(fitted), piece], inputs)
+    graph_parts.class_answers(piece, CLASSES, codes="network/label")
+    return _saved(folder / "trees.onnx", features.shape[1], [graph_parts.preprocessing(fitted), piece], inputs)
 
 
 def digits(folder: Path) -> Case:
@@ -84,9 +84,9 @@ def digits(folder: Path) -> Case:
     torch.manual_seed(0)
     network = SmallCNN(64, 10, image=[1, 8, 8], channels=[8])
     _train(network, features, torch.from_numpy(codes[:400]))
-    piece = graph.network(network.eval(), 64)
-    graph.class_answers(piece, [f"digit {code}" for code in range(10)], scores="network/scores")
-    return _saved(folder / "digits.onnx", 64, [graph.preprocessing(fitted), piece], inputs)
+    piece = graph_parts.network(network.eval(), 64)
+    graph_parts.class_answers(piece, [f"digit {code}" for code in range(10)], scores="network/scores")
+    return _saved(folder / "digits.onnx", 64, [graph_parts.preprocessing(fitted), piece], inputs)
 
 
 def encoder(folder: Path) -> Case:
@@ -146,7 +146,7 @@ def _train(network: torch.nn.Module, features: torch.Tensor, codes: torch.Tensor
         optimizer.step()
 
 
-def _saved(path: Path, width: int, pieces: list[graph.Piece], inputs: dict[str, np.ndarray]) -> Case:
+def _saved(path: Path, width: int, pieces: list[graph_parts.Piece], inputs: dict[str, np.ndarray]) -> Case:
     kinds = {"numeric": TensorProto.FLOAT, "categorical": TensorProto.STRING}
     classes = len(CLASSES) if "digits" not in path.name else 10
     taken = [helper.make_tensor_value_info(name, kinds[name], ["rows", part.shape[1]]) for name, part in inputs.items()]
@@ -154,6 +154,6 @@ def _saved(path: Path, width: int, pieces: list[graph.Piece], inputs: dict[str, 
         helper.make_tensor_value_info("label", TensorProto.STRING, ["rows"]),
         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", classes]),
     ]
-    path.write_bytes(graph.assemble("test", pieces, taken, given, width=width))
+    path.write_bytes(graph_parts.assemble("test", pieces, taken, given, width=width))
     onnx.checker.check_model(str(path))
     return Case(path, inputs)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mlflowkit.judging.evidence import Evidence, VariantCounts
-from mlflowkit.serving.feedback import Feedback
-from mlflowkit.serving.prediction_log import LogWriter
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
+from mlflowkit.serving.feedback.intake import Feedback
+from mlflowkit.serving.observer.prediction_log import LogWriter
 
 BEGUN = 1_790_000_000.0
 

@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts, latency_bin
-from mlflowkit.judging.online import Finding, judge
-from mlflowkit.rollout import incidents, lease, policy
+from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts, latency_bin
+from mlflowkit.judging.online.judge import Finding, judge
+from mlflowkit.rollout import incidents, policy
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.plan import Metric, Rollout, Step
+from mlflowkit.rollout.settings import Metric, Rollout, Step
 from mlflowkit.rollout.state import Request, RolloutState, Saved
-from mlflowkit.serving.comparison import Comparison
-from mlflowkit.serving.files import Desired, ReplicaReport, ServiceFiles, Settings, process_started, write_json
+from mlflowkit.service_state import controller_lease
+from mlflowkit.service_state.records import Desired, ReplicaReport, ServiceFiles, Settings, process_started, write_json
+from mlflowkit.serving.observer.shadow_comparison import Comparison
 from mlflowkit.values import Json, RoutingTable, Variant
 
 PLAN = Rollout(
@@ -123,7 +124,7 @@ class World:
 
     def controlled(self) -> World:
         """A controller holds the lease: this process."""
-        self.lease = lease.take(self.state)
+        self.lease = controller_lease.take(self.state)
         return self
 
     def evidence(self) -> Evidence:

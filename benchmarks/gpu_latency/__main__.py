@@ -26,11 +26,11 @@ from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.plan import BATCHES, PRECISIONS, RUNTIMES, Effort
 from benchmarks.gpu_latency.results import Document
 from benchmarks.gpu_latency.summary import best, shared
-from mlflowkit import gpu
 from mlflowkit.bench.environment import description
 from mlflowkit.errors import MlkitError
-from mlflowkit.files import replace_file
-from mlflowkit.machine import cores
+from mlflowkit.graphs import cuda_device
+from mlflowkit.system.files import replace_file
+from mlflowkit.system.machine import cores
 
 PARTS = ("latency", "engines", "serving")
 QUICK = Effort(seconds=1.0, longest=0.5, most=500, thorough=False)
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlkitError as error:
         print(f"{error}\n{error.hint}", file=sys.stderr)
         return error.exit_code
-    document["gpu"] = gpu.missing() or "present"
+    document["gpu"] = cuda_device.missing() or "present"
     code = 0
     try:
         for part, work in WORKS.items():

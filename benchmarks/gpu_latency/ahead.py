@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu_latency.children import Child, ChildError, once
 from benchmarks.gpu_latency.models import Model
 from benchmarks.gpu_latency.plan import PRECISIONS, cells
-from mlflowkit import gpu
+from mlflowkit.graphs import cuda_device
 
 RUNTIME = "tensorrt-rtx"
 TARGETS = ("89", "120")
@@ -71,7 +71,7 @@ def _built(model: Model, path: str, wanted: Sequence[str], seconds: float) -> It
 
 
 def _why(target: str) -> str:
-    device = gpu.gpu()
+    device = cuda_device.gpu()
     if isinstance(device, str):
         return f"no GPU ({device})"
     return f"the GPU here has compute capability {device.capability}" if device.capability != target else "see its rows"

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu_latency import networks
 from benchmarks.gpu_latency.models import Inputs, Model
-from mlflowkit.candidates import Engine
+from mlflowkit.graphs.candidates import Engine
 
 
 def python_model(

@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.gpu_latency import ahead
 from benchmarks.gpu_latency.models import MODELS, Inputs, Model, pool
-from mlflowkit import gpu
 from mlflowkit.bench.measure import requests_over, timed
-from mlflowkit.candidates import Candidate
+from mlflowkit.graphs import cuda_device
+from mlflowkit.graphs.candidates import Candidate
 from mlflowkit.wiring import Wiring
 
 Run = Callable[[Inputs], Mapping[str, np.ndarray]]
@@ -101,7 +101,7 @@ def facts(job: Mapping[str, Any], say: Callable[[Any], None]) -> None:
 
     named = [MODELS[name] for name in job["models"] if MODELS[name].network]
     counted = {model.name: networks.operations(model.name, model.rows(1)) for model in named}
-    device = "cpu" if gpu.missing() else "cuda"
+    device = "cpu" if cuda_device.missing() else "cuda"
     peaks = {precision: hardware.matmul_peak(precision, job["threads"], device) for precision in job["precisions"]}
     say({"peaks": peaks, "operations": counted})
 

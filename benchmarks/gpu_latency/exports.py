@@ -15,9 +15,9 @@ from pathlib import Path
 from benchmarks.gpu_latency import lending
 from benchmarks.gpu_latency.models import Model
 from benchmarks.process import CACHE
-from mlflowkit.bundle import digest_file, digest_json
-from mlflowkit.candidates import Pass
+from mlflowkit.graphs.candidates import Pass
 from mlflowkit.ports import Passes
+from mlflowkit.system.digests import digest_file, digest_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

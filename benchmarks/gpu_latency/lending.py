@@ -50,7 +50,7 @@ def folder() -> Path:
 def _keep(opened: Bundle, data: Path, out: Path) -> None:
     import pandas as pd
 
-    from mlflowkit.tables import inputs_from_table
+    from mlflowkit.features.tensors import inputs_from_table
 
     found = inputs_from_table(opened.signature, pd.read_parquet(data / "validation.parquet"))
     texts = {name: cells.astype(str) if cells.dtype == object else cells for name, cells in found.items()}

@@ -23,13 +23,13 @@ import numpy as np
 from benchmarks.gpu_latency.children import Child, ChildError, Served, once
 from benchmarks.gpu_latency.models import Model
 from benchmarks.gpu_latency.plan import BUILT, Cell, Effort, cells, sampling
-from mlflowkit import gpu
 from mlflowkit.adapters.tensorrt import library
 from mlflowkit.bench.analysis import QUANTILES, quantile, quantile_interval
 from mlflowkit.bench.environment import moment
 from mlflowkit.bench.measure import Samples, measure_blocks
-from mlflowkit.bench.soundness import disturbances, enough, notes, throttling
-from mlflowkit.machine import cores
+from mlflowkit.bench.validity import disturbances, enough, notes, throttling
+from mlflowkit.graphs import cuda_device
+from mlflowkit.system.machine import cores
 from mlflowkit.wiring import Wiring
 
 KEYS = {"latency_p50": "p50_us", "latency_p95": "p95_us", "latency_p99": "p99_us"}
@@ -127,7 +127,7 @@ def blank(model: Model, cell: Cell, batch: int) -> Row:
 
 def uses_gpu(cell: Cell) -> bool:
     """Whether a candidate's requests run on the GPU: torch is measured there where there is one, and not elsewhere."""
-    torch_here = cell.runtime.startswith("torch") and bool(gpu.missing())
+    torch_here = cell.runtime.startswith("torch") and bool(cuda_device.missing())
     return cell.runtime != "ort-cpu" and not torch_here
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mlflowkit.candidates import Candidate, Engine, Float16, Fuse, Int8, Pass
+from mlflowkit.graphs.candidates import Candidate, Engine, Float16, Fuse, Int8, Pass
 
 RUNTIMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch", "torch-compile")
 PRECISIONS: Mapping[str, tuple[Pass, ...]] = {"fp32": (), "fp16": (Float16(),), "int8": (Int8(per_channel=True),)}

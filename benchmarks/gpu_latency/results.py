@@ -15,7 +15,7 @@ from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.summary import shared
 from benchmarks.gpu_latency.tables import lines
 from mlflowkit.errors import DataError, UsageError
-from mlflowkit.files import replace_file
+from mlflowkit.system.files import replace_file
 
 Document = dict[str, Any]
 Key = tuple[str, str, int | None]

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks import infer
 from benchmarks.gpu_latency import lending
-from mlflowkit.candidates import NAMED
 from mlflowkit.errors import MlkitError
+from mlflowkit.graphs.candidates import NAMED
 from mlflowkit.wiring import Wiring
 
 MODEL = "lending"

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.summary import AT, on_gpu, quickest, servable
-from mlflowkit.files import replace_file
+from mlflowkit.system.files import replace_file
 
 ROOT = Path(__file__).parent.parent.parent
 BEGIN, END = "<!-- gpu_latency: python -m benchmarks.gpu_latency.tables -->", "<!-- /gpu_latency -->"

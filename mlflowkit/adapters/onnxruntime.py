@@ -18,12 +18,12 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as vendor
 
-from mlflowkit import gpu
-from mlflowkit.candidates import Engine
-from mlflowkit.engines import EngineKey
 from mlflowkit.errors import EngineError
-from mlflowkit.files import disk_errors
-from mlflowkit.onnxfile import checked_load, external_files, graph_digest
+from mlflowkit.graphs import cuda_device
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.graphs.engine_key import EngineKey
+from mlflowkit.graphs.onnx_file import checked_load, external_files, graph_digest
+from mlflowkit.system.files import disk_errors
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
@@ -134,7 +134,7 @@ class OnnxRuntimeEngines:
                 f"onnxruntime {onnxruntime.__version__} has no {' and no '.join(absent)}: "
                 "install mlflowkit[gpu] instead of mlflowkit[cpu]"
             )
-        return gpu.missing() if engine.runtime != "ort-cpu" else ""
+        return cuda_device.missing() if engine.runtime != "ort-cpu" else ""
 
     def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> OnnxSession:
         """A session on the engine's provider, with its graph level and threads.
@@ -363,7 +363,7 @@ def _tensorrt_options(model: Path, engine: Engine, store: Path | None) -> dict[s
         options["trt_cuda_graph_enable"] = "1"
     if store is None:
         return options
-    device = gpu.here()
+    device = cuda_device.here()
     key = EngineKey(
         graph=graph_digest(model),
         runtime=engine.runtime,

@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import Trial, TrialState
 
-from mlflowkit.candidates import Candidate
+from mlflowkit.graphs.candidates import Candidate
 from mlflowkit.ports import TrialResult
 
 REJECTED = 10.0

@@ -14,8 +14,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from mlflowkit import usercode
 from mlflowkit.errors import EngineError, UserCodeError, nearest
-from mlflowkit.ports import StageContext
-from mlflowkit.preprocess import (
+from mlflowkit.features.preprocess import (
     check_target,
     class_weights,
     fit_preprocess,
@@ -24,6 +23,7 @@ from mlflowkit.preprocess import (
     save_sklearn,
     transform,
 )
+from mlflowkit.ports import StageContext
 
 LIBRARIES = ("sklearn",)
 """Where an estimator may come from, besides the recipe's folder."""

@@ -1,7 +1,7 @@
 """What latency depends on: the machine, and what it did at one moment. As /proc and /sys tell them.
 
 What a machine does not tell is None, and ``unknown`` says why: a virtual machine hides its clocks, a container its
-governor. GPUs are in `bench.gpu`.
+governor. GPUs are in `bench.nvml`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.bench.gpu import Gpus, gpus
+from mlflowkit.bench.nvml import Gpus, gpus
 from mlflowkit.errors import UsageError
-from mlflowkit.machine import processor
+from mlflowkit.system.machine import processor
 
 CPUFREQ = "/sys/devices/system/cpu/cpu{core}/cpufreq"
 """Where Linux tells a core's governor and clock."""

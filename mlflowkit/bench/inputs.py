@@ -71,7 +71,7 @@ class Requests:
 
 def inputs_of(model: Path) -> tuple[GraphInput, ...]:
     """The inputs of an ONNX file that are not filled by its own weights. Raises EngineError as `checked_load`."""
-    from mlflowkit.onnxfile import checked_load
+    from mlflowkit.graphs.onnx_file import checked_load
 
     graph = checked_load(model, weights=False).graph
     weights = {tensor.name for tensor in graph.initializer}

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import CONFIDENCE, STARTS, rests_on_starts, unpaired_ratio_interval
-from mlflowkit.bench.load import Load
-from mlflowkit.bench.soundness import enough, percentile
+from mlflowkit.bench.load.pattern import Load
+from mlflowkit.bench.validity import enough, percentile
 from mlflowkit.errors import UsageError
 from mlflowkit.values import Outcome
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlflowkit.bench.results import Key, Results
+    from mlflowkit.bench.result_file import Key, Results
 
 DECISIVE: Mapping[str, str] = {
     "processor": "processor",

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflowkit.bench import load as loads
-from mlflowkit.bench import soundness
+from mlflowkit.bench import validity
 from mlflowkit.bench.analysis import GROUPS, STARTS
-from mlflowkit.bench.comparing import Comparison, compare_all
 from mlflowkit.bench.environment import Moment, description, moment, pinned, usable
-from mlflowkit.bench.load import Load
+from mlflowkit.bench.load import pattern as loads
+from mlflowkit.bench.load.pattern import Load
 from mlflowkit.bench.measure import pooled
-from mlflowkit.bench.rows import Result, Row, Settings
-from mlflowkit.bench.subject import Entry
-from mlflowkit.bundle import digest_file, digest_json
+from mlflowkit.bench.pairwise import Comparison, compare_all
+from mlflowkit.bench.result import Result, Row, Settings
+from mlflowkit.bench.target import Entry
 from mlflowkit.errors import EngineError, TrialError
+from mlflowkit.system.digests import digest_file, digest_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class Bench:
         return Result(
             settings, machine, cores, tuple({id(entry.subject): entry.subject for entry in entries}.values()),
             tuple(row for batch in found for row in batch), comparisons,
-            (*notes, *soundness.disturbances(moments, os.cpu_count() or 1)), tuple(moments),
+            (*notes, *validity.disturbances(moments, os.cpu_count() or 1)), tuple(moments),
         )  # fmt: skip
 
     def glance(self, entries: Sequence[Entry], settings: Settings) -> list[tuple[Row, float | None]]:
@@ -157,7 +157,7 @@ class Bench:
 
     def _rows(self, entry: Entry) -> Path:
         """The file of what a subject is asked, written once; with rows for calibration where a pass needs them."""
-        from mlflowkit import arrays
+        from mlflowkit.system import arrays
 
         needed = any(one.kind == "int8" for one in entry.candidate.passes)
         path = self.work / f"rows-{id(entry.subject):x}{'-calibrated' if needed else ''}.npz"
@@ -185,7 +185,7 @@ def _said(rows: Sequence[Row], settings: Settings) -> list[str]:
     if len(rows) > 1 and not rows[0].taken and any(row.taken for row in rows):
         said.append(f"{where}: {rows[0].entry.name} is what the others are compared with, and was not measured")
     blocks = {row.entry.name: pooled(row.starts).microseconds for row in rows if row.taken}
-    if blocks and settings.load.rate is None and (words := soundness.throttling(blocks)):
+    if blocks and settings.load.rate is None and (words := validity.throttling(blocks)):
         said.append(f"{where}: {words}")
     return said
 

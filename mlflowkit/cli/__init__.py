@@ -34,7 +34,7 @@ def _open_closed() -> None:
 
 
 def _main() -> None:
-    from mlflowkit.cli.quick import nothing_to_do
+    from mlflowkit.cli.fast_path import nothing_to_do
 
     code = nothing_to_do(sys.argv[1:])
     if code is not None:

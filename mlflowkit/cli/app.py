@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError, nearest
-from mlflowkit.files import FULL, disk_error
+from mlflowkit.system.files import FULL, disk_error
 
 COMMANDS = (
     "init",
@@ -127,7 +127,7 @@ def fail(error: MlkitError, as_json: bool) -> NoReturn:
     if as_json:
         emit_json({"error": error.to_json()})
     elif isinstance(error, RecipeError):
-        from mlflowkit.cli.faults import render
+        from mlflowkit.cli.error_format import render
 
         note(render(error))
         if error.hint:
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     for command in _wanted(arguments):
-        importlib.import_module(f"mlflowkit.cli.{command}")
+        importlib.import_module(f"mlflowkit.cli.commands.{command}")
     as_json = "--json" in arguments
     try:
         code = app(args=arguments, prog_name="mlkit", standalone_mode=False)

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mlflowkit.cli.status import Seen
-    from mlflowkit.rollout.shown import FindingView, RolloutView, ServiceView, StepView, VariantView
+    from mlflowkit.rollout.admin.view_models import FindingView, RolloutView, ServiceView, StepView, VariantView
+    from mlflowkit.values import ServiceStatus
+
+    ServiceSnapshot = tuple[ServiceStatus, ServiceView]
 
 TONES = {"PASSED": "green", "FAILED": "bold red", "INCONCLUSIVE": "yellow", "ERROR": "bold red"}
 ROLES = {"champion": "blue", "challenger": "dark_orange", "shadow": "cyan"}
@@ -25,7 +27,9 @@ HALF = 14
 """Characters of a metric's bar to either side of its middle."""
 
 
-def show(folder: Path, look: Callable[[], Sequence[Seen]], seconds: float, console: Console | None = None) -> None:
+def show(
+    folder: Path, look: Callable[[], Sequence[ServiceSnapshot]], seconds: float, console: Console | None = None
+) -> None:
     """Draw the services again every ``seconds``, until KeyboardInterrupt."""
     with Live(screen(folder, look()), console=console, auto_refresh=False) as live:
         while True:
@@ -33,7 +37,7 @@ def show(folder: Path, look: Callable[[], Sequence[Seen]], seconds: float, conso
             live.update(screen(folder, look()), refresh=True)
 
 
-def screen(folder: Path, seen: Sequence[Seen]) -> RenderableType:
+def screen(folder: Path, seen: Sequence[ServiceSnapshot]) -> RenderableType:
     """The services of a state folder, as one drawing."""
     if not seen:
         return Text(f"no services in {folder}; `mlkit run RECIPE` makes one")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlflowkit.candidates import Candidate
+from mlflowkit.graphs.candidates import Candidate
 from mlflowkit.optimization.space import Space
 from mlflowkit.ports import TrialResult
 from mlflowkit.sections import Section

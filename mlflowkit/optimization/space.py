@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mlflowkit.bundle import digest_json
-from mlflowkit.candidates import Candidate, Engine, FixedRows, Int8Dynamic, Pass, RuntimeName, title
+from mlflowkit.graphs.candidates import Candidate, Engine, FixedRows, Int8Dynamic, Pass, RuntimeName, title
 from mlflowkit.sections import Section
+from mlflowkit.system.digests import digest_json
 
 FLOAT = Candidate(name="onnx")
 """The graph that the export stage published, on the default engine: what every other is held against."""

@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from mlflowkit import machine, usercode
-from mlflowkit.bundle import digest_file, digest_json
+from mlflowkit import usercode
 from mlflowkit.errors import DataError
-from mlflowkit.onnxfile import external_files
+from mlflowkit.graphs.onnx_file import external_files
 from mlflowkit.optimization.search import method_of
 from mlflowkit.pipeline import codec
 from mlflowkit.pipeline.journal import Journal
@@ -34,6 +33,8 @@ from mlflowkit.sections import Section
 from mlflowkit.stages.data import source_files
 from mlflowkit.stages.optimize import planned
 from mlflowkit.stages.train import OnnxModel
+from mlflowkit.system import machine
+from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.values import Json
 
 PACKAGE = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ PORT_MODULES: Mapping[str, str] = {
     "profiler": "adapters.whylogs",
     "trainer:torch": "adapters.ray_train",
     "trainer:sklearn": "adapters.sklearn_trainer",
-    "trainer:onnx": "adapters.onnx_exporter.brought",
+    "trainer:onnx": "adapters.onnx_exporter.external_model",
     "exporter": "adapters.onnx_exporter",
     "runtime": "adapters.onnxruntime",
     "trials": "adapters.trials",

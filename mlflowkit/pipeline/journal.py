@@ -19,9 +19,10 @@ from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, fu
 from sqlalchemy.exc import DBAPIError
 
 from mlflowkit.errors import StoreError, UsageError
-from mlflowkit.pipeline import JOURNAL, codec, failpoint, tables
-from mlflowkit.pipeline.lease import Held, Lease, Owner, lives_here
+from mlflowkit.pipeline import JOURNAL, codec, journal_tables
+from mlflowkit.pipeline.step_lease import Held, Lease, Owner, lives_here
 from mlflowkit.pipeline.store import Published
+from mlflowkit.system import failpoint
 from mlflowkit.values import Json, Lineage, RunRecord, RunStatus, StageResult, StepRecord
 
 BUSY_SECONDS = 60.0
@@ -118,9 +119,11 @@ class Journal:
 
     def runs(self, limit: int | None = None, name: str = "") -> tuple[RunRecord, ...]:
         """Runs, newest first."""
-        query = select(tables.runs).order_by(tables.runs.c.started.desc(), tables.runs.c.run.desc())
+        query = select(journal_tables.runs).order_by(
+            journal_tables.runs.c.started.desc(), journal_tables.runs.c.run.desc()
+        )
         if name:
-            query = query.where(tables.runs.c.name == name)
+            query = query.where(journal_tables.runs.c.name == name)
         with self._read() as connection:
             rows = connection.execute(query.limit(limit)).all()
             return tuple(_run_record(row, self._steps(connection, row.run)) for row in rows)
@@ -128,24 +131,26 @@ class Journal:
     def run(self, name: str) -> RunRecord:
         """A run by its id, a prefix of it that only one run has, or ``last``. Raises UsageError."""
         with self._read() as connection:
-            known = list(connection.scalars(select(tables.runs.c.run).order_by(tables.runs.c.started.desc())))
+            known = list(
+                connection.scalars(select(journal_tables.runs.c.run).order_by(journal_tables.runs.c.started.desc()))
+            )
             run = _resolve(name, known)
-            row = connection.execute(select(tables.runs).where(tables.runs.c.run == run)).one()
+            row = connection.execute(select(journal_tables.runs).where(journal_tables.runs.c.run == run)).one()
             return _run_record(row, self._steps(connection, run))
 
     def result(self, fingerprint: str) -> Result | None:
         with self._read() as connection:
             row = connection.execute(
-                select(tables.results).where(tables.results.c.fingerprint == fingerprint)
+                select(journal_tables.results).where(journal_tables.results.c.fingerprint == fingerprint)
             ).one_or_none()
         return None if row is None else _result(row)
 
     def latest(self, name: str, stage: str) -> Result | None:
         """The newest result of a stage of a recipe, whatever its fingerprint."""
         query = (
-            select(tables.results)
-            .where(tables.results.c.name == name, tables.results.c.stage == stage)
-            .order_by(tables.results.c.created.desc())
+            select(journal_tables.results)
+            .where(journal_tables.results.c.name == name, journal_tables.results.c.stage == stage)
+            .order_by(journal_tables.results.c.created.desc())
             .limit(1)
         )
         with self._read() as connection:
@@ -153,7 +158,9 @@ class Journal:
         return None if row is None else _result(row)
 
     def alias(self, name: str, alias: str) -> Alias | None:
-        query = select(tables.aliases).where(tables.aliases.c.name == name, tables.aliases.c.alias == alias)
+        query = select(journal_tables.aliases).where(
+            journal_tables.aliases.c.name == name, journal_tables.aliases.c.alias == alias
+        )
         with self._read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else Alias(**row._mapping)
@@ -163,11 +170,14 @@ class Journal:
         if not fingerprints:
             return None
         query = (
-            select(tables.steps.c.run)
-            .join(tables.runs, tables.runs.c.run == tables.steps.c.run)
-            .where(tables.steps.c.fingerprint == fingerprints[-1], tables.steps.c.status == "done")
-            .where(tables.runs.c.status.in_(("done", "gate-failed", "inconclusive")), tables.runs.c.name == name)
-            .order_by(tables.runs.c.started.desc())
+            select(journal_tables.steps.c.run)
+            .join(journal_tables.runs, journal_tables.runs.c.run == journal_tables.steps.c.run)
+            .where(journal_tables.steps.c.fingerprint == fingerprints[-1], journal_tables.steps.c.status == "done")
+            .where(
+                journal_tables.runs.c.status.in_(("done", "gate-failed", "inconclusive")),
+                journal_tables.runs.c.name == name,
+            )
+            .order_by(journal_tables.runs.c.started.desc())
         )
         with self._read() as connection:
             candidates = list(connection.scalars(query))
@@ -179,7 +189,11 @@ class Journal:
 
     def untracked(self) -> tuple[RunRecord, ...]:
         """Finished runs that the tracker was not told of, oldest first."""
-        query = select(tables.runs).where(tables.runs.c.tracked.is_(False)).order_by(tables.runs.c.started)
+        query = (
+            select(journal_tables.runs)
+            .where(journal_tables.runs.c.tracked.is_(False))
+            .order_by(journal_tables.runs.c.started)
+        )
         with self._read() as connection:
             rows = connection.execute(query).all()
             return tuple(_run_record(row, self._steps(connection, row.run)) for row in rows)
@@ -191,20 +205,24 @@ class Journal:
 
     def live(self) -> set[str]:
         """Fingerprints whose lease is held by an owner that is not known to be dead."""
-        query = select(tables.leases.c.fingerprint, tables.leases.c.owner).where(tables.leases.c.owner != "")
+        query = select(journal_tables.leases.c.fingerprint, journal_tables.leases.c.owner).where(
+            journal_tables.leases.c.owner != ""
+        )
         with self._read() as connection:
             rows = connection.execute(query).all()
         return {row.fingerprint for row in rows if lives_here(Owner.parse(row.owner)) is not False}
 
     def finished(self, fingerprints: Sequence[str]) -> set[str]:
         """Which of these fingerprints have a result."""
-        query = select(tables.results.c.fingerprint).where(tables.results.c.fingerprint.in_(fingerprints))
+        query = select(journal_tables.results.c.fingerprint).where(
+            journal_tables.results.c.fingerprint.in_(fingerprints)
+        )
         with self._read() as connection:
             return set(connection.scalars(query))
 
     def file_digests(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
         """(stat, digest) of files that were digested before, by path."""
-        query = select(tables.file_digests).where(tables.file_digests.c.path.in_(paths))
+        query = select(journal_tables.file_digests).where(journal_tables.file_digests.c.path.in_(paths))
         with self._read() as connection:
             return {row.path: (row.stat, row.digest) for row in connection.execute(query)}
 
@@ -216,21 +234,23 @@ class Journal:
             return
         rows = [{"path": path, "stat": stat, "digest": digest} for path, (stat, digest) in digests.items()]
         with self._write() as connection:
-            connection.execute(delete(tables.file_digests).where(tables.file_digests.c.path.in_(list(digests))))
-            connection.execute(insert(tables.file_digests), rows)
+            connection.execute(
+                delete(journal_tables.file_digests).where(journal_tables.file_digests.c.path.in_(list(digests)))
+            )
+            connection.execute(insert(journal_tables.file_digests), rows)
 
     def start_run(self, record: RunRecord, owner: Owner) -> None:
         """Enter a run and its pending steps."""
         with self._write("start-run") as connection:
-            connection.execute(insert(tables.runs), {**_run_row(record), "owner": str(owner), "tracked": True})
+            connection.execute(insert(journal_tables.runs), {**_run_row(record), "owner": str(owner), "tracked": True})
             rows = [_step_row(record.run, position, step) for position, step in enumerate(record.steps)]
-            connection.execute(insert(tables.steps), rows)
+            connection.execute(insert(journal_tables.steps), rows)
 
     def set_lineage(self, run: str, lineage: Lineage) -> None:
         """Replace a run's lineage: the data version is known once the data stage is done."""
         with self._write("set-lineage") as connection:
             values = {"lineage": codec.dumps(asdict(lineage))}
-            connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(values))
+            connection.execute(update(journal_tables.runs).where(journal_tables.runs.c.run == run).values(values))
 
     def take_lease(
         self, fingerprint: str, owner: Owner, run: str, stage: str, *, over: Held | None = None
@@ -240,7 +260,7 @@ class Journal:
             held = self._held(connection, fingerprint)
             if held is not None and lives_here(held.owner) is not False and held != over:
                 return held
-            table = tables.leases
+            table = journal_tables.leases
             fence = connection.scalar(select(table.c.fence).where(table.c.fingerprint == fingerprint)) or 0
             connection.execute(delete(table).where(table.c.fingerprint == fingerprint))
             row = {"fence": fence + 1, "owner": str(owner), "run": run, "stage": stage, "heartbeat": 0}
@@ -249,7 +269,7 @@ class Journal:
 
     def beat(self, lease: Lease) -> None:
         """Raise the heartbeat of a lease."""
-        table = tables.leases
+        table = journal_tables.leases
         with self._write() as connection:
             connection.execute(
                 update(table)
@@ -259,7 +279,7 @@ class Journal:
 
     def release_lease(self, lease: Lease, stage: str = "") -> None:
         """Give a lease back; its fence stays."""
-        table = tables.leases
+        table = journal_tables.leases
         with self._write("release-lease", stage) as connection:
             connection.execute(
                 update(table)
@@ -269,14 +289,14 @@ class Journal:
 
     def begin_step(self, run: str, stage: str) -> None:
         """Say that a step is being worked on."""
-        table = tables.steps
+        table = journal_tables.steps
         with self._write("begin-step", stage) as connection:
             where = (table.c.run == run, table.c.stage == stage)
             connection.execute(update(table).where(*where).values(status="running"))
 
     def publish(self, result: Result, lease: Lease, alias: Alias | None = None) -> None:
         """Enter a result (and the alias that it earns), if the lease's fence still stands. Raises StoreError."""
-        table = tables.leases
+        table = journal_tables.leases
         with self._write("publish", result.stage) as connection:
             where = (table.c.fingerprint == lease.fingerprint, table.c.fence == lease.fence, table.c.owner != "")
             if connection.scalar(select(func.count()).select_from(table).where(*where)) != 1:
@@ -284,7 +304,7 @@ class Journal:
                     f"{result.stage}: another run took over while this one stood still; its result stands",
                     hint="run the same command again",
                 )
-            done = tables.results
+            done = journal_tables.results
             connection.execute(delete(done).where(done.c.fingerprint == result.fingerprint))
             connection.execute(insert(done), _result_row(result))
             if alias is not None:
@@ -292,7 +312,7 @@ class Journal:
 
     def finish_step(self, run: str, step: StepRecord) -> None:
         """Replace what the journal has of a step."""
-        table = tables.steps
+        table = journal_tables.steps
         values = _step_row(run, 0, step)
         del values["position"]
         with self._write("finish-step", step.stage) as connection:
@@ -304,7 +324,7 @@ class Journal:
         values: dict[str, Any] = {**asdict(finish), "finished": time.time(), "tracked": not finish.track}
         del values["track"]
         with self._write("finish-run") as connection:
-            connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(values))
+            connection.execute(update(journal_tables.runs).where(journal_tables.runs.c.run == run).values(values))
 
     def put_alias(self, alias: Alias) -> None:
         """Point an alias at another version."""
@@ -314,32 +334,42 @@ class Journal:
     def mark_tracked(self, run: str, *, tracked: bool = True) -> None:
         """Say that the tracker was told of a run, or has to be told again."""
         with self._write("mark-tracked") as connection:
-            connection.execute(update(tables.runs).where(tables.runs.c.run == run).values(tracked=tracked))
+            connection.execute(
+                update(journal_tables.runs).where(journal_tables.runs.c.run == run).values(tracked=tracked)
+            )
 
     def sweep(self) -> tuple[str, ...]:
         """Mark as interrupted the runs whose process is dead; returns their ids."""
-        running = select(tables.runs.c.run, tables.runs.c.owner).where(tables.runs.c.status == "running")
+        running = select(journal_tables.runs.c.run, journal_tables.runs.c.owner).where(
+            journal_tables.runs.c.status == "running"
+        )
         with self._read() as connection:
             rows = connection.execute(running).all()
         dead = tuple(row.run for row in rows if lives_here(Owner.parse(row.owner)) is False)
         if dead:
             with self._write() as connection:
                 ended = {"status": "interrupted", "finished": time.time(), "error": "the process was killed"}
-                connection.execute(update(tables.runs).where(tables.runs.c.run.in_(dead)).values(ended))
-                cut = (tables.steps.c.run.in_(dead), tables.steps.c.status == "running")
-                connection.execute(update(tables.steps).where(*cut).values(status="interrupted"))
+                connection.execute(update(journal_tables.runs).where(journal_tables.runs.c.run.in_(dead)).values(ended))
+                cut = (journal_tables.steps.c.run.in_(dead), journal_tables.steps.c.status == "running")
+                connection.execute(update(journal_tables.steps).where(*cut).values(status="interrupted"))
         return dead
 
     # ------------------------------------------------------------------------------------------------- inside
 
     def _held(self, connection: Connection, fingerprint: str) -> Held | None:
-        row = connection.execute(select(tables.leases).where(tables.leases.c.fingerprint == fingerprint)).one_or_none()
+        row = connection.execute(
+            select(journal_tables.leases).where(journal_tables.leases.c.fingerprint == fingerprint)
+        ).one_or_none()
         if row is None or not row.owner:
             return None
         return Held(Owner.parse(row.owner), row.run, row.stage, row.heartbeat, row.fence)
 
     def _steps(self, connection: Connection, run: str) -> tuple[StepRecord, ...]:
-        query = select(tables.steps).where(tables.steps.c.run == run).order_by(tables.steps.c.position)
+        query = (
+            select(journal_tables.steps)
+            .where(journal_tables.steps.c.run == run)
+            .order_by(journal_tables.steps.c.position)
+        )
         return tuple(_step_record(row) for row in connection.execute(query))
 
     @contextmanager
@@ -375,8 +405,10 @@ class Journal:
             _use_wal(self.engine)
         with self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
             if _version(connection) is None:
-                tables.metadata.create_all(connection)
-                connection.execute(insert(tables.meta), {"key": "version", "value": str(tables.VERSION)})
+                journal_tables.metadata.create_all(connection)
+                connection.execute(
+                    insert(journal_tables.meta), {"key": "version", "value": str(journal_tables.VERSION)}
+                )
 
 
 def _begin(connection: Connection) -> None:
@@ -385,7 +417,7 @@ def _begin(connection: Connection) -> None:
 
 
 def _make_folder(state: Path) -> None:
-    from mlflowkit.files import disk_errors
+    from mlflowkit.system.files import disk_errors
 
     with disk_errors(state):
         state.mkdir(parents=True, exist_ok=True)
@@ -413,14 +445,14 @@ def _version(connection: Connection) -> int | None:
     query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'meta'"
     if not connection.exec_driver_sql(query).scalar():
         return None
-    value = connection.scalar(select(tables.meta.c.value).where(tables.meta.c.key == "version"))
+    value = connection.scalar(select(journal_tables.meta.c.value).where(journal_tables.meta.c.key == "version"))
     return None if value is None else int(value)
 
 
 def _check_version(found: int, path: Path) -> None:
-    if found > tables.VERSION:
+    if found > journal_tables.VERSION:
         raise StoreError(
-            f"{path} was written by a newer mlflowkit (journal {found}; this one reads {tables.VERSION})",
+            f"{path} was written by a newer mlflowkit (journal {found}; this one reads {journal_tables.VERSION})",
             hint="pip install --upgrade mlflowkit, or choose another place with --state DIR",
         )
 
@@ -537,7 +569,7 @@ def candidate_alias(identity: str) -> str:
 
 def _put_alias(connection: Connection, alias: Alias) -> None:
     """Replace an alias; a champion that is replaced is remembered as a candidate, to go back to."""
-    table = tables.aliases
+    table = journal_tables.aliases
     if alias.alias == "champion":
         query = select(table).where(table.c.name == alias.name, table.c.alias == "champion")
         row = connection.execute(query).one_or_none()

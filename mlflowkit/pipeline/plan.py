@@ -239,14 +239,15 @@ def rollout_of(state: Path, service: str, identity: str) -> str:
     Such a version is not deployed again by a run: it is being rolled out, stays as a shadow, or was turned down, and
     then somebody has to say so (`mlkit rollout forget`).
     """
-    from mlflowkit.rollout import commands, memory, policy
-    from mlflowkit.serving.files import ServiceFiles
+    from mlflowkit.rollout import commands, policy
+    from mlflowkit.service_state import version_history
+    from mlflowkit.service_state.records import ServiceFiles
 
     files = ServiceFiles(state / "services" / service)
     running = commands.running(files)
     if running is not None and running.candidate.digest == identity:
         return f"its rollout runs ({policy.where(running)})"
-    failed = memory.failures(files).get(identity)
+    failed = version_history.failures(files).get(identity)
     if failed is not None:
         how = "rolled back" if failed.ending == "rolled_back" else "aborted"
         return f"it was {how}: {failed.reason}; mlkit rollout forget {failed.version} lets it be tried again"

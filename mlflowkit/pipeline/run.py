@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from mlflowkit.bundle import digest_json
 from mlflowkit.errors import (
     EngineError,
     GateFailedError,
@@ -29,16 +28,17 @@ from mlflowkit.errors import (
     StoreError,
     WorldError,
 )
-from mlflowkit.files import FULL, disk_error, replace_file
 from mlflowkit.judging.gates import bars
-from mlflowkit.pipeline import failpoint
 from mlflowkit.pipeline.journal import Alias, Finish, Journal, Result, candidate_alias
-from mlflowkit.pipeline.lease import Heartbeat, Held, Lease, Watch, this_owner
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import Plan, bundle_identity, deploy_problem, make
+from mlflowkit.pipeline.step_lease import Heartbeat, Held, Lease, Watch, this_owner
 from mlflowkit.pipeline.store import Store
 from mlflowkit.ports import Ports, Progress, StageContext
 from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
+from mlflowkit.system import failpoint
+from mlflowkit.system.digests import digest_json
+from mlflowkit.system.files import FULL, disk_error, replace_file
 from mlflowkit.values import (
     STAGE_INPUTS,
     STAGES,

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflowkit.bundle import digest_file, digest_json
 from mlflowkit.errors import StoreError
-from mlflowkit.files import disk_errors
-from mlflowkit.pipeline import OBJECTS, failpoint
+from mlflowkit.pipeline import OBJECTS
+from mlflowkit.system import failpoint
+from mlflowkit.system.digests import digest_file, digest_json
+from mlflowkit.system.files import disk_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlflowkit.errors import Fault, RecipeError
-from mlflowkit.recipe import compose, locate, references, semantics, words
-from mlflowkit.recipe.locate import OVERRIDE, KeyPath, Node
+from mlflowkit.recipe import compose, reference_rules, rules, schema_errors, yaml_tree
 from mlflowkit.recipe.schema import LoadedRecipe, Recipe
+from mlflowkit.recipe.yaml_tree import OVERRIDE, KeyPath, Node
 from mlflowkit.values import Json
 
 ENVIRONMENT_KEYS: tuple[KeyPath, ...] = (("data", "source", "path"), ("model", "path"))
@@ -93,11 +93,11 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> Examined:
     faults = _Faults(composition.faults)
     values = _resolve(root, faults)
     recipe = _validate(root, values, faults, complete=composition.complete)
-    sense = semantics.problems(values)
-    world = references.problems(values, absolute.parent)
+    sense = rules.problems(values)
+    world = reference_rules.problems(values, absolute.parent)
     for problem in [*sense, *world]:
-        node = locate.nearest(root, problem.path)
-        faults.add(words.fault_at(node, problem.path, problem.message, problem.hint, at_key=problem.at_key))
+        node = yaml_tree.nearest(root, problem.path)
+        faults.add(schema_errors.fault_at(node, problem.path, problem.message, problem.hint, at_key=problem.at_key))
     order = {name: index for index, name in enumerate([shown, *composition.texts, OVERRIDE])}
     found = sorted(faults.found, key=lambda fault: (order.get(fault.file, len(order)), fault.line, fault.column))
     return Examined(
@@ -135,9 +135,9 @@ def _absolute(path: Path | str) -> Path:
 
 def _resolve(root: Node, faults: _Faults) -> Json:
     """The values of a tree, interpolations resolved, with what is forbidden in any value reported."""
-    values = locate.plain(root)
+    values = yaml_tree.plain(root)
     open_paths: list[KeyPath] = []
-    for path, node in locate.walk(root):
+    for path, node in yaml_tree.walk(root):
         problem = _forbidden(path, node)
         if problem is not None:
             faults.add(problem)
@@ -150,8 +150,10 @@ def _resolve(root: Node, faults: _Faults) -> Json:
     if open_paths:
         values, failed = compose.resolve(values, open_paths)
         for path, message in failed.items():
-            node = locate.nearest(root, path)
-            faults.add(words.fault_at(node, path, f"cannot be resolved: {message}", _interpolation_hint(message)))
+            node = yaml_tree.nearest(root, path)
+            faults.add(
+                schema_errors.fault_at(node, path, f"cannot be resolved: {message}", _interpolation_hint(message))
+            )
     faults.close()
     return values
 
@@ -166,12 +168,17 @@ def _interpolation_hint(message: str) -> str:
 def _forbidden(path: KeyPath, node: Node) -> Fault | None:
     """What no value of a recipe may be."""
     if path and path[-1] in INSTANTIATING:
-        return words.fault_at(node, path, f"{path[-1]} is not allowed: a recipe is data, nothing in it is called",
-                              "name code by module:attr where the schema has a place for it", at_key=True)  # fmt: skip
+        message = f"{path[-1]} is not allowed: a recipe is data, nothing in it is called"
+        hint = "name code by module:attr where the schema has a place for it"
+        return schema_errors.fault_at(node, path, message, hint, at_key=True)
     if isinstance(node.value, float) and not math.isfinite(node.value):
-        return words.fault_at(node, path, f"expected a finite number, found {locate.show(node)}", "write a number")
+        return schema_errors.fault_at(
+            node, path, f"expected a finite number, found {yaml_tree.show(node)}", "write a number"
+        )
     if node.value == "???" and isinstance(node.value, str):
-        return words.fault_at(node, path, "a value is required here", f"add {locate.dotted(path)}=VALUE to the command")
+        return schema_errors.fault_at(
+            node, path, "a value is required here", f"add {yaml_tree.dotted(path)}=VALUE to the command"
+        )
     return None
 
 
@@ -180,16 +187,21 @@ def _resolver_fault(path: KeyPath, node: Node) -> Fault | None:
     try:
         called = compose.resolvers(node.value)
     except ValueError as error:
-        return words.fault_at(node, path, f"not an interpolation: {error}", "write ${key.path}, or \\${ for a plain ${")
+        return schema_errors.fault_at(
+            node, path, f"not an interpolation: {error}", "write ${key.path}, or \\${ for a plain ${"
+        )
     for name in called:
         if name == "oc.env" and path in ENVIRONMENT_KEYS:
             continue
-        allowed = ", ".join(locate.dotted(key) for key in ENVIRONMENT_KEYS)
+        allowed = ", ".join(yaml_tree.dotted(key) for key in ENVIRONMENT_KEYS)
         if name == "oc.env":
-            message, hint = f"the environment may only set paths ({allowed})", f"pass it: {locate.dotted(path)}=VALUE"
+            message, hint = (
+                f"the environment may only set paths ({allowed})",
+                f"pass it: {yaml_tree.dotted(path)}=VALUE",
+            )
         else:
             message, hint = f"the resolver {name} is not allowed", "only ${key.path} within the recipe is"
-        return words.fault_at(node, path, message, hint)
+        return schema_errors.fault_at(node, path, message, hint)
     return None
 
 
@@ -203,7 +215,7 @@ def _validate(root: Node, values: Json, faults: _Faults, *, complete: bool) -> R
             for item in error.errors(include_url=False, include_input=False)
             if complete or item["type"] not in ("missing", "union_tag_not_found")
         ]
-        for fault in words.schema_faults(errors, root, values):
+        for fault in schema_errors.schema_faults(errors, root, values):
             faults.add(fault)
     finally:
         faults.close()

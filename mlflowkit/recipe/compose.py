@@ -1,7 +1,7 @@
 """Compose a recipe with Hydra: defaults list, config groups, overrides, sweeps. Nothing is ever instantiated.
 
 Groups are looked up in the recipe's folder, in ``conf/`` beside the recipe, then among those shipped with mlflowkit.
-Hydra decides which files make a recipe and what values they give; `mlflowkit.recipe.locate` reads the same files for
+Hydra decides which files make a recipe and what values they give; `mlflowkit.recipe.yaml_tree` reads the same files for
 places. Three things are added to Hydra's ways, so that a command line says what one means:
 
 - ``train.epochs=3`` also sets a key that the recipe leaves at its default (the schema knows every key);
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflowkit.errors import Fault, RecipeError, nearest
-from mlflowkit.recipe import locate
-from mlflowkit.recipe.locate import OVERRIDE, KeyPath, Node, Place
+from mlflowkit.recipe import yaml_tree
+from mlflowkit.recipe.yaml_tree import OVERRIDE, KeyPath, Node, Place
 from mlflowkit.values import Json
 
 SHIPPED = Path(__file__).parent / "conf"
@@ -57,7 +57,7 @@ class Override:
     def fault(self, message: str, hint: str = "", *, found: str | None = None, at_key: bool = False) -> Fault:
         """A fault of this override."""
         column = 1 + len(self.text) - len(self.text.lstrip("+~")) if at_key else self.column
-        shown = locate.show(self.value) if found is None else found
+        shown = yaml_tree.show(self.value) if found is None else found
         return Fault(OVERRIDE, self.index, column, self.key, shown, message, hint)
 
 
@@ -89,7 +89,7 @@ def compose(path: Path, overrides: Sequence[str] = (), *, shown: str | None = No
     ]
     parsed = [item for item in parsed if not item.sweep]
     groups = [item for item in parsed if item.action == "group"]
-    alone = _without_defaults(locate.merge(_empty(file.root), file.root))
+    alone = _without_defaults(yaml_tree.merge(_empty(file.root), file.root))
     if not groups and not _composes(file.root):
         composition = Composition(alone, (path,), (), {shown: file.text})
     elif file.faults:  # Hydra would stop at them, and say less
@@ -111,7 +111,7 @@ def _apply_all(root: Node, overrides: Sequence[Override], faults: list[Fault]) -
         try:
             root = _apply(root, item)
         except LookupError as error:
-            known = [locate.dotted(at) for at, _ in locate.walk(root)]
+            known = [yaml_tree.dotted(at) for at, _ in yaml_tree.walk(root)]
             hint = "" if item.key in known else _nearest_hint(item.key, known)
             faults.append(item.fault(str(error), hint or "mlkit explain lists the keys that are set", at_key=True))
     return root
@@ -132,7 +132,7 @@ class _File:
 def _read_file(path: Path, shown: str) -> _File:
     """Read a recipe or group file. Raises RecipeError where there is no mapping to go on with."""
     text = _decode(_read_bytes(path, shown), shown)
-    document = locate.read(text, shown)
+    document = yaml_tree.read(text, shown)
     if document.root is None and document.faults:
         raise RecipeError(document.faults)
     if document.root is None or document.root.value is None:
@@ -141,8 +141,8 @@ def _read_file(path: Path, shown: str) -> _File:
     root = document.root
     if root.mapping is None:
         hint = "a key is followed by a colon and a space" if isinstance(root.value, str) else "remove the leading -"
-        message = f"expected a mapping of keys to values, found {locate.kind_of(root.value)}"
-        raise _refusal(root.place, message, hint, locate.show(root))
+        message = f"expected a mapping of keys to values, found {yaml_tree.kind_of(root.value)}"
+        raise _refusal(root.place, message, hint, yaml_tree.show(root))
     hydra = root.mapping.get("hydra")
     if hydra is not None:
         raise _refusal(hydra.start, "Hydra itself is not configured in a recipe", "remove hydra:", "hydra")
@@ -169,8 +169,8 @@ def _read_bytes(path: Path, shown: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _refusal(top, f"cannot be read: {reason}", f"ls -l {shown}") from error
-    if len(data) > locate.MAX_BYTES:
-        message = f"{len(data)} bytes; a recipe has at most {locate.MAX_BYTES}"
+    if len(data) > yaml_tree.MAX_BYTES:
+        message = f"{len(data)} bytes; a recipe has at most {yaml_tree.MAX_BYTES}"
         raise _refusal(top, message, "is this the recipe, or its data?")
     return data
 
@@ -197,7 +197,7 @@ def _without_defaults(root: Node) -> Node:
 def _composes(root: Node) -> bool:
     """Whether there is more to this recipe than its own file."""
     defaults = (root.mapping or {}).get("defaults")
-    return defaults is not None and locate.plain(defaults) not in ([], ["_self_"])
+    return defaults is not None and yaml_tree.plain(defaults) not in ([], ["_self_"])
 
 
 # ----------------------------------------------------------------------------------------------------- overrides
@@ -308,26 +308,28 @@ def _apply(root: Node, override: Override) -> Node:
         raise LookupError("the override names no key")
     if override.action == "delete":
         return _delete(root, path, override)
-    there = locate.find(root, path)
+    there = yaml_tree.find(root, path)
     if override.action == "add" and there is not None and not isinstance(override.value, dict | list):
         raise LookupError(f"{override.key} is already set at {there.place}: drop the + to replace it")
-    node = locate.from_value(override.value, override.place, override.text)
+    node = yaml_tree.from_value(override.value, override.place, override.text)
     column = 1 + len(override.text) - len(override.text.lstrip("+"))
     keys = []
     for part in override.key.split("."):
         if part:
             keys.append(Place(OVERRIDE, override.index, column))
         column += len(part) + 1
-    return locate.assign(root, path, node, keys)
+    return yaml_tree.assign(root, path, node, keys)
 
 
 def _delete(root: Node, path: Sequence[str], override: Override) -> Node:
-    there = locate.find(root, path)
+    there = yaml_tree.find(root, path)
     if there is None:
         raise LookupError(f"nothing to delete: the recipe does not set {override.key}")
-    if override.value not in (None, "") and locate.plain(there) != override.value:
-        raise LookupError(f"not deleted: {override.key} is {locate.show(there)}, not {locate.show(override.value)}")
-    return locate.remove(root, path)
+    if override.value not in (None, "") and yaml_tree.plain(there) != override.value:
+        raise LookupError(
+            f"not deleted: {override.key} is {yaml_tree.show(there)}, not {yaml_tree.show(override.value)}"
+        )
+    return yaml_tree.remove(root, path)
 
 
 def expand_sweep(path: Path, overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -427,13 +429,13 @@ def _merge_sources(sources: Sequence[_Source], container: Json, path: Path, show
             continue
         texts[name] = file.text
         faults.extend(file.faults)
-        node = locate.embed(_without_defaults(file.root), source.package)
-        merged = locate.merge(merged or _empty(node), node)
+        node = yaml_tree.embed(_without_defaults(file.root), source.package)
+        merged = yaml_tree.merge(merged or _empty(node), node)
     if faults:
         raise RecipeError(faults)
     if merged is None:
         raise _refusal(Place(shown, 1, 1), "empty: nothing is composed", "mlkit init writes one that runs")
-    root = locate.attach(_fold(container, merged), merged)
+    root = yaml_tree.attach(_fold(container, merged), merged)
     return Composition(root, tuple(dict.fromkeys(source.file for source in sources)), (), texts)
 
 
@@ -446,7 +448,7 @@ def _fold(container: Json, merged: Node) -> Json:
         del folded[name]
         target = merged.mapping.get(name[:-1])
         if target is not None:
-            folded[name[:-1]] = locate.plain(target)
+            folded[name[:-1]] = yaml_tree.plain(target)
     return {
         name: _fold(value, merged.mapping[name]) if name in merged.mapping else value for name, value in folded.items()
     }
@@ -467,9 +469,19 @@ def _check_defaults(root: Node) -> None:
         return
     if not isinstance(node.value, list):
         place = node.place
-        message = f"defaults is a list of config groups, found {locate.kind_of(locate.plain(node))}"
+        message = f"defaults is a list of config groups, found {yaml_tree.kind_of(yaml_tree.plain(node))}"
         raise RecipeError(
-            [Fault(place.file, place.line, place.column, "defaults", locate.show(node), message, "defaults: [_self_]")]
+            [
+                Fault(
+                    place.file,
+                    place.line,
+                    place.column,
+                    "defaults",
+                    yaml_tree.show(node),
+                    message,
+                    "defaults: [_self_]",
+                )
+            ]
         )
     faults = []
     for index, item in enumerate(node.value):
@@ -477,7 +489,9 @@ def _check_defaults(root: Node) -> None:
         if not good:
             place, message = item.place, "an entry is a file, _self_, or GROUP: OPTION"
             key = f"defaults.{index}"
-            faults.append(Fault(place.file, place.line, place.column, key, locate.show(item), message, "- train: fast"))
+            faults.append(
+                Fault(place.file, place.line, place.column, key, yaml_tree.show(item), message, "- train: fast")
+            )
     if faults:
         raise RecipeError(faults)
 

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from mlflowkit.errors import UsageError, nearest
-from mlflowkit.recipe import compose, fields, jsonschema, locate, words
+from mlflowkit.recipe import compose, jsonschema, schema_errors, schema_tree, yaml_tree
 from mlflowkit.recipe.check import Examined, examine
-from mlflowkit.recipe.fields import Shape
-from mlflowkit.recipe.locate import KeyPath, Node
+from mlflowkit.recipe.schema_tree import Shape
+from mlflowkit.recipe.yaml_tree import KeyPath, Node
 from mlflowkit.values import Json
 
 
@@ -85,23 +85,23 @@ def explain(path: Path | str, key: str, overrides: Sequence[str] = ()) -> Explan
     """
     examined = examine(path, overrides)
     parts = _split(key, examined.values)
-    shape = fields.look_up(parts, examined.values)
-    node = locate.find(examined.root, parts)
+    shape = schema_tree.look_up(parts, examined.values)
+    node = yaml_tree.find(examined.root, parts)
     if shape is None and node is None:
         raise _unknown(key, path, examined.values)
     shape = shape or Shape(Any)
     set_by, shadows = _history(node, shape, parts, examined)
     section = shape.owner
-    narrowed = fields.narrow(shape, _value_at(examined.values, parts))
+    narrowed = schema_tree.narrow(shape, _value_at(examined.values, parts))
     description = jsonschema.describe(section, shape.name) if section is not None else ""
-    if not description and fields.is_section(narrowed.type):
+    if not description and schema_tree.is_section(narrowed.type):
         description = " ".join((narrowed.type.__doc__ or "").split())
     return Explanation(
-        key=locate.dotted(parts),
+        key=yaml_tree.dotted(parts),
         set_by=set_by,
         shadows=shadows,
-        expected=fields.expected(shape),
-        allowed=fields.choices(shape),
+        expected=schema_tree.expected(shape),
+        allowed=schema_tree.choices(shape),
         required=shape.info is not None and shape.info.is_required(),
         description=description,
         inside=tuple(_inside(parts, narrowed, node, examined)),
@@ -141,7 +141,7 @@ def _history(
     chain = []
     if node is not None:
         chain.append(_setting(node, _value_at(examined.values, parts)))
-        chain.extend(_setting(shadowed, locate.plain(shadowed)) for shadowed in node.shadows)
+        chain.extend(_setting(shadowed, yaml_tree.plain(shadowed)) for shadowed in node.shadows)
     if shape.default is not PydanticUndefined:
         chain.append(Setting(_plain_default(shape.default), "default"))
     return (chain[0], tuple(chain[1:])) if chain else (None, ())
@@ -149,7 +149,7 @@ def _history(
 
 def _setting(node: Node, value: Json) -> Setting:
     place = node.place
-    source = "override" if place.file == locate.OVERRIDE else "file"
+    source = "override" if place.file == yaml_tree.OVERRIDE else "file"
     return Setting(value, source, place.file, place.line, place.column, node.origin)
 
 
@@ -159,19 +159,19 @@ def _plain_default(value: Any) -> Json:
 
 def _inside(path: KeyPath, shape: Shape, node: Node | None, examined: Examined) -> list[tuple[str, Setting | None]]:
     """The keys of a section, each with what set it."""
-    if not fields.is_section(shape.type):
+    if not schema_tree.is_section(shape.type):
         return []
     rows: list[tuple[str, Setting | None]] = []
     for name in shape.type.model_fields:
-        below = locate.child(node, name) if node is not None else None
+        below = yaml_tree.child(node, name) if node is not None else None
         here = (*path, name)
-        setting, _ = _history(below, fields.field_shape(shape.type, name), here, examined)
-        rows.append((locate.dotted(here), setting))
+        setting, _ = _history(below, schema_tree.field_shape(shape.type, name), here, examined)
+        rows.append((yaml_tree.dotted(here), setting))
     return rows
 
 
 def _unknown(key: str, path: Path | str, values: Json) -> UsageError:
-    known = words.all_keys()
+    known = schema_errors.all_keys()
     if key in known:
         parent = key.rpartition(".")[0]
         kind = (_value_at(values, _split(parent, values)) or {}).get("kind")

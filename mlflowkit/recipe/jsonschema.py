@@ -52,19 +52,19 @@ def _attribute_docstrings(module: str) -> dict[str, dict[str, str]]:
 
 def sections() -> dict[str, type[Section]]:
     """Every section that a recipe can hold, by name."""
-    from mlflowkit.recipe import fields
+    from mlflowkit.recipe import schema_tree
 
     found: dict[str, type[Section]] = {}
-    stack: list[Any] = [fields.ROOT]
+    stack: list[Any] = [schema_tree.ROOT]
     while stack:
         shape = stack.pop()
-        for branch in fields.branches(shape):
-            if fields.is_section(branch.type):
+        for branch in schema_tree.branches(shape):
+            if schema_tree.is_section(branch.type):
                 if branch.type.__name__ not in found:
                     found[branch.type.__name__] = branch.type
-                    stack.extend(fields.field_shape(branch.type, name) for name in branch.type.model_fields)
+                    stack.extend(schema_tree.field_shape(branch.type, name) for name in branch.type.model_fields)
             else:
-                stack.extend(fields.shape_of(item) for item in fields.arguments(branch))
+                stack.extend(schema_tree.shape_of(item) for item in schema_tree.arguments(branch))
     return found
 
 

@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlflowkit.bundle import digest_json
 from mlflowkit.sections import Section
 from mlflowkit.stages import data as data_stage
 from mlflowkit.stages import deploy as deploy_stage
@@ -19,6 +18,7 @@ from mlflowkit.stages import optimize as optimize_stage
 from mlflowkit.stages import package as package_stage
 from mlflowkit.stages import train as train_stage
 from mlflowkit.stages import validate as validate_stage
+from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Json
 
 

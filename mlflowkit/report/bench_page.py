@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflowkit import __version__
-from mlflowkit.bench.load import Load
-from mlflowkit.report import charts, latency_views, wording
-from mlflowkit.report.front_views import bytes_words
-from mlflowkit.report.page import css, environment
+from mlflowkit.bench.load.pattern import Load
+from mlflowkit.report import charts, formatting
+from mlflowkit.report.run import latency_views
+from mlflowkit.report.run.pareto_views import bytes_words
+from mlflowkit.report.run.run_page import css, environment
 
 Document = Mapping[str, Any]
 View = dict[str, Any]
@@ -25,7 +26,7 @@ MOST_ROUNDS = 400
 
 
 def render(document: Document) -> str:
-    """The page of a results file (`bench.results.document`), as HTML text. The same document gives the same text.
+    """The page of a results file (`bench.result_file.document`), as HTML text. The same document gives the same text.
 
     Everything that comes from data is escaped, and the page's own Content-Security-Policy forbids scripts and requests.
     """
@@ -65,9 +66,9 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     if measured:
         best = min(measured, key=lambda row: (row["batch"], row["quantile_us"]))
         where = f"{best['name']}, batch {best['batch']}"
-        found.append((f"lowest {document['quantile']}", wording.micros(best["quantile_us"]), where))
+        found.append((f"lowest {document['quantile']}", formatting.micros(best["quantile_us"]), where))
         most = max(measured, key=lambda row: float(row["throughput"]))
-        rows = f"{wording.number(most['throughput'], 3)} rows/s"
+        rows = f"{formatting.number(most['throughput'], 3)} rows/s"
         found.append(("highest throughput", rows, f"{most['name']}, batch {most['batch']}"))
     total = len(document["candidates"])
     found.append(("measured", f"{len(measured)} of {total}", f"{settings['starts']} starts each"))
@@ -161,21 +162,21 @@ def row_view(row: Mapping[str, Any], svg: str) -> View:
     return {
         "name": row["name"],
         "runtime": row["runtime"],
-        "p50": wording.micros(row["p50_us"]),
-        "p95": wording.micros(row["p95_us"]),
-        "p99": wording.micros(row["p99_us"]),
+        "p50": formatting.micros(row["p50_us"]),
+        "p95": formatting.micros(row["p95_us"]),
+        "p99": formatting.micros(row["p99_us"]),
         "interval": _interval(row),
         "svg": svg,
-        "throughput": wording.number(row["throughput"], 3),
+        "throughput": formatting.number(row["throughput"], 3),
         "size": bytes_words(row["size_bytes"]),
         "memory": bytes_words(row["memory_bytes"]),
-        "cold": wording.NONE if row["cold_start_ms"] is None else wording.micros(1000 * row["cold_start_ms"]),
-        "samples": wording.number(row["samples"]),
+        "cold": formatting.NONE if row["cold_start_ms"] is None else formatting.micros(1000 * row["cold_start_ms"]),
+        "samples": formatting.number(row["samples"]),
     }
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return f"{wording.micros(row['interval'][0])} to {wording.micros(row['interval'][1])}"
+    return f"{formatting.micros(row['interval'][0])} to {formatting.micros(row['interval'][1])}"
 
 
 def distribution(taken: Mapping[str, Sequence[float]], batch: int) -> View | None:
@@ -263,7 +264,7 @@ def by_start(starts: Mapping[str, Sequence[Mapping[str, Any]]], quantile: str, b
         places = [
             number + 1 + (style - (len(starts) - 1) / 2) * 0.6 / max(1, len(starts)) for number in range(len(each))
         ]
-        titles = [f"{name}, start {number + 1}: {wording.micros(value)}" for number, value in enumerate(values)]
+        titles = [f"{name}, start {number + 1}: {formatting.micros(value)}" for number, value in enumerate(values)]
         dots.append(charts.Dots(name, places, values, titles=titles, style=style))
     count = max((len(each) for each in starts.values()), default=0)
     if count < 2:
@@ -303,7 +304,7 @@ def parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, s
     """(entry, part, p50, p95, p99) of what requests' time was made of, where a runtime told it."""
     return [
         (f"{row['name']}, batch {row['batch']}", name.replace("_", " "), *(
-            wording.micros(part[f"{quantile}_us"]) for quantile in ("p50", "p95", "p99")
+            formatting.micros(part[f"{quantile}_us"]) for quantile in ("p50", "p95", "p99")
         ))
         for row in rows
         for name, part in (row["parts"] or {}).items()
@@ -315,7 +316,7 @@ def opened(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (
             f"{row['name']}, batch {row['batch']}", f"{told['offered']:,.0f} /s", f"{told['achieved']:,.0f} /s",
-            wording.micros(told["queued_p50_us"]), wording.micros(told["queued_p99_us"]),
+            formatting.micros(told["queued_p50_us"]), formatting.micros(told["queued_p99_us"]),
             f"{told['saturated_stretches']} of {told['stretches']}",
         )
         for row in rows
@@ -353,7 +354,7 @@ def machine(document: Document) -> list[tuple[str, str]]:
         ("Python", told.get("python")),
         *sorted((told.get("libraries") or {}).items()),
     ]
-    shown = [(name, wording.number(value)) for name, value in facts if value not in (None, "")]
+    shown = [(name, formatting.number(value)) for name, value in facts if value not in (None, "")]
     hidden = dict.fromkeys((told.get("unknown") or {}).values())
     return shown + [("not told", words) for words in hidden]
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from mlflowkit.errors import ServiceError, UsageError
-from mlflowkit.rollout import memory
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.state import RolloutState
-from mlflowkit.serving.files import ServiceFiles, read_json, write_json
+from mlflowkit.service_state import version_history
+from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
 
 Kind = Literal["promote", "pause", "resume", "abort", "rollback"]
 KEEP_SECONDS = 3600.0
@@ -70,7 +70,7 @@ def effect(files: ServiceFiles, command: Kind, *, full: bool = False, variant: s
     if state is None and command == "abort":
         return f"remove the shadow {variant}"
     if state is None:
-        before = memory.previous(files, _champion(files))
+        before = version_history.previous(files, _champion(files))
         return f"go back to version {before.variant.version}" if before is not None else ""
     champion, candidate = state.champion.version, state.candidate.version
     if command in ("abort", "rollback"):
@@ -157,7 +157,7 @@ def _sensible(files: ServiceFiles, command: Kind, variant: str) -> None:
         raise UsageError(f"the rollout of {files.service} is not paused", hint=f"mlkit rollout status {files.service}")
     if state is not None:
         return
-    if command == "rollback" and memory.previous(files, table.champion.digest) is not None:
+    if command == "rollback" and version_history.previous(files, table.champion.digest) is not None:
         return
     what = "and no version before the present one is known" if command == "rollback" else ""
     raise UsageError(

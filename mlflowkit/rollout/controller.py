@@ -1,6 +1,7 @@
 """Carries rollouts out: looks at what was counted, lets the policy decide, writes that down, then does it.
 
-One process controls the services of a state folder (see `mlflowkit.rollout.lease`), each in a thread of its own, so
+One process controls the services of a state folder (see `mlflowkit.service_state.controller_lease`), each in a thread
+of its own, so
 that a version that takes minutes to load keeps no other service waiting. Whatever is decided is durable before it is
 done, together with what is still to do, and everything that is done can be done again: a controller that was killed
 anywhere goes on where it was.
@@ -18,16 +19,18 @@ from pathlib import Path
 from typing import Protocol
 
 from mlflowkit.errors import MlkitError, ServiceError, StoreError
-from mlflowkit.judging import online
-from mlflowkit.judging.online import Finding
-from mlflowkit.rollout import asking, commands, incidents, joining, lease, memory, policy, webhooks
+from mlflowkit.judging.online import judge as online
+from mlflowkit.judging.online.judge import Finding
+from mlflowkit.rollout import commands, feedback_loop, incidents, policy, requests, webhooks
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.commands import Answer, Told
-from mlflowkit.rollout.lease import Lease, LeaseLostError
-from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus
+from mlflowkit.rollout.evidence_reader import EvidenceFolder, Prometheus
 from mlflowkit.rollout.policy import Command
 from mlflowkit.rollout.state import Action, Promote, Request, RollBack, RolloutState, Saved, SetTable, Tell
-from mlflowkit.serving.files import ServiceFiles, read_json
+from mlflowkit.service_state import controller_lease as lease
+from mlflowkit.service_state import version_history
+from mlflowkit.service_state.controller_lease import Lease, LeaseLostError
+from mlflowkit.service_state.records import ServiceFiles, read_json
 from mlflowkit.values import Json, RoutingTable, Variant
 
 LOOK_SECONDS = 0.2
@@ -110,7 +113,7 @@ class Controller:
                     name = f"feedback-{files.service}"
                     if name not in threads or not threads[name].is_alive():
                         threads[name] = threading.Thread(
-                            target=joining.follow, args=(files, ending, lost), name=name, daemon=True
+                            target=feedback_loop.follow, args=(files, ending, lost), name=name, daemon=True
                         )
                         threads[name].start()
                 stop.wait(SERVICES_SECONDS)
@@ -272,7 +275,7 @@ class ServiceController:
         answer = Answer(request.id, True, f"{request.plan.strategy} of version {request.candidate.version} begins")
         if self.saved is None or self.saved.state.experiment != request.id:
             try:
-                refused = asking.refusal(self.files, request, now)
+                refused = requests.refusal(self.files, request, now)
             except ServiceError as error:
                 refused = Answer(request.id, False, error.message, error.hint)
             table = self.files.table()
@@ -293,7 +296,7 @@ class ServiceController:
             self._publish(_without(table, told.variant))
             commands.answer(self.files, Answer(told.id, True, f"{told.variant} is gone", time=now))
             return
-        before = None if table is None else memory.previous(self.files, table.champion.digest)
+        before = None if table is None else version_history.previous(self.files, table.champion.digest)
         if told.command != "rollback" or table is None or before is None:
             message = "no rollout is running" if told.command != "rollback" else "no earlier version is known"
             commands.answer(self.files, Answer(told.id, False, message, "mlkit rollout status", now))
@@ -344,8 +347,10 @@ class ServiceController:
             case RollBack(blamed, reason, at):
                 evidence, _ = self._evidence.read(state.experiment)
                 with self.lease.guard():
-                    failure = memory.Failure(blamed.digest, blamed.version, reason, at, state.experiment, state.ending)
-                    memory.blame(self.files, failure)
+                    failure = version_history.Failure(
+                        blamed.digest, blamed.version, reason, at, state.experiment, state.ending
+                    )
+                    version_history.blame(self.files, failure)
                     path = incidents.record(self.files, state, action, evidence)
                 _log.warning("%s: version %s: %s (%s)", state.service, blamed.version, reason, path)
             case Tell():
@@ -380,7 +385,7 @@ class ServiceController:
     def _promote(self, state: RolloutState, candidate: Variant, champion: Variant) -> None:
         now = self.world.clock()
         with self.lease.guard():
-            memory.crown(self.files, candidate, state.origin, now, before=champion)
+            version_history.crown(self.files, candidate, state.origin, now, before=champion)
         self.world.promoted(state.service, candidate, state.origin)
 
     # ----------------------------------------------------------------------------------------------------- small things

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.files import replace_file
-from mlflowkit.judging.evidence import Evidence
+from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.rollout.state import RollBack, RolloutState
-from mlflowkit.serving.files import ServiceFiles, read_json, write_json
+from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
+from mlflowkit.system.files import replace_file
 from mlflowkit.values import Json, Variant
 
 EXAMPLES = 20

@@ -30,9 +30,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlflowkit.judging.evidence import Evidence
-from mlflowkit.judging.online import Finding, Question
-from mlflowkit.rollout.plan import EventName, Rollout, Step
+from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.judging.online.judge import Finding, Question
+from mlflowkit.rollout.settings import EventName, Rollout, Step
 from mlflowkit.rollout.state import (
     LIVE,
     Action,
@@ -436,7 +436,7 @@ def _name(request: Request, shadows: Sequence[Variant]) -> str:
 def where(state: RolloutState) -> str:
     """A rollout in a few words, as `mlkit status` shows it.
 
-    >>> from mlflowkit.rollout.plan import Rollout
+    >>> from mlflowkit.rollout.settings import Rollout
     >>> plan = Rollout(strategy="canary", steps=[5, 50])
     >>> variant = Variant("challenger", "2", "d", "b", role="challenger")
     >>> where(RolloutState("e", "lending", plan, variant, variant, phase="running", step=1))

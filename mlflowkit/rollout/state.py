@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.files import replace_file
-from mlflowkit.judging.online import Finding
-from mlflowkit.rollout.plan import EventName, Rollout, Step
+from mlflowkit.judging.online.judge import Finding
+from mlflowkit.rollout.settings import EventName, Rollout, Step
+from mlflowkit.system.files import replace_file
 from mlflowkit.values import Affinity, Json, Outcome, RoutingTable, Variant, Verdict
 
 VERSION = 1

@@ -34,9 +34,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlflowkit.errors import MlkitError, ServiceError
-from mlflowkit.rollout.plan import Webhook
+from mlflowkit.rollout.settings import Webhook
 from mlflowkit.rollout.state import RolloutState, Tell
-from mlflowkit.serving.files import ServiceFiles, read_json, write_json
+from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
 from mlflowkit.values import Json
 
 TOLERANCE_SECONDS = 300.0

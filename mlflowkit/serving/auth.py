@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlflowkit.errors import ServiceError, StoreError, UsageError
-from mlflowkit.files import disk_errors
+from mlflowkit.system.files import disk_errors
 
 if TYPE_CHECKING:
-    from mlflowkit.serving.refusal import Refusal
+    from mlflowkit.serving.protocol.http_error import Refusal
 
 Scope = Literal["infer", "feedback", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -59,7 +59,7 @@ class Keyring:
     >>> ring.check(token.encode(), "infer")
     >>> ring.check(token.encode(), "admin")
     Traceback (most recent call last):
-    mlflowkit.serving.refusal.Refusal: this API key has the scope infer; admin is needed here
+    mlflowkit.serving.protocol.http_error.Refusal: this API key has the scope infer; admin is needed here
     """
 
     def __init__(self, keys: Iterable[Key]) -> None:
@@ -88,7 +88,7 @@ class Keyring:
 
 
 def _refusal(status: int, message: str, headers: tuple[tuple[bytes, bytes], ...]) -> Refusal:
-    from mlflowkit.serving.refusal import Refusal  # NumPy comes with it, and `mlkit key` needs none
+    from mlflowkit.serving.protocol.http_error import Refusal  # NumPy comes with it, and `mlkit key` needs none
 
     return Refusal(status, message, headers)
 

@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.service_state.records import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
 from mlflowkit.serving.auth import Keyring, check_exposed
 from mlflowkit.serving.auth import read as read_keys
-from mlflowkit.serving.feedback import Intake
-from mlflowkit.serving.files import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
-from mlflowkit.serving.gateway import Gateway
-from mlflowkit.serving.grpc_listener import GrpcListener
-from mlflowkit.serving.listener import Listener
-from mlflowkit.serving.shadow import ShadowMirror
-from mlflowkit.serving.tap import ObserverTap, command
-from mlflowkit.serving.telemetry import Telemetry
-from mlflowkit.serving.variants import Loaded, Versions, load_table
+from mlflowkit.serving.feedback.intake import Intake
+from mlflowkit.serving.grpc.grpc_server import GrpcListener
+from mlflowkit.serving.http.gateway import Gateway
+from mlflowkit.serving.http.http_server import Listener
+from mlflowkit.serving.inference.gateway_metrics import Telemetry
+from mlflowkit.serving.inference.shadow import ShadowMirror
+from mlflowkit.serving.inference.variants import Loaded, Versions, load_table
+from mlflowkit.serving.observer.observer_client import ObserverTap, command
 from mlflowkit.values import RoutingTable
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ validate  checks.json       list of {check, column, passed, message, failures: [
           schema.json       the frozen schema {column: {dtype, nullable}}
           reference.whylogs reference.json    reference profile of the training features, and its summary
 train     spec.json         the train Spec, features (numeric, categorical), classes, width, outputs, target_scale
-          preprocess.json   fill, center, scale of numeric columns; categories of the others (mlflowkit.preprocess)
+          preprocess.json   fill, center, scale of numeric columns; categories of the others
+          (mlflowkit.features.preprocess)
           model.safetensors (torch) or model.skops (sklearn; the estimator alone, after preprocessing)
           curves.json       {metric name: [value per epoch]}, with "epoch"
 export    model.onnx signature.json parity.json {rows, max_abs_difference, label_mismatches, tolerance}

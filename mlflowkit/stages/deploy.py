@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import MlkitError, ServiceError
-from mlflowkit.rollout.plan import Rollout
+from mlflowkit.rollout.settings import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
 from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlflowkit.ports import Platform, StageContext
     from mlflowkit.rollout.state import Request, RolloutState
-    from mlflowkit.serving.files import ServiceFiles
+    from mlflowkit.service_state.records import ServiceFiles
 
 
 class Routing(Section):
@@ -137,8 +137,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     they were when they were packaged (the version before it then answers again), or when the version may not be rolled
     out now: it was turned down before, another rollout runs, or the service cools down.
     """
-    from mlflowkit.rollout import memory
-    from mlflowkit.serving.files import ServiceFiles
+    from mlflowkit.service_state import version_history
+    from mlflowkit.service_state.records import ServiceFiles
 
     bundle = open_bundle(context.inputs["package"] / "bundle", blessed=True)
     platform, service = context.ports.platform, spec.serve.service
@@ -158,7 +158,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     rows = _ask(spec, context, files, endpoint, bundle, table)
     if "rollout" not in told:
         origin = {"name": spec.name, "run": context.run}
-        memory.crown(files, candidate, origin, time.time(), before=None if table is None else table.champion)
+        version_history.crown(files, candidate, origin, time.time(), before=None if table is None else table.champion)
     served = {"service": service, "endpoint": endpoint, "version": bundle.manifest.version, **told}
     write_json(context.out / "service.json", served)
     keyed = bool(spec.serve.auth.keys or spec.serve.auth.keys_env)
@@ -194,7 +194,7 @@ def _status(platform: Platform, service: str) -> ServiceStatus:
 
 def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
     """Have the version answer everything, at once. Shadows of earlier rollouts stay."""
-    from mlflowkit.rollout import asking, commands
+    from mlflowkit.rollout import commands, requests
 
     platform, before = context.ports.platform, files.table()
     shadows = () if before is None else tuple(one for one in before.variants if one.role == "shadow")
@@ -205,7 +205,7 @@ def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Var
         if running is not None or _status(platform, files.service).state == "serving":
             return {"epoch": epoch}
     else:
-        asking.check(files, _request(spec, context, candidate))
+        requests.check(files, _request(spec, context, candidate))
     context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
     affinity = _affinity(spec.serve.routing)
     table = RoutingTable(
@@ -218,17 +218,17 @@ def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Var
 
 def _roll_out(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
     """Ask for a rollout, unless this version is in one, and wait until its first step is live."""
-    from mlflowkit.rollout import asking, commands, policy
+    from mlflowkit.rollout import commands, policy, requests
 
     running, joined = commands.running(files), ""
     if running is None or running.candidate.digest != candidate.digest:
-        experiment = asking.begin(files, _request(spec, context, candidate))
+        experiment = requests.begin(files, _request(spec, context, candidate))
     else:
         experiment, joined = running.experiment, joining(running, spec.serve.rollout)
     if joined:
         context.progress(Event("deploy", "warning", f"{joined}: {_otherwise(files.service, candidate)}"))
     context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
-    state = asking.await_live(files, experiment)
+    state = requests.await_live(files, experiment)
     if state.phase in ("rolled_back", "aborted", "rolling_back"):
         raise ServiceError(
             f"the rollout of version {candidate.version} to {files.service} ended at once: {state.reason}",
@@ -288,7 +288,7 @@ def _ask(
     testers are not listened to, the gateways' own comparison of the sample rows has to do.
     """
     from mlflowkit.rollout import commands
-    from mlflowkit.serving import client
+    from mlflowkit.service_state import http_client
 
     version, digest = bundle.manifest.version, bundle.manifest.identity
     sample = json.loads((bundle.path / "evidence" / "sample.json").read_bytes())
@@ -304,7 +304,7 @@ def _ask(
     ):
         return rows
     headers = {header: variant.name} if header else {}
-    status, reply = client.request(endpoint, "POST", "/predict", {"rows": rows}, headers=headers)
+    status, reply = http_client.request(endpoint, "POST", "/predict", {"rows": rows}, headers=headers)
     problem = _problem(status, reply, sample["outputs"], bundle)
     if not problem or table is None:
         return rows
@@ -328,7 +328,7 @@ def _ask(
 
 def _problem(status: int, reply: Any, outputs: dict[str, Any], bundle: Bundle) -> str:
     """What is wrong with the reply to the sample rows; "" when nothing is."""
-    from mlflowkit.serving.variants import agree
+    from mlflowkit.serving.inference.variants import agree
 
     if status != 200:
         return f"HTTP {status}: {reply.get('error', reply) if isinstance(reply, dict) else reply}"

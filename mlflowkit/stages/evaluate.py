@@ -12,13 +12,13 @@ from pydantic import Field
 
 from mlflowkit.bundle import Bundle, Signature, open_bundle, read_engine
 from mlflowkit.errors import BundleError, DataError, MlkitError, StoreError
+from mlflowkit.features import predictions, row_digests
+from mlflowkit.features.tensors import category_text, class_codes, inputs_from_table
 from mlflowkit.judging import curves, gates, metrics
 from mlflowkit.judging.metrics import Answers
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
-from mlflowkit.stages import asking, seen
 from mlflowkit.stages.base import TableInfo, read_signature, read_table_info, write_json
-from mlflowkit.tables import category_text, class_codes, inputs_from_table
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _ask(context: StageContext, model: Path, signature: Signature, table: pd.Dat
     """The graph's answers on the rows of a table, in the order of ``signature.classes``."""
     actual = _actual(signature, table[info.target])
     session = context.ports.runtime.load(model, engine=read_engine(model.parent))
-    return asking.ask(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
+    return predictions.ask(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
 
 
 def _actual(signature: Signature, target: pd.Series) -> np.ndarray:
@@ -212,14 +212,14 @@ def _paired(bundle: Bundle, answers: Answers, data: Path, info: TableInfo) -> _C
     """
     version = bundle.manifest.version
     try:
-        theirs = seen.read(bundle)
+        theirs = row_digests.read(bundle)
     except BundleError as error:
         return _Champion(version, None, f"the champion cannot be compared with: {error.message}")
     if theirs is None:
         return _Champion(version, None, UNTOLD, Outcome.INCONCLUSIVE)
-    rows = seen.digests_of(data / "test.parquet", bundle.signature, info.target)
-    by_champion = seen.is_seen(rows, theirs)
-    by_candidate = seen.is_seen(rows, seen.seen_by(data, bundle.signature, info.target))
+    rows = row_digests.digests_of(data / "test.parquet", bundle.signature, info.target)
+    by_champion = row_digests.is_seen(rows, theirs)
+    by_candidate = row_digests.is_seen(rows, row_digests.seen_by(data, bundle.signature, info.target))
     trained = "one of the two" if (by_candidate & ~by_champion).any() else "the champion"
     pairs = _Pairs(by_champion == by_candidate, f"{trained} was trained on the others")
     return _Champion(version, answers, pairs=pairs)

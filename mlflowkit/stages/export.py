@@ -13,9 +13,9 @@ from pydantic import Field
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
+from mlflowkit.features.tensors import inputs_from_table
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, sample_rows
-from mlflowkit.tables import inputs_from_table
 from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:

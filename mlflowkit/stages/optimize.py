@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mlflowkit import arrays
-from mlflowkit.bench import analysis, soundness
+from mlflowkit.bench import analysis, validity
 from mlflowkit.bench.environment import Moment, description, moment
 from mlflowkit.bundle import Signature, write_engine
-from mlflowkit.candidates import NAMED, Candidate
 from mlflowkit.errors import EngineError
-from mlflowkit.optimization.choice import Choice, choose
-from mlflowkit.optimization.front import Point, front
+from mlflowkit.features.tensors import class_codes, inputs_from_table
+from mlflowkit.graphs.candidates import NAMED, Candidate
+from mlflowkit.optimization.exploration import Exploration, Explored, Plan
 from mlflowkit.optimization.objective import Objective, cost_of_a_million, quantile_of
+from mlflowkit.optimization.pareto import Point, front
 from mlflowkit.optimization.search import SearchSection
+from mlflowkit.optimization.selection import Choice, choose
 from mlflowkit.optimization.space import FLOAT, candidates_of, distinct, key_of
+from mlflowkit.optimization.tournament import Setting, Tried
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
-from mlflowkit.stages.exploring import Exploration, Explored, Plan
-from mlflowkit.stages.trying import Setting, Tried
-from mlflowkit.tables import class_codes, inputs_from_table
+from mlflowkit.system import arrays
 from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:
@@ -272,11 +272,11 @@ def _publish(context: StageContext, picked: Tried, rows: list[dict[str, Any]], t
 def _machine(moments: Sequence[Moment], finalists: Sequence[Tried]) -> dict[str, Any]:
     """Where the latencies were measured, and what disturbed it there, in words; finalists were measured in turns."""
     told = description()
-    paced = soundness.throttling({one.name: one.figures.microseconds for one in finalists})
+    paced = validity.throttling({one.name: one.figures.microseconds for one in finalists})
     return {
         "machine": told.to_json(),
         "moments": [one.to_json() for one in moments],
-        "notes": [*filter(None, [paced]), *soundness.disturbances(moments, os.cpu_count() or told.cores)],
+        "notes": [*filter(None, [paced]), *validity.disturbances(moments, os.cpu_count() or told.cores)],
     }
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from mlflowkit import bundle
 from mlflowkit.errors import EngineError, StoreError
+from mlflowkit.features import row_digests
+from mlflowkit.features.tensors import inputs_from_table
 from mlflowkit.judging import gates
 from mlflowkit.sections import Section
-from mlflowkit.stages import seen
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
-from mlflowkit.tables import inputs_from_table
 from mlflowkit.values import Event, Json, StageResult, Verdict
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _write_seen(context: StageContext, out: Path) -> None:
     """What a later candidate must know of this model to be compared with it fairly."""
     data = context.inputs["data"]
     signature = read_signature(out)
-    seen.write(out / seen.EVIDENCE, seen.seen_by(data, signature, read_table_info(data).target))
+    row_digests.write(out / row_digests.EVIDENCE, row_digests.seen_by(data, signature, read_table_info(data).target))
 
 
 def _sample(context: StageContext, out: Path) -> Json:

@@ -5,7 +5,8 @@ The folder that this stage publishes:
 spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], categorical: [names]} · ``classes`` (labels in
                    the order of the outputs; [] for a regression) · ``width`` (columns after preprocessing) ·
                    ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale} or null
-preprocess.json    fill, center and scale of the numeric columns, categories of the others; see mlflowkit.preprocess
+preprocess.json    fill, center and scale of the numeric columns, categories of the others; see
+mlflowkit.features.preprocess
 model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
 model.onnx         onnx: a copy of the graph with its weights inside; no preprocess.json, and curves are empty
 model.skops        sklearn: the estimator alone, fitted on the preprocessed matrix; a classifier's classes are the
@@ -73,7 +74,7 @@ class OnnxOutputs(Section):
 
 
 class OnnxModel(Section):
-    """An ONNX graph that was made elsewhere: nothing is trained or preprocessed, see mlflowkit.imported for what fits.
+    """An external ONNX graph: nothing is trained or preprocessed, see `mlflowkit.graphs.imported_graph` for what fits.
 
     The number of rows must be open in its inputs. Its external data must lie in its folder.
     """

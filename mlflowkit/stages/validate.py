@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import DataError, StoreError
+from mlflowkit.features.tensors import categorical_matrix
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, read_table_info, write_json
-from mlflowkit.tables import categorical_matrix
 from mlflowkit.values import CheckResult, Event, StageResult
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import pytest
 from mlflowkit.adapters.onnxruntime import OnnxRuntime, OnnxRuntimeEngines
 from mlflowkit.adapters.tensorrt import TensorRTEngines
 from mlflowkit.adapters.torch_runtime import TorchEngines
-from mlflowkit.candidates import Engine, RuntimeName
 from mlflowkit.errors import EngineError
-from mlflowkit.gpu import gpu
+from mlflowkit.graphs.candidates import Engine, RuntimeName
+from mlflowkit.graphs.cuda_device import gpu
 from mlflowkit.ports import Engines
 from mlflowkit.wiring import EnginesByRuntime, ServingRuntime
 from onnx_graphs import FLOAT, STRING, foreign, mlp, outside, save, strings

@@ -18,20 +18,10 @@ from onnx.reference import ReferenceEvaluator
 
 import pass_graphs
 from mlflowkit.adapters.onnx_passes import OnnxPasses
-from mlflowkit.candidates import (
-    BFloat16,
-    FixedRows,
-    Float16,
-    Fuse,
-    Int8,
-    Int8Dynamic,
-    Pass,
-    WeightOnly,
-    title,
-)
-from mlflowkit.candidates import Engine as Default
 from mlflowkit.errors import DataError
-from mlflowkit.onnxfile import FEATURES, NETWORK
+from mlflowkit.graphs.candidates import BFloat16, FixedRows, Float16, Fuse, Int8, Int8Dynamic, Pass, WeightOnly, title
+from mlflowkit.graphs.candidates import Engine as Default
+from mlflowkit.graphs.onnx_file import FEATURES, NETWORK
 from onnx_graphs import mlp, save
 from pass_graphs import Case, answers
 

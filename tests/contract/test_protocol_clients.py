@@ -15,7 +15,7 @@ import pytest
 from benchmarks.clients import CACHE
 from integration.serving.conftest import ROWS, Grpc, InProcess, expected, make_bundle, table
 from mlflowkit.bundle import Bundle
-from mlflowkit.serving.files import Settings
+from mlflowkit.service_state.records import Settings
 
 HERE = Path(__file__).parent / "clients"
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.bundle import Bundle
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.state import RolloutState
-from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
 
@@ -39,7 +39,7 @@ class World:
     def __init__(self, folder: Path, recipe: Path) -> None:
         self.folder, self.recipe = folder, recipe
         self.state = folder / ".mlkit"
-        self.platform = RayServePlatform(self.state, companions=("mlflowkit.cli.controller",))
+        self.platform = RayServePlatform(self.state, companions=("mlflowkit.processes.controller_main",))
         self.files = ServiceFiles(self.state / "services" / "lending")
 
     def deploy(self, made: Bundle, rollout: dict[str, Any]) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from browser import CONTRAST, FACTS, WANTED, Browser
-from mlflowkit.report.rollout_page import listener
+from mlflowkit.report.rollout.rollout_page import listener
 from mlflowkit.rollout.policy import Command
-from mlflowkit.serving.files import read_json
+from mlflowkit.service_state.records import read_json
 from rollout_world import World
 
 pytestmark = WANTED

@@ -13,7 +13,7 @@ import pytest
 
 import report_evidence
 from browser import CONTRAST, FACTS, WANTED, Browser
-from mlflowkit.report.page import render
+from mlflowkit.report.run.run_page import render
 
 pytestmark = WANTED
 SECTIONS = [

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts
-from mlflowkit.pipeline import failpoint
-from mlflowkit.rollout import lease
+from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.controller import ServiceController, World
-from mlflowkit.rollout.lease import Lease
-from mlflowkit.rollout.plan import Rollout
+from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.state import Request, RolloutState
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings, write_json
-from mlflowkit.serving.variants import check_table
+from mlflowkit.service_state import controller_lease
+from mlflowkit.service_state.controller_lease import Lease
+from mlflowkit.service_state.records import Desired, ServiceFiles, Settings, write_json
+from mlflowkit.serving.inference.variants import check_table
+from mlflowkit.system import failpoint
 from mlflowkit.values import RoutingTable, Variant
 
 ROUNDS = 400
@@ -114,7 +114,7 @@ def control(state: Path, error_rate: float, point: str = "") -> None:
         os.environ[failpoint.VARIABLE] = point
     held = None
     while held is None:
-        held = lease.take(state)
+        held = controller_lease.take(state)
     files = ServiceFiles(state / "services" / "lending")
     one = controller(files, held)
     for _ in range(ROUNDS):

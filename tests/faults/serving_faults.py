@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mlflowkit.adapters.onnxruntime import OnnxRuntime, OnnxSession
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import Engine
 
 
 class FaultyRuntime:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from file_limit import failing_writes
-from mlflowkit.judging.evidence import Evidence
-from mlflowkit.serving import tap as taps
-from mlflowkit.serving.feedback import Feedback, Intake, read_since
-from mlflowkit.serving.files import read_json
-from mlflowkit.serving.prediction_log import read_log
-from mlflowkit.serving.refusal import Refusal
-from mlflowkit.serving.tap import ObserverTap, command
+from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.service_state.records import read_json
+from mlflowkit.serving.feedback.intake import Feedback, Intake, read_since
+from mlflowkit.serving.observer import observer_client as taps
+from mlflowkit.serving.observer.observer_client import ObserverTap, command
+from mlflowkit.serving.observer.prediction_log import read_log
+from mlflowkit.serving.protocol.http_error import Refusal
 from mlflowkit.values import RoutingTable, Variant
 from observing import SIGNATURE, classified, mirrored, record
 
@@ -202,7 +202,7 @@ def test_feedback_that_the_disk_does_not_take_is_not_acknowledged(tmp_path: Path
 
 
 def test_an_index_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
-    from mlflowkit.serving.join import FeedbackJoin
+    from mlflowkit.serving.feedback.join import FeedbackJoin
 
     asyncio.run(_said(tmp_path / "feedback"))
     join = FeedbackJoin(tmp_path)

@@ -17,10 +17,10 @@ import pytest
 
 from mlflowkit.errors import EngineError, GateFailedError, GateInconclusiveError, StoreError, WorldError
 from mlflowkit.pipeline import JOURNAL
-from mlflowkit.pipeline import lease as leases
+from mlflowkit.pipeline import step_lease as leases
 from mlflowkit.pipeline.journal import Journal, Result
-from mlflowkit.pipeline.lease import Held, Lease, Owner, this_owner
 from mlflowkit.pipeline.run import raise_for
+from mlflowkit.pipeline.step_lease import Held, Lease, Owner, this_owner
 from mlflowkit.pipeline.store import Published
 from mlflowkit.values import Event, Outcome, StageResult
 from pipeline_world import World, lay_out

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.pipeline.failpoint import POINTS, TRANSITIONS
+from mlflowkit.system.failpoint import POINTS, TRANSITIONS
 from mlflowkit.values import STAGES
 
 DRILL = Path(__file__).parent / "pipeline_drill.py"

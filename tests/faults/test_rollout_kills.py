@@ -15,16 +15,19 @@ import pytest
 
 import rollout_drill as drill
 from mlflowkit.errors import MlkitError, ServiceError
-from mlflowkit.pipeline.failpoint import ROLLOUT_POINTS
-from mlflowkit.rollout import commands, lease, memory
+from mlflowkit.rollout import commands
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.lease import LeaseLostError
 from mlflowkit.rollout.state import RolloutState, SetTable
-from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.service_state import controller_lease, version_history
+from mlflowkit.service_state.controller_lease import LeaseLostError
+from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.failpoint import ROLLOUT_POINTS
 from mlflowkit.values import RoutingTable
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["mlflowkit.rollout.controller", "mlflowkit.judging.sequential", "scipy.special"])
+_context.set_forkserver_preload(
+    ["mlflowkit.rollout.controller", "mlflowkit.judging.online.sequential", "scipy.special"]
+)
 
 
 def run(state: Path, error_rate: float, point: str = "") -> int | None:
@@ -55,14 +58,14 @@ def check(files: ServiceFiles, bad: bool) -> RolloutState:
     if bad:
         assert (state.phase, only.digest) == ("rolled_back", "d1")
         assert len(incidents) == 1
-        assert list(memory.failures(files)) == ["d2"]
+        assert list(version_history.failures(files)) == ["d2"]
         assert not (files.folder / "promoted.jsonl").exists()
         assert told == ["rolled_back", "started", "step"]
     else:
         assert (state.phase, only.digest) == ("promoted", "d2")
         assert incidents == []
         assert {one[0] for one in drill.entries(files.folder / "promoted.jsonl")} == {"d2"}
-        assert [one.variant.digest for one in memory.champions(files)] == ["d1", "d2"]
+        assert [one.variant.digest for one in version_history.champions(files)] == ["d1", "d2"]
         assert told == ["promoted", "started", "step", "step"]
     assert not (files.folder / "request.json").exists()
     answer = commands.answered(files, "e1")
@@ -98,13 +101,13 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, point: s
 
 def test_a_controller_that_was_overtaken_changes_nothing_any_more(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    first = lease.take(tmp_path)
+    first = controller_lease.take(tmp_path)
     assert first is not None
     stopped = drill.controller(files, first)
     stopped.step()
     drill.answer_requests(files, 0.3)
-    assert lease.take(tmp_path) is None
-    second = lease.take(tmp_path, clock=lambda: time.time() + lease.EXPIRY_SECONDS + 1)
+    assert controller_lease.take(tmp_path) is None
+    second = controller_lease.take(tmp_path, clock=lambda: time.time() + controller_lease.EXPIRY_SECONDS + 1)
     assert second is not None
     table, saved = files.table(), states.read(files.folder / "rollout.json")
     with pytest.raises(LeaseLostError):
@@ -122,7 +125,7 @@ def test_a_controller_that_was_overtaken_changes_nothing_any_more(tmp_path: Path
 def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
     """A rollback whose table nobody takes (no gateway is up) stays decided until somebody does."""
     files = drill.set_up(tmp_path)
-    held = lease.take(tmp_path)
+    held = controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
@@ -154,7 +157,7 @@ def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
 def test_a_table_that_somebody_else_publishes_meanwhile_holds(tmp_path: Path, phase: str) -> None:
     """Between the decision for a table and its publishing, a deploy publishes one: it is not overwritten."""
     files = drill.set_up(tmp_path)
-    held = lease.take(tmp_path)
+    held = controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     deployed = RoutingTable("lending", 0, (dataclasses.replace(drill.CHAMPION, version="3", digest="d3"),))
@@ -180,5 +183,5 @@ def test_a_table_that_somebody_else_publishes_meanwhile_holds(tmp_path: Path, ph
     assert (state.phase, table.champion.digest) == ("aborted", "d3")
     assert not (files.folder / "promoted.jsonl").exists()
     turned_down = phase == "rolling_back"
-    assert list(memory.failures(files)) == (["d2"] if turned_down else [])
+    assert list(version_history.failures(files)) == (["d2"] if turned_down else [])
     assert len(list((files.folder / "incidents").glob("*.json"))) == turned_down

@@ -20,8 +20,8 @@ from integration.serving.conftest import ROWS, make_bundle, wait_for
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.adapters.ray_serve.isolated import read_reports
 from mlflowkit.bundle import Bundle
-from mlflowkit.judging.evidence import Evidence, VariantCounts, merge
-from mlflowkit.serving.files import ServiceFiles, read_json
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts, merge
+from mlflowkit.service_state.records import ServiceFiles, read_json
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import RoutingTable, Variant
 

@@ -20,11 +20,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import trial_processes
-from mlflowkit import arrays
 from mlflowkit.adapters.trials import ProcessTrials
-from mlflowkit.candidates import Candidate, Engine, Int8Dynamic, WeightOnly
 from mlflowkit.errors import TrialError
+from mlflowkit.graphs.candidates import Candidate, Engine, Int8Dynamic, WeightOnly
 from mlflowkit.ports import Trial, TrialJob
+from mlflowkit.system import arrays
 
 FLOAT = Candidate(name="onnx")
 DYNAMIC = Candidate(name="onnx-int8-dynamic", passes=[Int8Dynamic()])
@@ -187,7 +187,7 @@ import resource, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 from mlflowkit.adapters.trials import ProcessTrials
-from mlflowkit.candidates import Candidate, Int8Dynamic
+from mlflowkit.graphs.candidates import Candidate, Int8Dynamic
 from mlflowkit.errors import TrialError
 from mlflowkit.ports import TrialJob
 base = Path({base!r})
@@ -302,7 +302,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from mlflowkit.adapters.trials import ProcessTrials
-from mlflowkit.candidates import Candidate
+from mlflowkit.graphs.candidates import Candidate
 from mlflowkit.ports import TrialJob
 base = Path({base!r})
 job = TrialJob(candidate=Candidate(name="onnx"), model=base / "export/model.onnx", rows=base / "rows.npz", batch=1,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.cli.faults import render
+from mlflowkit.cli.error_format import render
 from mlflowkit.errors import RecipeError
 from mlflowkit.recipe.check import load
 

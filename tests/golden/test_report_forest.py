@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflowkit.report import gate_views
+from mlflowkit.report.run import gate_views
 from mlflowkit.values import Measurement, Outcome, Verdict
 
 GOLDEN = Path(__file__).with_name("report_forest.html")

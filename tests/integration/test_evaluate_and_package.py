@@ -16,11 +16,12 @@ from onnx import TensorProto, helper
 
 from mlflowkit import bundle
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import BundleError, DataError, EngineError, StoreError
-from mlflowkit.gpu import gpu
+from mlflowkit.features import row_digests as seen
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.graphs.cuda_device import gpu
 from mlflowkit.ports import StageContext
-from mlflowkit.stages import data, evaluate, package, seen
+from mlflowkit.stages import data, evaluate, package
 from mlflowkit.stages.base import read_table_info
 from mlflowkit.values import Lineage, Outcome, StageResult
 from mlflowkit.wiring import Wiring

@@ -14,12 +14,13 @@ import rollout_drill as drill
 from mlflowkit.pipeline.journal import Journal
 from mlflowkit.pipeline.promotion import promote
 from mlflowkit.ports import StageContext
-from mlflowkit.rollout import asking, commands, lease, memory
+from mlflowkit.rollout import commands, requests
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.controller import ServiceController
 from mlflowkit.rollout.controller import World as Effects
 from mlflowkit.rollout.state import Request
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings, write_json
+from mlflowkit.service_state import controller_lease, version_history
+from mlflowkit.service_state.records import Desired, ServiceFiles, Settings, write_json
 from mlflowkit.values import RoutingTable, RunRecord, ServiceStatus, StageResult, Variant
 from pipeline_world import World, lay_out
 
@@ -45,14 +46,14 @@ class Delivered(World):
         origin = {"name": spec.name, "run": context.run}
         plan = drill.PLAN.model_copy(update={"cooldown_seconds": 0.0, "webhooks": []})
         request = Request(f"e-{time.time_ns()}", "tiny", variant, plan, time.time(), origin=origin)
-        asking.check(self.files, request)
+        requests.check(self.files, request)
         write_json(self.files.folder / "request.json", request.to_json())
         self.control().step()
         return StageResult(summary={"endpoint": "http://127.0.0.1:1", "rollout": "canary, step 1"})
 
     def control(self) -> ServiceController:
         if self.controller is None:
-            held = lease.take(self.state)
+            held = controller_lease.take(self.state)
             assert held is not None
 
             def promoted(service: str, champion: Variant, origin: Mapping[str, str]) -> None:
@@ -135,7 +136,7 @@ def test_a_version_that_was_turned_down_is_not_deployed_again_unasked(world: Del
     assert reason.startswith("it was rolled back: error_rate")
     assert f"mlkit rollout forget {record.bundle[:12]}" in reason
 
-    memory.forget(world.files, record.bundle)
+    version_history.forget(world.files, record.bundle)
     actions, reason = reasons(world.run({"train.epochs": 4}))
     assert (actions, reason) == ({"run", "reuse"}, "service tiny answers with another version")
     assert drill.ended(world.files) is None

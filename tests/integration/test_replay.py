@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from mlflowkit.errors import DataError, UsageError
-from mlflowkit.judging.evidence import latency_bin
-from mlflowkit.rollout import replay
-from mlflowkit.rollout.plan import Rollout
-from mlflowkit.rollout.recording import Recording, figures_of, read_recording
-from mlflowkit.rollout.replay import Planted, Planting, Recorded, replay_planted, replay_recorded
-from mlflowkit.rollout.scenarios import Figures
-from mlflowkit.rollout.simulate import End
-from mlflowkit.rollout.traffic import Split
-from mlflowkit.serving import prediction_log
-from mlflowkit.serving.join import FeedbackJoin
+from mlflowkit.judging.online.evidence import latency_bin
+from mlflowkit.rollout.settings import Rollout
+from mlflowkit.rollout.simulation import log_replay
+from mlflowkit.rollout.simulation.log_replay import Planted, Planting, Recorded, replay_planted, replay_recorded
+from mlflowkit.rollout.simulation.recording import Recording, figures_of, read_recording
+from mlflowkit.rollout.simulation.scenarios import Figures
+from mlflowkit.rollout.simulation.simulator import End
+from mlflowkit.rollout.simulation.synthetic_traffic import Split
+from mlflowkit.serving.feedback.join import FeedbackJoin
+from mlflowkit.serving.observer import prediction_log
 from rehearsal_log import BEGUN, Challenger, write_service
 
 CANARY: dict[str, Any] = {
@@ -200,7 +200,7 @@ def test_every_kind_of_harm_can_be_planted(
     champion: Recording, kind: Any, size: float, metric: dict[str, Any], steps: list[int]
 ) -> None:
     chosen = plan(metrics=[metric], steps=steps)
-    assert replay.possible(kind, champion, chosen)
+    assert log_replay.possible(kind, champion, chosen)
     played = replay_planted(chosen, champion, kind, size, 2)
     assert {(one.end, one.by) for one in played} == {(End.FAILED, metric["metric"])}
 
@@ -233,5 +233,5 @@ def test_a_raised_weight_moves_nobody_back_and_nothing_is_lost(champion: Recordi
 def test_harm_that_the_log_cannot_show_is_refused(champion: Recording) -> None:
     with pytest.raises(UsageError, match="cannot be planted"):
         Planting("low-traffic", 20.0, champion, (0,))
-    assert not replay.possible("absolute-error", champion, plan())
-    assert not replay.possible("disagreement", champion, plan())
+    assert not log_replay.possible("absolute-error", champion, plan())
+    assert not log_replay.possible("disagreement", champion, plan())

@@ -12,7 +12,7 @@ import pytest
 import report_evidence
 from mlflowkit.cli.app import main
 from mlflowkit.pipeline.journal import Finish, Journal
-from mlflowkit.pipeline.lease import this_owner
+from mlflowkit.pipeline.step_lease import this_owner
 from mlflowkit.pipeline.store import Store
 from mlflowkit.values import RunRecord
 

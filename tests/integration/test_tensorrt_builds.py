@@ -14,9 +14,9 @@ import pytest
 from file_limit import failing_writes
 from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines, library
 from mlflowkit.adapters.tensorrt.session import TensorRTSession
-from mlflowkit.engine_store import EngineStore
 from mlflowkit.errors import EngineError, MlkitError, StoreError, UsageError
-from mlflowkit.gpu import gpu
+from mlflowkit.graphs.cuda_device import gpu
+from mlflowkit.graphs.engine_store import EngineStore
 from onnx_graphs import foreign, mlp, outside, quantised_mlp, save, strings
 
 RTX = "tensorrt-rtx"

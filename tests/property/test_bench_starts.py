@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.bench.analysis import quantile, quantile_interval, ratio_interval, started_ratio_interval
-from mlflowkit.bench.comparing import compare_all
+from mlflowkit.bench.pairwise import compare_all
 from mlflowkit.errors import UsageError
 
 BLOCKS, WIDTH, STARTS = 8, 50, 5

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.optimization import early
-from mlflowkit.optimization.early import eliminate, looks
-from mlflowkit.optimization.front import Point, front
+from mlflowkit.optimization import early_stopping
+from mlflowkit.optimization.early_stopping import eliminate, looks
 from mlflowkit.optimization.objective import Figures
+from mlflowkit.optimization.pareto import Point, front
 
 SAME = Point({"metric": (0.0, 0.0), "size": (1.0, 1.0), "memory": (1.0, 1.0)})
 
@@ -45,14 +45,14 @@ def stopped(blocks: dict[str, np.ndarray], objective: str) -> set[str]:
 def test_of_candidates_that_are_alike_the_first_is_stopped_no_more_often_than_the_error_rate(objective: str) -> None:
     runs, names = 150, [f"c{index}" for index in range(6)]
     wrong = sum("c0" in stopped(simulated(seed, dict.fromkeys(names, 1.0)), objective) for seed in range(runs))
-    most = early.ERROR + 3 * (early.ERROR * (1 - early.ERROR) / runs) ** 0.5
+    most = early_stopping.ERROR + 3 * (early_stopping.ERROR * (1 - early_stopping.ERROR) / runs) ** 0.5
     assert wrong / runs <= most
 
 
 def test_the_best_is_kept_and_those_that_are_half_as_fast_are_stopped_early() -> None:
     pace = {"best": 1.0, "near": 1.03, "slow": 1.5, "slower": 2.0}
     runs = [stopped(simulated(seed, pace), "latency_p50") for seed in range(60)]
-    assert sum("best" in one for one in runs) / len(runs) <= early.ERROR
+    assert sum("best" in one for one in runs) / len(runs) <= early_stopping.ERROR
     assert sum({"slow", "slower"} <= one for one in runs) / len(runs) >= 0.9
 
 
@@ -76,7 +76,7 @@ def test_looks_come_before_the_last_round_and_further_and_further_apart() -> Non
     for rounds in (1, 10, 11, 40, 100, 1000):
         found = looks(rounds)
         assert list(found) == sorted(set(found))
-        assert all(early.FIRST_LOOK <= one < rounds for one in found)
+        assert all(early_stopping.FIRST_LOOK <= one < rounds for one in found)
     assert len(looks(1000)) <= 10
 
 

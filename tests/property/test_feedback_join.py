@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.judging.evidence import Evidence
-from mlflowkit.serving.feedback import Feedback
-from mlflowkit.serving.frames import Batch
-from mlflowkit.serving.join import FeedbackJoin
-from mlflowkit.serving.prediction_log import LogWriter, Segment, logged, merge, segments
+from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.serving.feedback.intake import Feedback
+from mlflowkit.serving.feedback.join import FeedbackJoin
+from mlflowkit.serving.observer.frames import Batch
+from mlflowkit.serving.observer.prediction_log import LogWriter, Segment, logged, merge, segments
 from observing import SIGNATURE, answered, record
 
 REQUESTS = 6

@@ -33,10 +33,10 @@ from benchmarks.sequential import (
     rollout,
     scores,
 )
-from mlflowkit.judging import sequential
-from mlflowkit.judging.evidence import Evidence, VariantCounts
-from mlflowkit.judging.online import Question, judge
-from mlflowkit.judging.sequential import Share, Wealth
+from mlflowkit.judging.online import sequential
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
+from mlflowkit.judging.online.judge import Question, judge
+from mlflowkit.judging.online.sequential import Share, Wealth
 from mlflowkit.values import Outcome
 
 ROLLOUTS = 40

@@ -19,8 +19,8 @@ from mlflowkit.bench.analysis import (
     summarise,
 )
 from mlflowkit.errors import UsageError
-from mlflowkit.optimization.choice import Choice, choose
 from mlflowkit.optimization.objective import Figures
+from mlflowkit.optimization.selection import Choice, choose
 from mlflowkit.values import Measurement
 
 BLOCKS, WIDTH = 40, 50

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.pipeline import codec
-from mlflowkit.pipeline.failpoint import parse
 from mlflowkit.pipeline.fingerprint import fingerprint, flatten
 from mlflowkit.pipeline.plan import changes
 from mlflowkit.pipeline.store import Store, describe
+from mlflowkit.system.failpoint import parse
 from mlflowkit.values import Measurement, Outcome, StageResult, Verdict
 
 NAMES = st.text("abcxyz._-", min_size=1, max_size=8).filter(lambda name: set(name) != {"."})

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.binary import contents, split
-from mlflowkit.serving.protocol import Query, Refusal, Schema, read_document
+from mlflowkit.serving.protocol.binary_tensors import contents, split
+from mlflowkit.serving.protocol.open_inference import Query, Refusal, Schema, read_document
 
 SCHEMA = Schema(
     Signature(

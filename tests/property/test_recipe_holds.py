@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.errors import Fault, RecipeError
-from mlflowkit.recipe import compose, locate
+from mlflowkit.recipe import compose, yaml_tree
 from mlflowkit.recipe.check import load, load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def mark_of(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
-def same_places(node: locate.Node, other: yaml.Node) -> None:
+def same_places(node: yaml_tree.Node, other: yaml.Node) -> None:
     """Every place is where PyYAML's composer has it."""
     assert (node.place.line, node.place.column) == mark_of(other)
     if isinstance(other, yaml.MappingNode):
@@ -63,11 +63,11 @@ def same_places(node: locate.Node, other: yaml.Node) -> None:
 def test_reading_keeps_values_and_places(value: dict[str, Any], flow: bool | None, indent: int) -> None:
     quoted = {f"k{name}": item for name, item in value.items()}
     text = yaml.safe_dump(quoted, default_flow_style=flow, indent=indent, allow_unicode=True)
-    document = locate.read(text, "r.yaml")
+    document = yaml_tree.read(text, "r.yaml")
     loaded = yaml.load(text, Loader=yaml.SafeLoader)
     if not document.faults and "e" not in repr(loaded):
         assert document.root is not None
-        assert locate.plain(document.root) == {str(name): item for name, item in loaded.items()}
+        assert yaml_tree.plain(document.root) == {str(name): item for name, item in loaded.items()}
         same_places(document.root, yaml.compose(text, Loader=yaml.SafeLoader))
 
 
@@ -105,8 +105,8 @@ def test_composing_agrees_with_hydra(
         return
     composition = compose.compose(path)
     assert not composition.faults
-    assert locate.plain(composition.root) == values
-    assert {node.place.file for _, node in locate.walk(composition.root)} <= set(composition.texts)
+    assert yaml_tree.plain(composition.root) == values
+    assert {node.place.file for _, node in yaml_tree.walk(composition.root)} <= set(composition.texts)
 
 
 @given(values=sections)
@@ -117,7 +117,7 @@ def test_a_recipe_of_one_file_is_what_hydra_makes_of_it(folder: Path, values: di
 
     path = folder / "alone.yaml"
     path.write_text(yaml.safe_dump(values))
-    assert locate.plain(compose.compose(path).root) == OmegaConf.to_container(OmegaConf.load(path))
+    assert yaml_tree.plain(compose.compose(path).root) == OmegaConf.to_container(OmegaConf.load(path))
 
 
 fragments = st.sampled_from(
@@ -168,7 +168,7 @@ def test_any_override_loads_or_is_a_located_fault(folder: Path, parts: list[str]
     path.write_text(RECIPES[0])
     for function in (load, load_sweep):
         for fault in faults_of(function, path, parts):
-            if fault.file == locate.OVERRIDE:
+            if fault.file == yaml_tree.OVERRIDE:
                 assert 1 <= fault.line <= len(parts)
                 assert 1 <= fault.column <= len(parts[fault.line - 1]) + 1
 

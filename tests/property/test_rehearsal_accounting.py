@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.judging.evidence import Evidence, VariantCounts
-from mlflowkit.rollout import scenarios
-from mlflowkit.rollout.plan import Rollout
-from mlflowkit.rollout.scenarios import FAMILIES, Figures, Kind
-from mlflowkit.rollout.simulate import End, judged, look_seconds, play
-from mlflowkit.rollout.traffic import Split, Traffic
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
+from mlflowkit.rollout.settings import Rollout
+from mlflowkit.rollout.simulation import scenarios
+from mlflowkit.rollout.simulation.scenarios import FAMILIES, Figures, Kind
+from mlflowkit.rollout.simulation.simulator import End, judged, look_seconds, play
+from mlflowkit.rollout.simulation.synthetic_traffic import Split, Traffic
 
 METRICS: tuple[dict[str, Any], ...] = (
     {"metric": "error_rate", "margin": 0.02},

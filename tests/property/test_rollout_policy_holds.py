@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.judging.online import Finding
+from mlflowkit.judging.online.judge import Finding
 from mlflowkit.rollout import policy
-from mlflowkit.rollout.plan import Rollout
 from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.state import Counts, Promote, Request, RollBack, RolloutState, SetTable
-from mlflowkit.serving.variants import check_table
+from mlflowkit.serving.inference.variants import check_table
 from mlflowkit.values import Outcome, RoutingTable, Variant, Verdict
 
 CHAMPION = Variant("champion", "1", "d1", "/bundles/1")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.serving.router import Router, affinity_key, mirrored, position
+from mlflowkit.serving.inference.router import Router, affinity_key, mirrored, position
 from mlflowkit.values import Affinity, RoutingTable, Variant
 
 KEYS = st.text(max_size=40)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlflowkit.bundle import Signature, Tensor
 from mlflowkit.errors import StoreError
-from mlflowkit.stages import seen
+from mlflowkit.features import row_digests
 
 SETTINGS = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -39,7 +39,7 @@ def signature(numeric: tuple[str, ...] = ("x",), text: tuple[str, ...] = ("code"
 
 def digests(folder: Path, frame: pd.DataFrame, made: Signature | None = None, target: str = "y") -> np.ndarray:
     frame.to_parquet(folder / "t.parquet")
-    return seen.digests_of(folder / "t.parquet", made or signature(), target)
+    return row_digests.digests_of(folder / "t.parquet", made or signature(), target)
 
 
 def table(rows: list[tuple[object, ...]]) -> pd.DataFrame:
@@ -112,21 +112,21 @@ def test_a_table_of_many_batches_and_what_is_written_of_it(tmp_path: Path, monke
     rng = np.random.default_rng(0)
     rows = pd.DataFrame({"x": rng.normal(size=1000), "code": rng.integers(0, 9, 1000), "s": "a", "y": "no"})
     whole = digests(tmp_path, rows)
-    monkeypatch.setattr(seen, "BATCH", 64)
+    monkeypatch.setattr(row_digests, "BATCH", 64)
     assert digests(tmp_path, rows).tolist() == whole.tolist()
     for part, found in (("train", rows.iloc[:600]), ("validation", rows.iloc[500:])):
         found.to_parquet(tmp_path / f"{part}.parquet")
-    known = seen.seen_by(tmp_path, signature(), "y")
+    known = row_digests.seen_by(tmp_path, signature(), "y")
     assert known.tolist() == sorted(set(whole.tolist()))
     contents = []
     for name in ("one.npy", "two.npy"):
-        seen.write(tmp_path / name, known)
+        row_digests.write(tmp_path / name, known)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
     assert np.load(io.BytesIO(contents[0]), allow_pickle=False).dtype == np.dtype("<u8")
-    assert seen.is_seen(whole, known).all()
-    assert not seen.is_seen(whole, known[:0]).any()
-    assert seen.is_seen(whole, np.unique(whole[:100])).tolist() == [True] * 100 + [False] * 900
+    assert row_digests.is_seen(whole, known).all()
+    assert not row_digests.is_seen(whole, known[:0]).any()
+    assert row_digests.is_seen(whole, np.unique(whole[:100])).tolist() == [True] * 100 + [False] * 900
 
 
 def test_digests_do_not_move_between_versions(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_digests_do_not_move_between_versions(tmp_path: Path) -> None:
 
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"train\.parquet cannot be read"):
-        seen.seen_by(tmp_path, signature(), "y")
+        row_digests.seen_by(tmp_path, signature(), "y")

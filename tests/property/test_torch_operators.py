@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflowkit.adapters.onnxruntime import OnnxRuntimeEngines
 from mlflowkit.adapters.torch_runtime import TorchEngines
 from mlflowkit.adapters.torch_runtime.operators import OPERATORS
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import Engine
 from onnx_graphs import FLOAT, save
 
 quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.report import rollout_charts, rollout_records
-from mlflowkit.report.rollout_page import render, render_services
-from mlflowkit.rollout import memory
+from mlflowkit.report.rollout import incident_views, rollout_charts
+from mlflowkit.report.rollout.rollout_page import render, render_services
+from mlflowkit.rollout.admin.snapshot import Watch
+from mlflowkit.rollout.admin.view_models import ExampleView, PointView, ServiceView
 from mlflowkit.rollout.policy import Command
-from mlflowkit.rollout.reading import Watch
-from mlflowkit.rollout.shown import ExampleView, PointView, ServiceView
-from mlflowkit.serving.files import write_json
+from mlflowkit.service_state import version_history
+from mlflowkit.service_state.records import write_json
 from mlflowkit.values import RoutingTable, Variant
 from rollout_world import CHAMPION, World
 
@@ -85,8 +85,8 @@ def test_without_a_rollout_one_may_go_back_and_remove_a_shadow_that_stays(tmp_pa
     world = World(tmp_path)
     assert buttons(render(shown(world))) == {}
     older = Variant("champion", "20261001-00ff", "c" * 64, "/bundles/c")
-    memory.crown(world.files, older, {}, 1.0)
-    memory.crown(world.files, CHAMPION, {}, 2.0)
+    version_history.crown(world.files, older, {}, 1.0)
+    version_history.crown(world.files, CHAMPION, {}, 2.0)
     shadow = Variant("shadow-9", "9", "d" * 64, "/bundles/d", role="shadow", weight=0.0)
     world.serve(RoutingTable(world.service, 5, (CHAMPION, shadow)))
     said = buttons(render(shown(world)))
@@ -173,12 +173,12 @@ def example(**changes: object) -> ExampleView:
 
 
 def test_examples_show_sliced_columns_first_and_no_more_than_fit() -> None:
-    made = rollout_records.examples([example(), example(inputs={"a": 3})], "c")
+    made = incident_views.examples([example(), example(inputs={"a": 3})], "c")
     assert made is not None
     assert made["columns"] == ["b", "a"]
     assert [row["inputs"] for row in made["rows"]] == [["2", "1"], ["–", "3"]]
     many = {f"c{number}": number for number in range(100)}
-    wide = rollout_records.examples([example(inputs=many, slices=())], "c")
+    wide = incident_views.examples([example(inputs=many, slices=())], "c")
     assert wide is not None
-    assert (len(wide["columns"]), wide["left_out"]) == (rollout_records.COLUMNS, 100 - rollout_records.COLUMNS)
-    assert rollout_records.examples([], "c") is None
+    assert (len(wide["columns"]), wide["left_out"]) == (incident_views.COLUMNS, 100 - incident_views.COLUMNS)
+    assert incident_views.examples([], "c") is None

@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mlflowkit.report.rollout_page import listener, pages
+from mlflowkit.report.rollout.rollout_page import listener, pages
 from mlflowkit.rollout import commands
-from mlflowkit.rollout.admin import MAX_BODY, SECURITY, Admin
-from mlflowkit.rollout.admin_listener import AdminListener
+from mlflowkit.rollout.admin.admin_app import MAX_BODY, SECURITY, Admin
+from mlflowkit.rollout.admin.admin_server import AdminListener
 from mlflowkit.rollout.commands import Answer
+from mlflowkit.service_state.records import ServiceFiles, process_started, read_json, write_json
 from mlflowkit.serving import auth
-from mlflowkit.serving.files import ServiceFiles, process_started, read_json, write_json
 from rollout_world import World
 
 JSON = {"content-type": "application/json"}

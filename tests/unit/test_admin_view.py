@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts, latency_bin
-from mlflowkit.judging.online import Finding
-from mlflowkit.rollout import exposition
-from mlflowkit.rollout.plan import Metric, Rollout, Step
-from mlflowkit.rollout.policy import Command
-from mlflowkit.rollout.reading import Tally, Watch, snapshot
-from mlflowkit.rollout.shown import Sample, Snapshot
-from mlflowkit.rollout.state import Counts, Look, Reading, RolloutState
-from mlflowkit.rollout.view import (
+from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts, latency_bin
+from mlflowkit.judging.online.judge import Finding
+from mlflowkit.rollout.admin import rollout_metrics
+from mlflowkit.rollout.admin.build_view import (
     commands,
     latency_histogram,
     prediction_histogram,
@@ -28,7 +23,12 @@ from mlflowkit.rollout.view import (
     waiting,
     weights,
 )
-from mlflowkit.serving.files import ServiceFiles, write_json
+from mlflowkit.rollout.admin.snapshot import Tally, Watch, snapshot
+from mlflowkit.rollout.admin.view_models import Sample, Snapshot
+from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.settings import Metric, Rollout, Step
+from mlflowkit.rollout.state import Counts, Look, Reading, RolloutState
+from mlflowkit.service_state.records import ServiceFiles, write_json
 from mlflowkit.values import Measurement, Outcome, RoutingTable, Variant, Verdict
 from rollout_world import World
 
@@ -236,7 +236,7 @@ def samples(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def test_metrics_say_what_the_view_says(tmp_path: Path) -> None:
     World(tmp_path).controlled().begin().run(120)
     views = Watch(tmp_path).views()
-    found = samples(exposition.page(views, Tally()))
+    found = samples(rollout_metrics.page(views, Tally()))
     rollout = views[0].rollout
     assert rollout is not None
     service = ("service", "lending")
@@ -272,7 +272,7 @@ def test_ends_and_deliveries_are_counted_once_and_only_as_they_happen(tmp_path: 
     late = Tally()
     late.note(world.files)
     assert late.ended == {}
-    page = samples(exposition.page(Watch(tmp_path).views(), tally))
+    page = samples(rollout_metrics.page(Watch(tmp_path).views(), tally))
     assert page["mlkit_incidents_total", (("service", "lending"),)] == 1
 
 

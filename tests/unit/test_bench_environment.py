@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 import mlflowkit as mk
 from mlflowkit.bench import environment
 from mlflowkit.bench.environment import description, moment, pinned, usable
-from mlflowkit.bench.gpu import gpus
-from mlflowkit.bench.rows import Settings
+from mlflowkit.bench.nvml import gpus
+from mlflowkit.bench.result import Settings
 from mlflowkit.errors import UsageError
 
 ON_CORES = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

@@ -13,7 +13,7 @@ import pytest
 from mlflowkit.bench.environment import description
 from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, measure, measure_blocks, requests_over, timed
 from mlflowkit.errors import UsageError
-from mlflowkit.machine import described
+from mlflowkit.system.machine import described
 
 
 def test_candidates_are_measured_in_turns() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mlflowkit.bench.analysis import quantile, summarise
-from mlflowkit.bench.concurrent import Callers
+from mlflowkit.bench.load.closed_loop import Callers
+from mlflowkit.bench.load.open_loop import OpenLoad, arrivals, offer
 from mlflowkit.bench.measure import BLOCK, measure_blocks, timed
-from mlflowkit.bench.open_loop import OpenLoad, arrivals, offer
 from mlflowkit.errors import UsageError
 
 

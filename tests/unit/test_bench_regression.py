@@ -12,7 +12,7 @@ import pytest
 
 from mlflowkit.bench.measure import Samples
 from mlflowkit.bench.regression import compare, worst
-from mlflowkit.bench.results import Results
+from mlflowkit.bench.result_file import Results
 from mlflowkit.errors import UsageError
 from mlflowkit.values import Outcome
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlflowkit.bench.environment import description
 from mlflowkit.bench.measure import Samples
-from mlflowkit.bench.results import document, parse, read, write
+from mlflowkit.bench.result_file import document, parse, read, write
 from mlflowkit.errors import UsageError
 
 MADE = "2026-11-20T12:00:00+00:00"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.bench.environment import Moment
-from mlflowkit.bench.gpu import Gpu, Gpus
 from mlflowkit.bench.measure import Samples
-from mlflowkit.bench.soundness import disturbances, enough, notes, outliers, pace, shift, throttling
+from mlflowkit.bench.nvml import Gpu, Gpus
+from mlflowkit.bench.validity import disturbances, enough, notes, outliers, pace, shift, throttling
 from mlflowkit.errors import UsageError
 
 ROUNDS, WIDTH = 40, 50

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.bench.inputs import GraphInput, made
-from mlflowkit.bench.subject import Choice, Subject, entries
-from mlflowkit.candidates import NAMED, Candidate, Engine
+from mlflowkit.bench.target import Choice, Subject, entries
 from mlflowkit.errors import UsageError
+from mlflowkit.graphs.candidates import NAMED, Candidate, Engine
 
 BUNDLE = Subject(
     "lending", "bundle", Path("a"), Path("a/model.onnx"), Path("a/model.onnx"),

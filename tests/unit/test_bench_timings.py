@@ -13,13 +13,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from mlflowkit import arrays
 from mlflowkit.adapters.torch_runtime import TorchEngines
 from mlflowkit.adapters.trials.child import Child
 from mlflowkit.bench.measure import measure_blocks, requests_over
 from mlflowkit.bench.timings import HostClock, Timings, apart, unmarked
-from mlflowkit.candidates import Candidate, Engine
 from mlflowkit.errors import UsageError
+from mlflowkit.graphs.candidates import Candidate, Engine
+from mlflowkit.system import arrays
 from mlflowkit.wiring import Wiring, device_clock
 
 WIDE = 256

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflowkit.bundle import Bundle, Signature, Tensor, digest_json, open_bundle, read_engine, write, write_engine
-from mlflowkit.candidates import Engine
+from mlflowkit.bundle import Bundle, Signature, Tensor, open_bundle, read_engine, write, write_engine
 from mlflowkit.errors import BundleError, EngineError
-from mlflowkit.gpu import gpu
-from mlflowkit.serving.variants import load_variant
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.graphs.cuda_device import gpu
+from mlflowkit.serving.inference.variants import load_variant
+from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Lineage, Variant
 from mlflowkit.wiring import ServingRuntime
 from onnx_graphs import FLOAT, save

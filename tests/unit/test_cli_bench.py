@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 import onnx_graphs
-from mlflowkit import gpu
 from mlflowkit.cli.app import main
+from mlflowkit.graphs import cuda_device
 
 SHORT = ("--starts", "1", "--samples", "100")
-NO_GPU = pytest.mark.skipif(not gpu.missing(), reason="this machine has what the test wants to be absent")
+NO_GPU = pytest.mark.skipif(not cuda_device.missing(), reason="this machine has what the test wants to be absent")
 MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 
 
@@ -393,7 +393,9 @@ def test_interrupted_it_leaves_nothing_behind(graphs: Path, tmp_path: Path, numb
     children: list[psutil.Process] = []
     until = time.monotonic() + 60
     while not children and process.poll() is None and time.monotonic() < until:
-        children = [one for one in psutil.Process(process.pid).children() if "mlflowkit.cli.trial" in one.cmdline()]
+        children = [
+            one for one in psutil.Process(process.pid).children() if "mlflowkit.processes.trial_main" in one.cmdline()
+        ]
         time.sleep(0.02)
     assert children
     process.send_signal(number)

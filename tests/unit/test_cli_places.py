@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mlflowkit import cli
-from mlflowkit.cli import app, init
-from mlflowkit.library import load
+from mlflowkit.api import load
+from mlflowkit.cli import app
+from mlflowkit.cli.commands import init
 
 
 def test_the_code_of_a_linked_recipe_lies_beside_the_file(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_an_interrupt_while_python_still_imports(
     def interrupt(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlflowkit.cli.quick.nothing_to_do", interrupt)
+    monkeypatch.setattr("mlflowkit.cli.fast_path.nothing_to_do", interrupt)
     monkeypatch.setattr("sys.argv", ["mlkit", "run", "recipe.yaml", *["--json"][: int(as_json)]])
     with pytest.raises(SystemExit) as caught:
         cli.main()

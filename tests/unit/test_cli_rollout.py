@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mlflowkit.cli import app as cli
-from mlflowkit.cli import rollout as command
-from mlflowkit.rollout import memory
-from mlflowkit.rollout.memory import Failure
+from mlflowkit.cli.commands import rollout as command
+from mlflowkit.service_state import version_history
+from mlflowkit.service_state.version_history import Failure
 from rollout_world import CHAMPION, World
 
 
@@ -26,7 +26,9 @@ def mlkit(capsys: pytest.CaptureFixture[str], state: Path, *arguments: str) -> t
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A canary in its second step."""
     made = World(tmp_path_factory.mktemp("state")).begin().run(150)
-    memory.blame(made.files, Failure("c" * 64, "20261101-cc", "error_rate +3 points", 1.0, "e0", "rolled_back"))
+    version_history.blame(
+        made.files, Failure("c" * 64, "20261101-cc", "error_rate +3 points", 1.0, "e0", "rolled_back")
+    )
     return made
 
 
@@ -93,7 +95,7 @@ def test_forget_takes_one_version_and_never_all_that_begin_alike(
 ) -> None:
     files = World(tmp_path).files
     for number, digest in enumerate(("2a" * 32, "2b" * 32, "2b2c" * 16, "f" * 64, "2" * 64), 1):
-        memory.blame(files, Failure(digest, str(number), "errors", 1.0, f"e{number}", "rolled_back"))
+        version_history.blame(files, Failure(digest, str(number), "errors", 1.0, f"e{number}", "rolled_back"))
     left = {"1", "2", "3", "4", "5"}
     code, found = mlkit(capsys, tmp_path, "rollout", "forget", "2b", "--json")
     assert (code, found["error"]["message"]) == (
@@ -105,6 +107,6 @@ def test_forget_takes_one_version_and_never_all_that_begin_alike(
         code, found = mlkit(capsys, tmp_path, "rollout", "forget", said, "--json")
         assert (code, [one["version"] for one in found["forgotten"]]) == (0, [version])
         left.remove(version)
-        assert {one.version for one in memory.failures(files).values()} == left
+        assert {one.version for one in version_history.failures(files).values()} == left
     assert mlkit(capsys, tmp_path, "rollout", "forget", "", "--json")[0] == 2
     assert left == {"3"}

@@ -21,10 +21,10 @@ from rich.console import Console
 
 from mlflowkit.cli import status_live
 from mlflowkit.cli.app import main
-from mlflowkit.cli.status import lines
+from mlflowkit.cli.commands.status import lines
+from mlflowkit.rollout.admin.snapshot import Watch
+from mlflowkit.rollout.admin.view_models import FindingView
 from mlflowkit.rollout.policy import Command
-from mlflowkit.rollout.reading import Watch
-from mlflowkit.rollout.shown import FindingView
 from mlflowkit.values import Outcome, ServiceStatus
 from rollout_world import World
 

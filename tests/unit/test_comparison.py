@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mlflowkit.judging.evidence import Moments
-from mlflowkit.serving import comparison
+from mlflowkit.judging.online.evidence import Moments
+from mlflowkit.serving.observer import shadow_comparison
 from observing import REGRESSION, SIGNATURE, classified
 
 
 def test_labels_agree_and_scores_are_those_of_the_positive_class() -> None:
-    found = comparison.compare(SIGNATURE, classified([0.2, 0.6]), classified([0.4, 0.3]), SIGNATURE, 0.0)
+    found = shadow_comparison.compare(SIGNATURE, classified([0.2, 0.6]), classified([0.4, 0.3]), SIGNATURE, 0.0)
     assert found.agrees.tolist() == [True, False]
     np.testing.assert_allclose(found.difference, [0.2, -0.3], atol=1e-6)
 
@@ -22,7 +22,7 @@ def test_classes_are_matched_by_name_not_by_place() -> None:
     turned = SIGNATURE.model_copy(update={"classes": ("good", "bad")})
     shadow = classified([0.2, 0.6])
     shadow["probabilities"] = shadow["probabilities"][:, ::-1]
-    found = comparison.compare(SIGNATURE, classified([0.2, 0.6]), shadow, turned, 0.0)
+    found = shadow_comparison.compare(SIGNATURE, classified([0.2, 0.6]), shadow, turned, 0.0)
     assert found.agrees.all()
     np.testing.assert_allclose(found.difference, 0.0, atol=1e-6)
 
@@ -31,24 +31,24 @@ def test_of_many_classes_the_champions_answer_is_compared() -> None:
     three = SIGNATURE.model_copy(update={"classes": (0, 1, 2)})
     one = {"label": np.array([0, 2]), "probabilities": np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])}
     other = {"label": np.array([0, 1]), "probabilities": np.array([[0.5, 0.4, 0.1], [0.1, 0.6, 0.3]])}
-    found = comparison.compare(three, one, other, three, 0.0)
+    found = shadow_comparison.compare(three, one, other, three, 0.0)
     assert found.agrees.tolist() == [True, False]
     np.testing.assert_allclose(found.difference, [-0.2, -0.5])
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-3, 1e6])
 def test_tolerance_of_a_regression_does_not_depend_on_the_unit(unit: float) -> None:
-    edges = comparison.tenths(np.linspace(0, 100, 1001) * unit)
-    within = comparison.tolerance(edges)
+    edges = shadow_comparison.tenths(np.linspace(0, 100, 1001) * unit)
+    within = shadow_comparison.tolerance(edges)
     shadow = {"prediction": np.array([10.0, 10.0, 10.0]) * unit}
     champion = {"prediction": np.array([10.0, 13.9, 14.1]) * unit}
-    found = comparison.compare(REGRESSION, champion, shadow, REGRESSION, within)
+    found = shadow_comparison.compare(REGRESSION, champion, shadow, REGRESSION, within)
     assert found.agrees.tolist() == [True, True, False]
 
 
 def test_a_constant_champion_is_agreed_with_up_to_rounding() -> None:
-    within = comparison.tolerance(comparison.tenths(np.full(500, 7.0)))
-    found = comparison.compare(
+    within = shadow_comparison.tolerance(shadow_comparison.tenths(np.full(500, 7.0)))
+    found = shadow_comparison.compare(
         REGRESSION,
         {"prediction": np.array([7.0, 7.0])},
         {"prediction": np.array([7.0 + 1e-7, 7.1])},
@@ -60,26 +60,26 @@ def test_a_constant_champion_is_agreed_with_up_to_rounding() -> None:
 
 def test_different_tasks_are_not_compared() -> None:
     with pytest.raises(ValueError, match="cannot be compared"):
-        comparison.compare(SIGNATURE, classified([0.2]), {"prediction": np.array([1.0])}, REGRESSION, 0.0)
+        shadow_comparison.compare(SIGNATURE, classified([0.2]), {"prediction": np.array([1.0])}, REGRESSION, 0.0)
 
 
 def test_predictions_are_counted_by_tenth() -> None:
-    edges = comparison.tenths(np.arange(1000.0))
-    counts = comparison.prediction_counts(REGRESSION, {"prediction": np.arange(1000.0)}, edges)
+    edges = shadow_comparison.tenths(np.arange(1000.0))
+    counts = shadow_comparison.prediction_counts(REGRESSION, {"prediction": np.arange(1000.0)}, edges)
     assert counts == {f"decile:{tenth}": 100 for tenth in range(10)}
-    outside = comparison.prediction_counts(REGRESSION, {"prediction": np.array([-5.0, 5000.0])}, edges)
+    outside = shadow_comparison.prediction_counts(REGRESSION, {"prediction": np.array([-5.0, 5000.0])}, edges)
     assert outside == {"decile:0": 1, "decile:9": 1}
 
 
 def test_scores_at_the_ends_have_a_bin() -> None:
-    counts = comparison.prediction_counts(SIGNATURE, classified([0.0, 1.0]))
+    counts = shadow_comparison.prediction_counts(SIGNATURE, classified([0.0, 1.0]))
     assert counts == {"label:bad": 1, "label:good": 1, "score:0": 1, "score:49": 1}
 
 
 def test_slices_are_the_frequent_values_the_rest_together() -> None:
     values = np.array(["a", "b", "", "rare", "b"], dtype=object)
     agrees = np.array([True, False, True, False, True])
-    found = comparison.slice_moments(agrees, "term", values, frozenset({"a", "b"}))
+    found = shadow_comparison.slice_moments(agrees, "term", values, frozenset({"a", "b"}))
     assert found == {
         "term=a": Moments(1, 1.0, 1.0),
         "term=b": Moments(2, 1.0, 1.0),
@@ -94,30 +94,34 @@ def test_columns_are_sliced_by_name_or_because_they_have_few_values() -> None:
     inputs = (SIGNATURE.inputs[1].model_copy(update={"columns": ("term", "state", "note")}),)
     signature = SIGNATURE.model_copy(update={"inputs": inputs})
     reference = {"columns": {"term": few, "state": many, "note": {}}}
-    assert set(comparison.sliced_columns(signature, reference)) == {"term"}
-    named = comparison.sliced_columns(signature, reference, ("state",))
+    assert set(shadow_comparison.sliced_columns(signature, reference)) == {"term"}
+    named = shadow_comparison.sliced_columns(signature, reference, ("state",))
     assert set(named) == {"state"}
-    assert len(named["state"]) == comparison.SLICE_VALUES
-    assert comparison.sliced_columns(signature, None) == {}
+    assert len(named["state"]) == shadow_comparison.SLICE_VALUES
+    assert shadow_comparison.sliced_columns(signature, None) == {}
 
 
 def test_the_rank_figure_is_one_window_after_the_other() -> None:
     rng = np.random.default_rng(0)
-    seen = comparison.Comparison("s", "v", "e")
-    scores = rng.normal(size=comparison.RANK_WINDOW * 2 + 10)
+    seen = shadow_comparison.Comparison("s", "v", "e")
+    scores = rng.normal(size=shadow_comparison.RANK_WINDOW * 2 + 10)
     for begin in range(0, len(scores), 100):
         part = scores[begin : begin + 100]
         agrees = np.ones(len(part), dtype=bool)
-        seen.add(comparison.Compared(agrees, part * 0, (part, part**3)), {"": comparison.moments(agrees)}, part * 0)
+        seen.add(
+            shadow_comparison.Compared(agrees, part * 0, (part, part**3)),
+            {"": shadow_comparison.moments(agrees)},
+            part * 0,
+        )
     assert seen.rank.count == 2
     assert seen.rank.mean == pytest.approx(1.0)
-    assert comparison.spearman(scores, -scores) == pytest.approx(-1.0)
+    assert shadow_comparison.spearman(scores, -scores) == pytest.approx(-1.0)
     assert seen.agreement[""].count == len(scores)
 
 
 def test_a_reservoir_is_uniform_and_the_same_each_time() -> None:
     def sample(seed: int) -> list[int]:
-        kept = comparison.Reservoir(5, seed=seed)
+        kept = shadow_comparison.Reservoir(5, seed=seed)
         for number in range(50):
             place = kept.place()
             if place is not None:
@@ -134,14 +138,14 @@ def test_a_reservoir_is_uniform_and_the_same_each_time() -> None:
 def test_what_replicas_saw_is_added_up() -> None:
     parts = []
     for number in (1, 2):
-        seen = comparison.Comparison("s", "v", "e")
+        seen = shadow_comparison.Comparison("s", "v", "e")
         agrees = np.array([True] * number + [False])
         zero = np.zeros(number + 1)
-        seen.add(comparison.Compared(agrees, zero, (zero, zero)), {"": comparison.moments(agrees)}, zero)
+        seen.add(shadow_comparison.Compared(agrees, zero, (zero, zero)), {"": shadow_comparison.moments(agrees)}, zero)
         seen.examples.place()
         seen.examples.items.append({"time": float(-number)})
         parts.append(seen.to_json())
-    found = comparison.merged(parts)
+    found = shadow_comparison.merged(parts)
     assert found["agreement"] == {"": [5, 3.0, 3.0]}
     assert found["disagreements"] == 2
     assert [item["time"] for item in found["examples"]] == [-2.0, -1.0]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.cli import app as cli
-from mlflowkit.cli import feedback as _feedback  # noqa: F401 - registers its command
-from mlflowkit.cli import rollout as _rollout  # noqa: F401
-from mlflowkit.rollout import memory
-from mlflowkit.rollout.memory import Failure
+from mlflowkit.cli.commands import feedback as _feedback  # noqa: F401 - registers its command
+from mlflowkit.cli.commands import rollout as _rollout  # noqa: F401
+from mlflowkit.service_state import version_history
+from mlflowkit.service_state.version_history import Failure
 from rollout_world import World
 
 FILES = ("table.json", "rollout.json", "champions.json", "failed.json", "incidents/lending-e0.json", "replicas/r1.json")
@@ -30,8 +30,8 @@ COMMANDS = (
 def world(tmp_path: Path) -> World:
     """A canary in its first step, of a service that turned a version down before."""
     made = World(tmp_path).begin().run(10)
-    memory.crown(made.files, made.champion, {"name": "lending"}, 1.0)
-    memory.blame(made.files, Failure("c" * 64, "cccccccccccc", "worse", 1.0, "lending-e0", "rolled_back"))
+    version_history.crown(made.files, made.champion, {"name": "lending"}, 1.0)
+    version_history.blame(made.files, Failure("c" * 64, "cccccccccccc", "worse", 1.0, "lending-e0", "rolled_back"))
     (made.files.folder / "incidents").mkdir()
     (made.files.folder / "incidents" / "lending-e0.json").write_text("{}")
     return made
@@ -83,4 +83,4 @@ def test_no_version_is_not_every_version(world: World, capsys: pytest.CaptureFix
         cli.main(["rollout", "forget", "", "--json", "--state", str(world.state)])
     assert ended.value.code == 2
     assert "cccccccccccc" in json.loads(capsys.readouterr().out)["error"]["message"]
-    assert memory.failures(world.files)
+    assert version_history.failures(world.files)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit import gpu
 from mlflowkit.adapters import onnxruntime as ort
 from mlflowkit.adapters.tensorrt import TensorRTEngines
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs import cuda_device
+from mlflowkit.graphs.candidates import Engine
 from onnx_graphs import mlp, quantised_mlp
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "gpu", lambda: gpu.Gpu("a card", "90", "580.65"))
+    monkeypatch.setattr(cuda_device, "gpu", lambda: cuda_device.Gpu("a card", "90", "580.65"))
 
 
 def cache_options(model: Path, store: Path) -> Mapping[str, str]:
@@ -34,7 +34,7 @@ def test_the_tensorrt_provider_never_sees_another_models_cache(tmp_path: Path, m
     folders = [cache_options(model, tmp_path / "store")["trt_engine_cache_path"] for model in (one, two, one)]
     assert folders[0] == folders[2] != folders[1]
     assert all(Path(folder).is_dir() for folder in folders)
-    monkeypatch.setattr(gpu, "gpu", lambda: gpu.Gpu("another card", "89", "580.65"))
+    monkeypatch.setattr(cuda_device, "gpu", lambda: cuda_device.Gpu("another card", "89", "580.65"))
     assert cache_options(one, tmp_path / "store")["trt_engine_cache_path"] not in folders
 
 
@@ -54,7 +54,7 @@ def test_a_card_that_a_library_has_no_kernels_for_is_named() -> None:
 
 
 def test_no_card_is_an_error_where_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "gpu", lambda: "there is no GPU driver")
-    assert gpu.missing() == "there is no GPU driver"
+    monkeypatch.setattr(cuda_device, "gpu", lambda: "there is no GPU driver")
+    assert cuda_device.missing() == "there is no GPU driver"
     with pytest.raises(EngineError, match="no GPU driver"):
-        gpu.here()
+        cuda_device.here()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflowkit.engines import EngineKey
+from mlflowkit.graphs.engine_key import EngineKey
 
 words = st.text("abcdef0123456789.-_ ", min_size=0, max_size=12)
 shapes = st.lists(st.integers(1, 4096), min_size=1, max_size=3).map(tuple)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.engine_store import EngineStore, default_store
-from mlflowkit.engines import EngineKey
 from mlflowkit.errors import EngineError, StoreError
+from mlflowkit.graphs.engine_key import EngineKey
+from mlflowkit.graphs.engine_store import EngineStore, default_store
 
 KEY = EngineKey(graph="a" * 64, runtime="tensorrt-rtx", target="89", shapes={"x": ((1, 4), (8, 4), (32, 4))})
 
@@ -54,7 +54,7 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_builds(tmp_path: Pat
 
 def test_a_builder_that_was_killed_holds_up_nobody(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from mlflowkit.engine_store import EngineStore\n"
+        "import sys, time; from pathlib import Path; from mlflowkit.graphs.engine_store import EngineStore\n"
         f"with EngineStore(Path(sys.argv[1])).lock({KEY.digest!r}):\n"
         "    print('held', flush=True); time.sleep(60)"
     )

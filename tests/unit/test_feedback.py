@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.judging.evidence import Moments
-from mlflowkit.serving.feedback import Feedback, Intake, parse, read_since
-from mlflowkit.serving.join import Answer, settle
-from mlflowkit.serving.refusal import Refusal
+from mlflowkit.judging.online.evidence import Moments
+from mlflowkit.serving.feedback.intake import Feedback, Intake, parse, read_since
+from mlflowkit.serving.feedback.join import Answer, settle
+from mlflowkit.serving.protocol.http_error import Refusal
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from file_limit import failing_writes
-from mlflowkit.cli.files import write_text
+from mlflowkit.cli.output_file import write_text
 from mlflowkit.errors import MlkitError, ServiceError, StoreError, UsageError
-from mlflowkit.files import replace_file
-from mlflowkit.serving.files import ServiceFiles, write_json
+from mlflowkit.service_state.records import ServiceFiles, write_json
+from mlflowkit.system.files import replace_file
 
 
 @pytest.mark.parametrize("durable", [True, False])

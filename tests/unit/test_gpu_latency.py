@@ -24,7 +24,7 @@ from benchmarks.gpu_latency.plan import PRECISIONS, RUNTIMES, Effort, cells, sam
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bench.environment import description
 from mlflowkit.errors import DataError
-from mlflowkit.machine import cores
+from mlflowkit.system.machine import cores
 from recipes import minilm
 
 POOLERS = {"minilm": 384 * 384 + 384, "bert-base": 768 * 768 + 768}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.judging.evidence import Evidence, Moments, VariantCounts, latency_bin
-from mlflowkit.judging.online import Finding, Question, judge
+from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts, latency_bin
+from mlflowkit.judging.online.judge import Finding, Question, judge
 from mlflowkit.values import Outcome
 
 Arms = tuple[VariantCounts, VariantCounts]

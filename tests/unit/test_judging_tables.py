@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlflowkit.bundle import Signature, Tensor
 from mlflowkit.errors import DataError
-from mlflowkit.tables import categorical_matrix, category_text, class_codes, inputs_from_table, numeric_matrix
+from mlflowkit.features.tensors import categorical_matrix, category_text, class_codes, inputs_from_table, numeric_matrix
 
 CELLS = st.one_of(st.none(), st.text(max_size=4), st.integers(-(10**9), 10**9), st.booleans())
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from mlflowkit.bundle import Signature
-from mlflowkit.judging.evidence import Evidence, VariantCounts
-from mlflowkit.report.rollout_page import render
-from mlflowkit.rollout.reading import Watch
-from mlflowkit.serving.comparison import EDGE_ROWS
-from mlflowkit.serving.counting import Counting
-from mlflowkit.serving.live_profile import LiveProfiles, profiles
-from mlflowkit.serving.observer import Observer
-from mlflowkit.serving.prediction_log import logged
-from mlflowkit.serving.records import Record
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
+from mlflowkit.report.rollout.rollout_page import render
+from mlflowkit.rollout.admin.snapshot import Watch
+from mlflowkit.serving.inference.answer_records import Record
+from mlflowkit.serving.observer.live_profile import LiveProfiles, profiles
+from mlflowkit.serving.observer.observer_process import Observer
+from mlflowkit.serving.observer.prediction_counts import Counting
+from mlflowkit.serving.observer.prediction_log import logged
+from mlflowkit.serving.observer.shadow_comparison import EDGE_ROWS
 from mlflowkit.values import RoutingTable, Variant
 from observing import REGRESSION, SIGNATURE, answered, classified, compared, mirrored, record
 from rollout_world import World

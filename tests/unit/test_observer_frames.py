@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.serving import frames
+from mlflowkit.serving.observer import frames
 from observing import answered, classified, compared, mirrored, record
 
 

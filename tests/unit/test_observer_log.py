@@ -10,8 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflowkit.serving import prediction_log
-from mlflowkit.serving.prediction_log import LogWriter, Segment, logged, logged_shadow, read_log, read_since, segments
+from mlflowkit.serving.observer import prediction_log
+from mlflowkit.serving.observer.prediction_log import (
+    LogWriter,
+    Segment,
+    logged,
+    logged_shadow,
+    read_log,
+    read_since,
+    segments,
+)
 from observing import SIGNATURE, answered, classified, compared, mirrored, record
 
 

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.adapters.onnx_passes.calibration import requests
 from mlflowkit.adapters.onnx_passes.float16 import rewrite as to_float16
-from mlflowkit.adapters.onnx_passes.graph import in_order
-from mlflowkit.candidates import Float16, Int8, WeightOnly
+from mlflowkit.adapters.onnx_passes.typed_graph import in_order
 from mlflowkit.errors import EngineError
-from mlflowkit.onnxfile import checked_load, external_files, graph_digest, nodes, unsupported, write
+from mlflowkit.graphs.candidates import Float16, Int8, WeightOnly
+from mlflowkit.graphs.onnx_file import checked_load, external_files, graph_digest, nodes, unsupported, write
 from onnx_graphs import foreign, mlp, outside, save, strings
 from pass_graphs import answers
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflowkit import arrays
 from mlflowkit.adapters.optuna import OptunaSearch
-from mlflowkit.candidates import NAMED, Candidate, Engine, FixedRows, Float16, Int8, Int8Dynamic
 from mlflowkit.errors import StoreError, UsageError
+from mlflowkit.graphs.candidates import NAMED, Candidate, Engine, FixedRows, Float16, Int8, Int8Dynamic
 from mlflowkit.judging.metrics import Answers
-from mlflowkit.optimization.choice import choose
 from mlflowkit.optimization.objective import Figures
 from mlflowkit.optimization.search import Exhaustive, SearchSection, method_of
+from mlflowkit.optimization.selection import choose
 from mlflowkit.optimization.space import Space, candidates_of, distinct, impossible, key_of, unservable
+from mlflowkit.optimization.tournament import metric_drop
 from mlflowkit.ports import TrialResult
 from mlflowkit.stages.optimize import CandidateName, OptimizeSection, planned
-from mlflowkit.stages.trying import metric_drop
+from mlflowkit.system import arrays
 
 WIDE = Space(
     passes=[[], [Float16()], [Int8()], [Int8Dynamic()]],

@@ -286,8 +286,8 @@ def test_decide_looks_at_the_results_inputs() -> None:
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "deploy"])
 def test_ports_of_a_stage_are_ingredients(stage: str) -> None:
-    parts = {"optimize": ("optimize", "exploring", "trying")}.get(stage, (stage,))
-    text = "".join((PACKAGE / "stages" / f"{part}.py").read_text() for part in parts)
+    search = ("optimization/exploration", "optimization/tournament") if stage == "optimize" else ()
+    text = "".join((PACKAGE / f"{part}.py").read_text() for part in (f"stages/{stage}", *search))
     asked = set(re.findall(r"context\.ports\.(\w+)", text))
     within = {"passes", "engines"} if "trials" in asked else set()  # the process of a trial asks for these
     assert asked | within == set(STAGE_PORTS[stage])

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.pipeline import receipt
-from mlflowkit.pipeline.answer import answer
-from mlflowkit.pipeline.receipt import Question, begin, look_up, write
+from mlflowkit.pipeline import noop_cache
+from mlflowkit.pipeline.noop_cache import Question, begin, look_up, write
+from mlflowkit.pipeline.run_summary import answer
 from pipeline_world import World, lay_out, load
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world that ran once and left a receipt."""
-    monkeypatch.setattr(receipt, "SETTLED_NS", 0)
+    monkeypatch.setattr(noop_cache, "SETTLED_NS", 0)
     monkeypatch.setenv("LENDING_ROWS", "20")
     lay_out(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\nrows: ${oc.env:LENDING_ROWS}\n")
@@ -128,7 +128,7 @@ def test_what_moved_is_left_to_the_planner(world: World, change: Callable[[World
 def test_files_that_a_function_says_it_reads_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(receipt, "SETTLED_NS", 0)
+    monkeypatch.setattr(noop_cache, "SETTLED_NS", 0)
     lay_out(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\n")
     (tmp_path / "table.py").write_text("def rows():\n    return None\n")
@@ -176,7 +176,7 @@ def test_file_that_moves_during_the_run_leaves_no_receipt(tmp_path: Path) -> Non
 
 def test_the_short_way_imports_nothing_but_the_standard_library() -> None:
     code = (
-        "import sys; before = set(sys.modules); import mlflowkit.cli.quick, mlflowkit.pipeline.receipt; "
+        "import sys; before = set(sys.modules); import mlflowkit.cli.fast_path, mlflowkit.pipeline.noop_cache; "
         "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

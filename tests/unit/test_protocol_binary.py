@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.binary import contents, encode, header_length, split
-from mlflowkit.serving.protocol import Refusal, Schema, read_document, render_binary
+from mlflowkit.serving.protocol.binary_tensors import contents, encode, header_length, split
+from mlflowkit.serving.protocol.open_inference import Refusal, Schema, read_document, render_binary
 
 SCHEMA = Schema(
     Signature(

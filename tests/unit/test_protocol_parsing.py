@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol import Refusal, Schema, finite, read_document, render_infer, render_rows
+from mlflowkit.serving.protocol.open_inference import Refusal, Schema, finite, read_document, render_infer, render_rows
 
 SIGNATURE = Signature(
     task="classification",

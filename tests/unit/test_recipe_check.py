@@ -9,7 +9,7 @@ import pytest
 
 from mlflowkit.errors import Fault, RecipeError
 from mlflowkit.recipe.check import load
-from mlflowkit.recipe.locate import MAX_BYTES
+from mlflowkit.recipe.yaml_tree import MAX_BYTES
 
 RECIPE = """\
 name: loans

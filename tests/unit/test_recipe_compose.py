@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.errors import Fault, RecipeError
-from mlflowkit.recipe import compose, locate
+from mlflowkit.recipe import compose, yaml_tree
 from mlflowkit.recipe.check import load, load_sweep
 
 RECIPE = """\
@@ -48,7 +48,7 @@ def faults_of(path: Path, *overrides: str) -> list[Fault]:
 
 def place_of(path: Path, key: str, *overrides: str) -> str:
     composition = compose.compose(path.absolute(), overrides, shown=str(path))
-    node = locate.find(composition.root, key.split("."))
+    node = yaml_tree.find(composition.root, key.split("."))
     assert node is not None
     return str(node.place)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mlflowkit.recipe import locate
-from mlflowkit.recipe.locate import Place, find, merge, plain, read
+from mlflowkit.recipe import yaml_tree
+from mlflowkit.recipe.yaml_tree import Place, find, merge, plain, read
 
 
-def tree(text: str, file: str = "r.yaml") -> locate.Node:
+def tree(text: str, file: str = "r.yaml") -> yaml_tree.Node:
     document = read(text, file)
     assert document.faults == ()
     assert document.root is not None
@@ -84,22 +84,22 @@ def test_a_key_that_ends_in_plus_and_is_no_list_is_left_alone() -> None:
 
 def test_assigning_through_a_scalar_replaces_it() -> None:
     keys = [Place("<override>", 1, column) for column in (1, 3)]
-    node = locate.from_value(2, Place("<override>", 1, 5), "a.b=2")
-    assert plain(locate.assign(tree("a: 1"), ["a", "b"], node, keys)) == {"a": {"b": 2}}
+    node = yaml_tree.from_value(2, Place("<override>", 1, 5), "a.b=2")
+    assert plain(yaml_tree.assign(tree("a: 1"), ["a", "b"], node, keys)) == {"a": {"b": 2}}
 
 
 @pytest.mark.parametrize("part", ["2", "-1", "x"])
 def test_assigning_outside_a_list_is_refused(part: str) -> None:
     place = Place("<override>", 1, 1)
     with pytest.raises(LookupError, match="no item"):
-        locate.assign(tree("a: [1, 2]"), ["a", part], locate.from_value(1, place, ""), [place, place])
+        yaml_tree.assign(tree("a: [1, 2]"), ["a", part], yaml_tree.from_value(1, place, ""), [place, place])
 
 
 @pytest.mark.parametrize(("path", "left"), [(("a",), {"d": 2}), (("a", "b", "0"), {"a": {"b": [3]}, "d": 2})])
 def test_removing(path: tuple[str, ...], left: object) -> None:
-    assert plain(locate.remove(tree("{a: {b: [1, 3]}, d: 2}"), path)) == left
+    assert plain(yaml_tree.remove(tree("{a: {b: [1, 3]}, d: 2}"), path)) == left
 
 
 def test_removing_what_is_not_there_is_refused() -> None:
     with pytest.raises(LookupError):
-        locate.remove(tree("{a: {b: 1}}"), ("a", "c"))
+        yaml_tree.remove(tree("{a: {b: 1}}"), ("a", "c"))

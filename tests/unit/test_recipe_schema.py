@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from mlflowkit.recipe import fields, templates
+from mlflowkit.recipe import schema_tree, templates
 from mlflowkit.recipe.jsonschema import describe, schema, sections
 
 ROOT = Path(__file__).parents[2]
@@ -75,4 +75,4 @@ def test_descriptions_arrive_in_the_schema() -> None:
 def test_every_section_says_what_it_expects() -> None:
     for section in sections().values():
         for name in section.model_fields:
-            assert fields.expected(fields.field_shape(section, name))
+            assert schema_tree.expected(schema_tree.field_shape(section, name))

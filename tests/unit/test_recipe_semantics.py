@@ -9,7 +9,7 @@ import pytest
 
 from mlflowkit.errors import RecipeError
 from mlflowkit.recipe.check import examine, load
-from mlflowkit.recipe.semantics import problems
+from mlflowkit.recipe.rules import problems
 
 RECIPE = """\
 name: loans

@@ -15,7 +15,7 @@ import pytest
 
 import report_evidence
 from mlflowkit.errors import StoreError
-from mlflowkit.report.page import render
+from mlflowkit.report.run.run_page import render
 from mlflowkit.values import Outcome, Verdict
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -268,7 +268,7 @@ def test_curve_with_a_gap_is_drawn_around_it(runs: Mapping[str, Any], altered: A
 def test_report_package_imports_no_vendor_but_its_template_engine() -> None:
     import subprocess
 
-    code = "import sys, mlflowkit.report.page; print(*sys.modules)"
+    code = "import sys, mlflowkit.report.run.run_page; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"numpy", "pandas", "matplotlib", "jinja2", "yaml", "torch", "sklearn", "sqlalchemy", "pydantic"}
     assert heavy & set(loaded) == set()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.judging.online import Finding
+from mlflowkit.judging.online.judge import Finding
 from mlflowkit.rollout import policy
-from mlflowkit.rollout.plan import Rollout
 from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.state import (
     Action,
     Counts,

@@ -13,12 +13,12 @@ import pytest
 from scipy.stats import binom
 
 from mlflowkit.errors import UsageError
-from mlflowkit.judging.evidence import Evidence
-from mlflowkit.rollout import feasibility, scenarios
-from mlflowkit.rollout.plan import Metric, Rollout
-from mlflowkit.rollout.scenarios import Figures, Kind
-from mlflowkit.rollout.simulate import End, Rehearsal, judged, look_seconds, one, play, rehearse, summarise
-from mlflowkit.rollout.traffic import Split, Traffic, World, lognormal, quantile, slower
+from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.rollout.settings import Metric, Rollout
+from mlflowkit.rollout.simulation import feasibility, scenarios
+from mlflowkit.rollout.simulation.scenarios import Figures, Kind
+from mlflowkit.rollout.simulation.simulator import End, Rehearsal, judged, look_seconds, one, play, rehearse, summarise
+from mlflowkit.rollout.simulation.synthetic_traffic import Split, Traffic, World, lognormal, quantile, slower
 
 ERRORS = {"metric": "error_rate", "margin": 0.01}
 CANARY: dict[str, Any] = {"strategy": "canary", "steps": [5, 50], "min_samples": 300, "metrics": [ERRORS]}

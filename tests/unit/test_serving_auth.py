@@ -15,7 +15,7 @@ import pytest
 from mlflowkit.cli.app import main
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.serving import auth
-from mlflowkit.serving.refusal import Refusal
+from mlflowkit.serving.protocol.http_error import Refusal
 
 
 def status(ring: auth.Keyring, token: str, scope: auth.Scope | None = "infer") -> int:

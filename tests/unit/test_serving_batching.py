@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mlflowkit.errors import EngineError
-from mlflowkit.serving.batching import Batcher, LostError, ask_together
-from mlflowkit.serving.protocol import Refusal
+from mlflowkit.serving.inference.batching import Batcher, LostError, ask_together
+from mlflowkit.serving.protocol.open_inference import Refusal
 
 Arrays = Mapping[str, np.ndarray]
 

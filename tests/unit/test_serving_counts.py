@@ -6,10 +6,10 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflowkit.judging.evidence import Evidence, bin_seconds
-from mlflowkit.serving.breaker import FAILURES, OPEN_SECONDS, Breaker
-from mlflowkit.serving.tally import Tallies
-from mlflowkit.serving.telemetry import Telemetry, merge
+from mlflowkit.judging.online.evidence import Evidence, bin_seconds
+from mlflowkit.serving.inference.circuit_breaker import FAILURES, OPEN_SECONDS, Breaker
+from mlflowkit.serving.inference.counters import Tallies
+from mlflowkit.serving.inference.gateway_metrics import Telemetry, merge
 from mlflowkit.values import RoutingTable, Variant
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from mlflowkit.adapters.ray_train.loop import batches
-from mlflowkit.adapters.ray_train.objective import Objective, learning_rate, metric, metric_name, roc_auc
+from mlflowkit.adapters.ray_train.torch_objective import Objective, learning_rate, metric, metric_name, roc_auc
 from mlflowkit.stages.train import Schedule
 
 STEPS, EPOCHS, BASE = 7, 6, 0.3

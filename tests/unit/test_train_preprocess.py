@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, OneHotEncoder, StandardScaler
 
 from mlflowkit.errors import DataError, EngineError, UsageError
-from mlflowkit.preprocess import (
+from mlflowkit.features.preprocess import (
     class_weights,
     fit_preprocess,
     load_preprocess,

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlflowkit.bundle import Signature, Tensor
 from mlflowkit.errors import EngineError
-from mlflowkit.preprocess import load_preprocess, load_sklearn, transform
+from mlflowkit.features.preprocess import load_preprocess, load_sklearn, transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class OnnxExporter:
 
         Raises EngineError when a part of the model has no ONNX form.
         """
-        from mlflowkit.adapters.onnx_exporter import brought, graph
+        from mlflowkit.adapters.onnx_exporter import external_model, graph_parts
 
         model = read_trained(trained)
         signature = signature_of(model)
         values = [[_value_info(tensor) for tensor in side] for side in (signature.inputs, signature.outputs)]
         if model.kind == "onnx":
-            content = brought.wrap(brought.read(trained), *values)
+            content = external_model.wrap(external_model.read(trained), *values)
         else:
             network = _network(model, folder) if model.kind == "torch" else _estimator(model)
-            pieces = [graph.preprocessing(load_preprocess(trained)), network]
-            content = graph.assemble("mlflowkit", pieces, *values, width=model.width)
+            pieces = [graph_parts.preprocessing(load_preprocess(trained)), network]
+            content = graph_parts.assemble("mlflowkit", pieces, *values, width=model.width)
         (out / "model.onnx").write_bytes(content)
         (out / "signature.json").write_text(signature.model_dump_json(indent=1))
 
@@ -56,9 +56,9 @@ class OnnxExporter:
         """Answers of the Python model, or of the graph that was brought, under the bundle's names and types."""
         model = read_trained(trained)
         if model.kind == "onnx":
-            from mlflowkit.adapters.onnx_exporter import brought
+            from mlflowkit.adapters.onnx_exporter import external_model
 
-            return brought.ask(brought.read(trained), inputs)
+            return external_model.ask(external_model.read(trained), inputs)
         features = transform(load_preprocess(trained), inputs)
         if model.kind == "torch":
             return _network_answers(model, folder, features)
@@ -109,28 +109,28 @@ def _value_info(tensor: Tensor) -> Any:
 
 
 def _network(model: Trained, folder: Path) -> Any:
-    from mlflowkit.adapters.onnx_exporter import graph
+    from mlflowkit.adapters.onnx_exporter import graph_parts
     from mlflowkit.models import load_trained
 
-    piece = graph.network(load_trained(model.folder, folder), model.width)
+    piece = graph_parts.network(load_trained(model.folder, folder), model.width)
     if model.task == "classification":
-        graph.class_answers(piece, model.classes, scores="network/scores")
+        graph_parts.class_answers(piece, model.classes, scores="network/scores")
     else:
-        graph.value_answers(piece, "network/scores", model.mean, model.scale)
+        graph_parts.value_answers(piece, "network/scores", model.mean, model.scale)
     return piece
 
 
 def _estimator(model: Trained) -> Any:
-    from mlflowkit.adapters.onnx_exporter import graph
+    from mlflowkit.adapters.onnx_exporter import graph_parts
 
     fitted = load_sklearn(model.folder / "model.skops")
     _check_estimator(model, fitted)
-    piece = graph.estimator(fitted, model.width)
+    piece = graph_parts.estimator(fitted, model.width)
     if model.task == "classification":
         piece.add("Identity", ["network/probabilities"], "probabilities")
-        graph.class_answers(piece, model.classes, codes="network/label")
+        graph_parts.class_answers(piece, model.classes, codes="network/label")
     else:
-        graph.value_answers(piece, "network/variable", model.mean, model.scale)
+        graph_parts.value_answers(piece, "network/variable", model.mean, model.scale)
     return piece
 
 

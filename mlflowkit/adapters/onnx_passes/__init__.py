@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflowkit import onnxfile
-from mlflowkit.candidates import Pass
 from mlflowkit.errors import EngineError, MlkitError
+from mlflowkit.graphs import onnx_file
+from mlflowkit.graphs.candidates import Pass
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,9 +39,9 @@ class OnnxPasses:
         Raises DataError for calibration rows that are not the graph's inputs, EngineError when a file cannot be loaded
         or a tool fails.
         """
-        from mlflowkit.adapters.onnx_passes.graph import InapplicableError
+        from mlflowkit.adapters.onnx_passes.typed_graph import InapplicableError
 
-        graph = onnxfile.checked_load(model)
+        graph = onnx_file.checked_load(model)
         about = graph.producer_name, graph.producer_version
         written = {entry.name for entry in graph.graph.value_info}
         for one in passes:
@@ -53,12 +53,12 @@ class OnnxPasses:
         kept = [entry for entry in graph.graph.value_info if entry.name in written]
         del graph.graph.value_info[:]
         graph.graph.value_info.extend(kept)
-        onnxfile.write(graph, out)
+        onnx_file.write(graph, out)
         return ""
 
     def _applied(self, one: Pass, graph: Any, calibration: Mapping[str, np.ndarray]) -> Any:
         """The graph after one pass, with the inputs and answers it had before. Raises EngineError."""
-        from mlflowkit.adapters.onnx_passes.graph import (
+        from mlflowkit.adapters.onnx_passes.typed_graph import (
             InapplicableError,
             drop_unused,
             first_line,

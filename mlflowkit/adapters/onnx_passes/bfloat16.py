@@ -8,9 +8,9 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import InapplicableError
-from mlflowkit.adapters.onnx_passes.narrow import convertible, narrowed, prepared, weights_read
-from mlflowkit.candidates import BFloat16
+from mlflowkit.adapters.onnx_passes.half_precision import convertible, narrowed, prepared, weights_read
+from mlflowkit.adapters.onnx_passes.typed_graph import InapplicableError
+from mlflowkit.graphs.candidates import BFloat16
 
 
 def rewrite(settings: BFloat16, model: Any, calibration: Rows) -> Any:

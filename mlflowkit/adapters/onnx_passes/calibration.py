@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from mlflowkit.adapters.onnx_passes.graph import first_line, session
+from mlflowkit.adapters.onnx_passes.typed_graph import first_line, session
 from mlflowkit.errors import DataError
 
 REQUEST_ROWS = 32

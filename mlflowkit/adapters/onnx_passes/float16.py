@@ -9,9 +9,9 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import InapplicableError, quiet
-from mlflowkit.adapters.onnx_passes.narrow import convertible, narrowed, prepared, weights_read
-from mlflowkit.candidates import Float16
+from mlflowkit.adapters.onnx_passes.half_precision import convertible, narrowed, prepared, weights_read
+from mlflowkit.adapters.onnx_passes.typed_graph import InapplicableError, quiet
+from mlflowkit.graphs.candidates import Float16
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import InapplicableError, first_line, lifted, normalised, quiet, written
-from mlflowkit.candidates import Fuse
+from mlflowkit.adapters.onnx_passes.typed_graph import InapplicableError, first_line, lifted, normalised, quiet, written
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import Fuse
 
 LAYER_NORMALISATION = 17
 """The first opset with LayerNormalization, which the fusion writes."""

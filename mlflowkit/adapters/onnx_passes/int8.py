@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 
 from mlflowkit.adapters.onnx_passes import sensitivity
 from mlflowkit.adapters.onnx_passes.calibration import Rows, verified
-from mlflowkit.adapters.onnx_passes.graph import (
+from mlflowkit.adapters.onnx_passes.ranges import activation_ranges
+from mlflowkit.adapters.onnx_passes.typed_graph import (
     PRODUCTS,
     InapplicableError,
     constants,
@@ -34,9 +35,8 @@ from mlflowkit.adapters.onnx_passes.graph import (
     typed,
     types_of,
 )
-from mlflowkit.adapters.onnx_passes.ranges import activation_ranges
-from mlflowkit.candidates import Int8
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import Int8
 
 FLOAT16_SCALES = 19
 """The first opset whose Q/DQ pairs can be between FP16 and INT8."""

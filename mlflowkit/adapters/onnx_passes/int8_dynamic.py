@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import (
+from mlflowkit.adapters.onnx_passes.typed_graph import (
     InapplicableError,
     first_line,
     normalised,
@@ -18,8 +18,8 @@ from mlflowkit.adapters.onnx_passes.graph import (
     typed,
     written,
 )
-from mlflowkit.candidates import Int8Dynamic
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import Int8Dynamic
 
 
 def rewrite(settings: Int8Dynamic, model: Any, calibration: Rows) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlflowkit.adapters.onnx_passes import calibration
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import quiet
+from mlflowkit.adapters.onnx_passes.typed_graph import quiet
 from mlflowkit.errors import DataError
 
 Method = Literal["minmax", "entropy", "percentile"]

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import (
+from mlflowkit.adapters.onnx_passes.typed_graph import (
     InapplicableError,
     attributes,
     constants,
@@ -19,7 +19,7 @@ from mlflowkit.adapters.onnx_passes.graph import (
     session,
     typed,
 )
-from mlflowkit.candidates import FixedRows
+from mlflowkit.graphs.candidates import FixedRows
 
 LARGEST = 1 << 16
 """Bytes of the largest constant that is computed beforehand; what is larger costs more to hold than to compute."""

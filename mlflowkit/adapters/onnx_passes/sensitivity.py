@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows, request_rows, requests
-from mlflowkit.adapters.onnx_passes.graph import FLOATS, constants, copied, replace_nodes, session
+from mlflowkit.adapters.onnx_passes.typed_graph import FLOATS, constants, copied, replace_nodes, session
 
 REQUESTS = 1
 """Requests of calibration rows that answers are compared on: the graph runs once for each product, so they are few."""

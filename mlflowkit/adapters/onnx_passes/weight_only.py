@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
-from mlflowkit.adapters.onnx_passes.graph import (
+from mlflowkit.adapters.onnx_passes.typed_graph import (
     InapplicableError,
     constants,
     first_line,
@@ -16,8 +16,8 @@ from mlflowkit.adapters.onnx_passes.graph import (
     quiet,
     split_gemms,
 )
-from mlflowkit.candidates import WeightOnly
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import WeightOnly
 
 
 def rewrite(settings: WeightOnly, model: Any, calibration: Rows) -> Any:

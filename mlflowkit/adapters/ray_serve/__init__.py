@@ -1,6 +1,6 @@
 """Gateways on Ray Serve, kept running by a steward.
 
-The **steward** is one process a state folder (``python -m mlflowkit.adapters.ray_serve.steward STATE``). It starts a
+The **steward** is one process a state folder (``python -m mlflowkit.adapters.ray_serve.reconciler STATE``). It starts a
 local Ray (or attaches to the one that ``RAY_ADDRESS`` names),
 starts Serve without its proxies, and keeps each service at what its ``service.json`` says. ``mlkit`` itself never
 imports Ray to serve: it writes files, waits for others and asks over HTTP. The local Ray's processes die with

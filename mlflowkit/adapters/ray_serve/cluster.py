@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mlflowkit.errors import EngineError, ServiceError
-from mlflowkit.serving.files import process_started, read_json, write_json
+from mlflowkit.service_state.records import process_started, read_json, write_json
 
 FORMAT = 2
 """Of the files that steward, gateways and commands share. Processes started under another do not read them."""
-GUARD = "mlflowkit.adapters.ray_serve.guard"
+GUARD = "mlflowkit.adapters.ray_serve.supervisor"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 

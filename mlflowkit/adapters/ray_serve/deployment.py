@@ -6,8 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
+
+from mlflowkit.adapters.ray_serve.loopback import keep_to_loopback
 
 PROFILER = "mlflowkit.adapters.whylogs:WhylogsProfiler"
 """What profiles live traffic, in the observer's process."""
@@ -49,20 +50,6 @@ class GatewayReplica:
     def __del__(self) -> None:
         if hasattr(self, "_replica"):
             self._replica.stop()
-
-
-def keep_to_loopback() -> None:
-    """Where Ray keeps to loopback, have this replica's own gRPC server keep to it too.
-
-    Serve opens one on every interface once the replica is made, asks for no token there, and unpickles what it is
-    sent (ray 2.60, ``ray/serve/_private/replica.py``); there is no setting for its address.
-    """
-    if ray.util.get_node_ip_address() != "127.0.0.1":
-        return
-    from ray.serve._private import replica
-
-    bind = replica.add_port_to_grpc_server
-    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
 
 
 def application(folder: Path, runtime: str) -> Any:

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflowkit.adapters.ray_serve import wire
 from mlflowkit.errors import EngineError, MlkitError, ServiceError
+from mlflowkit.service_state.records import Settings, process_started, read_json
 from mlflowkit.serving.auth import write_private
-from mlflowkit.serving.files import Settings, process_started, read_json
 from mlflowkit.values import Variant
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class IsolatedModel:
         import ray
         from ray import serve
 
-        from mlflowkit.adapters.ray_serve.deployment import keep_to_loopback
-        from mlflowkit.serving.variants import load_variant
+        from mlflowkit.adapters.ray_serve.loopback import keep_to_loopback
+        from mlflowkit.serving.inference.variants import load_variant
 
         keep_to_loopback()
         module, _, name = runtime.partition(":")

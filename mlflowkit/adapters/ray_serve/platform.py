@@ -15,8 +15,17 @@ from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import ServiceError, UsageError, nearest
-from mlflowkit.serving import auth, client
-from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings, read_json, service_state
+from mlflowkit.service_state import http_client
+from mlflowkit.service_state.records import (
+    Desired,
+    Proposal,
+    ReplicaReport,
+    ServiceFiles,
+    Settings,
+    read_json,
+    service_state,
+)
+from mlflowkit.serving import auth
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
@@ -424,7 +433,7 @@ def _free(host: str) -> int:
 def _status(files: ServiceFiles) -> ServiceStatus:
     desired, table, reports = files.desired(), files.table(), files.reports()
     endpoint = "" if desired is None else desired.settings.endpoint
-    ready = bool(reports) and client.ready(endpoint)
+    ready = bool(reports) and http_client.ready(endpoint)
     return ServiceStatus(
         service=files.service,
         endpoint=endpoint,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from mlflowkit.adapters.ray_serve import wire
 from mlflowkit.adapters.ray_serve.isolated import Report, listening, read_reports
 from mlflowkit.errors import EngineError, ServiceError
-from mlflowkit.serving.batching import Batcher, LostError
-from mlflowkit.serving.files import ServiceFiles, Settings
+from mlflowkit.service_state.records import ServiceFiles, Settings
+from mlflowkit.serving.inference.batching import Batcher, LostError
 from mlflowkit.values import Variant
 
 if TYPE_CHECKING:

@@ -21,9 +21,7 @@ from safetensors.torch import save
 from mlflowkit.adapters.ray_train import loop
 from mlflowkit.adapters.ray_train.attach import running
 from mlflowkit.errors import UsageError
-from mlflowkit.files import replace_file
-from mlflowkit.ports import StageContext
-from mlflowkit.preprocess import (
+from mlflowkit.features.preprocess import (
     Part,
     Table,
     check_target,
@@ -33,6 +31,8 @@ from mlflowkit.preprocess import (
     save_preprocess,
     transform,
 )
+from mlflowkit.ports import StageContext
+from mlflowkit.system.files import replace_file
 from mlflowkit.values import Event
 
 PROGRESS_SECONDS = 0.1
@@ -83,7 +83,7 @@ class RayTorchTrainer:
     def _fit_on_ray(self, job: loop.Job, data: loop.Data, report: loop.Report) -> loop.Fitted:
         environment = running(self.state)
         os.environ.update(environment or {})
-        from mlflowkit.adapters.ray_train.cluster import train_on_ray
+        from mlflowkit.adapters.ray_train.ray_workers import train_on_ray
 
         return train_on_ray(job, data, environment, report)
 

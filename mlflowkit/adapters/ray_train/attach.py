@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflowkit.serving.files import process_started, read_json
+from mlflowkit.service_state.records import process_started, read_json
 
 
 def running(state: Path) -> Mapping[str, str] | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mlflowkit.errors import EngineError, UserCodeError
-from mlflowkit.files import replace_file
+from mlflowkit.system.files import replace_file
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mlflowkit import usercode
-from mlflowkit.adapters.ray_train import checkpoint, objective
+from mlflowkit.adapters.ray_train import checkpoint, torch_objective
 from mlflowkit.errors import EngineError, UserCodeError
 from mlflowkit.models import build
 
@@ -232,12 +232,12 @@ class _Run:
         self.model = model.to(group.device)
         self.guarded = Guarded(self.model, job)
         weights = torch.tensor(job.weights, device=group.device) if job.weights else None
-        self.objective = objective.Objective(job.task, weights)
+        self.objective = torch_objective.Objective(job.task, weights)
         unused = self._probe()
-        self.optimizer = objective.optimizer(job.train.optimizer, self.model)
+        self.optimizer = torch_objective.optimizer(job.train.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=precision == "fp16")
         self.wrapped = group.wrap(self.guarded, unused=unused)
-        self.metric = objective.metric_name(job.task, data.y_validation, job.outputs)
+        self.metric = torch_objective.metric_name(job.task, data.y_validation, job.outputs)
         self.steps = len(batches(torch.arange(len(data.y)), job.train.batch_size, group.size))
         self.progress = checkpoint.Progress()
         self.best: dict[str, Tensor] = {}
@@ -288,7 +288,7 @@ class _Run:
         for index, rows in enumerate(batches(order, job.train.batch_size, group.size)):
             step = (number - 1) * self.steps + index
             optimizer = job.train.optimizer
-            rate = objective.learning_rate(job.train.schedule, optimizer.lr, step, self.steps, job.train.epochs)
+            rate = torch_objective.learning_rate(job.train.schedule, optimizer.lr, step, self.steps, job.train.epochs)
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
             sums += self._step(rows)
@@ -323,7 +323,7 @@ class _Run:
             loss = float(self.objective.loss(answers, target) / self.objective.weight(target))
         if not math.isfinite(loss):
             return loss, 0.0
-        return loss, objective.metric(self.metric, answers, target, self.job.scale)
+        return loss, torch_objective.metric(self.metric, answers, target, self.job.scale)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

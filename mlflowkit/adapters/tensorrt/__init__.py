@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from mlflowkit import gpu
 from mlflowkit.adapters.tensorrt import builder, library
 from mlflowkit.adapters.tensorrt.shapes import Rows, dynamic_ranges
-from mlflowkit.candidates import Engine
-from mlflowkit.engine_store import EngineStore
-from mlflowkit.engines import EngineKey, Shape
 from mlflowkit.errors import EngineError, UsageError
-from mlflowkit.onnxfile import checked_load, graph_digest
+from mlflowkit.graphs import cuda_device
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.graphs.engine_key import EngineKey, Shape
+from mlflowkit.graphs.engine_store import EngineStore
+from mlflowkit.graphs.onnx_file import checked_load, graph_digest
 from mlflowkit.ports import Session
 
 __all__ = ["Rows", "TensorRTEngines"]
@@ -51,7 +51,7 @@ class TensorRTEngines:
         """Why this machine cannot run it, or "": the library, the GPU's driver, or a GPU that the library knows."""
         if reason := library.absent(engine.runtime):
             return reason
-        device = gpu.gpu()
+        device = cuda_device.gpu()
         if isinstance(device, str):
             ahead = "; engines can be built here ahead of time (mlkit engines build)"
             return device + ahead * library.builds_ahead(engine.runtime)
@@ -72,7 +72,7 @@ class TensorRTEngines:
             raise EngineError(f"{model.name} cannot run on {engine.runtime}: {reason}", hint=library.HINT)
         from mlflowkit.adapters.tensorrt.session import TensorRTSession
 
-        job = self._job(model, engine.runtime, gpu.here().capability)
+        job = self._job(model, engine.runtime, cuda_device.here().capability)
         plan = _build(job) if store is None else _kept(job, EngineStore(store))[0]
         return TensorRTSession(job.vendor, plan, model, job.key.shapes, cuda_graph=engine.cuda_graph)
 
@@ -101,7 +101,7 @@ class TensorRTEngines:
             graph=graph_digest(model),
             runtime=runtime,
             target=target,
-            driver="" if library.builds_ahead(runtime) else gpu.here().driver,
+            driver="" if library.builds_ahead(runtime) else cuda_device.here().driver,
             libraries={vendor.module.__name__: vendor.version},
             shapes=ranges,
             precision="strongly typed" + ", version compatible" * self.version_compatible,

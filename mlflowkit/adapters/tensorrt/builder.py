@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.tensorrt.library import Vendor
-from mlflowkit.engine_store import EngineStore
-from mlflowkit.engines import EngineKey
 from mlflowkit.errors import EngineError
-from mlflowkit.files import replace_file
+from mlflowkit.graphs.engine_key import EngineKey
+from mlflowkit.graphs.engine_store import EngineStore
+from mlflowkit.system.files import replace_file
 
 STRING = 8
 """TensorProto.DataType."""

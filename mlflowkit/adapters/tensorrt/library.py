@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from mlflowkit import gpu
 from mlflowkit.errors import EngineError, UsageError
+from mlflowkit.graphs import cuda_device
 
 MODULES: Mapping[str, tuple[str, str, str]] = {
     "tensorrt": ("tensorrt", "TensorRT", "pip install 'mlflowkit[gpu]'"),
@@ -88,9 +88,9 @@ def check_target(runtime: str, target: str) -> None:
             f"{vendor.title} {vendor.version} does not build for compute capability {target}",
             hint=f"--target is one of {', '.join(known)}",
         )
-    if not known and (reason := gpu.missing()):
+    if not known and (reason := cuda_device.missing()):
         raise EngineError(f"{vendor.title} builds on the GPU that runs the engine: {reason}", hint=HINT)
-    if not known and (here := gpu.here().capability) != target:
+    if not known and (here := cuda_device.here().capability) != target:
         raise EngineError(
             f"{vendor.title} builds for the GPU at hand, which has compute capability {here}, not {target}",
             hint=f"--target {here}, or build on the other machine",

@@ -13,8 +13,8 @@ import torch
 
 from mlflowkit.adapters.tensorrt.library import Vendor
 from mlflowkit.bench.timings import unmarked
-from mlflowkit.engines import Ranges
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.engine_key import Ranges
 
 MEMORY = "free GPU memory, or ask for fewer rows at once"
 

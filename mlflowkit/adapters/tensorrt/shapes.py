@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mlflowkit.engines import Ranges, Shape
 from mlflowkit.errors import EngineError, UsageError, nearest
+from mlflowkit.graphs.engine_key import Ranges, Shape
 
 Dimensions = tuple[int | str, ...]
 

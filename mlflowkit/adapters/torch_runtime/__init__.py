@@ -16,9 +16,9 @@ import numpy as np
 
 from mlflowkit.adapters.torch_runtime.graph import refuse_unknown, to_torch
 from mlflowkit.bench.timings import unmarked
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError
-from mlflowkit.onnxfile import checked_load
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.graphs.onnx_file import checked_load
 from mlflowkit.ports import Session
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflowkit.adapters.torch_runtime.operators import OPERATORS, SEVERAL
 from mlflowkit.errors import EngineError
-from mlflowkit.onnxfile import unsupported
+from mlflowkit.graphs.onnx_file import unsupported
 
 OLDEST_OPSET = 13
 """Before it, axes of Softmax mean something else."""

@@ -1,7 +1,8 @@
 """The Trials port: each candidate is built, asked and timed in a process of its own.
 
 `ProcessTrials` starts the processes and keeps what they make by digest, `process` is the parent's end of one of them,
-`child` what runs in it (its entry is ``mlflowkit.cli.trial``), `reproduce` the script that a failed one leaves.
+`child` what runs in it (its entry is ``mlflowkit.processes.trial_main``), `reproduce` the script that a failed one
+leaves.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlflowkit import arrays, machine
 from mlflowkit.adapters.trials.process import ProcessTrial
 from mlflowkit.adapters.trials.reproduce import write_script
-from mlflowkit.bundle import digest_file, digest_json
-from mlflowkit.candidates import Candidate, Int8
-from mlflowkit.files import disk_errors
+from mlflowkit.graphs.candidates import Candidate, Int8
 from mlflowkit.ports import TrialJob
+from mlflowkit.system import arrays, machine
+from mlflowkit.system.digests import digest_file, digest_json
+from mlflowkit.system.files import disk_errors
 
 LIBRARIES = ("mlflowkit", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch")
 """Distributions that what a candidate is made of depends on."""
@@ -118,7 +119,7 @@ def graph_files(model: Path) -> list[Path]:
         suspect = content.find(b"location") >= 0  # the key that every tensor with external data has
     if not suspect:
         return [model]
-    from mlflowkit.onnxfile import external_files
+    from mlflowkit.graphs.onnx_file import external_files
 
     return [model, *external_files(model)]
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from mlflowkit import arrays
 from mlflowkit.bench.timings import DeviceClock, Marking, Timings, apart
-from mlflowkit.bundle import digest_file
-from mlflowkit.candidates import Candidate, FixedRows
 from mlflowkit.errors import MlkitError, TrialError
-from mlflowkit.files import replace_file
+from mlflowkit.graphs.candidates import Candidate, FixedRows
+from mlflowkit.system import arrays
+from mlflowkit.system.digests import digest_file
+from mlflowkit.system.files import replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +91,8 @@ class Child:
         return self._times(start, count)
 
     def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
-        """Moments of requests that arrive when they will; see `bench.open_loop.marked`."""
-        from mlflowkit.bench.open_loop import arrivals, marked
+        """Moments of requests that arrive when they will; see `bench.load.open_loop.marked`."""
+        from mlflowkit.bench.load.open_loop import arrivals, marked
 
         self._reach("trial.measuring", self.candidate.name)
         if self._request is None:
@@ -211,7 +211,7 @@ class Child:
 
     def _source(self, request: Request) -> BlockSource:
         """Times requests: of one caller, of several at once, or with what a device tells of its part."""
-        from mlflowkit.bench.concurrent import Callers
+        from mlflowkit.bench.load.closed_loop import Callers
         from mlflowkit.bench.measure import timed
 
         callers, session = self._plan.get("callers", 1), self._session

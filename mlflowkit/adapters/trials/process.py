@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflowkit import arrays
 from mlflowkit.bench.timings import Timings
 from mlflowkit.errors import TrialError
-from mlflowkit.files import disk_error
 from mlflowkit.ports import Built, Loaded, TrialJob
+from mlflowkit.system import arrays
+from mlflowkit.system.files import disk_error
 
 if TYPE_CHECKING:
     import numpy as np
 
-ENTRY = "mlflowkit.cli.trial"
+ENTRY = "mlflowkit.processes.trial_main"
 STOP_SECONDS = 2.0
 """How long a process may take to end by itself when it is told to."""
 TAIL_BYTES = 4000

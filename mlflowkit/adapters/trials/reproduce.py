@@ -10,8 +10,8 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any
 
-from mlflowkit.files import replace_file
 from mlflowkit.ports import TrialJob
+from mlflowkit.system.files import replace_file
 
 SCRIPT = '''\
 """Runs the candidate {name!r} again, alone: {reason}
@@ -22,7 +22,7 @@ The rows lie beside this file, the graph in the folder beside it.
 
 from pathlib import Path
 
-from mlflowkit.cli.trial import rerun
+from mlflowkit.processes.trial_main import rerun
 
 PLAN = {plan}
 
@@ -65,7 +65,7 @@ def write_script(job: TrialJob, plan: Mapping[str, Any], reason: str) -> Path | 
 def _content(model: Path) -> str:
     """Digest of a graph's files, also of one that no library can read."""
     from mlflowkit.adapters.trials import graph_files
-    from mlflowkit.bundle import digest_file, digest_json
+    from mlflowkit.system.digests import digest_file, digest_json
 
     return digest_json([digest_file(file) for file in graph_files(model)])
 

@@ -25,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import mlflowkit as mk
 from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import DataError, EngineError, MlkitError, UsageError
-from mlflowkit.tables import inputs_from_table
+from mlflowkit.features.tensors import inputs_from_table
 
 from .conftest import World, bunch, loans, write_data
 

@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 import skops.io
 
-from mlflowkit.adapters.onnx_exporter import OnnxExporter, graph
+from mlflowkit.adapters.onnx_exporter import OnnxExporter, graph_parts
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
-from mlflowkit.tables import inputs_from_table
+from mlflowkit.features.tensors import inputs_from_table
 
 from .conftest import CASES, World, sklearn
 
@@ -248,7 +248,7 @@ def test_the_graph_has_no_leftovers(exported: Make) -> None:
         assert {entry.domain for entry in model.opset_import} == {"", "ai.onnx.ml"}
         assert all(not node.doc_string for node in model.graph.node)
         known = {entry.name: entry for entry in model.graph.value_info}
-        assert graph.FEATURES in known
+        assert graph_parts.FEATURES in known
 
 
 def test_export_leaves_its_inputs_alone(exported: Make, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from mlflowkit.adapters.trials.process import ProcessTrial
 from mlflowkit.bench.environment import description
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
-from mlflowkit.optimization import choice, early
+from mlflowkit.optimization import early_stopping, selection, tournament
 from mlflowkit.optimization.objective import Figures
 from mlflowkit.ports import TrialJob
-from mlflowkit.stages import optimize, trying
+from mlflowkit.stages import optimize
 from mlflowkit.values import Event
 
 from .conftest import World
@@ -216,7 +216,7 @@ def test_a_space_is_searched_whole_and_the_float_graph_is_added_where_it_lacks(c
 def test_a_search_by_optuna_keeps_to_its_trials_and_measures_the_best_together(
     copy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trying, "GROUP", 3)
+    monkeypatch.setattr(tournament, "GROUP", 3)
     world = copy(MLP)
     space = {"graph_level": ["off", "basic", "extended", "all"], "threads": [1, 2, 3, 4]}
     world.optimize(candidates=["onnx"], samples=200, search={"method": "optuna", "trials": 5, "space": space})
@@ -339,7 +339,7 @@ def test_an_interrupt_leaves_no_process_behind(begun: str, copy: Make) -> None:
 def test_a_float_graph_that_nobody_asked_for_stops_no_candidate(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every candidate is surely slower than whatever it is held against."""
     world = copy(MLP)
-    monkeypatch.setattr(early, "ratio", lambda *_, **__: (2.0, 3.0))
+    monkeypatch.setattr(early_stopping, "ratio", lambda *_, **__: (2.0, 3.0))
     basic = {"name": "basic", "engine": {"graph_level": "basic"}}
     world.optimize(candidates=[basic], samples=400)
     assert row_of(world, "basic")["picked"]
@@ -354,7 +354,7 @@ def test_what_was_faster_by_luck_of_one_start_is_not_picked(copy: Make, monkeypa
         asked.append(objective)
         return (0.4, 0.5) if len(asked) == 1 else (0.9, 1.1)
 
-    monkeypatch.setattr(choice, "ratio", lucky)
+    monkeypatch.setattr(selection, "ratio", lucky)
     basic = {"name": "basic", "engine": {"graph_level": "basic"}}
     world.optimize(candidates=["onnx", basic], search={"stop_early": False})
     assert len(asked) == 2

@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflowkit import bundle
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.files import Settings
-from mlflowkit.serving.gateway import Gateway
-from mlflowkit.serving.grpc_listener import GrpcListener
-from mlflowkit.serving.grpc_messages import SERVICE, messages
-from mlflowkit.serving.listener import Listener
-from mlflowkit.serving.telemetry import Telemetry
-from mlflowkit.serving.variants import Versions, load_table
+from mlflowkit.service_state.records import Settings
+from mlflowkit.serving.grpc.grpc_server import GrpcListener
+from mlflowkit.serving.grpc.messages import SERVICE, messages
+from mlflowkit.serving.http.gateway import Gateway
+from mlflowkit.serving.http.http_server import Listener
+from mlflowkit.serving.inference.gateway_metrics import Telemetry
+from mlflowkit.serving.inference.variants import Versions, load_table
 from mlflowkit.values import Lineage, RoutingTable, Variant
 
 NUMERIC = ("age", "income", "debt")

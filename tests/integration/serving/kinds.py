@@ -78,6 +78,6 @@ def echo(folder: Path) -> bundle.Bundle:
 
 def array(datatype: str) -> np.ndarray:
     """The values of a datatype as an array of it."""
-    from mlflowkit.serving.elements import DTYPES
+    from mlflowkit.serving.protocol.json_tensors import DTYPES
 
     return np.array(VALUES[datatype], dtype=DTYPES[datatype])

@@ -21,12 +21,13 @@ import rollout_drill as drill
 from mlflowkit.bundle import Bundle
 from mlflowkit.cli.progress import describe
 from mlflowkit.errors import ServiceError, UsageError
-from mlflowkit.rollout import asking, commands, lease, memory, webhooks
+from mlflowkit.rollout import commands, requests, webhooks
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.measuring import EvidenceFolder, Prometheus, instant
-from mlflowkit.rollout.plan import Rollout, Webhook
+from mlflowkit.rollout.evidence_reader import EvidenceFolder, Prometheus, instant
+from mlflowkit.rollout.settings import Rollout, Webhook
 from mlflowkit.rollout.state import Request, Tell
-from mlflowkit.serving.files import ReplicaReport, ServiceFiles, process_started, write_json
+from mlflowkit.service_state import controller_lease, version_history
+from mlflowkit.service_state.records import ReplicaReport, ServiceFiles, process_started, write_json
 from mlflowkit.stages import deploy
 from mlflowkit.values import Event, RoutingTable
 
@@ -206,30 +207,30 @@ def test_evidence_that_is_damaged_counts_as_it_last_could_be_read(tmp_path: Path
 
 def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    held = lease.take(tmp_path)
+    held = controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
     other = Request("e2", "lending", replace(drill.CANDIDATE, digest="d3", version="3"), drill.PLAN, time.time())
     with pytest.raises(ServiceError, match="version 2 is already being rolled out") as refused:
-        asking.check(files, other)
+        requests.check(files, other)
     assert "mlkit rollout abort lending" in refused.value.hint
     commands.say(files, "rollback", "smells")
     one.step()
     assert drill.ended(files) is not None
     with pytest.raises(ServiceError, match="cools down"):
-        asking.check(files, other)
-    asking.check(files, replace(other, plan=other.plan.model_copy(update={"cooldown_seconds": 0.0})))
+        requests.check(files, other)
+    requests.check(files, replace(other, plan=other.plan.model_copy(update={"cooldown_seconds": 0.0})))
     same = replace(other, candidate=drill.CANDIDATE, plan=other.plan.model_copy(update={"cooldown_seconds": 0.0}))
     with pytest.raises(ServiceError, match="was rolled back: smells"):
-        asking.check(files, same)
-    (gone,) = memory.forget(files, "2")
+        requests.check(files, same)
+    (gone,) = version_history.forget(files, "2")
     assert gone.digest == "d2"
-    asking.check(files, same)
+    requests.check(files, same)
 
 
 def test_a_run_that_meets_its_version_in_another_rollout_says_so(tmp_path: Path) -> None:
-    files, held = drill.set_up(tmp_path), lease.take(tmp_path)
+    files, held = drill.set_up(tmp_path), controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     for _ in range(3):
@@ -260,16 +261,16 @@ def test_a_request_that_waits_is_neither_replaced_nor_removed_by_another(tmp_pat
     waiting = (files.folder / "request.json").read_bytes()
     other = Request("e2", "lending", replace(drill.CANDIDATE, digest="d3", version="3"), drill.PLAN, time.time())
     with pytest.raises(ServiceError, match="another run has just asked for a rollout of lending"):
-        asking.begin(files, other)
+        requests.begin(files, other)
     assert (files.folder / "request.json").read_bytes() == waiting
 
 
 def test_a_command_that_was_said_to_a_rollout_that_has_ended_is_void(tmp_path: Path) -> None:
     """A rollback told while the rollout was being rolled back must not go back one version more."""
     files = drill.set_up(tmp_path)
-    memory.crown(files, replace(drill.CHAMPION, version="0", digest="d0"), {}, 0.0)
-    memory.crown(files, drill.CHAMPION, {}, 1.0)
-    held = lease.take(tmp_path)
+    version_history.crown(files, replace(drill.CHAMPION, version="0", digest="d0"), {}, 0.0)
+    version_history.crown(files, drill.CHAMPION, {}, 1.0)
+    held = controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
@@ -295,7 +296,7 @@ def test_a_command_that_was_said_to_a_rollout_that_has_ended_is_void(tmp_path: P
 
 def test_damaged_requests_and_commands_end_no_rollout(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    held = lease.take(tmp_path)
+    held = controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
@@ -312,7 +313,7 @@ def test_damaged_requests_and_commands_end_no_rollout(tmp_path: Path) -> None:
 
 def test_a_version_that_gateways_refuse_is_turned_down_and_one_that_nobody_could_take_is_not(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    held = lease.take(tmp_path)
+    held = controller_lease.take(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     works = one.world.platform
@@ -336,13 +337,13 @@ def test_a_version_that_gateways_refuse_is_turned_down_and_one_that_nobody_could
     assert state is not None
     assert (state.phase, state.by) == ("rolled_back", "policy")
     assert "its graph does not load" in state.reason
-    assert list(memory.failures(files)) == ["d2"]
+    assert list(version_history.failures(files)) == ["d2"]
 
 
 def test_a_rollout_that_ends_meanwhile_does_not_hide_what_is_wrong_with_its_version(
     tmp_path: Path, start: Callable[..., InProcess], first: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, held = drill.set_up(tmp_path), lease.take(tmp_path)
+    files, held = drill.set_up(tmp_path), controller_lease.take(tmp_path)
     assert held is not None
     candidate = replace(drill.CANDIDATE, digest=first.manifest.identity, bundle=str(first.path))
     plan = drill.PLAN.model_copy(update={"webhooks": []})

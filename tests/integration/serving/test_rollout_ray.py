@@ -23,10 +23,10 @@ from benchmarks import planted
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import ServiceError
-from mlflowkit.rollout import lease
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.state import RolloutState
-from mlflowkit.serving.files import ServiceFiles
+from mlflowkit.service_state import controller_lease
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import RoutingTable
@@ -45,7 +45,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.state = folder / ".mlkit"
-        self.platform = RayServePlatform(self.state, companions=("mlflowkit.cli.controller",))
+        self.platform = RayServePlatform(self.state, companions=("mlflowkit.processes.controller_main",))
         self.files = ServiceFiles(self.state / "services" / "lending")
 
     def deploy(self, made: Bundle, **rollout: Any) -> Any:
@@ -164,12 +164,12 @@ def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
     assert "mlkit rollout forget" in refused.value.hint
 
     told = world.deploy(bundles["two"], strategy="canary", steps=[0, 20, 50], metrics=[ERRORS], **QUICK)
-    holder = lease.read(world.state)
+    holder = controller_lease.read(world.state)
     assert holder is not None
     os.kill(holder.pid, signal.SIGKILL)  # another one is started, and goes on
     assert world.ended(told["experiment"]).phase == "promoted"
     assert world.champion() == bundles["two"].manifest.identity
-    newer = lease.read(world.state)
+    newer = controller_lease.read(world.state)
     assert newer is not None
     assert newer.fence > holder.fence
 

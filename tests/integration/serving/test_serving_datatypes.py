@@ -9,10 +9,10 @@ import numpy as np
 import orjson
 import pytest
 
-from mlflowkit.serving.binary import encode
-from mlflowkit.serving.files import Settings
-from mlflowkit.serving.grpc_codec import FIELDS
-from mlflowkit.serving.grpc_messages import messages
+from mlflowkit.service_state.records import Settings
+from mlflowkit.serving.grpc.message_codec import FIELDS
+from mlflowkit.serving.grpc.messages import messages
+from mlflowkit.serving.protocol.binary_tensors import encode
 
 from .conftest import Grpc, InProcess, table
 from .kinds import VALUES, array, echo

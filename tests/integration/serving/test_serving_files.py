@@ -11,9 +11,9 @@ import pytest
 
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.adapters.ray_serve.steward import Isolated, Steward
+from mlflowkit.adapters.ray_serve.reconciler import Isolated, Steward
 from mlflowkit.errors import ServiceError
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings, process_started
+from mlflowkit.service_state.records import Desired, ServiceFiles, Settings, process_started
 from mlflowkit.stages.deploy import ServeSection
 
 from .conftest import wait_for

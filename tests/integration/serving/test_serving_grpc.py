@@ -16,9 +16,9 @@ import pytest
 
 from mlflowkit.bundle import Bundle
 from mlflowkit.serving.auth import Keyring, make
-from mlflowkit.serving.binary import encode
-from mlflowkit.serving.grpc_listener import GrpcListener
-from mlflowkit.serving.grpc_messages import SERVICE, messages
+from mlflowkit.serving.grpc.grpc_server import GrpcListener
+from mlflowkit.serving.grpc.messages import SERVICE, messages
+from mlflowkit.serving.protocol.binary_tensors import encode
 from mlflowkit.values import Affinity, RoutingTable, Variant
 
 from .conftest import CATEGORIES, NUMERIC, ROWS, Grpc, InProcess, expected, table
@@ -293,7 +293,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 file = descriptor_pb2.FileDescriptorProto(name="grpc_service.proto", package="inference")
 file.message_type.add(name="ModelInferRequest").field.add(name="other", number=9, type=9, label=1)
 descriptor_pool.Default().Add(file)
-from mlflowkit.serving.grpc_messages import messages
+from mlflowkit.serving.grpc.messages import messages
 print(messages().ModelInferRequest(model_name="x").model_name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -23,20 +23,20 @@ from mlflowkit.adapters.ray_serve import isolated, wire
 from mlflowkit.adapters.ray_serve.isolated import Server, reports_path, write_report
 from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
 from mlflowkit.bundle import Bundle, Signature, Tensor
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import EngineError, ServiceError
+from mlflowkit.graphs.candidates import Engine
 from mlflowkit.ports import RemoteModels, Runtime, Session
-from mlflowkit.serving import shadow as mirroring
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings
-from mlflowkit.serving.gateway import Gateway
-from mlflowkit.serving.listener import Listener
-from mlflowkit.serving.protocol import Schema
-from mlflowkit.serving.records import Mirrored, Record
-from mlflowkit.serving.router import mirrored
-from mlflowkit.serving.shadow import ShadowMirror, translate
-from mlflowkit.serving.tally import Tally
-from mlflowkit.serving.telemetry import Telemetry
-from mlflowkit.serving.variants import Versions, load_table
+from mlflowkit.service_state.records import Desired, ServiceFiles, Settings
+from mlflowkit.serving.http.gateway import Gateway
+from mlflowkit.serving.http.http_server import Listener
+from mlflowkit.serving.inference import shadow as mirroring
+from mlflowkit.serving.inference.answer_records import Mirrored, Record
+from mlflowkit.serving.inference.counters import Tally
+from mlflowkit.serving.inference.gateway_metrics import Telemetry
+from mlflowkit.serving.inference.router import mirrored
+from mlflowkit.serving.inference.shadow import ShadowMirror, translate
+from mlflowkit.serving.inference.variants import Versions, load_table
+from mlflowkit.serving.protocol.open_inference import Schema
 from mlflowkit.values import RoutingTable, Variant
 
 from .conftest import ROWS, expected, wait_for

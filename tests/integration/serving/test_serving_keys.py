@@ -15,8 +15,8 @@ import pytest
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import ServiceError
+from mlflowkit.service_state.records import Desired, ServiceFiles
 from mlflowkit.serving import auth
-from mlflowkit.serving.files import Desired, ServiceFiles
 from mlflowkit.serving.replica import Replica
 
 from .conftest import ROWS, InProcess, table, wait_for
@@ -27,7 +27,7 @@ from .test_serving_versions import report, service
 @pytest.fixture(scope="module")
 def locked(first: Bundle):  # type: ignore[no-untyped-def]
     """A gateway with a key for each scope, and their tokens."""
-    from mlflowkit.serving.files import Settings
+    from mlflowkit.service_state.records import Settings
 
     running = InProcess(Settings("lending"))
     running.swap(table(1, first))
@@ -177,7 +177,7 @@ def test_the_platform_maps_the_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     import stat
 
     from mlflowkit.adapters.ray_serve import platform
-    from mlflowkit.serving.files import ServiceFiles
+    from mlflowkit.service_state.records import ServiceFiles
     from mlflowkit.stages.deploy import ServeSection
 
     files = ServiceFiles(tmp_path / "state" / "services" / "lending")

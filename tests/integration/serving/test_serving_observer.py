@@ -16,10 +16,10 @@ import pytest
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
 from mlflowkit.cli.app import main
-from mlflowkit.judging.evidence import Evidence, VariantCounts
-from mlflowkit.serving.files import Desired, ServiceFiles, Settings
-from mlflowkit.serving.join import FeedbackJoin
-from mlflowkit.serving.prediction_log import read_log
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
+from mlflowkit.service_state.records import Desired, ServiceFiles, Settings
+from mlflowkit.serving.feedback.join import FeedbackJoin
+from mlflowkit.serving.observer.prediction_log import read_log
 from mlflowkit.serving.replica import Replica
 from mlflowkit.values import RoutingTable, Variant
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.cli.predict import MISSING
+from mlflowkit.cli.commands.predict import MISSING
 
 COLUMNS = (("numeric", "FP32", ["age"]), ("categorical", "BYTES", ["city"]))
 

@@ -25,7 +25,7 @@ from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.isolated import read_reports, reports_path
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import BundleError, ServiceError
-from mlflowkit.serving.files import ServiceFiles, process_started, read_json
+from mlflowkit.service_state.records import ServiceFiles, process_started, read_json
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
@@ -138,7 +138,7 @@ def test_a_port_in_use_is_told_before_ray_is_started(tmp_path: Path, one: Bundle
 
 
 def test_what_a_dead_machine_left_is_down(tmp_path: Path, one: Bundle) -> None:
-    from mlflowkit.serving.files import Desired, ReplicaReport, Settings
+    from mlflowkit.service_state.records import Desired, ReplicaReport, Settings
 
     files = ServiceFiles(tmp_path / "services" / "lending")
     files.write_desired(Desired(1, True, Settings("lending", port=1)))

@@ -13,10 +13,10 @@ import pytest
 
 from mlflowkit.bundle import Bundle, Signature, Tensor
 from mlflowkit.errors import EngineError
-from mlflowkit.serving.breaker import FAILURES
-from mlflowkit.serving.records import Mirrored, Record
-from mlflowkit.serving.router import Router
-from mlflowkit.serving.schema import Schema
+from mlflowkit.serving.inference.answer_records import Mirrored, Record
+from mlflowkit.serving.inference.circuit_breaker import FAILURES
+from mlflowkit.serving.inference.router import Router
+from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import Affinity, RoutingTable, Variant
 
 from .conftest import ROWS, InProcess, table, wait_for
@@ -216,7 +216,7 @@ def test_a_circuit_stays_with_its_variant_when_weights_change_and_not_with_anoth
     breaker = running.versions.active.by_name["challenger"].breaker  # type: ignore[union-attr]
     active = running.versions.active
     from mlflowkit.adapters.onnxruntime import OnnxRuntime
-    from mlflowkit.serving.variants import load_table
+    from mlflowkit.serving.inference.variants import load_table
 
     models = tuple(active.by_name.values())  # type: ignore[union-attr]
     more = load_table(split(2, first, second, 0.7), OnnxRuntime(), 1, models)

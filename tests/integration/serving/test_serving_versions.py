@@ -16,12 +16,12 @@ import pytest
 from mlflowkit import bundle
 from mlflowkit.adapters.onnxruntime import OnnxRuntime, OnnxSession
 from mlflowkit.bundle import Bundle
-from mlflowkit.candidates import Engine
 from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
-from mlflowkit.judging.evidence import Evidence
-from mlflowkit.serving.files import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
+from mlflowkit.graphs.candidates import Engine
+from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.service_state.records import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
+from mlflowkit.serving.inference.variants import load_table
 from mlflowkit.serving.replica import Replica
-from mlflowkit.serving.variants import load_table
 from mlflowkit.values import Lineage, RoutingTable, Variant
 
 from .conftest import ROWS, InProcess, expected, make_bundle, table, wait_for
@@ -154,37 +154,43 @@ def report(files: ServiceFiles, done: Callable[[ReplicaReport], bool]) -> Replic
 
 
 def test_a_replica_follows_its_files(tmp_path: Path, first: Bundle, second: Bundle) -> None:
-    from mlflowkit.serving import client
+    from mlflowkit.service_state import http_client
 
     files = service(tmp_path)
     replica = Replica(files.folder, OnnxRuntime(), "r1")
     try:
         report(files, lambda found: found.state == "waiting")
         url = files.desired().settings.endpoint  # type: ignore[union-attr]
-        assert not client.ready(url)
+        assert not http_client.ready(url)
         files.write_table(table(1, first))
         report(files, lambda found: found.epoch == 1 and found.state == "serving")
-        assert client.ready(url)
+        assert http_client.ready(url)
 
         files.write_proposal(Proposal("t1", table(2, second)))
         report(files, lambda found: found.prepared == "t1")
-        assert client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == first.manifest.version
+        assert (
+            http_client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == first.manifest.version
+        )
         files.write_table(table(2, second))
         report(files, lambda found: found.epoch == 2)
-        assert client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == second.manifest.version
+        assert (
+            http_client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == second.manifest.version
+        )
 
         files.write_proposal(Proposal("t2", table(3, make_bundle(tmp_path / "unblessed", blessed=False))))
         refused = report(files, lambda found: found.refused == "t2")
         assert "not blessed" in refused.message
-        assert client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == second.manifest.version
+        assert (
+            http_client.request(url, "POST", "/predict", {"rows": ROWS})[1]["model_version"] == second.manifest.version
+        )
         files.write_proposal(Proposal("t3", table(3, first)))
         report(files, lambda found: found.prepared == "t3" and not found.refused)
 
         moved = Settings("lending", port=free_port(), max_body_bytes=64)
         files.write_desired(Desired(2, True, moved))
         report(files, lambda found: found.generation == 2 and found.port == moved.port)
-        assert client.request(moved.endpoint, "POST", "/predict", {"rows": ROWS})[0] == 413
-        assert not client.ready(url)
+        assert http_client.request(moved.endpoint, "POST", "/predict", {"rows": ROWS})[0] == 413
+        assert not http_client.ready(url)
         replica.check()
     finally:
         replica.stop()
@@ -192,7 +198,7 @@ def test_a_replica_follows_its_files(tmp_path: Path, first: Bundle, second: Bund
 
 
 def test_a_replica_whose_bundle_went_bad_stays_away_from_the_port_and_says_why(tmp_path: Path, second: Bundle) -> None:
-    from mlflowkit.serving import client
+    from mlflowkit.service_state import http_client
 
     bad = make_bundle(tmp_path / "bad")
     (bad.path / "signature.json").write_text("{}")
@@ -207,7 +213,7 @@ def test_a_replica_whose_bundle_went_bad_stays_away_from_the_port_and_says_why(t
         report(files, lambda found: found.prepared == "t")
         files.write_table(table(5, second))
         report(files, lambda found: found.state == "serving" and found.epoch == 5)
-        assert client.ready(files.desired().settings.endpoint)  # type: ignore[union-attr]
+        assert http_client.ready(files.desired().settings.endpoint)  # type: ignore[union-attr]
     finally:
         replica.stop()
 
@@ -232,7 +238,7 @@ def evidence(files: ServiceFiles, done: Callable[[Evidence], bool]) -> Evidence:
 def test_weights_change_without_loading_and_evidence_is_kept_by_table_and_experiment(
     tmp_path: Path, first: Bundle, second: Bundle
 ) -> None:
-    from mlflowkit.serving import client
+    from mlflowkit.service_state import http_client
 
     loaded: list[Path] = []
 
@@ -250,7 +256,7 @@ def test_weights_change_without_loading_and_evidence_is_kept_by_table_and_experi
 
         def ask(count: int) -> None:
             for _ in range(count):
-                assert client.request(url, "POST", "/predict", {"rows": ROWS})[0] == 200
+                assert http_client.request(url, "POST", "/predict", {"rows": ROWS})[0] == 200
 
         def requests(found: Evidence, epoch: int) -> int:
             return sum(counts.requests for counts in found.epochs.get(epoch, {}).values())
@@ -283,7 +289,7 @@ def test_weights_change_without_loading_and_evidence_is_kept_by_table_and_experi
 
 
 def test_a_disk_that_takes_no_evidence_stops_no_answers(tmp_path: Path, first: Bundle) -> None:
-    from mlflowkit.serving import client
+    from mlflowkit.service_state import http_client
 
     files = service(tmp_path)
     (files.folder / "evidence").write_text("in the way")
@@ -292,7 +298,7 @@ def test_a_disk_that_takes_no_evidence_stops_no_answers(tmp_path: Path, first: B
     try:
         report(files, lambda found: found.state == "serving")
         url = files.desired().settings.endpoint  # type: ignore[union-attr]
-        assert client.request(url, "POST", "/predict", {"rows": ROWS})[0] == 200
+        assert http_client.request(url, "POST", "/predict", {"rows": ROWS})[0] == 200
         replica.check()
         (files.folder / "evidence").unlink()
         found = evidence(files, lambda found: bool(found.epochs))

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlflowkit.features.preprocess import load_preprocess, open_table, transform
 from mlflowkit.ports import StageContext
-from mlflowkit.preprocess import load_preprocess, open_table, transform
 from mlflowkit.stages import train
 from mlflowkit.stages.base import Column, TableInfo
 from mlflowkit.values import Event, Lineage, StageResult

@@ -15,7 +15,7 @@ from safetensors.numpy import load
 
 from mlflowkit.adapters.ray_train.attach import running
 from mlflowkit.errors import UsageError, UserCodeError
-from mlflowkit.serving.files import process_started
+from mlflowkit.service_state.records import process_started
 from mlflowkit.values import Event
 
 pytestmark = pytest.mark.ray
@@ -47,7 +47,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def two_cpus() -> Iterator[None]:
     """The Ray that a run would start for itself, shared by the tests of this module."""
-    from mlflowkit.adapters.ray_train.cluster import local_ray
+    from mlflowkit.adapters.ray_train.ray_workers import local_ray
 
     with local_ray(None, 2):
         yield

@@ -11,7 +11,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mlflowkit.errors import UserCodeError
-from mlflowkit.preprocess import load_sklearn
+from mlflowkit.features.preprocess import load_sklearn
 
 BOOSTING = {"kind": "sklearn", "module": "sklearn.ensemble:HistGradientBoostingClassifier", "args": {"max_iter": 20}}
 World = Any

@@ -1,0 +1,19 @@
+"""Bind the gRPC server of a Ray Serve replica to loopback where Ray itself listens on loopback only."""
+
+from __future__ import annotations
+
+import ray
+
+
+def keep_to_loopback() -> None:
+    """Where Ray keeps to loopback, have this replica's own gRPC server keep to it too.
+
+    Serve opens one on every interface once the replica is made, asks for no token there, and unpickles what it is
+    sent (ray 2.60, ``ray/serve/_private/replica.py``); there is no setting for its address.
+    """
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))

@@ -1,0 +1,43 @@
+"""mlkit runs: the runs that the journal knows."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
+from mlflowkit.cli.commands.show import RecipeOption
+
+
+@app.command()
+def runs(
+    recipe: RecipeOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> int:
+    """List runs, newest first."""
+    from mlflowkit.pipeline.journal import Journal
+    from mlflowkit.pipeline.run_summary import answer
+
+    folder = state_folder(state, recipe)
+    with Journal(folder, create=False) as journal:
+        records = journal.runs(limit)
+    if json:
+        emit_json({"runs": [answer(record, folder) for record in records]})
+        return 0
+    if not records:
+        echo(f"no run is recorded in {folder}; `mlkit run RECIPE` makes one, --state DIR looks elsewhere")
+        return 0
+    for record in records:
+        ran = sum(step.action == "run" and step.status == "done" for step in record.steps)
+        reused = sum(step.action == "reuse" and step.status == "done" for step in record.steps)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
+        bundle = f"  {record.bundle[:12]}{' blessed' if record.blessed else ''}" if record.bundle else ""
+        overrides = f"  {' '.join(record.overrides)}" if record.overrides else ""
+        echo(
+            f"{record.run}  {when}  {record.name:<12} {record.status:<12} {ran} run {reused} reused{bundle}{overrides}"
+        )
+    return 0

@@ -1,0 +1,524 @@
+"""What one key of a recipe forbids another: pure judgements over plain values, all of them made at once.
+
+Each rule takes a `View`, which gives values of the right type or None, so that a recipe with other faults is judged
+as far as it can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from mlflowkit.errors import nearest
+from mlflowkit.graphs.candidates import NAMED, Candidate, Engine
+from mlflowkit.graphs.imported_graph import ROLES
+from mlflowkit.optimization.space import MOST, Space, candidates_of, impossible, key_of
+from mlflowkit.recipe.rule import Problem, Rule, View
+from mlflowkit.recipe.yaml_tree import KeyPath, show
+from mlflowkit.stages.evaluate import (
+    BINARY_METRICS,
+    CLASSIFICATION_METRICS,
+    LATENCY_METRICS,
+    LOWER_IS_BETTER,
+    REGRESSION_METRICS,
+)
+from mlflowkit.values import Json
+
+SHARES = ("roc_auc", "average_precision", "precision", "recall", "f1", "accuracy", "balanced_accuracy",
+          "macro_f1", "macro_roc_auc", "brier")  # fmt: skip
+"""Metrics within [0, 1]."""
+TORCH_ONLY = ("epochs", "batch_size", "optimizer", "schedule", "early_stopping", "clip_norm", "precision",
+              "workers", "max_failures", "checkpoint_every")  # fmt: skip
+"""Keys of train that scikit-learn has no use for."""
+OUTPUT_ROLES = tuple(role for roles in ROLES.values() for role in roles)
+"""What outputs of a brought graph can be, whatever the task."""
+MOST_TRIED = 1000
+"""Candidates of a space that may all be tried."""
+KIND_OF_TYPE = {"string": ("categorical",), "datetime": ("time",), "float": ("numeric",)}
+"""Column kinds that a declared type can have besides group and ignore; others can have any."""
+
+
+def problems(values: Json) -> list[Problem]:
+    """Everything impossible about a recipe's values.
+
+    >>> found = problems({"task": "regression", "data": {"split": {"kind": "stratified"}}})
+    >>> found[0].path, found[0].message
+    (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
+    """
+    from mlflowkit.recipe import rollout_rules
+
+    view = View(values)
+    return [problem for rule in (*RULES, *rollout_rules.RULES) for problem in rule(view)]
+
+
+def metrics_of(task: str) -> tuple[str, ...]:
+    """The metrics that a task has; of an unknown task, all."""
+    if task == "regression":
+        return (*REGRESSION_METRICS, *LATENCY_METRICS)
+    if task == "classification":
+        return (*BINARY_METRICS, *CLASSIFICATION_METRICS, *LATENCY_METRICS)
+    return (*BINARY_METRICS, *CLASSIFICATION_METRICS, *REGRESSION_METRICS, *LATENCY_METRICS)
+
+
+def _metric(view: View, path: KeyPath, allowed: Sequence[str]) -> Iterator[Problem]:
+    """A metric that the task has not."""
+    metric = view.text(*path)
+    if not metric or metric in allowed:
+        return
+    close = nearest(metric, allowed)
+    elsewhere = metric in metrics_of("")
+    message = f"a {view.task} has no metric {metric!r}" if elsewhere and view.task else f"unknown metric {metric!r}"
+    hint = f"did you mean {close}?" if close and not elsewhere else f"write {allowed[0]}"
+    yield Problem(path, f"{message}; there are {', '.join(allowed)}", hint)
+
+
+# --------------------------------------------------------------------------------------------------------- gates
+
+
+def _gates(view: View) -> Iterator[Problem]:
+    allowed = metrics_of(view.task)
+    for index, gate in enumerate(view.items("gates")):
+        if not isinstance(gate, dict):
+            continue
+        path = ("gates", index)
+        yield from _metric(view, (*path, "metric"), allowed)
+        yield from _gate_form(view, path, gate)
+        yield from _gate_reach(view, path, gate)
+        earlier = [other for other in range(index) if view.get("gates", other) == gate]
+        if earlier:
+            yield Problem(path, f"the same gate as gates.{earlier[0]}", "remove one of them")
+
+
+def _gate_form(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+    """A value threshold has min or max, a change threshold has against and margin; nothing else."""
+    bounds = [name for name in ("min", "max") if gate.get(name) is not None]
+    against = gate.get("against") is not None
+    if not bounds and not against:
+        better = "max" if gate.get("metric") in LOWER_IS_BETTER else "min"
+        message = "a gate needs min or max (a value threshold), or against (a change threshold)"
+        yield Problem(path, message, f"add {better}: to it, or against: champion")
+    if bounds and against:
+        message = f"against and {bounds[0]} in one gate: a gate is a change threshold or a value threshold"
+        yield Problem((*path, "against"), message, "make two gates of it")
+    if "margin" in gate and not against:
+        yield Problem((*path, "margin"), "margin belongs to against", "add against: champion, or drop margin")
+    low, high = view.number(*path, "min"), view.number(*path, "max")
+    if low is not None and high is not None and low > high:
+        message = f"max {show(high)} is below min {show(low)}: no value passes"
+        yield Problem((*path, "max"), message, "swap them")
+
+
+def _gate_reach(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+    """Thresholds that no value reaches; latency by slice or against the champion."""
+    metric = str(gate.get("metric"))
+    low, high = view.number(*path, "min"), view.number(*path, "max")
+    if low is not None and low > 1 and (metric in SHARES or metric == "r2"):
+        hint = f"as a share: {show(low / 100)}" if 1 < low <= 100 else "write a number up to 1"
+        yield Problem((*path, "min"), f"{metric} is at most 1: min {show(low)} never passes", hint)
+    if high is not None and high < 0 and metric != "r2" and metric in metrics_of(""):
+        yield Problem(
+            (*path, "max"), f"{metric} is at least 0: max {show(high)} never passes", "write a number above 0"
+        )
+    if metric in LATENCY_METRICS:
+        for name in ("against", "slice"):
+            if gate.get(name) is not None:
+                message = f"a latency gate has no {name}: latency is measured on the machine of the run, for all rows"
+                yield Problem((*path, name), message, "give it max: MILLISECONDS only")
+
+
+def _slices(view: View) -> Iterator[Problem]:
+    """Slices by a column that is not declared, is dropped or is the target."""
+    if not view.mapping("data"):
+        return
+    columns = view.mapping("data", "columns")
+    declared = dict.fromkeys(columns)
+    for _, check in view.checks("schema"):
+        declared.update(dict.fromkeys(check["columns"]) if isinstance(check.get("columns"), dict) else {})
+    if column := view.text("data", "split", "column"):
+        declared[column] = None
+    for index, _ in enumerate(view.items("gates")):
+        path = ("gates", index, "slice", "column")
+        column = view.text(*path)
+        if not column:
+            continue
+        if column == view.text("data", "target"):
+            yield Problem(path, f"{column!r} is the target: a slice is made by a feature", "name another column")
+        elif column in view.items("data", "drop") or columns.get(column) == "ignore":
+            yield Problem(path, f"{column!r} is dropped: there is nothing to slice by", "take it out of data.drop")
+        elif column not in declared:
+            close = nearest(column, list(declared))
+            hint = f"did you mean {close}?" if close else f"declare it: data.columns: {{{column}: categorical}}"
+            message = f"column {column!r} is declared neither in data.columns nor in a schema check"
+            yield Problem(path, message, hint)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def _split(view: View) -> Iterator[Problem]:
+    if view.regression and view.text("data", "split", "kind") == "stratified":
+        message = "a stratified split needs classes; a regression has none"
+        yield Problem(("data", "split", "kind"), message, "write kind: random")
+    shares = {name: view.number("data", "split", name) for name in ("validation", "test")}
+    if not view.mapping("data", "split"):
+        return
+    total = sum(0.15 if share is None else share for share in shares.values())
+    if total >= 1 and all(share is None or 0 < share < 1 for share in shares.values()):
+        name = "test" if shares["test"] is not None else "validation"
+        message = f"validation and test take {total:g} of the rows: none are left to train on"
+        yield Problem(("data", "split", name), message, "they sum to less than 1, such as 0.15 and 0.15")
+
+
+def _target(view: View) -> Iterator[Problem]:
+    """Keys that contradict the target's role."""
+    target = view.text("data", "target")
+    if view.regression and view.get("data", "positive") is not None:
+        message = "a positive class belongs to a classification; this is a regression"
+        yield Problem(("data", "positive"), message, "remove data.positive")
+    if not target:
+        return
+    for index, column in enumerate(view.items("data", "drop")):
+        if column == target:
+            yield Problem(("data", "drop", index), f"{target!r} is the target: it cannot be dropped", "take it out")
+    if target in view.mapping("data", "columns"):
+        message = f"{target!r} is the target: it is no feature and has no kind"
+        yield Problem(("data", "columns", target), message, "remove it from data.columns", at_key=True)
+    if view.text("data", "split", "column") == target:
+        yield Problem(
+            ("data", "split", "column"), f"{target!r} is the target: rows are not split by it", "name another"
+        )
+
+
+def _columns(view: View) -> Iterator[Problem]:
+    """Columns that are named twice, or for two purposes."""
+    columns, drop = view.mapping("data", "columns"), view.items("data", "drop")
+    for index, column in enumerate(drop):
+        if column in drop[:index]:
+            yield Problem(("data", "drop", index), f"{column!r} is listed twice", "remove one")
+        elif isinstance(column, str) and columns.get(column, "ignore") != "ignore":
+            message = f"{column!r} is dropped here and declared {columns[column]} in data.columns"
+            yield Problem(("data", "drop", index), message, "remove it from one of them")
+    column, kind = view.text("data", "split", "column"), view.text("data", "split", "kind")
+    if not column:
+        return
+    if column in drop:
+        path = ("data", "drop", drop.index(column))
+        yield Problem(path, f"the split needs {column!r}, which is no feature anyway", "take it out of data.drop")
+    if columns.get(column, kind) != kind and kind in ("group", "time"):
+        message = f"{column!r} makes the {kind} split: it is no feature, and declared {columns[column]}"
+        yield Problem(("data", "columns", column), message, f"write {column}: {kind}, or leave it out")
+
+
+def _checks(view: View) -> Iterator[Problem]:
+    for index, _ in view.checks("range"):
+        path = ("data", "checks", index)
+        low, high = view.number(*path, "min"), view.number(*path, "max")
+        if view.get(*path, "min") is None and view.get(*path, "max") is None:
+            yield Problem(path, "a range check needs min or max", "add min: or max:")
+        elif low is not None and high is not None and low > high:
+            message = f"max {show(high)} is below min {show(low)}: no value is in range"
+            yield Problem((*path, "max"), message, "swap them")
+        if view.mapping("data", "columns").get(view.text(*path, "column")) == "categorical":
+            message = f"{view.text(*path, 'column')!r} is declared categorical: a range is of numbers"
+            yield Problem((*path, "column"), message, "use a check of kind allowed")
+    for index, _ in view.checks("unique"):
+        names = view.items("data", "checks", index, "columns")
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                yield Problem(("data", "checks", index, "columns", at), f"{name!r} is listed twice", "remove one")
+    yield from _repeated_checks(view)
+
+
+def _repeated_checks(view: View) -> Iterator[Problem]:
+    """Two checks of one thing: which of them holds?"""
+    seen: dict[tuple[str, str], int] = {}
+    for index, check in enumerate(view.items("data", "checks")):
+        kind = check.get("kind") if isinstance(check, dict) else None
+        if kind not in ("schema", "range", "nulls", "allowed"):
+            continue
+        key = (kind, str(check.get("column")))
+        if key in seen:
+            what = "schema check" if kind == "schema" else f"{kind} check of {key[1]!r}"
+            message = f"a second {what}: the first is data.checks.{seen[key]}"
+            yield Problem(("data", "checks", index), message, "make one of the two")
+        seen.setdefault(key, index)
+
+
+def _schema_check(view: View) -> Iterator[Problem]:
+    """Columns named elsewhere that a closed schema check does not have, and kinds that its types cannot have."""
+    schema = view.schema
+    if schema is None:
+        return
+    for path, column in _named_columns(view):
+        if column not in schema:
+            close = nearest(column, list(schema))
+            message = f"column {column!r} is not among the columns of the schema check"
+            hint = f"did you mean {close}?" if close else "declare it there, or write extra: allow"
+            yield Problem(path, message, hint, at_key=path[:2] == ("data", "columns"))
+    for column, kind in view.mapping("data", "columns").items():
+        allowed = KIND_OF_TYPE.get(str(schema.get(column)))
+        if allowed and kind in ("numeric", "categorical", "time") and kind not in allowed:
+            message = f"{column!r} is declared {schema[column]} in the schema check: it cannot be {kind}"
+            yield Problem(("data", "columns", column), message, f"write {column}: {allowed[0]}")
+
+
+def _named_columns(view: View) -> Iterator[tuple[KeyPath, str]]:
+    """Every column that the recipe names outside its schema check, and where."""
+    for name in ("target", "split"):
+        path: KeyPath = ("data", name) if name == "target" else ("data", "split", "column")
+        if view.text(*path):
+            yield path, view.text(*path)
+    for column in view.mapping("data", "columns"):
+        yield ("data", "columns", column), column
+    for index, column in enumerate(view.items("data", "drop")):
+        if isinstance(column, str):
+            yield ("data", "drop", index), column
+    for index, check in enumerate(view.items("data", "checks")):
+        if not isinstance(check, dict):
+            continue
+        if isinstance(check.get("column"), str):
+            yield ("data", "checks", index, "column"), check["column"]
+        for at, column in enumerate(view.items("data", "checks", index, "columns")):
+            if isinstance(column, str):
+                yield ("data", "checks", index, "columns", at), column
+
+
+# ----------------------------------------------------------------------------------------- model, train, optimize
+
+
+def _train(view: View) -> Iterator[Problem]:
+    weights = view.get("train", "class_weights")
+    if view.regression and weights is not None:
+        message = "class weights belong to a classification; this is a regression"
+        yield Problem(("train", "class_weights"), message, "remove train.class_weights")
+    elif isinstance(weights, dict):
+        for name in weights:
+            weight = view.number("train", "class_weights", name)
+            if weight is not None and weight <= 0:
+                path = ("train", "class_weights", name)
+                yield Problem(path, f"expected a weight > 0, found {show(weight)}", "write a number above 0")
+    if view.text("model", "kind") == "onnx":
+        yield from _untrained(view)
+        return
+    if view.text("model", "kind") == "sklearn":
+        for name in TORCH_ONLY:
+            if view.has("train", name) and view.get("train", name) not in (None, 0):
+                message = f"scikit-learn has no use for train.{name}: it would be ignored"
+                yield Problem(
+                    ("train", name), message, "remove it; settings of an estimator go to model.args", at_key=True
+                )
+        return
+    yield from _ignored_settings(view)
+    batch, workers = view.number("train", "batch_size"), view.number("train", "workers")
+    if batch is not None and workers is not None and batch < workers:
+        message = f"{show(workers)} workers share batches of {show(batch)} rows: some get none"
+        yield Problem(("train", "batch_size"), message, f"write {show(workers)} or more")
+
+
+def _untrained(view: View) -> Iterator[Problem]:
+    """Settings of training and preprocessing beside a graph that is complete."""
+    for section in ("preprocess", "train"):
+        for name in view.mapping(section):
+            if view.get(section, name) not in (None, 0):
+                message = f"a graph that is brought is not trained here: {section}.{name} would be ignored"
+                yield Problem((section, name), message, "remove it; what the graph needs must be in it", at_key=True)
+
+
+def _ignored_settings(view: View) -> Iterator[Problem]:
+    """Settings of an optimiser or a schedule that the one that is named does not have."""
+    optimizer = view.text("train", "optimizer", "name", default="adamw")
+    if optimizer in ("adam", "adamw") and view.has("train", "optimizer", "momentum"):
+        message = f"momentum belongs to sgd; {optimizer} ignores it"
+        yield Problem(("train", "optimizer", "momentum"), message, "write name: sgd, or remove momentum", at_key=True)
+    schedule = view.text("train", "schedule", "name", default="none")
+    owners = {"step_epochs": ("step",), "gamma": ("step",), "warmup_epochs": ("step", "cosine")}
+    if schedule not in ("none", "cosine", "step", "onecycle"):
+        return
+    for name, schedules in owners.items():
+        set_to = view.number("train", "schedule", name)
+        if schedule not in schedules and set_to is not None and (name, set_to) != ("warmup_epochs", 0):
+            message = f"{name} belongs to {' and '.join(schedules)}; {schedule} ignores it"
+            hint = f"write name: {schedules[0]}, or remove {name}"
+            yield Problem(("train", "schedule", name), message, hint, at_key=True)
+    warmup, epochs = view.number("train", "schedule", "warmup_epochs"), view.number("train", "epochs") or 20
+    if schedule in owners["warmup_epochs"] and warmup is not None and warmup >= epochs >= 1:
+        message = f"{show(warmup)} epochs of warm-up in a training of {show(epochs)}: the schedule never starts"
+        yield Problem(("train", "schedule", "warmup_epochs"), message, f"write less than {show(epochs)}")
+
+
+def _model(view: View) -> Iterator[Problem]:
+    """A model of the other kind or for the other task."""
+    kind, reference = view.text("model", "kind"), view.text("model", "module")
+    module, _, name = reference.partition(":")
+    path = ("model", "module")
+    if kind == "torch" and module.partition(".")[0] == "sklearn":
+        yield Problem(path, f"{reference} is a scikit-learn estimator, and model.kind is torch", "write kind: sklearn")
+    elif kind == "sklearn" and module == "mlflowkit.models":
+        yield Problem(path, f"{reference} is a torch module, and model.kind is sklearn", "write kind: torch")
+    elif kind == "sklearn" and module.startswith("sklearn"):
+        wrong, right = ("Classifier", "Regressor") if view.regression else ("Regressor", "Classifier")
+        if view.task in ("classification", "regression") and name.endswith(wrong):
+            other = name.removesuffix(wrong) + right
+            yield Problem(path, f"{name} does not do {view.task}", f"did you mean {module}:{other}?")
+
+
+def _brought(view: View) -> Iterator[Problem]:
+    """Outputs and classes that the task of a brought graph has not; columns that are no features."""
+    if view.text("model", "kind") != "onnx":
+        return
+    outputs = view.mapping("model", "outputs")
+    for role in outputs:
+        if role in OUTPUT_ROLES and view.task in ROLES and role not in ROLES[view.task]:
+            message = f"a {view.task} has no {role}"
+            hint = f"name {' or '.join(ROLES[view.task])}"
+            yield Problem(("model", "outputs", role), message, hint, at_key=True)
+    if outputs.get("probabilities") is not None and outputs.get("logits") is not None:
+        message = "probabilities come from one output: the graph's probabilities or its logits"
+        yield Problem(("model", "outputs", "logits"), message, "remove one of them", at_key=True)
+    if view.regression and view.get("model", "classes") is not None:
+        message = "classes belong to a classification; this is a regression"
+        yield Problem(("model", "classes"), message, "remove model.classes", at_key=True)
+    classes = view.items("model", "classes")
+    for index, label in enumerate(classes):
+        if label in classes[:index]:
+            yield Problem(("model", "classes", index), f"{label!r} is listed twice", "remove one")
+    yield from _brought_columns(view)
+
+
+def _brought_columns(view: View) -> Iterator[Problem]:
+    """Columns of inputs that are dropped, or that the target is."""
+    target, drop = view.text("data", "target"), view.items("data", "drop")
+    for name, columns in view.mapping("model", "inputs").items():
+        for index, column in enumerate(columns if isinstance(columns, list) else []):
+            path = ("model", "inputs", name, index)
+            if column == target:
+                yield Problem(path, f"{column!r} is the target: it cannot be an input", "name a feature")
+            elif column in drop:
+                yield Problem(path, f"{column!r} is dropped in data.drop", "take it out of one of them")
+
+
+def _optimize(view: View) -> Iterator[Problem]:
+    allowed = [metric for metric in metrics_of(view.task) if metric not in LATENCY_METRICS]
+    yield from _metric(view, ("optimize", "metric"), allowed)
+    if view.text("optimize", "objective") == "cost" and not view.has("optimize", "cost_per_hour"):
+        message = "the cost of an answer follows from what an hour of the machine costs, and that is not given"
+        yield Problem(("optimize", "objective"), message, "add cost_per_hour: 0.50")
+
+
+def _candidates(view: View) -> Iterator[Problem]:
+    """Candidates that are there twice, by name or by what they are, and those that no machine can run."""
+    names: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    for index, written in enumerate(view.items("optimize", "candidates")):
+        path = ("optimize", "candidates", index)
+        candidate = _candidate(written)
+        name = written if isinstance(written, str) else written.get("name") if isinstance(written, dict) else None
+        if isinstance(name, str) and name in names:
+            yield Problem(path, f"{name!r} is listed twice", "remove one")
+        elif candidate is not None and key_of(candidate) in kinds:
+            same = view.get("optimize", "candidates", kinds[key_of(candidate)])
+            same = same if isinstance(same, str) else same["name"]
+            yield Problem(path, f"{candidate.name!r} is the same as {same!r}: same passes, same engine", "remove one")
+        elif candidate is not None and (reason := impossible(candidate.passes, candidate.engine)):
+            yield Problem(path, f"{candidate.name!r} cannot be: {reason}", "change its passes or its engine")
+        elif isinstance(written, dict) and candidate is not None and candidate.name in NAMED:
+            message = f"{candidate.name!r} is one of mlflowkit's own candidates"
+            yield Problem((*path, "name"), message, "give it a name of its own")
+        if isinstance(name, str):
+            names.setdefault(name, index)
+        if candidate is not None:
+            kinds.setdefault(key_of(candidate), index)
+
+
+def _candidate(written: Json) -> Candidate | None:
+    """The candidate that an item of the list means; None where it means none."""
+    if isinstance(written, str):
+        return NAMED.get(written)
+    try:
+        return Candidate.model_validate(written)
+    except ValidationError:  # the schema's rules say what is wrong with it
+        return None
+
+
+def _search(view: View) -> Iterator[Problem]:
+    """A search with nothing to search, with too much of it, or with a dimension that lists a thing twice."""
+    path = ("optimize", "search")
+    space, method = view.mapping(*path, "space"), view.text(*path, "method")
+    if not space:
+        for key in ("method", "trials", "seconds"):
+            if view.has(*path, key):
+                message = f"{key} is about searching a space, and there is none"
+                yield Problem((*path, key), message, "add optimize.search.space: {graph_level: [basic, all]}")
+        return
+    twice = False
+    for dimension in space:
+        items = view.items(*path, "space", dimension)
+        for index, item in enumerate(items):
+            if item in items[:index]:
+                twice = True
+                yield Problem((*path, "space", dimension, index), f"{show(item)} is listed twice", "remove one")
+    try:
+        whole = Space.model_validate(space)
+    except ValidationError:  # the schema's rules say what is wrong with it
+        return
+    if whole.size > MOST:
+        yield Problem((*path, "space"), f"it has {whole.size:,} combinations; {MOST:,} are the most", "leave some out")
+    elif not twice and not candidates_of(whole):
+        passes = whole.passes[0]
+        reason = impossible(passes, Engine(runtime=whole.runtime[0]))
+        yield Problem((*path, "space"), f"none of its candidates can be: {reason}", "add a way of passes: []")
+    elif method == "exhaustive" and len(candidates_of(whole)) > MOST_TRIED:
+        message = f"it has {len(candidates_of(whole)):,} candidates, which are too many to try all"
+        yield Problem((*path, "method"), message, "write method: optuna")
+
+
+# ------------------------------------------------------------------------------------------------------------- serve
+
+
+def _exposure(view: View) -> Iterator[Problem]:
+    """A listener that other machines reach, with no API keys; keys from two places."""
+    host, auth = view.text("serve", "host"), ("serve", "auth")
+    keys = [name for name in ("keys", "keys_env") if view.get(*auth, name)]
+    if len(keys) == 2:
+        message = "API keys come from a file or from the environment, not from both"
+        yield Problem((*auth, "keys_env"), message, "remove one of keys and keys_env")
+    if host and not keys:
+        from mlflowkit.serving.auth import loopback
+
+        if not loopback(host):
+            message = f"{show(host)} is reached from other machines, and no API keys are asked for"
+            hint = "mlkit key create --keys keys.json, and write auth: {keys: keys.json}; or host: 127.0.0.1"
+            yield Problem(("serve", "host"), message, hint)
+
+
+def _affinity(view: View) -> Iterator[Problem]:
+    """An affinity without the name that it goes by, or with one that it has no use for."""
+    routing = ("serve", "routing")
+    kind, name = view.text(*routing, "affinity", default="request_id"), view.text(*routing, "name")
+    if kind in ("header", "cookie", "parameter") and not name:
+        yield Problem((*routing, "affinity"), f"which {kind} is the key in?", f"add name: the {kind}'s name")
+    elif kind == "request_id" and name:
+        message = f"requests are dealt by their id, and name {show(name)} is not looked at"
+        yield Problem((*routing, "name"), message, "write affinity: header, cookie or parameter")
+
+
+RULES: tuple[Rule, ...] = (
+    _split,
+    _target,
+    _columns,
+    _checks,
+    _schema_check,
+    _model,
+    _brought,
+    _train,
+    _optimize,
+    _candidates,
+    _search,
+    _gates,
+    _slices,
+    _exposure,
+    _affinity,
+)
+"""Every rule, in the order of a recipe."""
