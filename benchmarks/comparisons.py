@@ -32,7 +32,7 @@ from benchmarks.process import arguments, report
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlflowkit.bench.pairwise import Comparison
+    from mlflowkit.bench.pairwise import PairwiseComparison
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "lending.yaml"
 SLOWER = 1.05
@@ -60,11 +60,12 @@ def lending(folder: Path) -> Asked:
     import numpy as np
 
     import mlflowkit as mk
-    from mlflowkit.pipeline.bench_targets import subject
+    from mlflowkit.pipeline.bench_targets import resolve_target
+    from mlflowkit.wiring import Wiring
 
     overrides = ["train.epochs=1", "optimize.candidates=[onnx]", "optimize.samples=200"]
     mk.run(mk.load(RECIPE, overrides), until="optimize", state=folder)
-    found = subject(RECIPE, folder)
+    found = resolve_target(RECIPE, Wiring, folder)
     rows = folder / "rows.npz"
     plain = {
         name: array.astype(str) if array.dtype == object else array for name, array in found.requests.arrays.items()
@@ -73,27 +74,27 @@ def lending(folder: Path) -> Asked:
     return Asked(found.model, rows)
 
 
-def compared(asked: Asked, count: int, **how: Any) -> list[Comparison]:
+def compared(asked: Asked, count: int, **how: Any) -> list[PairwiseComparison]:
     """``count`` comparisons of the graph with itself, as `mlkit bench MODEL --compare MODEL` makes them."""
     import mlflowkit as mk
-    from mlflowkit.bench.environment import usable
-    from mlflowkit.bench.result import Settings
-    from mlflowkit.pipeline.bench_targets import Asking
+    from mlflowkit.bench.environment import usable_cores
+    from mlflowkit.bench.result import BenchSettings
+    from mlflowkit.pipeline.bench_targets import InputSpec
 
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in usable():
+    for core in usable_cores():
         cores.put(core)
 
-    def one(_: int) -> Comparison:
+    def one(_: int) -> PairwiseComparison:
         core = cores.get()
         try:
-            settings = Settings(cores=(core,), **how)
-            result = mk.benchmark(asked.model, asked.model, settings=settings, asking=Asking(asked.rows))
+            settings = BenchSettings(cores=(core,), **how)
+            result = mk.benchmark(asked.model, asked.model, settings=settings, asking=InputSpec(asked.rows))
         finally:
             cores.put(core)
         return result.comparisons[0]
 
-    with ThreadPoolExecutor(len(usable())) as pool:
+    with ThreadPoolExecutor(len(usable_cores())) as pool:
         return list(pool.map(one, range(count)))
 
 
@@ -155,13 +156,15 @@ def try_slowed(plan: Mapping[str, Any]) -> None:
     wiring = Wiring(Path.cwd())
     factor = SLOWER if plan["candidate"]["name"].endswith("(2)") else 1.0
     engines = SlowedEngines(wiring.engines, factor)
-    child.serve(child.Child(plan, lambda: wiring.passes, engines, failpoint.reach, device_clock), answers)
+    child.serve_requests(child.TrialWorker(plan, lambda: wiring.passes, engines, failpoint.hit, device_clock), answers)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
-def row(what: str, found: Sequence[Comparison], truth: float, hit: Callable[[Comparison], bool]) -> dict[str, Any]:
+def row(
+    what: str, found: Sequence[PairwiseComparison], truth: float, hit: Callable[[PairwiseComparison], bool]
+) -> dict[str, Any]:
     from scipy.stats import binomtest
 
     count, hits = len(found), sum(map(hit, found))
@@ -196,7 +199,7 @@ def main() -> None:
     report("two entries of one graph (p50)", rows, options.out)
 
 
-def different(one: Comparison) -> bool:
+def different(one: PairwiseComparison) -> bool:
     return one.verdict in ("faster", "slower")
 
 

@@ -29,8 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.fuzz_requests import COLUMNS, LIMIT, SERVICE, Generator, Request, good, http
 from mlflowkit import bundle as bundles
-from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.service_state.records import Desired, ServiceFiles, Settings
+from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
 from mlflowkit.values import Lineage, RoutingTable, Variant
 
 TIMEOUT = 1.0
@@ -82,10 +82,10 @@ def make_bundle(folder: Path) -> bundles.Bundle:
     signature = Signature(
         task="regression",
         inputs=(
-            Tensor(name="numeric", datatype="FP32", shape=(-1, 3), columns=COLUMNS[:3]),
-            Tensor(name="categorical", datatype="BYTES", shape=(-1, 2), columns=COLUMNS[3:]),
+            TensorSpec(name="numeric", datatype="FP32", shape=(-1, 3), columns=COLUMNS[:3]),
+            TensorSpec(name="categorical", datatype="BYTES", shape=(-1, 2), columns=COLUMNS[3:]),
         ),
-        outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+        outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),),
     )
     folder.mkdir(parents=True)
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
@@ -106,7 +106,7 @@ def target(folder: Path) -> Iterator[tuple[psutil.Process, int, int]]:
             ports.append(int(probe.getsockname()[1]))
     files = ServiceFiles(folder / "services" / SERVICE)
     files.folder.mkdir(parents=True)
-    settings = Settings(
+    settings = GatewaySettings(
         SERVICE, port=ports[0], grpc_port=ports[1], max_body_bytes=LIMIT, timeout_seconds=TIMEOUT, max_rows=4096
     )
     files.write_desired(Desired(1, True, settings))

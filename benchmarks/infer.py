@@ -70,8 +70,8 @@ def body_of(bundle: Bundle) -> bytes:
 @contextmanager
 def gateway(bundle: Bundle, folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Our service with its local Ray, and the headers of a client that it knows; both are stopped afterwards."""
-    key, token = auth.make(("infer",), "benchmark")
-    auth.write(folder / "keys.json", [key])
+    key, token = auth.make_key(("infer",), "benchmark")
+    auth.write_keys(folder / "keys.json", [key])
     platform = RayServePlatform(folder)
     section = ServeSection.model_validate(
         {"service": "lending", "port": 0, "auth": {"keys": str(folder / "keys.json")},

@@ -35,10 +35,10 @@ from mlflowkit.adapters.onnx_exporter import read_trained, signature_of
 from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bench import analysis
-from mlflowkit.bench.measure import Samples, measure_blocks, requests_over, timed
-from mlflowkit.features.preprocess import Preprocess
+from mlflowkit.bench.measure import Samples, measure_blocks, requests_over, timed_source
+from mlflowkit.features.preprocess import FittedPreprocessing
 from mlflowkit.graphs.candidates import Int8
-from mlflowkit.judging import metrics
+from mlflowkit.judging import metrics, paired_metrics
 from mlflowkit.models import load_trained
 from mlflowkit.values import Measurement
 
@@ -102,9 +102,9 @@ def graph_of(trained: Path, tokens: int) -> bytes:
 
     piece = graph.network(load_trained(trained, RECIPE.parent), tokens)
     model = read_trained(trained)
-    graph.class_answers(piece, model.classes, scores="network/scores")
+    graph.add_class_outputs(piece, model.classes, scores="network/scores")
     zeros, ones = np.zeros(tokens, np.float32), np.ones(tokens, np.float32)
-    before = graph.preprocessing(Preprocess(zeros, zeros, ones, ()))
+    before = graph.preprocessing(FittedPreprocessing(zeros, zeros, ones, ()))
     kinds = {"FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING}
     outputs = [
         helper.make_tensor_value_info(one.name, kinds[one.datatype], ["rows", *one.shape[1:]])
@@ -206,14 +206,14 @@ def made(task: Task, work: Path, wanted: Callable[[str], bool]) -> tuple[list[Ca
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def answers_of(task: Task, path: Path) -> metrics.Answers:
+def answers_of(task: Task, path: Path) -> metrics.LabelledPredictions:
     session = OnnxRuntime().load(path)
     parts = [
         np.asarray(session.run({"numeric": task.validation[start : start + CHUNK]})["probabilities"])
         for start in range(0, len(task.validation), CHUNK)
     ]
     scores = np.concatenate(parts).astype(np.float64)
-    return metrics.Answers("classification", task.actual, scores.argmax(axis=1), scores)
+    return metrics.LabelledPredictions("classification", task.actual, scores.argmax(axis=1), scores)
 
 
 def judged(task: Task, candidates: list[Candidate], margin: float) -> list[Candidate]:
@@ -222,7 +222,7 @@ def judged(task: Task, candidates: list[Candidate], margin: float) -> list[Candi
     found = [Candidate("float", task.graph, metrics.estimate("roc_auc", reference).value)]
     for one in candidates[1:]:
         answers = answers_of(task, one.path)
-        change = metrics.difference("roc_auc", answers, reference).at(analysis.CONFIDENCE)
+        change = paired_metrics.difference("roc_auc", answers, reference).at(analysis.CONFIDENCE)
         drop = Measurement("roc_auc", -change.value, -change.high, -change.low, samples=change.samples)
         auc = metrics.estimate("roc_auc", answers).value
         found.append(Candidate(one.name, one.path, auc, drop, analysis.accepts(drop, margin)[0]))
@@ -232,7 +232,7 @@ def judged(task: Task, candidates: list[Candidate], margin: float) -> list[Candi
 def timings(task: Task, candidates: list[Candidate], batch: int, rounds: int) -> dict[str, Samples]:
     rows = {"numeric": task.validation[:64]}
     runtime = OnnxRuntime()
-    sources = {one.name: timed(requests_over(runtime.load(one.path).run, rows, batch)) for one in candidates}
+    sources = {one.name: timed_source(requests_over(runtime.load(one.path).run, rows, batch)) for one in candidates}
     return measure_blocks(sources, rounds * SIZE, size=SIZE, lead_in=1, warm_up=6)
 
 

@@ -20,7 +20,7 @@ import psutil
 from benchmarks.infer import load
 from benchmarks.process import arguments, report, spread
 from benchmarks.service import Service, service
-from mlflowkit.adapters.ray_serve.isolated import read_reports
+from mlflowkit.adapters.ray_serve.isolated import read_addresses
 
 COST = 0.15
 CONNECTIONS = 16
@@ -53,7 +53,7 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 def shadow_processes(lending: Service) -> list[psutil.Process]:
     """The processes of the other bundle, which runs isolated."""
-    reports = read_reports(lending.files.folder, lending.other.manifest.identity)
+    reports = read_addresses(lending.files, lending.other.manifest.identity)
     if not reports:
         raise RuntimeError("no process of an isolated variant is there")
     return [psutil.Process(report.pid) for report in reports.values()]

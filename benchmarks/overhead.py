@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.process import arguments, report
 from mlflowkit.bench.analysis import mean_ratio_interval, quantile, ratio_interval
-from mlflowkit.bench.environment import pinned, usable
-from mlflowkit.bench.measure import BLOCK, LEAD_IN, timed
+from mlflowkit.bench.environment import pinned_to, usable_cores
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, timed_source
 
 TARGET_NS = 10_000
 BAR = 1.05
@@ -37,7 +37,7 @@ def calibrated() -> int:
     """Steps of `busy` that take about TARGET_NS."""
     steps = 100
     for _ in range(20):
-        times = timed(busy(steps))(0, 500)
+        times = timed_source(busy(steps))(0, 500)
         steps = max(1, round(steps * TARGET_NS / float(np.median(times))))
     return steps
 
@@ -54,7 +54,7 @@ def measured(rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Microseconds: of each request as we time it [rounds, BLOCK]; of a request, by our block's wall time and by the
     bare loop's [rounds, 1]."""
     request = busy(calibrated())
-    source = timed(request)
+    source = timed_source(request)
     ours, wall, loop = [], [], []
 
     def by_us() -> None:
@@ -88,7 +88,7 @@ def row(name: str, value: float, interval: tuple[float, float]) -> dict[str, Any
 def main() -> None:
     options = arguments(__doc__ or "", rounds=4000).parse_args()
     gc.disable()
-    with pinned(usable()[-1:]):
+    with pinned_to(usable_cores()[-1:]):
         measured(200)
         ours, wall, loop = measured(options.rounds)
     means = ours.mean(axis=1, keepdims=True)

@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from mlflowkit import bundle as bundles
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
-from mlflowkit.serving.protocol.open_inference import Schema
+from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import Lineage
 
 SIDE = 256

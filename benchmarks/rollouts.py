@@ -20,8 +20,14 @@ from typing import Any
 
 from benchmarks.process import arguments, report
 from mlflowkit.rollout.settings import Rollout
-from mlflowkit.rollout.simulation.scenarios import Figures, Kind, scenario, words, world
-from mlflowkit.rollout.simulation.simulator import Summary, rehearse, summarise
+from mlflowkit.rollout.simulation.scenarios import (
+    ScenarioKind,
+    TrafficFigures,
+    build_scenario,
+    scenario_name,
+    synthetic_world,
+)
+from mlflowkit.rollout.simulation.simulator import Summary, simulate_many, summarise
 
 OUT = Path(__file__).parent / "results" / "rollouts.json"
 ERRORS = {"metric": "error_rate", "margin": 0.01}
@@ -43,7 +49,7 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
     "latency only, 5 %": {"strategy": "canary", "steps": [5], "metrics": [LATENCY]},
     "feedback, 50 %": {"strategy": "ab", "steps": [50], "metrics": [{"metric": "accuracy", "margin": 0.01}]},
 }
-ROWS: tuple[tuple[str, Kind, float], ...] = (
+ROWS: tuple[tuple[str, ScenarioKind, float], ...] = (
     ("canary", "aa", 0.0),
     ("no margin", "aa", 0.0),
     ("errors only, 5 %", "error-rate", 0.01),
@@ -73,7 +79,7 @@ def main() -> None:
             made = row(name, kind, size, options.rollouts, options.workers)
             rows[made["plan"], made["scenario"]] = made
             print(f"{number + 1} of {len(ROWS)}: {name}, {made['scenario']} in {made['seconds']} s", flush=True)
-    order = {(name, words(kind, size)): number for number, (name, kind, size) in enumerate(ROWS)}
+    order = {(name, scenario_name(kind, size)): number for number, (name, kind, size) in enumerate(ROWS)}
     report("rollouts", [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))], out)
 
 
@@ -83,12 +89,12 @@ def _before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(one["plan"], one["scenario"]): one for one in found}
 
 
-def row(name: str, kind: Kind, size: float, rollouts: int, workers: int) -> dict[str, Any]:
+def row(name: str, kind: ScenarioKind, size: float, rollouts: int, workers: int) -> dict[str, Any]:
     """One scenario under one plan: 50 requests a second, 1 % of them failed by the champion."""
     plan = Rollout.model_validate(PLANS[name])
-    one = scenario(kind, size, world(Figures(), "classification"), plan)
+    one = build_scenario(kind, size, synthetic_world(TrafficFigures(), "classification"), plan)
     start = time.perf_counter()
-    played = rehearse(plan, one, rollouts, workers=workers)
+    played = simulate_many(plan, one, rollouts, workers=workers)
     seconds = time.perf_counter() - start
     found = summarise(one.name, bool(one.violated), played)
     return {

@@ -64,12 +64,12 @@ def recipe_of(file: Path) -> dict[str, Any]:
 def steps(file: Path, folder: Path) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """For each step what to do before the clock starts (imports), and what is measured."""
     from mlflowkit.ports import StageContext
-    from mlflowkit.recipe.schema import Recipe, stage_specs
+    from mlflowkit.recipe.schema import RecipeSchema, stage_specs
     from mlflowkit.stages import data, validate
     from mlflowkit.values import Lineage
     from mlflowkit.wiring import Wiring
 
-    specs, ports = stage_specs(Recipe.model_validate(recipe_of(file))), Wiring(folder)
+    specs, ports = stage_specs(RecipeSchema.model_validate(recipe_of(file))), Wiring(folder)
 
     def context(name: str) -> StageContext:
         out = folder / name

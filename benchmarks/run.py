@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, with their JSON in benchmarks/results/: the figures of the README.
+"""All benchmarks, one after the other, with their JSON in benchmarks/results/: the figures of docs/figures.md.
 
 python -m benchmarks.run [NAME ...]
 """

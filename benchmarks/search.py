@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import mlflowkit as mk
 from benchmarks.process import arguments, report
-from mlflowkit.optimization.tournament import MEMORY_STEP
+from mlflowkit.optimization.trial_outcome import MEMORY_STEP
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "lending.yaml"
 SPACE = (

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from mlflowkit.judging.online.evidence import LATENCY_GROWTH, Evidence, Moments, VariantCounts
-from mlflowkit.judging.online.judge import Question, judge
+from mlflowkit.judging.online.judge import MetricSpec, judge
 from mlflowkit.values import Outcome
 
 LEVEL = 0.05
@@ -41,7 +41,7 @@ class Case:
     """Rollouts of one kind."""
 
     name: str
-    questions: Sequence[Question]
+    questions: Sequence[MetricSpec]
     draw: Draw
     requests: int = 20_000
     looks: int = 60
@@ -227,8 +227,8 @@ def heavy(random: np.random.Generator, count: int, arm: int) -> Any:
 STEPS = (0.05, 0.25, 0.5)
 
 
-def asked(metric: str, **limits: Any) -> Question:
-    return Question(metric, metric, **limits)
+def asked(metric: str, **limits: Any) -> MetricSpec:
+    return MetricSpec(metric, metric, **limits)
 
 
 FIVE = (

@@ -23,7 +23,7 @@ from benchmarks.infer import PATH, load, plain, quotient
 from benchmarks.process import arguments, report, spread
 from mlflowkit import bundle as bundles
 from mlflowkit.adapters.ray_serve import RayServePlatform
-from mlflowkit.bundle import Bundle, Signature, Tensor
+from mlflowkit.bundle import Bundle, Signature, TensorSpec
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import Lineage, RoutingTable, Variant
 
@@ -50,8 +50,8 @@ def linear(folder: Path) -> Bundle:
     columns = tuple(f"x{place}" for place in range(WIDTH))
     signature = Signature(
         task="regression",
-        inputs=(Tensor(name="numeric", datatype="FP32", shape=(-1, WIDTH), columns=columns),),
-        outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+        inputs=(TensorSpec(name="numeric", datatype="FP32", shape=(-1, WIDTH), columns=columns),),
+        outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),),
     )
     (folder / "signature.json").write_text(signature.model_dump_json())
     return bundles.write(

@@ -4,10 +4,9 @@
 >>> mk.__version__
 '0.1.0'
 
-``mk.load(path, overrides)`` composes and checks a recipe, ``mk.plan(recipe)`` says what a run would do and why,
-``mk.run(recipe)`` does it, ``mk.benchmark(path)`` measures latency; what they raise is in ``mk.errors``. Importing this
-package loads nothing else: these names come from `mlflowkit.api`, the top floor of the house, when they are first
-used (``__init__.pyi`` has their types).
+``mk.load(path, overrides)`` composes and checks a recipe, ``mk.plan(recipe)`` lists what a run would do and why,
+``mk.run(recipe)`` runs it, ``mk.benchmark(path)`` measures latency; ``mk.errors`` has the exceptions. The names are
+imported lazily from `mlflowkit.api` (``__init__.pyi`` has their types).
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The library: ``import mlflowkit as mk``, then ``mk.load``, ``mk.plan``, ``mk.run`` or ``mk.benchmark``.
-
-The command line stands on it.
+"""The Python API behind ``import mlflowkit as mk`` and the command line: load, plan, run, benchmark.
 
 >>> import mlflowkit as mk
 >>> mk.load("recipes/digits.yaml", ["train.epochs=1"]).name
@@ -20,25 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from mlflowkit.errors import MlkitError
-from mlflowkit.values import Event, Json, Step
+from mlflowkit.values import Json, Step
 
 if TYPE_CHECKING:
-    from mlflowkit.bench.result import Result, Row, Settings
-    from mlflowkit.bench.suite import Bench
-    from mlflowkit.bench.target import Choice, Entry
-    from mlflowkit.pipeline.bench_targets import Asking
-    from mlflowkit.pipeline.noop_cache import Beginning
-    from mlflowkit.ports import Progress
+    from mlflowkit.bench.result import BenchResult, BenchRow, BenchSettings
+    from mlflowkit.bench.suite import BenchSuite
+    from mlflowkit.bench.target import BenchEntry, TargetChoice
+    from mlflowkit.pipeline.bench_targets import InputSpec
+    from mlflowkit.pipeline.noop_cache import InputsSnapshot
+    from mlflowkit.ports import RunProgress
     from mlflowkit.recipe.schema import LoadedRecipe
-    from mlflowkit.values import RunRecord, ServiceStatus
+    from mlflowkit.values import ServiceStatus
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that was composed and found without fault; ``loaded.recipe`` is the checked model."""
+    """A composed, valid recipe; ``loaded.recipe`` is the pydantic model."""
 
     loaded: LoadedRecipe = field(repr=False)
-    beginning: Beginning = field(repr=False)
+    snapshot: InputsSnapshot = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -50,7 +48,7 @@ class Recipe:
 
     @property
     def values(self) -> Mapping[str, Json]:
-        """The recipe whole, defaults filled in, as plain JSON."""
+        """The recipe as plain JSON, with defaults."""
         return self.loaded.composed
 
     def __repr__(self) -> str:
@@ -65,14 +63,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Plan(Sequence[Step]):
-    """What a run would do now: steps in order, each with its action and reason."""
+    """The ordered steps of a run, each with its action and reason."""
 
     name: str
     steps: tuple[Step, ...]
 
     @property
     def stale(self) -> tuple[str, ...]:
-        """The stages that a run would run."""
+        """The stages that would run."""
         return tuple(step.stage for step in self.steps if step.action == "run")
 
     def __len__(self) -> int:
@@ -114,17 +112,17 @@ class Run:
     @property
     def metrics(self) -> Mapping[str, float]:
         """Metrics of the evaluation on the test rows."""
-        found: Mapping[str, float] = self.answer["metrics"]
-        return found
+        metrics: Mapping[str, float] = self.answer["metrics"]
+        return metrics
 
     @property
     def verdicts(self) -> Sequence[Mapping[str, Json]]:
-        found: Sequence[Mapping[str, Json]] = self.answer["verdicts"]
-        return found
+        verdicts: Sequence[Mapping[str, Json]] = self.answer["verdicts"]
+        return verdicts
 
     @property
     def trained(self) -> bool:
-        """Whether this run fitted a model, rather than finding one that it could reuse."""
+        """Whether this run trained a model (False when it reused one)."""
         return any(step["stage"] == "train" and step["action"] == "run" for step in self.answer["steps"])
 
     @property
@@ -133,7 +131,7 @@ class Run:
 
     @property
     def endpoint(self) -> str | None:
-        """Where the service answers."""
+        """URL of the service."""
         return str(self.answer["endpoint"]) if self.answer["endpoint"] else None
 
     @property
@@ -153,24 +151,24 @@ class Run:
         keys = ("stage", "status", "action", "reason")
         steps = [(*(step[key] for key in keys), f"{step['seconds']:.1f} s") for step in self.answer["steps"]]
         gates = [(v["verdict"], v["gate"], v["message"]) for v in self.verdicts]
-        found = [(name, "undefined" if value is None else f"{value:.5g}") for name, value in self.metrics.items()]
-        places = [(name, str(self.answer[name])) for name in ("bundle", "endpoint", "report") if self.answer[name]]
+        metrics = [(name, "undefined" if value is None else f"{value:.5g}") for name, value in self.metrics.items()]
+        paths = [(name, str(self.answer[name])) for name in ("bundle", "endpoint", "report") if self.answer[name]]
         return (
             f"<h4>{escape(str(self.answer['name']))}: run {escape(self.run)} {escape(self.status)}</h4>"
             + _table((*keys, "time"), steps)
             + (_table(("verdict", "gate", "message"), gates) if gates else "")
-            + (_table(("metric", "value"), found) if found else "")
-            + (_table(("where", ""), places) if places else "")
+            + (_table(("metric", "value"), metrics) if metrics else "")
+            + (_table(("where", ""), paths) if paths else "")
         )
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Compose and check a recipe. Raises RecipeError with all its faults."""
-    from mlflowkit.pipeline.noop_cache import begin
+    from mlflowkit.pipeline.noop_cache import snapshot_inputs
     from mlflowkit.recipe.check import load as load_recipe
 
-    beginning = begin(_absolute(path))
-    return Recipe(load_recipe(path if isinstance(path, str) else Path(path), tuple(overrides)), beginning)
+    snapshot = snapshot_inputs(_absolute(path))
+    return Recipe(load_recipe(path if isinstance(path, str) else Path(path), tuple(overrides)), snapshot)
 
 
 def plan(
@@ -180,13 +178,14 @@ def plan(
     force: Sequence[str] = (),
     state: str | os.PathLike[str] | None = None,
 ) -> Plan:
-    """What `run` would do now, and why. Changes nothing."""
-    from mlflowkit.pipeline.plan import make_plan
+    """Plan what `run` would do now, and why. Changes nothing."""
+    from mlflowkit.pipeline.plan import plan_steps
+    from mlflowkit.wiring import Wiring
 
-    found = recipe if isinstance(recipe, Recipe) else load(recipe)
-    folder = _state(state, found.path)
-    steps = make_plan(found.loaded, folder, until=until, force=force, services=_services(folder))
-    return Plan(found.name, steps)
+    recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
+    folder = _state(state, recipe.path)
+    steps = plan_steps(recipe.loaded, Wiring(folder), until=until, force=force, services=_services(folder))
+    return Plan(recipe.name, steps)
 
 
 def run(
@@ -195,93 +194,91 @@ def run(
     until: str | None = None,
     force: Sequence[str] = (),
     state: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
 ) -> Run:
-    """Run what is stale of a recipe and reuse the rest.
+    """Run the stale stages of a recipe and reuse the others.
 
-    A gate that blocks is the run's status, not an exception: `Run.raise_for_status` makes it one. Raises what a stage
-    raises (a MlkitError) and InterruptedRunError.
+    A blocking gate sets the run's status; `Run.raise_for_status` raises it. Raises a stage's MlkitError and
+    InterruptedRunError.
     """
     if isinstance(recipe, Recipe):
-        return _carry_out(recipe, _state(state, recipe.path), until, force, progress)
+        return _execute(recipe, _state(state, recipe.path), until, force, progress)
     folder = _state(state, _absolute(recipe))
-    known = None if force else nothing_to_do(recipe, (), folder, until)
-    return known or _carry_out(load(recipe), folder, until, force, progress)
+    unchanged = None if force else nothing_to_do(recipe, (), folder, until)
+    return unchanged or _execute(load(recipe), folder, until, force, progress)
 
 
 def nothing_to_do(
     path: str | os.PathLike[str], overrides: Sequence[str], state: Path, until: str | None = None
 ) -> Run | None:
-    """The run that already did what this one would, when that shows without planning; else None."""
-    from mlflowkit.pipeline.noop_cache import Question, look_up
+    """The finished run with the same inputs, if the no-op cache has it (no planning needed); else None."""
+    from mlflowkit.pipeline.noop_cache import NoopKey, look_up
 
-    question = Question(_absolute(path), tuple(overrides), until or "", state)
-    answer = look_up(question, _services(state))
-    return None if answer is None else Run(answer)
+    summary = look_up(NoopKey(_absolute(path), tuple(overrides), until or "", state), _services(state))
+    return None if summary is None else Run(summary)
 
 
 def benchmark(
     target: str | os.PathLike[str],
     *others: str | os.PathLike[str],
-    settings: Settings | None = None,
-    choice: Choice | None = None,
-    asking: Asking | None = None,
+    settings: BenchSettings | None = None,
+    choice: TargetChoice | None = None,
+    asking: InputSpec | None = None,
     state: str | os.PathLike[str] | None = None,
     progress: Callable[[str, float], None] | None = None,
-) -> Result:
-    """Measure the latency of bundles, ONNX files or recipes' graphs, all in one run and in turns.
+) -> BenchResult:
+    """Measure the latency of bundles, ONNX files or recipes' graphs, interleaved in one session.
 
-    The first target is the standard that the others are compared with. ``settings`` says how to measure, ``choice``
-    which candidates and runtimes, ``asking`` what requests are made of. Raises UsageError for what cannot be measured
-    at all; what fails or lacks on this machine is a row of the result.
+    The first target is the baseline of the comparison. ``settings`` sets how to measure, ``choice`` selects candidates
+    and runtimes, ``asking`` describes the requests. Raises UsageError for a target that cannot be measured; a
+    candidate that fails or is unavailable on this machine is a row of the result.
     """
-    with _benching((target, *others), choice, asking, state, progress) as (ready, found):
-        return ready.measure(found, settings or _settings())
+    from mlflowkit.bench.result import BenchSettings
+
+    with _bench_suite((target, *others), choice, asking, state, progress) as (suite, candidates):
+        return suite.measure(candidates, settings or BenchSettings())
 
 
-def glance(
+def estimate_benchmark(
     target: str | os.PathLike[str],
     *others: str | os.PathLike[str],
-    settings: Settings | None = None,
-    choice: Choice | None = None,
-    asking: Asking | None = None,
+    settings: BenchSettings | None = None,
+    choice: TargetChoice | None = None,
+    asking: InputSpec | None = None,
     state: str | os.PathLike[str] | None = None,
     progress: Callable[[str, float], None] | None = None,
-) -> list[tuple[Row, float | None]]:
-    """What `benchmark` would measure and the seconds that each would take (None: it cannot be measured)."""
-    with _benching((target, *others), choice, asking, state, progress) as (ready, found):
-        return ready.glance(found, settings or _settings())
+) -> list[tuple[BenchRow, float | None]]:
+    """The rows that `benchmark` would measure, with the estimated seconds of each (None: it cannot be measured)."""
+    from mlflowkit.bench.result import BenchSettings
 
-
-# ------------------------------------------------------------------------------------------------------------- inside
+    with _bench_suite((target, *others), choice, asking, state, progress) as (suite, candidates):
+        return suite.estimate(candidates, settings or BenchSettings())
 
 
 @contextmanager
-def _benching(
-    targets: Sequence[str | os.PathLike[str]], choice: Choice | None, asking: Asking | None,
+def _bench_suite(
+    targets: Sequence[str | os.PathLike[str]], choice: TargetChoice | None, asking: InputSpec | None,
     state: str | os.PathLike[str] | None, progress: Callable[[str, float], None] | None,
-) -> Iterator[tuple[Bench, tuple[Entry, ...]]]:  # fmt: skip
-    """Everything that is needed to measure, in a folder that goes afterwards; what reproduces a failure stays.
+) -> Iterator[tuple[BenchSuite, tuple[BenchEntry, ...]]]:  # fmt: skip
+    """A suite and its entries, in a temporary folder that is removed afterwards except for reproduction scripts.
 
-    Graphs that are made are kept in the state folder: the one that is given, else that of the recipe that is measured;
-    without either they go too.
+    Built graphs are cached in the state folder (``state``, else the measured recipe's), if there is one.
     """
-    from mlflowkit.bench.suite import Bench
-    from mlflowkit.bench.target import Choice, entries
-    from mlflowkit.pipeline.bench_targets import Asking, refuse_unknown_sizes, subject
+    from mlflowkit.bench.suite import BenchSuite
+    from mlflowkit.bench.target import TargetChoice, entries
+    from mlflowkit.pipeline.bench_targets import InputSpec, check_sizes, resolve_target
     from mlflowkit.wiring import Wiring
 
     chosen = Path(state).expanduser().resolve() if state else None
-    subjects = [subject(Path(target).expanduser(), chosen, asking) for target in targets]
-    refuse_unknown_sizes(subjects, asking or Asking())
-    found = entries(subjects, choice or Choice())
+    resolved = [resolve_target(Path(target).expanduser(), Wiring, chosen, asking) for target in targets]
+    check_sizes(resolved, asking or InputSpec())
+    candidates = entries(resolved, choice or TargetChoice())
     work = Path(tempfile.mkdtemp(prefix="mlkit-bench-"))
-    recipe = next((one.path for one in subjects if one.kind == "recipe"), None)
-    kept = chosen or (_state(None, recipe) if recipe is not None else work / "state")
-    wiring = Wiring(kept)
+    recipe = next((target.path for target in resolved if target.kind == "recipe"), None)
+    wiring = Wiring(chosen or (_state(None, recipe) if recipe is not None else work / "state"))
     scripts = work / "scripts"
     try:
-        yield Bench(wiring.trials, wiring.engines, work, scripts, progress or _unseen), found
+        yield BenchSuite(wiring.trials, wiring.engines, work, scripts, progress or (lambda *_: None)), candidates
     finally:
         for path in work.iterdir():
             if path != scripts:
@@ -290,52 +287,32 @@ def _benching(
             work.rmdir()
 
 
-def _settings() -> Settings:
-    from mlflowkit.bench.result import Settings
-
-    return Settings()
-
-
-def _unseen(words: str, done: float) -> None:
-    """Show nothing."""
-
-
-def _carry_out(recipe: Recipe, state: Path, until: str | None, force: Sequence[str], progress: Progress | None) -> Run:
-    from mlflowkit.pipeline.noop_cache import Question, write
+def _execute(recipe: Recipe, state: Path, until: str | None, force: Sequence[str], progress: RunProgress | None) -> Run:
+    from mlflowkit.pipeline.noop_cache import NoopKey, write
     from mlflowkit.pipeline.run import execute, raise_for
-    from mlflowkit.pipeline.run_summary import answer
+    from mlflowkit.pipeline.run_summary import summarize
+    from mlflowkit.report.run.run_page import render
     from mlflowkit.wiring import Wiring
 
-    record = execute(
-        recipe.loaded, state, Wiring(state), progress or _silent, until=until, force=force, reporter=_render
-    )
-    told = answer(record, state)
+    progress = progress or (lambda event: None)
+    record = execute(recipe.loaded, state, Wiring(state), progress, until=until, force=force, reporter=render)
+    summary = summarize(record, state)
     try:
         raise_for(record)
     except MlkitError as error:
-        return Run(told, error)
-    question = Question(recipe.path, recipe.loaded.overrides, until or "", state)
-    write(question, recipe.beginning, recipe.loaded, told)
-    return Run(told)
+        return Run(summary, error)
+    key = NoopKey(recipe.path, recipe.loaded.overrides, until or "", state)
+    write(key, recipe.snapshot, recipe.loaded, summary)
+    return Run(summary)
 
 
 def _services(state: Path) -> Callable[[], Sequence[ServiceStatus]]:
-    def ask() -> Sequence[ServiceStatus]:
+    def query() -> Sequence[ServiceStatus]:
         from mlflowkit.wiring import Wiring
 
         return Wiring(state).platform.status()
 
-    return ask
-
-
-def _render(record: RunRecord, folders: Mapping[str, Path]) -> str:
-    from mlflowkit.report.run.run_page import render
-
-    return render(record, folders)
-
-
-def _silent(event: Event) -> None:
-    """Show nothing."""
+    return query
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -1,25 +1,23 @@
-"""What is served: a folder with one ONNX graph, its signature, its evidence and its blessing.
+"""The bundle: a folder with one ONNX graph, its signature, its evidence and its blessing.
 
 ::
 
     bundle/
       manifest.json      Manifest: identity digest, digests of every file, lineage
       signature.json     Signature: inputs and outputs of the graph, columns, classes
-      model.onnx         raw columns in, answers out
-      engine.json        candidates.Engine: what runs the graph, where that is not the default
+      model.onnx         raw columns in, predictions out
+      engine.json        candidates.Engine: the runtime of the graph, unless it is the default
       evidence/          reference.whylogs reference.json evaluation.json verdicts.json candidates.json latency.json
-                         machine.json (where latency was measured) · parity.json · sample.json (test rows and the
-                         answers to them) · seen_rows.npy (digests of the rows that the model was fitted or chosen on:
-                         uint64, sorted; see mlflowkit.features.row_digests)
+                         machine.json (where latency was measured) · parity.json · sample.json (test rows with their
+                         predictions) · seen_rows.npy (digests of the training and validation rows: uint64, sorted;
+                         see mlflowkit.features.row_digests)
       blessing.json      Blessing: present only when the gates passed
 
-The **identity** of a bundle is the digest of what answers: ``model.onnx``, ``signature.json`` and, where it is there,
-``engine.json``. Evidence is digested apart, and the blessing binds identity, evidence, git commit, data version and
-policy.
+The **identity** of a bundle is the digest of ``model.onnx``, ``signature.json`` and ``engine.json`` (if present).
+Evidence has its own digest; the blessing binds identity, evidence, git commit, data version and policy.
 
-What verification promises: no byte of any file differs from what was written, nothing is missing, nothing was added,
-and nothing lies outside the folder. It is proof against accidents and against a file that was swapped; whoever may
-rewrite a whole bundle can also make new digests.
+Verification guarantees that no file was changed, removed, added or linked from outside since the bundle was written.
+It detects accidents and swapped files, not an attacker who can rewrite the whole bundle with new digests.
 """
 
 from __future__ import annotations
@@ -27,10 +25,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mlflowkit.errors import BundleError, StoreError
 from mlflowkit.graphs.candidates import Engine
@@ -41,44 +40,32 @@ from mlflowkit.values import Lineage
 FORMAT = 1
 IDENTITY_FILES = ("model.onnx", "signature.json")
 ENGINE = "engine.json"
-"""Part of the identity too, in bundles that have one."""
+"""Part of the identity where present."""
 MANIFEST, BLESSING = "manifest.json", "blessing.json"
-RESTORE = "restore the bundle from the store, or run the recipe again with --force package"
+RESTORE = "restore the bundle from the store, or make it again: mlkit run RECIPE --force package"
+NO_BUNDLE = "name the folder of a bundle"
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _FrozenModel(BaseModel, frozen=True, extra="forbid"):
+    """Immutable and without unknown keys."""
 
 
-class Tensor(_Frozen):
-    """One input or output of the graph, in the words of the Open Inference Protocol.
+class TensorSpec(_FrozenModel):
+    """One input or output of the graph, in the terms of the Open Inference Protocol.
 
-    ``shape`` has -1 for the batch. For an input, ``columns`` names what its last axis holds, in order.
+    ``shape`` has -1 for the batch. For an input, ``columns`` names the columns of its last axis, in order.
     """
 
     name: str
-    datatype: Literal[
-        "BOOL",
-        "INT8",
-        "INT16",
-        "INT32",
-        "INT64",
-        "UINT8",
-        "UINT16",
-        "UINT32",
-        "UINT64",
-        "FP16",
-        "FP32",
-        "FP64",
-        "BYTES",
-    ]
+    datatype: Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
+                      "FP16", "FP32", "FP64", "BYTES"]  # fmt: skip
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
 
 
-class Signature(_Frozen):
+class Signature(_FrozenModel):
     """Inputs and outputs of a bundle.
 
     Inputs: ``numeric`` FP32 [-1, k] (a missing value is NaN) and ``categorical`` BYTES [-1, m] (a missing value
@@ -88,23 +75,23 @@ class Signature(_Frozen):
     """
 
     task: Literal["classification", "regression"]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     classes: tuple[str | int, ...] = ()
     """Labels in the order of ``probabilities``; the positive class of a binary task is the last."""
 
 
-class _Sealed(_Frozen):
-    """``checksum`` is the digest of the other fields: manifest and blessing are listed nowhere else."""
+class _ChecksummedFile(_FrozenModel):
+    """A file with its own ``checksum``, the digest of its other fields: manifest and blessing."""
 
     checksum: str = ""
 
-    def sealed_as(self) -> str:
+    def compute_checksum(self) -> str:
         return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
 
 
-class Blessing(_Sealed):
-    """Says that the gates passed for exactly this artifact, code, data and policy."""
+class Blessing(_ChecksummedFile):
+    """Certifies that the gates passed for exactly this artifact, code, data and policy."""
 
     identity: str
     evidence: str
@@ -116,7 +103,7 @@ class Blessing(_Sealed):
     created: float
 
 
-class Manifest(_Sealed):
+class Manifest(_ChecksummedFile):
     format: int = FORMAT
     name: str
     version: str
@@ -130,101 +117,88 @@ class Manifest(_Sealed):
     policy: str
 
 
-class Bundle(_Frozen):
-    """A verified bundle: every digest was recomputed before anything was parsed."""
+class Bundle(_FrozenModel):
+    """A verified bundle: every digest was recomputed before parsing."""
 
     path: Path
     manifest: Manifest
     signature: Signature
     blessing: Blessing | None
     engine: Engine = Engine()
-    """What runs the graph; a service gives it ``serve.threads`` at the least."""
+    """The runtime of the graph; a service gives it at least ``serve.threads`` threads."""
 
     @property
     def model(self) -> Path:
         return self.path / "model.onnx"
 
     def read(self, name: str) -> bytes:
-        """The content of a file, verified again as it is read: what was altered since the bundle was opened is refused.
-
-        Raises BundleError for that, and for a name that the manifest does not list.
-        """
+        """Read a file and verify it again. Raises BundleError when it was altered or is not in the manifest."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: no file {name}", hint=f"it has {', '.join(sorted(self.manifest.files))}")
         try:
             content = (self.path / name).read_bytes()
         except OSError as error:
             raise BundleError(f"{self.path}: {name} cannot be read: {error.strerror}", hint=RESTORE) from error
-        _same(self.path, name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
+        _check_digest(self.path, name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
         return content
 
 
 def identity_of(files: Mapping[str, str]) -> str:
-    """Identity digest from the digests of a bundle's files."""
+    """Identity digest of a bundle from the digests of its files."""
     names = (*IDENTITY_FILES, ENGINE) if ENGINE in files else IDENTITY_FILES
     return digest_json({name: files[name] for name in names})
 
 
 def evidence_of(files: Mapping[str, str]) -> str:
-    """Digest of the evidence from the digests of a bundle's files."""
+    """Evidence digest of a bundle from the digests of its files."""
     return digest_json({name: digest for name, digest in files.items() if name.startswith("evidence/")})
 
 
 def write(path: Path, *, name: str, lineage: Lineage, policy: str, run: str, blessed: bool, created: float) -> Bundle:
-    """Write ``manifest.json`` and, when blessed, ``blessing.json`` over a folder that holds the other files.
+    """Write ``manifest.json`` and, when blessed, ``blessing.json`` into a folder with the other files.
 
     The version is the first twelve digits of the identity. Raises BundleError when a file is missing or is a link,
-    and StoreError when the files cannot be written (a full disk).
+    and StoreError when writing fails (a full disk).
     """
-    files = {file: digest_file(path / file) for file in _present(path)}
+    files = {file: digest_file(path / file) for file in _list_files(path)}
     missing = [file for file in IDENTITY_FILES if file not in files]
     if missing:
-        raise BundleError(f"a bundle needs {', '.join(missing)}; {path} has not", hint="mlkit run --force optimize")
-    identity, evidence = identity_of(files), evidence_of(files)
-    common = {
-        "identity": identity,
-        "evidence": evidence,
-        "git_commit": lineage.git_commit,
-        "git_dirty": lineage.git_dirty,
-        "data_version": lineage.data_version,
-        "policy": policy,
-    }
-    manifest = Manifest(name=name, version=identity[:12], files=files, recipe_digest=lineage.recipe_digest, **common)
+        message = f"a bundle needs {', '.join(missing)}; {path} lacks it"
+        raise BundleError(message, hint="mlkit run RECIPE --force optimize")
+    identity = identity_of(files)
+    common = {"identity": identity, "evidence": evidence_of(files), "policy": policy, **asdict(lineage)}
+    recipe_digest = common.pop("recipe_digest")
+    manifest = Manifest(name=name, version=identity[:12], files=files, recipe_digest=recipe_digest, **common)
     try:
         (path / BLESSING).unlink(missing_ok=True)
-        _write(path / MANIFEST, manifest)
+        _write_checksummed(path / MANIFEST, manifest)
         if blessed:
-            _write(path / BLESSING, Blessing(run=run, created=created, **common))
+            _write_checksummed(path / BLESSING, Blessing(run=run, created=created, **common))
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}", hint="free some space and run again") from error
     return open_bundle(path)
 
 
 def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
-    """Verify a bundle and read it. With ``blessed`` an unblessed bundle is refused.
+    """Verify and read a bundle. Raises BundleError.
 
-    Raises BundleError when a file is missing, unlisted, altered or a link, when the manifest or the blessing does not
-    bind this identity and evidence, or when a blessing is asked for and absent.
+    It is invalid when a file is missing, unlisted, altered or a link, when manifest or blessing do not bind this
+    identity and evidence, or when ``blessed`` is required and the blessing is absent.
     """
-    manifest = _read(path / MANIFEST, Manifest)
+    manifest = _read_checksummed(path / MANIFEST, Manifest)
     _verify_files(path, manifest)
-    signature = _parsed(path / "signature.json", (path / "signature.json").read_bytes(), Signature)
-    blessing = _read(path / BLESSING, Blessing) if (path / BLESSING).exists() else None
+    signature = _parse(path / "signature.json", (path / "signature.json").read_bytes(), Signature)
+    blessing = _read_checksummed(path / BLESSING, Blessing) if (path / BLESSING).exists() else None
     if blessing is not None:
         _verify_blessing(path, manifest, blessing)
     elif blessed:
-        raise BundleError(
-            f"{path}: bundle {manifest.version} is not blessed: its gates did not pass",
-            hint="a gateway serves blessed bundles only; see `mlkit show` for the verdicts",
-        )
+        message = f"{path}: bundle {manifest.version} is not blessed: its gates did not pass"
+        raise BundleError(message, hint="a gateway serves blessed bundles only; `mlkit show last` lists the verdicts")
     return Bundle(path=path, manifest=manifest, signature=signature, blessing=blessing, engine=read_engine(path))
 
 
 def read_engine(folder: Path) -> Engine:
-    """What is to run the graph of a folder: its ``engine.json``, or the default where there is none.
-
-    Raises BundleError when the file cannot be read or says what no Engine is.
-    """
+    """Read ``engine.json``; the default engine when there is none. Raises BundleError when it is invalid."""
     path = folder / ENGINE
     try:
         content = path.read_bytes()
@@ -232,120 +206,112 @@ def read_engine(folder: Path) -> Engine:
         return Engine()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}", hint=RESTORE) from error
-    return _parsed(path, content, Engine)
+    return _parse(path, content, Engine)
 
 
 def write_engine(folder: Path, engine: Engine) -> None:
-    """Write ``engine.json`` unless the engine is the default: bundles of before there were engines stay the same."""
+    """Write ``engine.json`` unless the engine is the default (identities of older bundles stay the same)."""
     if engine != Engine():
         replace_file(folder / ENGINE, _canonical(engine.model_dump(mode="json")))
 
 
-def _present(path: Path) -> list[str]:
-    """Names of the files of a bundle, manifest and blessing left out, sorted.
+def _list_files(path: Path) -> list[str]:
+    """Sorted names of a bundle's files, without manifest and blessing.
 
-    Raises BundleError for a link, a device or a socket: each could answer differently when it is read again.
+    Raises BundleError for anything but regular files and folders: its content could change between two reads.
     """
     names = []
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if file.is_symlink() or not (file.is_file() or file.is_dir()):
-            what = "a link" if file.is_symlink() else "no regular file"
-            raise BundleError(f"{path}: {name} is {what}; a bundle holds regular files only", hint=RESTORE)
+            kind = "a link" if file.is_symlink() else "no regular file"
+            raise BundleError(f"{path}: {name} is {kind}; a bundle holds regular files only", hint=RESTORE)
         if file.is_file() and name not in (MANIFEST, BLESSING):
             names.append(name)
     return names
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    present = _present(path)
+    present = _list_files(path)
     for name in sorted(set(manifest.files) | set(present)):
         if name not in present:
             raise BundleError(f"{path}: {name} is missing", hint=RESTORE)
         if name not in manifest.files:
             raise BundleError(f"{path}: {name} is not listed in the manifest", hint=RESTORE)
         try:
-            found = digest_file(path / name)
+            digest = digest_file(path / name)
         except OSError as error:
             raise BundleError(f"{path}: {name} cannot be read: {error.strerror}", hint=RESTORE) from error
-        _same(path, name, found, manifest.files[name])
+        _check_digest(path, name, digest, manifest.files[name])
     if any(name not in manifest.files for name in IDENTITY_FILES):
         raise BundleError(f"{path}: the manifest does not list {' and '.join(IDENTITY_FILES)}", hint=RESTORE)
     identity = identity_of(manifest.files)
-    if (identity, identity[:12], evidence_of(manifest.files)) != (
-        manifest.identity,
-        manifest.version,
-        manifest.evidence,
-    ):
+    computed = (identity, identity[:12], evidence_of(manifest.files))
+    if computed != (manifest.identity, manifest.version, manifest.evidence):
         raise BundleError(f"{path}: the manifest's digests do not agree with each other", hint=RESTORE)
 
 
-def _same(path: Path, name: str, found: str, listed: str) -> None:
-    if found != listed:
-        raise BundleError(
-            f"{path}: {name} was altered: sha256 {found[:12]}…, the manifest says {listed[:12]}…", hint=RESTORE
-        )
+def _check_digest(path: Path, name: str, digest: str, listed: str) -> None:
+    if digest != listed:
+        message = f"{path}: {name} was altered: sha256 {digest[:12]}…, the manifest says {listed[:12]}…"
+        raise BundleError(message, hint=RESTORE)
 
 
 def _verify_blessing(path: Path, manifest: Manifest, blessing: Blessing) -> None:
     for field in ("identity", "evidence", "git_commit", "git_dirty", "data_version", "policy"):
-        if getattr(blessing, field) != getattr(manifest, field):
-            raise BundleError(
-                f"{path}: the blessing is for another bundle: its {field} is {getattr(blessing, field)!r}, "
-                f"the manifest's is {getattr(manifest, field)!r}",
-                hint="run the recipe again with --force package",
-            )
+        ours, theirs = getattr(blessing, field), getattr(manifest, field)
+        if ours != theirs:
+            message = f"the blessing is for another bundle: its {field} is {ours!r}, the manifest's is {theirs!r}"
+            raise BundleError(f"{path}: {message}", hint="mlkit run RECIPE --force package")
 
 
-S = TypeVar("S", bound=_Sealed)
+S = TypeVar("S", bound=_ChecksummedFile)
 
 
-def _write(path: Path, sealed: _Sealed) -> None:
-    path.write_bytes(_canonical(sealed.model_copy(update={"checksum": sealed.sealed_as()}).model_dump(mode="json")))
+def _write_checksummed(path: Path, record: _ChecksummedFile) -> None:
+    record = record.model_copy(update={"checksum": record.compute_checksum()})
+    path.write_bytes(_canonical(record.model_dump(mode="json")))
 
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _read(path: Path, model: type[S]) -> S:
-    """A manifest or a blessing, to the byte as it was written."""
+def _read_checksummed(path: Path, model: type[S]) -> S:
+    """Read a manifest or a blessing. Raises BundleError unless it is byte for byte as written."""
     try:
         if path.is_symlink():
             raise BundleError(f"{path} is a link; a bundle holds regular files only", hint=RESTORE)
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing", hint="is this the folder of a bundle?") from error
+        raise BundleError(f"{path} is missing", hint=NO_BUNDLE) from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}", hint="is this the folder of a bundle?") from error
+        raise BundleError(f"{path} cannot be read: {error.strerror}", hint=NO_BUNDLE) from error
     if model is Manifest:
-        _same_format(path, content)
-    value = _parsed(path, content, model)
-    if value.checksum != value.sealed_as() or content != _canonical(value.model_dump(mode="json")):
+        _check_format(path, content)
+    value = _parse(path, content, model)
+    if value.checksum != value.compute_checksum() or content != _canonical(value.model_dump(mode="json")):
         raise BundleError(f"{path} was altered: its checksum does not hold", hint=RESTORE)
     return value
 
 
-def _same_format(path: Path, content: bytes) -> None:
-    """Another format has other fields: say so before they are found fault with."""
+def _check_format(path: Path, content: bytes) -> None:
+    """Raises BundleError for another format, before its fields are validated."""
     try:
         value = json.loads(content)
     except ValueError:
-        return  # _parsed says what is wrong with it
-    found = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
-    if found != FORMAT:
-        raise BundleError(
-            f"{path.parent}: bundle format {found}; this mlflowkit reads {FORMAT}", hint="run the recipe again"
-        )
+        return  # reported by _parse
+    version = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
+    if version != FORMAT:
+        message = f"{path.parent}: bundle format {version}; this mlflowkit reads {FORMAT}"
+        raise BundleError(message, hint="mlkit run RECIPE --force package")
 
 
-def _parsed(path: Path, content: bytes, model: type[M]) -> M:
+def _parse(path: Path, content: bytes, model: type[M]) -> M:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
-        raise BundleError(
-            f"{path} is not a valid {model.__name__.lower()}: {where + ': ' if where else ''}{fault['msg']}",
-            hint=RESTORE,
-        ) from error
+        message = f"{path} is not a valid {model.__name__.lower()}: {where + ': ' if where else ''}{fault['msg']}"
+        raise BundleError(message, hint=RESTORE) from error

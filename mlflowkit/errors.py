@@ -1,23 +1,24 @@
-"""The error tree. Every error has a message, a hint (the next thing to type) and an exit code.
+"""The exception tree. Every error has a message, a hint (the next command or edit) and an exit code.
 
 ::
 
-    MlkitError                     code
+    MlkitError                 exit code
     ├── UsageError                   2   the command or the recipe is wrong
     │   └── RecipeError              2   one or more located faults in a recipe
-    ├── GateFailedError              1   a gate said FAILED
-    ├── GateInconclusiveError        4   a gate said INCONCLUSIVE and blocks
-    ├── WorldError                   3   the world failed
+    ├── GateFailedError              1   a gate FAILED
+    ├── GateInconclusiveError        4   a blocking gate is INCONCLUSIVE
+    ├── WorldError                   3   the environment failed
     │   ├── DataError                3   a source, a table or a check
-    │   ├── UserCodeError            3   code that the recipe names raised or has the wrong type
+    │   ├── UserCodeError            3   code named by the recipe raised or has the wrong type
     │   ├── EngineError              3   training, conversion, a runtime or Ray
     │   │   └── TrialError           3   one candidate crashed, hung or raised
-    │   ├── StoreError               3   the store or the journal (a full disk included)
-    │   ├── BundleError              3   a bundle is corrupted, tampered with or not blessed
+    │   ├── StoreError               3   the store, the journal, the disk
+    │   ├── BundleError              3   a bundle is corrupt, altered or not blessed
     │   └── ServiceError             3   the gateway, a port, the network
+    │       └── ConflictError        3   a control record changed since it was read
     └── InterruptedRunError        130   Ctrl-C or SIGTERM; the state is resumable
 
-Vendor exceptions are translated once, at the seam where they enter: ``raise EngineError(...) from error``.
+Adapters translate vendor exceptions where they occur: ``raise EngineError(...) from error``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import ClassVar
 
 
 class MlkitError(Exception):
-    """Root of every error that mlflowkit raises on purpose.
+    """Base class of mlflowkit's exceptions.
 
     >>> str(DataError("table loans.csv has no rows", hint="check data.source.path"))
     'table loans.csv has no rows'
@@ -44,15 +45,17 @@ class MlkitError(Exception):
         self.hint = hint
 
     def to_json(self) -> dict[str, object]:
-        """The object printed under ``error`` by every command with ``--json``."""
+        """The value under ``error`` in the output of every command with ``--json``."""
         return {"code": self.exit_code, "kind": self.kind, "message": self.message, "hint": self.hint}
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that was probably meant, whatever its case, for a hint; "" when none is like it.
+def closest_match(name: str, names: Iterable[str]) -> str:
+    """The most similar of ``names``, ignoring case, for a "did you mean" hint; "" when none is similar.
 
-    >>> nearest("epocs", ["epochs", "batch_size"]), nearest("class", ["rownames", "Class"]), nearest("x", ["epochs"])
-    ('epochs', 'Class', '')
+    >>> closest_match("epocs", ["epochs", "batch_size"]), closest_match("class", ["rownames", "Class"])
+    ('epochs', 'Class')
+    >>> closest_match("x", ["epochs"])
+    ''
     """
     from difflib import get_close_matches
 
@@ -84,14 +87,14 @@ class Fault:
 
 
 class RecipeError(UsageError):
-    """All the faults of one recipe, in the order of their places."""
+    """All faults of a recipe, in the order of their locations."""
 
     kind = "recipe"
 
     def __init__(self, faults: Sequence[Fault], *, hint: str = "", sources: Mapping[str, str] | None = None) -> None:
         self.faults = tuple(faults)
         self.sources = dict(sources or {})
-        """Text of files that faults are in, by name; of ``<override>``, one override a line."""
+        """Text of the files that faults are in, by name; ``<override>`` holds one override per line."""
         count = len(self.faults)
         lines = [f"{count} error{'s' if count != 1 else ''} in the recipe"]
         for fault in self.faults:
@@ -131,7 +134,7 @@ class EngineError(WorldError):
 
 
 class TrialError(EngineError):
-    """A candidate failed in its own process. ``script`` does it again; None where that could not be written."""
+    """A candidate failed in its own process. ``script`` reproduces it; None when it could not be written."""
 
     kind = "trial"
 
@@ -150,6 +153,10 @@ class BundleError(WorldError):
 
 class ServiceError(WorldError):
     kind = "service"
+
+
+class ConflictError(ServiceError):
+    """A conditional write was refused: the record is not at the expected version."""
 
 
 class InterruptedRunError(MlkitError):

@@ -1,4 +1,4 @@
-"""What stages ask of the world: Protocols of a few verbs, fulfilled by adapters, handed in by wiring.
+"""Ports: the Protocols that stages call and adapters implement; `wiring` connects the two.
 
 A stage module has ``Section`` (what the recipe says), ``Spec`` (exactly what its result depends on) and
 ``run(spec, context) -> StageResult``. It reads ``context.inputs``, fills ``context.out`` and touches nothing else.
@@ -6,7 +6,8 @@ A stage module has ``Section`` (what the recipe says), ``Spec`` (exactly what it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,17 +18,33 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mlflowkit.graphs.candidates import Candidate, Engine, Pass
-    from mlflowkit.values import CheckResult, Event, Lineage, RoutingTable, RunRecord, ServiceStatus, Variant
+    from mlflowkit.values import (
+        Alias,
+        CheckResult,
+        Event,
+        HeldLease,
+        Lineage,
+        Owner,
+        Published,
+        RoutingTable,
+        RunEnd,
+        RunRecord,
+        ServiceStatus,
+        StepLease,
+        StepRecord,
+        StepResult,
+        Variant,
+    )
 
 
-class Progress(Protocol):
-    """Takes events of a run; must not raise."""
+class RunProgress(Protocol):
+    """Receives the events of a run. Must not raise."""
 
     def __call__(self, event: Event) -> None: ...
 
 
 class Tables(Protocol):
-    """Reads and writes tables. Faults of files are DataErrors that name the file and the place."""
+    """Reads and writes tables. Raises DataError with file and line for an unreadable file."""
 
     def read_csv(self, files: Sequence[Path], *, separator: str = ",", skip: Sequence[str] = ()) -> pa.Table:
         """All rows of CSV files with the same columns, in the order given, without the columns in ``skip``."""
@@ -36,25 +53,25 @@ class Tables(Protocol):
         """All rows of Parquet files with the same columns, in the order given, without the columns in ``skip``."""
 
     def from_pandas(self, holder: list[pd.DataFrame], source: str, *, skip: Sequence[str] = ()) -> pa.Table:
-        """The only frame in ``holder``, which is emptied, so that its columns are not held twice."""
+        """Convert the only frame in ``holder``, emptying ``holder`` so that columns are not held twice."""
 
     def write_parquet(self, table: pa.Table, rows: np.ndarray, path: Path) -> None:
-        """Write the rows where the boolean mask is true; equal input gives equal bytes."""
+        """Write the rows where the mask ``rows`` is true. Deterministic: equal input gives equal bytes."""
 
 
 class Checker(Protocol):
-    """Holds a table against checks."""
+    """Evaluates data checks on a table."""
 
     def check(
         self, table: pd.DataFrame, checks: Sequence[Any], schema: Mapping[str, Mapping[str, Any]]
     ) -> Sequence[CheckResult]:
-        """Results of checks (stages.base.Check) in their order; ``schema`` is what a schema check holds the table to.
+        """Evaluate checks (stages.base.Check), in order; a schema check compares the table with ``schema``.
 
-        Rows in failures are labels of the table's index, which must be whole numbers, each once.
+        Failures name rows by the table's index, whose labels must be unique integers.
         """
 
     def infer(self, table: pd.DataFrame) -> Mapping[str, Mapping[str, Any]]:
-        """The table's schema, ``{column: {dtype, nullable}}``; dtype is int, float, string, bool or datetime."""
+        """Infer ``{column: {dtype, nullable}}``; dtype is int, float, string, bool or datetime."""
 
 
 class Profiler(Protocol):
@@ -64,83 +81,83 @@ class Profiler(Protocol):
         """A serialised profile of the table's columns."""
 
     def summary(self, profile: bytes) -> Mapping[str, Any]:
-        """JSON: for each column its type, counts, missing, mean, standard deviation, quantiles, frequent items."""
+        """JSON per column: type, counts, missing, mean, standard deviation, quantiles, frequent items."""
 
 
 class MergingProfiler(Profiler, Protocol):
-    """A profiler of live traffic, which comes in parts."""
+    """A profiler whose profiles can be merged, for live traffic."""
 
     def merge(self, profiles: Sequence[bytes]) -> bytes:
-        """The profile of all rows that went into ``profiles``, of which there is at least one."""
+        """Merge one or more profiles."""
 
 
 class Trainer(Protocol):
-    """Fits preprocessing and model on ``train``, choosing by ``validation``. See stages.train for the layout."""
+    """Fits preprocessing and model on the train split, selecting by the validation split. Layout: stages.train."""
 
     def fit(self, spec: Any, context: StageContext) -> Any:
-        """Fit as ``spec`` (a stages.train.Spec) says, write ``context.out``, return the fields of a FitResult."""
+        """Fit by ``spec`` (a stages.train.Spec), fill ``context.out`` and return a FitResult's fields."""
 
 
 class Exporter(Protocol):
-    """Turns what a Trainer wrote into one ONNX graph that takes raw columns."""
+    """Exports a trained model with its preprocessing as one ONNX graph that takes raw columns."""
 
     def export(self, trained: Path, folder: Path, out: Path) -> None:
-        """Read the train stage's folder, write ``model.onnx`` and ``signature.json`` into ``out``."""
+        """Read the train stage's folder ``trained``, write ``model.onnx`` and ``signature.json`` into ``out``."""
 
     def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Answers of the Python model (not the graph) for the same inputs: what parity is measured against."""
+        """Predict with the Python model instead of the graph: the reference for parity."""
 
 
 class Session(Protocol):
     """A loaded graph. Thread-safe."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Answers by output name. Raises EngineError."""
+        """Outputs by name. Raises EngineError."""
 
 
 class Runtime(Protocol):
-    """Loads graphs. Raises EngineError when the provider asked for cannot be had (never a silent fallback)."""
+    """Loads graphs. Raises EngineError when the requested provider is unavailable; never falls back silently."""
 
     def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> Session:
-        """A session over a graph. ``engine`` is what its bundle asks for; the larger number of threads counts."""
+        """Open a session on ``engine`` (the bundle's), with the larger of ``threads`` and its own number of threads."""
 
 
 class Passes(Protocol):
     """Rewrites graphs (see `candidates.Pass`)."""
 
     def apply(self, passes: Sequence[Pass], model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:
-        """Write ``model`` after all passes to ``out``; returns "" or the reason why this graph cannot be had so.
+        """Apply all passes to ``model`` and write ``out``. Return "" on success, else why the passes do not apply.
 
-        ``calibration`` has training rows by input name. The same passes over the same graph and rows give the same
-        bytes. Raises DataError for calibration rows that are not the graph's inputs, EngineError when a tool fails.
+        ``calibration`` holds training rows by input name. Deterministic: equal passes, graph and rows give equal
+        bytes. Raises DataError when calibration rows do not match the graph's inputs, EngineError when a tool fails.
         """
 
 
 class Engines(Protocol):
-    """Loads graphs the way a candidate says."""
+    """Loads graphs on the engine of a candidate."""
 
     def missing(self, engine: Engine) -> str:
-        """Why this machine cannot run an engine (a library, a provider, a GPU), or "". Loads no vendor it needs not."""
+        """Why this machine cannot run ``engine`` (no library, provider or GPU), or "". Imports little."""
 
     def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> Session:
-        """A session; never a silent fallback to another provider. Raises EngineError.
+        """Open a session; never falls back to another provider silently. Raises EngineError.
 
-        ``store`` is a folder for built engines, keyed by everything that they depend on (see `engines`).
+        ``store`` is a cache folder for built engines, keyed by everything that they depend on (see `engine_key`).
         """
 
 
 @dataclass(frozen=True, slots=True)
 class TrialJob:
-    """One candidate that is to be tried.
+    """One candidate to build, load and measure.
 
-    model      the float graph; files beside it that it reads its weights from count as part of it
-    rows       arrays (see `arrays`): ``calibration/NAME`` training rows, ``inputs/NAME`` rows to answer, by input name
-    batch      rows of a request
-    requests   how many of the rows to answer requests are cut from
-    scratch    a folder for what passes between the processes, and for the log
-    scripts    where a script goes that does it again, should the candidate fail
-    seconds    how long building, loading, or one answer to a question may take
-    callers    how many threads ask at once while it is measured
+    model      the float graph, with its external weight files
+    rows       arrays (see `arrays`): ``calibration/NAME`` training rows, ``inputs/NAME`` rows to predict, by input name
+    batch      rows per request
+    requests   number of the rows to predict that requests are cut from
+    scratch    folder for files exchanged between the processes, and for the log
+    scripts    folder for the script that reproduces a failure
+    seconds    timeout of building, loading and each call
+    callers    concurrent threads while measuring
     """
 
     candidate: Candidate
@@ -155,14 +172,14 @@ class TrialJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """What building a candidate told. ``reason`` says why there is no graph, and the rest is then empty.
+class BuiltGraph:
+    """A candidate's graph; ``reason`` says why there is none (all else is empty then).
 
-    digest         of everything that the candidate's answers and speed depend on
-    files          the graph after all passes, and those that it reads its weights from
-    size_bytes     of all of them
-    build_seconds  what the passes took (of a cached graph: when it was made)
-    cached         whether the graph was there: an earlier search made it, or this one for another engine
+    digest         of everything that the candidate's predictions and speed depend on
+    files          the graph after all passes, with its external weight files
+    size_bytes     total of ``files``
+    build_seconds  time the passes took when the graph was built
+    cached         whether an earlier search, or this one for another engine, had built the graph
     """
 
     digest: str
@@ -174,12 +191,12 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What loading a candidate told.
+class LoadedGraph:
+    """Cost of loading a candidate.
 
-    memory_bytes   peak resident memory of the process beyond what it had with the runtime imported and nothing loaded,
-                   after the first answers; None where the system does not tell it
-    cold_start_ms  from the beginning of loading to the first answer
+    memory_bytes   peak resident memory after the first predictions, minus that of the process with the runtime
+                   imported and nothing loaded; None where the system does not report it
+    cold_start_ms  from the start of loading to the first prediction
     """
 
     memory_bytes: int | None
@@ -187,56 +204,55 @@ class Loaded:
 
 
 class Trial(Protocol):
-    """One candidate in a process of its own. All but `close` raise TrialError once that process has failed."""
+    """One candidate in its own process. Every method but `close` raises TrialError once that process has failed."""
 
-    def build(self) -> Built:
-        """Wait until its graph is made, or is known to be impossible."""
+    def build(self) -> BuiltGraph:
+        """Wait until the graph is built or known to be impossible."""
 
-    def load(self) -> Loaded:
-        """Load the graph and answer once."""
+    def load(self) -> LoadedGraph:
+        """Load the graph and predict once."""
 
     def answers(self) -> Mapping[str, np.ndarray]:
-        """Its answers to all rows, by output name."""
+        """Predictions for all rows, by output name."""
 
     def block(self, start: int, count: int) -> Sequence[int]:
-        """Nanoseconds of requests ``start`` to ``start + count - 1``, timed where they are asked."""
+        """Nanoseconds of each of the requests ``start`` to ``start + count - 1``, timed by the caller."""
 
     def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
-        """Ask ``count`` requests that arrive at ``rate`` a second and wait for nobody; ``seed`` draws the moments.
+        """Measure an open loop: ``count`` requests, arrivals at ``rate`` per second drawn with ``seed``.
 
-        Returns int64 [4, count], nanoseconds from the start: when each was due, a caller was free, asked, was answered.
+        Returns int64 [4, count], nanoseconds from the start: due, caller free, sent, answered.
         """
 
     def close(self) -> None:
-        """End the process and all that it started. Never raises; may be called again."""
+        """End the process and its children. Never raises; idempotent."""
 
 
 class Trials(Protocol):
-    """Tries candidates, each where a crash costs nobody else."""
+    """Runs candidates in isolation: a crash affects one candidate only."""
 
     def folder(self, job: TrialJob) -> Path:
-        """Where what is found out about a candidate is kept: by the digest of all that its graph, its answers and its
-        speed depend on. It need not exist."""
+        """The cache folder of a candidate's results, keyed by everything they depend on. It need not exist."""
 
     def start(self, job: TrialJob) -> Trial:
-        """Begin to build a candidate; returns at once. The trial ends with this process, however that ends."""
+        """Start building a candidate; returns at once. The trial's process never outlives this one."""
 
 
 class Search(Protocol):
-    """What to try next. Told everything that it suggested; decides by nothing else."""
+    """A search strategy (ask and tell): decides only by the results of its own suggestions."""
 
     def suggest(self, count: int) -> Sequence[Candidate]:
-        """Up to ``count`` candidates that were not suggested before; none when the search is over."""
+        """Up to ``count`` candidates not suggested before; none when the search is over."""
 
-    def told(self, results: Sequence[TrialResult]) -> None:
-        """Take up what became of candidates that were suggested."""
+    def tell(self, results: Sequence[TrialResult]) -> None:
+        """Record the results of suggested candidates."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What became of a candidate, for a search.
+    """The result of a candidate, for a search.
 
-    ``ratio`` is the objective relative to the float graph's, smaller is better; None when it could not be measured.
+    ``ratio`` is its objective relative to the float graph's (smaller is better); None when it was not measured.
     """
 
     candidate: Candidate
@@ -245,30 +261,30 @@ class TrialResult:
 
 
 class EngineBuilder(Protocol):
-    """Builds engines ahead of time, for a store that `Engines.load` takes them from."""
+    """Builds engines ahead of time into a store that `Engines.load` reads."""
 
     def build(self, model: Path, runtime: str, target: str, store: Path) -> tuple[Path, bool]:
-        """The file of the engine for compute capability ``target``, and whether it was built now or was there.
+        """The engine file for compute capability ``target``, and whether it was built now (else it was in the store).
 
-        Raises EngineError: no library, a target that it does not know, operators that it lacks (named, with their
-        nodes), a dynamic dimension with no range. Raises StoreError when the disk refuses the engine.
+        Raises EngineError for a missing library, an unknown target, unsupported operators (named, with their nodes) or
+        a dynamic dimension without a range, and StoreError when the engine cannot be written.
         """
 
 
 class RemoteSession(Protocol):
-    """A model that runs in a process of its own. Lives on one event loop."""
+    """A model in another process. Bound to one event loop."""
 
     async def run(self, inputs: Mapping[str, np.ndarray], rows: int) -> Mapping[str, np.ndarray]:
-        """Answers by output name. Raises EngineError, also when the process died under the call."""
+        """Outputs by name. Raises EngineError, also when the process dies during the call."""
 
 
 class RemoteModels(Protocol):
-    """Reaches models that run in processes of their own."""
+    """Connects to models that run in their own processes."""
 
     def connect(self, service: str, variant: Variant, seconds: float = 0.0) -> RemoteSession:
-        """A session with an isolated variant. Raises ServiceError when it is not up within ``seconds``.
+        """Connect to an isolated variant. Raises ServiceError when it is not up within ``seconds``.
 
-        With 0 seconds nothing is waited for: calls fail until a process is there.
+        With 0 seconds it does not wait: calls fail until the process is up.
         """
 
 
@@ -276,44 +292,251 @@ class Tracker(Protocol):
     """Mirrors runs and blessed bundles into a tracking server and model registry. The journal is the truth."""
 
     def prewarm(self) -> None:
-        """Begin starting what `record` will need, in the background; returns at once. Needless, and cheap."""
+        """Start in the background what `record` needs; returns at once. Optional."""
 
     def record(self, run: RunRecord) -> None:
-        """Parameters, metrics, tags (``git_commit``, ``git_dirty``, ``data_version``) of a finished run."""
+        """Record parameters, metrics and tags (``git_commit``, ``git_dirty``, ``data_version``) of a finished run."""
 
     def register(self, name: str, bundle: Path, run: RunRecord, alias: str) -> str:
         """Register a blessed bundle under ``name`` and point ``alias`` at it; returns the registry's version.
 
-        Idempotent: the same identity digest is registered once.
+        Idempotent: an identity digest is registered once.
         """
 
 
 class Platform(Protocol):
-    """Keeps gateways running."""
+    """Starts, updates and stops gateways."""
 
     def prewarm(self, service: Any = None) -> None:
-        """Begin starting what `ensure` will need, in the background; returns at once.
+        """Start in the background what `ensure` needs; returns at once.
 
-        Raises ServiceError when ``service`` (a stages.deploy.ServeSection) could not listen where it should.
+        Raises ServiceError when ``service`` (a stages.deploy.ServeSection) cannot listen on its address.
         """
 
     def ensure(self, service: Any) -> str:
-        """Start the gateway of a stages.deploy.ServeSection if it is not up; returns its endpoint URL."""
+        """Start the gateway of a stages.deploy.ServeSection unless it is up; returns its endpoint URL."""
 
     def publish(self, table: RoutingTable) -> None:
-        """Hand a table to every replica; returns once all have loaded, verified, warmed and swapped to it."""
+        """Send a table to every replica; returns once all have loaded, verified, warmed and activated it."""
 
     def status(self) -> Sequence[ServiceStatus]: ...
 
     def folder(self, service: str) -> Path:
-        """Where the files of a service are (see service_state.records)."""
+        """The state folder of a service (see service_state.records)."""
 
     def down(self, service: str | None = None) -> Sequence[str]:
-        """Stop one service, or all and the local Ray that was started for them; returns the names stopped."""
+        """Stop one service, or all with the local Ray started for them; returns the names of those stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRecord:
+    """A control record as it was read. ``version`` is opaque: it differs after every write."""
+
+    value: bytes
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEntry:
+    """A control record in a list. ``modified`` is the time of its last write, in seconds since the epoch."""
+
+    key: str
+    version: str
+    modified: float
+
+
+class ControlRecords(Protocol):
+    """Small documents by which the processes of a service meet. Thread-safe, and safe between processes.
+
+    A key is a relative POSIX path such as ``services/lending/rollout.json``; no part is empty, hidden (".x") or "..",
+    or has a ``*``. A pattern is a key in which ``*`` matches any text within one part. A reader sees an old or a new
+    value, never a part of one. Every method raises ServiceError when the storage fails, and for a key that is no key.
+    """
+
+    def get(self, key: str) -> ControlRecord | None:
+        """Read a record; None when there is none."""
+
+    def put(self, key: str, value: bytes, *, durable: bool = True, private: bool = False) -> str:
+        """Write a record whatever there was, and return its version.
+
+        Without ``durable`` it may be lost when the machine fails. A ``private`` record holds a secret: only the owner
+        of the state can read it. A key that is written with `put_if` must not be written with `put` at the same time.
+        """
+
+    def put_if(self, key: str, value: bytes, version: str | None) -> str:
+        """Write a record durably if it still has ``version`` (None: if there is none), and return its new version.
+
+        Raises ConflictError otherwise: of several writers that read the same version, one succeeds.
+        """
+
+    def delete(self, key: str, *, version: str | None = None) -> None:
+        """Remove a record, or all below a folder of keys; nothing when there is none.
+
+        With ``version``, raises ConflictError when the record has another one.
+        """
+
+    def list(self, pattern: str) -> Sequence[RecordEntry]:
+        """The records whose key matches a pattern, sorted by key."""
+
+    def watch(self, patterns: Iterable[str], known: Mapping[str, str], timeout: float) -> Mapping[str, str]:
+        """Wait until the versions of the matching records, by key, differ from ``known``, or for ``timeout`` seconds.
+
+        Returns the versions: a key that is new was created, one that is missing was deleted. At once for timeout 0.
+        """
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """An advisory lock, for sections that no single write covers; ``name`` is like a key. Not reentrant.
+
+        It binds only callers that take it, and ends with the process that holds it.
+        """
+
+    def location(self, key: str) -> str:
+        """Where a person finds a record, for messages."""
+
+
+class RunHistory(Protocol):
+    """Runs and their steps, as they happened."""
+
+    def runs(self, limit: int | None = None, name: str = "") -> tuple[RunRecord, ...]:
+        """Runs, newest first; of one recipe when it has a ``name``."""
+
+    def run(self, name: str) -> RunRecord:
+        """A run by its id, a unique prefix of it, or ``last``. Raises UsageError."""
+
+    def finished_run(self, name: str, fingerprints: Sequence[str]) -> RunRecord | None:
+        """The newest finished run whose steps published exactly these fingerprints."""
+
+    def start_run(self, record: RunRecord, owner: Owner) -> None:
+        """Insert a run and its pending steps."""
+
+    def begin_step(self, run: str, stage: str) -> None:
+        """Mark a step as running."""
+
+    def finish_step(self, run: str, step: StepRecord) -> None:
+        """Update a step."""
+
+    def set_lineage(self, run: str, lineage: Lineage) -> None:
+        """Replace a run's lineage."""
+
+    def finish_run(self, run: str, finish: RunEnd) -> None:
+        """Update a run with its final state."""
+
+    def sweep(self) -> tuple[str, ...]:
+        """Mark runs whose process is dead as interrupted; returns their ids."""
+
+    def untracked(self) -> tuple[RunRecord, ...]:
+        """Finished runs that the tracker lacks, oldest first."""
+
+    def mark_tracked(self, run: str, *, tracked: bool = True) -> None:
+        """Mark whether the tracker has a run."""
+
+
+class StepResults(Protocol):
+    """Results by fingerprint, published under a lease: one live owner per fingerprint, with a growing fence."""
+
+    def result(self, fingerprint: str) -> StepResult | None:
+        """The result of a fingerprint."""
+
+    def latest(self, name: str, stage: str) -> StepResult | None:
+        """The newest result of a stage of a recipe, of any fingerprint."""
+
+    def finished_fingerprints(self, fingerprints: Sequence[str]) -> set[str]:
+        """Those of the fingerprints that have a result."""
+
+    def take_lease(
+        self, fingerprint: str, owner: Owner, run: str, stage: str, *, over: HeldLease | None = None
+    ) -> StepLease | HeldLease:
+        """Take the lease if it is free or unchanged since ``over`` (whose owner is dead); else return the holder."""
+
+    def renew_lease(self, lease: StepLease) -> None:
+        """Increment the heartbeat of a lease."""
+
+    def release_lease(self, lease: StepLease, stage: str = "") -> None:
+        """Release a lease; its fence stays."""
+
+    def held_lease(self, fingerprint: str) -> HeldLease | None:
+        """The lease of a fingerprint, if it is held."""
+
+    def live_fingerprints(self) -> set[str]:
+        """Fingerprints whose lease has an owner not known to be dead."""
+
+    def publish(self, result: StepResult, lease: StepLease, alias: Alias | None = None) -> None:
+        """Insert a result and its alias together. Raises StoreError when the lease's fence is no longer current."""
+
+
+class VersionAliases(Protocol):
+    """Names for versions of a recipe's bundle, ``champion`` among them."""
+
+    def alias(self, name: str, alias: str) -> Alias | None:
+        """An alias of a recipe."""
+
+    def put_alias(self, alias: Alias) -> None:
+        """Insert or replace an alias. A replaced champion keeps its `candidate_alias`."""
+
+
+class Journal(RunHistory, StepResults, VersionAliases, AbstractContextManager["Journal"], Protocol):
+    """What ran, with which result, under whose lease. Closed at the end of its context; raises StoreError."""
+
+    @property
+    def state(self) -> Path:
+        """The state folder of this machine."""
+
+    def file_digests(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Cached (stat, digest) of files of this machine by path."""
+
+    def save_file_digests(self, digests: Mapping[str, tuple[str, str]]) -> None:
+        """Cache (stat, digest) of files by path."""
+
+    def close(self) -> None:
+        """Release connections. Idempotent."""
+
+
+class ObjectStore(Protocol):
+    """Published folders by digest: create-only, and checked when they are used. Raises StoreError."""
+
+    def path(self, digest: str) -> Path:
+        """The folder of a digest on this machine, which need not exist."""
+
+    def intact(self, published: Published) -> bool:
+        """Whether a folder has all its files at their sizes. Contents are not read."""
+
+    def verified(self, published: Published) -> Path:
+        """The path of a folder, after reading all of it. Raises StoreError unless its content has its digest."""
+
+    def workspace(self, fingerprint: str, fence: int) -> Path:
+        """Create an empty folder for the holder of a lease; removes those of earlier holders."""
+
+    def publish(self, folder: Path, stage: str = "") -> Published:
+        """Make a folder durable, read-only and visible under its digest.
+
+        One of the same content is kept; it is replaced only when it was altered.
+        """
+
+    def discard(self, folder: Path) -> None:
+        """Remove a workspace if it exists."""
+
+    def scratch(self, fingerprint: str) -> Path:
+        """The scratch folder of a fingerprint, which survives a kill."""
+
+    def discard_scratch(self, fingerprint: str) -> None:
+        """Remove the scratch folder of a fingerprint if it exists."""
+
+    def sweep(self, live: Callable[[], Set[str]], finished: Callable[[Sequence[str]], Set[str]]) -> None:
+        """Remove leftovers of killed runs: what belongs to no fingerprint with a live lease."""
+
+
+class StatePorts(Protocol):
+    """The storage of a state folder. Its control records are opened by `service_state.records.control_records`."""
+
+    def open_journal(self, *, create: bool = True) -> Journal:
+        """Open the journal. With ``create`` false a missing one reads as empty and is not created."""
+
+    @property
+    def objects(self) -> ObjectStore: ...
 
 
 class Ports(Protocol):
-    """What wiring hands to stages. Each is made on first use, so that nothing is imported before it is needed."""
+    """The ports of a run. Each adapter is imported and made on first use."""
 
     @property
     def tables(self) -> Tables: ...
@@ -337,21 +560,25 @@ class Ports(Protocol):
     def platform(self) -> Platform: ...
 
     def trainer(self, kind: str) -> Trainer:
-        """The trainer for a model kind ("torch" or "sklearn")."""
+        """The trainer of a model kind (torch, sklearn or onnx)."""
 
     def search(self, candidates: Sequence[Candidate], trials: int, seed: int) -> Search:
-        """A search by model among more candidates than are to be tried. Raises UsageError where Optuna is missing."""
+        """A model-based search over more candidates than ``trials``. Raises UsageError when Optuna is missing."""
+
+
+class RunPorts(Ports, StatePorts, Protocol):
+    """The ports with which a recipe is run; its stages see `Ports` only."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """Where a stage reads and writes.
+    """The folders and ports of a running stage.
 
     inputs     published folder of each stage in values.STAGE_INPUTS, read-only
-    out        an empty folder to fill; published when run() returns
-    scratch    a folder of this fingerprint that survives a kill: checkpoints go here
-    folder     the recipe's folder: relative paths and python references start here
-    champion   folder of the bundle that serves now, or None
+    out        empty folder to fill; published when run() returns
+    scratch    folder of this fingerprint that survives a kill, for checkpoints
+    folder     the recipe's folder: base of relative paths and Python references
+    champion   bundle folder of the champion that gates compare with, or None
     previous   published folder of this stage in the last run of this recipe, or None (frozen schemas)
     """
 
@@ -363,6 +590,6 @@ class StageContext:
     lineage: Lineage
     run: str
     ports: Ports
-    progress: Progress
+    progress: RunProgress
     champion: Path | None = None
     previous: Path | None = None

@@ -1,8 +1,8 @@
-"""Python that a recipe names: ``module:attr`` beside the recipe. Located and digested without being executed.
+"""User code: ``module:attr`` references of a recipe, located and digested without executing anything.
 
-A module beside the recipe is imported under a private name (``_mlkit_<digest>.datasets``), and what *it* imports
-is looked up beside the recipe first. So two recipes may both have a ``datasets.py``, a third-party package of the
-same name stays visible to everybody else, a changed file is a new module, and ``sys.path`` is left alone.
+A module beside the recipe is imported under a private name (``_mlkit_<digest>.datasets``), and its own imports
+are looked up beside the recipe first. So two recipes may both have a ``datasets.py``, a third-party package of the
+same name stays importable elsewhere, a changed file is a new module, and ``sys.path`` is unchanged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlflowkit.errors import MlkitError, UserCodeError, nearest
+from mlflowkit.errors import MlkitError, UserCodeError, closest_match
+from mlflowkit.system.entry_points import Plugin
 
 PREFIX = "_mlkit_"
 ALIASES: Mapping[str, str] = {
@@ -36,16 +38,15 @@ ALIASES: Mapping[str, str] = {
     "skimage": "scikit_image",
     "bs4": "beautifulsoup4",
 }
-"""Modules whose distribution has another name, so that the common ones need no search."""
+"""Common modules whose distribution has another name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Closure:
-    """The files beside the recipe that a reference runs, and the libraries that they import.
+class SourceClosure:
+    """The source files beside the recipe that a reference runs, and the libraries they import.
 
-    ``files`` are relative to the recipe's folder and sorted; ``digest`` is of their names and content;
-    ``distributions`` maps the installed distributions imported from outside to their versions ("" when a module
-    that is imported somewhere is not installed).
+    ``files`` are relative to the recipe's folder and sorted; ``digest`` covers their names and content;
+    ``distributions`` pairs each imported distribution with its version ("" when it is not installed).
     """
 
     files: tuple[str, ...]
@@ -53,107 +54,129 @@ class Closure:
     distributions: tuple[tuple[str, str], ...]
 
 
-def closure(reference: str, folder: Path) -> Closure:
-    """Follow imports statically (ast; nothing is executed) from the module of ``reference``.
+def source_closure(reference: str, folder: Path) -> SourceClosure:
+    """Collect the transitive imports of the module of ``reference`` by reading the sources (ast).
 
     Imports inside functions, relative imports, packages, submodules named by ``from package import submodule`` and
     ``importlib.import_module("literal")`` are followed. A reference outside ``folder`` (mlflowkit, sklearn) has no
-    files; its distribution and version are listed. Raises UserCodeError when the module is not found or does not
-    parse (file:line given).
+    files, only a distribution. Raises UserCodeError, with file:line, when the module is not found or does not parse.
 
-    >>> closure("mlflowkit.models:TabularMLP", Path("recipes")).files
+    >>> source_closure("mlflowkit.models:TabularMLP", Path("recipes")).files
     ()
     """
-    module = _split(reference)[0]
+    module = _split_reference(reference)[0]
     top = module.partition(".")[0]
-    if not _beside(top, folder):
-        if not _importable(top):
+    if not _is_local(top, folder):
+        if not _is_importable(top):
             raise _module_not_found(module, folder)
-        return Closure((), hashlib.sha256().hexdigest(), _distributions({top}))
-    files, outside = _follow(module, folder)
+        return SourceClosure((), hashlib.sha256().hexdigest(), _distributions({top}))
+    return _closure(*_follow_imports(module, folder), folder)
+
+
+def _closure(files: set[Path], outside: set[str], folder: Path) -> SourceClosure:
     digest = hashlib.sha256()
     names = sorted(file.relative_to(folder).as_posix() for file in files)
     for name in names:
         content = (folder / name).read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return Closure(tuple(names), digest.hexdigest(), _distributions(outside))
+    return SourceClosure(tuple(names), digest.hexdigest(), _distributions(outside))
+
+
+def installed_closure(reference: str) -> tuple[Path, SourceClosure]:
+    """Collect the source files that an installed module consists of: those of its top-level package that it imports.
+
+    Returns the folder that the file names are relative to, and the closure. Raises UserCodeError when the module is not
+    found.
+    """
+    module = reference.partition(":")[0]
+    top = module.partition(".")[0]
+    spec = PathFinder.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise UserCodeError(f"there is no module {top!r}", hint=f"pip install {top}")
+    folder = Path(spec.origin).parents[1 if spec.submodule_search_locations else 0]
+    files, outside = _follow_imports(module, folder, only=top)
+    return folder, _closure(files, outside, folder)
+
+
+def plugin_digest(plugin: Plugin) -> str:
+    """Digest of a plugin's version, source files and libraries."""
+    closure = installed_closure(plugin.reference)[1]
+    return hashlib.sha256(repr((plugin.version, closure.digest, closure.distributions)).encode()).hexdigest()
 
 
 def load(reference: str, folder: Path, *, libraries: Sequence[str] = ()) -> Any:
     """Import the object of ``reference`` from ``folder``, mlflowkit.models or one of ``libraries``.
 
-    What is beside the recipe comes first. Works in any process that sees ``folder``. Raises UserCodeError when the
-    object is not there (the nearest name is suggested) or when its import raises.
+    Modules beside the recipe come first. Works in any process that sees ``folder``. Raises UserCodeError when the
+    object does not exist (with the most similar name) or its import raises.
     """
-    module_name, attribute = _split(reference)
+    module_name, attribute = _split_reference(reference)
     folder = folder.resolve()
     top = module_name.partition(".")[0]
-    if _beside(top, folder):
-        if _files(module_name, folder)[1] != module_name:
+    if _is_local(top, folder):
+        if _module_files(module_name, folder)[1] != module_name:
             raise _module_not_found(module_name, folder)
-        namespace = _namespace(folder, closure(reference, folder).digest)
+        namespace = _namespace(folder, source_closure(reference, folder).digest)
         module_name = f"{namespace}.{module_name}"
-    elif not _allowed(module_name, libraries):
+    elif not any(f"{module_name}.".startswith(f"{library}.") for library in ("mlflowkit.models", *libraries)):
         raise _module_not_found(module_name, folder, libraries)
-    with blame(reference, folder):
+    with translate_user_errors(reference, folder):
         module = importlib.import_module(module_name)
     try:
         return getattr(module, attribute)
     except AttributeError as error:
-        where = _shown(Path(module.__file__), folder) if module.__file__ else reference
+        where = _display_path(Path(module.__file__), folder) if module.__file__ else reference
         public = [name for name in vars(module) if not name.startswith("_")]
-        raise UserCodeError(
-            f"{where}: there is no {attribute!r} in it (named by {reference!r})",
-            hint=_meant(attribute, public) or f"define {attribute} there, or name another object",
-        ) from error
+        hint = _suggest(attribute, public) or f"define {attribute} there, or name another object"
+        raise UserCodeError(f"{where}: there is no {attribute!r} in it (named by {reference!r})", hint=hint) from error
 
 
 @contextmanager
-def blame(reference: str, folder: Path) -> Iterator[None]:
-    """Turn what code named by a recipe raises into a UserCodeError that points at the user's own file and line.
+def translate_user_errors(reference: str, folder: Path) -> Iterator[None]:
+    """Translate exceptions of user code into a UserCodeError that names the user's file and line.
 
-    Errors of mlflowkit, KeyboardInterrupt and MemoryError pass through as they are.
+    MlkitError, KeyboardInterrupt and MemoryError pass through unchanged.
     """
     try:
         yield
     except (MlkitError, KeyboardInterrupt, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        where = _place(error, folder.resolve())
-        message = f"{where}: {reference} raised {type(error).__name__}: {error}".rstrip(": ")
-        raise UserCodeError(message, hint=_advice(error, where)) from error
+        where = _error_location(error, folder.resolve())
+        message, hint = f"{where}: {reference} raised {type(error).__name__}: {error}".rstrip(": "), f"see {where}"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            top = error.name.partition(".")[0]
+            hint = f"pip install {ALIASES.get(top, top).replace('_', '-')}, or put {top}.py beside the recipe"
+        raise UserCodeError(message, hint=hint) from error
 
 
 def installed() -> Mapping[str, str]:
-    """Version of each installed distribution, by normalised name; read from folder names, in under a millisecond.
+    """Versions of the installed distributions by normalised name, read from folder names (under 1 ms).
 
     >>> installed()["numpy"][0].isdigit()
     True
     """
-    return _installed(tuple(sys.path))
+    return _installed_versions(tuple(sys.path))
 
 
-# ------------------------------------------------------------------------------------------- following imports
-
-
-def _split(reference: str) -> tuple[str, str]:
+def _split_reference(reference: str) -> tuple[str, str]:
     module, separator, attribute = reference.partition(":")
     valid = separator and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
     if not valid:
-        raise UserCodeError(f"{reference!r} is not a reference to Python code", hint="write module:name")
+        raise UserCodeError(f"{reference!r} is not a reference to Python code", hint="write MODULE:NAME")
     return module, attribute
 
 
-def _beside(top: str, folder: Path) -> bool:
-    """Whether a top-level name means something beside the recipe (mlflowkit and built-in modules never do)."""
+def _is_local(top: str, folder: Path) -> bool:
+    """Whether a top-level module is beside the recipe (mlflowkit and built-in modules never are)."""
     if top == "mlflowkit" or top in sys.builtin_module_names:
         return False
     return (folder / f"{top}.py").is_file() or any((folder / top).glob("*.py"))
 
 
-def _files(module: str, folder: Path) -> tuple[list[Path], str]:
-    """Files run by ``import module`` beside the recipe, and the longest prefix of it that is a module there."""
-    files, path, found = [], folder, ""
+def _module_files(module: str, folder: Path) -> tuple[list[Path], str]:
+    """Files beside the recipe that ``import module`` runs, and the longest prefix of ``module`` that exists."""
+    files, path, prefix = [], folder, ""
     for part in module.split("."):
         package, single = path / part, path / f"{part}.py"
         if (package / "__init__.py").is_file():
@@ -162,33 +185,36 @@ def _files(module: str, folder: Path) -> tuple[list[Path], str]:
             files.append(single)
         elif not package.is_dir():
             break
-        path, found = package, f"{found}.{part}".lstrip(".")
-    return files, found
+        path, prefix = package, f"{prefix}.{part}".lstrip(".")
+    return files, prefix
 
 
-def _follow(module: str, folder: Path) -> tuple[set[Path], set[str]]:
-    """Files reached from a module beside the recipe, and top-level names imported from elsewhere."""
-    start, found = _files(module, folder)
-    if found != module:
+def _follow_imports(module: str, folder: Path, only: str = "") -> tuple[set[Path], set[str]]:
+    """Files in a folder that a module there reaches, and the top-level modules imported from elsewhere.
+
+    With ``only``, just this top-level module counts as being in the folder.
+    """
+    start, prefix = _module_files(module, folder)
+    if prefix != module:
         raise _module_not_found(module, folder)
-    queue, seen, outside = list(start), set(start), set[str]()
+    queue, files, outside = list(start), set(start), set[str]()
     while queue:
         file = queue.pop()
-        for name in _imports(file, folder):
+        for name in _imported_names(file, folder):
             top = name.partition(".")[0]
-            if not _beside(top, folder):
+            if (only and top != only) or not _is_local(top, folder):
                 outside.add(top)
                 continue
-            fresh = [path for path in _files(name, folder)[0] if path not in seen]
-            seen.update(fresh)
+            fresh = [path for path in _module_files(name, folder)[0] if path not in files]
+            files.update(fresh)
             queue.extend(fresh)
-    return seen, {name for name in outside if name not in sys.stdlib_module_names}
+    return files, {name for name in outside if name not in sys.stdlib_module_names}
 
 
-def _imports(file: Path, folder: Path) -> Iterator[str]:
-    """Absolute names (from the recipe's folder) of all that a file may import, submodules included."""
+def _imported_names(file: Path, folder: Path) -> Iterator[str]:
+    """Absolute names (from the recipe's folder) that a file may import, submodules included."""
     parts = file.relative_to(folder).with_suffix("").parts
-    package = parts[:-1]  # of __init__.py too: its own folder is its package
+    package = parts[:-1]
     tree = _parse(file, folder)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -202,7 +228,7 @@ def _imports(file: Path, folder: Path) -> Iterator[str]:
                 yield root
             names = [alias.name for alias in node.names]
             if "*" in names:
-                names = _star(root, folder)
+                names = _star_names(root, folder)
             yield from (f"{root}.{name}".lstrip(".") for name in names)
         elif isinstance(node, ast.Call) and (literal := _literal_import(node)):
             yield literal
@@ -219,10 +245,10 @@ def _literal_import(node: ast.Call) -> str:
     return ""
 
 
-def _star(package: str, folder: Path) -> list[str]:
-    """Names that ``from package import *`` may import as submodules: those listed in ``__all__``."""
-    files, found = _files(package, folder)
-    if not files or found != package:
+def _star_names(package: str, folder: Path) -> list[str]:
+    """Names in ``__all__`` of a package: ``from package import *`` may import them as submodules."""
+    files, prefix = _module_files(package, folder)
+    if not files or prefix != package:
         return []
     for node in _parse(files[-1], folder).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
@@ -237,34 +263,30 @@ def _parse(file: Path, folder: Path) -> ast.Module:
     try:
         return ast.parse(file.read_bytes(), filename=str(file))
     except SyntaxError as error:
-        place = f"{_shown(file, folder)}:{error.lineno or 1}"
-        raise UserCodeError(f"{place}: {error.msg}", hint=f"mend the syntax at {place}") from error
+        location = f"{_display_path(file, folder)}:{error.lineno or 1}"
+        raise UserCodeError(f"{location}: {error.msg}", hint=f"fix the syntax at {location}") from error
     except ValueError as error:
-        raise UserCodeError(
-            f"{_shown(file, folder)}:1: {error}", hint="is it a Python file, saved as UTF-8?"
-        ) from error
+        message = f"{_display_path(file, folder)}:1: {error}"
+        raise UserCodeError(message, hint="is it a Python file, saved as UTF-8?") from error
 
 
-# ------------------------------------------------------------------------------------------------ distributions
-
-
-def _importable(top: str) -> bool:
+def _is_importable(top: str) -> bool:
     return top in sys.stdlib_module_names or top == "mlflowkit" or PathFinder.find_spec(top) is not None
 
 
 def _distributions(modules: set[str]) -> tuple[tuple[str, str], ...]:
-    found = {_distribution(top, tuple(sys.path)) for top in modules if top not in sys.stdlib_module_names}
-    return tuple(sorted(found))
+    libraries = modules - sys.stdlib_module_names
+    return tuple(sorted({_distribution(top, tuple(sys.path)) for top in libraries}))
 
 
 @lru_cache(maxsize=1024)
 def _distribution(top: str, path: tuple[str, ...]) -> tuple[str, str]:
-    """Distribution that a top-level module comes from, and its version.
+    """The distribution of a top-level module, and its version.
 
-    The usual case is told from names alone. Else the records of what is installed beside the module are searched
-    (tens of milliseconds, once); a module of no distribution is named with a digest of its file.
+    Usually derived from names alone. Else the RECORD files beside the module are searched (tens of milliseconds,
+    once); a module without a distribution gets the digest of its file as version.
     """
-    versions = _installed(path)
+    versions = _installed_versions(path)
     for name in (ALIASES.get(top, top), top):
         if (normal := _normalise(name)) in versions:
             return normal, versions[normal]
@@ -273,13 +295,12 @@ def _distribution(top: str, path: tuple[str, ...]) -> tuple[str, str]:
         return _normalise(top), ""
     if spec.origin is not None and (file := Path(spec.origin)).is_file():
         site = file.parent.parent if spec.submodule_search_locations else file.parent
-        owner = _owner(top, site)
-        return owner or (top, "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+        return _search_records(top, site) or (top, "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()[:16])
     return top, "namespace"
 
 
-def _owner(top: str, site: Path) -> tuple[str, str] | None:
-    """Distribution whose record lists the module, among those installed in one site-packages folder."""
+def _search_records(top: str, site: Path) -> tuple[str, str] | None:
+    """The distribution in a site-packages folder whose RECORD lists the module."""
     marks = (f"{top}/", f"{top}.")
     for record in sorted(site.glob("*.dist-info/RECORD")):
         with record.open(encoding="utf-8", errors="replace") as lines:
@@ -290,12 +311,12 @@ def _owner(top: str, site: Path) -> tuple[str, str] | None:
 
 
 @lru_cache(maxsize=8)
-def _installed(path: tuple[str, ...]) -> Mapping[str, str]:
+def _installed_versions(path: tuple[str, ...]) -> Mapping[str, str]:
     versions: dict[str, str] = {}
     for entry in path:
         try:
             names = os.listdir(entry or ".")
-        except OSError:  # zip files and folders that do not exist are legal on sys.path and hold no dist-info
+        except OSError:  # zip files and missing folders are legal on sys.path
             continue
         for item in names:
             stem, _, kind = item.rpartition(".")
@@ -310,11 +331,8 @@ def _normalise(name: str) -> str:
     return name.lower().replace("-", "_").replace(".", "_")
 
 
-# ------------------------------------------------------------------------------------------------------ loading
-
-
-class _Finder:
-    """Meta-path finder for the private namespaces, and for nothing else."""
+class _LocalFinder:
+    """Meta-path finder for the private namespaces only."""
 
     @classmethod
     def find_spec(
@@ -322,15 +340,12 @@ class _Finder:
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith(PREFIX) or path is None:
             return None
-        for entry in path:
-            finder = importlib.machinery.FileFinder(entry, (_Loader, [".py"]))
-            if (spec := finder.find_spec(fullname, target)) is not None:
-                return spec
-        return None
+        finders = (importlib.machinery.FileFinder(entry, (_LocalLoader, [".py"])) for entry in path)
+        return next(filter(None, (finder.find_spec(fullname, target) for finder in finders)), None)
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles from source every time (a cached bytecode may be stale within a second) and leaves no cache."""
+class _LocalLoader(importlib.machinery.SourceFileLoader):
+    """Compiles from source every time, without bytecode cache (whose timestamps are too coarse)."""
 
     def get_code(self, fullname: str) -> Any:
         path = self.get_filename(fullname)
@@ -344,7 +359,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def _importer(namespace: str, folder: Path) -> Any:
-    """``__import__`` as modules beside the recipe see it: what is beside them comes first."""
+    """``__import__`` for modules beside the recipe: local modules come first."""
 
     def __import__(
         name: str,
@@ -354,7 +369,7 @@ def _importer(namespace: str, folder: Path) -> Any:
         level: int = 0,
     ) -> ModuleType:
         top = name.partition(".")[0]
-        if level or not _beside(top, folder):
+        if level or not _is_local(top, folder):
             return builtins.__import__(name, globals, locals, fromlist, level)
         private = f"{namespace}.{name}"
         if fromlist:
@@ -366,10 +381,10 @@ def _importer(namespace: str, folder: Path) -> Any:
 
 
 def _namespace(folder: Path, digest: str) -> str:
-    """The private package of one folder in one state; made on first use."""
+    """Get or create the private package of a folder with this digest."""
     name = PREFIX + hashlib.sha256(f"{folder}\0{digest}".encode()).hexdigest()[:16]
-    if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)
+    if _LocalFinder not in sys.meta_path:
+        sys.meta_path.insert(0, _LocalFinder)
     if name not in sys.modules:
         package = ModuleType(name)
         package.__path__ = [str(folder)]
@@ -377,54 +392,36 @@ def _namespace(folder: Path, digest: str) -> str:
     return name
 
 
-def _allowed(module: str, libraries: Sequence[str]) -> bool:
-    return any(module == library or module.startswith(f"{library}.") for library in ("mlflowkit.models", *libraries))
-
-
-# ------------------------------------------------------------------------------------------------------- errors
-
-
 def _module_not_found(module: str, folder: Path, libraries: Sequence[str] = ()) -> UserCodeError:
     top = module.partition(".")[0]
-    wanted = folder / (module.replace(".", "/") + ".py")
+    expected = folder / (module.replace(".", "/") + ".py")
     present = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
-    known = sorted({name for name in present if name.isidentifier()} | set(libraries))
-    hint = _meant(module, known) or _meant(top, known) or f"create {wanted}"
-    if libraries and _importable(top):
+    names = sorted({name for name in present if name.isidentifier()} | set(libraries))
+    hint = _suggest(module, names) or _suggest(top, names) or f"create {expected}"
+    if libraries and _is_importable(top):
         return UserCodeError(
             f"{module} is neither beside the recipe nor one of {', '.join(libraries)}",
-            hint=f"put the code in {wanted}, or use one of these libraries",
+            hint=f"put the code in {expected}, or use one of these libraries",
         )
     return UserCodeError(f"there is no module {module!r} beside the recipe, in {folder}", hint=hint)
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
-    close = nearest(name, known)
+def _suggest(name: str, names: Sequence[str]) -> str:
+    close = closest_match(name, names)
     return f"did you mean {close!r}?" if close else ""
 
 
-def _place(error: BaseException, folder: Path) -> str:
+def _error_location(error: BaseException, folder: Path) -> str:
     """``file:line`` of the innermost frame in the recipe's folder, else of the innermost frame."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shown(Path(error.filename), folder)}:{error.lineno or 1}"
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append((Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno))
-        trace = trace.tb_next
-    own = [frame for frame in frames if frame[0].is_relative_to(folder)]
-    file, line = (own or frames)[-1]
-    return f"{_shown(file, folder)}:{line}"
+        return f"{_display_path(Path(error.filename), folder)}:{error.lineno or 1}"
+    frames = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    local = [frame for frame in frames if frame[0].is_relative_to(folder)]
+    file, line = (local or frames)[-1]
+    return f"{_display_path(file, folder)}:{line}"
 
 
-def _shown(file: Path, folder: Path) -> str:
-    """A path as a person at the keyboard would type it: relative to the working folder when it is below it."""
-    here = Path.cwd()
+def _display_path(file: Path, folder: Path) -> str:
+    """A path relative to the working directory when it is below it."""
     full = file if file.is_absolute() else folder / file
-    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
-
-
-def _advice(error: BaseException, where: str) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        top = error.name.partition(".")[0]
-        return f"pip install {ALIASES.get(top, top).replace('_', '-')}, or put {top}.py beside the recipe"
-    return f"see {where}"
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)

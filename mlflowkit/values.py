@@ -1,4 +1,4 @@
-"""Frozen values that cross rooms. No behaviour beyond reading themselves; no vendor, no I/O."""
+"""Frozen values shared between packages. No I/O, no vendor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from typing import Any, Literal
 Json = Any
 """A value that ``json.dumps`` accepts without a default."""
 
-STAGES: tuple[str, ...] = (
-    "data",
-    "validate",
-    "train",
-    "export",
-    "optimize",
-    "evaluate",
-    "package",
-    "deploy",
-)
-"""The stages, in the order in which a run visits them."""
+STAGES: tuple[str, ...] = ("data", "validate", "train", "export", "optimize", "evaluate", "package", "deploy")
+"""The stages, in the order of a run."""
 
 STAGE_INPUTS: Mapping[str, tuple[str, ...]] = {
     "data": (),
@@ -32,11 +23,11 @@ STAGE_INPUTS: Mapping[str, tuple[str, ...]] = {
     "package": ("data", "validate", "export", "optimize", "evaluate"),
     "deploy": ("package",),
 }
-"""What each stage reads. A stage is stale when one of these is, and for no other stage's sake."""
+"""The stages whose output each stage reads; a stage is stale when one of these is."""
 
 
 class Outcome(StrEnum):
-    """What a gate can say."""
+    """The outcome of a gate."""
 
     PASSED = "PASSED"
     FAILED = "FAILED"
@@ -48,7 +39,7 @@ class Outcome(StrEnum):
 class Measurement:
     """A number with its interval: ``low <= value <= high`` at ``confidence`` from ``samples`` observations.
 
-    ``unit`` is "" for dimensionless metrics. ``method`` names how the interval was made ("DeLong", ...).
+    ``unit`` is "" for dimensionless metrics; ``method`` names the interval's method ("DeLong", ...).
 
     >>> Measurement("roc_auc", 0.74, 0.69, 0.79, samples=1479).low
     0.69
@@ -66,7 +57,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one check of the data said. ``failures`` are the first few (row, value); ``failed`` counts all."""
+    """The result of one data check: ``failed`` values, of which ``failures`` are the first few (row, value)."""
 
     check: str
     column: str
@@ -78,7 +69,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one gate said, in numbers and in words."""
+    """The result of one gate."""
 
     gate: str
     outcome: Outcome
@@ -86,7 +77,7 @@ class Verdict:
     metric: str
     measurement: Measurement | None = None
     threshold: float | None = None
-    """The bound that the interval was held against (for a change threshold: minus or plus the margin)."""
+    """The bound that the interval was compared with (for a change threshold: minus or plus the margin)."""
     direction: Literal["min", "max"] = "min"
     blocking: bool = True
     """False for a gate in dry-run, or an INCONCLUSIVE that the recipe allows."""
@@ -104,19 +95,13 @@ class Verdict:
         >>> Verdict.from_json(asdict(verdict)) == verdict
         True
         """
-        measurement = value["measurement"]
-        return cls(
-            **{
-                **value,
-                "outcome": Outcome(value["outcome"]),
-                "measurement": None if measurement is None else Measurement(**measurement),
-            }
-        )
+        measurement = value["measurement"] and Measurement(**value["measurement"])
+        return cls(**{**value, "outcome": Outcome(value["outcome"]), "measurement": measurement})
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage says about what it published. Everything here is JSON and is kept in the journal."""
+    """What a stage reports besides its folder. JSON throughout; kept in the journal."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Json] = field(default_factory=dict)
@@ -125,13 +110,13 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where a result came from."""
+    """Code, data and recipe of a result."""
 
     git_commit: str
     """Full hash, or "" outside a git checkout."""
     git_dirty: bool
     data_version: str
-    """Digest of the data's content, or the commit of the store that it came from."""
+    """Digest of the data's content, or the commit of its store."""
     recipe_digest: str
 
 
@@ -149,7 +134,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step of a run, as the journal keeps it."""
+    """One step of a run in the journal."""
 
     stage: str
     action: Literal["run", "reuse"]
@@ -168,7 +153,7 @@ RunStatus = Literal["running", "done", "failed", "gate-failed", "inconclusive", 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run, as the journal keeps it. Times are seconds since the epoch."""
+    """One run in the journal. Times are seconds since the epoch."""
 
     run: str
     name: str
@@ -178,11 +163,11 @@ class RunRecord:
     finished: float | None
     lineage: Lineage
     recipe: Mapping[str, Json]
-    """The composed recipe, whole."""
+    """The composed recipe."""
     overrides: tuple[str, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     bundle: str = ""
-    """Identity digest of the bundle; "" when the run did not get that far."""
+    """Identity digest of the bundle; "" when there is none."""
     blessed: bool = False
     endpoint: str = ""
     report: str = ""
@@ -194,7 +179,7 @@ EventKind = Literal["planned", "started", "progress", "warning", "done", "reused
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Progress of a run. ``fraction`` is in [0, 1] or None when unknown; ``metrics`` are the latest figures."""
+    """Progress of a run. ``fraction`` is in [0, 1] or None when unknown; ``metrics`` are the latest values."""
 
     stage: str
     kind: EventKind
@@ -216,17 +201,17 @@ class Variant:
     weight: float = 1.0
     """Share of the traffic, in [0, 1]; the weights of a table sum to 1. A shadow has none."""
     start: float = 0.0
-    """Where a challenger's share of [0, 1) begins. It stays for as long as an experiment lasts, so raising a weight
-    moves keys from the champion only, and nobody back."""
+    """Start of a challenger's share of [0, 1). Fixed over an experiment, so raising a weight only moves keys from the
+    champion, never back."""
     sampling: float = 1.0
-    """Share of the requests that is mirrored to a shadow."""
+    """Share of the requests mirrored to a shadow."""
     placement: Literal["colocated", "isolated"] = "colocated"
-    """colocated: in the gateway's process. isolated: in a process of its own, which may crash alone."""
+    """colocated: in the gateway's process. isolated: in its own process, whose crash affects nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Affinity:
-    """What keeps a client with one variant: a header, a cookie or a request parameter; or nothing, its request id."""
+    """The key that keeps a client on one variant: a header, a cookie, a request parameter or (none) the request id."""
 
     kind: Literal["header", "cookie", "parameter", "request_id"] = "request_id"
     name: str = ""
@@ -234,24 +219,24 @@ class Affinity:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """What a gateway answers with. Immutable, swapped whole; a larger epoch replaces a smaller one."""
+    """The variants of a service and their weights. Immutable; a larger epoch replaces a smaller one."""
 
     service: str
     epoch: int
     variants: tuple[Variant, ...]
     experiment: str = ""
-    """Names the rollout that this table is a step of; "" when there is none. Evidence is kept apart by it."""
+    """Id of the rollout that this table belongs to, or "". Evidence is kept per experiment."""
     salt: str = ""
     """Hashed with each affinity key; fixed over an experiment, different between experiments."""
     affinity: Affinity = Affinity()
     override_header: str = "x-mlkit-variant"
-    """Header in which a tester names the variant to be answered by; "" honours none. Such answers are not evidence."""
+    """Header that selects a variant by name, for tests; "" disables it. Such responses are not evidence."""
     fence: int = 0
-    """Number of the controller's lease that made this table; a table with a smaller one is refused."""
+    """Fencing number of the controller that wrote this table; tables with a smaller one are rejected."""
 
     @property
     def champion(self) -> Variant:
-        """The variant that has what no challenger takes. Raises StopIteration in a table that has none."""
+        """The variant that takes the traffic challengers do not. Raises StopIteration when there is none."""
         return next(variant for variant in self.variants if variant.role == "champion")
 
     @classmethod
@@ -270,7 +255,7 @@ class RoutingTable:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """One service as ``mlkit status`` shows it."""
+    """One running service."""
 
     service: str
     endpoint: str
@@ -280,3 +265,109 @@ class ServiceStatus:
     replicas: int
     state: str = ""
     grpc_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process, identified by machine (name, boot, pid namespace), pid and start time in clock ticks."""
+
+    host: str
+    pid: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"{self.host}|{self.pid}|{self.started}"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """
+        >>> Owner.parse(str(Owner("host", 7, "99"))) == Owner("host", 7, "99")
+        True
+        """
+        host, pid, started = text.rsplit("|", 2)
+        return cls(host, int(pid), started)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLease:
+    """The right to compute the result of ``fingerprint``."""
+
+    fingerprint: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease held by another owner, when last read. ``heartbeat`` is a counter that a live owner increments."""
+
+    owner: Owner
+    run: str
+    stage: str
+    heartbeat: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A folder in the store: its digest and the size of each of its files by relative name."""
+
+    digest: str
+    files: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The result of a fingerprint. ``inputs`` are the digests of the folders that it was computed from."""
+
+    fingerprint: str
+    stage: str
+    name: str
+    published: Published
+    result: StageResult
+    ingredients: Mapping[str, str]
+    inputs: Mapping[str, str]
+    run: str
+    seconds: float = 0.0
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name for a version: ``champion`` is served, ``challenger`` was blessed last.
+
+    ``digest`` is that of the package stage's folder, ``optimize`` the fingerprint of the graph, ``judged_*`` the
+    champion that its gates compared with ("" for none).
+    """
+
+    name: str
+    alias: str
+    identity: str
+    digest: str
+    optimize: str
+    judged_identity: str
+    judged_digest: str
+    run: str
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """The final state of a run."""
+
+    status: RunStatus
+    bundle: str = ""
+    blessed: bool = False
+    endpoint: str = ""
+    report: str = ""
+    error: str = ""
+    track: bool = False
+    """Whether the tracker has yet to record the run."""
+
+
+def candidate_alias(identity: str) -> str:
+    """The alias of a version that may become champion or was one.
+
+    >>> candidate_alias("3f9a" * 16)
+    'v-3f9a3f9a3f9a3f'
+    """
+    return f"v-{identity[:14]}"

@@ -1,4 +1,9 @@
-"""From a recipe and a state folder to adapters: the only file that imports adapters, each on first use."""
+"""Connects the ports to adapters, each imported on first use. The only module that imports adapters.
+
+The function that makes an adapter is named for its port, or ``PORT_KIND`` where a recipe selects one of several. The
+fingerprints of stages read from this file which adapter modules their results depend on
+(`pipeline.fingerprint.adapter_modules`).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
         EngineBuilder,
         Engines,
         Exporter,
+        Journal,
+        ObjectStore,
         Passes,
         Platform,
         Profiler,
@@ -35,6 +42,18 @@ class Wiring:
 
     def __init__(self, state: Path) -> None:
         self.state = state
+
+    def open_journal(self, *, create: bool = True) -> Journal:
+        """Open the journal: SQLite in the state folder. Without ``create`` a missing one reads as empty."""
+        from mlflowkit.pipeline.storage.journal import SqliteJournal
+
+        return SqliteJournal(self.state, create)
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        from mlflowkit.pipeline.storage.store import FolderStore
+
+        return FolderStore(self.state)
 
     @cached_property
     def tables(self) -> Tables:
@@ -75,10 +94,10 @@ class Wiring:
         *,
         version_compatible: bool = False,
     ) -> EngineBuilder:
-        """What builds engines for least, usual and most rows, and for shapes of whole inputs. Raises UsageError."""
-        from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines
+        """A builder for (min, opt, max) numbers of rows and (min, opt, max) shapes of inputs. Raises UsageError."""
+        from mlflowkit.adapters.tensorrt import RowCounts, TensorRTEngines
 
-        return TensorRTEngines(Rows.of(*rows), shapes, version_compatible=version_compatible)
+        return TensorRTEngines(RowCounts.of(*rows), shapes, version_compatible=version_compatible)
 
     @cached_property
     def trials(self) -> Trials:
@@ -87,29 +106,25 @@ class Wiring:
         return ProcessTrials(self.state)
 
     def search(self, candidates: Sequence[Candidate], trials: int, seed: int) -> Search:
-        """A search by Optuna. Raises UsageError where it is not installed."""
-        from importlib.util import find_spec
+        """An Optuna search. Raises UsageError when Optuna is not installed."""
+        return self.search_optuna(candidates, trials, seed)
 
-        if find_spec("optuna") is None:
-            raise UsageError(
-                f"{len(candidates)} candidates are more than optimize.search.trials, and Optuna is not installed",
-                hint="pip install 'mlflowkit[search]', or write optimize.search.method: exhaustive",
-            )
+    def search_optuna(self, candidates: Sequence[Candidate], trials: int, seed: int) -> Search:
         from mlflowkit.adapters.optuna import OptunaSearch
 
         return OptunaSearch(candidates, trials, seed)
 
     def trial_child(self, plan: Mapping[str, Any], answers: BinaryIO, reach: Callable[[str, str], None]) -> None:
-        """Be the process of a trial (see adapters.trials.child)."""
+        """Serve as the process of a trial (see adapters.trials.child)."""
         from mlflowkit.adapters.trials import child
 
-        child.serve(child.Child(plan, lambda: self.passes, self.engines, reach, device_clock), answers)
+        child.serve_requests(child.TrialWorker(plan, lambda: self.passes, self.engines, reach, device_clock), answers)
 
     def trial_once(self, plan: Mapping[str, Any], reach: Callable[[str, str], None]) -> str:
-        """Build, ask and time one candidate in this process; returns in words how it went."""
+        """Build, run and time one candidate in this process; returns a summary in words."""
         from mlflowkit.adapters.trials import child
 
-        return child.once(child.Child(plan, lambda: self.passes, self.engines, reach, device_clock))
+        return child.run_once(child.TrialWorker(plan, lambda: self.passes, self.engines, reach, device_clock))
 
     @cached_property
     def exporter(self) -> Exporter:
@@ -128,23 +143,29 @@ class Wiring:
         from mlflowkit.adapters.ray_serve import RayServePlatform
 
         return RayServePlatform(
-            self.state, runtime="mlflowkit.wiring:ServingRuntime", companions=("mlflowkit.processes.controller_main",)
+            self.state, runtime="mlflowkit.wiring:ServingRuntime", sidecars=("mlflowkit.processes.controller_main",)
         )
 
     def trainer(self, kind: str) -> Trainer:
-        if kind == "torch":
-            from mlflowkit.adapters.ray_train import RayTorchTrainer
+        trainers = {"torch": self.trainer_torch, "sklearn": self.trainer_sklearn, "onnx": self.trainer_onnx}
+        if kind not in trainers:
+            raise UsageError(f"no trainer for model.kind {kind!r}", hint=f"use {' or '.join(trainers)}")
+        return trainers[kind]()
 
-            return RayTorchTrainer(self.state)
-        if kind == "sklearn":
-            from mlflowkit.adapters.sklearn_trainer import SklearnTrainer
+    def trainer_torch(self) -> Trainer:
+        from mlflowkit.adapters.ray_train import RayTorchTrainer
 
-            return SklearnTrainer()
-        if kind == "onnx":
-            from mlflowkit.adapters.onnx_exporter.external_model import OnnxImporter
+        return RayTorchTrainer(self.state)
 
-            return OnnxImporter()
-        raise UsageError(f"no trainer for model.kind {kind!r}", hint="use torch, sklearn or onnx")
+    def trainer_sklearn(self) -> Trainer:
+        from mlflowkit.adapters.sklearn_trainer import SklearnTrainer
+
+        return SklearnTrainer()
+
+    def trainer_onnx(self) -> Trainer:
+        from mlflowkit.adapters.onnx_exporter.external_model import OnnxImporter
+
+        return OnnxImporter()
 
 
 def device_clock() -> DeviceClock[Any]:
@@ -155,44 +176,57 @@ def device_clock() -> DeviceClock[Any]:
 
 
 class EnginesByRuntime:
-    """The Engines port: each runtime's own adapter, imported when a candidate asks for it."""
+    """The Engines port: delegates to the adapter of each engine's runtime, imported on demand."""
 
     def missing(self, engine: Engine) -> str:
         """Why this machine cannot run an engine, or ""."""
         return self._adapter(engine).missing(engine)
 
     def load(self, model: Path, engine: Engine, *, store: Path | None = None) -> Session:
-        """A session over a graph. Raises EngineError."""
+        """Open a session. Raises EngineError."""
         return self._adapter(engine).load(model, engine, store=store)
 
     def _adapter(self, engine: Engine) -> Engines:
         if engine.runtime.startswith("ort-"):
-            from mlflowkit.adapters.onnxruntime import OnnxRuntimeEngines
+            return engines_ort()
+        return engines_tensorrt() if engine.runtime.startswith("tensorrt") else engines_torch()
 
-            return OnnxRuntimeEngines()
-        if engine.runtime.startswith("tensorrt"):
-            from mlflowkit.adapters.tensorrt import TensorRTEngines
 
-            return TensorRTEngines()
-        from mlflowkit.adapters.torch_runtime import TorchEngines
+def engines_ort() -> Engines:
+    from mlflowkit.adapters.onnxruntime import OnnxRuntimeEngines
 
-        return TorchEngines()
+    return OnnxRuntimeEngines()
+
+
+def engines_tensorrt() -> Engines:
+    from mlflowkit.adapters.tensorrt import TensorRTEngines
+
+    return TensorRTEngines()
+
+
+def engines_torch() -> Engines:
+    from mlflowkit.adapters.torch_runtime import TorchEngines
+
+    return TorchEngines()
+
+
+def runtime_ort() -> Runtime:
+    from mlflowkit.adapters.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime()
 
 
 class ServingRuntime:
-    """The Runtime port of stages and gateways: a graph runs on the engine that its bundle asks for."""
+    """The Runtime port of stages and gateways: runs a graph on the engine of its bundle."""
 
     def load(self, model: Path, *, threads: int = 1, engine: Engine | None = None) -> Session:
-        """A session; without ``engine`` on ONNX Runtime and the CPU. Raises EngineError.
+        """Open a session, by default on ONNX Runtime's CPU provider. Raises EngineError.
 
-        The larger number of threads counts: ``threads`` is a floor. Engines that are built come from, and go to,
-        `engine_store.default_store`.
+        ``threads`` is a minimum. Built engines are cached in `engine_store.default_store`.
         """
         if engine is None or engine.runtime == "ort-cpu":
-            from mlflowkit.adapters.onnxruntime import OnnxRuntime
-
-            return OnnxRuntime().load(model, threads=threads, engine=engine)
+            return runtime_ort().load(model, threads=threads, engine=engine)
         from mlflowkit.graphs.engine_store import default_store
 
-        asked = engine.model_copy(update={"threads": max(threads, engine.threads)})
-        return EnginesByRuntime().load(model, asked, store=default_store())
+        engine = engine.model_copy(update={"threads": max(threads, engine.threads)})
+        return EnginesByRuntime().load(model, engine, store=default_store())

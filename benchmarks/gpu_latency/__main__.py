@@ -26,7 +26,7 @@ from benchmarks.gpu_latency.models import MODELS
 from benchmarks.gpu_latency.plan import BATCHES, PRECISIONS, RUNTIMES, Effort
 from benchmarks.gpu_latency.results import Document
 from benchmarks.gpu_latency.summary import best, shared
-from mlflowkit.bench.environment import description
+from mlflowkit.bench.environment import machine_info
 from mlflowkit.errors import MlkitError
 from mlflowkit.graphs import cuda_device
 from mlflowkit.system.files import replace_file
@@ -153,7 +153,7 @@ def asked(options: argparse.Namespace) -> set[results.Key]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts asked for, then print, write and draw what came of it; 130 where it was interrupted."""
     options = options_of(arguments)
-    machine = description().to_json()
+    machine = machine_info().to_json()
     settings = {"machine": machine, "threads": options.threads, "effort": asdict(options.effort)}
     try:
         document = results.opened(options.out, settings, asked(options))

@@ -22,7 +22,7 @@ def targets() -> tuple[tuple[str, ...], str]:
     """Compute capabilities that engines can be built for, and the reason where there are none."""
     from mlflowkit.adapters.tensorrt import library
 
-    if reason := library.absent(RUNTIME):
+    if reason := library.library_missing(RUNTIME):
         return (), reason
     return library.targets(RUNTIME), ""
 
@@ -71,7 +71,7 @@ def _built(model: Model, path: str, wanted: Sequence[str], seconds: float) -> It
 
 
 def _why(target: str) -> str:
-    device = cuda_device.gpu()
+    device = cuda_device.detect_gpu()
     if isinstance(device, str):
         return f"no GPU ({device})"
     return f"the GPU here has compute capability {device.capability}" if device.capability != target else "see its rows"
@@ -85,10 +85,10 @@ def build(job: Mapping[str, Any], say: Callable[[Any], None]) -> None:
     """In the child: build for each target and forget the engine; {"seconds", "size", "reason"} a line."""
     import time
 
-    from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines
+    from mlflowkit.adapters.tensorrt import RowCounts, TensorRTEngines
     from mlflowkit.errors import MlkitError
 
-    engines = TensorRTEngines(Rows(1, 32, 128))
+    engines = TensorRTEngines(RowCounts(1, 32, 128))
     for target in job["targets"]:
         begin = time.perf_counter()
         try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.gpu_latency import ahead
 from benchmarks.gpu_latency.models import MODELS, Inputs, Model, pool
-from mlflowkit.bench.measure import requests_over, timed
+from mlflowkit.bench.measure import requests_over, timed_source
 from mlflowkit.graphs import cuda_device
 from mlflowkit.graphs.candidates import Candidate
 from mlflowkit.wiring import Wiring
@@ -66,7 +66,7 @@ def serve(job: Mapping[str, Any], say: Callable[[Any], None], asked: IO[str] = s
     numbers = {name: np.asarray(found) for name, found in answers.items() if np.asarray(found).dtype.kind != "O"}
     np.savez(job["answers"], allow_pickle=False, **numbers)  # labels of strings follow from them
     say({"cold_start_ms": (end - begin) / 1e6, "start_ms": (end - job["spawned"]) / 1e6})
-    source = timed(first)
+    source = timed_source(first)
     for line in asked:
         if line.strip() == '"end"':
             break

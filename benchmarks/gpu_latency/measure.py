@@ -25,9 +25,9 @@ from benchmarks.gpu_latency.models import Model
 from benchmarks.gpu_latency.plan import BUILT, Cell, Effort, cells, sampling
 from mlflowkit.adapters.tensorrt import library
 from mlflowkit.bench.analysis import QUANTILES, quantile, quantile_interval
-from mlflowkit.bench.environment import moment
+from mlflowkit.bench.environment import read_moment
 from mlflowkit.bench.measure import Samples, measure_blocks
-from mlflowkit.bench.validity import disturbances, enough, notes, throttling
+from mlflowkit.bench.validity import check_adequacy, disturbances, notes, throttling
 from mlflowkit.graphs import cuda_device
 from mlflowkit.system.machine import cores
 from mlflowkit.wiring import Wiring
@@ -91,7 +91,7 @@ def measured(model: Model, suite: Suite) -> Iterator[Measured]:
             _before(one, lacking, graphs, pace, batch, suite.effort)
         with tempfile.TemporaryDirectory(prefix="mlkit-gpu-latency-") as place:
             samples: dict[str, np.ndarray] = {}
-            before = moment().to_json()
+            before = read_moment().to_json()
             for on_gpu in (True, False):
                 side = [one for one in group if not one.row["status"] and uses_gpu(one.cell) == on_gpu]
                 samples |= _side(model, batch, side, graphs, suite, Path(place))
@@ -99,7 +99,7 @@ def measured(model: Model, suite: Suite) -> Iterator[Measured]:
             if one.request:
                 pace[one.cell.candidate.name] = one.request / batch
         _differences(group)
-        conditions = {"model": model.name, "batch": batch, "before": before, "after": moment().to_json()}
+        conditions = {"model": model.name, "batch": batch, "before": before, "after": read_moment().to_json()}
         yield Measured([one.row for one in group], samples, [conditions])
 
 
@@ -266,7 +266,7 @@ def _in_turns(standing: list[Standing], effort: Effort) -> dict[str, Samples]:
     while standing:
         plan = sampling([one.request for one in standing], effort)
         sources = {one.cell.candidate.name: one.served.block for one in standing if one.served is not None}
-        before = moment()
+        before = read_moment()
         try:
             taken = measure_blocks(
                 {name: _named(name, block) for name, block in sources.items()},
@@ -280,7 +280,9 @@ def _in_turns(standing: list[Standing], effort: Effort) -> dict[str, Samples]:
             continue
         blocks = {name: samples.microseconds for name, samples in taken.items()}
         shared = [
-            words for words in (throttling(blocks), *disturbances([before, moment()], os.cpu_count() or 1)) if words
+            words
+            for words in (throttling(blocks), *disturbances([before, read_moment()], os.cpu_count() or 1))
+            if words
         ]
         for one in standing:
             one.row["notes"] = [*notes(taken[one.cell.candidate.name]), *shared]
@@ -311,7 +313,7 @@ def _fill(one: Standing, samples: Samples, batch: int) -> None:
     blocks = samples.microseconds
     intervals = {
         key: [round(end, 1) for end in quantile_interval(blocks, QUANTILES[name])]
-        if enough(int(blocks.size), QUANTILES[name]).holds
+        if check_adequacy(int(blocks.size), QUANTILES[name]).sufficient
         else None
         for name, key in KEYS.items()
     }

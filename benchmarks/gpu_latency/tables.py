@@ -1,6 +1,6 @@
-"""A document of results as text: for a terminal, for a results file, for the README. Pure, but for `main`.
+"""A document of results as text: for a terminal, for a results file, for docs/figures.md. Pure, but for `main`.
 
-python -m benchmarks.gpu_latency.tables      # puts the table of benchmarks/results/gpu_latency.json into README.md
+python -m benchmarks.gpu_latency.tables      # puts benchmarks/results/gpu_latency.json into docs/figures.md
 """
 
 from __future__ import annotations
@@ -307,9 +307,9 @@ def milliseconds(microseconds: float) -> str:
 
 
 def main() -> int:
-    """Replace what stands between the marks in README.md; 1 where there are none."""
+    """Replace what stands between the marks in docs/figures.md; 1 where there are none."""
     document = json.loads((ROOT / "benchmarks" / "results" / "gpu_latency.json").read_bytes())
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "figures.md"
     before, mark, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not mark or not end:

@@ -1,13 +1,14 @@
-"""MLflow behind the Tracker port: runs and blessed bundles mirrored into a tracking server and model registry.
+"""MLflow behind the Tracker port: mirrors runs and blessed bundles into a tracking server and model registry.
 
-Embedded, the server is one SQLite file in the state folder; with a URI (or MLFLOW_TRACKING_URI) it is what answers
-there. Importing MLflow takes seconds and 230 MB, so a child process does it (mlflowkit.adapters.mlflow_worker):
-`MlflowTracker.prewarm` starts it while a run has better things to do, and each call waits for the child's answer. A
-call that returned is done; one that raised is safe to repeat.
+The default backend is one SQLite file in the state folder; a URI (or MLFLOW_TRACKING_URI) selects a server. Importing
+MLflow takes seconds and 230 MB, so a child process does it (mlflowkit.adapters.mlflow_worker): `MlflowTracker.prewarm`
+starts it early, and each call waits for the child's reply. A call that returned is complete; one that raised is safe to
+repeat.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -25,24 +26,17 @@ from mlflowkit.errors import EngineError
 from mlflowkit.values import Json, Outcome, RunRecord
 
 TIMEOUT_SECONDS = 120.0
-"""How long one call may take, the import of MLflow and the first migration of its database included."""
-PARAM_LENGTH, TAG_LENGTH = 6000, 5000
-"""Longer values are cut, as MLflow would refuse them."""
+"""Timeout of one call, including the import of MLflow and the first migration of its database."""
+MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 5000
+"""Longer values are truncated: MLflow rejects them."""
 
-STATUS: Mapping[str, str] = {
-    "running": "RUNNING",
-    "done": "FINISHED",
-    "failed": "FAILED",
-    "gate-failed": "FINISHED",
-    "inconclusive": "FINISHED",
-    "interrupted": "KILLED",
-}
-"""MLflow's word for each status of a run. A run whose gates refused did its work: the tag ``status`` tells it apart."""
+STATUS: Mapping[str, str] = {"running": "RUNNING", "failed": "FAILED", "interrupted": "KILLED"}
+"""MLflow's status for each run status; FINISHED for others. The ``status`` tag has the difference (failed gates)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What MLflow keeps of a run. Times are milliseconds since the epoch."""
+    """The fields of a run in MLflow. Times are milliseconds since the epoch."""
 
     run: str
     name: str
@@ -55,24 +49,13 @@ class RunFacts:
     data_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class VersionFacts:
-    """What the registry keeps of a bundle."""
-
-    name: str
-    alias: str
-    source: str
-    tags: Mapping[str, str]
-    run: RunFacts
-
-
 def facts_of(record: RunRecord) -> RunFacts:
-    """What MLflow keeps of a run: parameters from the recipe, metrics of its steps, tags for where it came from.
+    """Map a run to MLflow: parameters from the recipe, metrics of its steps, provenance as tags.
 
-    Metrics of the evaluate stage keep their names; those of other stages are ``stage/metric``.
+    Metrics of the evaluate stage keep their names; those of other stages become ``stage/metric``.
     """
     metrics: dict[str, float] = {}
-    outcomes: dict[str, int] = {}
+    verdicts: dict[str, int] = {}
     for step in record.steps:
         if step.result is None:
             continue
@@ -80,7 +63,7 @@ def facts_of(record: RunRecord) -> RunFacts:
         metrics |= {f"{prefix}{name}": float(value) for name, value in step.result.metrics.items()}
         metrics[f"seconds/{step.stage}"] = step.seconds
         for verdict in step.result.verdicts:
-            outcomes[verdict.outcome] = outcomes.get(verdict.outcome, 0) + 1
+            verdicts[verdict.outcome] = verdicts.get(verdict.outcome, 0) + 1
     lineage = record.lineage
     tags = {
         "mlkit.run": record.run,
@@ -95,128 +78,110 @@ def facts_of(record: RunRecord) -> RunFacts:
         "status": record.status,
         "bundle": record.bundle,
         "blessed": str(record.blessed).lower(),
-        "gates": ", ".join(f"{outcomes[each]} {each}" for each in Outcome if each in outcomes),
+        "gates": ", ".join(f"{verdicts[outcome]} {outcome}" for outcome in Outcome if outcome in verdicts),
         "error": record.error,
     }
     return RunFacts(
         run=record.run,
         name=record.name,
-        status=STATUS[record.status],
+        status=STATUS.get(record.status, "FINISHED"),
         started=round(record.started * 1000),
         finished=None if record.finished is None else round(record.finished * 1000),
-        params=dict(_flattened(record.recipe)),
+        params=dict(_flatten(record.recipe)),
         metrics=metrics,
-        tags={name: value[:TAG_LENGTH] for name, value in tags.items() if value},
+        tags={name: value[:MAX_TAG_LENGTH] for name, value in tags.items() if value},
         data_version=lineage.data_version,
     )
 
 
-def _flattened(value: Json, path: str = "") -> list[tuple[str, str]]:
-    """A recipe as parameters: ``train.optimizer.lr`` -> ``0.001``. Nulls and what is empty are left out.
+def _flatten(value: Json, path: str = "") -> list[tuple[str, str]]:
+    """A recipe as parameters: ``train.optimizer.lr`` -> ``0.001``. Omits nulls and empty containers.
 
-    >>> _flattened({"train": {"epochs": 3, "tune": None}, "gates": [{"metric": "roc_auc"}]})
+    >>> _flatten({"train": {"epochs": 3, "tune": None}, "gates": [{"metric": "roc_auc"}]})
     [('train.epochs', '3'), ('gates.0.metric', 'roc_auc')]
     """
     if isinstance(value, Mapping):
-        return [pair for key, item in value.items() for pair in _flattened(item, f"{path}.{key}" if path else key)]
+        return [pair for key, item in value.items() for pair in _flatten(item, f"{path}.{key}" if path else key)]
     if isinstance(value, list | tuple):
-        return [pair for index, item in enumerate(value) for pair in _flattened(item, f"{path}.{index}")]
+        return [pair for index, item in enumerate(value) for pair in _flatten(item, f"{path}.{index}")]
     if value is None:
         return []
     text = value if isinstance(value, str) else json.dumps(value)
-    return [(_key(path), text[:PARAM_LENGTH])]
-
-
-def _key(path: str) -> str:
-    """MLflow takes letters, digits and ``_-. /:`` in a name, 250 at most."""
-    return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in path)[:250]
+    name = "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in path)  # MLflow's letters
+    return [(name[:250], text[:MAX_PARAM_LENGTH])]
 
 
 class MlflowTracker:
-    """The Tracker port over MLflow. ``uri`` wins over MLFLOW_TRACKING_URI; without both, SQLite in ``state``."""
+    """The Tracker port over MLflow. ``uri`` overrides MLFLOW_TRACKING_URI; without both, SQLite in ``state``."""
 
     def __init__(self, state: Path, uri: str = "") -> None:
-        self.state = state
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-        self._worker: _Worker | None = None
+        self.state, self.uri = state, uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+        self._worker: _MlflowProcess | None = None
         self._lock = threading.Lock()
 
     def prewarm(self) -> None:
-        """Start the child, which imports MLflow and opens its database; returns at once. Needless, and cheap."""
+        """Optionally start the child early; returns at once while it imports MLflow and opens its database."""
         with self._lock:
-            self._started()
+            self._start()
 
     def record(self, run: RunRecord) -> None:
-        """Parameters, metrics and tags of a run, its data version as a dataset input. A run is kept once, by its id.
+        """Record a run: parameters, metrics, tags, and its data version as a dataset input. Idempotent by run id.
 
-        Raises EngineError when MLflow refuses or does not answer.
+        Raises EngineError when MLflow fails or does not answer.
         """
-        self._ask("record", asdict(facts_of(run)))
+        self._call("record", asdict(facts_of(run)))
 
     def register(self, name: str, bundle: Path, run: RunRecord, alias: str) -> str:
         """Register a blessed bundle and point ``alias`` at it; returns the registry's version.
 
-        One identity digest is one version, however often it is registered. Raises BundleError for a bundle that does
-        not verify or is not blessed, EngineError when MLflow refuses or does not answer.
+        Idempotent by identity digest. Raises BundleError for a bundle that does not verify or is not blessed,
+        EngineError when MLflow fails or does not answer.
         """
-        opened = open_bundle(bundle, blessed=True)
-        manifest = opened.manifest
-        tags = {
-            "identity": manifest.identity,
-            "evidence": manifest.evidence,
-            "version": manifest.version,
-            "git_commit": manifest.git_commit,
-            "git_dirty": str(manifest.git_dirty).lower(),
-            "data_version": manifest.data_version,
-            "recipe_digest": manifest.recipe_digest,
-            "policy": manifest.policy,
-            "run": run.run,
-        }
+        manifest = open_bundle(bundle, blessed=True).manifest
+        names = ("identity", "evidence", "version", "git_commit", "data_version", "recipe_digest", "policy")
+        tags = {name: getattr(manifest, name) for name in names}
+        tags |= {"git_dirty": str(manifest.git_dirty).lower(), "run": run.run}
         tags = {key: value for key, value in tags.items() if value}
-        facts = VersionFacts(name, alias, str(bundle.resolve()), tags, facts_of(run))
-        return str(self._ask("register", asdict(facts)))
+        facts = {"name": name, "alias": alias, "source": str(bundle.resolve()), "tags": tags}
+        return str(self._call("register", {**facts, "run": asdict(facts_of(run))}))
 
     def close(self) -> None:
-        """End the child. A later call starts another."""
+        """Stop the child. A later call starts another."""
         with self._lock:
             if self._worker is not None:
-                self._worker.end()
+                self._worker.stop()
                 self._worker = None
 
-    def _started(self) -> _Worker:
+    def _start(self) -> _MlflowProcess:
         if self._worker is None or not self._worker.alive:
-            self._worker = _Worker(self.state, self.uri)
+            self._worker = _MlflowProcess(self.state, self.uri)
         return self._worker
 
-    def _ask(self, verb: str, facts: Mapping[str, Any]) -> Json:
+    def _call(self, verb: str, facts: Mapping[str, Any]) -> Json:
         with self._lock:
-            worker = self._started()
+            worker = self._start()
             try:
-                return worker.ask(verb, facts)
+                return worker.call(verb, facts)
             except EngineError:
                 if not worker.alive:
                     self._worker = None
                 raise
 
 
-class _Worker:
-    """The child, spoken to in lines of JSON. It ends when this process does: its standard input closes."""
+class _MlflowProcess:
+    """The child process; exchanges lines of JSON. It ends with this process, when its standard input closes."""
 
     def __init__(self, state: Path, uri: str) -> None:
         self.log = state / "logs" / "mlflow.log"
         command = [sys.executable, "-P", "-m", "mlflowkit.adapters.mlflow_worker", str(state)]
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}  # not an argument: it may hold a password
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}  # not an argument: it may contain a password
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=environment,
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
                     start_new_session=True,
-                )
+                )  # fmt: skip
         except OSError as error:
             raise EngineError(f"the MLflow process cannot be started: {error}", hint="is the disk full?") from error
         self._pending = b""
@@ -225,8 +190,8 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, verb: str, facts: Mapping[str, Any]) -> Json:
-        """Send a job and wait for its answer. Raises EngineError for a refusal, silence or death."""
+    def call(self, verb: str, facts: Mapping[str, Any]) -> Json:
+        """Send a job and wait for its reply. Raises EngineError for an error, a timeout or the child's end."""
         stdin = self._process.stdin
         if stdin is None:
             raise EngineError("the MLflow process has no standard input", hint=self._hint)
@@ -234,39 +199,38 @@ class _Worker:
             stdin.write(json.dumps({"verb": verb, "facts": facts}).encode() + b"\n")
             stdin.flush()
         except OSError as error:
-            self.end()
-            raise EngineError(f"the MLflow process ended: {self._last_words()}", hint=self._hint) from error
-        answer = self._line(time.monotonic() + TIMEOUT_SECONDS)
-        if "error" in answer:
-            raise EngineError(f"MLflow: {answer['error']}", hint=answer.get("hint") or self._hint)
-        return answer["value"]
+            raise self._stopped(f"the MLflow process ended: {self._last_log_line()}") from error
+        reply = self._read_line(time.monotonic() + TIMEOUT_SECONDS)
+        if "error" in reply:
+            raise EngineError(f"MLflow: {reply['error']}", hint=reply.get("hint") or self._hint)
+        return reply["value"]
 
-    def _line(self, deadline: float) -> dict[str, Any]:
+    def _read_line(self, deadline: float) -> dict[str, Any]:
         stdout = self._process.stdout
         if stdout is None:
             raise EngineError("the MLflow process has no standard output", hint=self._hint)
         while b"\n" not in self._pending:
             ready, _, _ = select.select([stdout], [], [], max(deadline - time.monotonic(), 0))
             if not ready:
-                self.end()
-                raise EngineError(f"MLflow did not answer within {TIMEOUT_SECONDS:g} s", hint=self._hint)
+                raise self._stopped(f"MLflow did not answer within {TIMEOUT_SECONDS:g} s")
             content = os.read(stdout.fileno(), 65536)
             if not content:
-                self.end()
-                raise EngineError(f"the MLflow process ended: {self._last_words()}", hint=self._hint)
+                raise self._stopped(f"the MLflow process ended: {self._last_log_line()}")
             self._pending += content
         line, self._pending = self._pending.split(b"\n", 1)
-        found: dict[str, Any] = json.loads(line)
-        return found
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
-    def end(self) -> None:
-        """End the child: by closing its input, and if it does not heed that, by force."""
+    def _stopped(self, message: str) -> EngineError:
+        self.stop()
+        return EngineError(message, hint=self._hint)
+
+    def stop(self) -> None:
+        """Stop the child by closing its input; kill it after a second."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # unsent data is lost with the child; the caller gets an error
                     stream.close()
-                except OSError:  # what was not written is lost with the child, and its caller is told
-                    continue
         try:
             self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -275,8 +239,8 @@ class _Worker:
 
     @property
     def _hint(self) -> str:
-        return f"its log is {self.log}; the results are safe, run the same command again to tell MLflow"
+        return f"its log is {self.log}; the results are safe, run the same command again to record them in MLflow"
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return lines[-1] if lines else f"exit code {self._process.poll()}"

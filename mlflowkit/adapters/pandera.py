@@ -1,19 +1,18 @@
-"""Checks of a table by pandera. Each check of a recipe is one lazy schema, so that all its failures are found."""
+"""Table checks with pandera. Each check of a recipe is one lazy schema, so that all its failures are reported."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from pandas.api import types
 
 from mlflowkit.values import CheckResult
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import pandera.pandas as pandera
-
-SHOWN = 10
-"""Rows that a failure names; all are counted."""
+MAX_LISTED_ROWS = 10
+"""Rows that a failure lists; all are counted."""
 
 
 class PanderaChecker:
@@ -22,239 +21,189 @@ class PanderaChecker:
     def check(
         self, table: pd.DataFrame, checks: Sequence[Any], schema: Mapping[str, Mapping[str, Any]]
     ) -> Sequence[CheckResult]:
-        """Results in the order of the checks; a schema check gives one for each of its faults."""
+        """Results in the order of the checks; a schema check gives one result per failure."""
         results: list[CheckResult] = []
         for check in checks:
-            columns = _columns(check)
-            absent = [name for name in columns if name not in table.columns]
-            if absent:
-                results.append(_absent(check.kind, absent[0], table))
+            columns = [] if check.kind == "schema" else check.columns if check.kind == "unique" else [check.column]
+            missing = [name for name in columns if name not in table.columns]
+            if missing:
+                names = ", ".join(map(str, table.columns[:MAX_LISTED_ROWS]))
+                message = f"column {missing[0]!r} is not in the table (dropped? data.columns can mark it `ignore`); "
+                message += f"it has {names}"
+                results.append(CheckResult(check.kind, missing[0], passed=False, message=message, failed=1))
             elif check.kind == "schema":
-                results.extend(_schema(table, schema, extra=check.extra))
+                results.extend(_check_schema(table, schema, extra=check.extra))
             else:
                 results.append(_CHECKS[check.kind](table, check))
         return results
 
     def infer(self, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-        """``{column: {dtype, nullable}}`` as the table has it."""
+        """The table's schema as ``{column: {dtype, nullable}}``."""
         return {
-            str(name): {"dtype": _family(table[name]), "nullable": bool(table[name].isna().any())}
+            str(name): {"dtype": _dtype_name(table[name]), "nullable": bool(table[name].isna().any())}
             for name in table.columns
         }
 
 
-def _columns(check: Any) -> list[str]:
-    if check.kind == "schema":
-        return []
-    return list(check.columns) if check.kind == "unique" else [check.column]
-
-
-def _absent(kind: str, column: str, table: pd.DataFrame) -> CheckResult:
-    names = ", ".join(map(str, table.columns[:SHOWN]))
-    message = f"column {column!r} is not in the table (dropped? data.columns can mark it `ignore`); it has {names}"
-    return CheckResult(check=kind, column=column, passed=False, message=message, failed=1)
-
-
-# -------------------------------------------------------------------------------------------------- one check at a time
-
-
-def _range(table: pd.DataFrame, check: Any) -> CheckResult:
-    pa = _pandera()
+def _check_range(table: pd.DataFrame, check: Any) -> CheckResult:
+    pa = _import_pandera()
     series = table[check.column]
-    if _family(series) not in ("int", "float", "bool"):
-        message = f"column {check.column!r} holds {_family(series)}, not numbers"
+    if _dtype_name(series) not in ("int", "float", "bool"):
+        message = f"column {check.column!r} holds {_dtype_name(series)}, not numbers"
         return CheckResult("range", check.column, passed=False, message=message, failed=len(series))
-    bounds = []
-    if check.min is not None:
-        bounds.append(pa.Check.ge(check.min))
-    if check.max is not None:
-        bounds.append(pa.Check.le(check.max))
-    cases = _failures(pa.DataFrameSchema({check.column: pa.Column(None, nullable=True, checks=bounds)}), table)
+    bounds = [] if check.min is None else [pa.Check.ge(check.min)]
+    bounds += [] if check.max is None else [pa.Check.le(check.max)]
+    rows = _failing_rows(table, check.column, checks=bounds)
     low = "-inf" if check.min is None else f"{check.min:g}"
     high = "inf" if check.max is None else f"{check.max:g}"
-    return _result("range", check.column, table, cases, f"outside [{low}, {high}]")
+    return _result("range", check.column, table, rows, f"outside [{low}, {high}]")
 
 
-def _nulls(table: pd.DataFrame, check: Any) -> CheckResult:
-    pa = _pandera()
+def _check_nulls(table: pd.DataFrame, check: Any) -> CheckResult:
+    pa = _import_pandera()
     missing = table[check.column].isna()
     share = float(missing.mean())
     if check.max_share == 0:
-        cases = _failures(pa.DataFrameSchema({check.column: pa.Column(None, nullable=False)}), table)
+        rows = _failing_rows(table, check.column, nullable=False)
     else:
         bounded = pa.Check(lambda column: column.isna().mean() <= check.max_share, ignore_na=False, name="nulls")
-        failed = _failures(pa.DataFrameSchema({check.column: pa.Column(None, nullable=True, checks=bounded)}), table)
-        cases = _labels(missing) if failed is not None else None
-    return _result(
-        "nulls", check.column, table, cases, f"missing ({share:.2%} of the rows; {check.max_share:.2%} allowed)"
-    )
+        failed = _failing_rows(table, check.column, checks=bounded)
+        rows = _labels(missing) if failed is not None else None
+    problem = f"missing ({share:.2%} of the rows; {check.max_share:.2%} allowed)"
+    return _result("nulls", check.column, table, rows, problem)
 
 
-def _unique(table: pd.DataFrame, check: Any) -> CheckResult:
-    pa = _pandera()
-    columns = {name: pa.Column(None, nullable=True) for name in check.columns}
+def _check_unique(table: pd.DataFrame, check: Any) -> CheckResult:
     names = ", ".join(check.columns)
-    cases = _failures(pa.DataFrameSchema(columns, unique=list(check.columns)), table[list(check.columns)])
-    rows = sorted(set(cases)) if cases is not None else None
+    rows = _failing_rows(table[list(check.columns)], *check.columns, unique=list(check.columns))
+    rows = sorted(set(rows)) if rows is not None else None
     return _result("unique", names, table, rows, f"alike in {names}")
 
 
-def _allowed(table: pd.DataFrame, check: Any) -> CheckResult:
-    pa = _pandera()
-    allowed = pa.Check.isin(list(check.values))
-    cases = _failures(pa.DataFrameSchema({check.column: pa.Column(None, nullable=True, checks=allowed)}), table)
-    values = ", ".join(map(repr, check.values[:SHOWN])) + (", …" if len(check.values) > SHOWN else "")
-    return _result("allowed", check.column, table, cases, f"not one of {values}")
+def _check_allowed(table: pd.DataFrame, check: Any) -> CheckResult:
+    allowed = _import_pandera().Check.isin(list(check.values))
+    rows = _failing_rows(table, check.column, checks=allowed)
+    values = ", ".join(map(repr, check.values[:MAX_LISTED_ROWS]))
+    values += ", …" if len(check.values) > MAX_LISTED_ROWS else ""
+    return _result("allowed", check.column, table, rows, f"not one of {values}")
 
 
 _CHECKS: Mapping[str, Callable[[pd.DataFrame, Any], CheckResult]] = {
-    "range": _range,
-    "nulls": _nulls,
-    "unique": _unique,
-    "allowed": _allowed,
+    "range": _check_range,
+    "nulls": _check_nulls,
+    "unique": _check_unique,
+    "allowed": _check_allowed,
 }
 
 
-# -------------------------------------------------------------------------------------------------------- the schema
-
-
-def _schema(table: pd.DataFrame, schema: Mapping[str, Mapping[str, Any]], *, extra: str) -> list[CheckResult]:
-    pa = _pandera()
-    columns = {
-        name: pa.Column(
-            None,
-            nullable=bool(rule["nullable"]),
-            checks=pa.Check(_is(str(rule["dtype"])), ignore_na=False, name="dtype"),
-        )
-        for name, rule in schema.items()
-    }
+def _check_schema(table: pd.DataFrame, schema: Mapping[str, Mapping[str, Any]], *, extra: str) -> list[CheckResult]:
+    pa = _import_pandera()
+    columns = {}
+    for name, rule in schema.items():
+        allowed = {"int", "float"} if rule["dtype"] == "float" else {str(rule["dtype"])}  # integers are also floats
+        check = pa.Check(lambda series, allowed=allowed: _dtype_name(series) in allowed, ignore_na=False, name="dtype")
+        columns[name] = pa.Column(None, nullable=bool(rule["nullable"]), checks=check)
     try:
         pa.DataFrameSchema(columns, strict=extra == "forbid").validate(table, lazy=True, inplace=True)
     except pa.errors.SchemaErrors as error:
-        return _schema_faults(table, schema, error.failure_cases)
+        return _schema_failures(table, schema, error.failure_cases)
     message = f"the {len(schema)} columns have the names and types expected"
     return [CheckResult("schema", "", passed=True, message=message)]
 
 
-def _schema_faults(
+def _schema_failures(
     table: pd.DataFrame, schema: Mapping[str, Mapping[str, Any]], cases: pd.DataFrame
 ) -> list[CheckResult]:
-    """One result for each column that is amiss."""
-    faults: list[CheckResult] = []
-    for kind, column in dict.fromkeys(_fault(case) for case in cases.to_dict("records")):
-        if kind == "missing":
-            faults.append(CheckResult("schema", column, False, f"column {column!r} is missing", failed=1))
-        elif kind == "extra":
-            faults.append(CheckResult("schema", column, False, f"column {column!r} is not in the schema", failed=1))
-        elif kind == "dtype":
-            faults.append(_wrong_type(table[column], str(schema[column]["dtype"])))
+    """One result per column with a failure."""
+    whole = {"column_in_dataframe": "is missing", "column_in_schema": "is not in the schema"}
+    failures: dict[tuple[str, str], CheckResult] = {}
+    for case in cases.to_dict("records"):
+        check = str(case["check"])
+        column = str(case["failure_case" if check in whole else "column"])
+        if (check, column) in failures:
+            continue
+        if check in whole:
+            failure = CheckResult("schema", column, False, f"column {column!r} {whole[check]}", failed=1)
+        elif check == "dtype":
+            failure = _wrong_type(table[column], str(schema[column]["dtype"]))
         else:
             rows = _labels(table[column].isna())
-            faults.append(_result("schema", column, table, rows, "missing; the schema allows none"))
-    return faults
-
-
-def _fault(case: Mapping[Any, Any]) -> tuple[str, str]:
-    check = str(case["check"])
-    if check == "column_in_dataframe":
-        return "missing", str(case["failure_case"])
-    if check == "column_in_schema":
-        return "extra", str(case["failure_case"])
-    return ("dtype" if check == "dtype" else "nulls"), str(case["column"])
+            failure = _result("schema", column, table, rows, "missing; the schema allows none")
+        failures[check, column] = failure
+    return list(failures.values())
 
 
 def _wrong_type(series: pd.Series, expected: str) -> CheckResult:
-    """A column of another type; where it is text that should be numbers, the rows that are to blame."""
-    import pandas as pd
-
-    found = _family(series)
-    message = f"column {series.name!r} holds {found}; the schema says {expected}"
+    """The failure of a column of another type; lists non-numeric rows of a text column expected to be numbers."""
+    actual = _dtype_name(series)
+    message = f"column {series.name!r} holds {actual}; the schema says {expected}"
     rows: list[int] = []
-    if found == "string" and expected in ("int", "float"):
+    if actual == "string" and expected in ("int", "float"):
         numbers = pd.to_numeric(series, errors="coerce")
         rows = _labels(numbers.isna() & series.notna())
-    elif found == "float" and expected == "int":
+    elif actual == "float" and expected == "int":
         rows = _labels(series.notna() & (series % 1 != 0))
-    failures = tuple((row, _plain(series.loc[row])) for row in rows[:SHOWN])
-    if failures:
-        message += f": {_shown(failures, len(rows))}"
+    failures = tuple((row, _to_json(series.loc[row])) for row in rows[:MAX_LISTED_ROWS])
+    message += f": {_format_failures(failures, len(rows))}" if failures else ""
     return CheckResult("schema", str(series.name), False, message, failed=max(len(rows), 1), failures=failures)
 
 
-def _is(expected: str) -> Callable[[pd.Series], bool]:
-    """Whether a column is of a type; whole numbers are also floats."""
-
-    def holds(series: pd.Series) -> bool:
-        found = _family(series)
-        return found == expected or (found, expected) == ("int", "float")
-
-    return holds
+def _dtype_name(series: pd.Series) -> str:
+    kinds = {"bool": types.is_bool_dtype, "int": types.is_integer_dtype, "float": types.is_float_dtype}
+    kinds |= {"datetime": types.is_datetime64_any_dtype}
+    return next((name for name, is_kind in kinds.items() if is_kind(series.dtype)), "string")
 
 
-def _family(series: pd.Series) -> str:
-    from pandas.api import types
-
-    if types.is_bool_dtype(series.dtype):
-        return "bool"
-    if types.is_integer_dtype(series.dtype):
-        return "int"
-    if types.is_float_dtype(series.dtype):
-        return "float"
-    if types.is_datetime64_any_dtype(series.dtype):
-        return "datetime"
-    return "string"
-
-
-# ------------------------------------------------------------------------------------------------------------- shared
-
-
-def _pandera() -> Any:
+def _import_pandera() -> Any:
     os.environ.setdefault("DISABLE_PANDERA_IMPORT_WARNING", "True")
     import pandera.pandas
 
     return pandera.pandas
 
 
-def _failures(schema: pandera.DataFrameSchema, table: pd.DataFrame) -> list[int] | None:
-    """Rows that fail, in order; None when all is well. A failure of the column as a whole has no rows."""
-    errors = _pandera().errors
+def _failing_rows(
+    table: pd.DataFrame, *columns: str, nullable: bool = True, checks: Any = None, unique: list[str] | None = None
+) -> list[int] | None:
+    """Rows that fail, in order; None when the check passed. A failure of a whole column has no rows."""
+    pa = _import_pandera()
+    schema = pa.DataFrameSchema(
+        {name: pa.Column(None, nullable=nullable, checks=checks) for name in columns}, unique=unique
+    )
     try:
         schema.validate(table, lazy=True, inplace=True)
-    except errors.SchemaErrors as error:
-        index = error.failure_cases["index"].dropna()
-        return sorted(int(row) for row in index)
+    except pa.errors.SchemaErrors as error:
+        return sorted(int(row) for row in error.failure_cases["index"].dropna())
     return None
 
 
-def _labels(wrong: pd.Series) -> list[int]:
-    return sorted(int(row) for row in wrong.index[wrong.to_numpy(dtype=bool)])
+def _labels(mask: pd.Series) -> list[int]:
+    return sorted(int(row) for row in mask.index[mask.to_numpy(dtype=bool)])
 
 
-def _result(check: str, column: str, table: pd.DataFrame, rows: Sequence[int] | None, wrong: str) -> CheckResult:
+def _result(check: str, column: str, table: pd.DataFrame, rows: Sequence[int] | None, problem: str) -> CheckResult:
     """``rows`` are labels of the table's index, None for a check that passed."""
     if rows is None:
         return CheckResult(check, column, passed=True, message="")
     names = column.split(", ") if check == "unique" else [column]
-    failures = tuple((row, _plain([table.at[row, name] for name in names])) for row in rows[:SHOWN])
-    message = f"{len(rows)} row{'' if len(rows) == 1 else 's'} {wrong}: {_shown(failures, len(rows))}"
+    failures = tuple((row, _to_json([table.at[row, name] for name in names])) for row in rows[:MAX_LISTED_ROWS])
+    message = f"{len(rows)} row{'' if len(rows) == 1 else 's'} {problem}: {_format_failures(failures, len(rows))}"
     return CheckResult(check, column, passed=False, message=message, failed=len(rows), failures=failures)
 
 
-def _shown(failures: Sequence[tuple[int, Any]], total: int) -> str:
-    """
-    >>> _shown([(3, "x"), (9, None)], 12)
+def _format_failures(failures: Sequence[tuple[int, Any]], total: int) -> str:
+    """List rows and their values.
+
+    >>> _format_failures([(3, "x"), (9, None)], 12)
     "row 3: 'x', row 9: missing and 10 more"
     """
-    shown = ", ".join(f"row {row}: {'missing' if value is None else repr(value)}" for row, value in failures)
-    return shown if total <= len(failures) else f"{shown} and {total - len(failures)} more"
+    listed = ", ".join(f"row {row}: {'missing' if value is None else repr(value)}" for row, value in failures)
+    return listed if total <= len(failures) else f"{listed} and {total - len(failures)} more"
 
 
-def _plain(value: Any) -> Any:
-    """A cell, or a list of one or more, as JSON."""
-    import pandas as pd
-
+def _to_json(value: Any) -> Any:
+    """Convert a cell, or a list of cells, to a JSON value; a list of one to its element."""
     if isinstance(value, list):
-        cells = [_plain(cell) for cell in value]
+        cells = [_to_json(cell) for cell in value]
         return cells[0] if len(cells) == 1 else cells
     if pd.isna(value):
         return None

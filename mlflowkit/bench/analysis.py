@@ -1,32 +1,29 @@
-"""Latency samples in, quantiles with intervals and a pick out. Pure: the same samples give the same answer.
+"""Latency statistics: quantiles, their intervals, and intervals of ratios of two candidates. Pure and deterministic.
 
-Samples come in blocks (see `measure.Samples`), and neither the requests of a block nor blocks that follow one another
-are independent: they share the weather of their moment. So intervals here rest on GROUPS groups of consecutive blocks,
-each of them long enough to have weather of its own, and on Student's t with what few groups are worth (batch means:
-Schmeiser, "Batch size effects in the analysis of simulation output", Operations Research 1982; Georges, Buytaert,
-Eeckhout, "Statistically rigorous Java performance evaluation", OOPSLA 2007; Kalibera, Jones, "Rigorous benchmarking in
-reasonable time", ISMM 2013). A percentile bootstrap by block was held against it: where the weather lasts for more than
-a block it calls identical candidates different in two to four comparisons of ten, and its intervals of a tail quantile
-cover it in 0.5 to 0.9 of cases (``tests/property/test_bench_comparisons.py`` keeps the figures of both).
+Samples come in blocks (`measure.Samples`). Requests of one block, and neighbouring blocks, are correlated, so intervals
+rest on GROUPS groups of consecutive blocks and Student's t (batch means: Schmeiser, "Batch size effects in the analysis
+of simulation output", Operations Research 1982; Georges, Buytaert, Eeckhout, "Statistically rigorous Java performance
+evaluation", OOPSLA 2007; Kalibera, Jones, "Rigorous benchmarking in reasonable time", ISMM 2013). A percentile
+bootstrap by block is worse here: with disturbances longer than a block it calls identical candidates different in two
+to four comparisons of ten, and its intervals of a tail quantile cover it in 0.5 to 0.9 of cases
+(``tests/property/test_bench_comparisons.py`` keeps the figures of both).
 
-Two candidates are compared by a ratio. Measured in turns, they are paired round by round (`ratio_interval`), so that
-what disturbed the machine disturbs neither side alone; measured apart, they are not (`unpaired_ratio_interval`).
-
-A process is faster or slower than the next one of the same graph, by a few percent and for as long as it lives: where
-its memory came to lie, what its hashes are. Measuring it longer does not show that, only starting it again does, and
-two processes of one graph are told apart by most intervals that rest on one start each
-(``benchmarks/comparisons.py``). So where a process was started STARTS times or more, the starts are the groups, paired
-where both sides were measured in turns (`started_ratio_interval`).
+Two candidates are compared by a ratio: paired round by round if they were measured in turns (`ratio_interval`), else
+unpaired (`unpaired_ratio_interval`). Processes of the same graph differ by a few percent for as long as they live
+(memory layout, hash seeds), which only restarts show (``benchmarks/comparisons.py``); with STARTS or more starts of
+each process, the starts are the unit of comparison (`started_ratio_interval`).
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlflowkit.errors import UsageError
+from mlflowkit.judging import stats
 from mlflowkit.values import Measurement
 
 if TYPE_CHECKING:
@@ -36,18 +33,18 @@ QUANTILES: Mapping[str, float] = {"latency_p50": 0.50, "latency_p95": 0.95, "lat
 """Objectives and the quantile that each minimises."""
 CONFIDENCE = 0.95
 GROUPS = 10
-"""Groups of consecutive blocks that an interval rests on, where there are as many blocks."""
+"""Maximum number of groups of consecutive blocks in an interval."""
 FINEST_US = 1e-3
-"""What a time of nothing counts for in a ratio: the clock cannot tell less."""
+"""Lower limit of a time in a ratio: the resolution of the clock."""
 STARTS = 3
-"""Starts of a process on each side from which on their own spread is what a comparison rests on."""
+"""Minimum number of starts on each side for a comparison of starts instead of blocks."""
 MIN_GAIN = 0.05
-"""A candidate must be faster than an earlier one by this share, surely, to displace it: gains smaller than what two
-machines differ by would let the pick, and with it the identity of the bundle, change from run to run."""
+"""Minimum gain, by the bound of the interval, for a candidate to displace an earlier one. Smaller gains differ between
+machines, and would change the pick, and so the identity of the bundle, from run to run."""
 
 
 def quantile(blocks: np.ndarray, q: float) -> float:
-    """The q-quantile of all samples, a value that was observed (inverse of the empirical distribution).
+    """Return the q-quantile of all samples: an observed value (inverse of the empirical distribution).
 
     >>> import numpy as np
     >>> quantile(np.arange(1, 101).reshape(10, 10), 0.99)
@@ -61,14 +58,12 @@ def quantile(blocks: np.ndarray, q: float) -> float:
 def quantile_interval(
     blocks: np.ndarray, q: float, *, confidence: float = CONFIDENCE, starts: int = 1
 ) -> tuple[float, float]:
-    """Distribution-free interval of the q-quantile of samples in blocks [blocks, requests of a block].
+    """Return a distribution-free interval of the q-quantile of samples in blocks [blocks, requests of a block].
 
-    ``starts`` is how often the process was started meanwhile, each time for as many blocks.
-
-    The interval of a proportion in clustered samples, carried to the order statistics (Woodruff, JASA 1952; Korn,
-    Graubard, Survey Methodology 1998). Where there are too few samples to bound the quantile, the smallest or the
-    largest stands in for the bound, and `soundness.enough` says so. It is about the machine as it was while the samples
-    were taken: candidates are compared by the interval of their ratio, not by whether two of these overlap.
+    ``starts`` is the number of process starts, with equally many blocks each. The interval of a proportion in clustered
+    samples is carried to the order statistics (Woodruff, JASA 1952; Korn, Graubard, Survey Methodology 1998). With too
+    few samples to bound the quantile (`validity.check_adequacy`), the bound is the smallest or largest sample. Compare
+    candidates by the interval of their ratio, not by the overlap of two of these.
 
     >>> import numpy as np
     >>> low, high = quantile_interval(np.random.default_rng(0).gamma(9, 10, size=(40, 50)), 0.5)
@@ -77,26 +72,24 @@ def quantile_interval(
     """
     import numpy as np
 
-    from mlflowkit.judging import stats
-
     ordered = np.sort(blocks, axis=None)
     value = quantile(blocks, q)
     groups = min(starts if starts >= STARTS else GROUPS, len(blocks))
-    beyond = (blocks > value).astype(np.float64).ravel()
-    worth = stats.effective_samples(beyond, (len(blocks) // groups) * blocks.shape[1])
+    exceeds = (blocks > value).astype(np.float64).ravel()
+    effective = stats.effective_samples(exceeds, (len(blocks) // groups) * blocks.shape[1])
     if groups > 1:
-        worth *= (stats.normal_quantile(confidence) / stats.student_quantile(confidence, groups - 1)) ** 2
-    low, high = _order_statistics(ordered, q, confidence, worth)
+        effective *= (stats.normal_quantile(confidence) / stats.student_quantile(confidence, groups - 1)) ** 2
+    low, high = _order_statistics(ordered, q, confidence, effective)
     return min(low, value), max(high, value)
 
 
-def _order_statistics(ordered: np.ndarray, q: float, confidence: float, worth: float) -> tuple[float, float]:
-    """Clopper and Pearson's bounds of the share q of ``worth`` trials, as samples; the outermost where beyond them."""
+def _order_statistics(ordered: np.ndarray, q: float, confidence: float, effective: float) -> tuple[float, float]:
+    """Return the samples at the Clopper-Pearson bounds of q in ``effective`` trials, clipped to the extremes."""
     from scipy.special import betaincinv
 
-    alpha, hits, count = (1 - confidence) / 2, q * worth, len(ordered)
-    low = betaincinv(hits, worth - hits + 1, alpha)
-    high = betaincinv(hits + 1, worth - hits, 1 - alpha)
+    alpha, hits, count = (1 - confidence) / 2, q * effective, len(ordered)
+    low = betaincinv(hits, effective - hits + 1, alpha)
+    high = betaincinv(hits + 1, effective - hits, 1 - alpha)
     first, last = math.floor(low * count) - 1, math.ceil(high * count) - 1
     return float(ordered[max(first, 0)]), float(ordered[min(last, count - 1)])
 
@@ -104,77 +97,74 @@ def _order_statistics(ordered: np.ndarray, q: float, confidence: float, worth: f
 def ratio_interval(
     later: np.ndarray, earlier: np.ndarray, q: float, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Interval of quantile(later) / quantile(earlier), paired: block i of both was measured in the same round.
+    """Return the interval of quantile(later) / quantile(earlier), paired: both blocks i were measured in round i.
 
-    Both sides of a round are first divided by the round's pace (the geometric mean of the two medians), which removes
-    what was common to them; then come the log ratios of the groups' quantiles, their mean, and Student's t. Raises
-    UsageError when the two have different numbers of blocks, or fewer than two.
+    Both sides of a round are divided by its pace (the geometric mean of the two medians), which removes common
+    disturbances; the interval is Student's t of the log ratios of the groups' quantiles. Raises UsageError for
+    different numbers of blocks, or fewer than two.
 
     >>> import numpy as np
     >>> slow = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
-    >>> low, high = ratio_interval(slow / 2, slow, 0.5)
-    >>> round(low, 6), round(high, 6)
-    (0.5, 0.5)
+    >>> [round(end, 6) for end in ratio_interval(slow / 2, slow, 0.5)]
+    [0.5, 0.5]
     """
-
-    _as_many(later, earlier)
-    later, earlier = _paced(later, earlier)
-    logs = _group_logs(later, q) - _group_logs(earlier, q)
-    return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
+    _require_pairs(later, earlier)
+    later, earlier = _divide_by_pace(later, earlier)
+    return _paired_interval(_group_logs(later, q) - _group_logs(earlier, q), confidence)
 
 
 def started_ratio_interval(
     later: Sequence[np.ndarray], earlier: Sequence[np.ndarray], q: float, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Interval of quantile(later) / quantile(earlier) over starts of their processes: start i of both ran in turns.
+    """Return the interval of quantile(later) / quantile(earlier) over starts: start i of both ran in turns.
 
-    The log ratio of each start, their mean, and Student's t: what differs from start to start is in the interval, and
-    what differs from round to round with it. With fewer than STARTS it rests on groups of blocks, as `ratio_interval`
-    does, and holds of these very processes only. Raises UsageError when the two have not as many starts and blocks.
+    Student's t of the log ratio of each start, so variation between starts and between rounds is included. With fewer
+    than STARTS it is `ratio_interval` over groups of blocks, which holds for these processes only. Raises UsageError
+    for different numbers of starts or blocks.
 
     >>> import numpy as np
     >>> generator = np.random.default_rng(0)
-    >>> slow = [generator.gamma(900, 0.1, size=(8, 50)) * placed for placed in (1.02, 0.98, 1.0, 1.03, 0.99)]
-    >>> low, high = started_ratio_interval([blocks / 2 for blocks in slow], slow, 0.5)
-    >>> round(low, 6), round(high, 6)
-    (0.5, 0.5)
+    >>> slow = [generator.gamma(900, 0.1, size=(8, 50)) * speed for speed in (1.02, 0.98, 1.0, 1.03, 0.99)]
+    >>> [round(end, 6) for end in started_ratio_interval([blocks / 2 for blocks in slow], slow, 0.5)]
+    [0.5, 0.5]
     """
     import numpy as np
 
-    _as_many(later, earlier, "starts")
+    _require_pairs(later, earlier, "starts")
     if not rests_on_starts(later, earlier):
         return ratio_interval(np.concatenate(later), np.concatenate(earlier), q, confidence=confidence)
-    logs = np.array([_log_ratio(*sides, q) for sides in zip(later, earlier, strict=True)])
-    return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
+    logs = []
+    for sides in zip(later, earlier, strict=True):
+        _require_pairs(*sides)
+        above, below = (max(quantile(blocks, q), FINEST_US) for blocks in _divide_by_pace(*sides))
+        logs.append(math.log(above / below))
+    return _paired_interval(np.array(logs), confidence)
 
 
 def mean_ratio_interval(
     later: np.ndarray, earlier: np.ndarray, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Interval of mean(later) / mean(earlier), paired as `ratio_interval` is: what throughput and cost go by.
+    """Return the interval of mean(later) / mean(earlier), paired as `ratio_interval`: for throughput and cost.
 
     >>> import numpy as np
     >>> slow = np.random.default_rng(0).gamma(9, 10, size=(40, 50))
-    >>> low, high = mean_ratio_interval(slow / 2, slow)
-    >>> round(low, 6), round(high, 6)
-    (0.5, 0.5)
+    >>> [round(end, 6) for end in mean_ratio_interval(slow / 2, slow)]
+    [0.5, 0.5]
     """
     import numpy as np
 
-    _as_many(later, earlier)
+    _require_pairs(later, earlier)
     sums = [[float(group.sum()) for group in _groups(blocks)] for blocks in (later, earlier)]
-    logs = np.log(np.maximum(sums[0], FINEST_US)) - np.log(np.maximum(sums[1], FINEST_US))
-    return _student_ratio(float(logs.mean()), _variance(logs), len(logs) - 1, confidence)
+    return _paired_interval(np.log(np.maximum(sums[0], FINEST_US)) - np.log(np.maximum(sums[1], FINEST_US)), confidence)
 
 
 def unpaired_ratio_interval(
     later: Sequence[np.ndarray], earlier: Sequence[np.ndarray], q: float, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Interval of quantile(later) / quantile(earlier), measured apart; each side is the blocks of one or more starts.
+    """Return the interval of quantile(later) / quantile(earlier), measured separately; a side is its starts' blocks.
 
-    Welch's t on log quantiles. A process that is started again is faster or slower as a whole (Kalibera, Jones 2013):
-    with STARTS or more on each side it is the starts that are compared. With fewer, the groups of blocks are, and what
-    differs from start to start is not in the interval.
+    Welch's t on log quantiles: of the starts with STARTS or more on each side (Kalibera, Jones 2013), else of groups of
+    blocks, without the variation between starts.
 
     >>> import numpy as np
     >>> slow = np.random.default_rng(0).gamma(900, 0.1, size=(40, 50))
@@ -188,41 +178,33 @@ def unpaired_ratio_interval(
         sides = [np.log([quantile(blocks, q) for blocks in side]) for side in (later, earlier)]
     else:
         sides = [np.concatenate([_group_logs(blocks, q) for blocks in side]) for side in (later, earlier)]
-    one, two = (_variance(logs) for logs in sides)
-    total = one + two
-    freedom = total**2 / sum(v**2 / (len(logs) - 1) for v, logs in zip((one, two), sides, strict=True)) if total else 1
+    variances = [_variance_of_mean(logs) for logs in sides]
+    total = sum(variances)
+    parts = (variance**2 / (len(logs) - 1) for variance, logs in zip(variances, sides, strict=True))
+    freedom = total**2 / sum(parts) if total else 1
     return _student_ratio(float(sides[0].mean() - sides[1].mean()), total, freedom, confidence)
 
 
 def rests_on_starts(later: Sequence[np.ndarray], earlier: Sequence[np.ndarray]) -> bool:
-    """Whether a comparison has the starts of processes for its units."""
+    """Return whether both sides have enough starts for a comparison of starts."""
     return min(len(later), len(earlier)) >= STARTS
 
 
-def _as_many(later: Sized, earlier: Sized, things: str = "blocks") -> None:
+def _require_pairs(later: Sized, earlier: Sized, unit: str = "blocks") -> None:
     if len(later) != len(earlier):
-        found = f"there are {len(later)} and {len(earlier)}"
-        raise UsageError(f"paired samples need as many {things} on both sides; {found}")
+        counts = f"there are {len(later)} and {len(earlier)}"
+        raise UsageError(f"paired samples need as many {unit} on both sides; {counts}")
 
 
-def _paced(later: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides of each round over the round's pace."""
+def _divide_by_pace(later: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
-    pace = np.sqrt(np.median(later, axis=1) * np.median(earlier, axis=1))[:, None]
-    pace = np.maximum(pace, FINEST_US)
+    pace = np.maximum(np.sqrt(np.median(later, axis=1) * np.median(earlier, axis=1))[:, None], FINEST_US)
     return later / pace, earlier / pace
 
 
-def _log_ratio(later: np.ndarray, earlier: np.ndarray, q: float) -> float:
-    """Of the quantiles of one start of each."""
-    _as_many(later, earlier)
-    one, two = (max(quantile(blocks, q), FINEST_US) for blocks in _paced(later, earlier))
-    return math.log(one / two)
-
-
 def _groups(blocks: np.ndarray) -> list[np.ndarray]:
-    """Consecutive blocks, as many in each group as may be."""
+    """Split consecutive blocks into at most GROUPS groups of similar size."""
     import numpy as np
 
     if len(blocks) < 2:
@@ -231,55 +213,50 @@ def _groups(blocks: np.ndarray) -> list[np.ndarray]:
 
 
 def _group_logs(blocks: np.ndarray, q: float) -> np.ndarray:
-    """Logarithm of the q-quantile of each group of blocks, float64 [groups]."""
+    """Return the logarithm of the q-quantile of each group of blocks, float64 [groups]."""
     import numpy as np
 
     return np.log([max(quantile(group, q), FINEST_US) for group in _groups(blocks)])
 
 
-def _variance(logs: np.ndarray) -> float:
-    """Of their mean."""
+def _variance_of_mean(logs: np.ndarray) -> float:
     return float(logs.var(ddof=1)) / len(logs)
 
 
-def _student_ratio(centre: float, variance: float, freedom: float, confidence: float) -> tuple[float, float]:
-    from mlflowkit.judging.stats import student_quantile
+def _paired_interval(logs: np.ndarray, confidence: float) -> tuple[float, float]:
+    return _student_ratio(float(logs.mean()), _variance_of_mean(logs), len(logs) - 1, confidence)
 
-    half = student_quantile(confidence, freedom) * math.sqrt(variance)
+
+def _student_ratio(centre: float, variance: float, freedom: float, confidence: float) -> tuple[float, float]:
+    half = stats.student_quantile(confidence, freedom) * math.sqrt(variance)
     return math.exp(centre - half), math.exp(centre + half)
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What was measured of one candidate. Times are microseconds a request; throughput is rows a second."""
+    """Latency of one candidate, in microseconds a request; throughput in rows a second."""
 
     p50_us: float
     p95_us: float
     p99_us: float
     interval: tuple[float, float]
-    """Of the objective."""
+    """Interval of the objective."""
     throughput: float
     samples: int
 
 
 def summarise(blocks: np.ndarray, batch: int, objective: str, *, callers: int = 1) -> Latency:
-    """Quantiles, the objective's interval and the throughput of samples in microseconds [blocks, requests].
+    """Summarise samples in microseconds [blocks, requests]: quantiles, the objective's interval, throughput.
 
-    ``callers`` is how many asked at once: each of them always had one request under way, so throughput follows from the
-    mean latency (Little's law).
+    Each of the ``callers`` always had one request in flight, so throughput follows from the mean latency (Little).
     """
-    return Latency(
-        p50_us=quantile(blocks, 0.50),
-        p95_us=quantile(blocks, 0.95),
-        p99_us=quantile(blocks, 0.99),
-        interval=quantile_interval(blocks, quantile_of(objective)),
-        throughput=callers * batch * blocks.size / float(blocks.sum()) * 1e6,
-        samples=int(blocks.size),
-    )
+    p50, p95, p99 = (quantile(blocks, q) for q in QUANTILES.values())
+    throughput = callers * batch * blocks.size / float(blocks.sum()) * 1e6
+    return Latency(p50, p95, p99, quantile_interval(blocks, quantile_of(objective)), throughput, int(blocks.size))
 
 
 def quantile_of(objective: str) -> float:
-    """The quantile that an objective minimises. Raises UsageError for one that is none.
+    """Return the quantile that an objective minimises. Raises UsageError for an unknown objective.
 
     >>> quantile_of("latency_p99")
     0.99
@@ -290,32 +267,26 @@ def quantile_of(objective: str) -> float:
         raise UsageError(f"no objective {objective!r}", hint=f"one of {', '.join(QUANTILES)}") from None
 
 
-def accepts(drop: Measurement, most: float) -> tuple[bool, str]:
-    """Whether a loss of the metric is surely borne: accepted only where the interval's upper bound is at most ``most``.
+def accepts(drop: Measurement, limit: float) -> tuple[bool, str]:
+    """Accept a drop of the metric if the upper bound of its interval is at most ``limit``; else return the reason.
 
-    Where the interval straddles ``most`` the rows cannot tell, and a candidate that may lose more than the recipe bears
-    is rejected: the float graph is there to serve instead.
+    An interval that straddles ``limit`` is rejected too: the float graph can serve instead.
 
     >>> accepts(Measurement("roc_auc", 0.001, -0.001, 0.003, samples=1000), 0.005)
     (True, '')
     """
-    if drop.high <= most:
+    if drop.high <= limit:
         return True, ""
-    words = f"{drop.name} drops by {drop.value:.4f} ({drop.low:.4f} to {drop.high:.4f}, {drop.samples:,} rows)"
-    if drop.low > most:
-        return False, f"{words}: more than max_metric_drop {most:g}"
-    return False, f"{words}: it may be more than max_metric_drop {most:g}"
+    message = f"{drop.name} drops by {drop.value:.4f} ({drop.low:.4f} to {drop.high:.4f}, {drop.samples:,} rows)"
+    may_be = "" if drop.low > limit else "it may be "
+    return False, f"{message}: {may_be}more than max_metric_drop {limit:g}"
 
 
 def stationary(medians: Sequence[float], *, window: int = 4, spread: float = 0.02) -> bool:
-    """Whether the last ``window`` block medians have a coefficient of variation of at most ``spread``.
+    """Return whether the last ``window`` block medians have a coefficient of variation of at most ``spread``.
 
     >>> stationary([90, 60, 40, 30, 30, 30, 30]), stationary([90, 60, 40, 30])
     (True, False)
     """
-    if len(medians) < window:
-        return False
     last = list(medians)[-window:]
-    mean = sum(last) / window
-    deviation = (sum((value - mean) ** 2 for value in last) / (window - 1)) ** 0.5
-    return bool(deviation <= spread * mean)
+    return len(last) == window and statistics.stdev(last) <= spread * statistics.fmean(last)

@@ -1,34 +1,34 @@
-"""What latency depends on: the machine, and what it did at one moment. As /proc and /sys tell them.
+"""Facts of the machine that latency depends on, and its state at one moment, from /proc and /sys.
 
-What a machine does not tell is None, and ``unknown`` says why: a virtual machine hides its clocks, a container its
-governor. GPUs are in `bench.nvml`.
+A fact that the system hides is None, with the reason in ``unknown``. GPUs are in `bench.nvml`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.bench.nvml import Gpus, gpus
+from mlflowkit.bench.nvml import GpuReadings, read_gpus
 from mlflowkit.errors import UsageError
-from mlflowkit.system.machine import processor
+from mlflowkit.system.machine import memory, processor
+from mlflowkit.system.text import format_numbers
 
 CPUFREQ = "/sys/devices/system/cpu/cpu{core}/cpufreq"
-"""Where Linux tells a core's governor and clock."""
+"""Folder of a core's governor and clock in Linux."""
 NO_LIMIT = 1 << 60
-"""Bytes from which on a limit of memory in cgroup version 1 means that there is none."""
+"""A memory limit of cgroup version 1 of at least this many bytes means no limit."""
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch")
-"""Distributions whose versions latency depends on."""
+"""Distributions whose versions affect latency."""
 
 
-def usable() -> tuple[int, ...]:
-    """Numbers of the cores that this process may use.
+def usable_cores() -> tuple[int, ...]:
+    """Return the numbers of the cores that this process may use.
 
-    >>> len(usable()) >= 1
+    >>> len(usable_cores()) >= 1
     True
     """
     if hasattr(os, "sched_getaffinity"):
@@ -37,157 +37,152 @@ def usable() -> tuple[int, ...]:
 
 
 @contextmanager
-def pinned(wanted: Collection[int]) -> Iterator[tuple[int, ...]]:
-    """Keep the calling thread, and what it starts meanwhile, on some cores; afterwards it is as before.
+def pinned_to(cores: Collection[int]) -> Iterator[tuple[int, ...]]:
+    """Pin the calling thread, and what it starts inside the context, to cores; restore its affinity afterwards.
 
-    Threads that run already stay where they are: pin before a runtime makes its own. Raises UsageError for a core that
-    this process may not use, and where the system has no affinity.
+    Running threads are not moved: pin before a runtime creates its own. Raises UsageError for a core that this process
+    may not use, and on a system without affinity.
 
-    >>> with pinned(usable()[:1]) as held:
+    >>> with pinned_to(usable_cores()[:1]) as held:
     ...     len(held)
     1
     """
     if not hasattr(os, "sched_setaffinity"):
         raise UsageError("this system cannot keep a process on a core", hint="leave the cores out")
-    before = usable()
-    if not wanted or not set(wanted) <= set(before):
+    before = usable_cores()
+    if not cores or not set(cores) <= set(before):
         raise UsageError(
-            f"this process cannot be kept on cores {_listed(wanted) or 'of an empty list'}",
-            hint=f"it may use {_listed(before)}",
+            f"this process cannot be kept on cores {format_numbers(cores) or 'of an empty list'}",
+            hint=f"it may use {format_numbers(before)}",
         )
-    os.sched_setaffinity(0, wanted)
+    os.sched_setaffinity(0, cores)
     try:
-        yield usable()
+        yield usable_cores()
     finally:
         os.sched_setaffinity(0, before)
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What latency depends on. ``unknown`` has, for each figure that is None and should not be, the reason."""
+class MachineInfo:
+    """Facts that latency depends on. ``unknown`` maps each fact that is None against expectation to the reason."""
 
     processor: str
     architecture: str
     cores: int
-    """That this process may use."""
+    """Number of cores that this process may use."""
     affinity: tuple[int, ...]
-    """Their numbers."""
+    """Numbers of those cores."""
     governor: str | None
-    """How Linux chooses the cores' clock ("performance", "powersave", ...); "mixed" where they differ."""
+    """Frequency governor of the cores ("performance", "powersave", ...); "mixed" if they differ."""
     min_mhz: float | None
     max_mhz: float | None
-    """Limits of the clock, over the cores that this process may use."""
+    """Clock limits over the cores that this process may use."""
     boost: bool | None
-    """Whether the clock may go beyond its nominal value."""
+    """Whether turbo is enabled."""
     smt: bool | None
     """Whether two threads share a core."""
     memory_bytes: int | None
     memory_limit_bytes: int | None
-    """Of this process's container; None without one."""
+    """Limit of this process's container, if any."""
     cpu_limit: float | None
-    """Cores' worth of time that the container grants; None without a limit."""
+    """CPU quota of the container in cores, if any."""
     virtual: bool
-    """Whether a hypervisor is underneath: neighbours may take its cores."""
+    """Whether the machine is virtual: other guests may use its cores."""
     system: str
     kernel: str
     python: str
     libraries: Mapping[str, str]
-    """Versions of those of LIBRARIES that are installed."""
-    gpus: Gpus
+    """Versions of the installed LIBRARIES."""
+    gpus: GpuReadings
     unknown: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As results files keep it: GPUs under ``gpus``, or null with ``gpus_reason``."""
-        plain = asdict(replace(self, gpus=Gpus(None))) | {"affinity": list(self.affinity)}
-        return plain | self.gpus.to_json()
+        """Return the JSON of results files: GPUs under ``gpus``, or null with ``gpus_reason``."""
+        return asdict(self) | {"affinity": list(self.affinity)} | self.gpus.to_json()
 
 
-def description() -> Machine:
-    """This machine as it is now.
+def machine_info() -> MachineInfo:
+    """Describe this machine.
 
-    >>> description().cores == len(usable())
+    >>> machine_info().cores == len(usable_cores())
     True
     """
     import platform
 
-    own = usable()
-    governors = _distinct(own, "scaling_governor")
-    slowest, fastest = _megahertz(own, "cpuinfo_min_freq"), _megahertz(own, "cpuinfo_max_freq")
-    hidden = "" if governors else f"{CPUFREQ.format(core=own[0])} is not there: the system hides it"
-    return Machine(
+    cores = usable_cores()
+    governors = sorted({_read(f"{CPUFREQ.format(core=core)}/scaling_governor") for core in cores} - {""})
+    slowest, fastest = _megahertz(cores, "cpuinfo_min_freq"), _megahertz(cores, "cpuinfo_max_freq")
+    flags = next((line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("flags")), "")
+    hidden = "" if governors else f"{CPUFREQ.format(core=cores[0])} does not exist: the system hides it"
+    return MachineInfo(
         processor=processor() or platform.processor() or platform.machine(),
         architecture=platform.machine(),
-        cores=len(own),
-        affinity=own,
+        cores=len(cores),
+        affinity=cores,
         governor=("mixed" if len(governors) > 1 else governors[0]) if governors else None,
         min_mhz=min(slowest) if slowest else None,
         max_mhz=max(fastest) if fastest else None,
         boost=_boost(),
         smt={"1": True, "0": False}.get(_read("/sys/devices/system/cpu/smt/active")),
-        memory_bytes=_memory(),
+        memory_bytes=memory("MemTotal"),
         memory_limit_bytes=_memory_limit(),
         cpu_limit=_cpu_limit(),
-        virtual=_virtual(),
+        virtual="hypervisor" in flags.split(),
         system=platform.system(),
         kernel=platform.release(),
         python=platform.python_version(),
         libraries=_libraries(),
-        gpus=gpus(),
+        gpus=read_gpus(),
         unknown=dict.fromkeys(("governor", "min_mhz", "max_mhz", "boost"), hidden) if hidden else {},
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """What the machine did at one moment. Two of them, around a measurement, tell what disturbed it."""
+class MachineMoment:
+    """State of the machine at one moment. Two, around a measurement, show what disturbed it."""
 
     mhz: float | None
-    """Mean clock of the cores that this process may use; None where it is hidden."""
+    """Mean clock of the cores that this process may use, if known."""
     load: float | None
-    """Processes that ran or waited, over the last minute, on all cores of the machine."""
+    """Load average of the last minute, over all cores of the machine."""
     busy_ticks: int | None
-    """Clock ticks since boot in which the machine's cores did something."""
+    """Clock ticks since boot in which the machine's cores were busy."""
     stolen_ticks: int | None
-    """Ticks in which the hypervisor ran somebody else."""
+    """Clock ticks in which the hypervisor ran another guest."""
     throttled_seconds: float | None
-    """Seconds since its start in which the container was held at its limit of processor time."""
-    gpus: Gpus
+    """Seconds since its start in which the container was throttled at its CPU quota."""
+    gpus: GpuReadings
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(replace(self, gpus=Gpus(None))) | self.gpus.to_json()
+        return asdict(self) | self.gpus.to_json()
 
 
-def moment() -> Moment:
-    """The machine at this moment."""
-    clocks = _megahertz(usable(), "scaling_cur_freq")
+def read_moment() -> MachineMoment:
+    """Read the machine's state."""
+    clocks = _megahertz(usable_cores(), "scaling_cur_freq")
     fields = _read("/proc/stat").partition("\n")[0].split()[1:]
     ticks = [int(field) for field in fields] if len(fields) >= 8 else None
-    return Moment(
+    return MachineMoment(
         mhz=sum(clocks) / len(clocks) if clocks else None,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         busy_ticks=sum(ticks[:8]) - ticks[3] - ticks[4] if ticks else None,
         stolen_ticks=ticks[7] if ticks else None,
         throttled_seconds=_throttled(),
-        gpus=gpus(),
+        gpus=read_gpus(),
     )
 
 
 def _read(path: str | Path) -> str:
-    """A small file's text without the space around it; "" where it cannot be read."""
+    """Return a small file's stripped text; "" if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def _distinct(own: Collection[int], name: str) -> list[str]:
-    found = (_read(f"{CPUFREQ.format(core=core)}/{name}") for core in own)
-    return sorted({value for value in found if value})
-
-
-def _megahertz(own: Collection[int], name: str) -> list[float]:
-    found = (_read(f"{CPUFREQ.format(core=core)}/{name}") for core in own)
-    return [int(value) / 1000 for value in found if value.isdigit()]
+def _megahertz(cores: Collection[int], name: str) -> list[float]:
+    values = (_read(f"{CPUFREQ.format(core=core)}/{name}") for core in cores)
+    return [int(value) / 1000 for value in values if value.isdigit()]
 
 
 def _boost() -> bool | None:
@@ -196,13 +191,8 @@ def _boost() -> bool | None:
     return {"1": True, "0": False}.get(_read("/sys/devices/system/cpu/cpufreq/boost"))
 
 
-def _memory() -> int | None:
-    line = next((line for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal:")), "")
-    return int(line.split()[1]) * 1024 if line else None
-
-
 def _cgroup(controller: str) -> Path:
-    """This process's folder of a cgroup controller, in version 1 or 2; where a container hides it, the outermost."""
+    """Return this process's folder of a cgroup controller (version 1 or 2); the root if a container hides it."""
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         root = Path("/sys/fs/cgroup", controller) if controllers else Path("/sys/fs/cgroup")
@@ -233,22 +223,11 @@ def _throttled() -> float | None:
     return int(rows["throttled_time"]) / 1e9 if "throttled_time" in rows else None
 
 
-def _virtual() -> bool:
-    flags = next((line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("flags")), "")
-    return "hypervisor" in flags.split()
-
-
 def _libraries() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _listed(numbers: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)))
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

@@ -1,4 +1,4 @@
-"""Taking latency samples: warm-up until stationary, then short blocks of every candidate in turn."""
+"""Latency sampling: warm-up until stationary, then interleaved short blocks of every candidate."""
 
 from __future__ import annotations
 
@@ -8,67 +8,62 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.bench.analysis import stationary
-from mlflowkit.bench.timings import parts_of
+from mlflowkit.bench.timings import stack_parts, time_requests
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
 Request = Callable[[int], object]
-"""Asks a candidate the i-th of the prepared requests and waits for the answer."""
+"""Sends the i-th prepared request to a candidate and waits for the reply."""
 
 BlockSource = Callable[[int, int], Sequence[int]]
-"""``(start, count)`` asks requests ``start`` to ``start + count - 1`` one after another and gives the nanoseconds of
-each (`timings.Timings` where it can tell what they were made of), as the side that asked has timed them: a candidate
-may run in a process of its own. Before the first block of all,
-``start`` is negative (the lead-in); requests repeat cyclically, as an index of Python does."""
+"""``(start, count)`` sends requests ``start`` to ``start + count - 1`` in sequence and returns the nanoseconds of each
+(`timings.Timings` if their parts are known), timed where they are sent: a candidate may run in its own process. In the
+first lead-in ``start`` is negative; requests repeat cyclically, like a Python index."""
 
 Stop = Callable[[Mapping[str, Sequence[Sequence[int]]]], Collection[str]]
-"""Told after each round the blocks so far, in nanoseconds, of the sources that have turns, it names those that are to
-have no more."""
+"""Called after each round with the blocks so far (nanoseconds) of the active sources; returns the names of those to
+stop."""
 
 BLOCK = 50
-"""Requests of one candidate before the next has its turn."""
+"""Requests of one candidate per turn."""
 LEAD_IN = 5
-"""Requests at the start of a block that are not counted: the caches still hold the candidate before."""
+"""Uncounted requests at the start of a block: the caches still hold the previous candidate."""
 MAX_WARM_UP = 40
-"""Blocks of warm-up after which measuring begins, stationary or not."""
+"""Maximum number of warm-up blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Requests in the order in which they were made.
+    """Samples of one candidate, in order.
 
     ``microseconds`` is float64 [blocks, requests of a block]; block i of every candidate was measured in round i.
-    ``settled`` says whether the warm-up ended because block medians no longer moved.
+    ``settled`` is whether the warm-up reached stationary block medians.
     """
 
     microseconds: np.ndarray
     warm_up: int
     settled: bool
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Of what the time was made (device, copy_in, copy_out), microseconds shaped alike; empty where nobody told."""
+    """Parts of the time (device, copy_in, copy_out), microseconds of the same shape; empty if unknown."""
 
     def to_json(self) -> dict[str, Any]:
-        """As latency.json keeps it: samples in order, to a tenth of a microsecond, and the size of a block."""
-        plain: dict[str, Any] = {
-            "samples_us": _rounded(self.microseconds),
-            "block": int(self.microseconds.shape[1]),
-            "warm_up": self.warm_up,
-            "settled": self.settled,
-        }
-        return plain | ({"parts_us": {name: _rounded(part) for name, part in self.parts.items()}} if self.parts else {})
+        """Return the JSON of latency.json: samples in order, to 0.1 microseconds, and the block size."""
+        block = int(self.microseconds.shape[1])
+        value: dict[str, Any] = {"samples_us": _rounded(self.microseconds), "block": block}
+        value |= {"warm_up": self.warm_up, "settled": self.settled}
+        return value | ({"parts_us": {name: _rounded(part) for name, part in self.parts.items()}} if self.parts else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Samples:
-        """What `to_json` gave. Raises KeyError, TypeError or ValueError for anything else.
+        """Parse the result of `to_json`. Raises KeyError, TypeError or ValueError.
 
-        >>> taken = measure({"a": lambda i: None}, 100)["a"]
-        >>> Samples.from_json(taken.to_json()).microseconds.shape
+        >>> samples = measure({"a": lambda i: None}, 100)["a"]
+        >>> Samples.from_json(samples.to_json()).microseconds.shape
         (2, 50)
         """
         import numpy as np
@@ -80,20 +75,20 @@ class Samples:
         return cls(blocks(value["samples_us"]), int(value.get("warm_up", 0)), bool(value["settled"]), parts)
 
 
-def pooled(starts: Sequence[Samples]) -> Samples:
-    """The samples of all starts of a process, one start after the other; ``warm_up`` is the longest.
+def pool_samples(starts: Sequence[Samples]) -> Samples:
+    """Concatenate the samples of all starts of a process; ``warm_up`` is the longest.
 
-    >>> taken = [measure({"a": lambda i: None}, 100)["a"] for _ in range(3)]
-    >>> pooled(taken).microseconds.shape
+    >>> starts = [measure({"a": lambda i: None}, 100)["a"] for _ in range(3)]
+    >>> pool_samples(starts).microseconds.shape
     (6, 50)
     """
     import numpy as np
 
     return Samples(
-        np.concatenate([one.microseconds for one in starts]),
-        max(one.warm_up for one in starts),
-        all(one.settled for one in starts),
-        {name: np.concatenate([one.parts[name] for one in starts]) for name in starts[0].parts},
+        np.concatenate([start.microseconds for start in starts]),
+        max(start.warm_up for start in starts),
+        all(start.settled for start in starts),
+        {name: np.concatenate([start.parts[name] for start in starts]) for name in starts[0].parts},
     )
 
 
@@ -104,13 +99,13 @@ def _rounded(microseconds: np.ndarray) -> list[float]:
 def measure(
     candidates: Mapping[str, Request], samples: int, *, progress: Callable[[float], None] | None = None
 ) -> dict[str, Samples]:
-    """Measure requests that are asked in this process; see `measure_blocks`.
+    """Measure requests sent by this process; see `measure_blocks`.
 
-    >>> taken = measure({"a": lambda i: None, "b": lambda i: sum(range(i % 7))}, 180)
-    >>> {name: samples.microseconds.shape for name, samples in taken.items()}
+    >>> results = measure({"a": lambda i: None, "b": lambda i: sum(range(i % 7))}, 180)
+    >>> {name: samples.microseconds.shape for name, samples in results.items()}
     {'a': (4, 50), 'b': (4, 50)}
     """
-    sources = {name: timed(request) for name, request in candidates.items()}
+    sources = {name: timed_source(request) for name, request in candidates.items()}
     return measure_blocks(sources, samples, progress=progress)
 
 
@@ -126,40 +121,38 @@ def measure_blocks(
 ) -> dict[str, Samples]:
     """Measure every source in interleaved blocks of ``size`` requests, at least ``samples`` requests each.
 
-    Where a request takes long, smaller blocks, a shorter lead-in and fewer blocks of warm-up keep a measurement short.
-
-    The order of turns is rotated from round to round, so that no source always follows the same one. Garbage of this
-    process is collected before each round and not during it. Whatever a source raises is passed on; UsageError where it
-    gives another number of times than it was asked for. A source that ``stop`` names after a round has no more turns.
+    The order of turns rotates, so that no source always follows the same one. This process collects garbage before each
+    round and not during it. A source that ``stop`` returns gets no more turns. Raises what a source raises, and
+    UsageError if it returns a wrong number of times.
     """
     import numpy as np
 
     names = list(sources)
     rounds = -(-samples // size)
-    take = partial(_block, size=size, lead_in=lead_in)
-    taken: dict[str, list[Sequence[int]]] = {name: [] for name in names}
-    with uncollected():
-        warm = {name: _warm_up(partial(take, name, source), size, warm_up) for name, source in sources.items()}
+    take_block = partial(_block, size=size, lead_in=lead_in)
+    blocks: dict[str, list[Sequence[int]]] = {name: [] for name in names}
+    with gc_disabled():
+        warm = {name: _warm_up(partial(take_block, name, source), size, warm_up) for name, source in sources.items()}
         for index in range(rounds):
             gc.collect(0)
             turn = index % len(names)
             for name in names[turn:] + names[:turn]:
-                taken[name].append(take(name, sources[name], index * size))
+                blocks[name].append(take_block(name, sources[name], index * size))
             if progress is not None:
                 progress((index + 1) / rounds)
-            stopped = stop({name: taken[name] for name in names}) if stop is not None else ()
+            stopped = stop({name: blocks[name] for name in names}) if stop is not None else ()
             names = [name for name in names if name not in stopped]
             if not names:
                 break
     return {
-        name: Samples(np.array([list(block) for block in taken[name]]) / 1000, *warm[name], parts_of(taken[name]))
+        name: Samples(np.array([list(block) for block in blocks[name]]) / 1000, *warm[name], stack_parts(blocks[name]))
         for name in sources
     }
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """No collection of garbage meanwhile; afterwards it is as before."""
+def gc_disabled() -> Iterator[None]:
+    """Disable garbage collection inside the context."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -169,39 +162,30 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def timed(request: Request) -> BlockSource:
-    """A source that asks in this process and times each request with the monotonic clock.
+def timed_source(request: Request) -> BlockSource:
+    """Return a source that sends each request from this process and times it with the monotonic clock.
 
-    >>> len(timed(lambda index: None)(0, 3))
+    >>> len(timed_source(lambda index: None)(0, 3))
     3
     """
-
-    def block(start: int, count: int) -> list[int]:
-        times = []
-        for index in range(start, start + count):
-            before = perf_counter_ns()
-            request(index)
-            times.append(perf_counter_ns() - before)
-        return times
-
-    return block
+    return lambda start, count: time_requests(request, range(start, start + count))
 
 
-def _warm_up(block: Callable[[int], Sequence[int]], size: int, most: int) -> tuple[int, bool]:
-    """Ask until block medians are stationary; returns the blocks that it took and whether they became so."""
+def _warm_up(block: Callable[[int], Sequence[int]], size: int, limit: int) -> tuple[int, bool]:
+    """Run blocks until their medians are stationary; return the number of blocks and whether they became so."""
     medians: list[float] = []
-    while not stationary(medians) and len(medians) < most:
+    while not stationary(medians) and len(medians) < limit:
         medians.append(statistics.median(block(len(medians) * size)))
     return len(medians), stationary(medians)
 
 
 def _block(name: str, source: BlockSource, start: int, *, size: int, lead_in: int) -> Sequence[int]:
-    """Nanoseconds of ``size`` requests one after another, after a lead-in that is not counted."""
+    """Return the nanoseconds of ``size`` requests after an uncounted lead-in."""
     times = source(start - lead_in, lead_in + size)
     if len(times) != lead_in + size:
         raise UsageError(
-            f"{name} was asked {lead_in + size} requests and gave {len(times)} times",
-            hint="a block source gives one time in nanoseconds for each request",
+            f"{name} returned {len(times)} times for {lead_in + size} requests",
+            hint="a block source returns one time in nanoseconds for each request",
         )
     return times[lead_in:]
 
@@ -209,7 +193,7 @@ def _block(name: str, source: BlockSource, start: int, *, size: int, lead_in: in
 def requests_over(
     run: Callable[[Mapping[str, np.ndarray]], object], inputs: Mapping[str, np.ndarray], batch: int
 ) -> Request:
-    """Requests of ``batch`` rows each over real rows, cut beforehand; the i-th request is the i-th cut, cyclically."""
+    """Return requests of ``batch`` rows each, cut from real rows in advance; they repeat cyclically."""
     import numpy as np
 
     rows = len(next(iter(inputs.values())))

@@ -1,64 +1,57 @@
-"""What one command measured, as values and as JSON: rows, their comparisons, the machine. Pure.
+"""Results of one bench run, as values and as JSON: rows, their comparisons, the machine. Pure.
 
-What a machine lacks and what fails is a row with its status and reason: nothing is replaced by something else.
+A candidate that fails or that this machine cannot run is a row with its status and reason; there are no fallbacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mlflowkit.bench import validity
 from mlflowkit.bench.analysis import quantile, quantile_interval
-from mlflowkit.bench.environment import Machine, Moment
+from mlflowkit.bench.environment import MachineInfo, MachineMoment
 from mlflowkit.bench.load import pattern as loads
 from mlflowkit.bench.load.open_loop import OpenLoad
-from mlflowkit.bench.load.pattern import Load, Taken
-from mlflowkit.bench.measure import Samples, pooled
-from mlflowkit.bench.pairwise import Comparison
-from mlflowkit.bench.target import Entry, Subject
+from mlflowkit.bench.load.pattern import LoadPattern, LoadSamples
+from mlflowkit.bench.measure import Samples, pool_samples
+from mlflowkit.bench.pairwise import PairwiseComparison
+from mlflowkit.bench.target import BenchEntry, BenchTarget
+from mlflowkit.ports import BuiltGraph, LoadedGraph
 from mlflowkit.values import Json
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mlflowkit.ports import Built, Loaded
-
-
-FIGURES = ("p50_us", "p95_us", "p99_us", "quantile_us", "interval", "throughput", "parts", "open")
-"""What a row has of a measurement; None where there was none."""
+STATISTICS = ("p50_us", "p95_us", "p99_us", "quantile_us", "interval", "throughput", "parts", "open")
+"""Keys of a row that are None without a measurement."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How to measure."""
+class BenchSettings:
+    """Settings of a bench run."""
 
     batches: tuple[int, ...] = (1,)
     samples: int = 2000
-    """Requests of each entry at each batch size, in all its starts together."""
+    """Requests of each entry at each batch size, over all its starts."""
     starts: int = 5
-    """How often each entry's process is started anew: two processes of one graph differ by a few percent for as long
-    as they live, which only other processes show (`analysis.started_ratio_interval`)."""
+    """Process starts of each entry; processes of one graph differ (`analysis.started_ratio_interval`)."""
     quantile: float = 0.5
-    """What intervals and comparisons are of."""
+    """Quantile of the intervals and comparisons."""
     cores: tuple[int, ...] | None = None
-    """Cores that everything is kept on; None: as many as the largest entry has threads, times the callers. Empty: the
-    system chooses.
-
-    Entries take turns, so all can have the same cores. Left to the system, each process stays where it began, and a
-    core whose sibling is busy is slower: an entry then seems slower than a copy of itself (seen: 1.7 times)."""
-    load: Load = field(default_factory=Load)
+    """Cores to pin all processes to; None: as many as the largest entry has threads, times the callers. Empty: no
+    pinning, where each process stays on the core it began on, and a core with a busy sibling made an entry up to 1.7
+    times slower than a copy of itself."""
+    load: LoadPattern = field(default_factory=LoadPattern)
     seed: int = 0
-    """Of the arrivals of an open loop."""
+    """Seed of the arrivals of an open loop."""
 
     @property
     def label(self) -> str:
         return validity.percentile(self.quantile)
 
     @property
-    def each(self) -> int:
-        """Requests of one start."""
+    def requests_per_start(self) -> int:
+        """Number of requests of one start."""
         return -(-self.samples // self.starts)
 
     def to_json(self) -> dict[str, Json]:
@@ -69,43 +62,41 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What became of one entry at one batch size. ``status`` is ok, unavailable (the machine lacks it) or failed."""
+class BenchRow:
+    """One entry at one batch size. ``status`` is ok, unavailable (this machine cannot run it) or failed."""
 
-    entry: Entry
+    entry: BenchEntry
     batch: int
     status: str
     reason: str = ""
-    built: Built | None = None
+    built: BuiltGraph | None = None
     graph: str = ""
-    """Digest of what was measured: the graph after all passes, with its weights."""
-    loaded: tuple[Loaded, ...] = ()
-    taken: tuple[Taken, ...] = ()
-    """Of each start of its process; start i of all entries was measured in the same rounds. Empty: not measured."""
+    """Digest of the measured graph: after all passes, with its weights."""
+    loaded: tuple[LoadedGraph, ...] = ()
+    measured: tuple[LoadSamples, ...] = ()
+    """Samples of each start; start i of all entries was measured in the same rounds. Empty: not measured."""
     script: str = ""
-    """Does a failure again."""
+    """Script that reproduces a failure."""
 
     @property
     def starts(self) -> tuple[Samples, ...]:
-        return tuple(one.samples for one in self.taken)
+        return tuple(start.samples for start in self.measured)
 
     @property
     def blocks(self) -> tuple[np.ndarray, ...]:
         """Microseconds [blocks, requests of a block] of each start."""
-        return tuple(one.samples.microseconds for one in self.taken)
+        return tuple(start.samples.microseconds for start in self.measured)
 
     @property
     def stretches(self) -> tuple[OpenLoad, ...]:
-        """Of an open loop, in the order in which they were asked."""
-        return tuple(stretch for one in self.taken for stretch in one.stretches)
+        """Stretches of an open loop, in order."""
+        return tuple(stretch for start in self.measured for stretch in start.stretches)
 
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.entry.name, self.batch
-
-    def to_json(self, settings: Settings) -> dict[str, Json]:
-        """As candidates.json lists a candidate; times in microseconds, throughput in rows a second."""
-        candidate = self.entry.candidate
+    def to_json(self, settings: BenchSettings) -> dict[str, Json]:
+        """Return the JSON of a row of candidates.json; times in microseconds, throughput in rows a second."""
+        candidate, built = self.entry.candidate, self.built
+        cold_starts = sorted(graph.cold_start_ms for graph in self.loaded)
+        memory = [graph.memory_bytes for graph in self.loaded if graph.memory_bytes is not None]
         row: dict[str, Json] = {
             "name": self.entry.name,
             "runtime": candidate.engine.runtime,
@@ -113,103 +104,91 @@ class Row:
             "load": settings.load.to_json(),
             "samples": 0,
             "starts": 0,
-            **dict.fromkeys(FIGURES),
+            **dict.fromkeys(STATISTICS),
             "status": self.status,
             "reason": self.reason,
             "metric": None,
             "metric_drop": None,
             "picked": False,
-            "passes": [one.model_dump(mode="json") for one in candidate.passes],
+            "passes": [graph_pass.model_dump(mode="json") for graph_pass in candidate.passes],
             "engine": candidate.engine.model_dump(mode="json"),
             "graph": self.graph,
-            "requests": self.entry.subject.requests.digest,
-            "size_bytes": None if self.built is None else self.built.size_bytes,
-            "memory_bytes": _most([one.memory_bytes for one in self.loaded]),
-            "build_seconds": None if self.built is None else self.built.build_seconds,
-            "cold_start_ms": _middle([one.cold_start_ms for one in self.loaded]),
+            "requests": self.entry.target.requests.digest,
+            "size_bytes": None if built is None else built.size_bytes,
+            "memory_bytes": max(memory, default=None),
+            "build_seconds": None if built is None else built.build_seconds,
+            "cold_start_ms": cold_starts[len(cold_starts) // 2] if cold_starts else None,
             "front": False,
             "script": self.script,
             "notes": self.notes(settings),
         }
-        return row | _figures(self, settings) if self.taken else row
+        return row | _statistics(self, settings) if self.measured else row
 
-    def notes(self, settings: Settings) -> list[str]:
-        """What must be known to believe the figures, in words."""
-        if not self.taken:
+    def notes(self, settings: BenchSettings) -> list[str]:
+        """Return the caveats of the results as sentences."""
+        if not self.measured:
             return []
-        said = validity.notes(pooled(self.starts), sorted({0.5, 0.95, 0.99, settings.quantile}))
-        return said + loads.notes(self.stretches)
+        quantiles = sorted({0.5, 0.95, 0.99, settings.quantile})
+        return validity.notes(pool_samples(self.starts), quantiles) + loads.notes(self.stretches)
 
 
-def _figures(row: Row, settings: Settings) -> dict[str, Json]:
-    whole = pooled(row.starts)
-    blocks = whole.microseconds
-    told = loads.together(row.stretches) if row.stretches else None
+def _statistics(row: BenchRow, settings: BenchSettings) -> dict[str, Json]:
+    samples = pool_samples(row.starts)
+    blocks = samples.microseconds
+    open_loop = loads.pool_stretches(row.stretches) if row.stretches else None
     closed = settings.load.callers * blocks.size / float(blocks.sum()) * 1e6
+    parts = {
+        name: {f"{validity.percentile(q)}_us": quantile(part, q) for q in (0.5, 0.95, 0.99)}
+        for name, part in samples.parts.items()
+    }
     return {
         "samples": int(blocks.size),
-        "starts": len(row.taken),
+        "starts": len(row.measured),
         "p50_us": quantile(blocks, 0.50),
         "p95_us": quantile(blocks, 0.95),
         "p99_us": quantile(blocks, 0.99),
         "quantile_us": quantile(blocks, settings.quantile),
-        "interval": list(quantile_interval(blocks, settings.quantile, starts=len(row.taken))),
-        "throughput": row.batch * (closed if told is None else float(told["achieved"])),
-        "parts": _parts(whole),
-        "open": told,
+        "interval": list(quantile_interval(blocks, settings.quantile, starts=len(row.measured))),
+        "throughput": row.batch * (closed if open_loop is None else float(open_loop["achieved"])),
+        "parts": parts or None,
+        "open": open_loop,
     }
 
 
-def _parts(whole: Samples) -> Mapping[str, Json] | None:
-    """Of what requests' time was made, where a runtime told it: copies to the device and back, and the device."""
-    return {
-        name: {f"{validity.percentile(q)}_us": quantile(part, q) for q in (0.5, 0.95, 0.99)}
-        for name, part in whole.parts.items()
-    } or None
-
-
-def _most(found: Sequence[int | None]) -> int | None:
-    return max((one for one in found if one is not None), default=None)
-
-
-def _middle(found: Sequence[float]) -> float | None:
-    return sorted(found)[len(found) // 2] if found else None
-
-
 @dataclass(frozen=True, slots=True)
-class Result:
-    """Everything that one command measured."""
+class BenchResult:
+    """Results of one bench run."""
 
-    settings: Settings
-    machine: Machine
+    settings: BenchSettings
+    machine: MachineInfo
     cores: tuple[int, ...]
-    """That everything was kept on; none: the system chose."""
-    subjects: tuple[Subject, ...]
-    rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...]
+    """Cores that all processes were pinned to; empty: not pinned."""
+    targets: tuple[BenchTarget, ...]
+    rows: tuple[BenchRow, ...]
+    comparisons: tuple[PairwiseComparison, ...]
     notes: tuple[str, ...] = field(default=())
-    moments: tuple[Moment, ...] = ()
-    """The machine before the first request and after the last one of each start, while its processes were there: the
-    clocks, temperatures and reasons of GPUs are of one that has just worked."""
+    moments: tuple[MachineMoment, ...] = ()
+    """State of the machine before the first request, and after each start while GPUs were still warm."""
 
     @property
     def measured(self) -> Mapping[tuple[str, int], tuple[Samples, ...]]:
-        """The samples of each start, by name and batch size."""
-        return {row.key: row.starts for row in self.rows if row.taken}
+        """Samples of each start, by name and batch size."""
+        return {(row.entry.name, row.batch): row.starts for row in self.rows if row.measured}
 
     def to_json(self) -> dict[str, Json]:
-        """The shape of ``mlkit bench --json``."""
+        """Return the JSON of ``mlkit bench --json``."""
         subjects = [
-            {"name": one.name, "version": one.version, "kind": one.kind, "path": str(one.path), "notes": [*one.notes]}
-            for one in self.subjects
-        ]  # fmt: skip
+            {name: getattr(target, name) for name in ("name", "version", "kind")}
+            | {"path": str(target.path), "notes": [*target.notes]}
+            for target in self.targets
+        ]
         return {
             "machine": self.machine.to_json(),
             "settings": self.settings.to_json() | {"cores": list(self.cores)},
             "quantile": self.settings.label,
             "subjects": subjects,
             "candidates": [row.to_json(self.settings) for row in self.rows],
-            "comparisons": [asdict(one) for one in self.comparisons],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "notes": list(self.notes),
-            "moments": [one.to_json() for one in self.moments],
+            "moments": [moment.to_json() for moment in self.moments],
         }

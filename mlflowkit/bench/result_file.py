@@ -1,4 +1,4 @@
-"""The file of a measurement: rows, machine, and the samples themselves, so that a later run can be held against it.
+"""Results file of a bench run: rows, machine and all samples, so that a later run can be compared with it.
 
 ::
 
@@ -6,8 +6,8 @@
      machine: {...}, candidates: [{name, batch, status, reason, ...}], notes: [...],
      measured: [{name, batch, starts: [{samples_us, block, warm_up, settled, parts_us?}]}]}
 
-A file has one entry in ``starts`` for each time that a candidate's process was started. Keys that are not named here
-(comparisons, subjects, ...) are kept and not read. Versions count changes that an older reader would misread.
+``starts`` has one entry for each process start of a candidate. Other keys (comparisons, subjects, ...) are kept and not
+read. The version counts changes that an older reader would misread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,15 +27,13 @@ from mlflowkit.values import Json
 
 FORMAT = "mlkit-bench"
 VERSION = 1
-HINT = "write one with: mlkit bench ... --out baseline.json"
+HINT = "write one with: mlkit bench TARGET --out baseline.json"
 Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+class _Start(BaseModel):
+    model_config = ConfigDict(strict=True)
 
-
-class _Start(_Model):
     samples_us: list[Microseconds] = Field(min_length=1)
     block: int = Field(ge=1)
     warm_up: int = 0
@@ -43,14 +41,16 @@ class _Start(_Model):
     parts_us: dict[str, list[Microseconds]] = Field(default_factory=dict)
 
 
-class _Measured(_Model):
+class _Measured(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     name: str
     batch: int = Field(ge=1)
     starts: list[_Start] = Field(min_length=1)
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     name: str
     batch: int = Field(ge=1)
@@ -58,10 +58,10 @@ class _Row(BaseModel):
     reason: str = ""
 
 
-class _File(_Model):
-    format: Literal["mlkit-bench"]
-    version: int
-    made: str
+class _ResultDocument(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    time: str = Field(alias="made")
     quantile: str = Field(pattern=r"^p\d{1,2}(\.\d+)?$")
     machine: dict[str, Json]
     candidates: list[_Row]
@@ -74,39 +74,39 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
-    """What one run measured."""
+class SavedResults:
+    """Results of an earlier run."""
 
     quantile: float
-    """What its intervals and comparisons are of."""
+    """Quantile of its intervals and comparisons."""
     machine: Mapping[str, Json]
     rows: Mapping[Key, Mapping[str, Json]]
-    """Of every candidate, those that could not be measured too."""
+    """Rows of every candidate, measured or not."""
     starts: Mapping[Key, tuple[Samples, ...]]
-    """Of those that were measured."""
-    made: str = ""
+    """Samples of the measured candidates."""
+    time: str = ""
     notes: tuple[str, ...] = ()
 
 
-def document(shown: Mapping[str, Json], starts: Mapping[Key, Sequence[Samples]], made: str) -> dict[str, Json]:
-    """What `mlkit bench --json` shows, with what it takes to be a baseline.
+def document(result: Mapping[str, Json], starts: Mapping[Key, Sequence[Samples]], time: str) -> dict[str, Json]:
+    """Return the results document: the JSON of `mlkit bench --json` with all samples.
 
-    ``shown`` has machine, quantile ("p99") and candidates; ``made`` is the time in ISO 8601.
+    ``result`` has machine, quantile ("p99") and candidates; ``time`` is in ISO 8601.
     """
     measured = [
-        {"name": name, "batch": batch, "starts": [samples.to_json() for samples in each]}
-        for (name, batch), each in starts.items()
+        {"name": name, "batch": batch, "starts": [samples.to_json() for samples in process_starts]}
+        for (name, batch), process_starts in starts.items()
     ]
-    return {"format": FORMAT, "version": VERSION, "made": made, **shown, "measured": measured}
+    return {"format": FORMAT, "version": VERSION, "made": time, **result, "measured": measured}
 
 
-def write(path: Path, written: Mapping[str, Json]) -> None:
-    """Write a document whole or not at all. Raises StoreError when the disk refuses it."""
-    replace_file(path, json.dumps(written, indent=1).encode() + b"\n")
+def write(path: Path, results: Mapping[str, Json]) -> None:
+    """Write a document atomically. Raises StoreError if it cannot be written."""
+    replace_file(path, json.dumps(results, indent=1).encode() + b"\n")
 
 
-def read(path: Path) -> Results:
-    """The results in a file. Raises UsageError that says what the file lacks."""
+def read(path: Path) -> SavedResults:
+    """Read a results file. Raises UsageError with the reason if it is not valid."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -118,8 +118,8 @@ def read(path: Path) -> Results:
     return parse(value, str(path))
 
 
-def parse(value: Json, where: str = "the results") -> Results:
-    """The results in a document. Raises UsageError that names ``where`` and what is wrong with it.
+def parse(value: Json, where: str = "the results") -> SavedResults:
+    """Parse a results document. Raises UsageError that names ``where`` and the fault.
 
     >>> parse({"candidates": []}, "old.json")
     Traceback (most recent call last):
@@ -128,19 +128,20 @@ def parse(value: Json, where: str = "the results") -> Results:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UsageError(f"{where} is not a results file of mlkit bench", hint=HINT)
     if value.get("version") != VERSION:
-        raise UsageError(
-            f"{where} has version {value.get('version')!r} of the format; this mlkit reads version {VERSION}", hint=HINT
-        )
+        reads = f"this mlkit reads version {VERSION}"
+        raise UsageError(f"{where} has version {value.get('version')!r} of the format; {reads}", hint=HINT)
     try:
-        file = _File.model_validate(value)
+        file = _ResultDocument.model_validate(value)
     except ValidationError as error:
-        raise UsageError(f"{where} is damaged: {_first(error)}", hint=HINT) from error
-    return Results(
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"{where} is damaged: {place}: {fault['msg']}", hint=HINT) from error
+    return SavedResults(
         quantile=float(file.quantile[1:]) / 100,
         machine=file.machine,
-        rows=_once(where, (((row.name, row.batch), row.model_dump()) for row in file.candidates)),
-        starts=_once(where, (((one.name, one.batch), _samples(where, one)) for one in file.measured)),
-        made=file.made,
+        rows=_unique(where, (((row.name, row.batch), row.model_dump()) for row in file.candidates)),
+        starts=_unique(where, (((entry.name, entry.batch), _samples(where, entry)) for entry in file.measured)),
+        time=file.time,
         notes=tuple(file.notes),
     )
 
@@ -148,25 +149,19 @@ def parse(value: Json, where: str = "the results") -> Results:
 Item = TypeVar("Item")
 
 
-def _once(where: str, items: Iterable[tuple[Key, Item]]) -> dict[Key, Item]:
-    found: dict[Key, Item] = {}
+def _unique(where: str, items: Iterable[tuple[Key, Item]]) -> dict[Key, Item]:
+    by_key: dict[Key, Item] = {}
     for key, item in items:
-        if key in found:
+        if key in by_key:
             raise UsageError(f"{where} is damaged: {key[0]} at batch {key[1]} is in it twice", hint=HINT)
-        found[key] = item
-    return found
+        by_key[key] = item
+    return by_key
 
 
 def _samples(where: str, measured: _Measured) -> tuple[Samples, ...]:
     for start in measured.starts:
         for times in (start.samples_us, *start.parts_us.values()):
             if len(times) != len(start.samples_us) or len(times) % start.block:
-                said = f"{len(times)} samples of {measured.name} are not whole blocks of {start.block}"
-                raise UsageError(f"{where} is damaged: {said}", hint=HINT)
+                fault = f"{len(times)} samples of {measured.name} are not whole blocks of {start.block}"
+                raise UsageError(f"{where} is damaged: {fault}", hint=HINT)
     return tuple(Samples.from_json(start.model_dump()) for start in measured.starts)
-
-
-def _first(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    return f"{place}: {fault['msg']}"

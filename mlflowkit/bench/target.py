@@ -1,4 +1,4 @@
-"""What is measured: a graph with what it is asked; and the list of everything that one command measures. Pure."""
+"""Bench targets: graphs with their request data, and the list of entries that one run measures. Pure."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from mlflowkit.bench.inputs import Requests
-from mlflowkit.errors import UsageError, nearest
+from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.graphs.candidates import NAMED, Candidate, Engine, RuntimeName
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Tensors = Mapping[str, "np.ndarray"]
+Tensors = Mapping[str, np.ndarray]
 
 EVERY = "all"
-"""Stands for all the candidates that a recipe lists."""
+"""Candidate name that stands for all candidates of a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A graph to be measured, and what it is asked.
+class BenchTarget:
+    """A graph to measure, with its request data.
 
-    path         what was named on the command line
+    path         path on the command line
     model        the graph as it is
-    source       the float graph that passes begin with; the same file where there is no other
-    calibration  rows that fix the ranges of a quantised graph; read when they are needed
-    engine       what the graph is served with
-    candidates   what the recipe lists; empty for a bundle and for an ONNX file
-    notes        what a reader of the figures should know
-    version      of a bundle; part of its name only where two of one name are measured, so that a version can be held
-                 against what an earlier one was
+    source       the float graph that passes start from; the same file if there is no other
+    calibration  rows that calibrate a quantised graph; read on demand
+    engine       engine that serves the graph
+    candidates   candidates of the recipe; empty for a bundle or an ONNX file
+    notes        caveats of the results
+    version      version of a bundle; part of the entry's name only if two targets share a name
     """
 
     name: str
@@ -50,25 +48,25 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing to measure: a subject's graph after passes, on an engine. ``name`` is unique within a run."""
+class BenchEntry:
+    """One thing to measure: a target's graph after passes, on an engine. ``name`` is unique within a run."""
 
     name: str
-    subject: Subject
+    target: BenchTarget
     candidate: Candidate
 
     @property
     def model(self) -> Path:
-        """The graph that the passes begin with."""
-        return self.subject.source if self.candidate.passes else self.subject.model
+        """The graph that the passes start from."""
+        return self.target.source if self.candidate.passes else self.target.model
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What of each subject is measured; empty: the graph as it is, on the engine that it is served with.
+class TargetChoice:
+    """Selection of each target's candidates; empty: the graph as it is, on its own engine.
 
-    ``names`` are of `candidates.NAMED`, of the recipe's own candidates, or `EVERY`; ``threads`` replaces what
-    candidates say.
+    ``names`` are of `candidates.NAMED`, of the recipe's own candidates, or `EVERY`; ``threads`` replaces the
+    candidates' own.
     """
 
     names: tuple[str, ...] = ()
@@ -76,67 +74,58 @@ class Choice:
     threads: int | None = None
 
 
-def entries(subjects: Sequence[Subject], choice: Choice) -> tuple[Entry, ...]:
-    """Everything to measure: each subject as it is, or each candidate of it; on its own engine, or on each runtime.
+def entries(targets: Sequence[BenchTarget], choice: TargetChoice) -> tuple[BenchEntry, ...]:
+    """Return everything to measure: each target, or each of its candidates, on its own engine or on each runtime.
 
-    The first entry is what the others are compared with. Raises UsageError for a name that a subject does not know.
+    The first entry is the baseline of the comparisons. Raises UsageError for a candidate that a target does not have.
     """
-    names, runtimes, threads = choice.names, choice.runtimes, choice.threads
-    if EVERY in names and not any(subject.candidates for subject in subjects):
+    names, runtimes = choice.names, choice.runtimes
+    if EVERY in names and not any(target.candidates for target in targets):
         raise UsageError("--candidate all: only a recipe lists candidates", hint="--candidate onnx-int8")
-    made = []
-    titles = Counter(subject.name for subject in subjects)
-    for subject in subjects:
-        for candidate in _candidates(subject, names):
-            for engine in _engines(candidate.engine, runtimes, threads):
-                called = f"{subject.name} {subject.version}".rstrip() if titles[subject.name] > 1 else subject.name
-                title = _title(called, candidate, engine, len(subjects) > 1, bool(names), len(runtimes) > 1)
-                made.append(Entry(title, subject, candidate.model_copy(update={"name": title[:120], "engine": engine})))
-    return _unique(made)
+    update = {} if choice.threads is None else {"threads": choice.threads}
+    name_counts = Counter(target.name for target in targets)
+    listed = []
+    for target in targets:
+        label = f"{target.name} {target.version}".rstrip() if name_counts[target.name] > 1 else target.name
+        for candidate in _candidates(target, names):
+            for runtime in runtimes or (candidate.engine.runtime,):
+                engine = candidate.engine.model_copy(update={**update, "runtime": runtime})
+                words = [label] if len(targets) > 1 or not (names or len(runtimes) > 1) else []
+                words += [candidate.name] if names else []
+                words += [runtime] if len(runtimes) > 1 else []
+                listed.append(BenchEntry(" ".join(words), target, candidate.model_copy(update={"engine": engine})))
+    return _with_unique_names(listed)
 
 
-def _candidates(subject: Subject, names: Sequence[str]) -> list[Candidate]:
+def _candidates(target: BenchTarget, names: Sequence[str]) -> list[Candidate]:
     if not names:
-        return [Candidate(name="as it is", engine=subject.engine)]
-    found: list[Candidate] = []
-    own = {candidate.name: candidate for candidate in subject.candidates}
+        return [Candidate(name="as it is", engine=target.engine)]
+    selected: list[Candidate] = []
+    own = {candidate.name: candidate for candidate in target.candidates}
     for name in names:
         if name == EVERY:
             if not own:
-                raise UsageError(
-                    f"{subject.name} lists no candidates: only a recipe does", hint="--candidate onnx-int8"
-                )
-            found += own.values()
+                raise UsageError(f"{target.name} lists no candidates: only a recipe does", hint="--candidate onnx-int8")
+            selected += own.values()
         elif name in own or name in NAMED:
-            found.append(own.get(name) or NAMED[name])
+            selected.append(own.get(name) or NAMED[name])
         else:
-            known = {**own, **NAMED}
-            close = nearest(name, known)
+            available = {**own, **NAMED}
+            close = closest_match(name, available)
             raise UsageError(
-                f"no candidate {name!r}; there are {', '.join(known)}",
+                f"no candidate {name!r}; there are {', '.join(available)}",
                 hint=f"did you mean --candidate {close}?" if close else "--candidate onnx-int8",
             )
-    return list({candidate.name: candidate for candidate in found}.values())
+    return list({candidate.name: candidate for candidate in selected}.values())
 
 
-def _engines(engine: Engine, runtimes: Sequence[RuntimeName], threads: int | None) -> list[Engine]:
-    update = {} if threads is None else {"threads": threads}
-    return [engine.model_copy(update={**update, "runtime": runtime}) for runtime in runtimes or (engine.runtime,)]
-
-
-def _title(called: str, candidate: Candidate, engine: Engine, several: bool, named: bool, by_runtime: bool) -> str:
-    words = [called] if several or not (named or by_runtime) else []
-    words += [candidate.name] if named else []
-    words += [engine.runtime] if by_runtime else []
-    return " ".join(words)
-
-
-def _unique(made: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The same with names of their own: a second one of a name is numbered."""
-    seen: dict[str, int] = {}
-    found = []
-    for entry in made:
-        count = seen[entry.name] = seen.get(entry.name, 0) + 1
+def _with_unique_names(listed: Sequence[BenchEntry]) -> tuple[BenchEntry, ...]:
+    """Number the entries that repeat a name."""
+    counts: Counter[str] = Counter()
+    numbered = []
+    for entry in listed:
+        counts[entry.name] += 1
+        count = counts[entry.name]
         name = entry.name if count == 1 else f"{entry.name} ({count})"
-        found.append(Entry(name, entry.subject, entry.candidate.model_copy(update={"name": name[-120:]})))
-    return tuple(found)
+        numbered.append(BenchEntry(name, entry.target, entry.candidate.model_copy(update={"name": name[-120:]})))
+    return tuple(numbered)

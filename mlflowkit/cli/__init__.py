@@ -9,10 +9,10 @@ import sys
 
 def main() -> None:
     """Entry point of ``mlkit``; exits with the code of the error tree."""
-    _open_closed()
+    _open_missing_streams()
     try:
         _main()
-    except KeyboardInterrupt:  # before the commands are there to see it: nothing was begun
+    except KeyboardInterrupt:  # before a command could handle it: nothing has started
         from mlflowkit.errors import InterruptedRunError
 
         error = InterruptedRunError("interrupted", hint="run the same command again")
@@ -23,14 +23,15 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
 
 
-def _open_closed() -> None:
-    """Where a caller has closed stdin, stdout or stderr (``2>&-``), nothing: else Python has no such stream, and the
-    next file that is opened gets its number, and with it what native libraries say.
+def _open_missing_streams() -> None:
+    """Open /dev/null for each standard stream that the caller closed (``2>&-``).
+
+    Otherwise the next opened file would get its descriptor, and with it the output of native libraries.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115  (for as long as we run)
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115  (open until exit)
 
 
 def _main() -> None:
@@ -39,7 +40,7 @@ def _main() -> None:
     code = nothing_to_do(sys.argv[1:])
     if code is not None:
         raise SystemExit(code)
-    # pydantic looks through every installed distribution for plugins when its first model is made: 30 ms for none.
+    # Without this, pydantic searches all installed distributions for plugins: 30 ms.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from mlflowkit.cli.app import main as run
 

@@ -13,45 +13,26 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError, nearest
+from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError, closest_match
 from mlflowkit.system.files import FULL, disk_error
 
 COMMANDS = (
-    "init",
-    "validate",
-    "plan",
-    "run",
-    "runs",
-    "show",
-    "diff",
-    "report",
-    "explain",
-    "schema",
-    "predict",
-    "feedback",
-    "key",
-    "engines",
-    "status",
-    "rollout",
-    "simulate",
-    "replay",
-    "bench",
-    "up",
-    "down",
-)
-"""Modules of this package, each with one command; they import late."""
+    "init", "validate", "plan", "run", "runs", "show", "diff", "report", "explain", "schema", "predict", "feedback",
+    "key", "engines", "status", "rollout", "simulate", "replay", "bench", "up", "down",
+)  # fmt: skip
+"""Modules of `cli.commands`, one a command; imported on demand."""
 
 INTERRUPTED = {
     "run": "run the same command again to resume",
-    "simulate": "a rehearsal keeps nothing: the same command begins anew, fewer --rollouts end sooner",
-    "replay": "a rehearsal keeps nothing: the same command begins anew, fewer --rollouts end sooner",
-    "rollout": "what was said to the rollout may have been heard: mlkit rollout status",
+    "simulate": "nothing was saved: run the same command again, with fewer --rollouts to finish sooner",
+    "replay": "nothing was saved: run the same command again, with fewer --rollouts to finish sooner",
+    "rollout": "the command may have reached the controller: mlkit rollout status",
 }
-"""What is true after Ctrl-C, by command; any other may be run again."""
+"""Hint after Ctrl-C, by command; any other may be run again."""
 
 app = typer.Typer(
     name="mlkit",
-    help="One recipe, from data to a model that answers requests.",
+    help="One recipe, from data to a model that serves requests.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -59,8 +40,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from mlflowkit import __version__
 
         echo(f"mlkit {__version__}")
@@ -70,10 +51,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """One recipe, from data to a model that answers requests."""
+    """One recipe, from data to a model that serves requests."""
 
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)]
@@ -83,12 +64,7 @@ OverridesArgument = Annotated[
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option(
-        "--state",
-        envvar="MLKIT_STATE",
-        metavar="DIR",
-        help="Where state lives [default: .mlkit beside the recipe].",
-    ),
+    typer.Option(envvar="MLKIT_STATE", metavar="DIR", help="Where state lives [default: .mlkit beside the recipe]."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
@@ -104,15 +80,32 @@ def echo(text: str = "") -> None:
     typer.echo(text)
 
 
+def print_result(value: Any, text: str, as_json: bool) -> None:
+    """Print a result on stdout, as one JSON document or as text for people."""
+    if as_json:
+        emit_json(value)
+    else:
+        echo(text)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns: the first two left-aligned, the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in pairs]
+        echo("  ".join(cells).rstrip())
+
+
 def note(text: str) -> None:
     """Print a line for people on stderr: progress, warnings."""
     typer.echo(text, err=True)
 
 
 def state_folder(state: Path | None, recipe: Path | None = None) -> Path:
-    """The state folder: the option or MLKIT_STATE, else .mlkit beside the recipe, else .mlkit here.
+    """Return the state folder: the option or MLKIT_STATE, else .mlkit beside the recipe, else .mlkit here.
 
-    Where there is none here and exactly one a folder below (``recipes/.mlkit``), it is that one.
+    If there is none here and exactly one in a subfolder (``recipes/.mlkit``), that one.
     """
     if state is not None:
         return state.expanduser().resolve()
@@ -123,29 +116,26 @@ def state_folder(state: Path | None, recipe: Path | None = None) -> Path:
 
 
 def fail(error: MlkitError, as_json: bool) -> NoReturn:
-    """Print an error for its reader and exit with its code."""
+    """Print an error as JSON or text and exit with its code."""
+    from mlflowkit.cli.error_format import render
+
     if as_json:
         emit_json({"error": error.to_json()})
-    elif isinstance(error, RecipeError):
-        from mlflowkit.cli.error_format import render
-
-        note(render(error))
-        if error.hint:
-            note(f"hint: {error.hint}")
     else:
-        note(f"error: {error.message}")
+        note(render(error) if isinstance(error, RecipeError) else f"error: {error.message}")
         if error.hint:
             note(f"hint: {error.hint}")
     raise SystemExit(error.exit_code)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; never shows a traceback for an error that we raise on purpose.
+    """Run the command line without tracebacks for expected errors.
 
-    Exits with what the command returns (an int, else 0), with 130 when interrupted, or with the error's code.
+    Exits with the command's return value (an int, else 0), 130 if interrupted, or the error's code.
     """
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    for command in _wanted(arguments):
+    # All modules for help and for an unknown command.
+    for command in (arguments[0],) if arguments[0] in COMMANDS else COMMANDS:
         importlib.import_module(f"mlflowkit.cli.commands.{command}")
     as_json = "--json" in arguments
     try:
@@ -154,7 +144,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         fail(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = InterruptedRunError.exit_code
-    except Exception as error:  # noqa: BLE001  (the last resort: printed whole)
+    except Exception as error:  # noqa: BLE001  (the last resort)
         if isinstance(error, OSError) and error.errno in FULL:
             fail(disk_error(error, Path(error.filename or "stdout")), as_json=False)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -169,13 +159,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _wanted(arguments: Sequence[str]) -> Sequence[str]:
-    """The command modules that a command line needs: its own, or all of them for help and for a wrong name."""
-    return (arguments[0],) if arguments[0] in COMMANDS else COMMANDS
-
-
 def _usage_error(error: Exception) -> MlkitError | None:
-    """Typer's own complaint about the command line, as ours."""
+    """Convert typer's usage error to a UsageError; None for any other error."""
     import re
 
     from typer.exceptions import TyperException
@@ -186,12 +171,12 @@ def _usage_error(error: Exception) -> MlkitError | None:
     command = context.command_path if context is not None else "mlkit"
     message = error.format_message()
     unknown = re.match(r"No such command '(.*)'", message)
-    close = nearest(unknown[1], COMMANDS) if unknown else ""
+    close = closest_match(unknown[1], COMMANDS) if unknown else ""
     return UsageError(message, hint=f"did you mean mlkit {close}?" if close else f"{command} --help")
 
 
 def _crash(error: Exception, as_json: bool) -> NoReturn:
-    """An error that nobody raised on purpose: the traceback, and where to send it."""
+    """Print the traceback of an unexpected error and exit."""
     import traceback
 
     traceback.print_exception(error, file=sys.stderr)

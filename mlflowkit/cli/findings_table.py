@@ -1,4 +1,4 @@
-"""What was found of each metric of a rollout, in a line each, as every command shows it."""
+"""One line for each metric of a rollout, shared by all commands."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def lines(findings: Sequence[FindingView]) -> list[str]:
-    """A metric a line: its verdict, and how much of the evidence that decides there is either way."""
-    width = max((len(one.name) for one in findings), default=0)
-    return [f"{one.name:<{width}}  {_words(one)}" for one in findings]
-
-
-def _words(finding: FindingView) -> str:
-    harm, proof = (min(1.0, max(0.0, part or 0.0)) for part in (finding.harm, finding.proof))
-    return f"{finding.outcome:<12}  worse {harm:4.0%}  not worse {proof:4.0%}  {finding.message}"
+    """Format each metric: its verdict, and the share of the deciding evidence in either direction."""
+    width = max((len(finding.name) for finding in findings), default=0)
+    texts = []
+    for finding in findings:
+        worse, not_worse = (min(1.0, max(0.0, part or 0.0)) for part in (finding.harm, finding.proof))
+        evidence = f"worse {worse:4.0%}  not worse {not_worse:4.0%}"
+        texts.append(f"{finding.name:<{width}}  {finding.outcome:<12}  {evidence}  {finding.message}")
+    return texts

@@ -1,4 +1,4 @@
-"""Files that commands write for people: whole or not at all."""
+"""Atomic writes of files that the user names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlflowkit.system.files import replace_file
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file that a person named. Raises UsageError when that cannot be done."""
+    """Write a file atomically. Raises UsageError if that fails."""
     try:
         replace_file(path, text.encode())
     except StoreError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mlflowkit.ports import Progress
+from mlflowkit.ports import RunProgress
 from mlflowkit.values import Event
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 QUIET_SECONDS = 2.0
-"""Plain lines of one stage come at most this often."""
-WORDS = {"started": "running: ", "warning": "warning: ", "reused": "reused, ", "failed": "failed: "}
+"""Minimum interval between plain lines of one stage."""
+PREFIXES = {"started": "running: ", "warning": "warning: ", "reused": "reused, ", "failed": "failed: "}
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
-    """A Progress for this terminal, or for a log when stderr is none."""
+def run_progress() -> Iterator[RunProgress]:
+    """Yield live bars if stderr is a terminal, else plain lines."""
     if not sys.stderr.isatty():
         yield Lines()
         return
@@ -34,20 +34,20 @@ def shown() -> Iterator[Progress]:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send what this process and its children print to stderr, so that stdout carries the answer alone."""
+    """Redirect the output of this process and its children to stderr, so that stdout has the result only."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 class Lines:
-    """One line an event, without control characters; frequent ones are thinned out."""
+    """One line an event without control characters; frequent events are thinned out."""
 
     def __init__(self) -> None:
         self._stages: list[str] = []
@@ -59,8 +59,8 @@ class Lines:
             return
         if event.kind == "progress" and not self._due(event):
             return
-        place = f"[{self._stages.index(event.stage) + 1}/{len(self._stages)}] " if event.stage in self._stages else ""
-        sys.stderr.write(f"{place}{event.stage:<9} {describe(event)}\n")
+        step = f"[{self._stages.index(event.stage) + 1}/{len(self._stages)}] " if event.stage in self._stages else ""
+        sys.stderr.write(f"{step}{event.stage:<9} {describe(event)}\n")
         sys.stderr.flush()
 
     def _due(self, event: Event) -> bool:
@@ -106,13 +106,13 @@ class Live:
 
 
 def describe(event: Event) -> str:
-    """An event in words.
+    """Format an event.
 
     >>> describe(Event("train", "done", seconds=3.21, metrics={"val_loss": 0.5}))
     'done in 3.2 s  val_loss 0.5'
     """
-    text = f"done in {event.seconds:.1f} s" if event.kind == "done" else WORDS.get(event.kind, "") + event.message
+    text = f"done in {event.seconds:.1f} s" if event.kind == "done" else PREFIXES.get(event.kind, "") + event.message
     if event.kind == "progress" and event.fraction is not None:
         text = f"{text} ({event.fraction:.0%})"
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in list(event.metrics.items())[:4])
-    return f"{text}  {figures}" if figures and event.kind != "reused" else text
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(event.metrics.items())[:4])
+    return f"{text}  {metrics}" if metrics and event.kind != "reused" else text

@@ -1,35 +1,35 @@
-"""Where a service is asked, and what it says when it does not do what it was asked."""
+"""Endpoint of a service, and the reason in its error reply."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.errors import UsageError, nearest
+from mlflowkit.errors import UsageError, closest_match
 
 
 def endpoint_of(state: Path, service: str | None, command: str) -> str:
-    """The endpoint of a service of a state folder, of the only one for None.
+    """Return the endpoint of a service of a state folder; None means its only service.
 
-    ``command`` is what to type before a service's name. Raises UsageError where it cannot be told which is meant.
+    ``command`` precedes a service's name in the hint. Raises UsageError if the service is unknown or ambiguous.
     """
     from mlflowkit.wiring import Wiring
 
-    found = {status.service: status for status in Wiring(state).platform.status()}
-    if service is None and len(found) == 1:
-        service = next(iter(found))
-    if service is None or service not in found:
-        what = "which service?" if service is None else f"no service {service!r} in {state};"
-        close = nearest(service or "", found)
+    services = {status.service: status for status in Wiring(state).platform.status()}
+    if service is None and len(services) == 1:
+        service = next(iter(services))
+    if service is None or service not in services:
+        problem = "which service?" if service is None else f"no service {service!r} in {state};"
+        close = closest_match(service or "", services)
         raise UsageError(
-            f"{what} there is {', '.join(found) or 'none'}",
+            f"{problem} there is {', '.join(services) or 'none'}",
             hint=f"{command} {close}" if close else "mlkit run RECIPE deploys one; --endpoint URL asks any",
         )
-    return found[service].endpoint
+    return services[service].endpoint
 
 
 def reason(status: int, reply: Any) -> str:
-    """What a reply says is wrong.
+    """Return the reason in an error reply.
 
     >>> reason(422, {"error": "no column age"}), reason(502, "<html>")
     ('no column age', 'HTTP 502: <html>')

@@ -1,4 +1,4 @@
-"""`mlkit status --watch` on a terminal: variants, weights, steps, and each metric's evidence towards its boundary."""
+"""`mlkit status --watch` on a terminal: variants, weights, steps, and each metric's evidence towards its boundaries."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from mlflowkit.rollout.admin.view_models import FindingView, RolloutView, ServiceView, StepView, VariantView
     from mlflowkit.values import ServiceStatus
 
-    ServiceSnapshot = tuple[ServiceStatus, ServiceView]
+    ServiceStatusView = tuple[ServiceStatus, ServiceView]
 
 TONES = {"PASSED": "green", "FAILED": "bold red", "INCONCLUSIVE": "yellow", "ERROR": "bold red"}
 ROLES = {"champion": "blue", "challenger": "dark_orange", "shadow": "cyan"}
 STEPS = {"done": "green", "now": "bold blue", "ahead": "dim", "ended": "red", "left": "dim strike"}
 BAR = 40
 HALF = 14
-"""Characters of a metric's bar to either side of its middle."""
+"""Width of a metric's bar on either side of its middle, in characters."""
 
 
 def show(
-    folder: Path, look: Callable[[], Sequence[ServiceSnapshot]], seconds: float, console: Console | None = None
+    folder: Path, read: Callable[[], Sequence[ServiceStatusView]], seconds: float, console: Console | None = None
 ) -> None:
-    """Draw the services again every ``seconds``, until KeyboardInterrupt."""
-    with Live(screen(folder, look()), console=console, auto_refresh=False) as live:
+    """Redraw the services every ``seconds``, until KeyboardInterrupt."""
+    with Live(screen(folder, read()), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(seconds)
-            live.update(screen(folder, look()), refresh=True)
+            live.update(screen(folder, read()), refresh=True)
 
 
-def screen(folder: Path, seen: Sequence[ServiceSnapshot]) -> RenderableType:
-    """The services of a state folder, as one drawing."""
-    if not seen:
+def screen(folder: Path, services: Sequence[ServiceStatusView]) -> RenderableType:
+    """Render the services of a state folder."""
+    if not services:
         return Text(f"no services in {folder}; `mlkit run RECIPE` makes one")
-    return Group(*(_service(state, view) for (service, view) in seen for state in (service.state,)))
+    return Group(*(_service(service.state, view) for service, view in services))
 
 
 def _service(state: str, view: ServiceView) -> Panel:
@@ -51,18 +51,17 @@ def _service(state: str, view: ServiceView) -> Panel:
     parts += [Text(problem, "red") for problem in view.problems]
     tone = "green" if state == "serving" else "red" if state.startswith("refused") else "yellow"
     title = Text.assemble((view.service, "bold"), "  ", (state, tone), f"  epoch {view.epoch}")
-    places = "  ".join(filter(None, (view.endpoint, view.admin)))
-    return Panel(Group(*parts), title=title, title_align="left", subtitle=Text(places, "dim"), subtitle_align="left")
+    urls = "  ".join(filter(None, (view.endpoint, view.admin)))
+    return Panel(Group(*parts), title=title, title_align="left", subtitle=Text(urls, "dim"), subtitle_align="left")
 
 
 def _traffic(variants: Sequence[VariantView]) -> Text:
-    """The shares of the traffic as one bar. A share that is not nothing has a character at least."""
+    """Render the traffic shares as one bar; a nonzero share has at least one character."""
     bar = Text()
-    taking = [one for one in variants if one.weight > 0 and one.role != "champion"]
-    cells = {one.name: max(1, round(BAR * one.weight)) for one in taking}
-    for one in variants:
-        count = BAR - sum(cells.values()) if one.role == "champion" else cells.get(one.name, 0)
-        bar.append("█" * max(0, count), ROLES[one.role])
+    cells = {v.name: max(1, round(BAR * v.weight)) for v in variants if v.weight > 0 and v.role != "champion"}
+    for variant in variants:
+        count = BAR - sum(cells.values()) if variant.role == "champion" else cells.get(variant.name, 0)
+        bar.append("█" * max(0, count), ROLES[variant.role])
     return bar
 
 
@@ -72,34 +71,34 @@ def _variants(variants: Sequence[VariantView], state: str) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("traffic", "per s", "requests", "errors", "p50 ms", "p99 ms"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in variants:
-        shadow = one.role == "shadow"
+    for variant in variants:
+        shadow = variant.role == "shadow"
         table.add_row(
-            Text(one.name, ROLES[one.role]),
-            Text(one.version),
+            Text(variant.name, ROLES[variant.role]),
+            Text(variant.version),
             Text(state),
-            f"mirror {one.sampling:.0%}" if shadow else f"{one.weight:.1%}",
-            _number(one.per_second, "{:,.0f}"),
-            f"{one.mirrored if shadow else one.requests:,}",
-            _number(one.error_rate, "{:.2%}"),
-            _number(one.p50_ms, "{:.2f}"),
-            _number(one.p99_ms, "{:.2f}"),
+            f"mirror {variant.sampling:.0%}" if shadow else f"{variant.weight:.1%}",
+            _format(variant.per_second, "{:,.0f}"),
+            f"{variant.mirrored if shadow else variant.requests:,}",
+            _format(variant.error_rate, "{:.2%}"),
+            _format(variant.p50_ms, "{:.2f}"),
+            _format(variant.p99_ms, "{:.2f}"),
         )
     return table
 
 
 def _rollout(rollout: RolloutView) -> list[RenderableType]:
-    found: list[RenderableType] = [
+    parts: list[RenderableType] = [
         Text.assemble(("rollout ", "dim"), rollout.summary, (f"  version {rollout.candidate_version}", "dim")),
         Text("  ").join(map(_step, rollout.steps)),
     ]
     if rollout.waiting:
-        found.append(Text.assemble(("waiting for ", "dim"), " · ".join(rollout.waiting)))
+        parts.append(Text.assemble(("waiting for ", "dim"), " · ".join(rollout.waiting)))
     if rollout.ended and rollout.reason:
-        found.append(Text(rollout.reason))
+        parts.append(Text(rollout.reason))
     if rollout.findings and not rollout.ended:
-        found += ["", _findings(rollout.findings)]
-    return found
+        parts += ["", _findings(rollout.findings)]
+    return parts
 
 
 def _step(step: StepView) -> Text:
@@ -114,19 +113,20 @@ def _findings(findings: Sequence[FindingView]) -> Table:
     table.add_column("verdict", no_wrap=True)
     table.add_column(Text.assemble(("worse", "red"), " " * (2 * HALF - 11), ("not worse", "green")), no_wrap=True)
     table.add_column("in words", ratio=1)
-    for one in findings:
-        table.add_row(Text(one.name), Text(one.outcome, TONES[one.outcome]), balance(one), Text(one.message))
+    for finding in findings:
+        outcome = Text(finding.outcome, TONES[finding.outcome])
+        table.add_row(Text(finding.name), outcome, balance(finding), Text(finding.message))
     return table
 
 
 def balance(finding: FindingView) -> Text:
-    """Evidence towards both boundaries: to the left, worse than allowed; to the right, not worse."""
-    harm, proof = (round(HALF * min(1.0, max(0.0, part or 0.0))) for part in (finding.harm, finding.proof))
+    """Render the evidence towards both boundaries: left, worse than allowed; right, not worse."""
+    worse, not_worse = (round(HALF * min(1.0, max(0.0, part or 0.0))) for part in (finding.harm, finding.proof))
     return Text.assemble(
-        ("▕", "red"), ("·" * (HALF - harm), "dim"), ("█" * harm, "red"), ("│", "dim"),
-        ("█" * proof, "green"), ("·" * (HALF - proof), "dim"), ("▏", "green"),
+        ("▕", "red"), ("·" * (HALF - worse), "dim"), ("█" * worse, "red"), ("│", "dim"),
+        ("█" * not_worse, "green"), ("·" * (HALF - not_worse), "dim"), ("▏", "green"),
     )  # fmt: skip
 
 
-def _number(value: float | None, form: str) -> str:
+def _format(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)

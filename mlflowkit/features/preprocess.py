@@ -1,7 +1,7 @@
 """From the data stage's folder to the matrix a model is fitted on: read, impute, scale, one-hot encode.
 
-Everything fitted here sees the training rows only. It is numbers and texts, kept as JSON, and its arithmetic is that
-of the ONNX operators which repeat it in the graph, bit for bit in float32::
+Preprocessing is fitted on the training rows only and stored as JSON. Its arithmetic equals that of the ONNX operators
+that repeat it in the graph, bit for bit in float32::
 
     numeric       x = fill where x is NaN; (x - center) / scale      [rows, k] -> [rows, k]
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
@@ -15,17 +15,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
 
 from mlflowkit.errors import DataError, EngineError, StoreError, UsageError
 from mlflowkit.features.tensors import categorical_matrix, class_codes, numeric_matrix
 
-if TYPE_CHECKING:
-    import numpy as np
-
 TRUSTED_ROOT = "sklearn."
 TRUSTED_TYPES = ("numpy.dtype",)
-"""Types that a .skops file may name, besides scikit-learn's own and those that skops itself trusts."""
+"""Types allowed in a .skops file, besides scikit-learn's own and those that skops trusts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,11 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of the split: ``inputs`` by name (numeric float32 [n, k], categorical str [n, m]; absent when there
-    are no such columns) and ``target``, the index of the class (int64 [n]) or the value (float64 [n])."""
+    """One part of the split.
+
+    ``inputs`` by name: numeric float32 [n, k], categorical str [n, m]; absent without such columns. ``target``: class
+    indices (int64 [n]) or values (float64 [n]).
+    """
 
     inputs: Mapping[str, np.ndarray]
     target: np.ndarray
@@ -51,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What training needs of ``table.json``."""
+    """The parts of ``table.json`` that training needs."""
 
     folder: Path
     task: Literal["classification", "regression"]
@@ -61,8 +64,6 @@ class Table:
 
     def read(self, part: Literal["train", "validation", "test"]) -> Part:
         """Read one part. Raises DataError when it has no rows, an infinite number or an unusable target."""
-        import pandas as pd
-
         names = [*self.features.numeric, *self.features.categorical]
         frame = pd.read_parquet(self.folder / f"{part}.parquet", columns=[*names, self.target])
         if frame.empty:
@@ -70,7 +71,7 @@ class Table:
         inputs = {}
         if self.features.numeric:
             inputs["numeric"] = numeric_matrix(frame, self.features.numeric)
-            _refuse_infinite(inputs["numeric"], self.features.numeric, part)
+            _require_finite(inputs["numeric"], self.features.numeric, part)
         if self.features.categorical:
             inputs["categorical"] = categorical_matrix(frame, self.features.categorical)
         return Part(inputs, self._target(frame[self.target], part))
@@ -78,53 +79,39 @@ class Table:
     def _target(self, values: Any, part: str) -> np.ndarray:
         if self.task == "classification":
             return class_codes(values, self.classes)
-        import numpy as np
-
         target: np.ndarray = values.to_numpy(dtype=np.float64, na_value=np.nan)
         bad = np.flatnonzero(~np.isfinite(target))
         if bad.size:
-            raise DataError(
-                f"row {int(bad[0])} of the {part} part: the target {self.target!r} is {target[bad[0]]}",
-                hint="drop rows without a finite target before training",
-            )
+            message = f"row {int(bad[0])} of the {part} part: the target {self.target!r} is {target[bad[0]]}"
+            raise DataError(message, hint="drop rows without a finite target before training")
         return target
 
 
 def open_table(folder: Path) -> Table:
     """Read ``table.json`` of the data stage's folder."""
     info = json.loads((folder / "table.json").read_text())
-    named = {
+    columns = {
         kind: tuple(column["name"] for column in info["features"] if column["kind"] == kind)
         for kind in ("numeric", "categorical")
     }
-    if not named["numeric"] and not named["categorical"]:
+    if not columns["numeric"] and not columns["categorical"]:
         raise DataError("the table has no feature columns", hint="see data.drop and data.columns in the recipe")
-    return Table(
-        folder=folder,
-        task=info["task"],
-        target=info["target"],
-        features=Features(named["numeric"], named["categorical"]),
-        classes=tuple(info["classes"]),
-    )
+    return Table(folder, info["task"], info["target"], Features(**columns), tuple(info["classes"]))
 
 
-def _refuse_infinite(matrix: np.ndarray, columns: Sequence[str], part: str) -> None:
-    import numpy as np
-
+def _require_finite(matrix: np.ndarray, columns: Sequence[str], part: str) -> None:
     infinite = np.isinf(matrix)
     if infinite.any():
         row, column = (int(index) for index in np.argwhere(infinite)[0])
-        name = columns[column]
-        raise DataError(
-            f"column {name!r} holds {int(infinite[:, column].sum())} infinite or float32-overflowing values in the "
-            f"{part} part, the first in row {row}",
-            hint=f"make them missing (NaN) or add a check: {{kind: range, column: {name}, max: ...}}",
-        )
+        count = f"{int(infinite[:, column].sum())} infinite or float32-overflowing values"
+        message = f"column {columns[column]!r} holds {count} in the {part} part, the first in row {row}"
+        hint = f"make them missing (NaN) or add a check: {{kind: range, column: {columns[column]}, max: ...}}"
+        raise DataError(message, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
-class Preprocess:
-    """Fitted preprocessing. ``fill``, ``center`` and ``scale`` are float32 [k]; ``categories`` has m lists."""
+class FittedPreprocessing:
+    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k], and ``categories`` of m columns."""
 
     fill: np.ndarray
     center: np.ndarray
@@ -136,45 +123,40 @@ class Preprocess:
         """Columns of the matrix."""
         return len(self.fill) + sum(map(len, self.categories))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists; float32 survives the way through JSON unchanged."""
-        numbers = {name: getattr(self, name).tolist() for name in ("fill", "center", "scale")}
-        return {**numbers, "categories": [list(values) for values in self.categories]}
 
+def fit_preprocess(inputs: Mapping[str, np.ndarray], section: Any) -> FittedPreprocessing:
+    """Fit on the training rows by the settings of a stages.train.Preprocess.
 
-def fit_preprocess(inputs: Mapping[str, np.ndarray], section: Any) -> Preprocess:
-    """Fit on the training rows, as a stages.train.Preprocess says.
-
-    standard scales by mean and (population) standard deviation, minmax to [0, 1]. A column that is constant in these
-    rows is only centred; one that has no value at all becomes 0. Categories are the most frequent values (ties by
-    value), sorted; a missing value counts as the category "".
+    standard scales by mean and (population) standard deviation, minmax to [0, 1]. A constant column is only centred; a
+    column without values becomes 0. Categories are the most frequent values (ties by value), sorted; a missing value
+    counts as the category "".
 
     >>> from types import SimpleNamespace
-    >>> import numpy as np
     >>> section = SimpleNamespace(impute="mean", scale="minmax", max_categories=1)
     >>> inputs = {"numeric": np.array([[1], [np.nan], [3]], np.float32),
     ...           "categorical": np.array([["b"], ["b"], ["a"]], object)}
     >>> transform(fit_preprocess(inputs, section), inputs).tolist()
     [[0.0, 1.0], [0.5, 1.0], [1.0, 0.0]]
     """
-    import numpy as np
-
     numeric = inputs.get("numeric", np.empty((0, 0), np.float32))
-    fitted = [_fit_column(numeric[:, index], section) for index in range(numeric.shape[1])]
-    fill, center, scale = np.array(fitted, dtype=np.float32).reshape(-1, 3).T
+    parameters = [_fit_column(numeric[:, index], section) for index in range(numeric.shape[1])]
+    fill, center, scale = np.array(parameters, dtype=np.float32).reshape(-1, 3).T
     texts = inputs.get("categorical", np.empty((0, 0), object))
-    categories = tuple(_frequent(texts[:, index], section.max_categories) for index in range(texts.shape[1]))
-    return Preprocess(fill.copy(), center.copy(), scale.copy(), categories)
+    categories = tuple(_most_frequent(texts[:, index], section.max_categories) for index in range(texts.shape[1]))
+    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories)
 
 
 def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
-    """fill, center and scale of one column."""
-    import numpy as np
-
+    """``fill``, ``center`` and ``scale`` of one column."""
     values = column[~np.isnan(column)].astype(np.float64)
     if not values.size:
         return 0.0, 0.0, 1.0
-    fill = float(np.float32(_fill(values, section.impute)))
+    if section.impute == "most_frequent":
+        uniques, counts = np.unique(values, return_counts=True)
+        fill = uniques[counts.argmax()]
+    else:
+        fill = np.median(values) if section.impute == "median" else np.mean(values)
+    fill = float(np.float32(fill))
     if section.scale == "none":
         return fill, 0.0, 1.0
     filled = np.append(values, np.full(len(column) - len(values), fill))
@@ -184,38 +166,21 @@ def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
 
 
 def _divisor(spread: float) -> float:
-    """A spread that float32 can divide by: 1 for a constant column, also one that is constant only in float32."""
-    import numpy as np
-
+    """The spread clamped to float32's range; 1 for a column that is constant in float32."""
     limits = np.finfo(np.float32)
     return min(spread, float(limits.max)) if spread >= float(limits.tiny) else 1.0
 
 
-def _fill(values: np.ndarray, how: str) -> float:
-    import numpy as np
-
-    if how == "most_frequent":
-        found, counts = np.unique(values, return_counts=True)
-        return float(found[counts.argmax()])
-    return float(np.median(values) if how == "median" else np.mean(values))
-
-
-def _frequent(values: np.ndarray, limit: int) -> tuple[str, ...]:
+def _most_frequent(values: np.ndarray, limit: int) -> tuple[str, ...]:
     """The most frequent values (ties by value), sorted."""
-    import numpy as np
-    import pandas as pd
-
     codes, uniques = pd.factorize(values)
     counts = np.bincount(codes, minlength=len(uniques))
     order = sorted(range(len(uniques)), key=lambda code: (-counts[code], uniques[code]))[:limit]
     return tuple(sorted(str(uniques[code]) for code in order))
 
 
-def transform(preprocess: Preprocess, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The matrix a model takes: float32, C-contiguous [rows, width]."""
-    import numpy as np
-    import pandas as pd
-
+def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The input matrix of a model: float32, C-contiguous [rows, width]."""
     rows = len(next(iter(inputs.values())))
     matrix = np.zeros((rows, preprocess.width), dtype=np.float32)
     start = len(preprocess.fill)
@@ -224,29 +189,30 @@ def transform(preprocess: Preprocess, inputs: Mapping[str, np.ndarray]) -> np.nd
         filled = np.where(np.isnan(numeric), preprocess.fill, numeric)
         matrix[:, :start] = (filled - preprocess.center) / preprocess.scale
     for index, categories in enumerate(preprocess.categories):
-        found = pd.Index(categories, dtype=object).get_indexer(pd.Index(inputs["categorical"][:, index], dtype=object))
-        known = np.flatnonzero(found >= 0)
-        matrix[known, start + found[known]] = 1.0
+        values = pd.Index(inputs["categorical"][:, index], dtype=object)
+        codes = pd.Index(categories, dtype=object).get_indexer(values)
+        rows_with_category = np.flatnonzero(codes >= 0)
+        matrix[rows_with_category, start + codes[rows_with_category]] = 1.0
         start += len(categories)
     return matrix
 
 
-def save_preprocess(preprocess: Preprocess, trained: Path) -> None:
-    """Write ``preprocess.json`` into the train stage's folder."""
-    (trained / "preprocess.json").write_text(json.dumps(preprocess.to_json(), ensure_ascii=False, allow_nan=False))
+def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
+    """Write ``preprocess.json`` into the train stage's folder; JSON preserves float32 exactly."""
+    content: dict[str, Any] = {name: getattr(preprocess, name).tolist() for name in ("fill", "center", "scale")}
+    content["categories"] = preprocess.categories
+    (trained / "preprocess.json").write_text(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
-def load_preprocess(trained: Path) -> Preprocess:
+def load_preprocess(trained: Path) -> FittedPreprocessing:
     """Read ``preprocess.json`` of the train stage's folder."""
-    import numpy as np
-
-    found = json.loads((trained / "preprocess.json").read_text())
-    fill, center, scale = (np.array(found[name], dtype=np.float32) for name in ("fill", "center", "scale"))
-    return Preprocess(fill, center, scale, tuple(map(tuple, found["categories"])))
+    content = json.loads((trained / "preprocess.json").read_text())
+    fill, center, scale = (np.array(content[name], dtype=np.float32) for name in ("fill", "center", "scale"))
+    return FittedPreprocessing(fill, center, scale, tuple(map(tuple, content["categories"])))
 
 
 def save_sklearn(value: Any, path: Path) -> None:
-    """Write a fitted scikit-learn object as skops. Raises StoreError when the disk refuses it."""
+    """Write a fitted scikit-learn object as skops. Raises StoreError when it cannot be written."""
     import skops.io
 
     try:
@@ -258,33 +224,30 @@ def save_sklearn(value: Any, path: Path) -> None:
 def load_sklearn(path: Path) -> Any:
     """Read a skops file whose types all come from scikit-learn, NumPy or SciPy.
 
-    Raises EngineError when it names any other type (nothing of it is then constructed) or cannot be read.
+    Raises EngineError when it names any other type (before constructing anything) or cannot be read.
     """
     import skops.io
 
     try:
-        unknown = skops.io.get_untrusted_types(file=path)
-        foreign = [name for name in unknown if not name.startswith(TRUSTED_ROOT) and name not in TRUSTED_TYPES]
+        names = skops.io.get_untrusted_types(file=path)
+        foreign = [name for name in names if not name.startswith(TRUSTED_ROOT) and name not in TRUSTED_TYPES]
         if not foreign:
-            return skops.io.load(path, trusted=unknown)
+            return skops.io.load(path, trusted=names)
     except Exception as error:
-        raise EngineError(f"{path} cannot be read: {error}", hint="mlkit run --force train") from error
-    raise EngineError(f"{path} names untrusted types: {', '.join(foreign)}", hint="mlkit run --force train")
+        raise EngineError(f"{path} cannot be read: {error}", hint="mlkit run RECIPE --force train") from error
+    raise EngineError(f"{path} names untrusted types: {', '.join(foreign)}", hint="mlkit run RECIPE --force train")
 
 
 def class_weights(
     setting: Literal["balanced"] | Mapping[str, float] | None, classes: Sequence[str | int], codes: np.ndarray
 ) -> tuple[float, ...] | None:
-    """Weight of each class in the loss: ``rows / (classes * rows of the class)`` when balanced, 1 where not named.
+    """Weight of each class in the loss: ``rows / (classes * rows of the class)`` when balanced, else 1 by default.
 
-    Raises UsageError for a regression, a class that the table has not, or a weight that is not positive.
+    Raises UsageError for a regression, an unknown class, or a weight that is not positive.
 
-    >>> import numpy as np
     >>> class_weights("balanced", ("no", "yes"), np.array([0, 0, 0, 1]))
     (0.6666666666666666, 2.0)
     """
-    import numpy as np
-
     if setting is None:
         return None
     if not classes:
@@ -295,31 +258,25 @@ def class_weights(
     names = [str(label) for label in classes]
     for name, weight in setting.items():
         if name not in names:
-            raise UsageError(
-                f"train.class_weights names {name!r}, which is no class of the target",
-                hint=f"the classes are {', '.join(names[:20])}",
-            )
+            message = f"train.class_weights names {name!r}, which is not a class of the target"
+            raise UsageError(message, hint=f"the classes are {', '.join(names[:20])}")
         if weight <= 0:
             raise UsageError(f"train.class_weights.{name} is {weight}", hint="a weight must be above 0")
     return tuple(float(setting.get(name, 1.0)) for name in names)
 
 
 def check_target(table: Table, part: Part) -> None:
-    """Raise DataError when the training rows lack a class, or hold a single value to regress on."""
-    import numpy as np
-
+    """Raise DataError when the training rows lack a class, or a regression target is constant."""
     if table.task == "regression":
         if np.ptp(part.target) == 0:
-            raise DataError(
-                f"the target {table.target!r} is {part.target[0]} in every training row: there is nothing to learn",
-                hint="is data.target the right column?",
+            message = (
+                f"the target {table.target!r} is {part.target[0]} in every training row: there is nothing to learn"
             )
+            raise DataError(message, hint="is data.target the right column?")
         return
     counts = np.bincount(part.target, minlength=len(table.classes))
     absent = [repr(label) for label, count in zip(table.classes, counts, strict=True) if count == 0]
     if absent or len(counts) < 2:
-        what = f"no row of {', '.join(absent[:10])}" if absent else f"only the class {table.classes[0]!r}"
-        raise DataError(
-            f"the training part has {what} in {table.target!r}",
-            hint="use data.split.kind: stratified, or drop classes with too few rows",
-        )
+        problem = f"no row of {', '.join(absent[:10])}" if absent else f"only the class {table.classes[0]!r}"
+        message = f"the training part has {problem} in {table.target!r}"
+        raise DataError(message, hint="use data.split.kind: stratified, or drop classes with too few rows")

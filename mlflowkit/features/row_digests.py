@@ -1,11 +1,11 @@
-"""Which rows a model has seen: digests of the rows that it was fitted or chosen on (train and validation).
+"""Digests of the rows a model was fitted or selected on (train and validation), against training-row leakage.
 
-They travel in a bundle (``evidence/seen_rows.npy``), so that a later candidate is compared with this model on rows
-that do not favour one of the two: a model looks better than it is on rows that it was trained on.
+A bundle carries them (``evidence/seen_rows.npy``), so that a later candidate is compared with this model on rows that
+neither was trained on.
 
-A digest is that of what a row is to the model: each number as float32, each category as its text, and the target. It
-does not depend on the order of rows or columns, on further columns, or on the type that a reader chose (3 or 3.0).
-64 bits: among a million test rows and a million rows seen, one is mistaken for another with probability 5e-8.
+A digest covers a row as the model reads it: each number as float32, each category as its text, and the target. It does
+not depend on the order of rows or columns, on further columns, or on the type a reader chose (3 or 3.0). 64 bits: among
+a million test rows and a million training rows, two collide with probability 5e-8.
 """
 
 from __future__ import annotations
@@ -14,80 +14,61 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mlflowkit.bundle import Bundle, Signature
 from mlflowkit.errors import BundleError, StoreError
-from mlflowkit.features.tensors import category_text, numeric_matrix
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
+from mlflowkit.features.tensors import numeric_matrix
+from mlflowkit.system.text import category_text
 
 FILE = "seen_rows.npy"
 EVIDENCE = f"evidence/{FILE}"
 BATCH = 65_536
-"""Rows digested at a time: a table is never held whole."""
+"""Rows digested at a time, which bounds memory."""
 PARTS = ("train.parquet", "validation.parquet")
-"""What a model is fitted on, and what its epoch, its graph and its quantisation are chosen on."""
+"""The parts a model is fitted on, and those its epoch, graph and quantisation are selected on."""
 
 
 def digests_of(part: Path, signature: Signature, target: str) -> np.ndarray:
-    """The digest of each row of a part (Parquet) to a model with this signature; uint64 [rows], in the part's order.
+    """Digest each row of a part (Parquet) for a model with this signature; uint64 [rows], in the part's order.
 
-    Raises StoreError when the part cannot be read and DataError when a numeric column holds something else.
+    Raises StoreError when the part cannot be read and DataError when a numeric column holds other values.
     """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     kinds = {name: tensor.datatype for tensor in signature.inputs for name in tensor.columns}
     try:
         with pq.ParquetFile(part) as file:
             batches = file.iter_batches(batch_size=BATCH, columns=[*kinds, target])
-            found = [_digests(batch, kinds, target, signature.task) for batch in batches]
+            digests = [_batch_digests(batch, kinds, target, signature.task) for batch in batches]
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{part} cannot be read: {error}", hint="mlkit run --force data") from error
-    return np.concatenate([*found, np.empty(0, "<u8")])
+        raise StoreError(f"{part} cannot be read: {error}", hint="mlkit run RECIPE --force data") from error
+    return np.concatenate([*digests, np.empty(0, "<u8")])
 
 
-def seen_by(data: Path, signature: Signature, target: str) -> np.ndarray:
-    """Digests of the rows that a model trained on this folder of the data stage has seen; uint64, sorted, unique."""
-    import numpy as np
-
+def training_row_digests(data: Path, signature: Signature, target: str) -> np.ndarray:
+    """Digests of the rows that a model trained on this data stage's folder has seen; uint64, sorted, unique."""
     return np.unique(np.concatenate([digests_of(data / part, signature, target) for part in PARTS]))
 
 
 def is_seen(digests: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Which of these digests are among the sorted ``seen``; bool [rows].
+    """Whether each digest is in ``seen``; bool [rows].
 
-    >>> import numpy as np
     >>> is_seen(np.array([5, 1, 9], "u8"), np.array([1, 9], "u8")).tolist()
     [False, True, True]
     """
-    import numpy as np
-
-    if not len(seen):
-        return np.zeros(len(digests), dtype=bool)
-    places = np.minimum(np.searchsorted(seen, digests), len(seen) - 1)
-    return np.asarray(seen[places] == digests)
+    return np.isin(digests, seen)
 
 
 def write(path: Path, seen: np.ndarray) -> None:
-    """Write sorted digests; equal rows, equal bytes."""
-    import numpy as np
-
+    """Write sorted digests; equal rows give equal bytes."""
     np.save(path, seen.astype("<u8", copy=False), allow_pickle=False)
 
 
 def read(bundle: Bundle) -> np.ndarray | None:
-    """The digests of the rows that a bundle's model has seen; None for a bundle that does not say.
-
-    Raises BundleError when they are not what `write` writes.
-    """
-    import numpy as np
-
+    """The digests in a bundle; None when it has none. Raises BundleError when they are damaged."""
     if EVIDENCE not in bundle.manifest.files:
         return None
     try:
@@ -99,56 +80,47 @@ def read(bundle: Bundle) -> np.ndarray | None:
     return np.asarray(seen)
 
 
-def _digests(batch: pa.RecordBatch, kinds: Mapping[str, str], target: str, task: str) -> np.ndarray:
-    import numpy as np
-
+def _batch_digests(batch: pa.RecordBatch, kinds: Mapping[str, str], target: str, task: str) -> np.ndarray:
     total = np.zeros(batch.num_rows, dtype=np.uint64)
-    for name, cells in _cells(batch, kinds, target, task):
-        total += _mixed(cells + np.uint64(_of_text(name)))  # a sum: columns may come in any order
-    return _mixed(total).astype("<u8", copy=False)
+    for name, cells in _column_cells(batch, kinds, target, task):
+        total += _mix(cells + np.uint64(_hash_text(name)))  # a sum: columns may come in any order
+    return _mix(total).astype("<u8", copy=False)
 
 
-def _cells(batch: pa.RecordBatch, kinds: Mapping[str, str], target: str, task: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Each column's key and its cells as uint64. The target's name is left out: it is what the model learns."""
-    import numpy as np
-
+def _column_cells(
+    batch: pa.RecordBatch, kinds: Mapping[str, str], target: str, task: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each column's key and its cells as uint64. The target's name is left out."""
     for name, kind in kinds.items():
         frame = batch.select([name]).to_pandas(integer_object_nulls=kind == "BYTES")
         if kind == "BYTES":
-            yield f"text {name}", _texts(frame[name])
+            yield f"text {name}", _hash_texts(frame[name])
         else:
-            yield f"number {name}", _bits(numeric_matrix(frame, [name])[:, 0])
-    outcome = batch.column(batch.schema.get_field_index(target)).to_pandas()
+            yield f"number {name}", _float_bits(numeric_matrix(frame, [name])[:, 0])
+    labels = batch.column(batch.schema.get_field_index(target)).to_pandas()
     if task == "regression":
-        yield "target", _bits(outcome.to_numpy(dtype=np.float32, na_value=np.nan))
+        yield "target", _float_bits(labels.to_numpy(dtype=np.float32, na_value=np.nan))
     else:
-        yield "target", _texts(outcome)
+        yield "target", _hash_texts(labels)
 
 
-def _bits(numbers: np.ndarray) -> np.ndarray:
-    """The bits of float32 numbers; one zero, one missing value."""
-    import numpy as np
-
+def _float_bits(numbers: np.ndarray) -> np.ndarray:
+    """The bits of float32 numbers, with one zero and one NaN."""
     numbers = np.where(np.isnan(numbers), np.float32(np.nan), numbers + np.float32(0.0))
     return numbers.view(np.uint32).astype(np.uint64)
 
 
-def _texts(series: pd.Series) -> np.ndarray:
-    import numpy as np
-    import pandas as pd
-
+def _hash_texts(series: pd.Series) -> np.ndarray:
     codes, uniques = pd.factorize(series, use_na_sentinel=False)
-    return np.array([_of_text(category_text(value)) for value in uniques], dtype=np.uint64)[codes]
+    return np.array([_hash_text(category_text(value)) for value in uniques], dtype=np.uint64)[codes]
 
 
-def _of_text(text: str) -> int:
+def _hash_text(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _mixed(words: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood; OOPSLA 2014): each bit depends on all of the word."""
-    import numpy as np
-
+def _mix(words: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood; OOPSLA 2014): each bit depends on the whole word."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(words ^ (words >> np.uint64(31)))

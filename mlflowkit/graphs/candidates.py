@@ -1,85 +1,116 @@
-"""What a candidate is: passes over the float graph, and the engine that runs what comes out. Values only.
+"""Optimization candidates: passes over the float graph, and the engine that runs the result. Values only.
 
-A pass turns one ONNX graph into another (`adapters.onnx_passes`, one file each). An engine is a runtime and how it is
-set up (`adapters.onnxruntime`, `adapters.tensorrt`, `adapters.torch_runtime`). A recipe writes candidates by name
-(`NAMED`) or in full; a search makes them from a space.
+A pass rewrites an ONNX graph (`adapters.onnx_passes`, one module each). An engine is a runtime and its settings
+(`adapters.onnxruntime`, `adapters.tensorrt`, `adapters.torch_runtime`). A recipe lists candidates by name (`NAMED`) or
+in full; a search builds them from a space.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mlflowkit.sections import Section
+from mlflowkit.sections import PluginUnion, Section
+from mlflowkit.system.entry_points import PASSES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
-class Fuse(Section):
-    """Transformer fusions (attention, layer normalisation, GELU) as ONNX Runtime's own kernels have them."""
+class GraphPass(Section):
+    """A pass over an ONNX graph. A plugin declares ``kind: Literal[NAME]`` and its keys, and implements `apply`."""
+
+    kind: str
+
+    @property
+    def calibration_rows(self) -> int:
+        """Number of training rows that `apply` needs."""
+        return 0
+
+    def apply(self, model: Path, out: Path, calibration: Mapping[str, np.ndarray]) -> str:
+        """Rewrite ``model`` to ``out``; return "" on success, else why the pass does not apply to this graph.
+
+        Runs in the trial's process. The names and types of inputs and outputs stay; equal input gives equal bytes.
+        ``calibration`` holds training rows by input name. Built-in passes are applied by `adapters.onnx_passes`.
+        """
+        raise NotImplementedError
+
+    def plugin_names(self) -> tuple[tuple[str, str], ...]:
+        return () if isinstance(self, BUILT_IN_PASSES) else ((PASSES, self.kind),)
+
+
+class Fuse(GraphPass):
+    """Transformer fusions (attention, layer normalisation, GELU) as ONNX Runtime's own operators."""
 
     kind: Literal["fuse"] = "fuse"
     heads: int | None = Field(default=None, ge=1)
-    """Attention heads; found in the graph without."""
+    """Attention heads; inferred from the graph when omitted."""
 
 
-class Float16(Section):
-    """Weights and arithmetic in FP16; inputs and answers keep their types."""
+class Float16(GraphPass):
+    """Weights and arithmetic in FP16; inputs and outputs keep their types."""
 
     kind: Literal["fp16"] = "fp16"
 
 
-class BFloat16(Section):
-    """Weights and arithmetic in BF16; inputs and answers keep their types."""
+class BFloat16(GraphPass):
+    """Weights and arithmetic in BF16; inputs and outputs keep their types."""
 
     kind: Literal["bf16"] = "bf16"
 
 
-class Int8(Section):
+class Int8(GraphPass):
     """Static INT8 as explicit Q/DQ pairs around products with constant weights."""
 
     kind: Literal["int8"] = "int8"
     form: Literal["tensorrt", "cpu"] = "tensorrt"
-    """tensorrt: signed, symmetric, bias in float. Every runtime takes it; on x86 CPUs it is as fast as float or slower.
+    """tensorrt: signed, symmetric, bias in float. Every runtime runs it; on x86 CPUs it is as fast as float or slower.
 
-    cpu: unsigned activations with a zero point, for which ONNX Runtime has fast kernels on x86; TensorRT refuses it. A
-    CPU without VNNI or AVX512 may add such products up in 16 bits and lose more of the answers.
+    cpu: unsigned activations with a zero point, for which ONNX Runtime has fast kernels on x86; TensorRT rejects it.
+    A CPU without VNNI or AVX512 may accumulate such products in 16 bits and lose accuracy.
     """
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """How ranges are found from training rows."""
+    """How activation ranges are derived from training rows."""
     per_channel: bool = False
-    """Whether each output channel of the weights has a scale of its own."""
+    """Whether each output channel of the weights has its own scale."""
     rows: int = Field(default=512, ge=1)
-    """Training rows that fix the ranges."""
+    """Training rows used for calibration."""
     keep: int = Field(default=0, ge=0)
-    """How many products stay in float: those that cost most when they alone are quantised (measured)."""
+    """Number of products left in float: those with the largest measured loss when quantised alone."""
+
+    @property
+    def calibration_rows(self) -> int:
+        return self.rows
 
 
-class Int8Dynamic(Section):
-    """INT8 weights; activations are quantised as they come. No TensorRT."""
+class Int8Dynamic(GraphPass):
+    """INT8 weights; activations are quantised per request. Not supported by TensorRT."""
 
     kind: Literal["int8-dynamic"] = "int8-dynamic"
     per_channel: bool = False
-    """Whether each output channel of the weights has a scale of its own."""
+    """Whether each output channel of the weights has its own scale."""
 
 
-class WeightOnly(Section):
+class WeightOnly(GraphPass):
     """Large linear layers with INT4 or INT8 weights in blocks; arithmetic in float."""
 
     kind: Literal["weight-only"] = "weight-only"
     bits: Literal[4, 8] = 4
-    """Bits of a weight."""
+    """Bits per weight."""
     block: Literal[16, 32, 64, 128] = 32
-    """Weights that share a scale."""
+    """Number of weights that share a scale."""
     smallest: int = Field(default=4096, ge=1)
-    """Layers with fewer weights stay as they are."""
+    """Layers with fewer weights are left unchanged."""
 
 
-class FixedRows(Section):
-    """A graph for one batch size: the dimension of rows becomes a constant, and what follows from it is folded.
+class FixedRows(GraphPass):
+    """A graph for one batch size: the row dimension becomes constant and dependent values are folded.
 
-    Requests of other sizes are cut into parts of so many rows, the last one filled up.
+    Requests of other sizes are split into batches of this size; the last one is padded.
     """
 
     kind: Literal["rows"] = "rows"
@@ -87,37 +118,42 @@ class FixedRows(Section):
     """The batch size."""
 
 
-Pass = Annotated[Fuse | Float16 | BFloat16 | Int8 | Int8Dynamic | WeightOnly | FixedRows, Field(discriminator="kind")]
+BUILT_IN_PASSES = (Fuse, Float16, BFloat16, Int8, Int8Dynamic, WeightOnly, FixedRows)
+Pass = Annotated[
+    Fuse | Float16 | BFloat16 | Int8 | Int8Dynamic | WeightOnly | FixedRows,
+    Field(discriminator="kind"),
+    PluginUnion(PASSES, GraphPass),
+]
 
 RuntimeName = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "torch", "torch-compile"]
 
 
 class Engine(Section):
-    """What runs a graph, and how it is set up."""
+    """A runtime and its settings."""
 
     runtime: RuntimeName = "ort-cpu"
-    """ONNX Runtime on a provider, TensorRT itself, or the Python model as a baseline (torch, torch-compile)."""
+    """ONNX Runtime on a provider, TensorRT, or the graph in torch as a baseline (torch, torch-compile)."""
     graph_level: Literal["off", "basic", "extended", "all"] = "all"
-    """How far ONNX Runtime rewrites the graph when it loads it."""
+    """ONNX Runtime's graph optimization level at load time."""
     threads: int = Field(default=1, ge=1)
-    """Threads inside an operator."""
+    """Intra-operator threads."""
     cuda_graph: bool = False
-    """Whether a run is captured once and replayed (GPU only)."""
+    """Whether to capture a run as a CUDA graph and replay it (GPU only)."""
 
 
 class Candidate(Section):
-    """A graph's way from float to what runs. ``name`` is unique within a list of candidates."""
+    """Passes and engine under a name that is unique within a list of candidates."""
 
     name: str = Field(min_length=1, max_length=120)
-    """What it is called; no two of a list alike."""
+    """Name of the candidate."""
     passes: list[Pass] = Field(default_factory=list)
-    """In the order in which they are applied."""
+    """Passes over the float graph, in order."""
     engine: Engine = Field(default_factory=Engine)
-    """What runs the graph."""
+    """Engine that runs the graph."""
 
     @property
     def servable(self) -> bool:
-        """Whether a gateway can serve it; torch baselines are there to be compared with."""
+        """Whether a gateway can serve it; torch engines are baselines for comparison only."""
         return not self.engine.runtime.startswith("torch")
 
 
@@ -142,22 +178,22 @@ NAMED: Mapping[str, Candidate] = {
         Candidate(name="torch-compile", engine=Engine(runtime="torch-compile")),
     )
 }
-"""Candidates that a recipe may name in a word."""
+"""Predefined candidates by name."""
 
 
-def title(passes: list[Any], engine: Engine) -> str:
-    """A short name for a candidate, unique for what it is: passes and engine with what differs from the default.
+def candidate_title(passes: list[Any], engine: Engine) -> str:
+    """A short unique name for a candidate: its passes and engine with all non-default settings.
 
-    >>> title([Int8(per_channel=True)], Engine(threads=2))
+    >>> candidate_title([Int8(per_channel=True)], Engine(threads=2))
     'int8(per_channel=true) ort-cpu(threads=2)'
-    >>> title([], Engine())
+    >>> candidate_title([], Engine())
     'float ort-cpu'
     """
-    words = [_words(one.kind, one, "kind") for one in passes] or ["float"]
-    return " ".join([*words, _words(engine.runtime, engine, "runtime")])
+    names = [_with_settings(step.kind, step, "kind") for step in passes] or ["float"]
+    return " ".join([*names, _with_settings(engine.runtime, engine, "runtime")])
 
 
-def _words(name: str, section: Section, without: str) -> str:
-    said = section.model_dump(mode="json", exclude={without}, exclude_defaults=True)
-    inside = ",".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in said.items())
-    return f"{name}({inside})" if inside else name
+def _with_settings(name: str, section: Section, name_field: str) -> str:
+    settings = section.model_dump(mode="json", exclude={name_field}, exclude_defaults=True)
+    listed = ",".join(f"{key}={json.dumps(value)}".replace('"', "") for key, value in settings.items())
+    return f"{name}({listed})" if listed else name

@@ -1,4 +1,4 @@
-"""The GPU that a process would run on, asked of the driver itself: no framework is loaded for it."""
+"""The GPU of this process, queried through the CUDA driver so that no framework is imported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MAJOR, _MINOR = 75, 76
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """The first GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES is heeded).
+class CudaDevice:
+    """The first GPU visible to this process (CUDA_VISIBLE_DEVICES applies).
 
-    ``capability`` is its compute capability without the point, such as "89"; ``driver`` the driver's version as
-    nvidia-smi shows it, or the CUDA version that it is for where NVML is not installed.
+    ``capability`` is the compute capability without the point, such as "89"; ``driver`` the driver version as
+    nvidia-smi prints it, or the CUDA version it supports where NVML is not installed.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Gpu:
 
 
 @lru_cache(maxsize=1)
-def gpu() -> Gpu | str:
-    """The GPU, or in words why there is none: no driver, or no device."""
+def detect_gpu() -> CudaDevice | str:
+    """The GPU, or the reason why there is none: no driver, or no device."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -45,31 +45,30 @@ def gpu() -> Gpu | str:
     cuda.cuDeviceGet(ctypes.byref(device), 0)
     name = ctypes.create_string_buffer(256)
     cuda.cuDeviceGetName(name, len(name), device)
-    capability = f"{_attribute(cuda, _MAJOR, device)}{_attribute(cuda, _MINOR, device)}"
-    return Gpu(name.value.decode(errors="replace"), capability, _driver(cuda))
+    capability = f"{_device_attribute(cuda, _MAJOR, device)}{_device_attribute(cuda, _MINOR, device)}"
+    return CudaDevice(name.value.decode(errors="replace"), capability, _driver_version(cuda))
 
 
 def missing() -> str:
-    """Why this process has no GPU, or ""."""
-    found = gpu()
-    return found if isinstance(found, str) else ""
+    """The reason why this process has no GPU, or ""."""
+    return device if isinstance(device := detect_gpu(), str) else ""
 
 
-def here() -> Gpu:
+def require_gpu() -> CudaDevice:
     """The GPU. Raises EngineError when there is none."""
-    found = gpu()
-    if isinstance(found, str):
-        raise EngineError(found, hint="run it on a machine with a GPU and its driver")
-    return found
+    device = detect_gpu()
+    if isinstance(device, str):
+        raise EngineError(device, hint="run it on a machine with a GPU and its driver")
+    return device
 
 
-def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
+def _device_attribute(cuda: Any, attribute: int, device: ctypes.c_int) -> int:
     value = ctypes.c_int(0)
-    cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
     return value.value
 
 
-def _driver(cuda: Any) -> str:
+def _driver_version(cuda: Any) -> str:
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         version = ctypes.create_string_buffer(96)
@@ -80,7 +79,7 @@ def _driver(cuda: Any) -> str:
             finally:
                 nvml.nvmlShutdown()
     except OSError:
-        pass  # the driver without its management library, as in some containers
+        pass  # containers may have the driver without NVML
     number = ctypes.c_int(0)
     cuda.cuDriverGetVersion(ctypes.byref(number))
     return f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"

@@ -1,4 +1,4 @@
-"""What a built engine depends on: its key in the store. Two models of one architecture never share one."""
+"""Cache key of a built engine. Two models of one architecture never share a key."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mlflowkit.system.digests import digest_json
 
 Shape = tuple[int, ...]
 Ranges = Mapping[str, tuple[Shape, Shape, Shape]]
-"""Least, usual and largest shape by input name."""
+"""Minimum, optimum and maximum shape by input name."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """Everything that a built engine depends on.
+    """Everything a built engine depends on.
 
-    graph       digest of the graph's file *and* of its external weights (onnxruntime#6455: a cache keyed by the
-                architecture alone gave a model the engine of another)
+    graph       digest of the graph file *and* its external weights (onnxruntime#6455: a cache keyed by the
+                architecture alone returned the engine of another model)
     runtime     candidates.RuntimeName
-    target      compute capability that it was built for, such as "89"
-    driver      version of the GPU's driver; "" for an engine built ahead of time, without a GPU
-    libraries   version by name of what built it
-    shapes      least, usual and largest shape of each input
-    precision   what the builder was told beyond the graph's own types
+    target      compute capability the engine was built for, such as "89"
+    driver      GPU driver version; "" for an engine built ahead of time, without a GPU
+    libraries   versions of the build libraries by name
+    shapes      minimum, optimum and maximum shape of each input
+    precision   builder settings beyond the graph's own types
     """
 
     graph: str
@@ -39,15 +39,15 @@ class EngineKey:
     def digest(self) -> str:
         """The key, 64 hexadecimal digits.
 
-        >>> one = EngineKey(graph="a" * 64, runtime="tensorrt-rtx", target="89")
-        >>> one.digest == EngineKey(graph="b" * 64, runtime="tensorrt-rtx", target="89").digest
+        >>> key = EngineKey(graph="a" * 64, runtime="tensorrt-rtx", target="89")
+        >>> key.digest == EngineKey(graph="b" * 64, runtime="tensorrt-rtx", target="89").digest
         False
         """
         return digest_json(asdict(self))
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> EngineKey:
-        """The key that ``dataclasses.asdict`` and JSON made ``value`` of. Raises TypeError, ValueError, KeyError.
+        """Inverse of ``dataclasses.asdict`` and a JSON round trip. Raises TypeError, ValueError, KeyError.
 
         >>> key = EngineKey("a", "tensorrt", "89", shapes={"x": ((1, 4), (32, 4), (128, 4))})
         >>> EngineKey.from_json({**asdict(key), "shapes": {"x": [[1, 4], [32, 4], [128, 4]]}}) == key
@@ -55,27 +55,24 @@ class EngineKey:
         """
         shapes = {}
         for name, bounds in value["shapes"].items():
-            least, usual, most = (tuple(map(int, shape)) for shape in bounds)
-            shapes[name] = (least, usual, most)
+            minimum, optimum, maximum = (tuple(map(int, shape)) for shape in bounds)
+            shapes[name] = (minimum, optimum, maximum)
         return EngineKey(**{**value, "libraries": dict(value["libraries"]), "shapes": shapes})
 
     def differences(self, other: EngineKey) -> str:
-        """In which fields two keys differ, in words; "" when they are the same.
+        """Readable list of the fields in which two keys differ; "" when they are equal.
 
         >>> EngineKey("a", "tensorrt", "89").differences(EngineKey("a", "tensorrt", "86"))
         'target is 86, not 89'
         """
-        found = []
-        for each in fields(self):
-            mine, theirs = getattr(self, each.name), getattr(other, each.name)
-            if mine != theirs:
-                found.append(f"{each.name} is {_shown(theirs)}, not {_shown(mine)}")
-        return "; ".join(found)
+        names = [entry.name for entry in fields(self) if getattr(self, entry.name) != getattr(other, entry.name)]
+        pairs = [(name, _format(getattr(other, name)), _format(getattr(self, name))) for name in names]
+        return "; ".join(f"{name} is {theirs}, not {ours}" for name, theirs, ours in pairs)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items()) or "none"
+        return ", ".join(f"{name} {_format(part)}" for name, part in value.items()) or "none"
     if isinstance(value, tuple):
         return " to ".join("x".join(map(str, shape)) for shape in value)
     text = str(value) or "none"

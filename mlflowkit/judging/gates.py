@@ -1,12 +1,12 @@
-"""Verdicts: an interval is held against a threshold, purely, and the numbers are put into words.
+"""Verdicts of gates: an interval is compared with a threshold, purely, and the message states the numbers.
 
-A gate at confidence c looks at the two-sided interval at c. It says PASSED when the whole interval is on the right
-side of the threshold, FAILED when the whole interval is on the wrong side, else INCONCLUSIVE. One bound decides, so
-either of PASSED and FAILED is said wrongly with probability (1 - c) / 2 at most: 2.5 % at the default of 0.95.
+A gate at confidence c uses the two-sided interval at c: PASSED when the whole interval is on the right side of the
+threshold, FAILED when all of it is on the wrong side, else INCONCLUSIVE. A single bound decides, so PASSED and FAILED
+are each wrong with probability (1 - c) / 2 at most: 2.5 % at the default of 0.95.
 
-Slices of a gate are one family: the probability of a wrong PASSED (or of a wrong FAILED) anywhere in it is
-(1 - c) / 2 at most, by Holm's step-down procedure (Scandinavian Journal of Statistics 1979), carried out on the
-intervals: with r slices undecided each is looked at with confidence 1 - (1 - c) / r, until no more are decided.
+Slices of a gate are one family: a wrong PASSED (or a wrong FAILED) occurs anywhere in it with probability (1 - c) / 2
+at most, by Holm's step-down procedure (Scandinavian Journal of Statistics 1979) on the intervals: with r slices
+undecided each is assessed at confidence 1 - (1 - c) / r, until no more are decided.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SEVERITY = (Outcome.PASSED, Outcome.INCONCLUSIVE, Outcome.ERROR, Outcome.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What a gate asks: is ``metric`` at or above (min), or at or below (max), ``threshold``?
+class GateSpec:
+    """A gate's condition: ``metric`` at or above (min), or at or below (max), ``threshold``.
 
     With ``change`` the metric is a difference, candidate minus champion, and the threshold is minus the margin
     where more is better (direction min) or plus the margin where less is (direction max).
@@ -41,9 +41,19 @@ class Question:
     allow_inconclusive: bool = False
     dry_run: bool = False
 
+    def blocks(self, outcome: Outcome) -> bool:
+        """Whether the gate counts when it ends in this outcome."""
+        return not (self.dry_run or (self.allow_inconclusive and outcome is Outcome.INCONCLUSIVE))
+
+    def consequence(self, outcome: Outcome) -> str:
+        """A remark for the message where a gate that did not pass does not block."""
+        if outcome is Outcome.PASSED or self.blocks(outcome):
+            return ""
+        return " (dry run: reported only)" if self.dry_run else " (allowed by the gate)"
+
 
 def assess(measurement: Measurement, threshold: float, direction: Direction) -> Outcome:
-    """Hold an interval against a threshold.
+    """Compare an interval with a threshold.
 
     >>> assess(Measurement("roc_auc", 0.74, 0.69, 0.79, samples=1479), 0.70, "min")
     <Outcome.INCONCLUSIVE: 'INCONCLUSIVE'>
@@ -59,182 +69,152 @@ def assess(measurement: Measurement, threshold: float, direction: Direction) -> 
     return Outcome.PASSED if passed else Outcome.FAILED if failed else Outcome.INCONCLUSIVE
 
 
-def judge(question: Question, estimate: Estimate) -> Verdict:
+def judge(spec: GateSpec, estimate: Estimate) -> Verdict:
     """The verdict on one estimate.
 
     >>> from mlflowkit.judging.stats import wilson
     >>> accuracy = Estimate("accuracy", 0.9, 500, lambda c: wilson(450, 500, c), "Wilson", basis="500 rows")
-    >>> judge(Question("accuracy >= 0.85", "accuracy", 0.85, "min"), accuracy).message
+    >>> judge(GateSpec("accuracy >= 0.85", "accuracy", 0.85, "min"), accuracy).message
     'accuracy 0.9 [0.871, 0.923] on 500 rows: lower bound 0.871 >= min 0.85: PASSED'
     """
-    return judge_family(question, {"": estimate})[0]
+    return judge_family(spec, {"": estimate})[0]
 
 
-def judge_family(
-    question: Question, estimates: Mapping[str, Estimate], *, size: int | None = None
-) -> tuple[Verdict, ...]:
-    """One verdict a slice (``column=value``), in the order given, corrected for their number (Holm).
+def judge_family(spec: GateSpec, estimates: Mapping[str, Estimate], *, size: int | None = None) -> tuple[Verdict, ...]:
+    """One verdict a slice (``column=value``), in the given order, corrected for their number (Holm).
 
-    ``size`` is the number corrected for where it is larger: members that were to be judged and had no estimate.
+    ``size`` is the number to correct for where it is larger: it includes members without an estimate.
     """
     size = max(size or 0, len(estimates))
-    made = {name: _Judged(question, estimate, size) for name, estimate in estimates.items()}
-    pending = _holm(made, Outcome.PASSED)
-    pending = max(pending, _holm({name: one for name, one in made.items() if not one.decided}, Outcome.FAILED))
-    return tuple(one.verdict(name, pending, size) for name, one in made.items())
+    members = {name: _FamilyMember(spec, estimate, size) for name, estimate in estimates.items()}
+    undecided = _apply_holm(members, Outcome.PASSED)
+    rest = {name: member for name, member in members.items() if not member.decided}
+    undecided = max(undecided, _apply_holm(rest, Outcome.FAILED))
+    return tuple(member.verdict(name, undecided, size) for name, member in members.items())
 
 
-def no_answer(question: Question, outcome: Outcome, why: str, slice_name: str = "") -> Verdict:
-    """A verdict without a measurement: INCONCLUSIVE where the rows cannot say, ERROR where something is broken,
+def undecided_verdict(spec: GateSpec, outcome: Outcome, reason: str, slice_name: str = "") -> Verdict:
+    """A verdict without a measurement: INCONCLUSIVE where the rows do not suffice, ERROR where something is broken,
     PASSED where there is nothing to compare with."""
     where = f" ({slice_name})" if slice_name else ""
-    return Verdict(
-        gate=question.gate,
-        outcome=outcome,
-        message=f"{question.metric}{where}: {why}: {outcome}{_consequence(question, outcome)}",
-        metric=question.metric,
-        threshold=question.threshold,
-        direction=question.direction,
-        blocking=_blocking(question, outcome),
-        slice=slice_name,
-        change=question.change,
-    )
+    message = f"{spec.metric}{where}: {reason}: {outcome}{spec.consequence(outcome)}"
+    return _verdict(spec, outcome, message, slice_name)
 
 
-def bars(verdict: Verdict) -> bool:
+def _verdict(
+    spec: GateSpec, outcome: Outcome, message: str, slice_name: str, measurement: Measurement | None = None
+) -> Verdict:
+    gate, metric, threshold, direction = spec.gate, spec.metric, spec.threshold, spec.direction
+    blocking = spec.blocks(outcome)
+    return Verdict(gate, outcome, message, metric, measurement, threshold, direction, blocking, slice_name, spec.change)
+
+
+def is_blocking(verdict: Verdict) -> bool:
     """Whether this verdict keeps a bundle from being blessed."""
     return verdict.blocking and verdict.outcome is not Outcome.PASSED
 
 
 def blessed(verdicts: Iterable[Verdict]) -> bool:
-    """Whether no verdict bars the way.
+    """Whether no verdict is blocking.
 
     >>> blessed([])
     True
     """
-    return not any(bars(verdict) for verdict in verdicts)
+    return not any(is_blocking(verdict) for verdict in verdicts)
 
 
-def worst(verdicts: Iterable[Verdict]) -> Outcome:
-    """The worst outcome that bars the way: FAILED before ERROR before INCONCLUSIVE; PASSED when none does."""
-    outcomes = [verdict.outcome for verdict in verdicts if bars(verdict)]
+def worst_blocking(verdicts: Iterable[Verdict]) -> Outcome:
+    """The worst outcome of a blocking verdict: FAILED before ERROR before INCONCLUSIVE; PASSED when there is none."""
+    outcomes = [verdict.outcome for verdict in verdicts if is_blocking(verdict)]
     return max(outcomes, key=SEVERITY.index, default=Outcome.PASSED)
 
 
-def _blocking(question: Question, outcome: Outcome) -> bool:
-    allowed = question.allow_inconclusive and outcome is Outcome.INCONCLUSIVE
-    return not (question.dry_run or allowed)
+@dataclass
+class _FamilyMember:
+    """One member of a family during Holm's procedure."""
 
-
-def _consequence(question: Question, outcome: Outcome) -> str:
-    if outcome is Outcome.PASSED:
-        return ""
-    if question.dry_run:
-        return " (dry run: reported only)"
-    return " (allowed by the gate)" if not _blocking(question, outcome) else ""
-
-
-class _Judged:
-    """One member of a family while Holm's procedure runs."""
-
-    def __init__(self, question: Question, estimate: Estimate, size: int) -> None:
-        self.question = question
-        self.estimate = estimate
-        self.outcome = Outcome.INCONCLUSIVE
-        self.pending = size
+    spec: GateSpec
+    estimate: Estimate
+    undecided: int
+    outcome: Outcome = Outcome.INCONCLUSIVE
 
     @property
     def decided(self) -> bool:
         return self.outcome is not Outcome.INCONCLUSIVE
 
-    def look(self, pending: int) -> Outcome:
-        """The outcome with the interval corrected for ``pending`` members."""
+    def assess(self, undecided: int) -> Outcome:
+        """The outcome with the interval corrected for ``undecided`` members."""
         try:
-            return assess(self.measure(pending), self.question.threshold, self.question.direction)
+            return assess(self.measure(undecided), self.spec.threshold, self.spec.direction)
         except UndefinedMetricError:
-            return Outcome.INCONCLUSIVE  # verdict() puts the reason into words
+            return Outcome.INCONCLUSIVE  # verdict() states the reason
 
-    def measure(self, pending: int) -> Measurement:
-        return self.estimate.at(1 - (1 - self.question.confidence) / pending)
+    def measure(self, undecided: int) -> Measurement:
+        return self.estimate.at(1 - (1 - self.spec.confidence) / undecided)
 
-    def verdict(self, name: str, pending: int, size: int) -> Verdict:
-        question = self.question
+    def verdict(self, name: str, undecided: int, size: int) -> Verdict:
+        spec = self.spec
         try:
-            measurement = self.measure(self.pending if self.decided else max(pending, 1))
+            measurement = self.measure(self.undecided if self.decided else max(undecided, 1))
         except UndefinedMetricError as error:
-            return no_answer(question, Outcome.INCONCLUSIVE, error.message, name)
-        return Verdict(
-            gate=question.gate,
-            outcome=self.outcome,
-            message=_in_words(question, self.estimate, measurement, self.outcome, name, size),
-            metric=question.metric,
-            measurement=measurement,
-            threshold=question.threshold,
-            direction=question.direction,
-            blocking=_blocking(question, self.outcome),
-            slice=name,
-            change=question.change,
-        )
+            return undecided_verdict(spec, Outcome.INCONCLUSIVE, error.message, name)
+        message = _message(spec, self.estimate, measurement, self.outcome, name, size)
+        return _verdict(spec, self.outcome, message, name, measurement)
 
 
-def _holm(members: Mapping[str, _Judged], outcome: Outcome) -> int:
-    """Decide for ``outcome`` whoever Holm's procedure allows; returns how many are left undecided by it."""
-    size = pending = max((member.pending for member in members.values()), default=0)
-    while pending:
-        found = [one for one in members.values() if not one.decided and one.look(pending) is outcome]
-        for one in found:
-            one.outcome, one.pending = outcome, pending
-        if not found:
+def _apply_holm(members: Mapping[str, _FamilyMember], outcome: Outcome) -> int:
+    """Set ``outcome`` on all members for which Holm's procedure allows it; return how many it leaves undecided."""
+    size = undecided = max((member.undecided for member in members.values()), default=0)
+    while undecided:
+        decided = [member for member in members.values() if not member.decided and member.assess(undecided) is outcome]
+        for member in decided:
+            member.outcome, member.undecided = outcome, undecided
+        if not decided:
             break
-        pending = max(size - sum(one.outcome is outcome for one in members.values()), 1)
-        if all(one.decided for one in members.values()):
+        undecided = max(size - sum(member.outcome is outcome for member in members.values()), 1)
+        if all(member.decided for member in members.values()):
             break
-    return pending
+    return undecided
 
 
-def _in_words(
-    question: Question, estimate: Estimate, measurement: Measurement, outcome: Outcome, name: str, size: int
+def _message(
+    spec: GateSpec, estimate: Estimate, measurement: Measurement, outcome: Outcome, slice_name: str, size: int
 ) -> str:
-    lower = question.direction == "min"
-    bound, other = (measurement.low, measurement.high) if lower else (measurement.high, measurement.low)
-    shown = _numbers(measurement.value, measurement.low, measurement.high, question.threshold)
-    value, low, high, threshold = shown
-    near, far = (
-        (f"lower bound {low}", f"upper bound {high}") if lower else (f"upper bound {high}", f"lower bound {low}")
+    is_min = spec.direction == "min"
+    value, low, high, threshold = _format_distinct(measurement.value, measurement.low, measurement.high, spec.threshold)
+    lower, upper = f"lower bound {low}", f"upper bound {high}"
+    near, far = (lower, upper) if is_min else (upper, lower)
+    right, wrong, beyond = (">=", "<", "<=") if is_min else ("<=", ">", ">=")
+    limit = f"{threshold} (the margin)" if spec.change else f"{spec.direction} {threshold}"
+    comparison = {Outcome.PASSED: f"{near} {right} {limit}", Outcome.FAILED: f"{far} {wrong} {limit}"}.get(
+        outcome, f"{near} {wrong} {limit} {beyond} {far}"
     )
-    right, wrong, beyond = (">=", "<", "<=") if lower else ("<=", ">", ">=")
-    limit = f"{threshold} (the margin)" if question.change else f"{question.direction} {threshold}"
     unit = f" {estimate.unit}" if estimate.unit else ""
-    subject = f"{question.metric}{' minus champion' if question.change else ''}"
-    where = f" where {name}" if name else ""
-    text = f"{subject} {value}{unit} [{low}, {high}] on {estimate.basis}{where}: "
-    if outcome is Outcome.PASSED:
-        text += f"{near} {right} {limit}"
-    elif outcome is Outcome.FAILED:
-        text += f"{far} {wrong} {limit}"
-    else:
-        text += f"{near} {wrong} {limit} {beyond} {far}"
-    text += f": {outcome}{_consequence(question, outcome)}"
+    subject = f"{spec.metric}{' minus champion' if spec.change else ''}"
+    where = f" where {slice_name}" if slice_name else ""
+    text = f"{subject} {value}{unit} [{low}, {high}] on {estimate.basis}{where}: {comparison}"
+    text += f": {outcome}{spec.consequence(outcome)}"
     if size > 1:
         text += f"; interval at {measurement.confidence:.2%}, corrected for {size} slices (Holm)"
     if outcome is Outcome.INCONCLUSIVE:
-        text += f"; {_wanted(measurement, question.threshold, bound, other, 'requests' if unit else 'rows')}"
+        text += f"; {_samples_needed(measurement, spec, 'requests' if unit else 'rows')}"
     return text
 
 
-def _wanted(measurement: Measurement, threshold: float, bound: float, other: float, things: str) -> str:
-    """How many more rows would decide, were the value what it seems: intervals shrink with the root of their number."""
-    gap = measurement.value - threshold
-    half = abs(measurement.value - (bound if (gap > 0) == (bound < measurement.value) else other))
+def _samples_needed(measurement: Measurement, spec: GateSpec, noun: str) -> str:
+    """How many more samples would decide if the value is right: intervals shrink with the root of their number."""
+    bounds = (measurement.low, measurement.high) if spec.direction == "min" else (measurement.high, measurement.low)
+    gap = measurement.value - spec.threshold
+    half = abs(measurement.value - bounds[0 if (gap > 0) == (bounds[0] < measurement.value) else 1])
     if gap == 0 or half == 0 or (half / gap) ** 2 > 100:
-        return f"the value is so near the threshold that more {things} would hardly decide"
+        return f"the value is so near the threshold that more {noun} would hardly decide"
     more = measurement.samples * ((half / gap) ** 2 - 1)
     digits = max(len(str(math.ceil(more))) - 2, 0)
-    return f"about {math.ceil(more / 10**digits) * 10**digits:,} more {things} would decide"
+    return f"about {math.ceil(more / 10**digits) * 10**digits:,} more {noun} would decide"
 
 
-def _numbers(*values: float) -> list[str]:
-    """Numbers in three significant digits, or as many as it takes to tell different ones apart."""
+def _format_distinct(*values: float) -> list[str]:
+    """Three significant digits, or as many as it takes to distinguish different numbers."""
     for digits in range(3, 17):
         texts = [f"{value:.{digits}g}" for value in values]
         if len(set(texts)) == len(set(values)):

@@ -1,4 +1,4 @@
-"""Intervals of a fixed sample, in closed form: the same numbers give the same bounds everywhere.
+"""Intervals of a fixed sample, in closed form.
 
 An interval is two-sided: at confidence c each of its bounds is wrong with probability (1 - c) / 2. Sources are named
 where a method is coded; ``tests/property/test_judging_calibration.py`` shows the error rates by simulation.
@@ -23,16 +23,16 @@ Bounds = tuple[float, float]
 
 
 class UndefinedMetricError(DataError):
-    """The sample cannot say: one class only, no rows, no spread. A gate turns it into INCONCLUSIVE."""
+    """The sample does not determine the metric: one class only, no rows, no spread. Gates turn it into INCONCLUSIVE."""
 
     kind = "undefined-metric"
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number whose interval can be had at any confidence.
+    """A number whose interval can be computed at any confidence.
 
-    ``basis`` says in words what was counted ("1,479 rows, 78 positive").
+    ``basis`` describes the sample ("1,479 rows, 78 positive").
 
     >>> measurement = Estimate("accuracy", 0.9, 100, lambda confidence: wilson(90, 100, confidence), "Wilson").at(0.95)
     >>> round(measurement.low, 4)
@@ -48,21 +48,10 @@ class Estimate:
     basis: str = ""
 
     def at(self, confidence: float) -> Measurement:
-        """The measurement with its two-sided interval at ``confidence``.
-
-        Rounding may leave a bound a hair beyond the value; it is then the value.
-        """
+        """The measurement with its two-sided interval at ``confidence``; rounding never excludes the value."""
         low, high = self.bounds(confidence)
-        return Measurement(
-            name=self.name,
-            value=self.value,
-            low=min(low, self.value),
-            high=max(high, self.value),
-            samples=self.samples,
-            confidence=confidence,
-            unit=self.unit,
-            method=self.method,
-        )
+        low, high = min(low, self.value), max(high, self.value)
+        return Measurement(self.name, self.value, low, high, self.samples, confidence, self.unit, self.method)
 
 
 def normal_quantile(confidence: float) -> float:
@@ -99,13 +88,12 @@ def wilson(successes: float, trials: float, confidence: float) -> Bounds:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def unanimous(trials: int, confidence: float) -> float:
-    """How far from certain something may be that held in all of ``trials``: 1 - ((1 - c) / 2) ** (1 / trials).
+def no_failure_bound(trials: int, confidence: float) -> float:
+    """Upper bound on a failure rate after no failure in ``trials``: 1 - ((1 - c) / 2) ** (1 / trials).
 
-    The Clopper-Pearson bound of a proportion with no exception; it stands in where an estimated variance of zero
-    would make an interval of no width.
+    The Clopper-Pearson bound; used where an estimated variance of zero would give an interval of no width.
 
-    >>> round(unanimous(100, 0.95), 4)
+    >>> round(no_failure_bound(100, 0.95), 4)
     0.0362
     """
     return float(1 - ((1 - confidence) / 2) ** (1 / trials))
@@ -126,23 +114,25 @@ def mover_mean(values: Sequence[float], intervals: Sequence[Bounds]) -> Bounds:
     return centre - below / count, centre + above / count
 
 
-def mover_difference(first: float, second: float, one: Bounds, two: Bounds, correlation: float) -> Bounds:
+def mover_difference(
+    first: float, second: float, first_interval: Bounds, second_interval: Bounds, correlation: float
+) -> Bounds:
     """Interval of ``first - second`` from the intervals of both and the correlation of the estimates.
 
     With Wilson intervals and the phi coefficient this is Newcombe's method 10 for paired proportions
     (Newcombe, Statistics in Medicine 1998; Zou, Donner 2008 for the general case).
     """
-    below, above = first - one[0], one[1] - first
-    under, over = second - two[0], two[1] - second
+    below, above = first - first_interval[0], first_interval[1] - first
+    under, over = second - second_interval[0], second_interval[1] - second
     low = below**2 - 2 * correlation * below * over + over**2
     high = above**2 - 2 * correlation * above * under + under**2
     return first - second - math.sqrt(max(low, 0.0)), first - second + math.sqrt(max(high, 0.0))
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation of two estimates from their influence values, 1 - 2/n at most; 0 where one does not vary.
+    """Pearson's correlation of two estimates from their influence values; 0 where one does not vary.
 
-    So few rows cannot show that two models never part: a correlation of 1 would make an interval of no width.
+    At most 1 - 2/n: few rows cannot show that two models never differ, and 1 would give an interval of no width.
     """
     first, second = first - first.mean(), second - second.mean()
     product = math.sqrt(float((first**2).sum()) * float((second**2).sum()))
@@ -152,7 +142,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
 def newcombe(both: int, first_only: int, second_only: int, neither: int, confidence: float) -> Bounds:
     """Interval of a difference of paired proportions (Newcombe, Statistics in Medicine 1998, method 10).
 
-    The arguments are the rows on which both, only the first, only the second and neither was right.
+    The arguments count the rows on which both, only the first, only the second and neither was correct.
 
     >>> tuple(round(bound, 4) for bound in newcombe(36, 12, 2, 0, 0.95))  # Newcombe's table II (a)
     (0.0569, 0.3404)
@@ -164,15 +154,15 @@ def newcombe(both: int, first_only: int, second_only: int, neither: int, confide
     excess = float(both * neither - first_only * second_only)
     excess = max(excess - rows / 2, 0.0) if excess > 0 else excess
     phi = excess / math.sqrt(product) if product else 0.0
-    one, two = wilson(first, rows, confidence), wilson(second, rows, confidence)
-    return mover_difference(first / rows, second / rows, one, two, phi)
+    intervals = wilson(first, rows, confidence), wilson(second, rows, confidence)
+    return mover_difference(first / rows, second / rows, *intervals, phi)
 
 
 def mean_bounds(value: float, influence: np.ndarray, confidence: float) -> Bounds:
     """Interval of a mean, or of a statistic with these influence values (mean zero), one a row.
 
-    Student's t with the skewness removed by Hall's cubic transformation (Hall, JRSS-B 1992), which mends the one
-    bound that a plain t interval gets wrong when errors are skewed. Raises UndefinedMetricError without spread.
+    Student's t with the skewness removed by Hall's cubic transformation (Hall, JRSS-B 1992), which corrects the bound
+    that a plain t interval gets wrong when errors are skewed. Raises UndefinedMetricError without spread.
 
     >>> import numpy as np
     >>> low, high = mean_bounds(1.0, np.random.default_rng(0).exponential(size=40) - 1, 0.95)
@@ -183,7 +173,7 @@ def mean_bounds(value: float, influence: np.ndarray, confidence: float) -> Bound
     centred = influence - influence.mean()
     variance = float((centred**2).sum()) / (rows - 1) if rows > 1 else 0.0
     if variance <= 0 or not math.isfinite(variance):
-        raise UndefinedMetricError(f"no spread among {rows:,} rows: no interval can be made")
+        raise UndefinedMetricError(f"no spread among {rows:,} rows: no interval can be computed")
     error = math.sqrt(variance / rows)
     skewness = float((centred**3).mean()) / variance**1.5
     t = student_quantile(confidence, rows - 1)
@@ -200,7 +190,7 @@ def _unskewed(t: float, skewness: float, rows: int) -> float:
 
 
 def logit_bounds(value: float, error: float, quantile: float) -> Bounds:
-    """Interval of a number in (0, 1) with standard error ``error``, made on the log-odds scale.
+    """Interval of a number in (0, 1) with standard error ``error``, computed on the log-odds scale.
 
     >>> low, high = logit_bounds(0.95, 0.03, 1.96)
     >>> (round(low, 3), round(high, 3))
@@ -214,49 +204,37 @@ def _expit(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing their mean rank, float64 [n].
-
-    >>> import numpy as np
-    >>> midranks(np.array([3.0, 1.0, 3.0])).tolist()
-    [2.5, 1.0, 2.5]
-    """
-    import numpy as np
-
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
-
-
 def placements(positive: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Area under the ROC curve, and the placement of each positive and of each negative (DeLong's V10, V01).
 
     By midranks in n log n (Sun, Xu, IEEE Signal Processing Letters 2014). ``positive`` is bool [n], ``scores`` [n].
     """
-    ranks = midranks(scores)
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores)
     hits, misses = ranks[positive], ranks[~positive]
-    v10 = (hits - midranks(scores[positive])) / len(misses)
-    v01 = 1 - (misses - midranks(scores[~positive])) / len(hits)
+    v10 = (hits - rankdata(scores[positive])) / len(misses)
+    v01 = 1 - (misses - rankdata(scores[~positive])) / len(hits)
     return float(v10.mean()), v10, v01
 
 
 def placement_error(v10: np.ndarray, v01: np.ndarray) -> tuple[float, float]:
     """Standard error of a mean placement (DeLong, DeLong, Clarke-Pearson, Biometrics 1988) and its degrees of freedom.
 
-    Degrees of freedom by Welch and Satterthwaite, as Brunner and Munzel (Biometrical Journal 2000) do: few
-    positives make wider intervals. With differences of placements it is the error of a paired difference.
+    Degrees of freedom by Welch and Satterthwaite, as in Brunner and Munzel (Biometrical Journal 2000): few positives
+    widen the interval. Given differences of placements, the error is that of the paired difference.
     """
     m, n = len(v10), len(v01)
-    one, two = float(v10.var(ddof=1)) / m, float(v01.var(ddof=1)) / n
-    spread = one**2 / (m - 1) + two**2 / (n - 1)
-    return math.sqrt(one + two), (one + two) ** 2 / spread if spread > 0 else float(min(m, n) - 1)
+    first, second = float(v10.var(ddof=1)) / m, float(v01.var(ddof=1)) / n
+    spread = first**2 / (m - 1) + second**2 / (n - 1)
+    return math.sqrt(first + second), (first + second) ** 2 / spread if spread > 0 else float(min(m, n) - 1)
 
 
 def quantile_bounds(samples: np.ndarray, quantile: float, confidence: float, effective: float) -> Bounds:
     """Distribution-free interval of a quantile from order statistics of sorted ``samples``.
 
-    The bounds of a binomial proportion (Clopper, Pearson) with ``effective`` trials, carried to the samples
-    (Woodruff, JASA 1952). Raises UndefinedMetricError where so few samples bound the quantile on one side only.
+    The bounds of a binomial proportion (Clopper, Pearson) with ``effective`` trials, mapped to the samples (Woodruff,
+    JASA 1952). Raises UndefinedMetricError where too few samples bound the quantile on both sides.
     """
     from scipy.special import betaincinv
 
@@ -269,18 +247,17 @@ def quantile_bounds(samples: np.ndarray, quantile: float, confidence: float, eff
     beyond = max(quantile**effective, (1 - quantile) ** effective)
     if first < 0 or last >= count or beyond > alpha:
         needed = math.ceil(math.log(alpha) / math.log(max(quantile, 1 - quantile)))
-        raise UndefinedMetricError(
-            f"{count:,} samples (worth {effective:,.0f} independent ones) do not bound the {quantile:g} quantile on "
-            f"both sides; it takes {needed:,} or more"
-        )
+        sample = f"{count:,} samples (worth {effective:,.0f} independent ones)"
+        reason = f"do not bound the {quantile:g} quantile on both sides; it takes {needed:,} or more"
+        raise UndefinedMetricError(f"{sample} {reason}")
     return float(samples[first]), float(samples[last])
 
 
 def effective_samples(exceeds: np.ndarray, block: int) -> float:
-    """How many independent trials a series of 0 and 1 is worth, measured in ``block`` consecutive samples at a time.
+    """The effective sample size of a series of 0 and 1, measured in ``block`` consecutive samples at a time.
 
-    Kish's design effect: the variance between blocks over what independence would give. A busy neighbour slows
-    many requests in a row, and those count less than as many slow requests strewn at random.
+    Kish's design effect: the variance between blocks over that under independence. A busy neighbour slows many
+    consecutive requests, which count less than as many slow requests at random.
 
     >>> import numpy as np
     >>> effective_samples(np.repeat([0.0, 1.0] * 10, 50), block=50) < 50

@@ -1,1 +1,1 @@
-"""What to try, what to stop trying, and what to take: candidates of a space, elimination, front, choice. Pure."""
+"""Model optimisation: search spaces, the tournament of candidates, early stopping, Pareto front, selection."""

@@ -1,204 +1,197 @@
-"""Try what a plan asks for, group by group, and find those that may be picked: between `stages.optimize`, which says
-what is asked and writes down what came of it, and `optimization.tournament`, which tries a group."""
+"""Tries the candidates of a plan, group by group, and finds those that may be picked. Sits between `stages.optimize`,
+which makes the plan and publishes the result, and `optimization.tournament`, which tries a group."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mlflowkit.bench import analysis
 from mlflowkit.graphs.candidates import Candidate
-from mlflowkit.optimization.objective import quantile_of, timed
-from mlflowkit.optimization.search import Exhaustive, SearchSection, method_of
+from mlflowkit.optimization.objective import is_time_based, quantile_of
+from mlflowkit.optimization.search import Exhaustive, SearchPlan, method_of
 from mlflowkit.optimization.selection import choose
 from mlflowkit.optimization.space import FLOAT, key_of
-from mlflowkit.optimization.tournament import Bench, Setting, Tried, group_size
+from mlflowkit.optimization.tournament import TrialSession, group_size
+from mlflowkit.optimization.trial_outcome import TournamentSettings, TrialOutcome
 from mlflowkit.ports import Search, TrialResult
 from mlflowkit.values import Event
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is tried: candidates that the recipe names, all of them, then what a search takes of its space."""
+class SearchResult:
+    """The tried candidates in the order of preference, and the finalists: those that may serve and were measured in
+    the same rounds, with the figures of those rounds."""
 
-    listed: tuple[Candidate, ...]
-    space: tuple[Candidate, ...]
-    added: bool
-    """Whether the float graph was put before a space that lacks it."""
-    search: SearchSection
-
-    @property
-    def order(self) -> Mapping[str, int]:
-        """Order of preference, by `key_of` a candidate."""
-        return {key_of(one): index for index, one in enumerate((*self.listed, *self.space))}
-
-
-@dataclass(frozen=True, slots=True)
-class Explored:
-    """What was tried, in the order of preference, and those of it that may serve and were measured in the same rounds,
-    with the figures of those rounds."""
-
-    tried: tuple[Tried, ...]
-    finalists: tuple[Tried, ...]
+    tried: tuple[TrialOutcome, ...]
+    finalists: tuple[TrialOutcome, ...]
 
 
 class Exploration:
-    """Asks a search what to try, tries it, tells the search what became of it, until it has no more to suggest."""
+    """Runs a search to its end: takes suggestions, tries them, reports the results back."""
 
-    def __init__(self, setting: Setting, plan: Plan) -> None:
-        self._setting, self._plan = setting, plan
-        self._found: dict[str, Tried] = {}
-        self._recalled = 0
-        self._began = time.monotonic()
-        self._size = group_size((setting.context.inputs["export"] / "model.onnx").stat().st_size)
-        wanted = plan.search.trials if self._method == "optuna" else len(plan.space)
-        self._expected = len(plan.listed) + min(wanted, len(plan.space))
+    def __init__(self, settings: TournamentSettings, plan: SearchPlan) -> None:
+        self._settings, self._plan = settings, plan
+        self._order = {key_of(candidate): index for index, candidate in enumerate((*plan.listed, *plan.space))}
+        self._outcomes: dict[str, TrialOutcome] = {}
+        self._cached = 0
+        self._started = time.monotonic()
+        self._method = method_of(plan.search, len(plan.space))
+        self._group_size = group_size((settings.context.inputs["export"] / "model.onnx").stat().st_size)
+        trials = plan.search.trials if self._method == "optuna" else len(plan.space)
+        self._expected = len(plan.listed) + min(trials, len(plan.space))
 
-    @property
-    def _method(self) -> str:
-        return method_of(self._plan.search, len(self._plan.space))
-
-    def explore(self) -> Explored:
-        """Try candidates group by group. Where there were several, the best are measured once more, all together."""
+    def explore(self) -> SearchResult:
+        """Try candidates group by group; after several groups, measure the best once more, all together."""
         groups = 0
-        with Bench(self._setting, self._progress, float_serves=key_of(FLOAT) in self._plan.order) as bench:
-            best: Tried | None = None
-            for whole in self._groups():
-                group = self._recall(bench, whole)
+        with TrialSession(self._settings, self._report_progress, float_serves=key_of(FLOAT) in self._order) as session:
+            best: TrialOutcome | None = None
+            for suggested in self._groups():
+                group = self._without_cached(session, suggested)
                 if not group:
                     continue
-                for one in bench.try_group(group, best.candidate if best else None):
-                    self._found[key_of(one.candidate)] = self._constrained(one)
+                self._record(session.try_group(group, best.candidate if best else None))
                 groups += 1
-                best = min(self._eligible(), key=lambda one: middle(one.value), default=None)
-                bench.close(but=[FLOAT, *([best.candidate] if best else [])])
-            finalists = self._contenders() if groups == 1 and not self._recalled else self._final(bench)
-            if not finalists and self._eligible():  # the best failed at last: those that they beat are left
-                finalists = self._final(bench)
-            finalists = self._confirmed(bench, finalists)
-        order = self._plan.order
-        in_order = sorted(self._found.values(), key=lambda one: order[key_of(one.candidate)])
-        return Explored(tuple(in_order), tuple(finalists))
+                best = self._best()
+                session.close(but=[FLOAT, *([best.candidate] if best else [])])
+            finalists = self._contenders() if groups == 1 and not self._cached else self._measure_finalists(session)
+            if not finalists and self._eligible():  # the best failed in the end: measure those that it had displaced
+                finalists = self._measure_finalists(session)
+            finalists = self._confirm(session, finalists)
+        in_order = sorted(self._outcomes.values(), key=self._preference)
+        return SearchResult(tuple(in_order), tuple(finalists))
 
     def _groups(self) -> Iterator[list[Candidate]]:
-        """Listed candidates first, then those of the search, which is told in between."""
+        """Groups to try: listed candidates first, then the search's suggestions; results go back to it."""
         listed, space = list(self._plan.listed), list(self._plan.space)
         search: Search = Exhaustive(space)
         if self._method == "optuna" and space:
-            search = self._setting.context.ports.search(space, self._plan.search.trials, self._setting.context.seed)
+            context = self._settings.context
+            search = context.ports.search(space, self._plan.search.trials, context.seed)
+        space_keys = {key_of(candidate) for candidate in space}
         while True:
-            group, listed = listed[: self._size], listed[self._size :]
-            if not self._late():
-                group = [*group, *search.suggest(self._size - len(group))]
+            group, listed = listed[: self._group_size], listed[self._group_size :]
+            seconds = self._plan.search.seconds
+            if seconds is None or time.monotonic() - self._started <= seconds:
+                group = [*group, *search.suggest(self._group_size - len(group))]
             if not group:
                 return
             yield group
-            keys = {key_of(one) for one in space}
-            search.told([self._result_of(one) for one in group if key_of(one) in keys])
+            outcomes = [self._outcomes[key_of(candidate)] for candidate in group if key_of(candidate) in space_keys]
+            search.tell([_trial_result(outcome) for outcome in outcomes])
 
-    def _recall(self, bench: Bench, group: Sequence[Candidate]) -> list[Candidate]:
-        """Those of a group that no earlier search measured; what is known of the others is entered."""
+    def _without_cached(self, session: TrialSession, group: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates of a group that no earlier search measured; records the outcomes of the others."""
         fresh = []
         for candidate in group:
-            known = bench.recalled(candidate)
-            if known is None:
+            outcome = session.from_cache(candidate)
+            if outcome is None:
                 fresh.append(candidate)
             else:
-                self._found[key_of(candidate)] = known  # no limit of latency is held against another day's times
-        self._recalled += len(group) - len(fresh)
-        if len(fresh) < len(group):
-            said = f"{len(group) - len(fresh)} of {len(group)} candidates are known from an earlier search"
-            self._setting.context.progress(Event("optimize", "progress", said))
+                self._outcomes[key_of(candidate)] = outcome  # latency limits do not apply to another day's times
+        cached = len(group) - len(fresh)
+        self._cached += cached
+        if cached:
+            message = f"{cached} of {len(group)} candidates are known from an earlier search"
+            self._settings.context.progress(Event("optimize", "progress", message))
         return fresh
 
-    def _late(self) -> bool:
-        seconds = self._plan.search.seconds
-        return seconds is not None and time.monotonic() - self._began > seconds
+    def _record(self, outcomes: Sequence[TrialOutcome]) -> list[TrialOutcome]:
+        """Record outcomes after applying the latency limit."""
+        limited = [self._apply_latency_limit(outcome) for outcome in outcomes]
+        self._outcomes |= {key_of(outcome.candidate): outcome for outcome in limited}
+        return limited
 
-    def _result_of(self, candidate: Candidate) -> TrialResult:
-        tried = self._found[key_of(candidate)]
-        ratio = None if tried.value is None else middle(tried.value)
-        return TrialResult(candidate, ratio, tried.status in ("ok", "dominated"))
+    def _preference(self, outcome: TrialOutcome) -> int:
+        return self._order[key_of(outcome.candidate)]
 
-    def _eligible(self) -> list[Tried]:
-        """Those that may serve, in the order of preference."""
-        order = self._plan.order
-        found = [one for one in self._found.values() if one.status == "ok"]
-        return sorted(found, key=lambda one: order[key_of(one.candidate)])
+    def _eligible(self) -> list[TrialOutcome]:
+        """Candidates that may serve, in the order of preference."""
+        return sorted((outcome for outcome in self._outcomes.values() if outcome.status == "ok"), key=self._preference)
 
-    def _final(self, bench: Bench) -> list[Tried]:
-        """The best of all groups, measured anew in the same rounds: what was best of many is best by luck in part."""
-        left = self._contenders() or self._eligible()
-        least = min((one.value[1] for one in left if one.value), default=0.0)
-        ranked = sorted((one for one in left if one.value and one.value[0] <= least), key=lambda one: middle(one.value))
-        keys = {key_of(one.candidate) for one in ranked[: self._size]}
-        wanted = [one.candidate for one in left if key_of(one.candidate) in keys]
-        if not wanted:
+    def _contenders(self) -> list[TrialOutcome]:
+        """Eligible candidates that were not eliminated before they had all their turns."""
+        return [outcome for outcome in self._eligible() if not outcome.why_not_picked]
+
+    def _best(self) -> TrialOutcome | None:
+        return min(self._eligible(), key=lambda outcome: geometric_middle(outcome.value), default=None)
+
+    def _measure_finalists(self, session: TrialSession) -> list[TrialOutcome]:
+        """Measure the finalists again in the same rounds: the minimum of many noisy estimates is biased (winner's
+        curse)."""
+        candidates = self._contenders() or self._eligible()
+        least = min((outcome.value[1] for outcome in candidates if outcome.value), default=0.0)
+        ranked = sorted(
+            (outcome for outcome in candidates if outcome.value and outcome.value[0] <= least),
+            key=lambda outcome: geometric_middle(outcome.value),
+        )
+        keys = {key_of(outcome.candidate) for outcome in ranked[: self._group_size]}
+        finalists = [outcome.candidate for outcome in candidates if key_of(outcome.candidate) in keys]
+        if not finalists:
             return []
-        again = [self._constrained(one) for one in bench.try_group(wanted, time="final")]
-        self._found |= {key_of(one.candidate): one for one in again}
-        return [one for one in again if one.status == "ok" and not one.beaten]
+        measured = self._record(session.try_group(finalists, round_name="final"))
+        return [outcome for outcome in measured if outcome.status == "ok" and not outcome.why_not_picked]
 
-    def _confirmed(self, bench: Bench, finalists: list[Tried]) -> list[Tried]:
-        """The finalists without those that would be picked by the luck of one start.
+    def _confirm(self, session: TrialSession, finalists: list[TrialOutcome]) -> list[TrialOutcome]:
+        """The finalists without those that would win by the luck of one process start.
 
-        A process is faster or slower than the next of the same graph by more than its own samples tell: where memory
-        came to lie lasts as long as it does. So what would displace the first candidate has to do so in new processes.
+        Processes of the same graph differ by more than the samples of one show, since the memory layout lasts as long
+        as the process. So a candidate that displaces the first has to do so again in new processes.
         """
-        while len(finalists) > 1 and timed(self._setting.objective):
-            chosen = choose({one.name: one.figures for one in finalists}, self._setting.objective).name
-            first, best = finalists[0], next(one for one in finalists if one.name == chosen)
+        while len(finalists) > 1 and is_time_based(self._settings.objective):
+            chosen = choose({outcome.name: outcome.figures for outcome in finalists}, self._settings.objective).name
+            first, best = finalists[0], next(outcome for outcome in finalists if outcome.name == chosen)
             if best is first:
                 break
-            bench.close()
-            again = bench.try_group([first.candidate, best.candidate], time=f"confirming {key_of(best.candidate)}")
-            if again[1].status == "ok" and not again[1].beaten and self._displaces(*again):
+            session.close()
+            round_name = f"confirming {key_of(best.candidate)}"
+            again = session.try_group([first.candidate, best.candidate], round_name=round_name)
+            if again[1].status == "ok" and not again[1].why_not_picked and self._displaces(*again):
                 break
-            said = f"faster than {first.name} at first, but not in processes that were started anew"
-            self._found[key_of(best.candidate)] = replace(best, beaten=said)
-            finalists = [one for one in finalists if one is not best]
+            reason = f"faster than {first.name} at first, but not in processes that were started anew"
+            self._outcomes[key_of(best.candidate)] = replace(best, why_not_picked=reason)
+            finalists = [outcome for outcome in finalists if outcome is not best]
         return finalists
 
-    def _displaces(self, first: Tried, best: Tried) -> bool:
-        """Whether the second is to be picked rather than the first, which may have been stopped for its sake."""
-        if first.status != "ok" or first.beaten:
+    def _displaces(self, first: TrialOutcome, best: TrialOutcome) -> bool:
+        """Whether ``best`` is picked over ``first``, which may have been stopped because of it."""
+        if first.status != "ok" or first.why_not_picked:
             return True
-        return choose({one.name: one.figures for one in (first, best)}, self._setting.objective).name == best.name
+        figures = {outcome.name: outcome.figures for outcome in (first, best)}
+        return choose(figures, self._settings.objective).name == best.name
 
-    def _contenders(self) -> list[Tried]:
-        """Those that may serve and were not surely beaten before they had all their turns."""
-        return [one for one in self._eligible() if not one.beaten]
+    def _apply_latency_limit(self, outcome: TrialOutcome) -> TrialOutcome:
+        """Reject a candidate whose latency may exceed max_latency_ms, by the upper bound of its interval."""
+        limit = self._settings.max_latency_ms
+        if limit is None or outcome.status != "ok":
+            return outcome
+        quantile = quantile_of(self._settings.objective)
+        low, high = analysis.quantile_interval(outcome.figures.microseconds, analysis.QUANTILES[quantile])
+        if high <= limit * 1000:
+            return outcome
+        certainty = "more" if low > limit * 1000 else "it may be more"
+        span = f"{low / 1000:.3g} to {high / 1000:.3g} ms"
+        reason = f"{quantile} is {span}: {certainty} than max_latency_ms {limit:g}"
+        return replace(outcome, status="rejected", reason=reason)
 
-    def _constrained(self, tried: Tried) -> Tried:
-        """The candidate, rejected where it is surely or perhaps beyond the latency that the recipe bears."""
-        most = self._setting.max_latency_ms
-        if most is None or tried.status != "ok":
-            return tried
-        quantile = quantile_of(self._setting.objective)
-        q = analysis.QUANTILES[quantile]
-        low, high = analysis.quantile_interval(tried.figures.microseconds, q)
-        if high <= most * 1000:
-            return tried
-        sure = "more" if low > most * 1000 else "it may be more"
-        said = f"{quantile} is {low / 1000:.3g} to {high / 1000:.3g} ms: {sure} than max_latency_ms {most:g}"
-        return replace(tried, status="rejected", reason=said)
-
-    def _progress(self, done: float, doing: str) -> None:
-        tried = len(self._found)
-        eligible = self._eligible()
-        best = min(eligible, key=lambda one: middle(one.value), default=None)
-        said = f"tried {tried} of {self._expected}" if self._expected > self._size else ""
+    def _report_progress(self, done: float, activity: str) -> None:
+        tried, best = len(self._outcomes), self._best()
+        parts = [f"tried {tried} of {self._expected}"] if self._expected > self._group_size else []
         if best is not None:
-            so_far = f"best so far {best.name} ({middle(best.value):.2f} of the float graph)"
-            said = ", ".join(filter(None, (said, so_far)))
-        share = min(self._size, self._expected) / self._expected
-        fraction = min(1.0, tried / self._expected + share * done * (tried < self._expected))
-        self._setting.context.progress(
-            Event("optimize", "progress", "; ".join(filter(None, (doing, said))), fraction=fraction)
-        )
+            parts.append(f"best so far {best.name} ({geometric_middle(best.value):.2f} of the float graph)")
+        group_share = min(self._group_size, self._expected) / self._expected
+        fraction = min(1.0, tried / self._expected + group_share * done * (tried < self._expected))
+        message = "; ".join(filter(None, (activity, ", ".join(parts))))
+        self._settings.context.progress(Event("optimize", "progress", message, fraction=fraction))
 
 
-def middle(bounds: tuple[float, float] | None) -> float:
+def _trial_result(outcome: TrialOutcome) -> TrialResult:
+    ratio = None if outcome.value is None else geometric_middle(outcome.value)
+    return TrialResult(outcome.candidate, ratio, outcome.status in ("ok", "dominated"))
+
+
+def geometric_middle(bounds: tuple[float, float] | None) -> float:
     """The geometric middle of an interval of ratios; infinite where there is none."""
-    return float("inf") if bounds is None else (max(bounds[0], 0.0) * max(bounds[1], 0.0)) ** 0.5
+    return math.inf if bounds is None else math.sqrt(max(bounds[0], 0.0) * max(bounds[1], 0.0))

@@ -1,7 +1,7 @@
-"""What earlier searches found out about a candidate, in the folder that the digest of all it depends on has.
+"""Cache of candidates' trials, in the folder named by the digest of all that a trial depends on.
 
-A time of another day is not held against one of today, but a ratio is: both sides were measured in the same rounds. So
-the samples of the float graph in those rounds are kept beside a candidate's own.
+Times of different days are not comparable, but ratios are, since both sides were measured in the same rounds. So the
+float graph's samples of those rounds are cached beside a candidate's own.
 """
 
 from __future__ import annotations
@@ -14,69 +14,69 @@ from pathlib import Path
 
 from mlflowkit.bench.measure import Samples
 from mlflowkit.errors import StoreError
-from mlflowkit.optimization.objective import Figures
-from mlflowkit.ports import Built, Loaded
+from mlflowkit.optimization.objective import CandidateFigures
+from mlflowkit.ports import BuiltGraph, LoadedGraph
 from mlflowkit.system.files import replace_file
 from mlflowkit.values import Measurement
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """A candidate that answered and was measured. ``drop`` is of its metric against the float graph, which has none."""
+class CachedTrial:
+    """A candidate that was judged and measured. ``drop`` is against the float graph, which itself has none."""
 
-    built: Built
-    loaded: Loaded
+    built: BuiltGraph
+    loaded: LoadedGraph
     metric: float
     drop: Measurement | None
     samples: Samples
-    reference: Figures
-    """Of the float graph, in the rounds in which the candidate was measured."""
+    reference: CandidateFigures
+    """Of the float graph, in the same rounds."""
     search: str
-    """Which search measured it: the name of its scratch folder."""
+    """The search that measured it: the name of its scratch folder."""
     day: str = ""
-    """When it was measured; today where it is left out."""
+    """Day of the measurement; today by default."""
 
 
-def write(folder: Path, asked: str, found: Remembered) -> None:
-    """Keep what was found, for searches that ask the same; where the disk refuses it, they find it out again."""
-    told = {
-        "built": {**asdict(found.built), "files": [str(path) for path in found.built.files]},
-        "loaded": asdict(found.loaded),
-        "metric": found.metric,
-        "drop": None if found.drop is None else asdict(found.drop),
-        "samples": found.samples.to_json(),
-        "reference": {
-            **Samples(found.reference.microseconds, 0, settled=True).to_json(),
-            "size_bytes": found.reference.size_bytes,
-            "memory_bytes": found.reference.memory_bytes,
-        },
-        "search": found.search,
-        "day": found.day or time.strftime("%Y-%m-%d"),
+def write(folder: Path, settings_digest: str, trial: CachedTrial) -> None:
+    """Cache a trial for searches with the same settings; a disk that refuses it only costs a repetition."""
+    reference = {
+        **Samples(trial.reference.microseconds, 0, settled=True).to_json(),
+        "size_bytes": trial.reference.size_bytes,
+        "memory_bytes": trial.reference.memory_bytes,
+    }
+    content = {
+        "built": {**asdict(trial.built), "files": [str(path) for path in trial.built.files]},
+        "loaded": asdict(trial.loaded),
+        "metric": trial.metric,
+        "drop": None if trial.drop is None else asdict(trial.drop),
+        "samples": trial.samples.to_json(),
+        "reference": reference,
+        "search": trial.search,
+        "day": trial.day or time.strftime("%Y-%m-%d"),
     }
     with contextlib.suppress(StoreError):
-        replace_file(folder / _name(asked), json.dumps(told).encode(), durable=False)
+        replace_file(folder / _file_name(settings_digest), json.dumps(content).encode(), durable=False)
 
 
-def read(folder: Path, asked: str) -> Remembered | None:
-    """What was kept; None where there is nothing, or nothing that can be read."""
+def read(folder: Path, settings_digest: str) -> CachedTrial | None:
+    """The cached trial; None where there is none or it cannot be read."""
     try:
-        told = json.loads((folder / _name(asked)).read_bytes())
-        built, reference = told["built"], told["reference"]
-        return Remembered(
-            built=Built(**{**built, "files": tuple(Path(path) for path in built["files"]), "cached": True}),
-            loaded=Loaded(**told["loaded"]),
-            metric=float(told["metric"]),
-            drop=None if told["drop"] is None else Measurement(**told["drop"]),
-            samples=Samples.from_json(told["samples"]),
-            reference=Figures(
-                Samples.from_json(reference).microseconds, reference["size_bytes"], reference["memory_bytes"]
-            ),
-            search=str(told["search"]),
-            day=str(told["day"]),
+        content = json.loads((folder / _file_name(settings_digest)).read_bytes())
+        built, reference = content["built"], content["reference"]
+        microseconds = Samples.from_json(reference).microseconds
+        return CachedTrial(
+            built=BuiltGraph(**{**built, "files": tuple(Path(path) for path in built["files"]), "cached": True}),
+            loaded=LoadedGraph(**content["loaded"]),
+            metric=float(content["metric"]),
+            drop=None if content["drop"] is None else Measurement(**content["drop"]),
+            samples=Samples.from_json(content["samples"]),
+            reference=CandidateFigures(microseconds, reference["size_bytes"], reference["memory_bytes"]),
+            search=str(content["search"]),
+            day=str(content["day"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _name(asked: str) -> str:
-    return f"found-{asked[:16]}.json"
+def _file_name(settings_digest: str) -> str:
+    return f"found-{settings_digest[:16]}.json"

@@ -1,157 +1,151 @@
-"""What `mlkit bench` may be given: a bundle's folder, an ONNX file, or a recipe whose run made a graph."""
+"""Resolves the targets of `mlkit bench`: a bundle's folder, an ONNX file, or a recipe with a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mlflowkit.bench import inputs as asked
-from mlflowkit.bench.inputs import Fill, GraphInput, Requests
-from mlflowkit.bench.target import Subject, Tensors
-from mlflowkit.errors import DataError, StoreError, UsageError, nearest
+from mlflowkit.bench.inputs import Fill, GraphInput, Requests, inputs_of, make_requests, read_requests
+from mlflowkit.bench.target import BenchTarget, Tensors
+from mlflowkit.bundle import Bundle, Signature, open_bundle, read_engine
+from mlflowkit.errors import DataError, StoreError, UsageError, closest_match
+from mlflowkit.features.tensors import inputs_from_table
+from mlflowkit.graphs.candidates import NAMED
+from mlflowkit.ports import ObjectStore, StatePorts
+from mlflowkit.recipe.check import load
+from mlflowkit.service_state.records import read_json
+from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.input_schema import Schema
+from mlflowkit.stages.base import read_signature, sample_rows
+from mlflowkit.values import RunRecord
 
-if TYPE_CHECKING:
-    from mlflowkit.bundle import Bundle, Signature
-    from mlflowkit.graphs.candidates import Candidate
-    from mlflowkit.pipeline.store import Store
-    from mlflowkit.values import RunRecord
-
-MADE_ROWS = 256
-"""Rows made for a graph that brings none."""
+OpenState = Callable[[Path], StatePorts]
+GENERATED_ROWS = 256
+"""Rows generated for a graph without rows of its own."""
 REQUEST_ROWS = 1000
-"""Validation rows that requests are cut from."""
+"""Most validation rows that requests are cut from."""
 CALIBRATION_ROWS = 512
-"""Training rows that fix the ranges of a quantised graph, where there are so many."""
+"""Most training rows for the calibration of a quantised graph."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """How requests are made where a subject brings no rows: a file, or made-up rows."""
+class InputSpec:
+    """The rows of requests for a target without its own: from a file, or generated."""
 
     file: Path | None = None
     fill: Fill = "random"
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Length of an open axis, by its name."""
+    """Lengths of dynamic axes by name."""
     seed: int = 0
 
 
-def subject(target: Path, state: Path | None = None, asking: Asking | None = None) -> Subject:
-    """What a path names. Raises UsageError for a path that is none of the three, and what reading it raises.
+def resolve_target(
+    target: Path, open_state: OpenState, state: Path | None = None, asking: InputSpec | None = None
+) -> BenchTarget:
+    """The benchmark target at a path. Raises UsageError when it is none of the three kinds, and errors of reading it.
 
-    ``state`` is the state folder of a recipe; without it that beside the recipe.
+    ``state`` is the state folder of a recipe, by default the one beside it; ``open_state`` opens one.
     """
-    asking = asking or Asking()
+    asking = asking or InputSpec()
     if not target.exists():
-        raise UsageError(
-            f"there is no {target}", hint="mlkit bench BUNDLE, MODEL.onnx or RECIPE; `mlkit show` has a run's bundle"
-        )
+        raise UsageError(f"there is no {target}", hint="mlkit bench TARGET: a bundle, an ONNX file or a recipe")
     if target.is_dir():
         return of_bundle(target, asking)
-    suffix = target.suffix if target.is_file() else ""  # a pipe would be waited for
+    suffix = target.suffix if target.is_file() else ""  # reading a pipe would block
     if suffix in (".yaml", ".yml"):
-        return of_recipe(target, state, asking)
+        return of_recipe(target, open_state, state, asking)
     if suffix == ".onnx":
         return of_model(target, asking)
-    raise UsageError(
-        f"{target} is neither the folder of a bundle nor an ONNX file (.onnx) nor a recipe (.yaml)",
-        hint="mlkit bench BUNDLE|MODEL.onnx|RECIPE",
-    )
+    kinds = "the folder of a bundle nor an ONNX file (.onnx) nor a recipe (.yaml)"
+    raise UsageError(f"{target} is neither {kinds}", hint="mlkit bench TARGET")
 
 
-def refuse_unknown_sizes(subjects: Sequence[Subject], asking: Asking) -> None:
-    """Raises UsageError for the length of an axis that no graph leaves open: a slip, which would go unnoticed."""
+def check_sizes(targets: Sequence[BenchTarget], asking: InputSpec) -> None:
+    """Raise UsageError for the length of an axis that no graph has as a dynamic one."""
     if not asking.sizes:
         return
-    inputs = [one for subject in subjects for one in asked.inputs_of(subject.model)]
-    axes = list(dict.fromkeys(size for one in inputs for size in one.shape[1:] if isinstance(size, str) and size))
+    sizes = [size for target in targets for graph_input in inputs_of(target.model) for size in graph_input.shape[1:]]
+    axes = list(dict.fromkeys(size for size in sizes if isinstance(size, str) and size))
     for name in asking.sizes:
         if name not in axes:
-            close = nearest(name, axes)
+            close = closest_match(name, axes)
             raise UsageError(
-                f"--size: no graph leaves an axis {name} open besides its rows; there are {', '.join(axes) or 'none'}",
+                f"--size: no graph has a dynamic axis {name} besides its rows; there are {', '.join(axes) or 'none'}",
                 hint=f"did you mean --size {close}?" if close else "rows are the --batch of a request",
             )
 
 
-def of_model(model: Path, asking: Asking) -> Subject:
-    """An ONNX file, asked rows of its own input types."""
-    takes = asked.inputs_of(model)
-    requests, notes = _rows(takes, asking)
-    return Subject(model.stem, "onnx", model, model, model, requests, lambda: requests.arrays, notes=notes)
+def of_model(model: Path, asking: InputSpec) -> BenchTarget:
+    """An ONNX file, with rows of its input types."""
+    requests, notes = _rows(inputs_of(model), asking)
+    return BenchTarget(model.stem, "onnx", model, model, model, requests, lambda: requests.arrays, notes=notes)
 
 
-def of_bundle(folder: Path, asking: Asking) -> Subject:
-    """A verified bundle, asked the rows that it keeps as evidence. One that is not blessed may be measured."""
-    from mlflowkit.bundle import open_bundle
-
+def of_bundle(folder: Path, asking: InputSpec) -> BenchTarget:
+    """A verified bundle, blessed or not, with the sample rows of its evidence."""
     bundle = open_bundle(folder)
     notes = [] if bundle.blessing else ["not blessed: its gates did not pass, so it may be measured but not served"]
     requests = None if asking.file is not None else _sample(bundle)
     if requests is None:
-        requests, said = _rows(asked.inputs_of(bundle.model), asking)
-        notes += said
+        requests, row_notes = _rows(inputs_of(bundle.model), asking)
+        notes += row_notes
     arrays = requests.arrays
-    return Subject(
+    return BenchTarget(
         bundle.manifest.name, "bundle", folder, bundle.model, bundle.model, requests, lambda: arrays, bundle.engine,
         notes=tuple(notes), version=str(bundle.manifest.version),
     )  # fmt: skip
 
 
-def of_recipe(path: Path, state: Path | None, asking: Asking) -> Subject:
-    """The graph that the last run of a recipe picked, asked validation rows. Raises UsageError before its first run."""
-    from mlflowkit.bundle import read_engine
-    from mlflowkit.pipeline.journal import Journal
-    from mlflowkit.pipeline.store import Store
-    from mlflowkit.recipe.check import load
-    from mlflowkit.stages.base import read_signature
-
+def of_recipe(path: Path, open_state: OpenState, state: Path | None, asking: InputSpec) -> BenchTarget:
+    """The graph selected by a recipe's last run, with validation rows. Raises UsageError before the first run."""
     recipe = load(path).recipe
     folder = state or path.resolve().parent / ".mlkit"
-    with Journal(folder, create=False) as journal:
-        record = next((one for one in journal.runs(name=recipe.name) if "optimize" in _published(one)), None)
+    storage = open_state(folder)
+    with storage.open_journal(create=False) as journal:
+        record = next((run for run in journal.runs(name=recipe.name) if "optimize" in _published(run)), None)
     if record is None:
         raise UsageError(
-            f"no run of {recipe.name} has made a graph yet (looked in {folder})",
-            hint=f"mlkit run {path} --until optimize, or --state DIR",
+            f"no run of {recipe.name} has built a graph yet (state folder {folder})",
+            hint=f"mlkit run {path} --until optimize, or name another state folder with --state DIR",
         )
-    places = _places(record, Store(folder))
-    signature = read_signature(places["optimize"])
+    folders = _stage_folders(record, storage.objects)
+    signature = read_signature(folders["optimize"])
+
+    def calibration() -> Tensors:
+        rows = sample_rows(folders["data"] / "train.parquet", signature, CALIBRATION_ROWS, asking.seed)
+        return inputs_from_table(signature, rows)
+
     notes = [f"picked by run {record.run}"]
     if asking.file is None:
-        requests = _validation(places["data"], signature)
+        requests = _validation(folders["data"], signature)
     else:
-        requests, said = _rows(asked.inputs_of(places["optimize"] / "model.onnx"), asking)
-        notes += said
-    return Subject(
-        recipe.name, "recipe", path, places["optimize"] / "model.onnx", places["export"] / "model.onnx", requests,
-        lambda: _training(places["data"], signature, asking.seed), read_engine(places["optimize"]),
-        _listed(recipe.optimize.candidates), tuple(notes),
+        requests, row_notes = _rows(inputs_of(folders["optimize"] / "model.onnx"), asking)
+        notes += row_notes
+    return BenchTarget(
+        recipe.name, "recipe", path, folders["optimize"] / "model.onnx", folders["export"] / "model.onnx", requests,
+        calibration, read_engine(folders["optimize"]),
+        tuple(NAMED[item] if isinstance(item, str) else item for item in recipe.optimize.candidates), tuple(notes),
     )  # fmt: skip
 
 
-def _rows(takes: Sequence[GraphInput], asking: Asking) -> tuple[Requests, tuple[str, ...]]:
-    """Requests from the file that was given, or made up."""
+def _rows(inputs: Sequence[GraphInput], asking: InputSpec) -> tuple[Requests, tuple[str, ...]]:
+    """Requests from the user's file, or generated, with notes on their origin."""
     if asking.file is not None:
-        return asked.read(asking.file, takes), ()
-    requests = asked.made(takes, MADE_ROWS, sizes=asking.sizes, fill=asking.fill, seed=asking.seed)
+        return read_requests(asking.file, inputs), ()
+    requests = make_requests(inputs, GENERATED_ROWS, sizes=asking.sizes, fill=asking.fill, seed=asking.seed)
     numbers = "zeros" if asking.fill == "zeros" else "random numbers, whole ones 1"
-    return requests, (f"its inputs are made up ({numbers}, strings empty); --inputs FILE.npz gives real ones",)
+    return requests, (f"its inputs are generated ({numbers}, strings empty); --inputs FILE.npz gives real ones",)
 
 
 def _sample(bundle: Bundle) -> Requests | None:
-    """The rows of the evidence as the graph's inputs; None for a bundle without."""
-    from mlflowkit.service_state.records import read_json
-    from mlflowkit.serving.protocol.http_error import Refusal
-    from mlflowkit.serving.protocol.input_schema import Schema
-
+    """The sample rows of the evidence as graph inputs; None for a bundle without them."""
     sample = read_json(bundle.path / "evidence" / "sample.json")
     if not sample or not sample.get("rows"):
         return None
     try:
         arrays = Schema(bundle.signature).arrays(sample["rows"])
-    except Refusal as error:
+    except RequestError as error:
         raise DataError(
             f"{bundle.path}: its sample rows do not fit its signature: {error}",
             hint="mlkit run RECIPE --force package, or --inputs FILE.npz",
@@ -163,37 +157,21 @@ def _published(record: RunRecord) -> dict[str, str]:
     return {step.stage: step.digest for step in record.steps if step.digest}
 
 
-def _places(record: RunRecord, store: Store) -> dict[str, Path]:
-    """Folder of each stage that a run published or reused. Raises StoreError for one that is gone."""
-    places = {stage: store.path(digest) for stage, digest in _published(record).items()}
+def _stage_folders(record: RunRecord, store: ObjectStore) -> dict[str, Path]:
+    """The published folder of each stage of a run. Raises StoreError when one was deleted."""
+    folders = {stage: store.path(digest) for stage, digest in _published(record).items()}
     for stage in ("data", "export", "optimize"):
-        if not places[stage].is_dir():
+        if not folders[stage].is_dir():
             raise StoreError(
-                f"run {record.run}: what {stage} published is no longer in the store ({places[stage]})",
-                hint=f"make it again: mlkit run {record.recipe_path} --force {stage}",
+                f"run {record.run}: the output of {stage} is no longer in the store ({folders[stage]})",
+                hint=f"mlkit run {record.recipe_path} --force {stage}",
             )
-    return places
+    return folders
 
 
 def _validation(data: Path, signature: Signature) -> Requests:
     import pandas as pd
 
-    from mlflowkit.features.tensors import inputs_from_table
-
     columns = [column for tensor in signature.inputs for column in tensor.columns]
     rows = pd.read_parquet(data / "validation.parquet", columns=columns).head(REQUEST_ROWS)
     return Requests(inputs_from_table(signature, rows), len(rows))
-
-
-def _training(data: Path, signature: Signature, seed: int) -> Tensors:
-    from mlflowkit.features.tensors import inputs_from_table
-    from mlflowkit.stages.base import sample_rows
-
-    return inputs_from_table(signature, sample_rows(data / "train.parquet", signature, CALIBRATION_ROWS, seed))
-
-
-def _listed(written: Sequence[str | Candidate]) -> tuple[Candidate, ...]:
-    """The recipe's candidates, those that it names in a word looked up."""
-    from mlflowkit.graphs.candidates import NAMED
-
-    return tuple(NAMED[one] if isinstance(one, str) else one for one in written)

@@ -1,4 +1,4 @@
-"""The git commit of a folder and whether its tree is dirty, in one call."""
+"""Git commit and dirtiness of a folder, by one git command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """``commit`` is "" outside a git checkout and before its first commit; ``problem`` says why git did not answer."""
+    """``commit`` is "" outside a git checkout and before its first commit; ``problem`` says why git failed."""
 
     commit: str = ""
     dirty: bool = False
@@ -17,7 +17,7 @@ class Checkout:
 
 
 def checkout(folder: Path) -> Checkout:
-    """What git says of ``folder``.
+    """The git state of ``folder``.
 
     >>> import tempfile
     >>> checkout(Path(tempfile.mkdtemp())).commit
@@ -25,19 +25,19 @@ def checkout(folder: Path) -> Checkout:
     """
     command = ["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        return Checkout(problem="git is not installed: the run carries no commit")
+        return Checkout(problem="git is not installed: no commit is recorded")
     except subprocess.TimeoutExpired:
-        return Checkout(problem="git did not answer within 60 s: the run carries no commit")
-    if done.returncode != 0:
-        outside = "not a git repository" in done.stderr
-        return Checkout(problem="" if outside else done.stderr.strip().splitlines()[0])
-    return parse(done.stdout)
+        return Checkout(problem="git did not answer within 60 s: no commit is recorded")
+    if process.returncode != 0:
+        outside = "not a git repository" in process.stderr
+        return Checkout(problem="" if outside else process.stderr.strip().splitlines()[0])
+    return parse(process.stdout)
 
 
 def parse(text: str) -> Checkout:
-    """Read ``git status --porcelain=v2 --branch``.
+    """Parse ``git status --porcelain=v2 --branch``.
 
     >>> parse("# branch.oid 1f0a\\n# branch.head main\\n1 .M N... 100644 100644 100644 1 2 a.py\\n")
     Checkout(commit='1f0a', dirty=True, problem='')

@@ -1,10 +1,9 @@
-"""The short way to "nothing to do": a receipt of all that a finished run looked at, checked by stat.
+"""The no-op cache: detects by stat alone, in milliseconds, that a run would have nothing to do.
 
-A receipt holds what a run said of itself and the stat of every file that could make a plan say something else: the
-recipe and its groups, data, code beside the recipe and where it would be shadowed, mlflowkit's own modules, the folders
-that libraries are installed in, the published results. When none of them moved, the champion is the one it was and the
-service answers with it, the run need not be planned: its plan would be the same. Anything else is left to the planner,
-which reads contents and knows better. Only the standard library is imported here, so that this takes milliseconds.
+A receipt holds a finished run's summary and the stat of every file that its plan depends on: the recipe and its
+groups, data, code beside the recipe (and where it could be shadowed), mlflowkit's modules, the folders of installed
+libraries, the published results. When none changed and the champion and its service are the same, the plan would be
+the same; in any other case the planner decides by content. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 PACKAGE = Path(__file__).parent.parent
 SETTLED_NS = 50_000_000
-"""A file that changed less than this before a run began may have been read while it changed: no receipt then."""
-SECRET = re.compile(r"oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
-CODE = (".py", ".yaml", ".yml")
+"""No receipt when a file changed less than this before the run: it may have changed while it was read."""
+ENVIRONMENT_VARIABLE = re.compile(r"oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)")
+CODE_SUFFIXES = (".py", ".yaml", ".yml")
 UNREADABLE = ["?"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What was asked for: the recipe, its overrides, the last stage and the state folder."""
+class NoopKey:
+    """The key of a receipt: recipe, overrides, last stage and state folder."""
 
     recipe: Path
     overrides: tuple[str, ...]
@@ -48,128 +47,107 @@ class Question:
 
     @property
     def path(self) -> Path:
-        """Where its receipt is kept; another interpreter or environment has another."""
-        asked = [FORMAT, str(self.recipe), self.overrides, self.until, sys.version, sys.prefix, sys.path[1:]]
-        return self.state / "receipts" / f"{hashlib.sha256(repr(asked).encode()).hexdigest()[:32]}.json"
+        """The receipt's file; it also depends on the interpreter and the environment."""
+        parts = [FORMAT, str(self.recipe), self.overrides, self.until, sys.version, sys.prefix, sys.path[1:]]
+        return self.state / "receipts" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """Taken before a recipe is read: the time, and what lies beside it."""
+class InputsSnapshot:
+    """Taken before a recipe is read: the time, and the folder listings beside the recipe."""
 
     time_ns: int
-    beside: Mapping[str, str]
+    listings: Mapping[str, str]
 
 
-def begin(recipe: Path) -> Beginning:
-    """Look around before a recipe is read; see `write`."""
+def snapshot_inputs(recipe: Path) -> InputsSnapshot:
+    """Take a snapshot before a recipe is read; `write` compares with it."""
     folder = recipe.parent
-    return Beginning(time.time_ns(), {str(place): _listing(place) for place in (folder, folder / "conf")})
+    return InputsSnapshot(time.time_ns(), {str(path): _listing(path) for path in (folder, folder / "conf")})
 
 
-def look_up(question: Question, services: Callable[[], Sequence[ServiceStatus]]) -> dict[str, Json] | None:
-    """What the finished run said of itself, when a run now would have nothing to do; else None.
+def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]]) -> dict[str, Json] | None:
+    """The summary of the finished run if a run now would have nothing to do, else None.
 
-    ``services`` is asked only when the run deployed. Never raises for a receipt that is missing or unreadable.
+    Calls ``services`` only when the run deployed. A missing or unreadable receipt gives None.
     """
     try:
-        receipt = json.loads(question.path.read_bytes())
+        receipt = json.loads(key.path.read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
         return None
-    if any(_stat(path) != stat for path, stat in receipt["stats"].items()):
-        return None
-    if any(_listing(Path(path)) != listing for path, listing in receipt["listings"].items()):
-        return None
-    if any(_matches(pattern) != found for pattern, found in receipt["globs"].items()):
-        return None
-    if any(_secret(name) != digest for name, digest in receipt["environment"].items()):
-        return None
-    if _champion(question.state, receipt["name"]) != receipt["champion"]:
-        return None
-    if receipt["service"] and not _serves(services(), receipt["service"], receipt["identity"]):
-        return None
-    answer: dict[str, Json] = receipt["answer"]
-    return answer
+    unchanged = (
+        all(_stat(path) == stat for path, stat in receipt["stats"].items())
+        and all(_listing(Path(path)) == listing for path, listing in receipt["listings"].items())
+        and all(_matches(pattern) == files for pattern, files in receipt["globs"].items())
+        and all(_environment_digest(name) == digest for name, digest in receipt["environment"].items())
+        and _champion(key.state, receipt["name"]) == receipt["champion"]
+        and (not receipt["service"] or _serves(services(), receipt["service"], receipt["identity"]))
+    )
+    return dict(receipt["answer"]) if unchanged else None
 
 
-def write(question: Question, beginning: Beginning, loaded: LoadedRecipe, answer: Mapping[str, Json]) -> bool:
-    """Keep a receipt of a finished run; False when a file moved while it was looked at, or since shortly before."""
-    from mlflowkit.pipeline.fingerprint import files_read
-    from mlflowkit.stages.data import declared_pattern
+def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary: Mapping[str, Json]) -> bool:
+    """Write a receipt of a finished run; returns False when a file changed during or shortly before the run,
+    and for a data source whose content only the planner can identify."""
+    from mlflowkit.pipeline.fingerprint import input_files
     from mlflowkit.system import failpoint
     from mlflowkit.system.files import replace_file
 
-    inputs = {str(path): _stat(str(path)) for path in [*_watched(loaded), *files_read(loaded)]}
-    settled = beginning.time_ns - SETTLED_NS
-    moved = any(stat is not None and _changed_ns(stat) > settled for stat in inputs.values())
-    listings = {place: _listing(Path(place)) for place in beginning.beside}
-    champion = _champion(question.state, loaded.recipe.name)
-    if moved or listings != dict(beginning.beside) or champion == UNREADABLE:
+    patterns = loaded.recipe.data.source.watched_patterns(loaded.folder)
+    if patterns is None:
         return False
-    source = loaded.recipe.data.source
-    patterns = [str(loaded.folder / source.path)] if source.kind != "python" else []
-    patterns += [declared_pattern(path, loaded.folder) for path in source.files] if source.kind == "python" else []
-    deployed = any(step["stage"] == "deploy" for step in answer["steps"])
+    inputs = {str(path): _stat(str(path)) for path in [*_watched_files(loaded), *input_files(loaded)]}
+    settled = snapshot.time_ns - SETTLED_NS
+    changed = any(int(ns) > settled for stat in inputs.values() if stat for ns in stat.split(":")[1:3])
+    listings = {path: _listing(Path(path)) for path in snapshot.listings}
+    champion = _champion(key.state, loaded.recipe.name)
+    if changed or listings != dict(snapshot.listings) or champion == UNREADABLE:
+        return False
+    deployed = any(step["stage"] == "deploy" for step in summary["steps"])
+    folders = [key.state / OBJECTS / step["digest"] for step in summary["steps"] if step["digest"]]
+    published = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    reused = {"action": "reuse", "reason": f"unchanged since run {summary['run']}", "seconds": 0.0}
     receipt = {
         "format": FORMAT,
         "name": loaded.recipe.name,
-        "stats": {**inputs, **{str(path): _stat(str(path)) for path in _published(question.state, answer)}},
+        "stats": {**inputs, **{str(path): _stat(str(path)) for path in published}},
         "listings": listings,
         "globs": {pattern: _matches(pattern) for pattern in patterns},
-        "environment": {name: _secret(name) for name in _secrets(question, loaded)},
+        "environment": {name: _environment_digest(name) for name in _environment_names(key, loaded)},
         "champion": champion,
-        "service": answer["service"] if deployed else "",
-        "identity": answer["identity"] if deployed else "",
-        "answer": _as_reused(answer),
+        "service": summary["service"] if deployed else "",
+        "identity": summary["identity"] if deployed else "",
+        "answer": {**summary, "steps": [{**step, **reused} for step in summary["steps"]]},
     }
-    replace_file(question.path, json.dumps(receipt, separators=(",", ":")).encode())
-    failpoint.reach("receipt.written")
+    replace_file(key.path, json.dumps(receipt, separators=(",", ":")).encode())
+    failpoint.hit("receipt.written")
     return True
 
 
-# ------------------------------------------------------------------------------------------------------------- inside
+def _watched_files(loaded: LoadedRecipe) -> list[Path]:
+    """The recipe's files, paths where a nearer group would shadow them, mlflowkit's modules, library folders."""
+    from mlflowkit.recipe.config_files import search_path
 
-
-def _watched(loaded: LoadedRecipe) -> list[Path]:
-    """Files of the recipe, places where a nearer group would shadow one of them, mlflowkit's modules, libraries."""
-    from mlflowkit.recipe.compose import search_path
-
-    places = search_path(loaded.folder)
+    folders = search_path(loaded.folder)
     files = [loaded.path, *loaded.files]
     for file in loaded.files[1:]:
-        home = next((place for place in reversed(places) if file.is_relative_to(place)), None)
+        home = next((folder for folder in reversed(folders) if file.is_relative_to(folder)), None)
         if home is not None:
-            files += [place / file.relative_to(home) for place in places]
+            files += [folder / file.relative_to(home) for folder in folders]
     own = sorted(PACKAGE.rglob("*.py"))
-    libraries = [Path(place) for place in sys.path if place.endswith(("site-packages", "dist-packages"))]
+    libraries = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     return [*files, *own, *libraries]
 
 
-def _published(state: Path, answer: Mapping[str, Json]) -> list[Path]:
-    folders = [state / OBJECTS / step["digest"] for step in answer["steps"] if step["digest"]]
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def _as_reused(answer: Mapping[str, Json]) -> dict[str, Json]:
-    reason = f"unchanged since run {answer['run']}"
-    steps = [{**step, "action": "reuse", "reason": reason, "seconds": 0.0} for step in answer["steps"]]
-    return {**answer, "steps": steps}
-
-
 def _stat(path: str) -> str | None:
-    """Size, times of change and inode; None for what is not there."""
+    """Size, times of change and inode; None for a missing file."""
     try:
         stat = os.stat(path)
     except OSError:
         return None
     return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
-
-
-def _changed_ns(stat: str) -> int:
-    _, modified, changed, _ = stat.split(":")
-    return max(int(modified), int(changed))
 
 
 def _listing(folder: Path) -> str:
@@ -179,7 +157,7 @@ def _listing(folder: Path) -> str:
             names = sorted(
                 entry.name
                 for entry in entries
-                if entry.name.endswith(CODE)
+                if entry.name.endswith(CODE_SUFFIXES)
                 or (not entry.name.startswith(".") and entry.name != "__pycache__" and entry.is_dir())
             )
     except OSError:
@@ -188,25 +166,25 @@ def _listing(folder: Path) -> str:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Files that a data source's path names now."""
+    """Files that the path of a data source matches now."""
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), "*")
     return sorted(glob.glob(pattern, recursive=True))
 
 
-def _secrets(question: Question, loaded: LoadedRecipe) -> list[str]:
+def _environment_names(key: NoopKey, loaded: LoadedRecipe) -> list[str]:
     texts = [path.read_text(encoding="utf-8") for path in loaded.files or (loaded.path,)]
-    return sorted({name for text in [*texts, *question.overrides] for name in SECRET.findall(text)})
+    return sorted({name for text in [*texts, *key.overrides] for name in ENVIRONMENT_VARIABLE.findall(text)})
 
 
-def _secret(name: str) -> str:
-    """Digest of an environment variable: its value is nobody's business."""
+def _environment_digest(name: str) -> str:
+    """Digest of an environment variable (its value may be secret)."""
     value = os.environ.get(name)
     return "" if value is None else hashlib.sha256(value.encode()).hexdigest()
 
 
 def _champion(state: Path, name: str) -> list[str] | None:
-    """What the journal says of a recipe's champion; None when there is none, UNREADABLE when it cannot be asked."""
+    """A recipe's champion in the journal; None when there is none, UNREADABLE when the journal is."""
     path = state / JOURNAL
     if not path.is_file():
         return UNREADABLE

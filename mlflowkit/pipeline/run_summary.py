@@ -1,4 +1,4 @@
-"""What a run says of itself: the JSON of ``mlkit run --json`` and ``mlkit show --json``. Imports nothing heavy."""
+"""The summary of a run: the JSON of ``mlkit run --json`` and ``mlkit show --json``. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlflowkit.pipeline import OBJECTS
-from mlflowkit.pipeline.codec import strict
-from mlflowkit.values import Json, RunRecord, StepRecord, Verdict
+from mlflowkit.pipeline.storage.codec import strict
+from mlflowkit.values import Json, RunRecord, StepRecord
 
 
-def answer(record: RunRecord, state: Path) -> dict[str, Json]:
+def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
     """A run as plain JSON.
 
-    ``bundle`` is the bundle's folder and ``blessing`` what binds it (null without one); ``curl`` is a request that
-    its service answers. ``rollout`` says where the rollout that the run began was then (null when it began none), and
-    ``experiment`` names it.
+    ``bundle`` is the bundle's folder, ``blessing`` the content of its blessing (or null), ``curl`` a request to its
+    service; ``rollout`` is the state and ``experiment`` the id of the rollout that the run started (or null).
     """
     steps = {step.stage: step for step in record.steps}
     package = steps.get("package")
     bundle = state / OBJECTS / package.digest / "bundle" if package is not None and package.digest else None
-    deployed = _summary(steps.get("deploy"))
-    found = steps["evaluate"].result if "evaluate" in steps else None
+    blessing = None if bundle is None else bundle / "blessing.json"
+    deploy = steps["deploy"].result if "deploy" in steps else None
+    deployed = {} if deploy is None else deploy.summary
+    evaluation = steps["evaluate"].result if "evaluate" in steps else None
+    verdicts = () if evaluation is None else evaluation.verdicts
     serve = record.recipe.get("serve") or {}
-    value = {
+    summary = {
         "run": record.run,
         "name": record.name,
         "recipe": record.recipe_path,
@@ -37,9 +39,9 @@ def answer(record: RunRecord, state: Path) -> dict[str, Json]:
         "bundle": None if bundle is None else str(bundle),
         "version": record.bundle[:12] or None,
         "identity": record.bundle or None,
-        "blessing": _blessing(bundle),
-        "verdicts": [_verdict(verdict) for verdict in (found.verdicts if found is not None else ())],
-        "metrics": metrics(record),
+        "blessing": json.loads(blessing.read_bytes()) if blessing is not None and blessing.exists() else None,
+        "verdicts": [{**asdict(verdict), "verdict": str(verdict.outcome)} for verdict in verdicts],
+        "metrics": {} if evaluation is None else dict(evaluation.metrics),
         "service": serve.get("service") if record.endpoint else None,
         "endpoint": record.endpoint or None,
         "curl": deployed.get("curl"),
@@ -49,32 +51,14 @@ def answer(record: RunRecord, state: Path) -> dict[str, Json]:
         "lineage": asdict(record.lineage),
         "error": {"message": record.error} if record.error else None,
     }
-    return {key: strict(item) for key, item in value.items() if not (key == "error" and item is None)}
+    return {key: strict(item) for key, item in summary.items() if not (key == "error" and item is None)}
 
 
-def metrics(record: RunRecord) -> dict[str, float]:
-    """The metrics of a run's evaluation."""
-    return next((dict(s.result.metrics) for s in record.steps if s.stage == "evaluate" and s.result), {})
-
-
-def idle(value: Mapping[str, Json]) -> bool:
-    """Whether an answer is of a run that had nothing to do."""
-    return all(step["action"] == "reuse" for step in value["steps"] if step["status"] == "done")
+def nothing_ran(summary: Mapping[str, Json]) -> bool:
+    """Whether every step of a run was reused."""
+    return all(step["action"] == "reuse" for step in summary["steps"] if step["status"] == "done")
 
 
 def _step(step: StepRecord) -> dict[str, Json]:
     shown = {name: getattr(step, name) for name in ("stage", "action", "status", "reason", "fingerprint", "digest")}
     return {**shown, "seconds": round(step.seconds, 3), **({"error": step.error} if step.error else {})}
-
-
-def _verdict(verdict: Verdict) -> dict[str, Json]:
-    return {**asdict(verdict), "verdict": str(verdict.outcome)}
-
-
-def _summary(step: StepRecord | None) -> Mapping[str, Json]:
-    return step.result.summary if step is not None and step.result is not None else {}
-
-
-def _blessing(bundle: Path | None) -> Json:
-    path = None if bundle is None else bundle / "blessing.json"
-    return json.loads(path.read_bytes()) if path is not None and path.exists() else None

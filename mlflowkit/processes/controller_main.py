@@ -1,7 +1,7 @@
 """The rollout controller of a state folder: ``python -m mlflowkit.processes.controller_main STATE``, in the foreground.
 
-It is kept running beside the services (see adapters.ray_serve), and may be run by hand: the second one waits until the
-first is gone. It serves the admin page as well. It ends on SIGTERM, and when its state folder is removed.
+It is supervised beside the services (see adapters.ray_serve), and may be run by hand: a second one waits until the
+first is gone. It also serves the admin page. It ends on SIGTERM, and when its state folder is removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = logging.getLogger("mlflowkit.rollout")
 
 
 def main(arguments: list[str]) -> int:
-    """Control the rollouts of a state folder until told to stop; returns the exit code."""
+    """Control the rollouts of a state folder until SIGTERM or SIGINT; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m mlflowkit.processes.controller_main STATE\n")
@@ -30,30 +30,29 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    follow(state, stop)
+    control(state, stop)
     return 0
 
 
-def follow(state: Path, stop: threading.Event) -> None:
+def control(state: Path, stop: threading.Event) -> None:
     """Control the rollouts of ``state`` and serve its admin page until ``stop`` is set."""
-    from mlflowkit.report.rollout.rollout_page import listener
-    from mlflowkit.rollout.controller import Controller, World
-    from mlflowkit.system import failpoint
+    from mlflowkit.report.rollout.rollout_page import admin_listener
+    from mlflowkit.rollout.controller import ControllerDeps, RolloutController
     from mlflowkit.wiring import Wiring
 
     wiring = Wiring(state)
 
     def promoted(service: str, champion: Variant, origin: Mapping[str, str]) -> None:
-        """Move the aliases of the recipe that the champion came from; a bundle of no recipe has none."""
+        """Move the registry aliases of the recipe that the champion came from; a bundle without a recipe has none."""
         if not origin.get("name"):
-            _log.info("%s: version %s came from no recipe: there is no alias to move", service, champion.version)
+            _log.info("%s: version %s has no recipe, so no alias to move", service, champion.version)
             return
         from mlflowkit.pipeline.promotion import promote
 
-        promote(state, wiring.tracker, origin["name"], champion.digest)
+        promote(wiring, wiring.tracker, origin["name"], champion.digest)
 
-    with listener(state):
-        Controller(state, World(wiring.platform, promoted, reach=failpoint.reach)).follow(stop)
+    with admin_listener(state):
+        RolloutController(state, ControllerDeps(wiring.platform, promoted)).run(stop)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""One candidate in a process of its own: ``python -m mlflowkit.processes.trial_main PLAN``, started by
-`adapters.trials`.
+"""The process of one trial: ``python -m mlflowkit.processes.trial_main PLAN``, started by `adapters.trials`.
 
-It answers questions on stdin with lines of JSON on stdout; what libraries print goes to stderr.
+It replies to requests on stdin with lines of JSON on stdout; output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,32 +15,32 @@ from typing import Any
 
 
 def main(arguments: list[str]) -> int:
-    """Try one candidate until stdin is closed; returns the exit code."""
+    """Run one trial until stdin is closed; returns the exit code."""
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m mlflowkit.processes.trial_main PLAN\n")
         return 2
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    answers = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     from mlflowkit.system import failpoint
     from mlflowkit.wiring import Wiring
 
-    Wiring(Path.cwd()).trial_child(json.loads(arguments[0]), answers, failpoint.reach)
+    Wiring(Path.cwd()).trial_child(json.loads(arguments[0]), replies, failpoint.hit)
     return 0
 
 
 def rerun(plan: Mapping[str, Any], folder: Path) -> None:
-    """Do again what a candidate failed at, and say on stdout how it went; its files lie in ``folder``.
+    """Repeat a failed trial whose files are in ``folder`` and print the result.
 
-    Nothing that an earlier search kept is used. A crash ends this process as it ended the trial's.
+    No cache of an earlier search is used. A crash ends this process as it ended the trial's.
     """
     from mlflowkit.system import failpoint
     from mlflowkit.wiring import Wiring
 
-    with tempfile.TemporaryDirectory(prefix="mlkit-trial-") as kept:
+    with tempfile.TemporaryDirectory(prefix="mlkit-trial-") as scratch:
         files = {name: str(folder / plan[name]) for name in ("model", "rows")}
-        whole = {**plan, **files, "kept": kept, "made": kept}
-        sys.stdout.write(Wiring(folder).trial_once(whole, failpoint.reach) + "\n")
+        plan = {**plan, **files, "kept": scratch, "made": scratch}
+        sys.stdout.write(Wiring(folder).trial_once(plan, failpoint.hit) + "\n")
 
 
 if __name__ == "__main__":

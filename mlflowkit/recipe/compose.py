@@ -1,18 +1,19 @@
 """Compose a recipe with Hydra: defaults list, config groups, overrides, sweeps. Nothing is ever instantiated.
 
 Groups are looked up in the recipe's folder, in ``conf/`` beside the recipe, then among those shipped with mlflowkit.
-Hydra decides which files make a recipe and what values they give; `mlflowkit.recipe.yaml_tree` reads the same files for
-places. Three things are added to Hydra's ways, so that a command line says what one means:
+Hydra selects the files of a recipe and composes their values; `mlflowkit.recipe.yaml_tree` reads the same files for
+locations. Three extensions of Hydra:
 
 - ``train.epochs=3`` also sets a key that the recipe leaves at its default (the schema knows every key);
 - ``+gates/strict`` is short for ``+gates=strict``;
-- a list under a key that ends in ``+`` (``gates+:``) is appended to the list that the files before it gave.
+- a list under a key that ends in ``+`` (``gates+:``) is appended to the list of the files before it.
 
-This is the only file that imports Hydra or OmegaConf, and it does so only when there is something to compose.
+The only module that imports Hydra and OmegaConf, and only when there is something to compose.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import threading
@@ -22,263 +23,178 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflowkit.errors import Fault, RecipeError, nearest
+from mlflowkit.errors import Fault, RecipeError, closest_match
 from mlflowkit.recipe import yaml_tree
-from mlflowkit.recipe.yaml_tree import OVERRIDE, KeyPath, Node, Place
+from mlflowkit.recipe.config_files import (
+    SHIPPED,
+    check_defaults,
+    defaults_entries,
+    display_path,
+    find_config,
+    has_defaults,
+    known_groups,
+    located_error,
+    read_config_file,
+    search_path,
+    unknown_option,
+    without_defaults,
+)  # fmt: skip
+from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Location, Node
+from mlflowkit.system.text import first_line
 from mlflowkit.values import Json
 
-SHIPPED = Path(__file__).parent / "conf"
-"""The config groups that come with mlflowkit."""
 MAX_JOBS = 1000
-"""Most recipes that one sweep may give."""
+"""Limit of the recipes in a sweep."""
+
+Action = Literal["set", "add", "delete", "group"]
 
 _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One override of the command line. ``column`` is where its value starts (its key, when it has none)."""
+    """One override of the command line. ``column`` is where its value starts (its key, if it has none)."""
 
     index: int
     text: str
     key: str
     value: Any
-    action: Literal["set", "add", "delete", "group"]
+    action: Action
     column: int
     hydra: str
-    """What Hydra is told: the override itself, or the long form of ``+group/option``."""
+    """The override in Hydra's syntax (``+group=option`` for ``+group/option``)."""
     sweep: tuple[str, ...] = ()
-    """Of a sweep: one override for each value."""
+    """The overrides of a sweep, one per value."""
 
     @property
-    def place(self) -> Place:
-        return Place(OVERRIDE, self.index, self.column)
+    def location(self) -> Location:
+        return Location(OVERRIDE_FILE, self.index, self.column)
 
-    def fault(self, message: str, hint: str = "", *, found: str | None = None, at_key: bool = False) -> Fault:
+    def fault(self, message: str, hint: str = "", *, value: str | None = None, at_key: bool = False) -> Fault:
         """A fault of this override."""
         column = 1 + len(self.text) - len(self.text.lstrip("+~")) if at_key else self.column
-        shown = yaml_tree.show(self.value) if found is None else found
-        return Fault(OVERRIDE, self.index, column, self.key, shown, message, hint)
+        shown = yaml_tree.format_value(self.value) if value is None else value
+        return Fault(OVERRIDE_FILE, self.index, column, self.key, shown, message, hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A composed recipe: its values with their places, and whatever is wrong with how it is composed."""
+    """A composed recipe: values with locations, and the faults of the composition."""
 
     root: Node
     files: tuple[Path, ...]
-    """The files that it was read from, in the order of merging."""
+    """Its files, in the order of merging."""
     faults: tuple[Fault, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
-    """Text of each file, by the name that places have; what error messages quote."""
+    """Text of each file by its name in locations, for error messages."""
     complete: bool = True
-    """False when its groups could not be composed: what it lacks may have been theirs to give."""
+    """False when its groups could not be composed, so that missing keys are no faults."""
 
 
 def compose(path: Path, overrides: Sequence[str] = (), *, shown: str | None = None) -> Composition:
-    """Compose the recipe at ``path`` (absolute); ``shown`` is how places name it.
+    """Compose the recipe at the absolute ``path``, named ``shown`` in locations.
 
-    Raises RecipeError when there is nothing to go on with: the file is missing or is not YAML.
+    Raises RecipeError when the file is missing or is not YAML.
     """
     shown = shown or str(path)
-    file = _read_file(path, shown)
+    file = read_config_file(path, shown)
     parsed, faults = parse_overrides(overrides, path.parent)
-    faults += file.faults
-    faults += [
-        item.fault("a sweep needs --multirun", "give one value, or add --multirun") for item in parsed if item.sweep
-    ]
+    hint = "give one value, or add --multirun"
+    faults += [*file.faults, *(item.fault("a sweep needs --multirun", hint) for item in parsed if item.sweep)]
     parsed = [item for item in parsed if not item.sweep]
     groups = [item for item in parsed if item.action == "group"]
-    alone = _without_defaults(yaml_tree.merge(_empty(file.root), file.root))
-    if not groups and not _composes(file.root):
-        composition = Composition(alone, (path,), (), {shown: file.text})
-    elif file.faults:  # Hydra would stop at them, and say less
-        composition = Composition(alone, (path,), (), {shown: file.text}, complete=False)
+    own_values = without_defaults(yaml_tree.merge(Node({}, file.root.location), file.root))
+    if not groups and not has_defaults(file.root):
+        composition = Composition(own_values, (path,), (), {shown: file.text})
+    elif file.faults:  # Hydra would stop at the first
+        composition = Composition(own_values, (path,), (), {shown: file.text}, complete=False)
     else:
         try:
-            sources, container = _hydra(path, shown, file.root, groups)
+            sources, container = _compose_with_hydra(path, shown, file.root, groups)
             composition = _merge_sources(sources, container, path, shown)
         except RecipeError as error:
-            composition = Composition(alone, (path,), error.faults, {shown: file.text}, complete=False)
+            composition = Composition(own_values, (path,), error.faults, {shown: file.text}, complete=False)
     faults += composition.faults
-    root = _apply_all(composition.root, [item for item in parsed if item.action != "group"], faults)
+    root = _apply_overrides(composition.root, [item for item in parsed if item.action != "group"], faults)
     return replace(composition, root=root, faults=tuple(faults))
 
 
-def _apply_all(root: Node, overrides: Sequence[Override], faults: list[Fault]) -> Node:
-    """The tree after all overrides; those that cannot be applied are added to the faults."""
+def _apply_overrides(root: Node, overrides: Sequence[Override], faults: list[Fault]) -> Node:
+    """Apply overrides to the tree; adds to ``faults`` those that cannot be applied."""
     for item in overrides:
         try:
             root = _apply(root, item)
         except LookupError as error:
-            known = [yaml_tree.dotted(at) for at, _ in yaml_tree.walk(root)]
-            hint = "" if item.key in known else _nearest_hint(item.key, known)
-            faults.append(item.fault(str(error), hint or "mlkit explain lists the keys that are set", at_key=True))
+            keys = [yaml_tree.dotted(path) for path, _ in yaml_tree.walk(root)]
+            hint = "" if item.key in keys else _nearest_hint(item.key, keys)
+            hint = hint or "mlkit explain RECIPE lists the keys that are set"
+            faults.append(item.fault(str(error), hint, at_key=True))
     return root
 
 
-# --------------------------------------------------------------------------------------------------------- files
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A recipe or group file that could be read to its end, with the faults of its text."""
-
-    text: str
-    root: Node
-    faults: tuple[Fault, ...]
-
-
-def _read_file(path: Path, shown: str) -> _File:
-    """Read a recipe or group file. Raises RecipeError where there is no mapping to go on with."""
-    text = _decode(_read_bytes(path, shown), shown)
-    document = yaml_tree.read(text, shown)
-    if document.root is None and document.faults:
-        raise RecipeError(document.faults)
-    if document.root is None or document.root.value is None:
-        hint = "mlkit init writes one that runs"
-        raise _refusal(Place(shown, 1, 1), "empty: a recipe is a mapping with name, task, data and model", hint)
-    root = document.root
-    if root.mapping is None:
-        hint = "a key is followed by a colon and a space" if isinstance(root.value, str) else "remove the leading -"
-        message = f"expected a mapping of keys to values, found {yaml_tree.kind_of(root.value)}"
-        raise _refusal(root.place, message, hint, yaml_tree.show(root))
-    hydra = root.mapping.get("hydra")
-    if hydra is not None:
-        raise _refusal(hydra.start, "Hydra itself is not configured in a recipe", "remove hydra:", "hydra")
-    return _File(text, root, document.faults)
-
-
-def _refusal(place: Place, message: str, hint: str, found: str = "") -> RecipeError:
-    return RecipeError([Fault(place.file, place.line, place.column, "", found, message, hint)])
-
-
-def _read_bytes(path: Path, shown: str) -> bytes:
-    top = Place(shown, 1, 1)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        beside = sorted(item.name for item in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        close = nearest(path.name, beside)
-        hint = f"did you mean {Path(shown).with_name(close)}?" if close else "mlkit init writes one that runs"
-        raise _refusal(top, "there is no such file", hint) from error
-    except IsADirectoryError as error:
-        inside = sorted(item.name for item in path.glob("*.yaml"))
-        hint = f"name a file in it, such as {Path(shown) / inside[0]}" if inside else f"mlkit init {shown}"
-        raise _refusal(top, "a directory, not a recipe", hint) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _refusal(top, f"cannot be read: {reason}", f"ls -l {shown}") from error
-    if len(data) > yaml_tree.MAX_BYTES:
-        message = f"{len(data)} bytes; a recipe has at most {yaml_tree.MAX_BYTES}"
-        raise _refusal(top, message, "is this the recipe, or its data?")
-    return data
-
-
-def _decode(data: bytes, shown: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8", errors="replace")
-        place = Place(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        found = repr(data[error.start : error.start + 4])
-        raise _refusal(place, "not UTF-8 text", "save it as UTF-8", found) from error
-
-
-def _empty(node: Node) -> Node:
-    return Node({}, node.place)
-
-
-def _without_defaults(root: Node) -> Node:
-    entries = {name: child for name, child in (root.mapping or {}).items() if name != "defaults"}
-    return Node(entries, root.place, size=root.size)
-
-
-def _composes(root: Node) -> bool:
-    """Whether there is more to this recipe than its own file."""
-    defaults = (root.mapping or {}).get("defaults")
-    return defaults is not None and yaml_tree.plain(defaults) not in ([], ["_self_"])
-
-
-# ----------------------------------------------------------------------------------------------------- overrides
-
-
 def parse_overrides(texts: Sequence[str], folder: Path) -> tuple[list[Override], list[Fault]]:
-    """The overrides by Hydra's grammar, and a fault for each that it refuses. Places count from 1."""
-    overrides: list[Override] = []
-    faults: list[Fault] = []
-    for index, text in enumerate(texts, start=1):
-        result = _parse_override(index, text, folder)
-        if isinstance(result, Override):
-            overrides.append(result)
-        else:
-            faults.append(result)
-    return overrides, faults
+    """Parse overrides by Hydra's grammar; returns a fault for each invalid one. Lines count from 1."""
+    parsed = [_parse_override(index, text, folder) for index, text in enumerate(texts, start=1)]
+    return [item for item in parsed if isinstance(item, Override)], [item for item in parsed if isinstance(item, Fault)]
 
 
 def _parse_override(index: int, text: str, folder: Path) -> Override | Fault:
-    long = _long_form(text)
-    column = long.index("=") + 2 if "=" in long else 1
-    if long != text:
-        column = text.rindex("/") + 2
-    if "=" not in long and not long.startswith("~"):
-        key = text.lstrip("+")
-        hint = f"write {key}=VALUE" if key else "write KEY=VALUE"
-        return Fault(OVERRIDE, index, 1, key, text, "an override is KEY=VALUE, +GROUP/OPTION or ~KEY", hint)
-    key = long.partition("=")[0].lstrip("+~")
-    try:
-        parsed = _parser().parse_overrides([long])[0]
-        sweep = tuple(_sweep_texts(long, parsed)) if parsed.is_sweep_override() else ()
-        value = None if sweep else parsed.value()
-    except Exception as error:  # noqa: BLE001  (Hydra's parser raises many kinds; each is a fault of this text)
-        at, message = _grammar_message(error, long, column)
-        return Fault(
-            OVERRIDE,
-            index,
-            at,
-            key,
-            long.partition("=")[2],
-            message,
-            f"quote a text with special characters: '{key}=\"...\"'",
-        )
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        return Fault(OVERRIDE, index, 1, key, text, "Hydra itself is not configured here", "drop this override")
-    name = parsed.key_or_group
-    chosen = isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value))
-    is_group = any((place / name).is_dir() for place in search_path(folder)) and "." not in name
-    action: Literal["set", "add", "delete", "group"]
-    if parsed.is_delete():
-        action = "group" if parsed.package is not None else "delete"
-    elif (is_group and (chosen or sweep)) or parsed.package is not None or long != text:
-        action = "group"
-    else:
-        action = "add" if parsed.is_add() else "set"
-    if action == "group" and not is_group:
-        known = known_groups(folder)
-        hint = _nearest_hint(name, known) or f"config groups: {', '.join(known)}"
-        return Fault(OVERRIDE, index, 1, key, text, f"there is no config group {name!r}", hint)
-    if action == "group" and not sweep:
-        for option in _listed(value):
-            if _resolve_config(folder, f"{name}/{option}") is None:
-                message, hint = _unknown_option(folder, name, str(option))
-                return Fault(OVERRIDE, index, column, key, str(option), message, hint)
-    return Override(index, text, name, value, action, column, long, sweep)
-
-
-def _long_form(text: str) -> str:
-    """``+gates/strict`` as Hydra writes it: ``+gates=strict``."""
-    match = re.fullmatch(r"(\+?[\w./-]+)/([\w.-]+)", text)
-    return f"{match[1]}={match[2]}" if match else text
-
-
-def _parser() -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return OverridesParser.create()
+    expanded = re.sub(r"^(\+?[\w./-]+)/([\w.-]+)$", r"\1=\2", text)
+    column = expanded.index("=") + 2 if "=" in expanded else 1
+    key = expanded.partition("=")[0].lstrip("+~")
+    if "=" not in expanded and not expanded.startswith("~"):
+        hint = f"write {key}=VALUE" if key else "write KEY=VALUE"
+        return Fault(OVERRIDE_FILE, index, 1, key, text, "an override is KEY=VALUE, +GROUP/OPTION or ~KEY", hint)
+    try:
+        parsed = OverridesParser.create().parse_overrides([expanded])[0]
+        sweep = tuple(_sweep_texts(expanded, parsed)) if parsed.is_sweep_override() else ()
+        value = None if sweep else parsed.value()
+    except Exception as error:  # noqa: BLE001  (Hydra's parser raises many kinds; each is a fault of this text)
+        error_column, message = _grammar_message(error, expanded, column)
+        value_text, hint = expanded.partition("=")[2], f"quote a text with special characters: '{key}=\"...\"'"
+        return Fault(OVERRIDE_FILE, index, error_column, key, value_text, message, hint)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return Fault(OVERRIDE_FILE, index, 1, key, text, "Hydra itself is not configured here", "drop this override")
+    action = _override_action(parsed, value, folder, is_sweep=bool(sweep), is_expanded=expanded != text)
+    override = Override(index, text, parsed.key_or_group, value, action, column, expanded, sweep)
+    return (_group_fault(override, key, folder) if action == "group" else None) or override
+
+
+def _is_group(name: str, folder: Path) -> bool:
+    return "." not in name and any((base / name).is_dir() for base in search_path(folder))
+
+
+def _override_action(parsed: Any, value: Any, folder: Path, *, is_sweep: bool, is_expanded: bool) -> Action:
+    """Whether an override sets or deletes a key, or selects a config group."""
+    if parsed.is_delete():
+        return "group" if parsed.package is not None else "delete"
+    if parsed.package is not None or is_expanded:
+        return "group"
+    options = _as_list(value)
+    names_options = is_sweep or (bool(options) and all(isinstance(option, str) for option in options))
+    if names_options and _is_group(parsed.key_or_group, folder):
+        return "group"
+    return "add" if parsed.is_add() else "set"
+
+
+def _group_fault(override: Override, key: str, folder: Path) -> Fault | None:
+    """The fault of an override that names an unknown config group or option."""
+    group = override.key
+    if not _is_group(group, folder):
+        groups = known_groups(folder)
+        hint = _nearest_hint(group, groups) or f"config groups: {', '.join(groups)}"
+        return Fault(OVERRIDE_FILE, override.index, 1, key, override.text, f"there is no config group {group!r}", hint)
+    for option in () if override.sweep else _as_list(override.value):
+        if find_config(folder, f"{group}/{option}") is None:
+            message, hint = unknown_option(folder, group, str(option))
+            return Fault(OVERRIDE_FILE, override.index, override.column, key, str(option), message, hint)
+    return None
 
 
 def _sweep_texts(text: str, parsed: Any) -> Iterator[str]:
-    """One override for each value of a sweep. Raises ValueError when its values cannot be counted."""
+    """One override per value of a sweep. Raises ValueError for a sweep that is not a finite list."""
     if not parsed.is_discrete_sweep():
         raise ValueError("only a list, choice() or range() can be swept")
     prefix = text.partition("=")[0]
@@ -289,46 +205,45 @@ def _sweep_texts(text: str, parsed: Any) -> Iterator[str]:
 
 
 def _grammar_message(error: Exception, text: str, column: int) -> tuple[int, str]:
-    """Column and words for what Hydra's parser says."""
+    """Column and message for an error of Hydra's parser."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("See https", "^", "Error parsing override", text))]
-    words = lines[0] if lines else type(error).__name__
-    if words.startswith("LexerNoViableAlt"):
+    message = lines[0] if lines else type(error).__name__
+    if message.startswith("LexerNoViableAlt"):
         caret = next((line for line in str(error).splitlines() if line.strip() == "^"), "")
         start = len(caret) - len("LexerNoViableAltException: ") if caret else column
         return max(start, 1), "a character that an override cannot have here"
-    words = words.removeprefix("LexerNoViableAltException: ").partition(" expecting")[0]
-    return column, words if isinstance(error, ValueError) else f"not an override: {words}"
+    message = message.removeprefix("LexerNoViableAltException: ").partition(" expecting")[0]
+    return column, message if isinstance(error, ValueError) else f"not an override: {message}"
 
 
 def _apply(root: Node, override: Override) -> Node:
-    """The tree after an override. Raises LookupError."""
+    """Apply an override to the tree. Raises LookupError."""
     path = [part for part in override.key.split(".") if part]
     if not path:
         raise LookupError("the override names no key")
     if override.action == "delete":
         return _delete(root, path, override)
-    there = yaml_tree.find(root, path)
-    if override.action == "add" and there is not None and not isinstance(override.value, dict | list):
-        raise LookupError(f"{override.key} is already set at {there.place}: drop the + to replace it")
-    node = yaml_tree.from_value(override.value, override.place, override.text)
+    current = yaml_tree.find(root, path)
+    if override.action == "add" and current is not None and not isinstance(override.value, dict | list):
+        raise LookupError(f"{override.key} is already set at {current.location}: drop the + to replace it")
+    node = yaml_tree.from_value(override.value, override.location, override.text)
     column = 1 + len(override.text) - len(override.text.lstrip("+"))
     keys = []
     for part in override.key.split("."):
         if part:
-            keys.append(Place(OVERRIDE, override.index, column))
+            keys.append(Location(OVERRIDE_FILE, override.index, column))
         column += len(part) + 1
     return yaml_tree.assign(root, path, node, keys)
 
 
 def _delete(root: Node, path: Sequence[str], override: Override) -> Node:
-    there = yaml_tree.find(root, path)
-    if there is None:
+    current = yaml_tree.find(root, path)
+    if current is None:
         raise LookupError(f"nothing to delete: the recipe does not set {override.key}")
-    if override.value not in (None, "") and yaml_tree.plain(there) != override.value:
-        raise LookupError(
-            f"not deleted: {override.key} is {yaml_tree.show(there)}, not {yaml_tree.show(override.value)}"
-        )
+    if override.value not in (None, "") and yaml_tree.to_plain(current) != override.value:
+        own, wanted = yaml_tree.format_value(current), yaml_tree.format_value(override.value)
+        raise LookupError(f"not deleted: {override.key} is {own}, not {wanted}")
     return yaml_tree.remove(root, path)
 
 
@@ -350,48 +265,35 @@ def expand_sweep(path: Path, overrides: Sequence[str]) -> tuple[tuple[str, ...],
     return tuple(itertools.product(*choices))
 
 
-# --------------------------------------------------------------------------------------------------------- Hydra
-
-
-def search_path(folder: Path) -> tuple[Path, ...]:
-    """Where config groups are looked up, the nearest first."""
-    beside = folder / "conf"
-    return (folder, *([beside] if beside.is_dir() else []), SHIPPED)
-
-
-def options(folder: Path, group: str) -> tuple[str, ...]:
-    """The options of a config group."""
-    found = {file.stem for place in search_path(folder) for file in (place / group).glob("*.yaml")}
-    return tuple(sorted(found))
-
-
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """One file of a composition and the key path that its content goes to."""
+class _ConfigSource:
+    """One file of a composition and the key path (Hydra's package) of its content."""
 
     file: Path
     package: tuple[str, ...]
 
 
-def _hydra(path: Path, shown: str, root: Node, groups: Sequence[Override]) -> tuple[list[_Source], Json]:
-    """The files that make the recipe, in order, and the values that Hydra composes from them, not yet resolved."""
-    _check_defaults(root)
+def _compose_with_hydra(
+    path: Path, shown: str, root: Node, groups: Sequence[Override]
+) -> tuple[list[_ConfigSource], Json]:
+    """The files of the recipe in merge order, and Hydra's composed values, interpolations unresolved."""
+    check_defaults(root)
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    places = search_path(path.parent)[1:]
-    listed = ",".join('"file://' + str(place).replace("\\", "\\\\").replace('"', '\\"') + '"' for place in places)
-    told = [*(item.hydra for item in groups), f"hydra.searchpath=[{listed}]"]
+    bases = [str(base).replace("\\", "\\\\").replace('"', '\\"') for base in search_path(path.parent)[1:]]
+    urls = ",".join(f'"file://{base}"' for base in bases)
+    arguments = [*(item.hydra for item in groups), f"hydra.searchpath=[{urls}]"]
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with initialize_config_dir(str(path.parent), version_base="1.3"):
-                config = hydra_compose(path.stem, told)
+                config = hydra_compose(path.stem, arguments)
                 loader = GlobalHydra.instance().config_loader()
-                defaults = loader.compute_defaults_list(path.stem, told, RunMode.RUN).defaults
+                defaults = loader.compute_defaults_list(path.stem, arguments, RunMode.RUN).defaults
             container = OmegaConf.to_container(config, resolve=False)
         except Exception as error:
             raise RecipeError(_composition_faults(error, path, shown, root, groups)) from error
@@ -399,48 +301,38 @@ def _hydra(path: Path, shown: str, root: Node, groups: Sequence[Override]) -> tu
     for default in defaults:
         if default.config_path is None or default.config_path.startswith("hydra/"):
             continue
-        name = default.config_path.removesuffix(".yaml")
-        file = path if default.primary else _resolve_config(path.parent, name)
-        package = default.package or ""
+        file = path if default.primary else find_config(path.parent, default.config_path.removesuffix(".yaml"))
         if file is not None:
-            sources.append(_Source(file, tuple(part for part in package.split(".") if part)))
+            sources.append(_ConfigSource(file, tuple(filter(None, (default.package or "").split(".")))))
     return sources, container
 
 
-def _resolve_config(folder: Path, name: str) -> Path | None:
-    for place in search_path(folder):
-        file = place / f"{name.lstrip('/')}.yaml"
-        if file.is_file():
-            return file
-    return None
-
-
-def _merge_sources(sources: Sequence[_Source], container: Json, path: Path, shown: str) -> Composition:
-    """One tree from all the sources, with Hydra's values and their places. Raises RecipeError."""
+def _merge_sources(sources: Sequence[_ConfigSource], container: Json, path: Path, shown: str) -> Composition:
+    """Merge the sources to one tree with Hydra's values. Raises RecipeError."""
     merged: Node | None = None
     texts: dict[str, str] = {}
     faults: list[Fault] = []
     for source in sources:
-        name = shown if source.file == path else display(source.file)
+        name = shown if source.file == path else display_path(source.file)
         try:
-            file = _read_file(source.file, name)
+            file = read_config_file(source.file, name)
         except RecipeError as error:
             faults.extend(error.faults)
             continue
         texts[name] = file.text
         faults.extend(file.faults)
-        node = yaml_tree.embed(_without_defaults(file.root), source.package)
-        merged = yaml_tree.merge(merged or _empty(node), node)
+        node = yaml_tree.embed(without_defaults(file.root), source.package)
+        merged = yaml_tree.merge(merged or Node({}, node.location), node)
     if faults:
         raise RecipeError(faults)
     if merged is None:
-        raise _refusal(Place(shown, 1, 1), "empty: nothing is composed", "mlkit init writes one that runs")
-    root = yaml_tree.attach(_fold(container, merged), merged)
+        raise located_error(Location(shown, 1, 1), "empty: nothing is composed", "mlkit init writes one that runs")
+    root = yaml_tree.with_locations(_apply_appends(container, merged), merged)
     return Composition(root, tuple(dict.fromkeys(source.file for source in sources)), (), texts)
 
 
-def _fold(container: Json, merged: Node) -> Json:
-    """Hydra's values, with the lists that were appended to (``gates+``), which Hydra does not know."""
+def _apply_appends(container: Json, merged: Node) -> Json:
+    """Append the lists under ``key+`` in Hydra's values."""
     if not isinstance(container, dict) or merged.mapping is None:
         return container
     folded = {str(name): value for name, value in container.items()}
@@ -448,175 +340,84 @@ def _fold(container: Json, merged: Node) -> Json:
         del folded[name]
         target = merged.mapping.get(name[:-1])
         if target is not None:
-            folded[name[:-1]] = yaml_tree.plain(target)
+            folded[name[:-1]] = yaml_tree.to_plain(target)
     return {
-        name: _fold(value, merged.mapping[name]) if name in merged.mapping else value for name, value in folded.items()
+        name: _apply_appends(value, merged.mapping[name]) if name in merged.mapping else value
+        for name, value in folded.items()
     }
-
-
-def display(file: Path) -> str:
-    """A file as places name it: relative to the working directory where it is below it."""
-    try:
-        return str(file.relative_to(Path.cwd()))
-    except ValueError:
-        return str(file)
-
-
-def _check_defaults(root: Node) -> None:
-    """Refuse a defaults list that Hydra would stumble over. Raises RecipeError."""
-    node = (root.mapping or {}).get("defaults")
-    if node is None:
-        return
-    if not isinstance(node.value, list):
-        place = node.place
-        message = f"defaults is a list of config groups, found {yaml_tree.kind_of(yaml_tree.plain(node))}"
-        raise RecipeError(
-            [
-                Fault(
-                    place.file,
-                    place.line,
-                    place.column,
-                    "defaults",
-                    yaml_tree.show(node),
-                    message,
-                    "defaults: [_self_]",
-                )
-            ]
-        )
-    faults = []
-    for index, item in enumerate(node.value):
-        good = isinstance(item.value, str) or (item.mapping is not None and len(item.mapping) == 1)
-        if not good:
-            place, message = item.place, "an entry is a file, _self_, or GROUP: OPTION"
-            key = f"defaults.{index}"
-            faults.append(
-                Fault(place.file, place.line, place.column, key, yaml_tree.show(item), message, "- train: fast")
-            )
-    if faults:
-        raise RecipeError(faults)
-
-
-def _entries(root: Node) -> Iterator[tuple[str, str, Node]]:
-    """(group, option, node) of each entry of a defaults list; the group of a file is ""."""
-    defaults = (root.mapping or {}).get("defaults")
-    for item in defaults.value if defaults is not None and isinstance(defaults.value, list) else ():
-        if isinstance(item.value, str):
-            yield "", item.value, item
-        elif item.mapping:
-            for name, node in item.mapping.items():
-                group = name.split()[-1].partition("@")[0] if name.split() else name
-                for option in node.value if isinstance(node.value, list) else [node]:
-                    yield group, str(option.value), option
 
 
 def _composition_faults(
     error: Exception, path: Path, shown: str, root: Node, groups: Sequence[Override]
 ) -> list[Fault]:
-    """What Hydra could not compose, at the place that asked for it."""
-    broken = _broken_files(error, path, shown, root, groups)
-    if broken:
+    """Faults for Hydra's error, located at the override or defaults entry that caused it."""
+    if broken := _broken_files(error, path, shown, root, groups):
         return broken
-    missing = getattr(error, "missing_cfg_file", None)
-    if missing is not None:
+    if (missing := getattr(error, "missing_cfg_file", None)) is not None:
         return [_missing_fault(str(missing), path, shown, root, groups)]
-    words = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    quoted = re.findall(r"'([^']+)'", words)
+    message = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    quoted = re.findall(r"'([^']+)'", message)
     for item in groups:
-        if item.key in quoted or item.hydra.lstrip("+") in words:
+        if item.key in quoted or item.hydra.lstrip("+") in message:
             hint = ""
-            if "No match in the defaults list" in words and not item.text.startswith("~"):
+            if "No match in the defaults list" in message and not item.text.startswith("~"):
                 hint = f"the recipe's defaults have no {item.key}: add it with +{item.hydra}"
-                words = f"nothing to replace: no {item.key} in the defaults list"
-            return [item.fault(words, hint, at_key="delete" in words.lower())]
+                message = f"nothing to replace: no {item.key} in the defaults list"
+            return [item.fault(message, hint, at_key="delete" in message.lower())]
     defaults = (root.mapping or {}).get("defaults")
-    place = defaults.place if defaults is not None else root.place
+    location = defaults.location if defaults is not None else root.location
     if groups and defaults is None:
-        return [groups[0].fault(words)]
-    return [
-        Fault(place.file, place.line, place.column, "defaults", "", words, "mlkit explain lists what set each value")
-    ]
+        return [groups[0].fault(message)]
+    return [location.fault("defaults", "", message, "mlkit explain RECIPE lists what set each value")]
 
 
 def _broken_files(error: Exception, path: Path, shown: str, root: Node, groups: Sequence[Override]) -> list[Fault]:
-    """The faults of the files that were to be composed, as far as they are named or Hydra says where it stopped."""
-    asked = [(item.key, value) for item in groups for value in _listed(item.value)]
-    asked += [(group, option) for group, option, _ in _entries(root)]
-    names = [f"{group}/{option}" if group else option for group, option in asked]
-    files = [file for file in (_resolve_config(path.parent, name) for name in names) if file is not None]
+    """Faults of the files that the recipe names, and of the one at which Hydra stopped."""
+    named = [(item.key, value) for item in groups for value in _as_list(item.value)]
+    named += [(group, option) for group, option, _ in defaults_entries(root)]
+    names = [f"{group}/{option}" if group else option for group, option in named]
+    files = [file for file in (find_config(path.parent, name) for name in names) if file is not None]
     mark = getattr(error, "problem_mark", None)
     if mark is not None and Path(str(mark.name)).is_file():
         files.append(Path(str(mark.name)))
     faults: list[Fault] = []
     for file in dict.fromkeys(files):
         try:
-            faults.extend(_read_file(file, shown if file == path else display(file)).faults)
+            faults.extend(read_config_file(file, shown if file == path else display_path(file)).faults)
         except RecipeError as located:
             faults.extend(located.faults)
     return faults
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def _missing_fault(missing: str, path: Path, shown: str, root: Node, groups: Sequence[Override]) -> Fault:
-    """A group or an option that there is not: where it is asked for, and what there is."""
+    """The fault for a missing group or option, located where it is named, with the existing ones."""
     group, _, option = missing.removesuffix(".yaml").rpartition("/")
-    message, hint = _unknown_option(path.parent, group, option)
+    message, hint = unknown_option(path.parent, group, option)
     for item in groups:
-        if item.key == group and option in _listed(item.value):
-            return item.fault(message, hint, found=option)
-    for name, value, node in _entries(root):
+        if item.key == group and option in _as_list(item.value):
+            return item.fault(message, hint, value=option)
+    for name, value, node in defaults_entries(root):
         if (name.lstrip("/"), value) == (group, option) or (not name and value.lstrip("/") == missing):
-            return Fault(node.place.file, node.place.line, node.place.column, "defaults", value, message, hint)
+            return node.location.fault("defaults", value, message, hint)
     for file in {*path.parent.rglob("*.yaml"), *SHIPPED.rglob("*.yaml")}:
-        found = _asked_for_in(file, option)
-        if found is not None:
-            return Fault(found.place.file, found.place.line, found.place.column, "defaults", option, message, hint)
+        with contextlib.suppress(RecipeError):
+            for _, value, node in defaults_entries(read_config_file(file, display_path(file)).root):
+                if value.rpartition("/")[2] == option:
+                    return node.location.fault("defaults", option, message, hint)
     return Fault(shown, 1, 1, "defaults", option, message, hint)
 
 
-def _unknown_option(folder: Path, group: str, option: str) -> tuple[str, str]:
-    """Message and hint for a config group's option that there is not."""
-    known = options(folder, group) if group else ()
-    if known:
-        close = nearest(option, known)
-        near = f"did you mean {close}? " if close else ""
-        return f"{group} has no option {option!r}", f"{near}there are: {', '.join(known)}"
-    hint = f"config groups: {', '.join(known_groups(folder)) or 'none'}"
-    return (f"there is no config group {group!r}" if group else f"there is no config file {option}.yaml"), hint
-
-
-def _asked_for_in(file: Path, option: str) -> Node | None:
-    try:
-        root = _read_file(file, display(file)).root
-    except RecipeError:
-        return None
-    return next((node for _, value, node in _entries(root) if value.rpartition("/")[2] == option), None)
-
-
-def known_groups(folder: Path) -> tuple[str, ...]:
-    """The config groups that a recipe in ``folder`` can name."""
-    places = [place for place in search_path(folder) if place != folder]
-    found = {file.parent.relative_to(place).as_posix() for place in places for file in place.rglob("*.yaml")}
-    return tuple(sorted(found - {"."}))
-
-
-def _nearest_hint(key: str, known: Sequence[str]) -> str:
-    close = nearest(key, filter(None, known))
+def _nearest_hint(key: str, names: Sequence[str]) -> str:
+    close = closest_match(key, filter(None, names))
     return f"did you mean {close}?" if close else ""
 
 
-# ------------------------------------------------------------------------------------------------- interpolation
-
-
-def interpolations(text: str) -> bool:
-    """Whether a text has an interpolation in it."""
-    return "${" in text
-
-
 def resolvers(text: str) -> tuple[str, ...]:
-    """The resolvers that a text calls, by OmegaConf's grammar. Raises ValueError when it does not parse.
+    """Names of the resolvers that a text calls. Raises ValueError when OmegaConf cannot parse it.
 
     >>> resolvers("${oc.env:HOME}/${seed}")
     ('oc.env',)
@@ -630,25 +431,25 @@ def resolvers(text: str) -> tuple[str, ...]:
         tree = parse(text)
     except GrammarParseError as error:
         raise ValueError(str(error).splitlines()[0]) from error
-    found: list[str] = []
+    names: list[str] = []
     stack = [tree]
     while stack:
         node = stack.pop()
         if type(node).__name__ == "InterpolationResolverContext":
-            found.append(node.resolverName().getText())
+            names.append(node.resolverName().getText())
         stack.extend(getattr(node, "children", None) or ())
-    return tuple(found)
+    return tuple(names)
 
 
 def resolve(values: Json, paths: Sequence[KeyPath]) -> tuple[Json, dict[KeyPath, str]]:
-    """``values`` with the interpolations at ``paths`` resolved, and what is wrong with those that cannot be."""
+    """Resolve the interpolations at ``paths``. Returns the values, and the message of each failure by path."""
     from omegaconf import OmegaConf
 
     failed: dict[KeyPath, str] = {}
     try:
         config = OmegaConf.create(values)
     except Exception as error:  # noqa: BLE001  (an interpolation that does not parse is a fault of the recipe)
-        return values, {path: _first_line(error) for path in paths}
+        return values, dict.fromkeys(paths, first_line(error))
     resolved: dict[KeyPath, Any] = {}
     for path in paths:
         try:
@@ -657,16 +458,11 @@ def resolve(values: Json, paths: Sequence[KeyPath]) -> tuple[Json, dict[KeyPath,
                 node = node[part]
             resolved[path] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         except Exception as error:  # noqa: BLE001  (missing key, cycle, unset variable: each is a fault at this path)
-            failed[path] = _first_line(error)
+            circular = "interpolations that refer to each other in a circle"
+            failed[path] = circular if isinstance(error, RecursionError) else first_line(error)
     for path, value in resolved.items():
         target = values
         for part in path[:-1]:
             target = target[part]
         target[path[-1]] = value
     return values, failed
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "interpolations that go in a circle"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
-"""The JSON Schema of recipes that editors use, and the descriptions of fields that it shares with ``mlkit explain``.
+"""The JSON Schema of recipes for editors, and the field descriptions (also shown by ``mlkit explain``).
 
-Descriptions are the attribute docstrings of the sections. pydantic can collect them, but only by parsing sources
-when a section is imported (80 ms a process); they are read here, when somebody asks for them.
+Descriptions are the attribute docstrings of sections. pydantic can collect them too, but parses the sources at import
+(80 ms a process); here they are read on demand.
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.recipe.schema import Recipe
+from mlflowkit.recipe import schema_tree
+from mlflowkit.recipe.schema import RecipeSchema
+from mlflowkit.recipe.schema_tree import Shape
 from mlflowkit.sections import Section
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "recipe.schema.json"
-"""What `mlkit init` calls the schema beside a recipe."""
+"""File name of the schema that `mlkit init` writes beside a recipe."""
 
 
 def describe(section: type[Section], name: str) -> str:
     """The description of a field.
 
-    >>> describe(Recipe, "task")
+    >>> describe(RecipeSchema, "task")
     'What is predicted: a class or a number.'
     """
     return _attribute_docstrings(section.__module__).get(section.__qualname__, {}).get(name, "")
@@ -32,51 +35,56 @@ def describe(section: type[Section], name: str) -> str:
 
 @cache
 def _attribute_docstrings(module: str) -> dict[str, dict[str, str]]:
-    """The string below each annotated attribute, by class and name."""
+    """Attribute docstrings by class and attribute."""
     source = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
-    found: dict[str, dict[str, str]] = {}
+    docstrings: dict[str, dict[str, str]] = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
-        for field, below in zip(node.body, node.body[1:], strict=False):
-            text = below.value if isinstance(below, ast.Expr) else None
+        for field, following in zip(node.body, node.body[1:], strict=False):
+            text = following.value if isinstance(following, ast.Expr) else None
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)
                 and isinstance(text, ast.Constant)
                 and isinstance(text.value, str)
             ):
-                found.setdefault(node.name, {})[field.target.id] = " ".join(inspect.cleandoc(text.value).split())
-    return found
+                docstrings.setdefault(node.name, {})[field.target.id] = " ".join(inspect.cleandoc(text.value).split())
+    return docstrings
 
 
 def sections() -> dict[str, type[Section]]:
-    """Every section that a recipe can hold, by name."""
-    from mlflowkit.recipe import schema_tree
+    """All sections of a recipe by class name, those of installed plugins included."""
+    return {shape.type.__name__: shape.type for shape in _shapes() if schema_tree.is_section(shape.type)}
 
-    found: dict[str, type[Section]] = {}
-    stack: list[Any] = [schema_tree.ROOT]
+
+def _shapes() -> Iterator[Shape]:
+    """The shapes of all keys of a recipe, and of the members of their unions."""
+    stack, visited = [schema_tree.ROOT], set[type]()
     while stack:
         shape = stack.pop()
-        for branch in schema_tree.branches(shape):
-            if schema_tree.is_section(branch.type):
-                if branch.type.__name__ not in found:
-                    found[branch.type.__name__] = branch.type
-                    stack.extend(schema_tree.field_shape(branch.type, name) for name in branch.type.model_fields)
+        yield shape
+        for member in (*schema_tree.branches(shape), *map(Shape, schema_tree.plugin_sections(shape).values())):
+            if member.type in visited:
+                continue
+            if schema_tree.is_section(member.type):
+                visited.add(member.type)
+                yield member
+                stack.extend(schema_tree.field_shape(member.type, name) for name in member.type.model_fields)
             else:
-                stack.extend(schema_tree.shape_of(item) for item in schema_tree.arguments(branch))
-    return found
+                stack.extend(schema_tree.shape_of(item) for item in schema_tree.arguments(member))
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a recipe, with descriptions.
 
-    A value may also be an interpolation (``${seed}``), and the defaults list of Hydra is allowed.
+    Values may also be interpolations (``${seed}``), and Hydra's defaults list is allowed.
     """
-    generated = Recipe.model_json_schema()
+    generated = RecipeSchema.model_json_schema()
     definitions = generated.get("$defs", {})
+    _add_plugins(generated)
     for name, section in sections().items():
-        target = generated if section is Recipe else definitions.get(name)
+        target = generated if section is RecipeSchema else definitions.get(name)
         if target is None:
             continue
         for field, value in target.get("properties", {}).items():
@@ -92,7 +100,30 @@ def schema() -> dict[str, Any]:
     return {"$schema": DIALECT, "title": "mlflowkit recipe", **{k: v for k, v in generated.items() if k != "title"}}
 
 
-_APPENDED = "A list that is appended to the list of the same key without the +."
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings of a JSON Schema, outermost first."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(item)
+
+
+def _add_plugins(generated: dict[str, Any]) -> None:
+    """Add the sections of installed plugins to the unions that they extend."""
+    extended = [shape for shape in _shapes() if schema_tree.plugin_sections(shape)]
+    installed = {frozenset(schema_tree.built_in_tags(shape)): schema_tree.plugin_sections(shape) for shape in extended}
+    definitions = generated["$defs"]
+    for part in list(_parts(generated)) if installed else ():
+        mapping = part.get("discriminator", {}).get("mapping", {})
+        for kind, section in installed.get(frozenset(mapping), {}).items():
+            definition = section.model_json_schema()
+            definitions |= definition.pop("$defs", {})
+            definitions[section.__name__] = definition
+            mapping[kind] = f"#/$defs/{section.__name__}"
+            part["oneOf"].append({"$ref": mapping[kind]})
+
+
+_APPENDED = "A list to append to the list of the key without the +."
 _DEFAULTS: dict[str, Any] = {
     "type": "array",
     "description": "Config groups that this recipe is composed with, such as `- train: fast`, and `_self_`.",
@@ -103,7 +134,7 @@ _INTERPOLATION: dict[str, Any] = {"type": "string", "pattern": r"\$\{.+\}"}
 
 
 def _or_interpolation(value: dict[str, Any]) -> dict[str, Any]:
-    """A scalar that may also be written as an interpolation."""
+    """The schema of a scalar that may also be an interpolation."""
     kinds = {value.get("type"), *(part.get("type") for part in value.get("anyOf", ()))}
     if not kinds & {"integer", "number", "boolean"} or "string" in kinds:
         return value

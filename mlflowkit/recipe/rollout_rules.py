@@ -1,4 +1,4 @@
-"""What a rollout asks for that cannot be, or cannot end well: judgements over ``serve.rollout``."""
+"""Rules for ``serve.rollout``: settings that contradict each other or can never succeed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from mlflowkit.recipe.rule import Problem, Rule, View
-from mlflowkit.recipe.yaml_tree import KeyPath, show
+from mlflowkit.recipe.rule import Problem, RecipeView, Rule
+from mlflowkit.recipe.yaml_tree import KeyPath, format_value
 
 ROLLOUT = ("serve", "rollout")
 STRATEGIES = ("shadow", "canary", "ab", "blue_green")
 SHARES = ("error_rate", "prediction_drift", "agreement", "accuracy")
-"""Metrics within [0, 1]."""
+"""Metrics in [0, 1]."""
 LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 QUALITY = {
     "accuracy": "classification",
@@ -20,7 +20,7 @@ QUALITY = {
     "absolute_error": "regression",
     "squared_error": "regression",
 }
-"""Metrics of feedback, and the task that has them."""
+"""Feedback metrics and their task."""
 HIGHER_IS_BETTER = ("agreement", "accuracy")
 LIMITS = ("margin", "ratio", "min", "max")
 EXAMPLES = {
@@ -33,8 +33,8 @@ EXAMPLES = {
 }
 
 
-def _judged(view: View) -> Iterator[Problem]:
-    """A rollout by which nothing is judged, and a swap at once by which nothing can be."""
+def _has_metrics(view: RecipeView) -> Iterator[Problem]:
+    """A rollout without metrics, and a direct swap with settings of a rollout."""
     strategy = view.text(*ROLLOUT, "strategy", default="direct")
     if strategy == "direct":
         for name in ("steps", "metrics", "promote"):
@@ -46,20 +46,20 @@ def _judged(view: View) -> Iterator[Problem]:
         return
     metrics = view.items(*ROLLOUT, "metrics")
     if not metrics and (not view.has(*ROLLOUT, "metrics") or isinstance(view.get(*ROLLOUT, "metrics"), list)):
-        a = "an ab" if strategy == "ab" else f"a {strategy}"
+        strategy_text = "an ab" if strategy == "ab" else f"a {strategy}"
         hint = "add metrics: [{metric: error_rate, margin: 0.01}], or write strategy: direct"
         path = (*ROLLOUT, "metrics") if view.has(*ROLLOUT, "metrics") else (*ROLLOUT, "strategy")
-        yield Problem(path, f"{a} rollout with nothing to judge the new version by", hint)
+        yield Problem(path, f"{strategy_text} rollout with nothing to judge the new version by", hint)
     named = [metric for metric in metrics if isinstance(metric, dict)]
     if strategy == "ab" and named and all(metric.get("role") == "guardrail" for metric in named):
         message = "an ab rollout is decided by an objective, and all its metrics are guardrails"
         yield Problem((*ROLLOUT, "metrics"), message, "add the metric that is to get better, such as metric: accuracy")
 
 
-def _blind(view: View) -> Iterator[Problem]:
-    """Latency without errors: a request that is too late is failed, and no latency is counted of one that failed.
+def _latency_needs_errors(view: RecipeView) -> Iterator[Problem]:
+    """A latency metric without an error metric.
 
-    A version that answers fast or not at all would pass, short of failing nearly all (`rollout.policy.hopeless`).
+    Requests that time out count as errors and have no latency: a version that is either fast or times out would pass.
     """
     if view.text(*ROLLOUT, "strategy", default="direct") not in STRATEGIES:
         return
@@ -72,33 +72,33 @@ def _blind(view: View) -> Iterator[Problem]:
         yield Problem((*ROLLOUT, "metrics"), message, hint, at_key=True)
 
 
-def _promote(view: View) -> Iterator[Problem]:
+def _promote(view: RecipeView) -> Iterator[Problem]:
     if view.text(*ROLLOUT, "promote") == "never" and view.text(*ROLLOUT, "strategy") in ("canary", "ab", "blue_green"):
         message = "only a shadow can stay without being promoted; this one takes traffic"
         yield Problem((*ROLLOUT, "promote"), message, "write promote: manual, or strategy: shadow")
 
 
-def _weights(view: View) -> list[tuple[int, float]]:
-    """The steps whose weight can be read, with their place."""
-    found = []
+def _weights(view: RecipeView) -> list[tuple[int, float]]:
+    """Index and weight of the steps with a valid weight."""
+    weights = []
     for index, step in enumerate(view.items(*ROLLOUT, "steps")):
         path = (*ROLLOUT, "steps", index, "weight") if isinstance(step, dict) else (*ROLLOUT, "steps", index)
         weight = view.number(*path)
         if weight is not None and 0 <= weight <= 100:
-            found.append((index, weight))
-    return found
+            weights.append((index, weight))
+    return weights
 
 
-def _steps(view: View) -> Iterator[Problem]:
-    """Steps that do not grow, that the strategy cannot have, or that are never over."""
+def _steps(view: RecipeView) -> Iterator[Problem]:
+    """Steps that do not grow or do not suit the strategy."""
     weights, strategy = _weights(view), view.text(*ROLLOUT, "strategy", default="direct")
     for (_, before), (index, weight) in pairwise(weights):
         if weight <= before:
-            message = f"steps grow: {show(weight)} % cannot come after {show(before)} %"
-            yield Problem(_step_path(view, index), message, f"write more than {show(before)}")
+            message = f"steps grow: {format_value(weight)} % cannot come after {format_value(before)} %"
+            yield Problem(_step_path(view, index), message, f"write more than {format_value(before)}")
     positive = [(index, weight) for index, weight in weights if weight > 0]
     if strategy == "shadow" and positive:
-        message = f"a shadow gets mirrored requests only, and this step {show(positive[0][1])} % of the traffic"
+        message = f"a shadow gets mirrored requests only, and this step {format_value(positive[0][1])} % of the traffic"
         yield Problem(_step_path(view, positive[0][0]), message, "write 0, or strategy: canary")
     if strategy in ("canary", "ab") and weights and not positive:
         message = "no step gives the new version any traffic"
@@ -112,48 +112,50 @@ def _steps(view: View) -> Iterator[Problem]:
     if strategy == "blue_green":
         for index, weight in positive:
             if weight < 100:
-                message = f"blue_green moves all traffic at once, not {show(weight)} %"
+                message = f"blue_green moves all traffic at once, not {format_value(weight)} %"
                 yield Problem(_step_path(view, index), message, "write 100, or strategy: canary")
 
 
-def _step_path(view: View, index: int) -> KeyPath:
-    """Where the weight of a step is written."""
+def _step_path(view: RecipeView, index: int) -> KeyPath:
+    """The key path of a step's weight."""
     path = (*ROLLOUT, "steps", index)
     return (*path, "weight") if isinstance(view.get(*path), dict) else path
 
 
-def _limits(view: View) -> Iterator[Problem]:
-    """Steps that cannot be over in time, and sampling where nothing is mirrored."""
-    whole = {name: view.number(*ROLLOUT, name) for name in ("bake_seconds", "max_seconds")}
+def _limits(view: RecipeView) -> Iterator[Problem]:
+    """Steps that cannot finish in time, and sampling without mirroring."""
+    defaults = {name: view.number(*ROLLOUT, name) for name in ("bake_seconds", "max_seconds")}
     steps = view.items(*ROLLOUT, "steps")
     for index, step in enumerate(steps):
         if not isinstance(step, dict):
             continue
         path = (*ROLLOUT, "steps", index)
-        own = {name: view.number(*path, name) for name in whole}
-        yield from _never_over(path, own, whole)
+        own = {name: view.number(*path, name) for name in defaults}
+        yield from _never_over(path, own, defaults)
         weight = view.number(*path, "weight")
         if weight and view.get(*path, "sampling") is not None:
-            message = f"sampling is of mirrored requests, and {show(weight)} % of the traffic are real ones"
+            message = f"sampling is of mirrored requests, and {format_value(weight)} % of the traffic are real ones"
             yield Problem((*path, "sampling"), message, "remove it, or write weight: 0", at_key=True)
-    yield from _never_over(ROLLOUT, whole, {})
+    yield from _never_over(ROLLOUT, defaults, {})
 
 
-def _never_over(path: KeyPath, own: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[Problem]:
-    defaults = {"bake_seconds": 30.0, "max_seconds": 3600.0}
+def _never_over(path: KeyPath, own: Mapping[str, Any], rollout: Mapping[str, Any]) -> Iterator[Problem]:
     if all(value is None for value in own.values()):
         return
-    bake, longest = (
-        next(value for value in (own[name], whole.get(name), defaults[name]) if value is not None) for name in defaults
-    )
+    values = {"bake_seconds": 30.0, "max_seconds": 3600.0}
+    for settings in (rollout, own):
+        values |= {name: value for name, value in settings.items() if value is not None}
+    bake, longest = values["bake_seconds"], values["max_seconds"]
     if bake >= longest:
-        name = "max_seconds" if own["max_seconds"] is not None else "bake_seconds"
-        message = f"a step bakes for {show(bake)} s and is rolled back after {show(longest)} s: it is never over"
-        hint = f"write more than {show(bake)}" if name == "max_seconds" else f"write less than {show(longest)}"
-        yield Problem((*path, name), message, hint)
+        bake_text, longest_text = format_value(bake), format_value(longest)
+        message = f"a step bakes for {bake_text} s and is rolled back after {longest_text} s: it is never over"
+        if own["max_seconds"] is not None:
+            yield Problem((*path, "max_seconds"), message, f"write more than {bake_text}")
+        else:
+            yield Problem((*path, "bake_seconds"), message, f"write less than {longest_text}")
 
 
-def _metrics(view: View) -> Iterator[Problem]:
+def _metrics(view: RecipeView) -> Iterator[Problem]:
     metrics = view.items(*ROLLOUT, "metrics")
     for index, metric in enumerate(metrics):
         if not isinstance(metric, dict):
@@ -163,21 +165,17 @@ def _metrics(view: View) -> Iterator[Problem]:
             yield Problem(path, f"the same metric as metrics.{metrics.index(metric)}", "remove one of them")
             continue
         name = view.text(*path, "metric")
-        yield from _metric_task(view, path, name)
+        task = QUALITY.get(name)
+        if task is not None and view.task in ("classification", "regression") and view.task != task:
+            other = "absolute_error" if view.regression else "accuracy"
+            yield Problem((*path, "metric"), f"a {view.task} has no {name}", f"write {other}")
         yield from _metric_keys(view, path, name, metric)
         yield from _metric_limits(view, path, name, metric)
         yield from _measurable(view, path, name, metric)
 
 
-def _metric_task(view: View, path: KeyPath, name: str) -> Iterator[Problem]:
-    task = QUALITY.get(name)
-    if task is not None and view.task in ("classification", "regression") and view.task != task:
-        other = "absolute_error" if view.regression else "accuracy"
-        yield Problem((*path, "metric"), f"a {view.task} has no {name}", f"write {other}")
-
-
-def _metric_keys(view: View, path: KeyPath, name: str, metric: Mapping[str, Any]) -> Iterator[Problem]:
-    """Keys that the metric has no use for, and those that it cannot do without."""
+def _metric_keys(view: RecipeView, path: KeyPath, name: str, metric: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that do not belong to the metric, and missing ones that do."""
     owners = {"ratio": LATENCIES, "columns": ("agreement",), "query": ("prometheus",), "url": ("prometheus",)}
     for key, names in owners.items():
         if name and metric.get(key) and name not in names:
@@ -197,11 +195,12 @@ def _metric_keys(view: View, path: KeyPath, name: str, metric: Mapping[str, Any]
         yield Problem(path, "prometheus needs min or max to be judged by", "add max: 100")
 
 
-def _metric_limits(view: View, path: KeyPath, name: str, metric: Mapping[str, Any]) -> Iterator[Problem]:
-    """Limits that make no sense, or that no value can hold."""
+def _metric_limits(view: RecipeView, path: KeyPath, name: str, metric: Mapping[str, Any]) -> Iterator[Problem]:
+    """Contradicting limits, and limits that every or no value meets."""
     low, high = view.number(*path, "min"), view.number(*path, "max")
     if low is not None and high is not None and low > high:
-        yield Problem((*path, "max"), f"max {show(high)} is below min {show(low)}: no value holds", "swap them")
+        message = f"max {format_value(high)} is below min {format_value(low)}: no value holds"
+        yield Problem((*path, "max"), message, "swap them")
     if name not in EXAMPLES and name not in QUALITY:
         return
     pointless = "max" if name in HIGHER_IS_BETTER else "min"
@@ -215,28 +214,28 @@ def _metric_limits(view: View, path: KeyPath, name: str, metric: Mapping[str, An
         for key in ("margin", "min", "max"):
             value = view.number(*path, key)
             if value is not None and value >= 1 and not (key == "min" and value == 1):
-                hint = f"as a share: {show(value / 100)}" if value <= 100 else "write a number below 1"
-                yield Problem((*path, key), f"{name} is a share: {key} {show(value)} can never fail", hint)
+                hint = f"as a share: {format_value(value / 100)}" if value <= 100 else "write a number below 1"
+                yield Problem((*path, key), f"{name} is a share: {key} {format_value(value)} can never fail", hint)
 
 
-def _measurable(view: View, path: KeyPath, name: str, metric: Mapping[str, Any]) -> Iterator[Problem]:
-    """Metrics that this rollout cannot measure, or whose objective cannot be shown."""
+def _measurable(view: RecipeView, path: KeyPath, name: str, metric: Mapping[str, Any]) -> Iterator[Problem]:
+    """Metrics that this rollout cannot measure, and metrics without a usable limit."""
     strategy = view.text(*ROLLOUT, "strategy", default="direct")
     if strategy not in STRATEGIES or not name:
         return
     mirrors = strategy == "shadow" or any(weight == 0 for _, weight in _weights(view))
-    given = [key for key in LIMITS if metric.get(key) is not None]
+    limits = [key for key in LIMITS if metric.get(key) is not None]
     if name == "agreement" and not mirrors:
         message = "agreement is measured on mirrored requests, and no step mirrors any"
         yield Problem((*path, "metric"), message, "begin steps with 0, or write strategy: shadow")
-    elif strategy == "blue_green" and not mirrors and name != "prometheus" and not {"min", "max"} & set(given):
+    elif strategy == "blue_green" and not mirrors and name != "prometheus" and not {"min", "max"} & set(limits):
         message = f"under blue_green the champion gets no traffic: there is no {name} to compare with"
         bound = "min" if name in HIGHER_IS_BETTER else "max"
         yield Problem((*path, "metric"), message, f"give it {bound}: instead of a margin or a ratio")
-    elif not given and name != "prometheus" and strategy != "ab" and metric.get("role") != "guardrail":
+    elif not limits and name != "prometheus" and strategy != "ab" and metric.get("role") != "guardrail":
         message = f"without a limit {name} has to be shown to be better than the champion's, which an equal never is"
         yield Problem((*path, "metric"), message, f"add {EXAMPLES.get(name, 'margin: 0.05')}, or role: guardrail")
 
 
-RULES: tuple[Rule, ...] = (_judged, _blind, _promote, _steps, _limits, _metrics)
-"""Every rule, in the order of a rollout."""
+RULES: tuple[Rule, ...] = (_has_metrics, _latency_needs_errors, _promote, _steps, _limits, _metrics)
+"""All rules for rollouts."""

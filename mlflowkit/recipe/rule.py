@@ -1,4 +1,4 @@
-"""What a rule of a recipe is: a function from a `View` of the written values to `Problem` objects."""
+"""Rules of recipes: functions from a `RecipeView` of the written values to `Problem` objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflowkit.values import Json
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something impossible at a key path: at its value, or at the key itself."""
+    """A violated rule, located at the value or (``at_key``) the key of a key path."""
 
     path: KeyPath
     message: str
@@ -22,8 +22,8 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """The values that a recipe sets, defaults left out."""
+class RecipeView:
+    """The values that a recipe sets, without defaults; accessors check types and return None for others."""
 
     values: Json
 
@@ -31,27 +31,27 @@ class View:
         """The value at a key path, or None."""
         value = self.values
         for part in path:
-            known = part in value if isinstance(value, dict) else isinstance(part, int) and part < _length(value)
-            if not known:
-                return None
-            value = value[part]
+            if isinstance(value, list) and isinstance(part, int) and part < len(value):
+                value = value[part]
+            else:
+                value = value.get(part) if isinstance(value, dict) else None
         return value
 
     def has(self, *path: str | int) -> bool:
-        """Whether the recipe sets a key, be it to null."""
+        """Whether the recipe sets a key, even to null."""
         parent = self.get(*path[:-1])
         return isinstance(parent, dict) and path[-1] in parent
 
     def text(self, *path: str | int, default: str = "") -> str:
-        """The text at a key path; ``default`` when nothing is set there, "" when it is no text."""
+        """The text at a key path; ``default`` when the key is not set, "" for another type."""
         value = self.get(*path) if self.has(*path) else default
         return value if isinstance(value, str) else ""
 
     def number(self, *path: str | int) -> float | None:
         """The finite number at a key path, or None."""
         value = self.get(*path)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return value if good else None
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return value if finite else None
 
     def items(self, *path: str | int) -> list[Any]:
         value = self.get(*path)
@@ -70,14 +70,14 @@ class View:
         return self.task == "regression"
 
     def checks(self, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The checks of one kind, with their index."""
+        """The data checks of one kind with their index."""
         for index, check in enumerate(self.items("data", "checks")):
             if isinstance(check, dict) and check.get("kind") == kind:
                 yield index, check
 
     @property
     def schema(self) -> Mapping[str, Any] | None:
-        """The columns that a schema check declares to be all that there are, or None."""
+        """The columns of a schema check that allows no others, or None."""
         for _, check in self.checks("schema"):
             columns = check.get("columns")
             if isinstance(columns, dict) and check.get("extra", "forbid") == "forbid":
@@ -85,8 +85,4 @@ class View:
         return None
 
 
-def _length(value: Json) -> int:
-    return len(value) if isinstance(value, list) else 0
-
-
-Rule = Callable[[View], Iterator[Problem]]
+Rule = Callable[[RecipeView], Iterator[Problem]]

@@ -1,7 +1,6 @@
-"""What one key of a recipe forbids another: pure judgements over plain values, all of them made at once.
+"""Rules of a recipe: keys that contradict each other. Pure functions of plain values, all evaluated.
 
-Each rule takes a `View`, which gives values of the right type or None, so that a recipe with other faults is judged
-as far as it can be read.
+A rule takes a `RecipeView`, which returns None for values of a wrong type, so that rules work on faulty recipes too.
 """
 
 from __future__ import annotations
@@ -11,73 +10,69 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlflowkit.errors import nearest
+from mlflowkit.errors import closest_match
 from mlflowkit.graphs.candidates import NAMED, Candidate, Engine
 from mlflowkit.graphs.imported_graph import ROLES
-from mlflowkit.optimization.space import MOST, Space, candidates_of, impossible, key_of
-from mlflowkit.recipe.rule import Problem, Rule, View
-from mlflowkit.recipe.yaml_tree import KeyPath, show
-from mlflowkit.stages.evaluate import (
-    BINARY_METRICS,
-    CLASSIFICATION_METRICS,
-    LATENCY_METRICS,
-    LOWER_IS_BETTER,
-    REGRESSION_METRICS,
-)
+from mlflowkit.judging import metrics
+from mlflowkit.optimization.space import MAX_COMBINATIONS, Space, candidates_of, key_of, reason_impossible
+from mlflowkit.recipe.rule import Problem, RecipeView, Rule
+from mlflowkit.recipe.yaml_tree import KeyPath, format_value
+from mlflowkit.system import entry_points
+from mlflowkit.system.entry_points import METRICS
 from mlflowkit.values import Json
 
-SHARES = ("roc_auc", "average_precision", "precision", "recall", "f1", "accuracy", "balanced_accuracy",
-          "macro_f1", "macro_roc_auc", "brier")  # fmt: skip
-"""Metrics within [0, 1]."""
 TORCH_ONLY = ("epochs", "batch_size", "optimizer", "schedule", "early_stopping", "clip_norm", "precision",
               "workers", "max_failures", "checkpoint_every")  # fmt: skip
-"""Keys of train that scikit-learn has no use for."""
+"""Keys of train that scikit-learn ignores."""
 OUTPUT_ROLES = tuple(role for roles in ROLES.values() for role in roles)
-"""What outputs of a brought graph can be, whatever the task."""
-MOST_TRIED = 1000
-"""Candidates of a space that may all be tried."""
+"""Output roles of imported graphs, of any task."""
+MAX_EXHAUSTIVE = 1000
+"""Most candidates of an exhaustive search."""
 KIND_OF_TYPE = {"string": ("categorical",), "datetime": ("time",), "float": ("numeric",)}
-"""Column kinds that a declared type can have besides group and ignore; others can have any."""
+"""Column kinds of a declared type besides group and ignore; other types can have any kind."""
 
 
 def problems(values: Json) -> list[Problem]:
-    """Everything impossible about a recipe's values.
+    """All violated rules.
 
-    >>> found = problems({"task": "regression", "data": {"split": {"kind": "stratified"}}})
-    >>> found[0].path, found[0].message
+    >>> violated = problems({"task": "regression", "data": {"split": {"kind": "stratified"}}})
+    >>> violated[0].path, violated[0].message
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
     from mlflowkit.recipe import rollout_rules
 
-    view = View(values)
+    view = RecipeView(values)
     return [problem for rule in (*RULES, *rollout_rules.RULES) for problem in rule(view)]
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """The metrics that a task has; of an unknown task, all."""
+    """The metrics of a task; all metrics for an unknown task."""
     if task == "regression":
-        return (*REGRESSION_METRICS, *LATENCY_METRICS)
+        return (*metrics.REGRESSION, *metrics.LATENCY)
     if task == "classification":
-        return (*BINARY_METRICS, *CLASSIFICATION_METRICS, *LATENCY_METRICS)
-    return (*BINARY_METRICS, *CLASSIFICATION_METRICS, *REGRESSION_METRICS, *LATENCY_METRICS)
+        return (*metrics.BINARY, *metrics.CLASSIFICATION, *metrics.LATENCY)
+    return (*metrics.BINARY, *metrics.CLASSIFICATION, *metrics.REGRESSION, *metrics.LATENCY)
 
 
-def _metric(view: View, path: KeyPath, allowed: Sequence[str]) -> Iterator[Problem]:
-    """A metric that the task has not."""
+def _metric(view: RecipeView, path: KeyPath, allowed: Sequence[str]) -> Iterator[Problem]:
+    """A metric that the task does not have."""
     metric = view.text(*path)
     if not metric or metric in allowed:
         return
-    close = nearest(metric, allowed)
+    if not metrics.is_built_in(metric) and entry_points.find(METRICS, metric) is not None:
+        if view.task in ("classification", "regression") and not metrics.is_defined(metric, view.task):
+            yield Problem(path, f"a {view.task} has no metric {metric!r}", f"write {allowed[0]}")
+        return
+    close = closest_match(metric, allowed)
     elsewhere = metric in metrics_of("")
     message = f"a {view.task} has no metric {metric!r}" if elsewhere and view.task else f"unknown metric {metric!r}"
     hint = f"did you mean {close}?" if close and not elsewhere else f"write {allowed[0]}"
+    if not closest_match(metric, metrics_of("")):
+        hint = f"{hint}, or {entry_points.install_hint(METRICS, metric)}"
     yield Problem(path, f"{message}; there are {', '.join(allowed)}", hint)
 
 
-# --------------------------------------------------------------------------------------------------------- gates
-
-
-def _gates(view: View) -> Iterator[Problem]:
+def _gates(view: RecipeView) -> Iterator[Problem]:
     allowed = metrics_of(view.task)
     for index, gate in enumerate(view.items("gates")):
         if not isinstance(gate, dict):
@@ -91,12 +86,12 @@ def _gates(view: View) -> Iterator[Problem]:
             yield Problem(path, f"the same gate as gates.{earlier[0]}", "remove one of them")
 
 
-def _gate_form(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+def _gate_form(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
     """A value threshold has min or max, a change threshold has against and margin; nothing else."""
     bounds = [name for name in ("min", "max") if gate.get(name) is not None]
     against = gate.get("against") is not None
     if not bounds and not against:
-        better = "max" if gate.get("metric") in LOWER_IS_BETTER else "min"
+        better = "max" if metrics.lower_is_better(str(gate.get("metric"))) else "min"
         message = "a gate needs min or max (a value threshold), or against (a change threshold)"
         yield Problem(path, message, f"add {better}: to it, or against: champion")
     if bounds and against:
@@ -106,30 +101,30 @@ def _gate_form(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[P
         yield Problem((*path, "margin"), "margin belongs to against", "add against: champion, or drop margin")
     low, high = view.number(*path, "min"), view.number(*path, "max")
     if low is not None and high is not None and low > high:
-        message = f"max {show(high)} is below min {show(low)}: no value passes"
+        message = f"max {format_value(high)} is below min {format_value(low)}: no value passes"
         yield Problem((*path, "max"), message, "swap them")
 
 
-def _gate_reach(view: View, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
-    """Thresholds that no value reaches; latency by slice or against the champion."""
+def _gate_reach(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+    """Thresholds that no value meets; latency gates by slice or against the champion."""
     metric = str(gate.get("metric"))
     low, high = view.number(*path, "min"), view.number(*path, "max")
-    if low is not None and low > 1 and (metric in SHARES or metric == "r2"):
-        hint = f"as a share: {show(low / 100)}" if 1 < low <= 100 else "write a number up to 1"
-        yield Problem((*path, "min"), f"{metric} is at most 1: min {show(low)} never passes", hint)
-    if high is not None and high < 0 and metric != "r2" and metric in metrics_of(""):
-        yield Problem(
-            (*path, "max"), f"{metric} is at least 0: max {show(high)} never passes", "write a number above 0"
-        )
-    if metric in LATENCY_METRICS:
+    floor, ceiling = metrics.limits(metric)
+    if low is not None and low > ceiling == 1:
+        hint = f"as a share: {format_value(low / 100)}" if 1 < low <= 100 else "write a number up to 1"
+        yield Problem((*path, "min"), f"{metric} is at most 1: min {format_value(low)} never passes", hint)
+    if high is not None and high < floor == 0:
+        message = f"{metric} is at least 0: max {format_value(high)} never passes"
+        yield Problem((*path, "max"), message, "write a number above 0")
+    if metric in metrics.LATENCY:
         for name in ("against", "slice"):
             if gate.get(name) is not None:
                 message = f"a latency gate has no {name}: latency is measured on the machine of the run, for all rows"
                 yield Problem((*path, name), message, "give it max: MILLISECONDS only")
 
 
-def _slices(view: View) -> Iterator[Problem]:
-    """Slices by a column that is not declared, is dropped or is the target."""
+def _slices(view: RecipeView) -> Iterator[Problem]:
+    """Slices by an undeclared or dropped column or by the target."""
     if not view.mapping("data"):
         return
     columns = view.mapping("data", "columns")
@@ -148,16 +143,13 @@ def _slices(view: View) -> Iterator[Problem]:
         elif column in view.items("data", "drop") or columns.get(column) == "ignore":
             yield Problem(path, f"{column!r} is dropped: there is nothing to slice by", "take it out of data.drop")
         elif column not in declared:
-            close = nearest(column, list(declared))
+            close = closest_match(column, list(declared))
             hint = f"did you mean {close}?" if close else f"declare it: data.columns: {{{column}: categorical}}"
             message = f"column {column!r} is declared neither in data.columns nor in a schema check"
             yield Problem(path, message, hint)
 
 
-# ---------------------------------------------------------------------------------------------------------- data
-
-
-def _split(view: View) -> Iterator[Problem]:
+def _split(view: RecipeView) -> Iterator[Problem]:
     if view.regression and view.text("data", "split", "kind") == "stratified":
         message = "a stratified split needs classes; a regression has none"
         yield Problem(("data", "split", "kind"), message, "write kind: random")
@@ -171,8 +163,8 @@ def _split(view: View) -> Iterator[Problem]:
         yield Problem(("data", "split", name), message, "they sum to less than 1, such as 0.15 and 0.15")
 
 
-def _target(view: View) -> Iterator[Problem]:
-    """Keys that contradict the target's role."""
+def _target(view: RecipeView) -> Iterator[Problem]:
+    """Keys that conflict with the target column."""
     target = view.text("data", "target")
     if view.regression and view.get("data", "positive") is not None:
         message = "a positive class belongs to a classification; this is a regression"
@@ -186,13 +178,12 @@ def _target(view: View) -> Iterator[Problem]:
         message = f"{target!r} is the target: it is no feature and has no kind"
         yield Problem(("data", "columns", target), message, "remove it from data.columns", at_key=True)
     if view.text("data", "split", "column") == target:
-        yield Problem(
-            ("data", "split", "column"), f"{target!r} is the target: rows are not split by it", "name another"
-        )
+        message = f"{target!r} is the target: rows are not split by it"
+        yield Problem(("data", "split", "column"), message, "name another")
 
 
-def _columns(view: View) -> Iterator[Problem]:
-    """Columns that are named twice, or for two purposes."""
+def _columns(view: RecipeView) -> Iterator[Problem]:
+    """Columns named twice or for two purposes."""
     columns, drop = view.mapping("data", "columns"), view.items("data", "drop")
     for index, column in enumerate(drop):
         if column in drop[:index]:
@@ -211,14 +202,14 @@ def _columns(view: View) -> Iterator[Problem]:
         yield Problem(("data", "columns", column), message, f"write {column}: {kind}, or leave it out")
 
 
-def _checks(view: View) -> Iterator[Problem]:
+def _checks(view: RecipeView) -> Iterator[Problem]:
     for index, _ in view.checks("range"):
         path = ("data", "checks", index)
         low, high = view.number(*path, "min"), view.number(*path, "max")
         if view.get(*path, "min") is None and view.get(*path, "max") is None:
             yield Problem(path, "a range check needs min or max", "add min: or max:")
         elif low is not None and high is not None and low > high:
-            message = f"max {show(high)} is below min {show(low)}: no value is in range"
+            message = f"max {format_value(high)} is below min {format_value(low)}: no value is in range"
             yield Problem((*path, "max"), message, "swap them")
         if view.mapping("data", "columns").get(view.text(*path, "column")) == "categorical":
             message = f"{view.text(*path, 'column')!r} is declared categorical: a range is of numbers"
@@ -231,29 +222,29 @@ def _checks(view: View) -> Iterator[Problem]:
     yield from _repeated_checks(view)
 
 
-def _repeated_checks(view: View) -> Iterator[Problem]:
-    """Two checks of one thing: which of them holds?"""
-    seen: dict[tuple[str, str], int] = {}
+def _repeated_checks(view: RecipeView) -> Iterator[Problem]:
+    """A second check of the same kind and column."""
+    first: dict[tuple[str, str], int] = {}
     for index, check in enumerate(view.items("data", "checks")):
         kind = check.get("kind") if isinstance(check, dict) else None
         if kind not in ("schema", "range", "nulls", "allowed"):
             continue
         key = (kind, str(check.get("column")))
-        if key in seen:
-            what = "schema check" if kind == "schema" else f"{kind} check of {key[1]!r}"
-            message = f"a second {what}: the first is data.checks.{seen[key]}"
+        if key in first:
+            label = "schema check" if kind == "schema" else f"{kind} check of {key[1]!r}"
+            message = f"a second {label}: the first is data.checks.{first[key]}"
             yield Problem(("data", "checks", index), message, "make one of the two")
-        seen.setdefault(key, index)
+        first.setdefault(key, index)
 
 
-def _schema_check(view: View) -> Iterator[Problem]:
-    """Columns named elsewhere that a closed schema check does not have, and kinds that its types cannot have."""
+def _schema_check(view: RecipeView) -> Iterator[Problem]:
+    """Columns missing in a closed schema check, and column kinds that contradict its types."""
     schema = view.schema
     if schema is None:
         return
     for path, column in _named_columns(view):
         if column not in schema:
-            close = nearest(column, list(schema))
+            close = closest_match(column, list(schema))
             message = f"column {column!r} is not among the columns of the schema check"
             hint = f"did you mean {close}?" if close else "declare it there, or write extra: allow"
             yield Problem(path, message, hint, at_key=path[:2] == ("data", "columns"))
@@ -264,8 +255,8 @@ def _schema_check(view: View) -> Iterator[Problem]:
             yield Problem(("data", "columns", column), message, f"write {column}: {allowed[0]}")
 
 
-def _named_columns(view: View) -> Iterator[tuple[KeyPath, str]]:
-    """Every column that the recipe names outside its schema check, and where."""
+def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str]]:
+    """Columns named outside the schema check, with their key paths."""
     for name in ("target", "split"):
         path: KeyPath = ("data", name) if name == "target" else ("data", "split", "column")
         if view.text(*path):
@@ -285,10 +276,7 @@ def _named_columns(view: View) -> Iterator[tuple[KeyPath, str]]:
                 yield ("data", "checks", index, "columns", at), column
 
 
-# ----------------------------------------------------------------------------------------- model, train, optimize
-
-
-def _train(view: View) -> Iterator[Problem]:
+def _train(view: RecipeView) -> Iterator[Problem]:
     weights = view.get("train", "class_weights")
     if view.regression and weights is not None:
         message = "class weights belong to a classification; this is a regression"
@@ -298,36 +286,35 @@ def _train(view: View) -> Iterator[Problem]:
             weight = view.number("train", "class_weights", name)
             if weight is not None and weight <= 0:
                 path = ("train", "class_weights", name)
-                yield Problem(path, f"expected a weight > 0, found {show(weight)}", "write a number above 0")
+                yield Problem(path, f"expected a weight > 0, found {format_value(weight)}", "write a number above 0")
     if view.text("model", "kind") == "onnx":
-        yield from _untrained(view)
+        yield from _unused_training(view)
         return
     if view.text("model", "kind") == "sklearn":
+        hint = "remove it; settings of an estimator go to model.args"
         for name in TORCH_ONLY:
-            if view.has("train", name) and view.get("train", name) not in (None, 0):
+            if view.get("train", name) not in (None, 0):
                 message = f"scikit-learn has no use for train.{name}: it would be ignored"
-                yield Problem(
-                    ("train", name), message, "remove it; settings of an estimator go to model.args", at_key=True
-                )
+                yield Problem(("train", name), message, hint, at_key=True)
         return
     yield from _ignored_settings(view)
     batch, workers = view.number("train", "batch_size"), view.number("train", "workers")
     if batch is not None and workers is not None and batch < workers:
-        message = f"{show(workers)} workers share batches of {show(batch)} rows: some get none"
-        yield Problem(("train", "batch_size"), message, f"write {show(workers)} or more")
+        message = f"{format_value(workers)} workers share batches of {format_value(batch)} rows: some get none"
+        yield Problem(("train", "batch_size"), message, f"write {format_value(workers)} or more")
 
 
-def _untrained(view: View) -> Iterator[Problem]:
-    """Settings of training and preprocessing beside a graph that is complete."""
+def _unused_training(view: RecipeView) -> Iterator[Problem]:
+    """Settings of training and preprocessing for an imported graph."""
     for section in ("preprocess", "train"):
         for name in view.mapping(section):
             if view.get(section, name) not in (None, 0):
-                message = f"a graph that is brought is not trained here: {section}.{name} would be ignored"
+                message = f"an imported graph is not trained here: {section}.{name} would be ignored"
                 yield Problem((section, name), message, "remove it; what the graph needs must be in it", at_key=True)
 
 
-def _ignored_settings(view: View) -> Iterator[Problem]:
-    """Settings of an optimiser or a schedule that the one that is named does not have."""
+def _ignored_settings(view: RecipeView) -> Iterator[Problem]:
+    """Settings that the chosen optimizer or schedule does not have."""
     optimizer = view.text("train", "optimizer", "name", default="adamw")
     if optimizer in ("adam", "adamw") and view.has("train", "optimizer", "momentum"):
         message = f"momentum belongs to sgd; {optimizer} ignores it"
@@ -344,12 +331,13 @@ def _ignored_settings(view: View) -> Iterator[Problem]:
             yield Problem(("train", "schedule", name), message, hint, at_key=True)
     warmup, epochs = view.number("train", "schedule", "warmup_epochs"), view.number("train", "epochs") or 20
     if schedule in owners["warmup_epochs"] and warmup is not None and warmup >= epochs >= 1:
-        message = f"{show(warmup)} epochs of warm-up in a training of {show(epochs)}: the schedule never starts"
-        yield Problem(("train", "schedule", "warmup_epochs"), message, f"write less than {show(epochs)}")
+        warmup_text, epochs_text = format_value(warmup), format_value(epochs)
+        message = f"{warmup_text} epochs of warm-up in a training of {epochs_text}: the schedule never starts"
+        yield Problem(("train", "schedule", "warmup_epochs"), message, f"write less than {format_value(epochs)}")
 
 
-def _model(view: View) -> Iterator[Problem]:
-    """A model of the other kind or for the other task."""
+def _model(view: RecipeView) -> Iterator[Problem]:
+    """A model of another kind or for another task."""
     kind, reference = view.text("model", "kind"), view.text("model", "module")
     module, _, name = reference.partition(":")
     path = ("model", "module")
@@ -364,8 +352,8 @@ def _model(view: View) -> Iterator[Problem]:
             yield Problem(path, f"{name} does not do {view.task}", f"did you mean {module}:{other}?")
 
 
-def _brought(view: View) -> Iterator[Problem]:
-    """Outputs and classes that the task of a brought graph has not; columns that are no features."""
+def _imported_graph(view: RecipeView) -> Iterator[Problem]:
+    """Output roles and classes of an imported graph that do not suit the task."""
     if view.text("model", "kind") != "onnx":
         return
     outputs = view.mapping("model", "outputs")
@@ -384,11 +372,11 @@ def _brought(view: View) -> Iterator[Problem]:
     for index, label in enumerate(classes):
         if label in classes[:index]:
             yield Problem(("model", "classes", index), f"{label!r} is listed twice", "remove one")
-    yield from _brought_columns(view)
+    yield from _imported_columns(view)
 
 
-def _brought_columns(view: View) -> Iterator[Problem]:
-    """Columns of inputs that are dropped, or that the target is."""
+def _imported_columns(view: RecipeView) -> Iterator[Problem]:
+    """Inputs of an imported graph from dropped columns or from the target."""
     target, drop = view.text("data", "target"), view.items("data", "drop")
     for name, columns in view.mapping("model", "inputs").items():
         for index, column in enumerate(columns if isinstance(columns, list) else []):
@@ -399,31 +387,31 @@ def _brought_columns(view: View) -> Iterator[Problem]:
                 yield Problem(path, f"{column!r} is dropped in data.drop", "take it out of one of them")
 
 
-def _optimize(view: View) -> Iterator[Problem]:
-    allowed = [metric for metric in metrics_of(view.task) if metric not in LATENCY_METRICS]
+def _optimize(view: RecipeView) -> Iterator[Problem]:
+    allowed = [metric for metric in metrics_of(view.task) if metric not in metrics.LATENCY]
     yield from _metric(view, ("optimize", "metric"), allowed)
     if view.text("optimize", "objective") == "cost" and not view.has("optimize", "cost_per_hour"):
         message = "the cost of an answer follows from what an hour of the machine costs, and that is not given"
         yield Problem(("optimize", "objective"), message, "add cost_per_hour: 0.50")
 
 
-def _candidates(view: View) -> Iterator[Problem]:
-    """Candidates that are there twice, by name or by what they are, and those that no machine can run."""
+def _candidates(view: RecipeView) -> Iterator[Problem]:
+    """Duplicate candidates, by name or by passes and engine, and impossible ones."""
     names: dict[str, int] = {}
     kinds: dict[str, int] = {}
-    for index, written in enumerate(view.items("optimize", "candidates")):
+    for index, item in enumerate(view.items("optimize", "candidates")):
         path = ("optimize", "candidates", index)
-        candidate = _candidate(written)
-        name = written if isinstance(written, str) else written.get("name") if isinstance(written, dict) else None
+        candidate = _parse_candidate(item)
+        name = item if isinstance(item, str) else item.get("name") if isinstance(item, dict) else None
         if isinstance(name, str) and name in names:
             yield Problem(path, f"{name!r} is listed twice", "remove one")
         elif candidate is not None and key_of(candidate) in kinds:
             same = view.get("optimize", "candidates", kinds[key_of(candidate)])
             same = same if isinstance(same, str) else same["name"]
             yield Problem(path, f"{candidate.name!r} is the same as {same!r}: same passes, same engine", "remove one")
-        elif candidate is not None and (reason := impossible(candidate.passes, candidate.engine)):
+        elif candidate is not None and (reason := reason_impossible(candidate.passes, candidate.engine)):
             yield Problem(path, f"{candidate.name!r} cannot be: {reason}", "change its passes or its engine")
-        elif isinstance(written, dict) and candidate is not None and candidate.name in NAMED:
+        elif isinstance(item, dict) and candidate is not None and candidate.name in NAMED:
             message = f"{candidate.name!r} is one of mlflowkit's own candidates"
             yield Problem((*path, "name"), message, "give it a name of its own")
         if isinstance(name, str):
@@ -432,18 +420,18 @@ def _candidates(view: View) -> Iterator[Problem]:
             kinds.setdefault(key_of(candidate), index)
 
 
-def _candidate(written: Json) -> Candidate | None:
-    """The candidate that an item of the list means; None where it means none."""
-    if isinstance(written, str):
-        return NAMED.get(written)
+def _parse_candidate(item: Json) -> Candidate | None:
+    """The candidate of a list item, or None for an invalid item."""
+    if isinstance(item, str):
+        return NAMED.get(item)
     try:
-        return Candidate.model_validate(written)
-    except ValidationError:  # the schema's rules say what is wrong with it
+        return Candidate.model_validate(item)
+    except ValidationError:  # reported by the schema
         return None
 
 
-def _search(view: View) -> Iterator[Problem]:
-    """A search with nothing to search, with too much of it, or with a dimension that lists a thing twice."""
+def _search(view: RecipeView) -> Iterator[Problem]:
+    """A search without a space, with too large a space, or with duplicate values in a dimension."""
     path = ("optimize", "search")
     space, method = view.mapping(*path, "space"), view.text(*path, "method")
     if not space:
@@ -452,55 +440,53 @@ def _search(view: View) -> Iterator[Problem]:
                 message = f"{key} is about searching a space, and there is none"
                 yield Problem((*path, key), message, "add optimize.search.space: {graph_level: [basic, all]}")
         return
-    twice = False
+    has_duplicates = False
     for dimension in space:
         items = view.items(*path, "space", dimension)
         for index, item in enumerate(items):
             if item in items[:index]:
-                twice = True
-                yield Problem((*path, "space", dimension, index), f"{show(item)} is listed twice", "remove one")
+                has_duplicates = True
+                yield Problem((*path, "space", dimension, index), f"{format_value(item)} is listed twice", "remove one")
     try:
-        whole = Space.model_validate(space)
-    except ValidationError:  # the schema's rules say what is wrong with it
+        parsed = Space.model_validate(space)
+    except ValidationError:  # reported by the schema
         return
-    if whole.size > MOST:
-        yield Problem((*path, "space"), f"it has {whole.size:,} combinations; {MOST:,} are the most", "leave some out")
-    elif not twice and not candidates_of(whole):
-        passes = whole.passes[0]
-        reason = impossible(passes, Engine(runtime=whole.runtime[0]))
+    if parsed.size > MAX_COMBINATIONS:
+        message = f"it has {parsed.size:,} combinations; {MAX_COMBINATIONS:,} are the most"
+        yield Problem((*path, "space"), message, "leave some out")
+    elif not has_duplicates and not candidates_of(parsed):
+        passes = parsed.passes[0]
+        reason = reason_impossible(passes, Engine(runtime=parsed.runtime[0]))
         yield Problem((*path, "space"), f"none of its candidates can be: {reason}", "add a way of passes: []")
-    elif method == "exhaustive" and len(candidates_of(whole)) > MOST_TRIED:
-        message = f"it has {len(candidates_of(whole)):,} candidates, which are too many to try all"
+    elif method == "exhaustive" and len(candidates_of(parsed)) > MAX_EXHAUSTIVE:
+        message = f"it has {len(candidates_of(parsed)):,} candidates, which are too many to try all"
         yield Problem((*path, "method"), message, "write method: optuna")
 
 
-# ------------------------------------------------------------------------------------------------------------- serve
-
-
-def _exposure(view: View) -> Iterator[Problem]:
-    """A listener that other machines reach, with no API keys; keys from two places."""
+def _exposure(view: RecipeView) -> Iterator[Problem]:
+    """A listener reachable from other machines without API keys; two sources of keys."""
     host, auth = view.text("serve", "host"), ("serve", "auth")
     keys = [name for name in ("keys", "keys_env") if view.get(*auth, name)]
     if len(keys) == 2:
         message = "API keys come from a file or from the environment, not from both"
         yield Problem((*auth, "keys_env"), message, "remove one of keys and keys_env")
     if host and not keys:
-        from mlflowkit.serving.auth import loopback
+        from mlflowkit.serving.auth import is_loopback
 
-        if not loopback(host):
-            message = f"{show(host)} is reached from other machines, and no API keys are asked for"
+        if not is_loopback(host):
+            message = f"{format_value(host)} is reached from other machines, and no API keys are asked for"
             hint = "mlkit key create --keys keys.json, and write auth: {keys: keys.json}; or host: 127.0.0.1"
             yield Problem(("serve", "host"), message, hint)
 
 
-def _affinity(view: View) -> Iterator[Problem]:
-    """An affinity without the name that it goes by, or with one that it has no use for."""
+def _affinity(view: RecipeView) -> Iterator[Problem]:
+    """An affinity whose name is missing, or a name that it does not use."""
     routing = ("serve", "routing")
     kind, name = view.text(*routing, "affinity", default="request_id"), view.text(*routing, "name")
     if kind in ("header", "cookie", "parameter") and not name:
         yield Problem((*routing, "affinity"), f"which {kind} is the key in?", f"add name: the {kind}'s name")
     elif kind == "request_id" and name:
-        message = f"requests are dealt by their id, and name {show(name)} is not looked at"
+        message = f"requests are dealt by their id, and name {format_value(name)} is not looked at"
         yield Problem((*routing, "name"), message, "write affinity: header, cookie or parameter")
 
 
@@ -511,7 +497,7 @@ RULES: tuple[Rule, ...] = (
     _checks,
     _schema_check,
     _model,
-    _brought,
+    _imported_graph,
     _train,
     _optimize,
     _candidates,
@@ -521,4 +507,4 @@ RULES: tuple[Rule, ...] = (
     _exposure,
     _affinity,
 )
-"""Every rule, in the order of a recipe."""
+"""All rules, in the order of a recipe's sections."""

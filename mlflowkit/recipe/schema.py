@@ -1,4 +1,4 @@
-"""The recipe, whole, and the Spec that it gives each stage."""
+"""The schema of recipes, and the Spec of each stage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mlflowkit.sections import Section
 from mlflowkit.stages import data as data_stage
 from mlflowkit.stages import deploy as deploy_stage
 from mlflowkit.stages import evaluate as evaluate_stage
 from mlflowkit.stages import export as export_stage
+from mlflowkit.stages import gating
 from mlflowkit.stages import optimize as optimize_stage
 from mlflowkit.stages import package as package_stage
 from mlflowkit.stages import train as train_stage
@@ -22,8 +23,10 @@ from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Json
 
 
-class Recipe(Section):
+class RecipeSchema(Section):
     """From data to a model that answers requests."""
+
+    model_config = ConfigDict(title="Recipe")
 
     name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
     """Name of the recipe and of the registered model."""
@@ -33,7 +36,7 @@ class Recipe(Section):
     """Seed of the split, the initial weights, the order of rows and the bootstrap."""
     data: data_stage.DataSection
     """The table."""
-    preprocess: train_stage.Preprocess = Field(default_factory=train_stage.Preprocess)
+    preprocess: train_stage.PreprocessSettings = Field(default_factory=train_stage.PreprocessSettings)
     """What is done to the columns before the model; fitted on the training rows, exported with the model."""
     model: train_stage.Model
     """The model."""
@@ -43,13 +46,13 @@ class Recipe(Section):
     """The graph."""
     optimize: optimize_stage.OptimizeSection = Field(default_factory=optimize_stage.OptimizeSection)
     """Which graphs to try and how to choose."""
-    gates: list[evaluate_stage.Gate] = Field(default_factory=list)
+    gates: list[gating.Gate] = Field(default_factory=list)
     """What must hold before the bundle is blessed."""
     serve: deploy_stage.ServeSection | None = None
     """The service; without it a run ends at the bundle."""
 
 
-def stage_specs(recipe: Recipe) -> Mapping[str, Section]:
+def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
     """The Spec of each stage, keyed by stage; deploy is absent when the recipe has no ``serve``."""
     task = recipe.task
     table = recipe.data.model_dump(exclude={"checks"})
@@ -67,23 +70,23 @@ def stage_specs(recipe: Recipe) -> Mapping[str, Section]:
     return specs
 
 
-def policy_digest(recipe: Recipe) -> str:
-    """Digest of the gates: what the blessing says was asked."""
+def policy_digest(recipe: RecipeSchema) -> str:
+    """Digest of the gates, bound by the blessing."""
     return digest_json([gate.model_dump(mode="json") for gate in recipe.gates])
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe that was composed and found without fault."""
+    """A composed, valid recipe."""
 
-    recipe: Recipe
+    recipe: RecipeSchema
     path: Path
-    """The file it was read from, absolute."""
+    """Its file, absolute."""
     overrides: tuple[str, ...]
     composed: Mapping[str, Json]
-    """The recipe as plain JSON, defaults filled in."""
+    """The recipe as plain JSON, with defaults."""
     files: tuple[Path, ...] = ()
-    """The files that it was composed from, the recipe first."""
+    """The files it was composed from, the recipe first."""
 
     @property
     def folder(self) -> Path:

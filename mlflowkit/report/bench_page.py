@@ -1,204 +1,149 @@
-"""A measurement as one self-contained HTML page: what was fastest, how sure that is, and on which machine."""
+"""Bench results as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median_high
 from typing import Any
 
-from mlflowkit import __version__
-from mlflowkit.bench.load.pattern import Load
+from mlflowkit.bench.load.pattern import LoadPattern
 from mlflowkit.report import charts, formatting
 from mlflowkit.report.run import latency_views
-from mlflowkit.report.run.pareto_views import bytes_words
-from mlflowkit.report.run.run_page import css, environment
+from mlflowkit.report.run.run_page import render_template
+from mlflowkit.system.text import format_numbers
 
 Document = Mapping[str, Any]
 View = dict[str, Any]
 
 VERDICTS: Mapping[str, str] = {"faster": "ok", "slower": "bad", "alike": "off", "undecided": "warn"}
 OUTCOMES: Mapping[str, str] = {"PASSED": "ok", "FAILED": "bad", "INCONCLUSIVE": "warn"}
-"""Tones of badges."""
-MOST_LINES = latency_views.MOST_LINES
-"""Entries in one chart; the table has all of them."""
-MOST_ROUNDS = 400
-"""Points of a line over time; of more blocks, neighbours are drawn as one."""
+"""Badge tones."""
+MAX_ROUNDS = 400
+"""Maximum points of a line over time; more blocks are merged with their neighbours."""
 
 
 def render(document: Document) -> str:
-    """The page of a results file (`bench.result_file.document`), as HTML text. The same document gives the same text.
+    """Render a results document (`bench.result_file.document`) as HTML; deterministic.
 
-    Everything that comes from data is escaped, and the page's own Content-Security-Policy forbids scripts and requests.
+    Data is escaped, and the page's Content-Security-Policy forbids scripts and requests.
     """
-    batches = list(dict.fromkeys(row["batch"] for row in document["candidates"]))
-    return (
-        environment()
-        .get_template("bench.html")
-        .render(
-            title=", ".join(dict.fromkeys(one["name"] for one in document["subjects"])),
-            made=document["made"],
-            quantile=document["quantile"],
-            tiles=tiles(document),
-            subjects=document["subjects"],
-            baseline=_baseline(document.get("baseline")),
-            comparisons=_comparisons(document["comparisons"]),
-            batches=[batch_view(document, batch) for batch in batches],
-            absent=[row for row in document["candidates"] if row["status"] != "ok"],
-            parts=parts(document["candidates"]),
-            opened=opened(document["candidates"]),
-            notes=notes(document),
-            machine=machine(document),
-            css=css(),
-            version=__version__,
-        )
+    candidates = document["candidates"]
+    batches = list(dict.fromkeys(row["batch"] for row in candidates))
+    return render_template(
+        "bench.html",
+        title=", ".join(dict.fromkeys(target["name"] for target in document["subjects"])),
+        made=document["made"],
+        quantile=document["quantile"],
+        tiles=tiles(document),
+        baseline=_baseline(document.get("baseline")),
+        comparisons=_comparisons(document["comparisons"]),
+        batches=[batch_view(document, batch) for batch in batches],
+        absent=[row for row in candidates if row["status"] != "ok"],
+        parts=[row for row in candidates if row["parts"]],
+        open_loop=[row for row in candidates if row["open"]],
+        notes=notes(document),
+        machine=machine(document),
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- verdicts
-
-
 def tiles(document: Document) -> list[tuple[str, str, str]]:
-    """(what, value, more): the page in a few words."""
+    """Return the headline (name, value, detail) tiles."""
     measured = [row for row in document["candidates"] if row["interval"]]
     settings = document["settings"]
-    load = Load(settings["load"]["callers"], settings["load"]["rate"])
-    found = []
+    load = LoadPattern(settings["load"]["callers"], settings["load"]["rate"])
+    headlines = []
     if measured:
         best = min(measured, key=lambda row: (row["batch"], row["quantile_us"]))
         where = f"{best['name']}, batch {best['batch']}"
-        found.append((f"lowest {document['quantile']}", formatting.micros(best["quantile_us"]), where))
+        headlines.append((f"lowest {document['quantile']}", formatting.micros(best["quantile_us"]), where))
         most = max(measured, key=lambda row: float(row["throughput"]))
         rows = f"{formatting.number(most['throughput'], 3)} rows/s"
-        found.append(("highest throughput", rows, f"{most['name']}, batch {most['batch']}"))
+        headlines.append(("highest throughput", rows, f"{most['name']}, batch {most['batch']}"))
     total = len(document["candidates"])
-    found.append(("measured", f"{len(measured)} of {total}", f"{settings['starts']} starts each"))
-    found.append(("load", load.words, "open loop" if load.rate is not None else "each waits for its answer"))
-    return found
+    headlines.append(("measured", f"{len(measured)} of {total}", f"{settings['starts']} starts each"))
+    headlines.append(("load", load.label, "open loop" if load.rate is not None else "each waits for its reply"))
+    return headlines
 
 
 def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> View | None:
     if not comparisons:
         return None
-    bounds = [charts.Bound(one["low"], one["ratio"], one["high"], reference=1.0) for one in comparisons]
+    bounds = [charts.Bound(pair["low"], pair["ratio"], pair["high"], reference=1.0) for pair in comparisons]
     domain = charts.forest_domain(bounds)
     rows = [
-        {
-            "name": one["name"],
-            "batch": one["batch"],
-            "verdict": one["verdict"],
-            "tone": VERDICTS[one["verdict"]],
-            "ratio": f"{one['ratio']:.3g} [{one['low']:.3g}, {one['high']:.3g}]",
-            "svg": charts.forest_row(bound, domain, one["words"]),
-        }
-        for one, bound in zip(comparisons, bounds, strict=True)
+        {**pair, "tone": VERDICTS[pair["verdict"]], "svg": charts.forest_row(bound, domain, pair["words"])}
+        for pair, bound in zip(comparisons, bounds, strict=True)
     ]
-    first = comparisons[0]
-    return {"against": first["against"], "rows": rows, "axis": charts.forest_axis(domain), "sure": first["confidence"]}
+    return {"against": comparisons[0]["against"], "rows": rows, "axis": charts.forest_axis(domain)}
 
 
-def _baseline(told: Mapping[str, Any] | None) -> View | None:
-    """The verdicts against a baseline: each with its interval, and the slowdown that may be."""
-    if told is None:
+def _baseline(regression: Mapping[str, Any] | None) -> View | None:
+    """Verdicts against a baseline: each with its interval and the allowed slowdown."""
+    if regression is None:
         return None
-    limit = 1 + told["fail_above"]
-    bounds = {
-        index: charts.Bound(one["low"], (one["low"] * one["high"]) ** 0.5, one["high"], limit, "max", one["outcome"])
-        for index, one in enumerate(told["changes"])
-        if one["low"] is not None
-    }
-    domain = charts.forest_domain(list(bounds.values()))
-    rows = [
-        {
-            "name": one["name"],
-            "batch": one["batch"],
-            "outcome": one["outcome"],
-            "tone": OUTCOMES[one["outcome"]],
-            "words": one["words"],
-            "svg": charts.forest_row(bounds[index], domain, one["words"]) if index in bounds else "",
-        }
-        for index, one in enumerate(told["changes"])
+    limit = 1 + regression["fail_above"]
+    bounds: list[charts.Bound | None] = []
+    for change in regression["changes"]:
+        low, high, outcome = change["low"], change["high"], change["outcome"]
+        bounds.append(None if low is None else charts.Bound(low, (low * high) ** 0.5, high, limit, "max", outcome))
+    domain = charts.forest_domain([bound for bound in bounds if bound is not None])
+    svgs = [
+        "" if bound is None else charts.forest_row(bound, domain, change["words"])
+        for change, bound in zip(regression["changes"], bounds, strict=True)
     ]
-    return {
-        "outcome": told["outcome"], "tone": OUTCOMES[told["outcome"]], "limit": f"{limit:.4g}", "rows": rows,
-        "axis": charts.forest_axis(domain) if bounds else "", "new": told["new"], "notes": told["notes"],
-        "quantile": told["quantile"],
-    }  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------- what was timed
+    rows = [
+        {**change, "tone": OUTCOMES[change["outcome"]], "svg": svg}
+        for change, svg in zip(regression["changes"], svgs, strict=True)
+    ]
+    axis = charts.forest_axis(domain) if any(bounds) else ""
+    return {**regression, "tone": OUTCOMES[regression["outcome"]], "limit": f"{limit:.4g}", "rows": rows, "axis": axis}
 
 
 def batch_view(document: Document, batch: int) -> View:
-    """One batch size: a table with intervals, latency by percentile, its distribution, and its course over time."""
+    """Return the view of one batch size: table with intervals, and charts."""
     rows = [row for row in document["candidates"] if row["batch"] == batch and row["interval"]]
     bounds = [charts.Bound(row["interval"][0], row["quantile_us"], row["interval"][1]) for row in rows]
     domain = charts.forest_domain(bounds)
-    label = f"{document['quantile']} of"
-    drawn = [
-        charts.forest_row(bound, domain, f"{label} {row['name']}: {_interval(row)}")
-        for row, bound in zip(rows, bounds, strict=True)
-    ]
-    starts = {one["name"]: one["starts"] for one in document["measured"] if one["batch"] == batch}
-    pooled = {name: [us for start in each for us in start["samples_us"]] for name, each in starts.items()}
-    shown = dict(list(pooled.items())[:MOST_LINES])
-    more = len(pooled) - len(shown)
+    labels = [f"{document['quantile']} of {row['name']}: {latency_views.format_interval(row)}" for row in rows]
+    svgs = [charts.forest_row(bound, domain, label) for bound, label in zip(bounds, labels, strict=True)]
+    measured = {entry["name"]: entry["starts"] for entry in document["measured"] if entry["batch"] == batch}
+    starts = dict(list(measured.items())[: latency_views.MAX_LINES])
+    samples = {name: [us for start in entry for us in start["samples_us"]] for name, entry in starts.items()}
+    more = len(measured) - len(starts)
     note = f" {more} more were measured: the table has them." if more > 0 else ""
     figures = (
-        latency_views.percentiles(shown, note=note, title=f"Latency by percentile, batch {batch}"),
-        distribution(shown, batch),
-        over_time({name: starts[name] for name in shown}, batch),
-        by_start({name: starts[name] for name in shown}, document["quantile"], batch),
+        latency_views.percentiles(samples, f"Latency by percentile, batch {batch}", note=note),
+        distribution(samples, batch),
+        over_time(starts, batch),
+        by_start(starts, document["quantile"], batch),
     )
     return {
         "batch": batch,
-        "rows": [row_view(row, svg) for row, svg in zip(rows, drawn, strict=True)],
+        "rows": [{**row, "svg": svg} for row, svg in zip(rows, svgs, strict=True)],
         "axis": charts.forest_axis(domain) if rows else "",
-        "figures": [one for one in figures if one],
+        "figures": [figure for figure in figures if figure],
     }
 
 
-def row_view(row: Mapping[str, Any], svg: str) -> View:
-    """One line of the table of a batch size."""
-    return {
-        "name": row["name"],
-        "runtime": row["runtime"],
-        "p50": formatting.micros(row["p50_us"]),
-        "p95": formatting.micros(row["p95_us"]),
-        "p99": formatting.micros(row["p99_us"]),
-        "interval": _interval(row),
-        "svg": svg,
-        "throughput": formatting.number(row["throughput"], 3),
-        "size": bytes_words(row["size_bytes"]),
-        "memory": bytes_words(row["memory_bytes"]),
-        "cold": formatting.NONE if row["cold_start_ms"] is None else formatting.micros(1000 * row["cold_start_ms"]),
-        "samples": formatting.number(row["samples"]),
-    }
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    return f"{formatting.micros(row['interval'][0])} to {formatting.micros(row['interval'][1])}"
-
-
-def distribution(taken: Mapping[str, Sequence[float]], batch: int) -> View | None:
-    """The share of requests that were answered within a time, up to the slowest p99 (the empirical distribution)."""
-    samples = {name: sorted(values) for name, values in taken.items() if values}
-    if not samples:
+def distribution(samples: Mapping[str, Sequence[float]], batch: int) -> View | None:
+    """Chart the empirical distribution of latencies, up to the slowest p99."""
+    ordered = {name: sorted(values) for name, values in samples.items() if values}
+    if not ordered:
         return None
-    end = 1.05 * max(latency_views.at_percentile(ordered, 2.0) for ordered in samples.values())
-    start = min(ordered[0] for ordered in samples.values())
+    end = 1.05 * max(latency_views.at_percentile(values, 2.0) for values in ordered.values())
+    start = min(values[0] for values in ordered.values())
+    positions = [latency_views.tail(1 / (1 - i / 200)) for i in range(199)]
     lines = []
-    for style, (name, ordered) in enumerate(samples.items()):
-        places = [latency_views.at_percentile(ordered, latency_views.tail(1 / (1 - i / 200))) for i in range(199)]
-        shares = [i / 2 for i in range(199)]
-        kept = [(x, y) for x, y in zip(places, shares, strict=True) if x <= end]
-        lines.append(
-            charts.Line(name, [x for x, _ in kept], [y for _, y in kept], style, dashed=style >= charts.SERIES)
-        )
+    for style, (name, values) in enumerate(ordered.items()):
+        points = [(latency_views.at_percentile(values, position), i / 2) for i, position in enumerate(positions)]
+        x, y = zip(*((latency, share) for latency, share in points if latency <= end), strict=True)
+        lines.append(charts.Line(name, x, y, style, dashed=style >= charts.SERIES))
     return charts.figure(
         f"Requests answered within a time, batch {batch}",
         lines,
-        "The steeper, the steadier; a step is a group of requests that are alike.",
-        label=f"Share of requests answered within a time, of {', '.join(samples)}",
+        "Steeper is steadier; a step is a group of requests of similar latency.",
+        label=f"Share of requests answered within a time, of {', '.join(ordered)}",
         x_label="µs",
         y_label="% of requests",
         x_domain=(start - 0.04 * (end - start), end),
@@ -207,23 +152,22 @@ def distribution(taken: Mapping[str, Sequence[float]], batch: int) -> View | Non
 
 
 def over_time(starts: Mapping[str, Sequence[Mapping[str, Any]]], batch: int) -> View | None:
-    """The median of each block in the order of measuring: a drift, a throttled clock and a slow start can be seen."""
-    courses = {name: [block_medians(start) for start in each] for name, each in starts.items()}
+    """Chart the median of each block in the order of measurement, to show drift, throttling and slow starts."""
+    medians = {name: [block_medians(start) for start in entry_starts] for name, entry_starts in starts.items()}
     lines = [
-        charts.Line(name, *course(each), style, dashed=style >= charts.SERIES)
-        for style, (name, each) in enumerate(courses.items())
+        charts.Line(name, *time_course(entry_medians), style, dashed=style >= charts.SERIES)
+        for style, (name, entry_medians) in enumerate(medians.items())
     ]
     if not lines:
         return None
-    top = max(value for each in courses.values() for medians in each for value in medians)
-    anew = (
-        " Lines break where all processes were started anew." if any(len(each) > 1 for each in starts.values()) else ""
-    )
+    top = max(value for entry in medians.values() for start in entry for value in start)
+    restarted = any(len(entry_starts) > 1 for entry_starts in starts.values())
+    gaps = " Lines break where all processes were restarted." if restarted else ""
     return charts.figure(
         f"Median of each block over time, batch {batch}",
         lines,
-        f"Blocks of all were measured in turns: what lifts every line at once is the machine, not a candidate.{anew}",
-        label=f"Median of each block in the order of measuring, of {', '.join(starts)}",
+        f"Blocks are interleaved: what shifts all lines at once is the machine, not a candidate.{gaps}",
+        label=f"Median of each block in the order of measurement, of {', '.join(starts)}",
         x_label="round",
         y_label="µs",
         x_domain=(0.0, max(line.x[-1] for line in lines) + 1),
@@ -231,49 +175,45 @@ def over_time(starts: Mapping[str, Sequence[Mapping[str, Any]]], batch: int) -> 
     )
 
 
-def course(starts: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """(round, median) of blocks, with a gap after each start; of very many blocks, neighbours are one point.
+def time_course(starts: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Return (round, median) of blocks with a gap after each start; many blocks are merged with their neighbours.
 
-    >>> course([[5.0, 6.0], [7.0]])
+    >>> time_course([[5.0, 6.0], [7.0]])
     ([1.0, 2.0, 2.5, 3.0], [5.0, 6.0, nan, 7.0])
     """
-    stride = -(-sum(map(len, starts)) // MOST_ROUNDS)
-    places: list[float] = []
+    stride = -(-sum(map(len, starts)) // MAX_ROUNDS)
+    rounds: list[float] = []
     values: list[float] = []
     before = 0
     for medians in starts:
         if before:
-            places.append(before + 0.5)
+            rounds.append(before + 0.5)
             values.append(math.nan)
         for index in range(0, len(medians), stride):
-            places.append(float(before + index + 1))
-            values.append(_median(medians[index : index + stride]))
+            rounds.append(float(before + index + 1))
+            values.append(median_high(medians[index : index + stride]))
         before += len(medians)
-    return places, values
+    return rounds, values
 
 
 def by_start(starts: Mapping[str, Sequence[Mapping[str, Any]]], quantile: str, batch: int) -> View | None:
-    """The quantile of each start of each process: how far two processes of one graph lie apart."""
-    share = float(quantile.removeprefix("p")) / 100
-    dots = []
-    for style, (name, each) in enumerate(starts.items()):
-        values = [
-            latency_views.at_percentile(sorted(start["samples_us"]), latency_views.tail(1 / (1 - share)))
-            for start in each
-        ]
-        places = [
-            number + 1 + (style - (len(starts) - 1) / 2) * 0.6 / max(1, len(starts)) for number in range(len(each))
-        ]
-        titles = [f"{name}, start {number + 1}: {formatting.micros(value)}" for number, value in enumerate(values)]
-        dots.append(charts.Dots(name, places, values, titles=titles, style=style))
-    count = max((len(each) for each in starts.values()), default=0)
+    """Chart the quantile of each process start, to show how far processes of one graph differ."""
+    count = max((len(entry_starts) for entry_starts in starts.values()), default=0)
     if count < 2:
         return None
+    position = latency_views.tail(1 / (1 - float(quantile.removeprefix("p")) / 100))
+    dots = []
+    for style, (name, entry_starts) in enumerate(starts.items()):
+        values = [latency_views.at_percentile(sorted(start["samples_us"]), position) for start in entry_starts]
+        shift = (style - (len(starts) - 1) / 2) * 0.6 / len(starts)
+        titles = [f"{name}, start {number}: {formatting.micros(value)}" for number, value in enumerate(values, 1)]
+        x = [number + shift for number in range(1, len(values) + 1)]
+        dots.append(charts.Dots(name, x, values, titles=titles, style=style))
     return charts.figure(
         f"{quantile} of each start, batch {batch}",
         dots,
-        "Two processes of one graph differ for as long as they live; intervals rest on the starts where there are "
-        "three or more.",
+        "Two processes of one graph differ for as long as they live; with three starts or more, intervals rest on the "
+        "starts.",
         label=f"{quantile} of each start of {', '.join(starts)}",
         x_label="start",
         y_label="µs",
@@ -284,80 +224,43 @@ def by_start(starts: Mapping[str, Sequence[Mapping[str, Any]]], quantile: str, b
 
 
 def block_medians(start: Mapping[str, Any]) -> list[float]:
-    """Median of each block of one start, in microseconds.
+    """Return the median of each block of one start, in microseconds.
 
     >>> block_medians({"samples_us": [1.0, 2.0, 3.0, 9.0, 9.0, 9.0], "block": 3})
     [2.0, 9.0]
     """
     samples, size = start["samples_us"], start["block"]
-    return [_median(samples[begin : begin + size]) for begin in range(0, len(samples), size)]
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(sorted(values)[len(values) // 2])
-
-
-# ------------------------------------------------------------------------------------------------------- what is beside
-
-
-def parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
-    """(entry, part, p50, p95, p99) of what requests' time was made of, where a runtime told it."""
-    return [
-        (f"{row['name']}, batch {row['batch']}", name.replace("_", " "), *(
-            formatting.micros(part[f"{quantile}_us"]) for quantile in ("p50", "p95", "p99")
-        ))
-        for row in rows
-        for name, part in (row["parts"] or {}).items()
-    ]  # fmt: skip
-
-
-def opened(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """(entry, offered, answered, waited p50, waited p99, stretches that fell behind) of an open loop."""
-    return [
-        (
-            f"{row['name']}, batch {row['batch']}", f"{told['offered']:,.0f} /s", f"{told['achieved']:,.0f} /s",
-            formatting.micros(told["queued_p50_us"]), formatting.micros(told["queued_p99_us"]),
-            f"{told['saturated_stretches']} of {told['stretches']}",
-        )
-        for row in rows
-        if (told := row["open"])
-    ]  # fmt: skip
+    return [median_high(samples[begin : begin + size]) for begin in range(0, len(samples), size)]
 
 
 def notes(document: Document) -> list[str]:
-    """What must be known to believe the figures."""
-    own = [f"{one['name']}: {words}" for one in document["subjects"] for words in one["notes"]]
-    rows = [f"{row['name']}, batch {row['batch']}: {words}" for row in document["candidates"] for words in row["notes"]]
-    return [*document["notes"], *own, *rows]
+    """Return the caveats of the results."""
+    targets = [f"{target['name']}: {text}" for target in document["subjects"] for text in target["notes"]]
+    rows = [f"{row['name']}, batch {row['batch']}: {text}" for row in document["candidates"] for text in row["notes"]]
+    return [*document["notes"], *targets, *rows]
 
 
 def machine(document: Document) -> list[tuple[str, str]]:
-    """The machine, and how it was used, as facts with their names; what it does not tell is left out."""
-    told, settings = document["machine"], document["settings"]
-    clocks = [told.get(key) for key in ("min_mhz", "max_mhz")]
+    """Return the known facts of the machine and how it was used."""
+    info, cores = document["machine"], document["settings"]["cores"]
+    clocks = [info.get(key) for key in ("min_mhz", "max_mhz")]
+    memory, limit = info.get("memory_bytes"), info.get("memory_limit_bytes")
+    gpus = ", ".join(gpu["name"] for gpu in info.get("gpus") or ())
     facts: list[tuple[str, Any]] = [
-        ("processor", told.get("processor")),
-        ("cores", f"{told.get('cores')}{', virtual' if told.get('virtual') else ''}"),
-        ("measured on", f"core {_listed(settings['cores'])}" if settings["cores"] else "cores that the system chose"),
-        ("governor", told.get("governor")),
+        ("processor", info.get("processor")),
+        ("cores", f"{info.get('cores')}{', virtual' if info.get('virtual') else ''}"),
+        ("measured on", f"core {format_numbers(cores)}" if cores else "cores chosen by the system"),
+        ("governor", info.get("governor")),
         ("clock", f"{clocks[0]:,.0f} to {clocks[1]:,.0f} MHz" if all(clocks) else None),
-        ("boost", told.get("boost")),
-        ("two threads a core", told.get("smt")),
-        ("memory", bytes_words(told["memory_bytes"]) if told.get("memory_bytes") else None),
-        ("memory limit", bytes_words(told["memory_limit_bytes"]) if told.get("memory_limit_bytes") else None),
-        ("processor limit", f"{told['cpu_limit']:g} cores" if told.get("cpu_limit") else None),
-        (
-            "GPUs",
-            ", ".join(gpu["name"] for gpu in told.get("gpus") or ()) or f"none ({told.get('gpus_reason') or '–'})",
-        ),
-        ("system", f"{told.get('system')} {told.get('kernel')}"),
-        ("Python", told.get("python")),
-        *sorted((told.get("libraries") or {}).items()),
+        ("boost", info.get("boost")),
+        ("two threads a core", info.get("smt")),
+        ("memory", formatting.format_bytes(memory) if memory else None),
+        ("memory limit", formatting.format_bytes(limit) if limit else None),
+        ("processor limit", f"{info['cpu_limit']:g} cores" if info.get("cpu_limit") else None),
+        ("GPUs", gpus or f"none ({info.get('gpus_reason') or '–'})"),
+        ("system", f"{info.get('system')} {info.get('kernel')}"),
+        ("Python", info.get("python")),
+        *sorted((info.get("libraries") or {}).items()),
     ]
-    shown = [(name, formatting.number(value)) for name, value in facts if value not in (None, "")]
-    hidden = dict.fromkeys((told.get("unknown") or {}).values())
-    return shown + [("not told", words) for words in hidden]
-
-
-def _listed(cores: Sequence[int]) -> str:
-    return ", ".join(map(str, cores))
+    known = [(name, formatting.number(value)) for name, value in facts if value not in (None, "")]
+    return known + [("unknown", reason) for reason in dict.fromkeys((info.get("unknown") or {}).values())]

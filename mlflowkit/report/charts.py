@@ -1,11 +1,8 @@
-"""Charts as inline SVG: scales, one plot of layers, an interval against its threshold, a sparkline.
+"""Charts as inline SVG: layered plots, forest rows (an interval against its threshold), sparklines. Pure.
 
-Our own few hundred lines rather than matplotlib's, because they were measured: importing matplotlib costs 0.9 s
-and each figure 40 ms and 16 kB, on the path of every run; these cost well under a millisecond and 1 to 4 kB each,
-take their colours from the page's CSS variables (light, dark and print from one file) and scale with the screen.
-
-Everything here is pure: numbers in, text out, the same text for the same numbers. Text is escaped here; the page
-includes what it gets unescaped. Positions are rounded to a tenth of a unit.
+Hand-written because matplotlib costs 0.9 s at import and 40 ms and 16 kB a figure on the path of every run; these
+cost under a millisecond and 1 to 4 kB, take their colours from the page's CSS variables (light, dark and print) and
+scale with the screen. Text is escaped here, and the page includes the SVG unescaped. Positions are rounded to 0.1.
 """
 
 from __future__ import annotations
@@ -19,14 +16,14 @@ from typing import Any
 WIDTH, HEIGHT = 440.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 60.0, 20.0, 24.0, 38.0
 SERIES = 4
-"""How many series colours the page's style sheet has."""
+"""Number of series colours in the style sheet."""
 USUAL_MARK, LARGEST_MARK = 4.5, 9.0
-"""Radii of a mark, and of the largest where marks have areas."""
-MOST_POINTS = 500
-"""Points kept of a line: more than the chart has pixels is weight and no information."""
+"""Radius of a mark, and of the largest mark if areas vary."""
+MAX_POINTS = 500
+"""Maximum points drawn of a line, about the pixels of the chart."""
 
 LARGEST, SMALLEST = 1e290, 1e-290
-"""Beyond these a value is not drawn, and a span counts as none."""
+"""Limits of drawable values and of nonzero spans."""
 
 Domain = tuple[float, float]
 Tick = tuple[float, str]
@@ -52,8 +49,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[Tick]:
-    """About ``count`` round numbers in ``low..high`` with their labels (Heckbert, "Nice numbers for graph labels",
-    Graphics Gems, 1990).
+    """Return about ``count`` round ticks in ``low..high`` (Heckbert, "Nice numbers for graph labels", 1990).
 
     >>> ticks(0, 1)
     [(0.0, '0'), (0.2, '0.2'), (0.4, '0.4'), (0.6, '0.6'), (0.8, '0.8'), (1.0, '1')]
@@ -81,19 +77,24 @@ def _tick_label(value: float, step: float) -> str:
 
 
 def padded(values: Iterable[float], share: float = 0.08) -> Domain:
-    """The extent of the values that can be drawn, widened by a share on both sides; (0, 1) of none.
+    """Return the extent of the drawable values, widened by a share on both sides; (0, 1) if there are none.
 
     >>> padded([1.0, 3.0], 0.5)
     (0.0, 4.0)
     """
-    shown = [value for value in values if _drawable(value)]
-    if not shown:
+    drawable = [value for value in values if _drawable(value)]
+    if not drawable:
         return 0.0, 1.0
-    low, high = min(shown), max(shown)
+    low, high = min(drawable), max(drawable)
     size = max(abs(low), abs(high))
     pad = (high - low) * share if high - low > 1e-9 * size else size * share
     pad = pad if pad > SMALLEST else 1.0
     return low - pad, high + pad
+
+
+def _thinned(count: int) -> list[int]:
+    """Return at most about MAX_POINTS evenly spaced indices, including the last."""
+    return [*range(0, count - 1, max(1, math.ceil(count / MAX_POINTS))), count - 1] if count else []
 
 
 def _drawable(value: float) -> bool:
@@ -110,13 +111,11 @@ class Line:
     style: int = 0
     dashed: bool = False
     stepped: bool = False
-    """Whether a value holds until the next point, as a setting does."""
+    """Whether a value holds until the next point."""
 
     def draw(self, across: Scale, up: Scale) -> str:
-        stride = max(1, math.ceil(len(self.x) / MOST_POINTS))
-        kept = [*range(0, len(self.x) - 1, stride), len(self.x) - 1] if self.x else []
         path, pen = [], "M"
-        for index in kept:
+        for index in _thinned(len(self.x)):
             x, y = self.x[index], self.y[index]
             if not (_drawable(x) and _drawable(y)):
                 pen = "M"
@@ -156,10 +155,9 @@ class Dots:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Points with intervals in both directions, each with a word beside it, a tooltip and an area of its own.
+    """Points with intervals in both directions, a label, a tooltip and an area.
 
-    An interval is (low, high); None, or an end that cannot be drawn, draws none. What lies outside the plot is cut off
-    at its edge. ``radii`` says how large each mark is; without, all are alike.
+    An interval is (low, high) or None, and is cut at the edge of the plot. Without ``radii``, marks are equal.
     """
 
     name: str
@@ -172,7 +170,7 @@ class Scatter:
     radii: Sequence[float] = ()
     style: int = 0
     tone: str = ""
-    """"hollow" for points that are out of the running, "ringed" for one that was chosen; "" for the rest."""
+    """"hollow" for points without a chance, "ringed" for the selected one, else ""."""
 
     def draw(self, across: Scale, up: Scale) -> str:
         parts = []
@@ -202,7 +200,7 @@ class Scatter:
 
 
 def _ends(intervals: Sequence[Domain | None], index: int, scale: Scale) -> tuple[str, str] | None:
-    """Where a whisker begins and ends, cut off at the plot's edge; None for no interval."""
+    """Return the ends of a whisker, cut at the plot's edge; None without an interval."""
     pair = intervals[index] if intervals else None
     if pair is None or not (_drawable(pair[0]) and _drawable(pair[1])):
         return None
@@ -212,7 +210,7 @@ def _ends(intervals: Sequence[Domain | None], index: int, scale: Scale) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """Many points as one path: a scatter that stays small."""
+    """Many points as one path, to keep the page small."""
 
     name: str
     x: Sequence[float]
@@ -246,10 +244,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The room between two lines, such as an interval that changes; what lies outside the plot is cut off at its edge.
-
-    A place where either end is missing has no band.
-    """
+    """Area between two lines, cut at the edge of the plot; empty where either line is missing."""
 
     name: str
     x: Sequence[float]
@@ -258,10 +253,8 @@ class Band:
     style: int = 0
 
     def draw(self, across: Scale, up: Scale) -> str:
-        stride = max(1, math.ceil(len(self.x) / MOST_POINTS))
-        kept = [*range(0, len(self.x) - 1, stride), len(self.x) - 1] if self.x else []
         runs: list[list[tuple[str, str, str]]] = [[]]
-        for index in kept:
+        for index in _thinned(len(self.x)):
             x, low, high = self.x[index], self.low[index], self.high[index]
             if not (_drawable(x) and _drawable(low) and _drawable(high)):
                 runs.append([])
@@ -278,12 +271,12 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A horizontal line at ``y`` with a word on it: a margin, a boundary."""
+    """A labelled horizontal line: a margin or a boundary."""
 
     name: str
     y: float
     tone: str = ""
-    """"ok" or "bad" for a boundary that decides something."""
+    """"ok" or "bad" for a deciding boundary."""
 
     def draw(self, across: Scale, up: Scale) -> str:
         at, kind = up(self.y), f"level {self.tone}".strip()
@@ -296,7 +289,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A vertical line at ``x`` with a word beside it."""
+    """A labelled vertical line."""
 
     name: str
     x: float
@@ -324,7 +317,7 @@ def plot(
     y_domain: Domain,
     x_ticks: Sequence[Tick] | None = None,
 ) -> str:
-    """Layers over a pair of axes, first layer undermost. ``label`` says in words what the picture shows."""
+    """Draw layers, bottom first, over a pair of axes. ``label`` describes the chart for screen readers."""
     across = Scale(*x_domain, LEFT, WIDTH - RIGHT)
     up = Scale(*y_domain, HEIGHT - BOTTOM, TOP)
     parts = [_grid(across, up, ticks(*x_domain) if x_ticks is None else x_ticks)]
@@ -352,7 +345,7 @@ def _grid(across: Scale, up: Scale, x_ticks: Sequence[Tick]) -> str:
 
 
 def legend(layers: Sequence[Layer]) -> str:
-    """The names of the layers that have one, each with a key in its colour: an HTML list."""
+    """Return the named layers with colour keys as an HTML list."""
     items = []
     for layer in layers:
         if layer.name and not isinstance(layer, Rule | Level):
@@ -365,13 +358,13 @@ def legend(layers: Sequence[Layer]) -> str:
 
 
 def figure(title: str, layers: Sequence[Layer], note: str = "", **axes: Any) -> dict[str, str]:
-    """A plot with its title, its legend and a line under it, for the page's ``figures``."""
+    """Return a plot with title, legend and caption, for the page's ``figures``."""
     return {"title": title, "svg": plot(layers, **axes), "legend": legend(layers), "note": note}
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """An interval around a value, and the threshold it is held against (None: only shown)."""
+    """An interval around a value, with an optional threshold."""
 
     low: float
     value: float
@@ -380,19 +373,18 @@ class Bound:
     direction: str = "min"
     outcome: str = ""
     reference: float | None = None
-    """A value drawn for comparison, such as the figure for all rows."""
+    """A value drawn for comparison, such as that of all rows."""
 
 
 def forest_domain(bounds: Sequence[Bound]) -> Domain:
-    """What a forest of bounds needs to show them all, thresholds included."""
+    """Return the domain that shows all bounds with their thresholds."""
     edges = [edge for bound in bounds for edge in (bound.low, bound.value, bound.high)]
     marks = [mark for bound in bounds for mark in (bound.threshold, bound.reference) if mark is not None]
     return padded([*edges, *marks])
 
 
 def forest_row(bound: Bound, domain: Domain, label: str) -> str:
-    """One row of a forest plot: the interval as a bar, the value as a dot, the allowed side tinted, the threshold
-    as a line. Positions are percentages, so it fills its cell at any width."""
+    """Draw a row of a forest plot: interval, value, threshold, and the allowed side tinted; it scales with its cell."""
     scale = Scale(*domain, 0.0, 100.0)
     parts = []
     if bound.threshold is not None:
@@ -414,7 +406,7 @@ def forest_row(bound: Bound, domain: Domain, label: str) -> str:
 
 
 def forest_axis(domain: Domain) -> str:
-    """The axis under the rows of a forest plot that share a domain."""
+    """Draw the axis under the rows of a forest plot that share a domain."""
     scale = Scale(*domain, 0.0, 100.0)
     parts = ['<line class="base" x1="0" x2="100%" y1="0.5" y2="0.5"/>']
     for value, text in ticks(*domain, 4):
@@ -426,7 +418,7 @@ def forest_axis(domain: Domain) -> str:
 
 
 def spark(heights: Sequence[float], label: str, widths: Sequence[float] = ()) -> str:
-    """A histogram as a word-sized picture, 120 by 28; ``widths`` are relative and equal when left out."""
+    """Draw a histogram of 120 by 28; ``widths`` are relative and equal by default."""
     parts = list(widths) if widths and sum(widths) > 0 else [1.0] * len(heights)
     tallest, total = max(heights, default=0.0) or 1.0, sum(parts) or 1.0
     path, left = [], 0.0

@@ -1,4 +1,4 @@
-"""Numbers, spans of time and digests as people read them. Pure; no vendor."""
+"""Formatting of numbers, durations, sizes and digests for pages and tables. Pure; no vendor."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 NONE = "–"
-"""What stands where there is no number."""
+"""Placeholder for a missing value."""
 
 LATENCY_UNITS = ((1e6, "s"), (1e3, "ms"), (1.0, "µs"))
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number with ``digits`` significant digits, never in scientific notation between 1e-4 and 1e15. What is
-    nearly one is not rounded to it.
+    """Format a number with ``digits`` significant digits, without exponents between 1e-4 and 1e15.
+
+    Values just below one are not rounded to one.
 
     >>> number(0.739512), number(9857), number(1234567.8), number(0.00001234), number(None), number(float("nan"))
     ('0.7395', '9,857', '1,234,568', '1.234e-05', '–', '–')
@@ -37,7 +38,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def share(value: Any) -> str:
-    """A share of one as a percentage.
+    """Format a share as a percentage.
 
     >>> share(0.0524), share(0.99999), share(1), share(0)
     ('5.24 %', '>99.9 %', '100 %', '0 %')
@@ -52,7 +53,7 @@ def share(value: Any) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A span of time given in seconds.
+    """Format a duration in seconds.
 
     >>> seconds(0.0123), seconds(4.56), seconds(75), seconds(7384), seconds(None)
     ('12 ms', '4.6 s', '1 min 15 s', '2 h 03 min', '–')
@@ -70,7 +71,7 @@ def seconds(value: float | None) -> str:
 
 
 def micros(value: Any) -> str:
-    """A latency given in microseconds, in the unit that suits it.
+    """Format a latency in microseconds with a suitable unit.
 
     >>> micros(12.34), micros(1530), micros(2.5e6), micros(None)
     ('12.3 µs', '1.53 ms', '2.5 s', '–')
@@ -81,8 +82,27 @@ def micros(value: Any) -> str:
     return f"{value / factor:.3g} {unit}"
 
 
+def millis(value: float | None) -> str:
+    """Format a latency in milliseconds with a suitable unit."""
+    return micros(None if value is None else 1000 * value)
+
+
+def format_bytes(count: float | None) -> str:
+    """Format a size in bytes with a suitable unit.
+
+    >>> format_bytes(512), format_bytes(20_480), format_bytes(91_000_000), format_bytes(None)
+    ('512 B', '20 KiB', '86.8 MiB', '–')
+    """
+    if count is None:
+        return NONE
+    for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
 def moment(epoch: float | None) -> str:
-    """A time given in seconds since the epoch, in UTC.
+    """Format a time in seconds since the epoch, in UTC.
 
     >>> moment(0.0)
     '1970-01-01 00:00:00 UTC'
@@ -91,7 +111,7 @@ def moment(epoch: float | None) -> str:
 
 
 def interval(measurement: Mapping[str, Any] | None) -> str:
-    """A measurement (a values.Measurement as JSON) with its interval.
+    """Format a measurement (a values.Measurement as JSON) with its interval.
 
     >>> interval({"value": 0.7412, "low": 0.69, "high": 0.79, "unit": ""})
     '0.7412 [0.69, 0.79]'
@@ -105,7 +125,7 @@ def interval(measurement: Mapping[str, Any] | None) -> str:
 
 
 def short(digest: str, length: int = 12) -> str:
-    """The first digits of a digest.
+    """Return the first digits of a digest.
 
     >>> short("0123456789abcdef"), short("")
     ('0123456789ab', '–')

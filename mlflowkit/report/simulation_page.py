@@ -1,72 +1,56 @@
-"""A rehearsal as one self-contained HTML page: what came of each scenario, and the evidence against its boundary."""
+"""Simulation results as one self-contained HTML page: outcomes by scenario, and evidence against its boundary."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlflowkit import __version__
 from mlflowkit.report import charts
-from mlflowkit.report.run.run_page import css, environment
-from mlflowkit.rollout.simulation.simulator import Rehearsal
+from mlflowkit.report.run.run_page import render_template
+from mlflowkit.rollout.simulation.simulator import SimulatedRollout
 
 CEILING = 1.5
-"""Evidence beyond this share of what decides is drawn at it."""
+"""Upper end of the evidence axis, relative to the deciding boundary."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A scenario with some of its rollouts, every look kept."""
+class DrawnScenario:
+    """A scenario with some of its rollouts, with all looks."""
 
     scenario: str
     harmful: bool
-    played: Sequence[Rehearsal]
+    rollouts: Sequence[SimulatedRollout]
 
 
 def render(
     name: str, plan: str, sentences: Sequence[str], head: Sequence[str], rows: Sequence[Sequence[str]],
-    drawn: Sequence[Drawn], legend: Sequence[str],
+    drawn: Sequence[DrawnScenario], legend: Sequence[str],
 ) -> str:  # fmt: skip
-    """The page, as HTML text; everything that is given is escaped.
+    """Render the page as HTML; all arguments are escaped.
 
-    ``plan`` is the plan in one line, ``sentences`` what is said of it; ``head`` and ``rows`` are the table of outcomes.
+    ``plan`` is the plan in one line, with ``sentences`` about it; ``head`` and ``rows`` are the table of outcomes.
     """
-    return (
-        environment()
-        .get_template("simulation.html")
-        .render(
-            name=name,
-            plan=plan,
-            sentences=sentences,
-            head=head,
-            rows=rows,
-            legend=" ".join(legend),
-            figures=[figure(one) for one in drawn],
-            css=css(),
-            version=__version__,
-        )
-    )
+    return render_template(
+        "simulation.html", name=name, plan=plan, sentences=sentences, head=head, rows=rows, legend=" ".join(legend),
+        figures=[figure(scenario) for scenario in drawn],
+    )  # fmt: skip
 
 
-def figure(one: Drawn) -> dict[str, str]:
-    """The evidence of harm of some rollouts over the challenger's requests, against the boundary where it decides."""
+def figure(scenario: DrawnScenario) -> dict[str, str]:
+    """Chart the evidence of harm over the challenger's requests, against the deciding boundary."""
     lines = []
-    for number, played in enumerate(one.played):
-        places = [float(sight.tried) for sight in played.path]
-        harms = [min(CEILING, _largest(sight.evidence)) for sight in played.path]
-        lines.append(charts.Line(f"rollout {number + 1}: {played.end}", places, harms, number))
-    far = max((line.x[-1] for line in lines if line.x), default=1.0)
-    limits = "beyond its limits" if one.harmful else "within its limits"
+    for number, rollout in enumerate(scenario.rollouts):
+        requests = [float(look.tried) for look in rollout.path]
+        harms = [min(CEILING, max((harm for harm, _ in look.evidence.values()), default=0.0)) for look in rollout.path]
+        lines.append(charts.Line(f"rollout {number + 1}: {rollout.end}", requests, harms, number))
+    end = max((line.x[-1] for line in lines if line.x), default=1.0)
+    limits = "beyond its limits" if scenario.harmful else "within its limits"
     return charts.figure(
-        f"{one.scenario} ({limits})",
+        f"{scenario.scenario} ({limits})",
         [charts.Level("rolled back", 1.0, "bad"), *lines],
-        label=f"Evidence of harm over the requests of a challenger, {one.scenario}, in {len(lines)} rollouts",
+        label=f"Evidence of harm over the requests of a challenger, {scenario.scenario}, in {len(lines)} rollouts",
         x_label="requests of the challenger",
         y_label="evidence of harm; 1 decides",
-        x_domain=(0.0, max(far, 1.0)),
+        x_domain=(0.0, max(end, 1.0)),
         y_domain=(0.0, CEILING),
     )
-
-
-def _largest(evidence: Mapping[str, tuple[float, float]]) -> float:
-    return max((harm for harm, _ in evidence.values()), default=0.0)

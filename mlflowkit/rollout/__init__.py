@@ -1,1 +1,1 @@
-"""How a new version takes over from the one that answers now: decided by pure functions, done by a controller."""
+"""Progressive delivery of a new version: decided by pure functions, executed by a controller."""

@@ -1,4 +1,4 @@
-"""Keeps a service's feedback joined with what was answered, while this process controls its rollouts."""
+"""Join a service's feedback with its answers while this process controls its rollouts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RETRY_SECONDS = 5.0
 _log = logging.getLogger("mlflowkit.rollout")
 
 
-def follow(files: ServiceFiles, ending: threading.Event, lost: threading.Event) -> None:
-    """Join until either event is set. What the disk refuses is logged and tried again.
+def run(files: ServiceFiles, ending: threading.Event, lost: threading.Event) -> None:
+    """Join until either event is set; errors are logged and retried.
 
-    A service that nobody gave feedback costs a look at its folder: only then is anything indexed, or Arrow imported.
+    Without feedback this only lists a folder: the index is opened, and Arrow imported, with the first feedback.
     """
     join: FeedbackJoin | None = None
-    complaint = ""
+    last_error = ""
     try:
         while not ending.is_set() and not lost.is_set():
             wait = JOIN_SECONDS
@@ -34,12 +34,12 @@ def follow(files: ServiceFiles, ending: threading.Event, lost: threading.Event) 
                     join = FeedbackJoin(files.folder)
                 if join is not None:
                     join.step()
-                complaint = ""
+                last_error = ""
             except MlkitError as error:
-                if error.message != complaint:
+                if error.message != last_error:
                     _log.error("%s: feedback is not joined: %s (%s)", files.service, error.message, error.hint)
-                complaint, wait = error.message, RETRY_SECONDS
-            except Exception:  # noqa: BLE001 - a fault of ours here must not end the thread; told with its traceback
+                last_error, wait = error.message, RETRY_SECONDS
+            except Exception:  # noqa: BLE001 - a bug here must not end the thread
                 _log.exception("%s: feedback is not joined", files.service)
                 wait = RETRY_SECONDS
             ending.wait(wait)

@@ -1,6 +1,6 @@
-"""The record of a rollback: what was seen, when, by which numbers, and where the version came from.
+"""The record of a rollback: findings, counts, traffic shares, lineage and example disagreements.
 
-``<service>/incidents/<UTC time>-<experiment>.json``, with the same in Markdown beside it.
+``<service>/incidents/<UTC time>-<experiment>.json``, and the same as Markdown (``.md``).
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from pathlib import Path
 from mlflowkit.errors import ServiceError
 from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.rollout.state import RollBack, RolloutState
-from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
-from mlflowkit.system.files import replace_file
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Json, Variant
 
-EXAMPLES = 20
-"""Disagreements that an incident shows."""
+MAX_EXAMPLES = 20
+"""Disagreements in an incident."""
 _log = logging.getLogger("mlflowkit.rollout")
 
 
-def record(files: ServiceFiles, state: RolloutState, action: RollBack, evidence: Evidence) -> Path:
-    """Write the incident of a rollback; returns its path. The same rollback has the same path."""
-    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(action.time))}-{state.experiment}"
-    path = files.folder / "incidents" / f"{name}.json"
-    incident = describe(state, action, evidence, _lineage(state.candidate), _examples(files, state.candidate.name))
-    write_json(path, incident)
-    replace_file(path.with_suffix(".md"), markdown(incident).encode())
-    return path
+def record(files: ServiceFiles, state: RolloutState, action: RollBack, evidence: Evidence) -> str:
+    """Write the incident of a rollback and return its location, which is the same when it is repeated."""
+    name = f"incidents/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(action.time))}-{state.experiment}"
+    incident = build_incident(
+        state, action, evidence, _lineage(state.candidate), _examples(files, state.candidate.name)
+    )
+    files.write_json(f"{name}.json", incident)
+    files.write_bytes(f"{name}.md", markdown(incident).encode())
+    return files.location(f"{name}.json")
 
 
-def describe(
+def build_incident(
     state: RolloutState, action: RollBack, evidence: Evidence, lineage: Json = None, examples: Sequence[Json] = ()
 ) -> dict[str, Json]:
-    """An incident as JSON."""
+    """The JSON of an incident."""
     names = (state.champion.name, state.candidate.name)
-    saved = state.to_json()
-    whole = Evidence(state.experiment, {0: {name: evidence.of(name) for name in names}}).to_json()["epochs"]["0"]
+    state_json = state.to_json()
+    counts = Evidence(state.experiment, {0: {name: evidence.of(name) for name in names}}).to_json()["epochs"]["0"]
     return {
         "experiment": state.experiment,
         "service": state.service,
@@ -51,43 +51,43 @@ def describe(
         "strategy": state.strategy,
         "step": state.step + 1,
         "steps": [step.weight for step in state.steps],
-        "champion": saved["champion"],
-        "candidate": saved["candidate"],
-        "findings": saved["findings"],
-        "weights": [{"time": at, "weight": weight} for at, weight in weights(state)],
-        "counts": whole,
-        "plan": saved["plan"],
+        "champion": state_json["champion"],
+        "candidate": state_json["candidate"],
+        "findings": state_json["findings"],
+        "weights": [{"time": at, "weight": weight} for at, weight in weight_changes(state)],
+        "counts": counts,
+        "plan": state_json["plan"],
         "origin": dict(state.origin),
         "lineage": lineage,
         "disagreements": list(examples),
     }
 
 
-def weights(state: RolloutState) -> list[tuple[float, float]]:
-    """(time, the candidate's share of the traffic) whenever it changed."""
-    found: list[tuple[float, float]] = []
-    for look in state.history:
-        if not found or found[-1][1] != look.weight:
-            found.append((look.time, look.weight))
-    return found
+def weight_changes(state: RolloutState) -> list[tuple[float, float]]:
+    """(time, the candidate's share of the traffic) at each change."""
+    changes: list[tuple[float, float]] = []
+    for observation in state.history:
+        if not changes or changes[-1][1] != observation.weight:
+            changes.append((observation.time, observation.weight))
+    return changes
 
 
 def markdown(incident: Mapping[str, Json]) -> str:
-    """An incident for people."""
+    """The Markdown of an incident."""
     candidate, champion = incident["candidate"]["version"], incident["champion"]["version"]
     ending = "was rolled back" if incident["ending"] == "rolled_back" else "was aborted"
     lines = [
         f"# {incident['service']}: version {candidate} {ending}",
         "",
-        f"{_when(incident['time'])}, {incident['time'] - incident['began']:.0f} s after it began, at step "
+        f"{_format_time(incident['time'])}, {incident['time'] - incident['began']:.0f} s after it began, at step "
         f"{incident['step']} of {len(incident['steps'])} ({incident['strategy']}), by "
         f"{'a person' if incident['by'] == 'person' else 'the policy'}. Version {champion} answers.",
         "",
         f"Reason: {incident['reason']}",
         "",
-        "| metric | verdict | estimate | interval | champion n | challenger n | harm |",
+        "| metric | verdict | estimate | interval | champion n | challenger n | evidence worse |",
         "|---|---|---|---|---|---|---|",
-        *(_row(finding) for finding in incident["findings"]),
+        *(_finding_row(finding) for finding in incident["findings"]),
         "",
         "| variant | requests | errors | rows |",
         "|---|---|---|---|",
@@ -96,33 +96,33 @@ def markdown(incident: Mapping[str, Json]) -> str:
             for name, counts in incident["counts"].items()
         ),
         "",
-        *(f"- {_when(one['time'])}: {one['weight']:.0%} of the traffic" for one in incident["weights"]),
+        *(f"- {_format_time(change['time'])}: {change['weight']:.0%} of the traffic" for change in incident["weights"]),
     ]
     if incident["lineage"]:
         lines += ["", *(f"- {key}: `{value}`" for key, value in incident["lineage"].items())]
     return "\n".join(lines) + "\n"
 
 
-def _row(finding: Mapping[str, Json]) -> str:
+def _finding_row(finding: Mapping[str, Json]) -> str:
     verdict, (champion, challenger) = finding["verdict"], finding["samples"]
     measured = verdict["measurement"] or {}
-    value, low, high = (_number(measured.get(name)) for name in ("value", "low", "high"))
+    value, low, high = (_format_number(measured.get(name)) for name in ("value", "low", "high"))
     return (
         f"| {finding['name']} | {verdict['outcome']} | {value} | [{low}, {high}] | {champion} | {challenger} | "
-        f"{_number(finding['harm'])} |"
+        f"{_format_number(finding['harm'])} |"
     )
 
 
-def _number(value: Json) -> str:
+def _format_number(value: Json) -> str:
     return "–" if value is None else f"{value + 0.0:.4g}"
 
 
-def _when(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def _lineage(candidate: Variant) -> Json:
-    """Where the candidate's bundle says that it came from; None where it cannot be read."""
+    """Lineage from the manifest of the candidate's bundle; None when it cannot be read."""
     try:
         manifest = json.loads((Path(candidate.bundle) / "manifest.json").read_bytes())
     except (OSError, ValueError):
@@ -131,11 +131,11 @@ def _lineage(candidate: Variant) -> Json:
 
 
 def _examples(files: ServiceFiles, name: str) -> list[Json]:
-    """Disagreements that were kept of a candidate; none where nobody compared, or the file is damaged."""
-    path = files.folder / "disagreements" / f"{name}.json"
+    """Recorded disagreements of a candidate; [] without a comparison or when the file is damaged."""
+    record = f"disagreements/{name}.json"
     try:
-        found = read_json(path)
-        return [] if found is None else found["examples"][:EXAMPLES]
-    except (ServiceError, KeyError, TypeError) as error:  # the rollback must not wait for it
-        _log.error("%s is damaged and was left out: %r", path, error)
+        comparison = files.read_json(record)
+        return [] if comparison is None else comparison["examples"][:MAX_EXAMPLES]
+    except (ServiceError, KeyError, TypeError) as error:  # the rollback does not depend on it
+        _log.error("%s is damaged and was left out: %r", files.location(record), error)
         return []

@@ -1,26 +1,26 @@
-"""What a rollout does next: a pure function of what is known. No clock, no I/O; the controller carries the actions out.
+"""Decide the next step of a rollout: a pure function of state, verdicts, counts, command and time.
 
-::
+No clock and no I/O; the controller executes the returned actions::
 
     pending ── preparing ── running ──────────── promoting ── promoted
-                               │ ╲ paused           (kept: a shadow that stays)
+                               │ ╲ paused           (kept: a lasting shadow)
                                │ ╲ awaiting_approval
                                └──────────────── rolling_back ── rolled_back | aborted
 
-A state in which a table was decided (preparing, promoting, rolling_back) is advanced again once every replica answers
-by it; the policy never decides on a table that is not live.
+In preparing, promoting and rolling_back a new table is on its way; `advance` is called again once every replica serves
+it. The policy never decides on a table that is not live.
 
-The rules, in this order, at every look:
+Rules, in order, at every observation:
 
-1. A finding that FAILED takes the candidate's traffic away, also while a person is asked or the rollout is paused.
-   So does a candidate that answers almost nothing (see `hopeless`), whatever it is judged by.
-2. What a person said: abort and rollback end it, pause holds it, promote goes on without waiting.
-3. A step is over when both variants were seen ``min_samples`` times, ``bake_seconds`` have passed, and a person said
-   so where that is asked for. The last one needs every objective PASSED as well.
-4. A step that is not over after ``max_seconds`` ends the rollout: nothing was shown, so nothing is changed.
+1. A FAILED metric starts a rollback, also while paused or awaiting approval. So does an unresponsive candidate (see
+   `is_unresponsive`), whatever its metrics are.
+2. Operator commands: abort and rollback end the rollout, pause holds it, promote skips the waiting.
+3. A step ends when both variants have ``min_samples`` requests, ``bake_seconds`` have passed and any required approval
+   is given. The last step also needs every objective PASSED.
+4. A step that exceeds ``max_seconds`` is rolled back: nothing was shown, so nothing changes.
 
-Time is summed up between looks and a clock that goes back adds nothing, so neither deadlines nor baking can be skipped
-by it. Pauses and waiting for a person do not count.
+Elapsed time is summed between observations, and a clock that goes backwards adds nothing, so a clock change can skip
+neither deadlines nor baking. Pauses and approval waits do not count.
 """
 
 from __future__ import annotations
@@ -31,40 +31,44 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlflowkit.judging.online.evidence import Evidence
-from mlflowkit.judging.online.judge import Finding, Question
-from mlflowkit.rollout.settings import EventName, Rollout, Step
+from mlflowkit.judging.online.judge import MetricResult, MetricSpec
+from mlflowkit.rollout.settings import EventName, Rollout
 from mlflowkit.rollout.state import (
-    LIVE,
+    LIVE_PHASES,
     Action,
-    Counts,
-    Look,
+    MetricReading,
+    Notify,
+    Observation,
     Phase,
     Promote,
-    Reading,
     Request,
     RollBack,
     RolloutState,
     SetTable,
-    Tell,
-    remember,
+    StepCounts,
+    append_observation,
 )
 from mlflowkit.values import Outcome, RoutingTable, Variant
 
-LOOK_SECONDS = 1.0
-"""Seconds between looks that the history keeps."""
-HOPELESS_REQUESTS = 20
-HOPELESS_SHARE = 0.9
-"""A candidate that failed this share of at least so many requests, while the champion failed less than half of its
-own, is taken out whatever it is judged by. Of a candidate as good as a champion that fails 10 % of its requests, one
-in 10^15 is."""
+HISTORY_SECONDS = 1.0
+"""Minimum seconds between observations in the history."""
+UNRESPONSIVE_REQUESTS = 20
+UNRESPONSIVE_SHARE = 0.9
+"""A candidate that failed this share of at least that many requests, while the champion failed less than half of its
+own, is rolled back. A candidate as good as a champion with a 10 % error rate meets this with probability 1e-15."""
+
+Decision = tuple[RolloutState, tuple[Action, ...]]
+"""The next state, and the actions to execute in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """What a person told the controller, or (failed) what the controller could not do.
+class PolicyCommand:
+    """An operator command, or an event that the controller reports (failed, overtaken).
 
-    promote goes on to the next step without waiting, from the last step to promotion, and with ``full`` there at once.
-    remove takes a lasting shadow, ``variant``, out of the table. overtaken: somebody else published a table; it holds.
+    promote     skip the waiting: to the next step, or from the last one to promotion; with ``full`` always promotion
+    remove      take the lasting shadow ``variant`` out of the table
+    failed      the controller could not publish the table
+    overtaken   another writer published a table, which stays
     """
 
     kind: Literal["promote", "pause", "resume", "abort", "rollback", "remove", "failed", "overtaken"]
@@ -74,14 +78,15 @@ class Command:
 
 
 def begin(request: Request, table: RoutingTable, *, now: float, fence: int = 0) -> RolloutState:
-    """The state of a rollout that was just asked for, of a service that answers by ``table``."""
+    """The initial state of a requested rollout of a service that serves ``table``."""
     shadows = tuple(variant for variant in table.variants if variant.role == "shadow")
+    name = f"shadow-{request.candidate.version}" if request.plan.promote == "never" else "challenger"
     return RolloutState(
         experiment=request.id,
         service=request.service,
         plan=request.plan,
         champion=replace(table.champion, weight=1.0),
-        candidate=replace(request.candidate, name=_name(request, shadows)),
+        candidate=replace(request.candidate, name=name),
         fence=fence,
         epoch=table.epoch,
         begun=now,
@@ -95,63 +100,64 @@ def begin(request: Request, table: RoutingTable, *, now: float, fence: int = 0) 
     )
 
 
-def go_back(
+def roll_back_to(
     table: RoutingTable, previous: Variant, *, id: str, reason: str, now: float, origin: Mapping[str, str]
-) -> tuple[RolloutState, tuple[Action, ...]]:
-    """Back to an earlier champion at once, where no rollout is running: the present one is turned down.
-
-    ``origin`` is where ``previous`` came from.
-    """
+) -> Decision:
+    """Replace the champion with an earlier one, of origin ``origin``, while no rollout is running."""
     shadows = tuple(variant for variant in table.variants if variant.role == "shadow")
     state = RolloutState(
-        experiment=id, service=table.service, plan=Rollout(), champion=_crowned(previous), candidate=table.champion,
-        epoch=table.epoch, begun=now, step_started=now, clock=now, others=shadows, salt=id, affinity=table.affinity,
-        override_header=table.override_header, origin=origin,
+        experiment=id, service=table.service, plan=Rollout(), champion=_as_champion(previous),
+        candidate=table.champion, epoch=table.epoch, begun=now, step_started=now, clock=now, others=shadows, salt=id,
+        affinity=table.affinity, override_header=table.override_header, origin=origin,
     )  # fmt: skip
-    state, (swap, blame) = _turn_down(state, reason or "rollback by a person", "rolled_back", "person")
-    return state, (swap, Promote(state.champion, state.candidate), blame)
+    state, (swap, rejection) = _start_rollback(state, reason or "rollback by a person", "rolled_back", "person")
+    return state, (swap, Promote(state.champion, state.candidate), rejection)
 
 
 def advance(
     state: RolloutState,
-    findings: Sequence[Finding] = (),
-    counts: Counts = Counts(),  # noqa: B008 - frozen
-    command: Command | None = None,
+    findings: Sequence[MetricResult] = (),
+    counts: StepCounts = StepCounts(),  # noqa: B008 - frozen
+    command: PolicyCommand | None = None,
     now: float = 0.0,
-) -> tuple[RolloutState, tuple[Action, ...]]:
-    """The state after one look, and what is to be done, in order.
+) -> Decision:
+    """The state after one observation, and the actions to execute in order.
 
-    ``findings`` are what the judges say now, of the questions in `questions`; ``counts`` are of the present step
-    (see `count`). An ended rollout does not change any more.
+    An ended rollout no longer changes.
+
+    Args:
+        findings: the judges' current results for `metric_specs`.
+        counts: requests in the present step (see `count_requests`).
     """
     if state.ended:
         return state, ()
-    state = _timed(state, now)
+    passed = max(0.0, now - state.clock) if state.phase == "running" else 0.0
+    state = replace(state, clock=now, elapsed=state.elapsed + passed)
     if command is not None and command.kind == "overtaken":
-        state = _noted(replace(state, phase="aborted", ending="aborted", reason=command.reason, finished=now), now=True)
-        return state, (_tell(state, "aborted", command.reason),)
+        state = replace(state, phase="aborted", ending="aborted", reason=command.reason, finished=now)
+        return _with_observation(state, force=True), (_notify(state, "aborted", command.reason),)
     if command is not None and command.kind == "failed":
-        return _turn_down(state, command.reason, "rolled_back", "policy")
+        return _start_rollback(state, command.reason, "rolled_back", "policy")
     if state.phase == "pending":
-        return _ended_by(state, command) or _enter(state, 0)
+        return _end_on_command(state, command) or _enter_step(state, 0)
     if state.phase == "preparing":
         state = replace(state, phase="running", elapsed=0.0, step_started=now)
-        return _ended_by(state, command) or (state, (_tell(state, "started", _where(state)),))
+        return _end_on_command(state, command) or (state, (_notify(state, "started", _describe_step(state)),))
     if state.phase == "promoting":
-        return _promoted(state)
+        return _finish(state, "promoted", f"version {state.candidate.version} is the champion")
     if state.phase == "rolling_back":
-        return _turned_down(state)
-    return _look(_seen(state, findings, counts), command)
+        return _finish(state, state.ending, state.reason)
+    return _observe(_with_observation(replace(state, findings=tuple(findings), counts=counts)), command)
 
 
-def questions(state: RolloutState, measured: Sequence[Sequence[float]] = ()) -> tuple[Question, ...]:
-    """The metrics of the plan as the judges take them. ``measured`` are the values of each Prometheus query in turn."""
+def metric_specs(state: RolloutState, measured: Sequence[Sequence[float]] = ()) -> tuple[MetricSpec, ...]:
+    """The plan's metrics in the judges' form. ``measured`` has the values of each Prometheus query in turn."""
     values = iter(measured)
-    found = []
+    specs = []
     for number, metric in enumerate(state.plan.metrics):
         same = [other for other in state.plan.metrics[:number] if other.metric == metric.metric]
-        found.append(
-            Question(
+        specs.append(
+            MetricSpec(
                 name=f"{metric.metric} {len(same) + 1}" if same else metric.metric,
                 metric=metric.metric,
                 margin=metric.margin,
@@ -163,82 +169,85 @@ def questions(state: RolloutState, measured: Sequence[Sequence[float]] = ()) -> 
                 measured=tuple(next(values, ())) if metric.metric == "prometheus" else (),
             )
         )
-    return tuple(found)
+    return tuple(specs)
 
 
-def count(state: RolloutState, evidence: Evidence) -> Counts:
-    """Requests under the tables of the present step; of a shadow, those that it was given."""
+def count_requests(state: RolloutState, evidence: Evidence) -> StepCounts:
+    """Requests under the tables of the present step; for a shadow, mirrored requests that were not dropped."""
     champion = evidence.of(state.champion.name, state.step_epochs)
     challenger = evidence.of(state.candidate.name, state.step_epochs)
     mirrored = max(0, challenger.mirrored - challenger.dropped)
-    taken = challenger.requests if state.steps[state.step].weight > 0 else mirrored
-    return Counts(champion.requests, taken, champion.errors, challenger.errors)
+    requests = challenger.requests if state.steps[state.step].weight > 0 else mirrored
+    return StepCounts(champion.requests, requests, champion.errors, challenger.errors)
 
 
-def hopeless(counts: Counts) -> bool:
-    """Whether the candidate answers almost nothing that it is asked, and the champion does.
+def is_unresponsive(counts: StepCounts) -> bool:
+    """Whether the candidate fails almost every request while the champion does not.
 
-    >>> hopeless(Counts(champion=400, challenger=20, challenger_errors=20)), hopeless(Counts(400, 19, 0, 19))
-    (True, False)
+    >>> is_unresponsive(StepCounts(champion=400, challenger=20, challenger_errors=20))
+    True
+    >>> is_unresponsive(StepCounts(champion=400, challenger=19, challenger_errors=19))
+    False
     """
-    if counts.challenger < HOPELESS_REQUESTS or counts.challenger_errors < HOPELESS_SHARE * counts.challenger:
+    if counts.challenger < UNRESPONSIVE_REQUESTS or counts.challenger_errors < UNRESPONSIVE_SHARE * counts.challenger:
         return False
     return counts.champion_errors * 2 < counts.champion or counts.champion == 0
 
 
-def table(state: RolloutState) -> RoutingTable:
-    """The table of a state: a function of its phase, step and epoch only."""
+def routing_table(state: RolloutState) -> RoutingTable:
+    """The routing table of a state; depends on its phase, step and epoch only."""
     candidate, champion = state.candidate, state.champion
-    others = tuple(variant for variant in state.others if variant.digest != candidate.digest)
+    shadows = tuple(variant for variant in state.others if variant.digest != candidate.digest)
     if state.phase in ("promoting", "promoted"):
-        variants: tuple[Variant, ...] = (_crowned(candidate), *others)
-    elif state.phase in LIVE or state.phase == "preparing":
+        variants: tuple[Variant, ...] = (_as_champion(candidate), *shadows)
+    elif state.phase in LIVE_PHASES or state.phase == "preparing":
         step = state.steps[state.step]
         share = step.weight / 100
         if share > 0:
-            taking = replace(candidate, role="challenger", weight=share, start=0.0)
-            variants = (replace(champion, weight=1.0 - share), taking, *others)
+            challenger = replace(candidate, role="challenger", weight=share, start=0.0)
+            variants = (replace(champion, weight=1.0 - share), challenger, *shadows)
         else:
             mirrored = replace(candidate, role="shadow", weight=0.0, start=0.0, sampling=step.sampling or 1.0)
-            variants = (champion, mirrored, *others)
+            variants = (champion, mirrored, *shadows)
     else:
-        variants = (champion, *others)
+        variants = (champion, *shadows)
     return RoutingTable(
         state.service, state.epoch, variants, state.experiment, state.salt, state.affinity, state.override_header,
         state.fence,
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------- one look
+# --------------------------------------------------------------------------------------------------- one observation
 
 
-def _look(state: RolloutState, command: Command | None) -> tuple[RolloutState, tuple[Action, ...]]:
+def _observe(state: RolloutState, command: PolicyCommand | None) -> Decision:
     failed = [finding for finding in state.findings if finding.verdict.outcome == Outcome.FAILED]
     if failed:
-        return _turn_down(state, "; ".join(map(_said, failed)), "rolled_back", "policy")
-    if hopeless(state.counts):
-        bad, all_of = state.counts.challenger_errors, state.counts.challenger
-        return _turn_down(state, f"it failed {bad} of {all_of} requests", "rolled_back", "policy")
-    ended = _ended_by(state, command)
+        reason = "; ".join(finding.verdict.message or f"{finding.name} FAILED" for finding in failed)
+        return _start_rollback(state, reason, "rolled_back", "policy")
+    if is_unresponsive(state.counts):
+        errors, requests = state.counts.challenger_errors, state.counts.challenger
+        return _start_rollback(state, f"it failed {errors} of {requests} requests", "rolled_back", "policy")
+    ended = _end_on_command(state, command)
     if ended is not None:
         return ended
-    told: tuple[Action, ...] = ()
-    if command is not None and command.kind == "promote":
-        return _go_on(replace(state, by="person", reason=command.reason), full=command.full)
-    if command is not None and command.kind == "pause" and state.phase != "paused":
-        state = replace(state, phase="paused", reason=command.reason)
-        told = (_tell(state, "paused", command.reason or "paused by a person"),)
-    elif command is not None and command.kind == "resume" and state.phase == "paused":
+    kind = "" if command is None else command.kind
+    reason = "" if command is None else command.reason
+    if command is not None and kind == "promote":
+        return _finish_step(replace(state, by="person", reason=reason), full=command.full)
+    if command is not None and kind == "remove":
+        return _remove_shadow(state, command.variant)
+    actions: tuple[Action, ...] = ()
+    if kind == "pause" and state.phase != "paused":
+        state = replace(state, phase="paused", reason=reason)
+        actions = (_notify(state, "paused", reason or "paused by a person"),)
+    elif kind == "resume" and state.phase == "paused":
         state = replace(state, phase="running", reason="")
-    elif command is not None and command.kind == "remove":
-        return _without(state, command.variant)
-    if state.phase == "paused":
-        return state, told
-    return _decide(state)
+    return (state, actions) if state.phase == "paused" else _decide_step(state)
 
 
-def _without(state: RolloutState, shadow: str) -> tuple[RolloutState, tuple[Action, ...]]:
-    """With one lasting shadow less; the step goes on under another table."""
+def _remove_shadow(state: RolloutState, shadow: str) -> Decision:
+    """Remove one lasting shadow; the step continues under a new table."""
     others = tuple(variant for variant in state.others if variant.name != shadow)
     if others == state.others:
         return state, ()
@@ -246,210 +255,192 @@ def _without(state: RolloutState, shadow: str) -> tuple[RolloutState, tuple[Acti
     state = replace(
         state, others=others, epoch=epoch, step_epochs=(*state.step_epochs, epoch), epochs=(*state.epochs, epoch)
     )
-    return state, (SetTable(table(state)),)
+    return state, (SetTable(routing_table(state)),)
 
 
-def _decide(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
+def _decide_step(state: RolloutState) -> Decision:
     step = state.steps[state.step]
-    if not waits(state).over:
+    pending = pending_conditions(state)
+    if not pending.met:
         if state.elapsed >= (step.max_seconds or math.inf) and state.phase == "running":
-            return _deadline(state, step)
+            if state.plan.promote == "never":
+                return _keep_shadow(state)
+            reason = f"step {state.step + 1} took {step.max_seconds:g} s and still waits for {pending}"
+            return _start_rollback(state, reason, "rolled_back", "policy")
         return replace(state, phase="running"), ()
     last = state.step == len(state.steps) - 1
     if step.approval or (last and state.plan.promote == "manual"):
         if state.phase == "awaiting_approval":
             return state, ()
         state = replace(state, phase="awaiting_approval")
-        return state, (_tell(state, "paused", "waits for `mlkit rollout promote`"),)
-    return _go_on(state)
+        return state, (_notify(state, "paused", "waits for `mlkit rollout promote`"),)
+    return _finish_step(state)
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """What a step still waits for, a person's word apart.
+class PendingConditions:
+    """Conditions that the present step does not meet yet; approvals excluded.
 
-    requests  (variant, how many were seen) of those that were seen too rarely
-    least     how many of each are to be seen
-    seconds   of baking that are left
-    unshown   objectives that are still to be shown to hold; only the last step needs them
+    requests      (variant, requests so far) of each variant below ``min_samples``
+    bake_seconds  seconds of baking left
+    objectives    metrics still to PASS; the last step only
     """
 
     requests: tuple[tuple[str, int], ...]
-    least: int
-    seconds: float
-    unshown: tuple[str, ...]
+    min_samples: int
+    bake_seconds: float
+    objectives: tuple[str, ...]
 
     @property
-    def over(self) -> bool:
-        """Whether there is nothing to wait for."""
-        return not self.requests and self.seconds <= 0 and not self.unshown
+    def met(self) -> bool:
+        """Whether the step can end."""
+        return not self.requests and self.bake_seconds <= 0 and not self.objectives
 
     def __str__(self) -> str:
-        """What it waits for first."""
+        """The first unmet condition."""
         if self.requests:
-            return " and ".join(f"{seen} of {self.least} requests of the {name}" for name, seen in self.requests)
-        if self.seconds > 0:
-            return f"{self.seconds:.0f} s more to bake"
-        return f"{', '.join(self.unshown)} to be shown" if self.unshown else "nothing"
+            return " and ".join(
+                f"{count} of {self.min_samples} requests of the {name}" for name, count in self.requests
+            )
+        if self.bake_seconds > 0:
+            return f"{self.bake_seconds:.0f} s more to bake"
+        return f"{', '.join(self.objectives)} to be shown" if self.objectives else "nothing"
 
 
-def waits(state: RolloutState) -> Wait:
-    """What the present step still waits for."""
+def pending_conditions(state: RolloutState) -> PendingConditions:
+    """The conditions under which the present step would end, as far as they are not met."""
     step, counts = state.steps[state.step], state.counts
-    least = step.min_samples or 1
-    arms = [("challenger", counts.challenger), *([("champion", counts.champion)] if step.weight < 100 else [])]
-    unshown: tuple[str, ...] = ()
+    min_samples = step.min_samples or 1
+    requests = [("challenger", counts.challenger), *([("champion", counts.champion)] if step.weight < 100 else [])]
+    objectives: tuple[str, ...] = ()
     if state.step == len(state.steps) - 1 and state.plan.promote != "never":
         passed = {finding.name for finding in state.findings if finding.verdict.outcome == Outcome.PASSED}
-        unshown = tuple(one.name for one in questions(state) if one.role == "objective" and one.name not in passed)
-    short = tuple((name, seen) for name, seen in arms if seen < least)
-    return Wait(short, least, max(0.0, (step.bake_seconds or 0.0) - state.elapsed), unshown)
+        specs = metric_specs(state)
+        objectives = tuple(spec.name for spec in specs if spec.role == "objective" and spec.name not in passed)
+    missing = tuple((name, count) for name, count in requests if count < min_samples)
+    return PendingConditions(missing, min_samples, max(0.0, (step.bake_seconds or 0.0) - state.elapsed), objectives)
 
 
-def _deadline(state: RolloutState, step: Step) -> tuple[RolloutState, tuple[Action, ...]]:
-    if state.plan.promote == "never":
-        return _keep(state)
-    reason = f"step {state.step + 1} took {step.max_seconds:g} s and still waits for {waits(state)}"
-    return _turn_down(state, reason, "rolled_back", "policy")
-
-
-def _go_on(state: RolloutState, *, full: bool = False) -> tuple[RolloutState, tuple[Action, ...]]:
-    """To the next step, or to the end after the last."""
+def _finish_step(state: RolloutState, *, full: bool = False) -> Decision:
+    """Enter the next step, or promote (or keep) the candidate after the last one."""
     if not full and state.step < len(state.steps) - 1:
-        return _enter(state, state.step + 1)
+        return _enter_step(state, state.step + 1)
     if state.plan.promote == "never" and state.by != "person":
-        return _keep(state)
+        return _keep_shadow(state)
     state = replace(state, phase="promoting", epoch=state.epoch + 1)
-    return state, (SetTable(table(state)), Promote(_crowned(state.candidate), state.champion))
+    return state, (SetTable(routing_table(state)), Promote(_as_champion(state.candidate), state.champion))
 
 
-def _enter(state: RolloutState, number: int) -> tuple[RolloutState, tuple[Action, ...]]:
+def _enter_step(state: RolloutState, number: int) -> Decision:
     epoch = state.epoch + 1
     state = replace(
         state, step=number, epoch=epoch, step_epochs=(epoch,), epochs=(*state.epochs, epoch), elapsed=0.0,
-        step_started=state.clock, counts=Counts(), by="policy", reason="",
+        step_started=state.clock, counts=StepCounts(), by="policy", reason="",
         phase="preparing" if state.phase == "pending" else "running",
     )  # fmt: skip
     if state.phase == "preparing":
-        return state, (SetTable(table(state)),)
-    return state, (SetTable(table(state)), _tell(state, "step", _where(state)))
+        return state, (SetTable(routing_table(state)),)
+    return state, (SetTable(routing_table(state)), _notify(state, "step", _describe_step(state)))
 
 
-def _keep(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
-    """A shadow whose rollout is over stays in the table as it is."""
+def _keep_shadow(state: RolloutState) -> Decision:
+    """End the rollout; its shadow stays in the table."""
     state = replace(state, phase="kept", finished=state.clock, reason="it stays as a shadow")
-    return state, (_tell(state, "promoted", f"{state.candidate.name} stays as a shadow"),)
+    return state, (_notify(state, "promoted", f"{state.candidate.name} stays as a shadow"),)
 
 
-def _ended_by(state: RolloutState, command: Command | None) -> tuple[RolloutState, tuple[Action, ...]] | None:
+def _end_on_command(state: RolloutState, command: PolicyCommand | None) -> Decision | None:
     if command is None or command.kind not in ("abort", "rollback"):
         return None
     ending: Literal["aborted", "rolled_back"] = "aborted" if command.kind == "abort" else "rolled_back"
-    return _turn_down(state, command.reason or f"{command.kind} by a person", ending, "person")
+    return _start_rollback(state, command.reason or f"{command.kind} by a person", ending, "person")
 
 
-def _turn_down(
+def _start_rollback(
     state: RolloutState, reason: str, ending: Literal["rolled_back", "aborted"], by: Literal["policy", "person"]
-) -> tuple[RolloutState, tuple[Action, ...]]:
+) -> Decision:
+    """Give all traffic to the champion and reject the candidate's version."""
     if state.phase == "rolling_back":
         return state, ()
     state = replace(state, phase="rolling_back", ending=ending, reason=reason, by=by, epoch=state.epoch + 1)
-    return state, (SetTable(table(state)), RollBack(state.candidate, reason, state.clock, state.findings))
+    rejection = RollBack(state.candidate, reason, state.clock, state.findings)
+    return state, (SetTable(routing_table(state)), rejection)
 
 
-def _turned_down(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
-    state = replace(state, phase=state.ending, finished=state.clock)
-    state = _noted(state, now=True)
-    return state, (_tell(state, state.ending, state.reason),)
+def _finish(state: RolloutState, phase: Literal["promoted", "rolled_back", "aborted"], message: str) -> Decision:
+    """End the rollout now that its last table is live."""
+    state = _with_observation(replace(state, phase=phase, finished=state.clock), force=True)
+    return state, (_notify(state, phase, message),)
 
 
-def _promoted(state: RolloutState) -> tuple[RolloutState, tuple[Action, ...]]:
-    state = replace(state, phase="promoted", finished=state.clock)
-    state = _noted(state, now=True)
-    return state, (_tell(state, "promoted", f"version {state.candidate.version} is the champion"),)
+# ----------------------------------------------------------------------------------------------------------- helpers
 
 
-# ------------------------------------------------------------------------------------------------------ small things
-
-
-def _timed(state: RolloutState, now: float) -> RolloutState:
-    passed = max(0.0, now - state.clock) if state.phase == "running" else 0.0
-    return replace(state, clock=now, elapsed=state.elapsed + passed)
-
-
-def _seen(state: RolloutState, findings: Sequence[Finding], counts: Counts) -> RolloutState:
-    return _noted(replace(state, findings=tuple(findings), counts=counts))
-
-
-def _noted(state: RolloutState, *, now: bool = False) -> RolloutState:
-    """With this look in its history, if the last one is a while ago or something FAILED."""
+def _with_observation(state: RolloutState, *, force: bool = False) -> RolloutState:
+    """Append to the history if forced, a second has passed, step or phase changed, or a metric FAILED."""
     last = state.history[-1] if state.history else None
     same = last is not None and (last.step, last.phase) == (state.step, state.phase)
     failed = any(finding.verdict.outcome == Outcome.FAILED for finding in state.findings)
-    if not now and not failed and same and last is not None and abs(state.clock - last.time) < LOOK_SECONDS:
+    if not force and not failed and same and last is not None and abs(state.clock - last.time) < HISTORY_SECONDS:
         return state
-    look = Look(state.clock, state.step, state.weight, state.phase, tuple(map(_reading, state.findings)))
-    return replace(state, history=remember(state.history, look))
+    observation = Observation(
+        state.clock, state.step, state.weight, state.phase, tuple(map(_metric_reading, state.findings))
+    )
+    return replace(state, history=append_observation(state.history, observation))
 
 
-def _reading(finding: Finding) -> Reading:
-    found = finding.verdict.measurement
-    value, low, high = (math.nan,) * 3 if found is None else (found.value, found.low, found.high)
-    champion, challenger = finding.samples
-    return Reading(
-        finding.name, finding.verdict.outcome, finding.harm, finding.proof, value, low, high, champion, challenger
+def _metric_reading(finding: MetricResult) -> MetricReading:
+    estimate = finding.verdict.measurement
+    value, low, high = (math.nan,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return MetricReading(
+        finding.name,
+        finding.verdict.outcome,
+        finding.evidence_worse,
+        finding.evidence_not_worse,
+        value,
+        low,
+        high,
+        *finding.samples,
     )
 
 
-def _said(finding: Finding) -> str:
-    return finding.verdict.message or f"{finding.name} FAILED"
-
-
-def _where(state: RolloutState) -> str:
-    """Which step a rollout is at, in words."""
+def _describe_step(state: RolloutState) -> str:
     step = state.steps[state.step]
     share = f"at {step.weight:g} %" if step.weight else f"mirroring {(step.sampling or 1.0) * 100:g} %"
     return f"{state.strategy}, step {state.step + 1} of {len(state.steps)} {share}"
 
 
-def _tell(state: RolloutState, event: EventName, message: str) -> Tell:
+def _notify(state: RolloutState, event: EventName, message: str) -> Notify:
     key = f"{state.experiment}-{event}-{state.step}-{state.epoch}-{state.phase}"
-    if state.phase == "paused":  # a person may pause one step twice; waiting for approval is told once
+    if state.phase == "paused":  # a step may be paused twice; waiting for approval is announced once
         key += f"-{round(1000 * state.clock)}"
-    return Tell(event, message, key, state.clock, state.step, state.weight)
+    return Notify(event, message, key, state.clock, state.step, state.weight)
 
 
-def _crowned(candidate: Variant) -> Variant:
-    """The candidate as champion: in the gateway's own process, with all that no challenger takes."""
+def _as_champion(candidate: Variant) -> Variant:
+    """The candidate as champion: colocated, without the challenger's weight, start and sampling."""
     return replace(
         candidate, name="champion", role="champion", weight=1.0, start=0.0, sampling=1.0, placement="colocated"
     )
 
 
-def _name(request: Request, shadows: Sequence[Variant]) -> str:
-    """The candidate's name: its own for a shadow that is to stay, challenger for what is to take over."""
-    if request.plan.promote == "never":
-        return f"shadow-{request.candidate.version}"
-    return "challenger"
-
-
-def where(state: RolloutState) -> str:
-    """A rollout in a few words, as `mlkit status` shows it.
+def describe(state: RolloutState) -> str:
+    """A short description of a rollout, as `mlkit status` shows it.
 
     >>> from mlflowkit.rollout.settings import Rollout
     >>> plan = Rollout(strategy="canary", steps=[5, 50])
     >>> variant = Variant("challenger", "2", "d", "b", role="challenger")
-    >>> where(RolloutState("e", "lending", plan, variant, variant, phase="running", step=1))
+    >>> describe(RolloutState("e", "lending", plan, variant, variant, phase="running", step=1))
     'canary, step 2 of 2 at 50 %'
     """
     if state.phase == "running":
-        return _where(state)
-    if state.phase in LIVE:
-        return f"{_where(state)}, {_WORDS[state.phase]}"
-    return f"{state.strategy}, {_WORDS[state.phase]}"
+        return _describe_step(state)
+    if state.phase in LIVE_PHASES:
+        return f"{_describe_step(state)}, {_PHASE_TEXT[state.phase]}"
+    return f"{state.strategy}, {_PHASE_TEXT[state.phase]}"
 
 
-_WORDS: dict[Phase, str] = {
+_PHASE_TEXT: dict[Phase, str] = {
     "pending": "asked for",
     "preparing": "loading the new version",
     "paused": "paused",

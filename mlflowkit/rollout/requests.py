@@ -1,91 +1,94 @@
-"""Asks for a rollout: what a deploy does, and by which rules it is refused."""
+"""Request a rollout, and the rules by which a request is rejected."""
 
 from __future__ import annotations
 
 import time
 
-from mlflowkit.errors import ServiceError
+from mlflowkit.errors import ConflictError, ServiceError
 from mlflowkit.rollout import commands, policy
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.commands import Answer
+from mlflowkit.rollout.commands import CommandReply
 from mlflowkit.rollout.state import Request, RolloutState
 from mlflowkit.service_state import version_history
-from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
+from mlflowkit.service_state.records import ServiceFiles
 
+REQUEST = "request.json"
 BEGIN_SECONDS = 60.0
-"""How long the controller may take to answer a request; it starts with the service."""
+"""Timeout for the controller's reply; the controller starts with the service."""
 LIVE_SECONDS = 180.0
-"""How long the first step may take to be live: versions are loaded, processes of isolated ones started."""
+"""Timeout for the first step to be live, including loading versions and starting isolated processes."""
 
 
-def refusal(files: ServiceFiles, request: Request, now: float) -> Answer | None:
-    """Why a rollout does not begin; None when it does. A deploy asks the same before it leaves its request."""
-    running = commands.running(files)
+def reason_to_reject(files: ServiceFiles, request: Request, now: float) -> CommandReply | None:
+    """Why a rollout cannot begin, or None. A deploy checks this before it writes its request."""
+    running = commands.running_rollout(files)
     service = files.service
     if running is not None and running.experiment != request.id:
         same = running.candidate.digest == request.candidate.digest
-        what = "this version is" if same else f"version {running.candidate.version} is"
-        message = f"{what} already being rolled out to {service} ({policy.where(running)})"
-        return Answer(request.id, False, message, f"mlkit rollout status {service}, or mlkit rollout abort {service}")
-    failed = version_history.failures(files).get(request.candidate.digest)
-    if failed is not None:
-        how = "was rolled back" if failed.ending == "rolled_back" else "was aborted"
-        message = f"version {failed.version} {how}: {failed.reason}; it is not tried again unasked"
-        return Answer(request.id, False, message, f"mlkit rollout forget {failed.version}, then run again")
+        version = "this version" if same else f"version {running.candidate.version}"
+        message = f"{version} is already being rolled out to {service} ({policy.describe(running)})"
+        return CommandReply(
+            request.id, False, message, f"mlkit rollout status {service}, or mlkit rollout abort {service}"
+        )
+    rejected = version_history.rejections(files).get(request.candidate.digest)
+    if rejected is not None:
+        ending = "was rolled back" if rejected.ending == "rolled_back" else "was aborted"
+        message = f"version {rejected.version} {ending}: {rejected.reason}; it stays blocked until it is forgotten"
+        return CommandReply(request.id, False, message, f"mlkit rollout forget {rejected.version}, then run again")
     left = 0.0
     if request.plan.strategy != "direct":
-        left = version_history.cooling(files, request.plan.cooldown_seconds, now)
+        left = version_history.cooldown_left(files, request.plan.cooldown_seconds, now)
     if left > 0:
         message = f"{service} cools down after a rollback: {left:.0f} s more"
-        return Answer(request.id, False, message, "wait, or serve.rollout.cooldown_seconds=0")
+        return CommandReply(request.id, False, message, "wait, or serve.rollout.cooldown_seconds=0")
     return None
 
 
 def check(files: ServiceFiles, request: Request) -> None:
-    """Raise ServiceError when a rollout would not begin now."""
-    refused = refusal(files, request, time.time())
-    if refused is not None:
-        raise ServiceError(refused.message, hint=refused.hint)
+    """Raise ServiceError if a rollout cannot begin now."""
+    rejection = reason_to_reject(files, request, time.time())
+    if rejection is not None:
+        raise ServiceError(rejection.message, hint=rejection.hint)
 
 
 def begin(files: ServiceFiles, request: Request) -> str:
-    """Leave a request and wait until the controller took it; returns the experiment. Raises ServiceError.
+    """Write a request and wait until the controller took it; returns the experiment. Raises ServiceError.
 
-    One request waits at a time: whoever changes the file holds the lock ``request``.
+    Only one request can wait at a time: the lock ``request`` guards the record.
     """
-    path = files.folder / "request.json"
     with files.lock("request"):
         check(files, request)
-        if path.exists():
+        try:
+            files.create_json(REQUEST, request.to_json())
+        except ConflictError as error:
             raise ServiceError(
-                f"another run has just asked for a rollout of {files.service}",
+                f"another run has just requested a rollout of {files.service}",
                 hint=f"mlkit rollout status {files.service}, then run the same command again",
-            )
-        write_json(path, request.to_json())
+            ) from error
     try:
-        answer = commands.wait(files, request.id, BEGIN_SECONDS)
+        reply = commands.wait_for_reply(files, request.id, BEGIN_SECONDS)
     except BaseException:
         with files.lock("request"):
-            waiting = read_json(path)
+            waiting = files.read_json(REQUEST)
             if isinstance(waiting, dict) and waiting.get("id") == request.id:
-                path.unlink(missing_ok=True)
+                files.delete(REQUEST)
         raise
-    if not answer.ok:
-        raise ServiceError(answer.message, hint=answer.hint)
+    if not reply.ok:
+        raise ServiceError(reply.message, hint=reply.hint)
     return request.id
 
 
 def await_live(files: ServiceFiles, experiment: str) -> RolloutState:
-    """The rollout once its first step is live, or it has ended. Raises ServiceError when that takes too long."""
+    """Wait until the first step of a rollout is live or it has ended. Raises ServiceError on timeout."""
     deadline = time.monotonic() + LIVE_SECONDS
     while time.monotonic() < deadline:
-        saved = states.read(files.folder / "rollout.json")
+        saved = states.read(files)
         if saved is None or saved.state.experiment != experiment:
             raise ServiceError(f"another rollout of {files.service} took over", hint="run the same command again")
         if saved.state.phase not in ("pending", "preparing"):
             return saved.state
         time.sleep(0.05)
     raise ServiceError(
-        f"the first step of the rollout of {files.service} is not live after {LIVE_SECONDS:g} s; it goes on trying",
+        f"the first step of the rollout of {files.service} is not live after {LIVE_SECONDS:g} s; it is retried",
         hint=f"mlkit rollout status {files.service}",
     )

@@ -1,53 +1,44 @@
-"""What is known of one rollout: frozen values, and the JSON that ``<service>/rollout.json`` holds.
+"""The state of one rollout as frozen values, and its JSON in ``<service>/rollout.json``.
 
-The state is everything that the policy decides by and everything that a controller needs to go on after it was
-killed. It is stored together with the actions that were decided and may not have been carried out yet, in one file
-that is replaced whole: what is to be done is durable before any of it is done.
+The state holds everything that the policy decides by and that a restarted controller needs. It is stored together with
+the decided actions that may not have been executed yet, in one file that is replaced atomically: every action is
+durable before it is executed.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.judging.online.judge import Finding
-from mlflowkit.rollout.settings import EventName, Rollout, Step
-from mlflowkit.system.files import replace_file
+from mlflowkit.judging.online.judge import MetricResult
+from mlflowkit.rollout.settings import EventName, Rollout, RolloutStep
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Affinity, Json, Outcome, RoutingTable, Variant, Verdict
 
+RECORD = "rollout.json"
 VERSION = 1
-"""Of the JSON. A larger one was written by a newer mlflowkit."""
-HISTORY = 400
-"""Looks that are kept; beyond, every second one of the older half is left out."""
+"""Version of the JSON. A larger one was written by a newer mlflowkit."""
+MAX_OBSERVATIONS = 400
+"""Length of the history; beyond it, every second observation of the older half is dropped."""
 
 Phase = Literal[
-    "pending",
-    "preparing",
-    "running",
-    "paused",
-    "awaiting_approval",
-    "promoting",
-    "promoted",
-    "rolling_back",
-    "rolled_back",
-    "aborted",
-    "kept",
-]
-"""pending: asked for. preparing: the first table is being loaded. running, paused, awaiting_approval: a step is live.
-promoting, rolling_back: the last table is on its way. The others are ends; kept is a shadow that stays."""
-ENDS: frozenset[Phase] = frozenset(("promoted", "rolled_back", "aborted", "kept"))
-LIVE: frozenset[Phase] = frozenset(("running", "paused", "awaiting_approval"))
+    "pending", "preparing", "running", "paused", "awaiting_approval", "promoting", "promoted", "rolling_back",
+    "rolled_back", "aborted", "kept",
+]  # fmt: skip
+"""pending: requested. preparing: the first table is being loaded. running, paused, awaiting_approval: a step is live.
+promoting, rolling_back: the last table is on its way. The others are final; kept is a lasting shadow."""
+FINAL_PHASES: frozenset[Phase] = frozenset(("promoted", "rolled_back", "aborted", "kept"))
+LIVE_PHASES: frozenset[Phase] = frozenset(("running", "paused", "awaiting_approval"))
 """Phases in which both variants are measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One metric at one look, for drawing: the evidence on its scale (1 is the boundary) and the estimate."""
+class MetricReading:
+    """One metric at one observation, for charts: evidence (1 is the decision boundary), estimate and sample sizes."""
 
     name: str
     outcome: Outcome
@@ -57,25 +48,23 @@ class Reading:
     low: float
     high: float
     champion: int
-    """Observations of the champion."""
     challenger: int
-    """Observations of the challenger."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One look at the evidence. ``weight`` is the challenger's share of the traffic, in [0, 1]."""
+class Observation:
+    """One analysis of the evidence. ``weight`` is the challenger's share of the traffic, in [0, 1]."""
 
     time: float
     step: int
     weight: float
     phase: Phase
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[MetricReading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Requests of the two variants under the tables of the present step, and those that they failed."""
+class StepCounts:
+    """Requests and failed requests of the two variants under the tables of the present step."""
 
     champion: int = 0
     challenger: int = 0
@@ -85,9 +74,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``<service>/request.json``: a candidate that wants to take over, and how. ``id`` names the experiment.
+    """``<service>/request.json``: the request for a rollout of a candidate. ``id`` becomes the experiment.
 
-    ``origin`` says where the candidate came from: ``name`` of the recipe and ``run``.
+    ``origin`` is the candidate's source: ``name`` of the recipe and ``run``.
     """
 
     id: str
@@ -100,31 +89,31 @@ class Request:
     origin: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> Json:
-        return {**_shallow(self), "candidate": asdict(self.candidate), "plan": self.plan.model_dump(mode="json"),
-                "affinity": asdict(self.affinity), "origin": dict(self.origin)}  # fmt: skip
+        return {**asdict(self), "plan": self.plan.model_dump(mode="json")}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> Request:
-        """The request that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        made = {"candidate": Variant(**value["candidate"]), "plan": Rollout.model_validate(value["plan"]),
-                "affinity": Affinity(**value["affinity"])}  # fmt: skip
-        return cls(**{**value, **made})
+        """Parse the JSON of `to_json`. Raises KeyError, TypeError or ValueError when it is malformed."""
+        parsed = {"candidate": Variant(**value["candidate"]), "plan": Rollout.model_validate(value["plan"]),
+                  "affinity": Affinity(**value["affinity"])}  # fmt: skip
+        return cls(**{**value, **parsed})
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """One rollout as it stands.
+    """The state of one rollout.
 
-    champion      the variant that has what the candidate does not take, as it was when the rollout began
-    candidate     as it is named and placed in the tables; its role, weight and sampling are those of the step
-    others        shadows of earlier rollouts that stay in every table
-    epoch         of the last table that was decided
-    step_epochs   the tables of the present step; ``epochs`` all under which both variants were measured, oldest first
-    step_started  when the present step began, for showing; deadlines go by ``elapsed``
-    elapsed       seconds of the present step, pauses left out. It never shrinks, whatever the clock does
-    clock         time of the last look
-    ending        the end that a rolling_back rollout comes to
-    traces        what the judges remember
+    champion      the variant with the rest of the traffic, as it was when the rollout began
+    candidate     with its name and placement in the tables; role, weight and sampling come from the step
+    others        lasting shadows of earlier rollouts, part of every table
+    epoch         epoch of the last table that was decided
+    step_epochs   tables of the present step
+    epochs        tables under which both variants were measured, oldest first
+    step_started  start of the present step, for display; deadlines use ``elapsed``
+    elapsed       seconds of the present step without pauses; never decreases, whatever the clock does
+    clock         time of the last observation
+    ending        final phase of a rollout that is rolling back
+    traces        memory of the judges between observations
     by            who decided the end: "policy" or "person"
     """
 
@@ -152,92 +141,83 @@ class RolloutState:
     by: Literal["policy", "person"] = "policy"
     finished: float | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
-    counts: Counts = Counts()
-    findings: tuple[Finding, ...] = ()
+    counts: StepCounts = StepCounts()
+    findings: tuple[MetricResult, ...] = ()
     traces: Mapping[str, Json] = field(default_factory=dict)
-    history: tuple[Look, ...] = ()
+    history: tuple[Observation, ...] = ()
 
     @property
     def strategy(self) -> str:
         return self.plan.strategy
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[RolloutStep, ...]:
         return self.plan.sequence
 
     @property
     def ended(self) -> bool:
-        return self.phase in ENDS
+        return self.phase in FINAL_PHASES
 
     @property
     def weight(self) -> float:
-        """The candidate's share of the traffic now, in [0, 1]."""
+        """The candidate's present share of the traffic, in [0, 1]."""
         if self.phase == "promoted" or self.phase == "promoting":
             return 1.0
-        return self.steps[self.step].weight / 100 if self.phase in LIVE or self.phase == "preparing" else 0.0
+        return self.steps[self.step].weight / 100 if self.phase in LIVE_PHASES or self.phase == "preparing" else 0.0
 
     def to_json(self) -> Json:
-        """JSON of the state; what is not a finite number is null."""
-        shallow = _shallow(self)
-        shallow |= {name: list(getattr(self, name)) for name in ("step_epochs", "epochs")}
-        shallow |= {name: asdict(getattr(self, name)) for name in ("champion", "candidate", "affinity", "counts")}
-        return shallow | {
+        """JSON of the state; numbers in findings and history that are not finite become null."""
+        value = asdict(self)
+        return value | {
             "plan": self.plan.model_dump(mode="json"),
-            "others": [asdict(variant) for variant in self.others],
-            "origin": dict(self.origin),
-            "findings": [_finite(asdict(finding)) for finding in self.findings],
-            "traces": dict(self.traces),
-            "history": [_finite(asdict(look)) for look in self.history],
+            "findings": findings_json(self.findings),
+            "history": _finite(value["history"]),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> RolloutState:
-        """The state that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        made: dict[str, Any] = {name: Variant(**value[name]) for name in ("champion", "candidate")}
-        made |= {name: tuple(value[name]) for name in ("step_epochs", "epochs")}
-        return cls(
-            **{
-                **value,
-                **made,
-                "plan": Rollout.model_validate(value["plan"]),
-                "others": tuple(Variant(**variant) for variant in value["others"]),
-                "affinity": Affinity(**value["affinity"]),
-                "counts": Counts(**value["counts"]),
-                "findings": tuple(map(_finding, value["findings"])),
-                "history": tuple(map(_look, value["history"])),
-            }
-        )
+        """Parse the JSON of `to_json`. Raises KeyError, TypeError or ValueError when it is malformed."""
+        parsed: dict[str, Any] = {name: Variant(**value[name]) for name in ("champion", "candidate")}
+        parsed |= {name: tuple(value[name]) for name in ("step_epochs", "epochs")}
+        parsed |= {
+            "plan": Rollout.model_validate(value["plan"]),
+            "others": tuple(Variant(**variant) for variant in value["others"]),
+            "affinity": Affinity(**value["affinity"]),
+            "counts": StepCounts(**value["counts"]),
+            "findings": tuple(map(_parse_finding, value["findings"])),
+            "history": tuple(map(_parse_observation, value["history"])),
+        }
+        return cls(**{**value, **parsed})
 
 
 @dataclass(frozen=True, slots=True)
 class SetTable:
-    """Publish this table. Done when every replica answers by it."""
+    """Publish a routing table; done when every replica serves it."""
 
     table: RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """The candidate is the champion: move the aliases."""
+    """Record the candidate as champion in place of ``champion``, and move the aliases."""
 
     candidate: Variant
     champion: Variant
-    """The one before."""
 
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """The candidate was turned down: keep a record of why, and do not try its digest again unasked."""
+    """Reject the version ``blamed``: write an incident, and block its digest until an operator lifts the block."""
 
     blamed: Variant
     reason: str
     time: float
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[MetricResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """An event for those who want to know. ``key`` tells it from every other, so that it is told once."""
+class Notify:
+    """Send an event to webhooks. ``key`` identifies it, so that it is sent once."""
 
     event: EventName
     message: str
@@ -247,63 +227,67 @@ class Tell:
     weight: float
 
 
-Action = SetTable | Promote | RollBack | Tell
+Action = SetTable | Promote | RollBack | Notify
+ACTION_NAMES: Mapping[type[Action], str] = {
+    SetTable: "SetTable", Promote: "Promote", RollBack: "RollBack", Notify: "Tell",
+}  # fmt: skip
+"""Names of the actions in ``rollout.json``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """What ``rollout.json`` holds: a state, and the actions that were decided with it and are not known to be done."""
+class SavedRollout:
+    """The content of ``rollout.json``: a state, and its actions that may not have been executed yet."""
 
     state: RolloutState
     todo: tuple[Action, ...] = ()
 
 
-def remember(history: tuple[Look, ...], look: Look) -> tuple[Look, ...]:
-    """The history with one more look; the older half is thinned when it grows beyond HISTORY.
+def append_observation(history: tuple[Observation, ...], observation: Observation) -> tuple[Observation, ...]:
+    """The history with one more observation; the older half is thinned when it exceeds MAX_OBSERVATIONS.
 
-    >>> looks: tuple[Look, ...] = ()
-    >>> for second in range(2000): looks = remember(looks, Look(second, 0, 0.05, "running"))
-    >>> len(looks) <= HISTORY, looks[0].time, looks[-1].time
+    >>> history: tuple[Observation, ...] = ()
+    >>> for second in range(2000): history = append_observation(history, Observation(second, 0, 0.05, "running"))
+    >>> len(history) <= MAX_OBSERVATIONS, history[0].time, history[-1].time
     (True, 0, 1999)
     """
-    if len(history) >= HISTORY:
+    if len(history) >= MAX_OBSERVATIONS:
         half = len(history) // 2
         history = (*history[:half:2], *history[half:])
-    return (*history, look)
+    return (*history, observation)
 
 
-def read(path: Path) -> Saved | None:
-    """What ``rollout.json`` holds; None when there is none. Raises ServiceError when it is damaged or too new."""
-    try:
-        value = json.loads(path.read_bytes())
-        if value["version"] > VERSION:
-            raise ServiceError(f"{path} was written by a newer mlflowkit", hint="pip install --upgrade mlflowkit")
-        return Saved(RolloutState.from_json(value["state"]), tuple(map(_action, value["todo"])))
-    except FileNotFoundError:
+def read(files: ServiceFiles) -> SavedRollout | None:
+    """Read ``rollout.json``; None when there is none. Raises ServiceError when it is damaged or too new."""
+    content = files.read_bytes(RECORD)
+    if content is None:
         return None
-    except OSError as error:
-        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
+    place = files.location(RECORD)
+    try:
+        value = json.loads(content)
+        if value["version"] > VERSION:
+            raise ServiceError(f"{place} was written by a newer mlflowkit", hint="pip install --upgrade mlflowkit")
+        return SavedRollout(RolloutState.from_json(value["state"]), tuple(map(_parse_action, value["todo"])))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ServiceError(
-            f"{path} is damaged, or of another release of mlflowkit: {error!r}",
-            hint=f"mv {path} {path}.damaged; mlkit status",
+            f"{place} is damaged, or of another release of mlflowkit: {error!r}",
+            hint=f"mv {place} {place}.damaged; mlkit status",
         ) from error
 
 
-def write(path: Path, saved: Saved, *, durable: bool = True) -> None:
-    """Replace ``rollout.json``. Raises StoreError when the disk does not take it."""
-    value = {"version": VERSION, "state": saved.state.to_json(), "todo": [_action_json(item) for item in saved.todo]}
-    replace_file(path, json.dumps(value).encode(), durable=durable)
-
-
-# ------------------------------------------------------------------------------------------------------------- inside
-
-
-def _shallow(value: Any) -> dict[str, Json]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+def write(files: ServiceFiles, saved: SavedRollout, *, durable: bool = True) -> None:
+    """Write ``rollout.json``. Raises ServiceError when it cannot be written."""
+    actions = []
+    for action in saved.todo:
+        fields = {"action": ACTION_NAMES[type(action)], **_finite(asdict(action))}
+        if isinstance(action, RollBack):
+            fields["findings"] = findings_json(action.findings)
+        actions.append(fields)
+    value = {"version": VERSION, "state": saved.state.to_json(), "todo": actions}
+    files.write_bytes(RECORD, json.dumps(value).encode(), durable=durable)
 
 
 def _finite(value: Any) -> Json:
+    """JSON with null for each number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -311,31 +295,40 @@ def _finite(value: Any) -> Json:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-_NUMBERS = ("value", "low", "high", "harm", "proof")
+_FINDING_KEYS = {"evidence_worse": "harm", "evidence_not_worse": "proof"}
+"""JSON keys of the fields of `MetricResult` that have other names."""
 
 
-def _numbers(value: Mapping[str, Json]) -> dict[str, Json]:
-    return {name: math.nan if item is None and name in _NUMBERS else item for name, item in value.items()}
+def findings_json(findings: Sequence[MetricResult]) -> Json:
+    """The results of metrics as they are stored; null for numbers that are not finite."""
+    return [
+        {_FINDING_KEYS.get(name, name): item for name, item in _finite(asdict(finding)).items()} for finding in findings
+    ]
 
 
-def _finding(value: Mapping[str, Json]) -> Finding:
+def _restore_nan(value: Mapping[str, Json]) -> dict[str, Json]:
+    numbers = ("value", "low", "high", "harm", "proof")
+    return {name: math.nan if item is None and name in numbers else item for name, item in value.items()}
+
+
+def _parse_finding(value: Mapping[str, Json]) -> MetricResult:
     verdict = dict(value["verdict"])
     if verdict["measurement"] is not None:
-        verdict["measurement"] = _numbers(verdict["measurement"])
-    made = {"verdict": Verdict.from_json(verdict), "samples": tuple(value["samples"])}
-    return Finding(**{**_numbers(value), **made})
+        verdict["measurement"] = _restore_nan(verdict["measurement"])
+    parsed = {"verdict": Verdict.from_json(verdict), "samples": tuple(value["samples"])}
+    fields = {**_restore_nan(value), **parsed}
+    return MetricResult(**{**{name: fields.pop(key) for name, key in _FINDING_KEYS.items()}, **fields})
 
 
-def _look(value: Mapping[str, Json]) -> Look:
-    readings = (Reading(**{**_numbers(one), "outcome": Outcome(one["outcome"])}) for one in value["readings"])
-    return Look(**{**value, "readings": tuple(readings)})
+def _parse_observation(value: Mapping[str, Json]) -> Observation:
+    readings = tuple(
+        MetricReading(**{**_restore_nan(reading), "outcome": Outcome(reading["outcome"])})
+        for reading in value["readings"]
+    )
+    return Observation(**{**value, "readings": readings})
 
 
-def _action_json(action: Action) -> Json:
-    return {"action": type(action).__name__, **_finite(asdict(action))}
-
-
-def _action(value: Mapping[str, Json]) -> Action:
+def _parse_action(value: Mapping[str, Json]) -> Action:
     fields = {name: item for name, item in value.items() if name != "action"}
     match value["action"]:
         case "SetTable":
@@ -343,8 +336,8 @@ def _action(value: Mapping[str, Json]) -> Action:
         case "Promote":
             return Promote(Variant(**fields["candidate"]), Variant(**fields["champion"]))
         case "RollBack":
-            blamed, findings = Variant(**fields["blamed"]), tuple(map(_finding, fields["findings"]))
+            blamed, findings = Variant(**fields["blamed"]), tuple(map(_parse_finding, fields["findings"]))
             return RollBack(blamed, fields["reason"], fields["time"], findings)
         case "Tell":
-            return Tell(**fields)
+            return Notify(**fields)
     raise ValueError(f"no such action: {value['action']!r}")

@@ -1,14 +1,13 @@
-"""Who controls the rollouts of a state folder: one process at a time, numbered by a fence.
+"""The lease on controlling the rollouts of a state folder: one holder at a time, numbered by a fencing token.
 
-``<state>/controller.json`` names the holder, when it last was seen, and the fence, which grows with every taking. A
-holder whose process is gone is followed at once, one that stands still (stopped, swapped out, on a machine that is
-gone) after EXPIRY_SECONDS. A holder that wakes up then has the smaller fence: `Lease.guard` lets it write nothing any
-more, and a gateway's table with a larger fence is not replaced by its own.
+``<state>/controller.json`` names the holder, its last heartbeat, and the fence, which grows with every acquisition. A
+holder whose process is gone is replaced at once, one that does not respond (stopped, swapped out, on a machine that is
+gone) after EXPIRY_SECONDS. When it resumes, its fence is smaller: `ControllerLease.guard` refuses its writes, and it
+cannot replace a gateway's table that has a larger fence.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -19,21 +18,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.system.files import replace_file
-from mlflowkit.system.machine import process_ticks
+from mlflowkit.ports import ControlRecords
+from mlflowkit.service_state.records import control_records, process_started
 
+_KEY = "controller.json"
+_LOCK = "controller"
 EXPIRY_SECONDS = 10.0
-"""How long a holder whose process cannot be seen to be gone may stand still."""
+"""Time without a heartbeat after which a holder loses the lease, if its process is not known to be gone."""
 BEAT_SECONDS = 2.0
 
 
 class LeaseLostError(ServiceError):
-    """Another controller took over while this one stood still."""
+    """Another controller took over while this one did not respond."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the lease. ``seen`` is seconds since the epoch."""
+    """The holder of the lease. ``seen`` is its last heartbeat in seconds since the epoch."""
 
     fence: int
     pid: int
@@ -41,99 +42,92 @@ class Holder:
     node: str
     seen: float
 
-    def gone(self, now: float) -> bool:
-        """Whether the holder is known to be gone, or was not seen for too long (also in the future: a clock moved)."""
-        if self.node == socket.gethostname() and _started(self.pid) != self.started:
+    def is_gone(self, now: float) -> bool:
+        """Whether its process is gone, or its heartbeat too old (or in the future: a clock moved)."""
+        if self.node == socket.gethostname() and process_started(self.pid) != self.started:
             return True
         return abs(now - self.seen) > EXPIRY_SECONDS
 
 
-class Lease:
+class ControllerLease:
     """The right to control the rollouts of ``state``, under ``fence``."""
 
-    def __init__(self, state: Path, fence: int, clock: Callable[[], float]) -> None:
+    def __init__(self, state: Path, records: ControlRecords, fence: int, clock: Callable[[], float]) -> None:
         self.fence = fence
         self._state = state
+        self._records = records
         self._clock = clock
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Do something while nobody can take over. Raises LeaseLostError when somebody has."""
-        with _locked(self._state):
+        """Prevent a takeover while the block runs. Raises LeaseLostError when the lease is already lost."""
+        with self._records.lock(_LOCK):
             self.check()
             yield
 
     def check(self) -> None:
-        """Raise LeaseLostError when somebody else has taken over."""
-        holder = read(self._state)
+        """Raise LeaseLostError when another controller has taken over."""
+        holder = _read(self._records)
         if holder is None or holder.fence != self.fence:
             raise LeaseLostError(
                 f"another controller took over the rollouts of {self._state}",
-                hint="nothing to do: the other controller goes on",
+                hint="nothing to do: the other controller continues",
             )
 
-    def beat(self) -> None:
-        """Say that the holder is alive. Raises LeaseLostError."""
+    def renew(self) -> None:
+        """Write a heartbeat. Raises LeaseLostError."""
         with self.guard():
-            _write(self._state, _me(self.fence, self._clock()))
+            _write(self._records, _this_process(self.fence, self._clock()))
 
     def release(self) -> None:
-        """Let others follow at once; the fence stays."""
-        with _locked(self._state):
-            holder = read(self._state)
+        """Let another controller acquire the lease at once; the fence stays."""
+        with self._records.lock(_LOCK):
+            holder = _read(self._records)
             if holder is not None and holder.fence == self.fence:
-                _write(self._state, Holder(self.fence, 0, 0.0, socket.gethostname(), 0.0))
+                _write(self._records, Holder(self.fence, 0, 0.0, socket.gethostname(), 0.0))
 
 
-def take(state: Path, clock: Callable[[], float] = time.time) -> Lease | None:
-    """The lease, or None while a living controller holds it.
+def acquire(state: Path, clock: Callable[[], float] = time.time) -> ControllerLease | None:
+    """Acquire the lease; None while a live controller holds it.
 
     >>> import tempfile
     >>> state = Path(tempfile.mkdtemp())
-    >>> first = take(state)
-    >>> first.fence, take(state)
+    >>> first = acquire(state)
+    >>> first.fence, acquire(state)
     (1, None)
-    >>> first.release(); take(state).fence
+    >>> first.release(); acquire(state).fence
     2
     """
     state.mkdir(parents=True, exist_ok=True)
-    with _locked(state):
-        holder = read(state)
-        if holder is not None and not holder.gone(clock()):
+    records = control_records(state)
+    with records.lock(_LOCK):
+        holder = _read(records)
+        if holder is not None and not holder.is_gone(clock()):
             return None
         fence = 1 if holder is None else holder.fence + 1
-        _write(state, _me(fence, clock()))
-    return Lease(state, fence, clock)
+        _write(records, _this_process(fence, clock()))
+    return ControllerLease(state, records, fence, clock)
 
 
-def read(state: Path) -> Holder | None:
-    """The holder as the file has it; None before the first. Raises ServiceError when the file is damaged."""
-    path = state / "controller.json"
+def read_holder(state: Path) -> Holder | None:
+    """Read the holder; None before the first. Raises ServiceError when the record is damaged."""
+    return _read(control_records(state))
+
+
+def _read(records: ControlRecords) -> Holder | None:
+    record = records.get(_KEY)
     try:
-        return Holder(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
+        return None if record is None else Holder(**json.loads(record.value))
     except (ValueError, TypeError) as error:
-        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"see {path}; its fence must not shrink") from error
+        place = records.location(_KEY)
+        raise ServiceError(
+            f"{place} is damaged: {error!r}", hint=f"cat {place}; correct it, and do not lower its fence"
+        ) from error
 
 
-def _me(fence: int, now: float) -> Holder:
-    return Holder(fence, os.getpid(), _started(os.getpid()) or 0.0, socket.gethostname(), now)
+def _this_process(fence: int, now: float) -> Holder:
+    return Holder(fence, os.getpid(), process_started(os.getpid()) or 0.0, socket.gethostname(), now)
 
 
-def _started(pid: int) -> float | None:
-    ticks = process_ticks(pid)
-    return None if ticks is None else float(ticks)
-
-
-def _write(state: Path, holder: Holder) -> None:
-    replace_file(state / "controller.json", json.dumps(asdict(holder)).encode())
-
-
-@contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    with (state / "controller.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def _write(records: ControlRecords, holder: Holder) -> None:
+    records.put(_KEY, json.dumps(asdict(holder)).encode())

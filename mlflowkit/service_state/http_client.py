@@ -1,4 +1,4 @@
-"""A small HTTP client for a gateway, on the standard library: ``mlkit status`` must start in no time."""
+"""A minimal HTTP client for a gateway. Standard library only, because ``mlkit status`` must start fast."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ def request(
     timeout: float = 30.0,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, Any]:
-    """(status, document) of one request; the document is the text itself where it is not JSON.
+    """Send a request; return (status, document). A body that is not JSON is returned as text.
 
-    Raises ServiceError when ``endpoint`` is no URL, or nothing answers there.
+    Raises ServiceError when ``endpoint`` is not a URL, or nothing answers there.
     """
-    scheme, host, port, prefix = _parts(endpoint)
-    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=timeout)
+    scheme, host, port, prefix = _split_url(endpoint)
+    connection_type = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+    connection = connection_type(host, port, timeout=timeout)
     try:
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
-        kind_of = {} if data is None else {"content-type": "application/json"}
-        connection.request(method, prefix + path, data, {**kind_of, **(headers or {})})
-        reply = connection.getresponse()
-        return reply.status, _document(reply.read())
+        content_type = {} if data is None else {"content-type": "application/json"}
+        connection.request(method, prefix + path, data, {**content_type, **(headers or {})})
+        response = connection.getresponse()
+        content = response.read()
+        try:
+            return response.status, json.loads(content)
+        except ValueError:
+            return response.status, content.decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise ServiceError(
             f"nothing answers at {endpoint}: {error}", hint="mlkit status; mlkit up RECIPE serves the last deploy again"
@@ -41,30 +45,23 @@ def request(
         connection.close()
 
 
-def _parts(endpoint: str) -> tuple[str, str, int | None, str]:
-    """Scheme, host, port and path of a service's URL. Raises ServiceError for what is none."""
-    wrong = ServiceError(f"{endpoint!r} is not the URL of a service", hint="such as http://127.0.0.1:8080")
+def _split_url(endpoint: str) -> tuple[str, str, int | None, str]:
+    """Split a service's URL into scheme, host, port and path. Raises ServiceError when it is invalid."""
+    invalid = ServiceError(f"{endpoint!r} is not the URL of a service", hint="such as http://127.0.0.1:8080")
     try:
         parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}", scheme="http")
         host, port = parts.hostname or "", parts.port
         host.encode("idna")
     except ValueError as error:
-        raise wrong from error
+        raise invalid from error
     if parts.scheme not in ("http", "https") or not host:
-        raise wrong
+        raise invalid
     return parts.scheme, host, port, parts.path.rstrip("/")
 
 
 def ready(endpoint: str, *, timeout: float = 2.0) -> bool:
-    """Whether a gateway answers at ``endpoint`` and has a model."""
+    """Return whether a gateway answers at ``endpoint`` and has a model loaded."""
     try:
         return request(endpoint, "GET", "/v2/health/ready", timeout=timeout)[0] == 200
     except ServiceError:
         return False
-
-
-def _document(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return data.decode(errors="replace")

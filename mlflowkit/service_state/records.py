@@ -1,37 +1,45 @@
-"""The durable side of a service: small JSON files in the state folder, each with one writer, or a lock (`lock`).
+"""The control records by which the processes of a service meet: small JSON documents, typed here.
 
-::
+Each has one writer, or is written under a lock (`ServiceFiles.lock`) or on a condition (`ServiceFiles.create_json`).
+They are read and written through `ports.ControlRecords` only; `control_records` chooses the storage, by default files
+(`file_records`), so a key is a path in the state folder::
 
-    <state>/services/<service>/
-      service.json        Desired: what should run; written by the platform
-      observed.json       Observed: what the steward made of it
-      table.json          RoutingTable: what replicas answer with; written by publish()
-      proposal.json       Proposal: a RoutingTable that replicas should get ready to answer with
+    controller.json         controller_lease.Holder: who controls the rollouts of this state
+    services/<service>/
+      service.json        Desired: the target state; written by the platform
+      observed.json       ReconciledState: the result of reconciling it
+      table.json          RoutingTable: the table that replicas answer with; written by publish()
+      proposal.json       Proposal: a RoutingTable that replicas should prepare
       evidence/           judging.online.evidence.Evidence: <replica>.json by a gateway, <replica>.observer.json by its
                           observer, feedback.json by the join of feedback with the prediction log
-      predictions/        the prediction log: Parquet segments, each renamed into place when it is whole
-      feedback/           feedback as it came: segments of JSON lines
-      join.sqlite         the index by which feedback and the log are joined; made anew from both where it is gone
-      disagreements/      <shadow>.json: what all replicas saw of a shadow; <replica>/<shadow>.json: what one saw
-      tenths/             by a champion's digest, the tenths of its predictions that drift of a regression is told by
-      profiles/           <version>/<window>.<replica>.profile: whylogs profiles of live traffic
-      request.json        rollout.state.Request: a rollout that a deploy asks for, until the controller has taken it
-      rollout.json        rollout.state.Saved: written by the controller that holds the lease
-      commands/           what people told the controller, a file each
-      answers/            what became of commands and requests, for an hour
-      champions.json      versions that answered, to go back to
-      failed.json         versions that were turned down, not tried again unasked
+      disagreements/      shadow reports: <shadow>.json over all replicas; <replica>/<shadow>.json of one replica
+      tenths/             decile edges of a champion's predictions (for drift of a regression), by its digest
+      request.json        rollout.state.Request: a rollout requested by a deploy, until the controller has taken it
+      rollout.json        rollout.state.SavedRollout: written by the controller that holds the lease
+      commands/           operator commands to the controller, a record each
+      answers/            replies to commands and requests, for an hour
+      champions.json      earlier champions, for a rollback
+      failed.json         rejected versions, which are not deployed again
       incidents/          a record for each rollback, in JSON and in Markdown
-      webhooks/           events that are still to be told; webhooks.json: what became of the last ones
-      admin.json          where the admin page is, written by the controller's process
-      keys.json           hashed API keys that came in the environment, readable by their owner only
-      isolated/<digest>/  where the processes of an isolated variant listen, readable by their owner only
-      isolated.json       what Ray Serve says of each isolated variant, written by the steward
-      replicas/<id>.json  ReplicaReport: what one replica does; written by it, at least every HEARTBEAT seconds
-      replicas/<id>.prom  its metrics, where there are several
+      webhooks/           events to be delivered; webhooks.json: results of the last deliveries
+      admin.json          address of the admin page, written by the controller's process
+      isolated/<digest>/  addresses of the processes of an isolated variant, readable by their owner only
+      isolated.json       status of each isolated variant in Ray Serve, written by the reconciler
+      replicas/<id>.json  ReplicaReport of a replica; written by it, at least every HEARTBEAT_SECONDS
+      replicas/<id>.prom  its metrics, when there are several replicas
 
-A file is replaced whole (temporary name, fsync, rename), so a reader sees the old or the new one, never half.
-Only the standard library is imported: ``mlkit status`` and a run in which everything is reused read these files.
+These are no control records and stay files, whatever the storage of the records::
+
+    services/<service>/
+      predictions/        the prediction log, Parquet segments: appended, large, read by column
+      feedback/           feedback as received, segments of JSON lines: appended and synced by line
+      join.sqlite         the index that joins feedback with the log: a database of one process, rebuilt from both
+      profiles/           <version>/<window>.<replica>.profile, whylogs profiles of live traffic: large, merged offline
+      keys.json           hashed API keys that came in the environment: secrets of this machine, read like `--keys FILE`
+    ray/                  the Ray cluster of this machine: cluster.json, its log, its token; meaningless on another
+    receipts/             the cache of runs with nothing to do: local, and only a shortcut
+
+Only the standard library is imported: ``mlkit status`` and a run in which everything is reused read these records.
 """
 
 from __future__ import annotations
@@ -39,28 +47,32 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflowkit.errors import ServiceError, StoreError
+from mlflowkit.service_state.file_records import FileRecords
 from mlflowkit.system.files import replace_file
 from mlflowkit.system.machine import process_ticks
-from mlflowkit.values import RoutingTable
+from mlflowkit.values import Json, RoutingTable
+
+if TYPE_CHECKING:
+    from mlflowkit.ports import ControlRecords, RecordEntry
 
 T = TypeVar("T")
 
-HEARTBEAT = 2.0
-"""Seconds between reports of a replica that has nothing new to say."""
-STALE = 15.0
-"""Seconds without a report after which a replica counts as gone."""
+HEARTBEAT_SECONDS = 2.0
+"""Longest time between two reports of a replica."""
+STALE_SECONDS = 15.0
+"""Age of a report after which the replica counts as gone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a gateway obeys, from ``serve`` of the recipe; ``port`` is never 0 here."""
+class GatewaySettings:
+    """Settings of a gateway, from ``serve`` of the recipe; ``port`` is never 0 here."""
 
     service: str
     host: str = "127.0.0.1"
@@ -72,11 +84,11 @@ class Settings:
     timeout_seconds: float = 10.0
     max_queue: int = 256
     grpc_port: int | None = None
-    """None serves no gRPC; never 0 here."""
+    """None for no gRPC; never 0 here."""
     admin_port: int = 0
     """Port of the admin page, on loopback; 0 takes a free one."""
     keys: str = ""
-    """File of hashed API keys; "" asks for none."""
+    """File of hashed API keys; "" requires none."""
     isolated_replicas: int = 1
     isolated_max_replicas: int = 1
     isolated_cpus: float = 0.5
@@ -91,7 +103,7 @@ class Settings:
 
     @property
     def endpoint(self) -> str:
-        """The URL that clients use; a wildcard address is reached through loopback."""
+        """The URL for clients; loopback for a wildcard address."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(
             self.host, f"[{self.host}]" if ":" in self.host else self.host
         )
@@ -99,7 +111,7 @@ class Settings:
 
     @property
     def grpc_endpoint(self) -> str:
-        """``host:port`` of the service's gRPC; "" when it serves none."""
+        """``host:port`` of the gRPC server; "" when there is none."""
         if self.grpc_port is None:
             return ""
         return f"{self.endpoint.removeprefix('http://').rpartition(':')[0]}:{self.grpc_port}"
@@ -107,16 +119,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What should run. ``generation`` grows with every change."""
+    """The target state of a service. ``generation`` grows with every change."""
 
     generation: int
     up: bool
-    settings: Settings
+    settings: GatewaySettings
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What the steward made of a generation: running, stopped or failed."""
+class ReconciledState:
+    """The result of reconciling a generation; ``state`` is running, stopped or failed."""
 
     generation: int
     state: str
@@ -126,13 +138,13 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What one gateway replica does now.
+    """The state of one gateway replica.
 
-    state     starting, waiting (no table yet), serving, or refused (its table cannot be loaded)
-    epoch     of the table that it answers with; 0 before the first
+    state     starting, waiting (for a first table), serving, or refused (its table cannot be loaded)
+    epoch     of the active table; 0 before the first
     prepared  ticket of the proposal that is loaded and warm; "" when there is none
-    refused   ticket of the proposal that was refused, with ``message`` and ``hint``; "" when none was
-    warning   what is wrong though it answers, and what holds meanwhile; "" for nothing
+    refused   ticket of the proposal that was refused, with ``message`` and ``hint``; "" when there is none
+    warning   a fault that does not stop the replica, and its effect; "" for none
     """
 
     replica: str
@@ -151,19 +163,19 @@ class ReplicaReport:
     warning: str = ""
 
     def live(self, now: float) -> bool:
-        """Whether the replica reported lately and, on this machine, its process is there."""
-        if now - self.heartbeat > STALE:
+        """Whether the report is recent and, on this machine, its process exists."""
+        if now - self.heartbeat > STALE_SECONDS:
             return False
         return self.node != socket.gethostname() or process_started(self.pid) == self.started
 
 
-def service_state(reports: Sequence[ReplicaReport], *, table: bool, serving: bool) -> str:
-    """What a service does, in a word, from the reports of its replicas and whether it has a routing table.
+def summarize_state(reports: Sequence[ReplicaReport], *, table: bool, serving: bool) -> str:
+    """Summarise a service: "refused: <why>", serving, waiting (for a first table), starting or down.
 
-    ``refused: `` and why, serving, waiting (for a first table), starting or down. Whether it is ``serving`` is for
-    whoever asks to know: who may ask the gateway itself knows better than the reports.
+    ``table`` tells whether it has a routing table. The caller decides whether it is ``serving``: a caller that can
+    query the gateway knows better than the reports.
 
-    >>> service_state([], table=True, serving=False)
+    >>> summarize_state([], table=True, serving=False)
     'down'
     """
     refused = next((report for report in reports if report.state == "refused"), None)
@@ -178,161 +190,204 @@ def service_state(reports: Sequence[ReplicaReport], *, table: bool, serving: boo
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A table to get ready for. The ticket tells it from an earlier proposal of the same epoch.
+    """A table to prepare. The ticket distinguishes proposals of the same epoch.
 
-    With ticket "" the steward starts what the table isolates, and gateways wait for the ticket.
+    With ticket "" the reconciler starts the table's isolated variants, and gateways wait for the ticket.
     """
 
     ticket: str
     table: RoutingTable
 
 
-@dataclass(frozen=True, slots=True)
+def control_records(state: Path) -> ControlRecords:
+    """The control records of a state folder: the only choice of their storage."""
+    return FileRecords(state)
+
+
 class ServiceFiles:
-    """The files of one service."""
+    """The control records of one service, by the names in the table above.
 
-    folder: Path
-    desired_path: Path = field(init=False)
-    observed_path: Path = field(init=False)
-    table_path: Path = field(init=False)
-    proposal_path: Path = field(init=False)
-    replicas_path: Path = field(init=False)
+    ``folder`` holds what is no control record. Every method raises ServiceError: for a record that is damaged, with its
+    location, and when the storage fails.
+    """
 
-    def __post_init__(self) -> None:
-        for name, file in (
-            ("desired_path", "service.json"),
-            ("observed_path", "observed.json"),
-            ("table_path", "table.json"),
-            ("proposal_path", "proposal.json"),
-            ("replicas_path", "replicas"),
-        ):
-            object.__setattr__(self, name, self.folder / file)
+    def __init__(self, folder: Path, records: ControlRecords | None = None) -> None:
+        self.folder = folder
+        self.state = folder.parent.parent
+        self.records = control_records(self.state) if records is None else records
+        self._prefix = f"{folder.relative_to(self.state).as_posix()}/"
 
     @staticmethod
     def all(state: Path) -> tuple[ServiceFiles, ...]:
-        """The services of a state folder, by name."""
-        root = state / "services"
-        found = sorted(root.iterdir()) if root.is_dir() else []
-        return tuple(ServiceFiles(folder) for folder in found if (folder / "service.json").is_file())
+        """List the services of a state folder by name."""
+        records = control_records(state)
+        names = sorted(entry.key.split("/")[1] for entry in records.list("services/*/service.json"))
+        return tuple(ServiceFiles(state / "services" / name, records) for name in names)
 
     @property
     def service(self) -> str:
         return self.folder.name
 
+    # ------------------------------------------------------------------------------------------------- any record
+
+    def location(self, name: str) -> str:
+        """Where a person finds a record, for messages."""
+        return self.records.location(self._prefix + name)
+
+    def read(self, name: str, parse: Callable[[Json], T]) -> T | None:
+        """Read and parse a record; None when there is none."""
+        value = self.read_json(name)
+        try:
+            return None if value is None else parse(value)
+        except (TypeError, KeyError, AttributeError) as error:
+            place = self.location(name)
+            raise ServiceError(f"{place} is damaged: {error!r}", hint=f"remove {place} and run again") from error
+
+    def read_json(self, name: str) -> Json:
+        """Read a record of JSON; None when there is none."""
+        record = self.records.get(self._prefix + name)
+        return None if record is None else _parse_json(record.value, self.location(name))
+
+    def write_json(self, name: str, value: Json, *, durable: bool = True) -> None:
+        """Write a record of JSON."""
+        self.write_bytes(name, _json_bytes(value), durable=durable)
+
+    def create_json(self, name: str, value: Json) -> None:
+        """Write a record of JSON that must not exist yet. Raises ConflictError."""
+        self.records.put_if(self._prefix + name, _json_bytes(value), None)
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Read a record; None when there is none."""
+        record = self.records.get(self._prefix + name)
+        return None if record is None else record.value
+
+    def write_bytes(self, name: str, content: bytes, *, durable: bool = True, private: bool = False) -> None:
+        """Write a record."""
+        self.records.put(self._prefix + name, content, durable=durable, private=private)
+
+    def exists(self, name: str) -> bool:
+        return bool(self.list(name))
+
+    def delete(self, name: str) -> None:
+        """Remove a record, or all below a folder, if there is any."""
+        self.records.delete(self._prefix + name)
+
+    def list(self, pattern: str) -> tuple[RecordEntry, ...]:
+        """The records whose name matches a pattern, sorted; their ``key`` is the name in this service."""
+        entries = self.records.list(self._prefix + pattern)
+        return tuple(replace(entry, key=entry.key.removeprefix(self._prefix)) for entry in entries)
+
+    def watch(self, names: Iterable[str], known: Mapping[str, str], timeout: float) -> Mapping[str, str]:
+        """Wait until versions differ from the ``known`` ones (as returned), or for ``timeout`` seconds."""
+        return self.records.watch([self._prefix + name for name in names], known, timeout)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """An advisory lock of this service; it ends with the process."""
+        return self.records.lock(self._prefix + name)
+
+    # ---------------------------------------------------------------------------------------------- typed records
+
     def desired(self) -> Desired | None:
-        return _read(
-            self.desired_path, lambda value: Desired(value["generation"], value["up"], Settings(**value["settings"]))
+        return self.read(
+            "service.json",
+            lambda value: Desired(value["generation"], value["up"], GatewaySettings(**value["settings"])),
         )
 
-    def observed(self) -> Observed | None:
-        return _read(self.observed_path, lambda value: Observed(**value))
+    def observed(self) -> ReconciledState | None:
+        return self.read("observed.json", lambda value: ReconciledState(**value))
 
     def table(self) -> RoutingTable | None:
-        return _read(self.table_path, RoutingTable.from_json)
+        return self.read("table.json", RoutingTable.from_json)
 
     def proposal(self) -> Proposal | None:
-        return _read(
-            self.proposal_path, lambda value: Proposal(value["ticket"], RoutingTable.from_json(value["table"]))
+        return self.read(
+            "proposal.json", lambda value: Proposal(value["ticket"], RoutingTable.from_json(value["table"]))
         )
 
     def reports(self) -> tuple[ReplicaReport, ...]:
-        """Reports of the replicas that are alive, oldest first."""
+        """Read the reports of live replicas, oldest first."""
         now = time.time()
-        files = sorted(self.replicas_path.glob("*.json")) if self.replicas_path.is_dir() else []
-        found = [_read(file, lambda value: ReplicaReport(**value)) for file in files]
-        return tuple(
-            sorted((report for report in found if report and report.live(now)), key=lambda report: report.started)
-        )
+        names = [entry.key for entry in self.list("replicas/*.json")]
+        reports = [self.read(name, lambda value: ReplicaReport(**value)) for name in names]
+        live = [report for report in reports if report and report.live(now)]
+        return tuple(sorted(live, key=lambda report: (report.started, report.replica)))
+
+    def isolated_status(self) -> Mapping[str, Mapping[str, str]]:
+        """Ray Serve's ``state`` and ``message`` of each isolated variant that runs, by digest."""
+        return self.read("isolated.json", dict) or {}
 
     def write_desired(self, desired: Desired) -> None:
-        write_json(self.desired_path, asdict(desired))
+        self.write_json("service.json", asdict(desired))
 
-    def write_observed(self, observed: Observed) -> None:
-        write_json(self.observed_path, asdict(observed))
+    def write_observed(self, observed: ReconciledState) -> None:
+        self.write_json("observed.json", asdict(observed))
 
     def write_table(self, table: RoutingTable) -> None:
-        write_json(self.table_path, asdict(table))
+        self.write_json("table.json", asdict(table))
 
     def write_proposal(self, proposal: Proposal) -> None:
-        write_json(self.proposal_path, asdict(proposal))
+        self.write_json("proposal.json", asdict(proposal))
 
     def write_report(self, report: ReplicaReport) -> None:
-        """Durability is not needed: a report is stale in seconds, so it is renamed into place without fsync."""
-        write_json(self.replicas_path / f"{report.replica}.json", asdict(report), durable=False)
+        """Write a replica's report, not durably: it is stale in seconds anyway."""
+        self.write_json(f"replicas/{report.replica}.json", asdict(report), durable=False)
 
-    def write_page(self, replica: str, page: bytes) -> None:
-        """Leave a replica's metrics where the replica that is scraped finds them."""
-        _replace(self.replicas_path / f"{replica}.prom", page, durable=False)
+    def write_metrics_page(self, replica: str, page: bytes) -> None:
+        """Write a replica's metrics for the replica that is scraped."""
+        self.write_bytes(f"replicas/{replica}.prom", page, durable=False)
+
+    def metrics_page(self, replica: str) -> str:
+        """Read a replica's metrics; "" when there are none yet."""
+        return (self.read_bytes(f"replicas/{replica}.prom") or b"").decode()
+
+    def remove_replica(self, replica: str) -> None:
+        """Remove a replica's report and metrics."""
+        for suffix in ("json", "prom"):
+            self.delete(f"replicas/{replica}.{suffix}")
 
     def write_evidence(self, writer: str, document: bytes) -> None:
-        """Replace what a writer counted (see judging.online.evidence); a few times a second, so without fsync."""
-        _replace(self.folder / "evidence" / f"{writer}.json", document, durable=False)
+        """Write a writer's evidence (see judging.online.evidence), a few times a second and not durably."""
+        self.write_bytes(f"evidence/{writer}.json", document, durable=False)
 
-    def admin_page(self) -> str:
-        """Where the admin page of the service is; "" when the process that served it is gone. Raises ServiceError."""
+    def admin_url(self) -> str:
+        """URL of the service's admin page; "" when the process that serves it is gone. Raises ServiceError."""
 
-        def made(told: Any) -> str:
-            return str(told["endpoint"]) if process_started(told["pid"]) == told["started"] else ""
+        def live_endpoint(record: Json) -> str:
+            return str(record["endpoint"]) if process_started(record["pid"]) == record["started"] else ""
 
-        return _read(self.folder / "admin.json", made) or ""
-
-    def page(self, replica: str) -> str:
-        """A replica's metrics; "" when it left none yet."""
-        try:
-            return (self.replicas_path / f"{replica}.prom").read_text()
-        except FileNotFoundError:
-            return ""
-
-    def withdraw(self, replica: str) -> None:
-        """Remove what a replica left."""
-        for suffix in ("json", "prom"):
-            (self.replicas_path / f"{replica}.{suffix}").unlink(missing_ok=True)
-
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold an advisory lock of this service; released by the system when the process dies."""
-        import fcntl
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{name}.lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        return self.read("admin.json", live_endpoint) or ""
 
 
 def read_json(path: Path) -> Any:
-    """The document, or None when there is no file. Raises ServiceError when it is not JSON, or cannot be read."""
+    """Read a JSON file that is no control record; None when there is none. Raises ServiceError."""
     try:
-        return json.loads(path.read_bytes())
+        return _parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
-    except ValueError as error:
-        raise ServiceError(f"{path} is not JSON: {error}", hint=f"remove {path} and run again") from error
-
-
-def _read(path: Path, make: Callable[[Any], T]) -> T | None:
-    """What ``make`` makes of the document; None when there is no file. Raises ServiceError when it cannot."""
-    value = read_json(path)
-    try:
-        return None if value is None else make(value)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"remove {path} and run again") from error
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
-    """Replace a file by a document. Raises ServiceError when the disk does not take it."""
-    _replace(path, json.dumps(value, indent=1, allow_nan=False).encode(), durable=durable)
-
-
-def _replace(path: Path, content: bytes, *, durable: bool) -> None:
+    """Replace a JSON file that is no control record. Raises ServiceError when the disk refuses it."""
     try:
-        replace_file(path, content, durable=durable)
+        replace_file(path, _json_bytes(value), durable=durable)
     except StoreError as error:
         raise ServiceError(error.message, hint=error.hint) from error
 
 
+def _parse_json(content: bytes, location: str) -> Json:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ServiceError(f"{location} is not JSON: {error}", hint=f"remove {location} and run again") from error
+
+
+def _json_bytes(value: object) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
 def process_started(pid: int) -> float | None:
-    """Start time of a process as the files of a service hold it (see `process_ticks`)."""
+    """Start time of a process in the unit of the state files (see `process_ticks`); None when it is gone."""
     ticks = process_ticks(pid)
     return None if ticks is None else float(ticks)

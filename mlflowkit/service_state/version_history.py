@@ -1,7 +1,7 @@
-"""What a service remembers beyond one rollout: its champions, versions that were turned down, and when.
+"""A service's history across rollouts: its champions, and the versions that were rejected.
 
-``<service>/champions.json`` is what to go back to, ``<service>/failed.json`` what is not tried again unasked. Both are
-changed under a lock of the service: deploys, the controller and `mlkit rollout forget` write them.
+``<service>/champions.json`` lists versions for a rollback, ``<service>/failed.json`` those that are not deployed again.
+Both change under a lock of the service: deploys, the controller and `mlkit rollout forget` write them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from mlflowkit.errors import ServiceError, UsageError
-from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Json, Variant
 
-CHAMPIONS = 20
-"""Champions that are remembered, newest last."""
+MAX_CHAMPIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Champion:
-    """A version that answered for a service. ``origin`` has the recipe's ``name`` and the ``run`` it came from."""
+class ChampionRecord:
+    """A version that was champion. ``origin`` has the recipe's ``name`` and the ``run`` it came from."""
 
     variant: Variant
     time: float
@@ -29,8 +27,8 @@ class Champion:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A version that was turned down. ``ending`` is rolled_back or aborted."""
+class RejectionRecord:
+    """A version that was rejected. ``ending`` is rolled_back or aborted."""
 
     digest: str
     version: str
@@ -40,83 +38,85 @@ class Failure:
     ending: str
 
 
-def champions(files: ServiceFiles) -> tuple[Champion, ...]:
-    """Champions of a service, newest last. Raises ServiceError when the file is damaged."""
-    path = files.folder / "champions.json"
-    found = read_json(path) or []
-    with _damage(path):
-        return tuple(Champion(Variant(**one["variant"]), one["time"], one["origin"]) for one in found)
+def champions(files: ServiceFiles) -> tuple[ChampionRecord, ...]:
+    """Read the champions of a service, newest last. Raises ServiceError when the file is damaged."""
+    records = files.read_json("champions.json") or []
+    with _damaged_as_service_error(files.location("champions.json")):
+        return tuple(ChampionRecord(Variant(**item["variant"]), item["time"], item["origin"]) for item in records)
 
 
-def crown(
+def record_champion(
     files: ServiceFiles, champion: Variant, origin: Mapping[str, str], now: float, *, before: Variant | None = None
 ) -> None:
-    """Remember a new champion, and the one before it where that is not known yet; may be said again."""
+    """Append a new champion, and the one ``before`` it unless that is recorded. Idempotent."""
     with files.lock("memory"):
-        found = champions(files)
-        if found and found[-1].variant.digest == champion.digest:
+        records = champions(files)
+        newest = records[-1].variant.digest if records else ""
+        if newest == champion.digest:
             return
-        if before is not None and not (found and found[-1].variant.digest == before.digest):
-            found = (*found, Champion(before, now))
-        kept = (*found, Champion(champion, now, dict(origin)))[-CHAMPIONS:]
-        write_json(files.folder / "champions.json", [asdict(one) for one in kept])
+        if before is not None and newest != before.digest:
+            records = (*records, ChampionRecord(before, now))
+        records = (*records, ChampionRecord(champion, now, dict(origin)))[-MAX_CHAMPIONS:]
+        files.write_json("champions.json", [asdict(record) for record in records])
 
 
-def previous(files: ServiceFiles, digest: str) -> Champion | None:
-    """The newest champion that is another version than ``digest`` and was not turned down since."""
-    bad = failures(files)
-    others = [one for one in champions(files) if one.variant.digest != digest and one.variant.digest not in bad]
-    return others[-1] if others else None
+def previous_champion(files: ServiceFiles, digest: str) -> ChampionRecord | None:
+    """The newest champion that is another version than ``digest`` and was not rejected since."""
+    excluded = {digest, *rejections(files)}
+    return next((record for record in reversed(champions(files)) if record.variant.digest not in excluded), None)
 
 
-def failures(files: ServiceFiles) -> Mapping[str, Failure]:
-    """Versions that were turned down, by digest. Raises ServiceError when the file is damaged."""
-    path = files.folder / "failed.json"
-    found: Json = read_json(path) or {}
-    with _damage(path):
-        return {digest: Failure(**one) for digest, one in found.items()}
+def rejections(files: ServiceFiles) -> Mapping[str, RejectionRecord]:
+    """Read the rejected versions by digest. Raises ServiceError when the file is damaged."""
+    records: Json = files.read_json("failed.json") or {}
+    with _damaged_as_service_error(files.location("failed.json")):
+        return {digest: RejectionRecord(**record) for digest, record in records.items()}
 
 
-def blame(files: ServiceFiles, failure: Failure) -> None:
-    """Remember that a version was turned down."""
+def record_rejection(files: ServiceFiles, rejection: RejectionRecord) -> None:
+    """Record that a version was rejected."""
     with files.lock("memory"):
-        found = {**failures(files), failure.digest: failure}
-        write_json(files.folder / "failed.json", {digest: asdict(one) for digest, one in found.items()})
+        _write_rejections(files, {**rejections(files), rejection.digest: rejection})
 
 
-def forget(files: ServiceFiles, version: str) -> tuple[Failure, ...]:
-    """Forget what was turned down under a version, a digest, or the beginning of one digest; returns it.
+def forget_rejections(files: ServiceFiles, version: str) -> tuple[RejectionRecord, ...]:
+    """Remove and return the rejections of a version, a digest, or a prefix of one digest; () when none matches.
 
-    () where nothing is meant. Raises UsageError where several digests begin so.
+    Raises UsageError when several digests have the prefix.
     """
     with files.lock("memory"):
-        found = failures(files)
-        meant = {digest for digest, one in found.items() if version in (digest, one.version)}
-        if not meant and version:
-            meant = {digest for digest in found if digest.startswith(version)}
-            if len(meant) > 1:
+        records = rejections(files)
+        matches = {digest for digest, record in records.items() if version in (digest, record.version)}
+        if not matches and version:
+            matches = {digest for digest in records if digest.startswith(version)}
+            if len(matches) > 1:
+                listed = sorted(f"{records[digest].version} ({digest[:12]})" for digest in matches)
                 raise UsageError(
-                    f"{len(meant)} versions that {files.service} turned down have a digest that begins with {version}",
-                    hint="name one: "
-                    + ", ".join(sorted(f"{found[digest].version} ({digest[:12]})" for digest in meant)),
+                    f"{len(matches)} rejected versions of {files.service} have a digest that begins with {version}",
+                    hint="name one: " + ", ".join(listed),
                 )
-        gone = {digest: found[digest] for digest in meant}
-        if gone:
-            left = {digest: asdict(one) for digest, one in found.items() if digest not in gone}
-            write_json(files.folder / "failed.json", left)
-    return tuple(gone.values())
+        if matches:
+            _write_rejections(files, {digest: records[digest] for digest in records if digest not in matches})
+    return tuple(records[digest] for digest in records if digest in matches)
 
 
-def cooling(files: ServiceFiles, seconds: float, now: float) -> float:
-    """Seconds for which no rollout begins yet, after the last one that the service turned down by itself."""
-    ended = [one.time for one in failures(files).values() if one.ending == "rolled_back" and one.time <= now]
-    return max(0.0, max(ended) + seconds - now) if ended else 0.0
+def _write_rejections(files: ServiceFiles, records: Mapping[str, RejectionRecord]) -> None:
+    files.write_json("failed.json", {digest: asdict(record) for digest, record in records.items()})
+
+
+def cooldown_left(files: ServiceFiles, seconds: float, now: float) -> float:
+    """Seconds until a rollout may start, ``seconds`` after the last rollback that the controller decided."""
+    records = rejections(files).values()
+    times = [record.time for record in records if record.ending == "rolled_back" and record.time <= now]
+    return max(0.0, max(times) + seconds - now) if times else 0.0
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Raise ServiceError for a document that is JSON and not what belongs in its file."""
+def _damaged_as_service_error(place: str) -> Iterator[None]:
+    """Raise ServiceError for a JSON document of the wrong shape."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"mv {path} {path}.damaged; mlkit status") from error
+        raise ServiceError(
+            f"{place} is damaged: {error!r}", hint=f"mv {place} {place}.damaged; mlkit status"
+        ) from error

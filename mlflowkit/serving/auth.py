@@ -1,12 +1,12 @@
-"""API keys: made once, kept as hashes, checked in constant time.
+"""API keys: generated once, stored as hashes, checked in constant time.
 
-A token is ``mlk_<id>_<secret>``. The file has what tells a right one, and no token::
+A token is ``mlk_<id>_<secret>``. The key file holds hashes, never a token::
 
     {"keys": [{"id": "5f0c2a91", "sha256": "<of the secret>", "scopes": ["infer"], "created": 1764e6, "note": "web"}]}
 
-A secret has 256 random bits, so it is hashed once, without salt or stretching: those defend what people choose. The id
-finds the hash; the hashes are compared in constant time, also for an id that nobody has, so that neither the time nor
-the answer tells which ids there are.
+A secret has 256 random bits, so it is hashed once, without salt or stretching: those protect human-chosen passwords.
+The id selects the hash; hashes are compared in constant time, also for an unknown id, so that neither the duration nor
+the reply reveals which ids exist.
 """
 
 from __future__ import annotations
@@ -16,33 +16,30 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from mlflowkit.errors import ServiceError, StoreError, UsageError
-from mlflowkit.system.files import disk_errors
-
-if TYPE_CHECKING:
-    from mlflowkit.serving.protocol.http_error import Refusal
+from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
+from mlflowkit.system.files import disk_errors, replace_file
 
 Scope = Literal["infer", "feedback", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _TOKEN = re.compile(rb"mlk_([0-9a-f]{8})_([A-Za-z0-9_-]{16,128})")
-_NOBODY = hashlib.sha256(b"").digest()
-_CHALLENGE = ((b"www-authenticate", b'Bearer realm="mlflowkit"'), (b"connection", b"close"))
-_CLOSE = ((b"connection", b"close"),)
+_UNKNOWN_KEY_HASH = hashlib.sha256(b"").digest()
+_CHALLENGE = ((b"www-authenticate", b'Bearer realm="mlflowkit"'), *CLOSE)
+_HINT = "mlkit key create --keys FILE makes such a file"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key at rest. ``created`` is seconds since the epoch; ``sha256`` is of the secret, in hex."""
+    """One stored key. ``created`` is seconds since the epoch; ``sha256`` is of the secret, in hex."""
 
     id: str
     sha256: str
@@ -52,14 +49,14 @@ class Key:
 
 
 class Keyring:
-    """Keys made ready for checking.
+    """Keys prepared for checking.
 
-    >>> key, token = make(["infer"], now=0.0)
+    >>> key, token = make_key(["infer"], now=0.0)
     >>> ring = Keyring([key])
     >>> ring.check(token.encode(), "infer")
     >>> ring.check(token.encode(), "admin")
     Traceback (most recent call last):
-    mlflowkit.serving.protocol.http_error.Refusal: this API key has the scope infer; admin is needed here
+    mlflowkit.serving.protocol.http_error.RequestError: this API key has the scope infer; admin is needed here
     """
 
     def __init__(self, keys: Iterable[Key]) -> None:
@@ -69,34 +66,26 @@ class Keyring:
         return len(self._keys)
 
     def check(self, token: bytes, scope: Scope | None) -> None:
-        """Raise Refusal (401, 403) unless the token is a key's with this scope (any, for None)."""
+        """Raise RequestError (401, 403) unless the token belongs to a key with this scope (any scope, for None)."""
         if not token:
-            raise _refusal(
-                401, "an API key is needed: send it as authorization: Bearer KEY, or as x-api-key: KEY", _CHALLENGE
-            )
+            message = "an API key is needed: send it as authorization: Bearer KEY, or as x-api-key: KEY"
+            raise RequestError(401, message, _CHALLENGE)
         parts = _TOKEN.fullmatch(token)
-        known = self._keys.get(parts[1]) if parts is not None else None
-        digest, scopes = known or (_NOBODY, frozenset[Scope]())
+        entry = self._keys.get(parts[1]) if parts is not None else None
+        digest, scopes = entry or (_UNKNOWN_KEY_HASH, frozenset[Scope]())
         same = hmac.compare_digest(hashlib.sha256(b"" if parts is None else parts[2]).digest(), digest)
-        if known is None or not same:
-            raise _refusal(
-                401, "this API key is not known here: it is mistyped, revoked, or of another service", _CHALLENGE
-            )
+        if entry is None or not same:
+            message = "this API key is not known here: it is mistyped, revoked, or of another service"
+            raise RequestError(401, message, _CHALLENGE)
         if scope is not None and scope not in scopes:
             has = ", ".join(sorted(scopes))
-            raise _refusal(403, f"this API key has the scope {has}; {scope} is needed here", _CLOSE)
+            raise RequestError(403, f"this API key has the scope {has}; {scope} is needed here", CLOSE)
 
 
-def _refusal(status: int, message: str, headers: tuple[tuple[bytes, bytes], ...]) -> Refusal:
-    from mlflowkit.serving.protocol.http_error import Refusal  # NumPy comes with it, and `mlkit key` needs none
-
-    return Refusal(status, message, headers)
-
-
-def token_of(name: bytes, value: bytes) -> bytes:
+def bearer_token(name: bytes, value: bytes) -> bytes:
     """The token in an ``authorization`` or ``x-api-key`` header; empty for another scheme than Bearer.
 
-    >>> token_of(b"authorization", b"Bearer mlk_1"), token_of(b"authorization", b"Basic YTpi")
+    >>> bearer_token(b"authorization", b"Bearer mlk_1"), bearer_token(b"authorization", b"Basic YTpi")
     (b'mlk_1', b'')
     """
     if name == b"x-api-key":
@@ -104,11 +93,11 @@ def token_of(name: bytes, value: bytes) -> bytes:
     return value[7:].strip() if value[:7].lower() == b"bearer " else b""
 
 
-def loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener on ``host``. A name other than localhost is not trusted to be.
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is reachable from this machine only. A name other than localhost is not trusted to be.
 
-    >>> loopback("127.0.0.1"), loopback("::1"), loopback("localhost"), loopback("0.0.0.0"), loopback("gpu-7")
-    (True, True, True, False, False)
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "gpu-7")]
+    [True, True, True, False, False]
     """
     if host.lower() == "localhost":
         return True
@@ -120,47 +109,41 @@ def loopback(host: str) -> bool:
 
 def check_exposed(host: str, keys: str) -> None:
     """Raise ServiceError for a listener beyond loopback without API keys."""
-    if not keys and not loopback(host):
-        raise ServiceError(
-            f"{host} is reached from other machines, and no API keys are asked for",
-            hint="mlkit key create --keys keys.json, and in the recipe serve.auth.keys: keys.json",
-        )
+    if not keys and not is_loopback(host):
+        hint = "mlkit key create --keys keys.json, and in the recipe serve.auth.keys: keys.json"
+        raise ServiceError(f"{host} is reached from other machines, and no API keys are asked for", hint=hint)
 
 
-def make(scopes: Sequence[str], note: str = "", *, now: float | None = None) -> tuple[Key, str]:
-    """A new key and its token, which is nowhere else. Raises UsageError for an unknown scope or none."""
+def make_key(scopes: Sequence[str], note: str = "", *, now: float | None = None) -> tuple[Key, str]:
+    """Generate a key and its token, which is stored nowhere. Raises UsageError for an unknown scope or none."""
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:
-        raise UsageError(
-            f"scope {unknown[0]!r} is not known" if unknown else "a key needs a scope",
-            hint=f"choose from {', '.join(SCOPES)}",
-        )
+        problem = f"scope {unknown[0]!r} is not known" if unknown else "a key needs a scope"
+        raise UsageError(problem, hint=f"choose from {', '.join(SCOPES)}")
     identity, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
-    kept: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scope in scopes)
+    granted: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scope in scopes)
     digest = hashlib.sha256(secret.encode()).hexdigest()
-    return Key(identity, digest, kept, time.time() if now is None else now, note), f"mlk_{identity}_{secret}"
+    return Key(identity, digest, granted, time.time() if now is None else now, note), f"mlk_{identity}_{secret}"
 
 
-def parse(text: str | bytes, source: str) -> tuple[Key, ...]:
-    """The keys of a document. Raises ServiceError that names ``source`` and what is wrong, never a hash."""
+def parse_keys(text: str | bytes, source: str) -> tuple[Key, ...]:
+    """Parse a key document. Raises ServiceError that names ``source`` and the problem, never a hash."""
     try:
         document = json.loads(text)
     except ValueError as error:
         raise ServiceError(f"{source} is not JSON: {error}", hint=_HINT) from error
-    given = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(given, list):
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
         raise ServiceError(f'{source}: an object {{"keys": [...]}} is expected', hint=_HINT)
-    keys = tuple(_key(value, f"{source}: keys[{place}]") for place, value in enumerate(given))
-    twice = next((key.id for place, key in enumerate(keys) if key.id in [other.id for other in keys[:place]]), "")
-    if twice:
-        raise ServiceError(f"{source}: key {twice} is there twice", hint="remove one of them")
+    keys = tuple(_parse_key(value, f"{source}: keys[{index}]") for index, value in enumerate(entries))
+    ids = [key.id for key in keys]
+    duplicate = next((id for id in ids if ids.count(id) > 1), "")
+    if duplicate:
+        raise ServiceError(f"{source}: key {duplicate} is there twice", hint="remove one of them")
     return keys
 
 
-_HINT = "mlkit key create --keys FILE makes such a file"
-
-
-def _key(value: Any, where: str) -> Key:
+def _parse_key(value: Any, where: str) -> Key:
     if not isinstance(value, dict) or not {"id", "sha256", "scopes"} <= value.keys():
         raise ServiceError(f"{where}: an object with id, sha256 and scopes is expected", hint=_HINT)
     identity, digest, scopes = value["id"], value["sha256"], value["scopes"]
@@ -176,52 +159,38 @@ def _key(value: Any, where: str) -> Key:
     return Key(identity, digest, tuple(scopes), float(created), note)
 
 
-def read(path: Path) -> tuple[Key, ...]:
-    """The keys of a file. Raises ServiceError when it is missing, unreadable or damaged."""
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """Read a key file. Raises ServiceError when it is missing, unreadable or damaged."""
     try:
-        return parse(path.read_bytes(), str(path))
+        return parse_keys(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ServiceError(f"there is no file of API keys {path}", hint=f"mlkit key create --keys {path}") from error
     except OSError as error:
-        raise ServiceError(
-            f"{path} cannot be read: {error.strerror}", hint=f"check the permissions of {path}"
-        ) from error
+        hint = f"check the permissions of {path}"
+        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
 
 
-def write(path: Path, keys: Iterable[Key]) -> None:
-    """Replace a file of keys so that only its owner reads it, at every moment. Raises ServiceError."""
-    rows: list[Mapping[str, Any]] = [asdict(key) for key in keys]
-    content = json.dumps({"keys": rows}, indent=1).encode() + b"\n"
-    write_private(path, content)
+def write_keys(path: Path, keys: Iterable[Key]) -> None:
+    """Replace a key file; at every moment only its owner can read it. Raises ServiceError."""
+    write_private(path, json.dumps({"keys": [asdict(key) for key in keys]}, indent=1).encode() + b"\n")
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a file by one of mode 0600 that was never anything else. Raises ServiceError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    """Replace a file atomically by one that has mode 0600 from its creation. Raises ServiceError."""
     try:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        replace_file(path, content, private=True)
     except StoreError as error:
         raise ServiceError(error.message, hint=error.hint) from error
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[list[Key]]:
-    """The keys of a file, to be changed in place; written when the block ends well. One writer at a time."""
+def edit_keys(path: Path) -> Iterator[list[Key]]:
+    """Yield a file's keys for in-place changes, written when the block succeeds. One writer at a time (a file lock)."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("w")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        keys = list(read(path)) if path.exists() else []
+        keys = list(read_keys(path)) if path.exists() else []
         yield keys
-        write(path, keys)
+        write_keys(path, keys)

@@ -1,13 +1,13 @@
-"""One gateway replica: a gateway, its listener, and a thread that keeps both to what the service's files say.
+"""One gateway replica: a gateway, its servers, and a thread that reconciles both with the service's files.
 
 Why files and not a call to each replica: Ray Serve has no broadcast (a handle's call goes to one replica, of its
-choice), a change of ``user_config`` takes a replica out of rotation, and a replica that comes back after a crash
-has to find the table somewhere durable anyway. So the table lives in one place, is replaced whole, and every
-replica follows it; on several machines the state folder is a shared one.
+choice), a change of ``user_config`` takes a replica out of rotation, and a replica that restarts after a crash needs a
+durable copy of the table anyway. So the table lives in one file, is replaced atomically, and every replica polls it; on
+several machines the state folder is shared.
 
-A table comes in two phases. A *proposal* is loaded, verified and warmed while the present table answers; a replica
-reports it prepared or refused, with the reason. Only when all have prepared does the *table* itself change, and
-then each flips its pointer: no replica answers with a version that another one could not load.
+A table is rolled out in two phases. A *proposal* is loaded, verified and warmed while the current table answers; each
+replica reports it prepared or refused, with the reason. Only when all have prepared does the *table* itself change, and
+each replica flips its pointer: no replica answers with a version that another could not load.
 """
 
 from __future__ import annotations
@@ -18,22 +18,31 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import MlkitError, ServiceError
-from mlflowkit.service_state.records import HEARTBEAT, Proposal, ReplicaReport, ServiceFiles, Settings, process_started
-from mlflowkit.serving.auth import Keyring, check_exposed
-from mlflowkit.serving.auth import read as read_keys
+from mlflowkit.service_state.records import (
+    HEARTBEAT_SECONDS,
+    GatewaySettings,
+    Proposal,
+    ReplicaReport,
+    ServiceFiles,
+    process_started,
+)
+from mlflowkit.serving.auth import Keyring, check_exposed, read_keys
 from mlflowkit.serving.feedback.intake import Intake
-from mlflowkit.serving.grpc.grpc_server import GrpcListener
+from mlflowkit.serving.grpc.grpc_server import GrpcServer
 from mlflowkit.serving.http.gateway import Gateway
-from mlflowkit.serving.http.http_server import Listener
+from mlflowkit.serving.http.http_server import HttpServer
+from mlflowkit.serving.inference.data_plane import DataPlane
 from mlflowkit.serving.inference.gateway_metrics import Telemetry
 from mlflowkit.serving.inference.shadow import ShadowMirror
-from mlflowkit.serving.inference.variants import Loaded, Versions, load_table
-from mlflowkit.serving.observer.observer_client import ObserverTap, command
+from mlflowkit.serving.inference.variants import ActiveTable, Versions, load_table
+from mlflowkit.serving.observer.observer_client import ObserverClient, observer_command
+from mlflowkit.system.files import file_stamp
+from mlflowkit.system.log_once import LogOnce
 from mlflowkit.values import RoutingTable
 
 if TYPE_CHECKING:
@@ -42,19 +51,20 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.02
 RETRY_SECONDS = 5.0
 EVIDENCE_SECONDS = 0.2
-"""Evidence that changed is written at most this often."""
+"""Shortest time between two writes of evidence."""
 REMOTE_SECONDS = 5.0
-"""How long an isolated variant of a proposal is waited for; the publisher has seen it up. One of a table that answers
-already is not waited for: a challenger that is down keeps no gateway from starting."""
-RESTART = "nothing to do: Ray Serve replaces the replica; mlkit status"
+"""How long to wait for an isolated variant of a proposal, which the publisher has found ready. For a table that already
+answers there is no wait: a challenger that is down must not keep a gateway from starting."""
+RESTART_HINT = "nothing to do: Ray Serve replaces the replica; mlkit status"
 _log = logging.getLogger("mlflowkit.serving")
-_Mark = tuple[tuple[int, int] | None, ...]
+WATCHED = ("service.json", "table.json", "proposal.json")
+"""The records that a replica follows."""
 
 
 class Replica:
-    """Follows the files in ``folder`` until `stop`. ``profiler`` is the ``module:class`` of what profiles its traffic.
+    """Serves what the files in ``folder`` say until `stop`. ``profiler`` is the ``module:class`` of a traffic profiler.
 
-    Raises ServiceError when the service has no settings, or asks to be reached from other machines without API keys.
+    Raises ServiceError when the service has no settings, or would listen beyond loopback without API keys.
     """
 
     def __init__(
@@ -67,165 +77,160 @@ class Replica:
         check_exposed(desired.settings.host, desired.settings.keys)
         self._runtime = runtime
         self._remotes = remotes
-        self._settings: Settings = desired.settings
+        self._settings: GatewaySettings = desired.settings
         self.versions = Versions()
-        self._tap = tap = ObserverTap(command(folder, name, profiler))
-        self.gateway = Gateway(
-            self._settings,
-            self.versions,
-            Telemetry(self._settings.service, name),
-            self._neighbours,
-            tap,
-            ShadowMirror(self.versions, tap),
-        )
-        self.gateway.telemetry.tap = tap.counters
-        self.gateway.feedback = self._feedback = Intake(folder / "feedback", name, days=desired.settings.log_days)
+        self._observer = observer = ObserverClient(observer_command(folder, name, profiler))
+        telemetry = Telemetry(self._settings.service, name)
+        telemetry.sink_counters = observer.counters
+        mirror = ShadowMirror(self.versions, observer)
+        self.plane = DataPlane(self._settings, self.versions, telemetry, observer, mirror)
+        self._feedback = Intake(folder / "feedback", name, days=desired.settings.log_days)
+        self.gateway = Gateway(self.plane, self._other_metrics_pages, self._feedback)
         self._report = ReplicaReport(
             replica=name,
             pid=os.getpid(),
             node=socket.gethostname(),
             started=process_started(os.getpid()) or 0.0,
         )
-        self._keys_mark: _Mark = ()
-        self._follow_keys()
-        self._listener: Listener | None = None
-        self._grpc: GrpcListener | None = None
-        self._prepared: tuple[Proposal, Loaded] | None = None
-        self._mark: _Mark = ()
+        self._keys_stamp: tuple[object, ...] = ()
+        self._reload_keys()
+        self._server: HttpServer | None = None
+        self._grpc: GrpcServer | None = None
+        self._prepared: tuple[Proposal, ActiveTable] | None = None
+        self._versions: Mapping[str, str] = {}
         self._retry_at = 0.0
         self._evidence_at = 0.0
-        self._evidence_mark: object = None
-        self._complaint = ""
+        self._evidence_revision: object = None
+        self._errors = LogOnce(_log)
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._follow, name="mlkit-follow", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mlkit-replica", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise ServiceError when the replica can no longer do its work: Ray Serve replaces it then."""
+        """Raise ServiceError when the replica can no longer serve; Ray Serve then replaces it."""
         if self._failure is not None:
-            what = f"the replica stopped following its table: {self._failure!r}"
-            raise ServiceError(what, hint=RESTART) from self._failure
-        if self._listener is not None and not self._listener.alive:
-            raise ServiceError("the listener's thread ended", hint=RESTART)
+            message = f"the replica stopped following its table: {self._failure!r}"
+            raise ServiceError(message, hint=RESTART_HINT) from self._failure
+        if self._server is not None and not self._server.alive:
+            raise ServiceError("the listener's thread ended", hint=RESTART_HINT)
 
     def stop(self) -> None:
-        """Accept no more, answer what is in flight, withdraw the report."""
+        """Stop accepting, finish requests in flight, remove the report."""
         self._stopping.set()
         self._thread.join(5.0)
-        _close(self._grpc, self._listener)
-        self.gateway.close()
+        _stop_servers(self._grpc, self._server)
+        self.plane.close()
         self._feedback.stop()
-        self._tap.stop()
+        self._observer.stop()
         self._write_evidence(now=True)
-        self._files.withdraw(self._report.replica)
+        self._files.remove_replica(self._report.replica)
 
-    def _follow(self) -> None:
+    def _run(self) -> None:
         try:
+            versions = self._files.watch(WATCHED, self._versions, 0.0)
             while not self._stopping.is_set():
-                self._follow_keys()
-                mark = self._read_mark()
-                if mark != self._mark or (self._retry_at and time.monotonic() > self._retry_at):
-                    self._mark, self._retry_at = mark, 0.0
-                    self._step()
-                elif time.time() - self._report.heartbeat > HEARTBEAT:
-                    self._tell()
+                self._reload_keys()
+                if versions != self._versions or (self._retry_at and time.monotonic() > self._retry_at):
+                    self._versions, self._retry_at = versions, 0.0
+                    self._reconcile()
+                elif time.time() - self._report.heartbeat > HEARTBEAT_SECONDS:
+                    self._write_report()
                 self._write_evidence()
-                self._stopping.wait(POLL_SECONDS)
-        except BaseException as error:  # noqa: BLE001 - kept for check(), which tells Ray Serve
+                versions = self._files.watch(WATCHED, self._versions, POLL_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - raised by check(), which Ray Serve calls
             _log.exception("the replica stopped following its table")
             self._failure = error
 
-    def _step(self) -> None:
-        """Bring settings, table, listener and proposal, in this order, to what the files say."""
+    def _reconcile(self) -> None:
+        """Apply settings, table and proposal from the files, in this order, and start the servers when due."""
         desired = self._files.desired()
         if desired is not None and desired.generation != self._report.generation:
-            self._note(generation=desired.generation)
-            self._take_settings(desired.settings)
+            self._update_report(generation=desired.generation)
+            self._apply_settings(desired.settings)
         table = self._files.table()
         if table is not None and table.epoch > self.versions.epoch:
-            self._take_table(table)
-        if self._listener is None and (table is None or self.versions.active is not None):
-            self._listen()
+            self._activate_table(table)
+        if self._server is None and (table is None or self.versions.active is not None):
+            self._start_servers()
         proposal = self._files.proposal()
         if proposal is None or proposal.table.epoch <= self.versions.epoch:
             self._prepared = None
         elif proposal.ticket and proposal.ticket not in (self._report.prepared, self._report.refused):
             self._prepare(proposal)
-        self._tell()
+        self._write_report()
 
-    def _follow_keys(self) -> None:
-        """Let in whoever has a key in the file.
+    def _reload_keys(self) -> None:
+        """Reload the API keys when their file changed.
 
-        A file that is gone lets nobody in; a damaged one leaves it at the keys before it, and lets nobody in when
-        there were none.
+        A missing file rejects every key; a damaged file keeps the previous keys, or rejects every key at the start.
         """
         path = self._settings.keys
-        mark: _Mark = (_stat(Path(path)),) if path else ()
-        if mark == self._keys_mark:
+        stamp = (file_stamp(Path(path)),) if path else ()
+        if stamp == self._keys_stamp:
             return
-        self._keys_mark, warning = mark, ""
+        self._keys_stamp, warning = stamp, ""
         if not path:
-            self.gateway.keys = None
+            self.plane.keys = None
         else:
             try:
-                self.gateway.keys = Keyring(read_keys(Path(path)))
+                self.plane.keys = Keyring(read_keys(Path(path)))
             except ServiceError as error:
-                if mark == (None,) or self.gateway.keys is None:
-                    self.gateway.keys = Keyring(())
-                holds = "the keys before it still hold" if len(self.gateway.keys) else "nobody is let in"
-                warning = f"API keys: {error.message}; {holds}; {error.hint}"
+                if stamp == (None,) or self.plane.keys is None:
+                    self.plane.keys = Keyring(())
+                effect = "the previous keys stay valid" if len(self.plane.keys) else "every request is rejected"
+                warning = f"API keys: {error.message}; {effect}; {error.hint}"
                 _log.error("%s", warning)
         if warning != self._report.warning:
-            self._note(warning=warning, heartbeat=0.0)  # the next turn tells it
+            self._update_report(warning=warning, heartbeat=0.0)  # written in the next iteration
 
-    def _take_settings(self, settings: Settings) -> None:
-        """Limits hold at once; another address is a new listener beside the old; other threads, a new session."""
+    def _apply_settings(self, settings: GatewaySettings) -> None:
+        """Apply limits; start servers on a new address before stopping the old; reload models for new threads."""
         try:
             check_exposed(settings.host, settings.keys)
         except ServiceError as error:
-            _log.error("settings are left as they are: %s", error.message)
-            self._note(message=error.message, hint=error.hint)
+            _log.error("the new settings are not applied: %s", error.message)
+            self._update_report(message=error.message, hint=error.hint)
             return
         old, self._settings = self._settings, settings
-        self._follow_keys()
-        self.gateway.settings = settings
+        self._reload_keys()
+        self.plane.settings = settings
         self._feedback.days = settings.log_days
-        if self._listener is not None and _address(settings) != _address(old):
-            before = self._grpc, self._listener
-            self._listen()
-            _close(*before)
+        if self._server is not None and _address(settings) != _address(old):
+            previous = self._grpc, self._server
+            self._start_servers()
+            _stop_servers(*previous)
         active = self.versions.active
         if active is not None and settings.threads != old.threads:
             self.versions.activate(self._load(active.table))
 
-    def _take_table(self, table: RoutingTable) -> None:
-        ready = self._prepared
+    def _activate_table(self, table: RoutingTable) -> None:
+        prepared = self._prepared
         try:
-            loaded = ready[1] if ready is not None and ready[0].table == table else self._load(table)
+            loaded = prepared[1] if prepared is not None and prepared[0].table == table else self._load(table)
         except MlkitError as error:
             state = "serving" if self.versions.active is not None else "refused"
-            self._note(state=state, message=error.message, hint=error.hint)
+            self._update_report(state=state, message=error.message, hint=error.hint)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return
-        self._tap.follow(table)
+        self._observer.send_table(table)
         self.versions.activate(loaded)
         self._prepared = None
         variants = [model.variant for model in loaded.by_name.values()]
-        told = tuple((variant.name, variant.version, variant.role) for variant in variants)
-        self.gateway.telemetry.swapped(table.epoch, told)
-        self._note(state="serving", epoch=table.epoch, message="", hint="", prepared="", refused="")
+        roles = tuple((variant.name, variant.version, variant.role) for variant in variants)
+        self.plane.telemetry.record_swap(table.epoch, roles)
+        self._update_report(state="serving", epoch=table.epoch, message="", hint="", prepared="", refused="")
 
     def _prepare(self, proposal: Proposal) -> None:
         try:
             self._prepared = (proposal, self._load(proposal.table, remote_seconds=REMOTE_SECONDS))
         except MlkitError as error:
             self._prepared = None
-            self._note(refused=proposal.ticket, prepared="", message=error.message, hint=error.hint)
+            self._update_report(refused=proposal.ticket, prepared="", message=error.message, hint=error.hint)
         else:
-            self._note(prepared=proposal.ticket, refused="", message="", hint="")
+            self._update_report(prepared=proposal.ticket, refused="", message="", hint="")
 
-    def _load(self, table: RoutingTable, remote_seconds: float = 0.0) -> Loaded:
+    def _load(self, table: RoutingTable, remote_seconds: float = 0.0) -> ActiveTable:
         active = self.versions.active
         reuse = () if active is None else tuple(active.by_name.values())
         return load_table(
@@ -233,83 +238,69 @@ class Replica:
             self._runtime,
             self._settings.threads,
             reuse,
-            self.versions.tallies,
+            self.versions.counters,
             remotes=self._remotes,
             remote_seconds=remote_seconds,
         )
 
-    def _listen(self) -> None:
+    def _start_servers(self) -> None:
         host, grpc_port = self._settings.host, self._settings.grpc_port
-        self._listener = Listener(self.gateway, host, self._settings.port)
-        loop = self._listener.loop
-        self._grpc = None if grpc_port is None else GrpcListener(self.gateway, host, grpc_port, loop)
+        self._server = HttpServer(self.gateway, host, self._settings.port)
+        loop = self._server.loop
+        self._grpc = None if grpc_port is None else GrpcServer(self.plane, host, grpc_port, loop)
         state = "waiting" if self.versions.active is None else "serving"
-        self._note(port=self._listener.port, state=state)
+        self._update_report(port=self._server.port, state=state)
 
-    def _note(self, **changes: Any) -> None:
+    def _update_report(self, **changes: Any) -> None:
         self._report = dataclasses.replace(self._report, **changes)
 
-    def _tell(self) -> None:
-        self._note(heartbeat=time.time())
+    def _write_report(self) -> None:
+        self._update_report(heartbeat=time.time())
         if self._settings.replicas > 1:
-            page = self.gateway.telemetry.page(self.gateway.in_flight)
-            self._written(lambda: self._files.write_page(self._report.replica, page))
-        self._written(lambda: self._files.write_report(self._report))
+            page = self.plane.telemetry.render(self.plane.in_flight)
+            self._attempt(lambda: self._files.write_metrics_page(self._report.replica, page))
+        self._attempt(lambda: self._files.write_report(self._report))
 
     def _write_evidence(self, *, now: bool = False) -> None:
-        """Leave what was counted for whoever judges it; a disk that refuses it is asked again the next time."""
-        clock = time.monotonic()
-        if not now and clock < self._evidence_at:
+        """Write the counters when they changed; a failed write is repeated the next time."""
+        monotonic = time.monotonic()
+        if not now and monotonic < self._evidence_at:
             return
-        self._evidence_at = clock + EVIDENCE_SECONDS
-        tallies, name = self.versions.tallies, self._report.replica
-        mark = tallies.mark
-        if self.versions.active is None or mark == self._evidence_mark:
+        self._evidence_at = monotonic + EVIDENCE_SECONDS
+        counters, name = self.versions.counters, self._report.replica
+        revision = counters.revision
+        if self.versions.active is None or revision == self._evidence_revision:
             return
-        if self._written(lambda: self._files.write_evidence(name, tallies.document())):
-            self._evidence_mark = mark
+        if self._attempt(lambda: self._files.write_evidence(name, counters.to_json())):
+            self._evidence_revision = revision
 
-    def _written(self, write: Callable[[], None]) -> bool:
-        """Whether the disk took it. A full disk is no reason to stop answering; it is logged once."""
+    def _attempt(self, write: Callable[[], None]) -> bool:
+        """Run a write and return whether it succeeded. A full disk must not stop the gateway; it is logged once."""
         try:
             write()
         except ServiceError as error:
-            if error.message != self._complaint:
-                _log.error("%s", error.message)
-            self._complaint = error.message
+            self._errors.error(error.message)
             return False
-        self._complaint = ""
+        self._errors.clear()
         return True
 
-    def _neighbours(self) -> list[str]:
-        """Metrics pages of the other live replicas, a few seconds old at most."""
+    def _other_metrics_pages(self) -> list[str]:
+        """Metrics pages of the other live replicas, at most a few seconds old."""
         if self._settings.replicas == 1:
             return []
         others = [report.replica for report in self._files.reports() if report.replica != self._report.replica]
-        return [page for page in map(self._files.page, others) if page]
-
-    def _read_mark(self) -> _Mark:
-        files = self._files
-        return tuple(_stat(path) for path in (files.desired_path, files.table_path, files.proposal_path))
+        return [page for page in map(self._files.metrics_page, others) if page]
 
 
-def _address(settings: Settings) -> tuple[object, ...]:
-    """What listeners are made of; gRPC holds the limit on bodies itself."""
+def _address(settings: GatewaySettings) -> tuple[object, ...]:
+    """The settings that need new servers when they change; the gRPC server has a limit on bodies of its own."""
     grpc = settings.grpc_port
     return settings.host, settings.port, grpc, None if grpc is None else settings.max_body_bytes
 
 
-def _close(grpc: GrpcListener | None, listener: Listener | None) -> None:
-    """Let calls in flight end; gRPC first, which runs on the other's loop."""
+def _stop_servers(grpc: GrpcServer | None, server: HttpServer | None) -> None:
+    """Stop after calls in flight end; gRPC first, which runs on the HTTP server's loop."""
     if grpc is not None:
         grpc.stop()
-    if listener is not None:
-        listener.stop()
-
-
-def _stat(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_mtime_ns, found.st_ino
+    if server is not None:
+        server.stop()

@@ -1,8 +1,5 @@
-"""What every stage module stands on: the base of Sections and Specs, and the values that two stages share.
-
-A Section or Spec is frozen, forbids unknown keys and takes finite numbers only. Stages do not import one another:
-what the data stage writes down about its table (`TableInfo`) and what may be asked of it (`Check`) live here.
-"""
+"""Values that several stages share. Stages do not import one another, so the data stage's description of its table
+(`TableInfo`) and the checks on it (`Check`) live here."""
 
 from __future__ import annotations
 
@@ -26,9 +23,9 @@ class SchemaCheck(Section):
 
     kind: Literal["schema"]
     columns: dict[str, Literal["int", "float", "string", "bool", "datetime"]] | None = None
-    """Type of each column. Without it the schema of the last run of this recipe is the one to keep to."""
+    """Type of each column. Without it the schema of the last run of this recipe is required."""
     extra: Literal["forbid", "allow"] = "forbid"
-    """Whether columns that are not declared are a failure."""
+    """Whether undeclared columns are a failure."""
 
 
 class RangeCheck(Section):
@@ -68,7 +65,7 @@ class AllowedCheck(Section):
     column: str
     """The column to check."""
     values: list[str | int | float | bool] = Field(min_length=1)
-    """The values allowed. Missing values are the nulls check's affair."""
+    """The values allowed. Missing values are left to the nulls check."""
 
 
 Check = Annotated[SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck, Field(discriminator="kind")]
@@ -80,7 +77,7 @@ class Column(Section):
 
 
 class TableInfo(Section):
-    """``table.json``: what later stages know of the table."""
+    """``table.json``: the description of the table for later stages."""
 
     task: Literal["classification", "regression"]
     target: str
@@ -114,7 +111,8 @@ def read_table_info(folder: Path) -> TableInfo:
     try:
         return TableInfo.model_validate_json((folder / "table.json").read_bytes())
     except (OSError, ValidationError) as error:
-        raise StoreError(f"{folder / 'table.json'} cannot be read: {error}", hint="mlkit run --force data") from error
+        message = f"{folder / 'table.json'} cannot be read: {error}"
+        raise StoreError(message, hint="mlkit run RECIPE --force data") from error
 
 
 def read_signature(folder: Path) -> Signature:
@@ -122,13 +120,12 @@ def read_signature(folder: Path) -> Signature:
     try:
         return Signature.model_validate_json((folder / "signature.json").read_bytes())
     except (OSError, ValidationError) as error:
-        raise StoreError(
-            f"{folder / 'signature.json'} cannot be read: {error}", hint="mlkit run RECIPE --force export"
-        ) from error
+        message = f"{folder / 'signature.json'} cannot be read: {error}"
+        raise StoreError(message, hint="mlkit run RECIPE --force export") from error
 
 
 def sample_rows(part: Path, signature: Signature, rows: int, seed: int) -> pd.DataFrame:
-    """Up to ``rows`` rows of a part (Parquet), drawn without replacement, in their order; the signature's columns."""
+    """Up to ``rows`` rows of a part (Parquet), sampled without replacement, in order; the signature's columns."""
     import numpy as np
     import pandas as pd
 
@@ -139,5 +136,5 @@ def sample_rows(part: Path, signature: Signature, rows: int, seed: int) -> pd.Da
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write what other programs read: plain JSON, which has no NaN. Raises ValueError for one."""
+    """Write strict JSON for other programs. Raises ValueError for NaN and infinity."""
     path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1))

@@ -6,74 +6,76 @@ import json
 import secrets
 import shlex
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import Field
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.ports import Platform, StageContext
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
 from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlflowkit.ports import Platform, StageContext
     from mlflowkit.rollout.state import Request, RolloutState
     from mlflowkit.service_state.records import ServiceFiles
 
+PORTS: tuple[str, ...] = ()
+"""Ports that the result depends on: none, it is compared with the running service."""
+
 
 class Routing(Section):
-    """How clients are dealt out among variants."""
+    """How clients are assigned to variants."""
 
     affinity: Literal["request_id", "header", "cookie", "parameter"] = "request_id"
-    """What keeps a client with one variant; request_id deals each request anew."""
+    """What keeps a client on one variant; request_id assigns each request independently."""
     name: str = Field(default="", max_length=128)
     """Name of the header, cookie or request parameter."""
     override_header: str = Field(default="x-mlkit-variant", max_length=128)
-    """Header in which a tester names the variant to be answered by; empty honours none."""
+    """Header by which a tester selects the variant; empty disables it."""
 
 
 class Auth(Section):
-    """Who may ask. Needed as soon as the service listens beyond loopback."""
+    """Who may send requests. Required when the service listens beyond loopback."""
 
     keys: str | None = None
-    """File of hashed API keys, beside the recipe; `mlkit key create` makes one."""
+    """File of hashed API keys, beside the recipe; `mlkit key create` creates one."""
     keys_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable that holds such a file's content."""
 
 
-class Isolated(Section):
+class IsolatedSettings(Section):
     """The processes of isolated variants: a Ray Serve deployment each."""
 
     replicas: int = Field(default=1, ge=1, le=64)
-    """Processes at least."""
+    """Minimum number of processes."""
     max_replicas: int = Field(default=1, ge=1, le=64)
-    """Processes at most; Ray Serve scales between the two by the load."""
+    """Maximum number of processes; Ray Serve scales between the two by load."""
     cpus: float = Field(default=0.5, ge=0)
-    """CPU cores that Ray sets aside for each."""
+    """CPU cores that Ray reserves for each."""
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for each."""
+    """GPUs that Ray reserves for each."""
     memory_mb: float | None = Field(default=None, gt=0)
-    """Memory that a process may take beyond that of its warm model, in MiB; half of the machine's by default."""
+    """Memory of a process beyond that of its warm model, in MiB; half of the machine's by default."""
     max_batch: int = Field(default=64, ge=1)
     """Rows gathered for one call while another is in flight."""
 
 
-class Log(Section):
-    """The prediction log: what was asked and answered, in Parquet."""
+class PredictionLogSettings(Section):
+    """The prediction log: requests and responses, in Parquet."""
 
     enabled: bool = True
-    """Whether it is kept."""
+    """Whether it is written."""
     sampling: float = Field(default=1.0, gt=0, le=1)
     """Share of the requests that is logged."""
     days: float = Field(default=7.0, gt=0)
-    """How long it is kept."""
+    """Retention in days."""
     max_mb: float = Field(default=1024.0, gt=0)
-    """Largest size, in MiB; the oldest goes first."""
+    """Largest size, in MiB; the oldest files are deleted first."""
     profile: bool = True
     """Whether live traffic is profiled with whylogs."""
 
@@ -84,7 +86,7 @@ class ServeSection(Section):
     service: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     """Its name; the model's name in the Open Inference Protocol."""
     host: str = "127.0.0.1"
-    """Address to listen on; loopback unless said otherwise."""
+    """Address to listen on; loopback by default."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     replicas: int = Field(default=1, ge=1, le=64)
@@ -102,18 +104,18 @@ class ServeSection(Section):
     admin_port: int = Field(default=0, ge=0, le=65535)
     """Port of the admin page, on loopback; 0 takes a free one."""
     routing: Routing = Field(default_factory=Routing)
-    """How clients are dealt out among variants."""
+    """How clients are assigned to variants."""
     auth: Auth = Field(default_factory=Auth)
-    """Who may ask."""
-    isolated: Isolated = Field(default_factory=Isolated)
+    """Who may send requests."""
+    isolated: IsolatedSettings = Field(default_factory=IsolatedSettings)
     """The processes of isolated variants."""
-    log: Log = Field(default_factory=Log)
+    log: PredictionLogSettings = Field(default_factory=PredictionLogSettings)
     """The prediction log."""
     rollout: Rollout = Field(default_factory=Rollout)
-    """How a new version takes over."""
+    """How a new version is rolled out."""
 
     def beside(self, folder: Path) -> ServeSection:
-        """The section of a recipe in ``folder``, its file of API keys named absolutely."""
+        """The section of a recipe in ``folder``, with an absolute path of the API key file."""
         if self.auth.keys is None:
             return self
         auth = self.auth.model_copy(update={"keys": str((folder / self.auth.keys).resolve())})
@@ -121,21 +123,38 @@ class ServeSection(Section):
 
 
 class Spec(Section):
-    """What the deploy stage does; it is judged by what runs, not by a fingerprint alone."""
+    """Input of the deploy stage; whether it runs depends on the running service, not on the fingerprint alone."""
 
     name: str
     serve: ServeSection
 
 
-def run(spec: Spec, context: StageContext) -> StageResult:
-    """Put the blessed bundle of the package stage behind its service and ask it a real question.
+@dataclass(frozen=True, slots=True)
+class SampleCheck:
+    """The decision after the sample rows were sent to the service.
 
-    A service that has a champion gets a new version as its recipe's rollout says: at once, or by a rollout, which this
-    begins and leaves running once its first step is live. Idempotent: a service that answers with this version, or is
-    being given it, keeps its routing table. Raises BundleError when the bundle is corrupted or not blessed,
-    ServiceError when the port is taken, when the gateway refuses the version, when the sample rows are not answered as
-    they were when they were packaged (the version before it then answers again), or when the version may not be rolled
-    out now: it was turned down before, another rollout runs, or the service cools down.
+    accept    the responses are as packaged
+    abort     a rollout gave the version traffic: abort it
+    restore   the version replaced another at once: publish the earlier routing table again
+    report    the version answered before: only report the problem
+    """
+
+    action: Literal["accept", "abort", "restore", "report"]
+    problem: str = ""
+
+
+def run(spec: Spec, context: StageContext) -> StageResult:
+    """Put the blessed bundle of the package stage behind its service and send it the sample rows.
+
+    A service with a champion gets a new version by the recipe's rollout strategy: at once, or by a rollout, which this
+    starts and leaves running once its first step is live. Idempotent: a service that serves this version, or is rolling
+    it out, keeps its routing table.
+
+    Raises:
+        BundleError: The bundle is corrupted or not blessed.
+        ServiceError: The port is taken; the gateway rejects the version; the sample rows are not answered as they were
+            when packaged (the version before it then serves again); or the version may not be rolled out now, since it
+            was rejected before, another rollout is running, or the service is in its cooldown.
     """
     from mlflowkit.service_state import version_history
     from mlflowkit.service_state.records import ServiceFiles
@@ -144,29 +163,28 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     platform, service = context.ports.platform, spec.serve.service
     context.progress(Event("deploy", "progress", f"starting service {service}", fraction=0.1))
     endpoint = platform.ensure(spec.serve.beside(context.folder))
-    _status(platform, service)
+    _service_status(platform, service)
     files = ServiceFiles(platform.folder(service))
     table = files.table()
-    candidate = _candidate(bundle)
+    manifest = bundle.manifest
+    candidate = Variant("champion", manifest.version, manifest.identity, str(bundle.path.resolve()))
     champion = None if table is None else table.champion
-    new = champion is not None and champion.digest != candidate.digest
-    if new and spec.serve.rollout.strategy != "direct":
-        told = _roll_out(spec, context, files, candidate)
-    else:
-        told = _swap(spec, context, files, candidate)
-    context.progress(Event("deploy", "progress", "asking the sample rows", fraction=0.9))
-    rows = _ask(spec, context, files, endpoint, bundle, table)
-    if "rollout" not in told:
+    is_new = champion is not None and champion.digest != candidate.digest
+    deploy = _roll_out if is_new and spec.serve.rollout.strategy != "direct" else _replace_champion
+    deployed = deploy(spec, context, files, candidate)
+    context.progress(Event("deploy", "progress", "sending the sample rows", fraction=0.9))
+    rows = _check_sample_rows(spec, context, files, endpoint, bundle, table)
+    if "rollout" not in deployed:
         origin = {"name": spec.name, "run": context.run}
-        version_history.crown(files, candidate, origin, time.time(), before=None if table is None else table.champion)
-    served = {"service": service, "endpoint": endpoint, "version": bundle.manifest.version, **told}
-    write_json(context.out / "service.json", served)
-    keyed = bool(spec.serve.auth.keys or spec.serve.auth.keys_env)
-    return StageResult(summary={**served, "curl": curl(endpoint, rows[:1], keyed=keyed)})
+        version_history.record_champion(files, candidate, origin, time.time(), before=champion)
+    result = {"service": service, "endpoint": endpoint, "version": manifest.version, **deployed}
+    write_json(context.out / "service.json", result)
+    has_keys = bool(spec.serve.auth.keys or spec.serve.auth.keys_env)
+    return StageResult(summary={**result, "curl": curl(endpoint, rows[:1], keyed=has_keys)})
 
 
 def curl(endpoint: str, rows: list[Any], *, keyed: bool = False) -> str:
-    """A line for the shell that asks ``rows``, with the API key that is in MLKIT_API_KEY where one is asked for.
+    """A shell command that sends ``rows``, with the API key in MLKIT_API_KEY where ``keyed``.
 
     >>> print(curl("http://127.0.0.1:8080", [{"age": 41}]))
     curl -s http://127.0.0.1:8080/predict -H 'content-type: application/json' -d '{"rows": [{"age": 41}]}'
@@ -176,169 +194,176 @@ def curl(endpoint: str, rows: list[Any], *, keyed: bool = False) -> str:
     return f"curl -s {endpoint}/predict{key} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
-def _candidate(bundle: Bundle) -> Variant:
-    return Variant(
-        name="champion",
-        version=bundle.manifest.version,
-        digest=bundle.manifest.identity,
-        bundle=str(bundle.path.resolve()),
-    )
-
-
-def _status(platform: Platform, service: str) -> ServiceStatus:
-    found = next((status for status in platform.status() if status.service == service), None)
-    if found is None:
+def _service_status(platform: Platform, service: str) -> ServiceStatus:
+    status = next((status for status in platform.status() if status.service == service), None)
+    if status is None:
         raise ServiceError(f"service {service} is gone right after it was started", hint="run the same command again")
-    return found
+    return status
 
 
-def _swap(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
-    """Have the version answer everything, at once. Shadows of earlier rollouts stay."""
+def _replace_champion(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
+    """Route all traffic to the version at once. Shadows of earlier rollouts stay."""
     from mlflowkit.rollout import commands, requests
 
     platform, before = context.ports.platform, files.table()
-    shadows = () if before is None else tuple(one for one in before.variants if one.role == "shadow")
-    shadows = tuple(one for one in shadows if one.digest != candidate.digest)
+    variants = () if before is None else before.variants
+    shadows = tuple(variant for variant in variants if variant.role == "shadow" and variant.digest != candidate.digest)
     epoch = 0 if before is None else before.epoch
-    running = commands.running(files)
+    running = commands.running_rollout(files)
     if before is not None and before.champion.digest == candidate.digest:
-        if running is not None or _status(platform, files.service).state == "serving":
+        if running is not None or _service_status(platform, files.service).state == "serving":
             return {"epoch": epoch}
     else:
-        requests.check(files, _request(spec, context, candidate))
+        requests.check(files, _rollout_request(spec, context, candidate))
     context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
-    affinity = _affinity(spec.serve.routing)
+    routing = spec.serve.routing
+    affinity = Affinity(routing.affinity, routing.name)
     table = RoutingTable(
-        files.service, epoch + 1, (candidate, *shadows), affinity=affinity,
-        override_header=spec.serve.routing.override_header,
-    )  # fmt: skip
+        files.service, epoch + 1, (candidate, *shadows), affinity=affinity, override_header=routing.override_header
+    )
     platform.publish(table)
     return {"epoch": table.epoch}
 
 
 def _roll_out(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
-    """Ask for a rollout, unless this version is in one, and wait until its first step is live."""
+    """Request a rollout, unless this version is in one, and wait until its first step is live."""
     from mlflowkit.rollout import commands, policy, requests
 
-    running, joined = commands.running(files), ""
+    running, difference = commands.running_rollout(files), ""
     if running is None or running.candidate.digest != candidate.digest:
-        experiment = requests.begin(files, _request(spec, context, candidate))
+        experiment = requests.begin(files, _rollout_request(spec, context, candidate))
     else:
-        experiment, joined = running.experiment, joining(running, spec.serve.rollout)
-    if joined:
-        context.progress(Event("deploy", "warning", f"{joined}: {_otherwise(files.service, candidate)}"))
+        experiment, difference = running.experiment, unapplied_changes(running, spec.serve.rollout)
+    if difference:
+        service, version = files.service, candidate.version
+        remedy = f"mlkit rollout abort {service}, mlkit rollout forget {version}, then run again"
+        context.progress(Event("deploy", "warning", f"{difference}: {remedy}"))
     context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
     state = requests.await_live(files, experiment)
     if state.phase in ("rolled_back", "aborted", "rolling_back"):
-        raise ServiceError(
-            f"the rollout of version {candidate.version} to {files.service} ended at once: {state.reason}",
-            hint=f"mlkit rollout status {files.service}",
-        )
+        message = f"the rollout of version {candidate.version} to {files.service} ended at once: {state.reason}"
+        raise ServiceError(message, hint=f"mlkit rollout status {files.service}")
     return {
         "epoch": state.epoch,
-        "rollout": f"{policy.where(state)}; {joined}" if joined else policy.where(state),
+        "rollout": f"{policy.describe(state)}; {difference}" if difference else policy.describe(state),
         "experiment": experiment,
         "next": f"mlkit status, or mlkit rollout status {files.service}",
     }
 
 
-def joining(running: RolloutState, wanted: Rollout) -> str:
-    """What of a recipe's rollout does not come about because its version is in one already; "" for nothing."""
-    if running.plan == wanted:
+def unapplied_changes(running: RolloutState, plan: Rollout) -> str:
+    """How a recipe's rollout differs from the one that its version is already in, which goes on; "" if not at all."""
+    if running.plan == plan:
         return ""
-    version, begun = running.candidate.version, running.strategy
-    if begun == wanted.strategy:
-        what = f"the {begun} of this recipe has other steps, metrics or limits, and"
+    version, strategy = running.candidate.version, running.strategy
+    if strategy == plan.strategy:
+        ignored = f"the {strategy} of this recipe has other steps, metrics or limits, and"
     else:
-        what = f"the {wanted.strategy} of this recipe"
-    return f"version {version} is in a {begun} rollout that was asked for before; {what} was not begun"
+        ignored = f"the {plan.strategy} of this recipe"
+    return f"version {version} is in a {strategy} rollout that was requested before; {ignored} was not started"
 
 
-def _otherwise(service: str, candidate: Variant) -> str:
-    """How to have this recipe's rollout after all."""
-    return f"mlkit rollout abort {service}, mlkit rollout forget {candidate.version}, then run again"
-
-
-def _request(spec: Spec, context: StageContext, candidate: Variant) -> Request:
+def _rollout_request(spec: Spec, context: StageContext, candidate: Variant) -> Request:
     from mlflowkit.rollout.state import Request
 
-    plan = spec.serve.rollout
+    plan, routing = spec.serve.rollout, spec.serve.routing
     return Request(
         id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
         service=spec.serve.service,
         candidate=replace(candidate, name="challenger", role="challenger", weight=0.0, placement=plan.placement),
         plan=plan,
         time=time.time(),
-        affinity=_affinity(spec.serve.routing),
-        override_header=spec.serve.routing.override_header,
+        affinity=Affinity(routing.affinity, routing.name),
+        override_header=routing.override_header,
         origin={"name": spec.name, "run": context.run},
     )
 
 
-def _affinity(routing: Routing) -> Affinity:
-    return Affinity(routing.affinity, routing.name)
+def decide_sample_check(
+    problem: str, digest: str, running: RolloutState | None, before: RoutingTable | None, current: RoutingTable | None
+) -> SampleCheck:
+    """What follows from the responses to the sample rows of version ``digest``. Pure.
+
+    Args:
+        problem: What is wrong with the responses; "" if nothing.
+        running: The rollout that is running now.
+        before: The routing table before the deployment.
+        current: The routing table now.
+    """
+    if not problem or current is None:
+        return SampleCheck("accept")
+    if running is not None:
+        return SampleCheck("abort" if running.candidate.digest == digest else "report", problem)
+    replaced = before is not None and before.epoch != current.epoch
+    return SampleCheck("restore" if replaced else "report", problem)
 
 
-def _ask(
+def _check_sample_rows(
     spec: Spec, context: StageContext, files: ServiceFiles, endpoint: str, bundle: Bundle, before: RoutingTable | None
 ) -> list[dict[str, Any]]:
-    """Ask the sample rows over the wire; on a wrong answer have the version before answer again and raise ServiceError.
+    """Send the sample rows to the service; on a wrong response undo the deployment and raise ServiceError.
 
-    A version under rollout is asked as testers do, by its name, which is no evidence. Where API keys are asked for, or
-    testers are not listened to, the gateways' own comparison of the sample rows has to do.
+    A version in a rollout is selected by name, as testers do, which produces no evidence. With API keys, or without an
+    override header, the gateways' own check of the sample rows has to suffice.
     """
     from mlflowkit.rollout import commands
     from mlflowkit.service_state import http_client
 
-    version, digest = bundle.manifest.version, bundle.manifest.identity
+    digest = bundle.manifest.identity
     sample = json.loads((bundle.path / "evidence" / "sample.json").read_bytes())
     rows: list[dict[str, Any]] = list(sample["rows"])
-    table = files.table()
-    variant = None if table is None else next((one for one in table.variants if one.digest == digest), None)
-    header = spec.serve.routing.override_header
-    if (
-        variant is None
-        or spec.serve.auth.keys
-        or spec.serve.auth.keys_env
-        or (variant.name != "champion" and not header)
-    ):
+    table, header, auth = files.table(), spec.serve.routing.override_header, spec.serve.auth
+    variants = () if table is None else table.variants
+    name = next((variant.name for variant in variants if variant.digest == digest), None)
+    if name is None or auth.keys or auth.keys_env or (name != "champion" and not header):
         return rows
-    headers = {header: variant.name} if header else {}
+    headers = {header: name} if header else {}
     status, reply = http_client.request(endpoint, "POST", "/predict", {"rows": rows}, headers=headers)
-    problem = _problem(status, reply, sample["outputs"], bundle)
-    if not problem or table is None:
-        return rows
-    running = commands.running(files)
-    ours = running is not None and running.candidate.digest == digest
-    swapped = running is None and before is not None and before.epoch != table.epoch
-    if ours:
+    problem = _response_problem(status, reply, sample["outputs"], bundle)
+    running = commands.running_rollout(files) if problem else None
+    check = decide_sample_check(problem, digest, running, before, table)
+    if check.action != "accept":
+        _undo(check, context, files, bundle, before, table)
+    return rows
+
+
+def _undo(
+    check: SampleCheck,
+    context: StageContext,
+    files: ServiceFiles,
+    bundle: Bundle,
+    before: RoutingTable | None,
+    table: RoutingTable | None,
+) -> NoReturn:
+    """Carry out a negative check, and raise ServiceError."""
+    from mlflowkit.rollout import commands
+
+    problem, restored = check.problem, check.action != "report"
+    if check.action == "abort":
         try:
-            commands.say(files, "abort", f"the sample rows are not answered as they were packaged: {problem}")
-        except (
-            MlkitError
-        ) as error:  # the rollout has just ended, or the disk is full: what is wrong is said all the same
-            ours, problem = False, f"{problem} (the rollout was not aborted: {error.message})"
-    elif swapped and before is not None:
+            commands.submit(files, "abort", f"the sample rows are not answered as they were packaged: {problem}")
+        except MlkitError as error:  # the rollout has just ended, or the disk is full: still report the problem
+            restored, problem = False, f"{problem} (the rollout was not aborted: {error.message})"
+    elif check.action == "restore" and before is not None and table is not None:
         context.ports.platform.publish(replace(before, epoch=table.epoch + 1, fence=0))
-    raise ServiceError(
-        f"{files.service} does not answer version {version} as it was packaged: {problem}",
-        hint="mlkit status; the version before it answers again" if ours or swapped else "mlkit status",
-    )
+    message = f"{files.service} does not answer version {bundle.manifest.version} as it was packaged: {problem}"
+    hint = "mlkit status; the version before it answers again" if restored else "mlkit status"
+    raise ServiceError(message, hint=hint)
 
 
-def _problem(status: int, reply: Any, outputs: dict[str, Any], bundle: Bundle) -> str:
-    """What is wrong with the reply to the sample rows; "" when nothing is."""
-    from mlflowkit.serving.inference.variants import agree
+def _response_problem(status: int, reply: Any, outputs: dict[str, Any], bundle: Bundle) -> str:
+    """What is wrong with the response to the sample rows; "" if nothing."""
+    from mlflowkit.serving.inference.variants import outputs_agree
 
     if status != 200:
         return f"HTTP {status}: {reply.get('error', reply) if isinstance(reply, dict) else reply}"
     if reply["model_version"] != bundle.manifest.version:
         return f"version {reply['model_version']} answered"
-    found = reply["predictions"]
-    answers = {
-        "prediction": [row.get("prediction") for row in found],
-        "label": [row.get("label") for row in found],
-        "probabilities": [list(row.get("probabilities", {}).values()) for row in found],
+    rows = reply["predictions"]
+    served = {
+        "prediction": [row.get("prediction") for row in rows],
+        "label": [row.get("label") for row in rows],
+        "probabilities": [list(row.get("probabilities", {}).values()) for row in rows],
     }
-    wrong = [name for name, expected in outputs.items() if not agree(expected, answers[name])]
-    return f"{wrong[0]} is {answers[wrong[0]]}, not {outputs[wrong[0]]}" if wrong else ""
+    wrong = next((name for name, expected in outputs.items() if not outputs_agree(expected, served[name])), None)
+    return f"{wrong} is {served[wrong]}, not {outputs[wrong]}" if wrong else ""

@@ -1,4 +1,4 @@
-"""Try candidate graphs on engines, measure them, and pick by the recipe's objective and constraints."""
+"""Tries candidate graphs on engines, measures them, and picks one by the recipe's objective and constraints."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from mlflowkit.bench import analysis, validity
-from mlflowkit.bench.environment import Moment, description, moment
-from mlflowkit.bundle import Signature, write_engine
+from mlflowkit.bench.environment import MachineMoment, machine_info, read_moment
+from mlflowkit.bundle import write_engine
 from mlflowkit.errors import EngineError
-from mlflowkit.features.tensors import class_codes, inputs_from_table
 from mlflowkit.graphs.candidates import NAMED, Candidate
-from mlflowkit.optimization.exploration import Exploration, Explored, Plan
+from mlflowkit.judging.metrics import is_built_in
 from mlflowkit.optimization.objective import Objective, cost_of_a_million, quantile_of
-from mlflowkit.optimization.pareto import Point, front
-from mlflowkit.optimization.search import SearchSection
-from mlflowkit.optimization.selection import Choice, choose
+from mlflowkit.optimization.pareto import Point, pareto_front
+from mlflowkit.optimization.search import SearchPlan, SearchSection
+from mlflowkit.optimization.selection import CandidateChoice, choose
 from mlflowkit.optimization.space import FLOAT, candidates_of, distinct, key_of
-from mlflowkit.optimization.tournament import Setting, Tried
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
 from mlflowkit.system import arrays
+from mlflowkit.system.entry_points import METRICS
 from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mlflowkit.optimization.exploration import SearchResult
+    from mlflowkit.optimization.trial_outcome import TournamentSettings, TrialOutcome
     from mlflowkit.ports import StageContext
+
+PORTS = ("trials", "passes", "engines", "search")
+"""Ports that the result depends on."""
 
 CandidateName = Literal[
     "onnx",
@@ -52,22 +56,21 @@ CandidateName = Literal[
     "torch",
     "torch-compile",
 ]
-"""The names of `candidates.NAMED`."""
+"""The keys of `candidates.NAMED`."""
 
 REQUEST_ROWS = 1000
 """Validation rows that requests are cut from."""
 MEGABYTE = 1_000_000
-ADDED = "added, since every other is held against the float graph"
 LIMITS = ("max_metric_drop", "max_latency_ms", "max_size_mb")
-"""What a recipe bears of a candidate, as its keys are called in the reason of one that is refused."""
+"""Recipe keys that limit a candidate; the reason of a rejected one names its key."""
 
 
 class OptimizeSection(Section):
     """Which graphs to try and how to choose."""
 
     candidates: list[CandidateName | Candidate] = Field(default=["onnx"], min_length=1)
-    """By name or in full, in order of preference: a later one displaces an earlier one only where its interval says so.
-    What a search finds comes after them."""
+    """By name or in full, in order of preference: a later one displaces an earlier one only where its interval shows a
+    gain. Candidates of a search come after them."""
     objective: Objective = "latency_p99"
     """What to minimise (throughput: to maximise)."""
     metric: str | None = None
@@ -75,23 +78,26 @@ class OptimizeSection(Section):
     max_metric_drop: float = Field(default=0.005, ge=0)
     """Largest loss of the metric on the validation rows, against the float graph (paired on the same rows)."""
     max_latency_ms: float | None = Field(default=None, gt=0)
-    """Largest latency, of the objective's quantile (p99 where the objective has none): surely, by its interval."""
+    """Largest latency, of the objective's quantile (p99 where it has none), for the upper bound of its interval."""
     max_size_mb: float | None = Field(default=None, gt=0)
     """Largest graph, its weights included, in millions of bytes."""
     cost_per_hour: float | None = Field(default=None, gt=0)
-    """What an hour of the machine costs, in any currency; the objective cost needs it."""
+    """Price of an hour of the machine, in any currency; required by the objective cost."""
     batch: int = Field(default=1, ge=1)
     """Rows a request when latency is measured."""
     samples: int = Field(default=5000, ge=200)
     """Requests measured for each candidate, in interleaved blocks."""
     timeout: float = Field(default=600.0, gt=0)
-    """Seconds that a candidate may take to be built, to be loaded, or to answer, before it has failed."""
+    """Seconds that a candidate may take to build, to load, or to answer, before it counts as failed."""
     search: SearchSection = Field(default_factory=SearchSection)
-    """How candidates beyond those that are named are found."""
+    """How candidates besides the named ones are found."""
+
+    def plugin_names(self) -> tuple[tuple[str, str], ...]:
+        return () if self.metric is None or is_built_in(self.metric) else ((METRICS, self.metric),)
 
 
 class Spec(Section):
-    """What the optimize stage's result depends on, besides its inputs and the machine."""
+    """Inputs of the optimize stage's result, besides its input folders and the machine."""
 
     task: Literal["classification", "regression"]
     optimize: OptimizeSection
@@ -101,26 +107,33 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     """Write the picked ``model.onnx`` with its ``signature.json``, ``candidates.json``, ``latency.json`` and
     ``machine.json``.
 
-    ``engine.json`` is there when the pick runs on another engine than the default, ``scripts`` when a candidate failed.
-    Raises EngineError when no candidate is left: none could be made, or each lost more of the metric than the recipe
-    bears.
+    ``engine.json`` exists when the pick runs on another engine than the default, ``scripts`` when a candidate failed.
+    Raises EngineError when no candidate may serve: each failed, or violates a limit of the recipe.
     """
+    from mlflowkit.optimization.exploration import Exploration
+
     section = spec.optimize
-    setting = _setting(spec, context)
-    plan = planned(section)
+    settings = _tournament_settings(spec, context)
+    plan = search_plan(section)
     if plan.added:
-        context.progress(Event("optimize", "progress", f"onnx is {ADDED}"))
-    before = moment()
-    explored = Exploration(setting, plan).explore()
-    if not explored.finalists:
-        raise EngineError(_nothing_left(explored.tried), hint=_way_out(explored.tried))
-    figures = {one.name: one.figures for one in explored.finalists}
-    choice = choose(figures, section.objective)
-    rows = rows_of(section, explored, choice, setting.metric)
-    picked = next(one for one in explored.finalists if one.name == choice.name)
-    _publish(context, picked, rows, explored.tried)
-    write_json(context.out / "machine.json", _machine([before, moment()], explored.finalists))
-    return _result(rows, choice.name, setting.metric)
+        message = "onnx is added, since all others are compared with the float graph"
+        context.progress(Event("optimize", "progress", message))
+    before = read_moment()
+    result = Exploration(settings, plan).explore()
+    if not result.finalists:
+        reasons = "; ".join(f"{outcome.name}: {outcome.reason or outcome.status}" for outcome in result.tried)
+        limits = [limit for limit in LIMITS if any(limit in outcome.reason for outcome in result.tried)]
+        listed = any(outcome.name == "onnx" for outcome in result.tried)
+        remedies = [] if listed else ["add onnx to optimize.candidates"]
+        remedies += [f"raise {' or '.join(limits)}"] if limits else []
+        hint = ", or ".join(remedies) or "correct what makes the graph fail, or export another"
+        raise EngineError(f"no candidate may serve: {reasons}", hint=hint)
+    choice = choose({outcome.name: outcome.figures for outcome in result.finalists}, section.objective)
+    rows = candidate_rows(section, result, choice, settings.metric)
+    picked = next(outcome for outcome in result.finalists if outcome.name == choice.name)
+    _publish(context, picked, rows, result.tried)
+    write_json(context.out / "machine.json", _machine_json([before, read_moment()], result.finalists))
+    return _stage_result(rows, choice.name, settings.metric)
 
 
 def default_metric(task: str, classes: int) -> str:
@@ -134,30 +147,34 @@ def default_metric(task: str, classes: int) -> str:
     return "roc_auc" if classes == 2 else "accuracy"
 
 
-def planned(section: OptimizeSection) -> Plan:
-    """The candidates that a recipe asks for.
+def search_plan(section: OptimizeSection) -> SearchPlan:
+    """The candidates that a recipe lists, and those of its search space.
 
-    >>> planned(OptimizeSection(candidates=["onnx-int8"], search={"space": {"passes": [[{"kind": "fp16"}]]}})).added
+    >>> search_plan(OptimizeSection(candidates=["onnx-int8"], search={"space": {"passes": [[{"kind": "fp16"}]]}})).added
     True
     """
-    listed = distinct(NAMED[one] if isinstance(one, str) else one for one in section.candidates)
+    listed = distinct(NAMED[item] if isinstance(item, str) else item for item in section.candidates)
     if section.search.space is None:
-        return Plan(tuple(listed), (), False, section.search)
-    known = {key_of(one) for one in listed}
-    names = {one.name for one in listed}
-    space = [
-        one.model_copy(update={"name": f"{one.name}, of the space"}) if one.name in names else one
-        for one in candidates_of(section.search.space)
-        if key_of(one) not in known
-    ]
-    lacking = key_of(FLOAT) not in known | {key_of(one) for one in space}
-    return Plan((FLOAT, *listed) if lacking else tuple(listed), tuple(space), lacking, section.search)
+        return SearchPlan(tuple(listed), (), False, section.search)
+    keys = {key_of(candidate) for candidate in listed}
+    names = {candidate.name for candidate in listed}
+    space = []
+    for candidate in candidates_of(section.search.space):
+        if candidate.name in names:
+            candidate = candidate.model_copy(update={"name": f"{candidate.name}, of the space"})
+        if key_of(candidate) not in keys:
+            space.append(candidate)
+    added = key_of(FLOAT) not in keys | {key_of(candidate) for candidate in space}
+    return SearchPlan((FLOAT, *listed) if added else tuple(listed), tuple(space), added, section.search)
 
 
-def _setting(spec: Spec, context: StageContext) -> Setting:
-    """What all trials have in common; writes the rows that their processes read."""
+def _tournament_settings(spec: Spec, context: StageContext) -> TournamentSettings:
+    """The settings shared by all trials; writes the rows that their processes read."""
     import numpy as np
     import pandas as pd
+
+    from mlflowkit.features.tensors import class_codes, inputs_from_table
+    from mlflowkit.optimization.trial_outcome import TournamentSettings
 
     section, data = spec.optimize, context.inputs["data"]
     signature = read_signature(context.inputs["export"])
@@ -168,12 +185,11 @@ def _setting(spec: Spec, context: StageContext) -> Setting:
         actual = class_codes(table[target], signature.classes)
     else:
         actual = table[target].to_numpy(np.float64, na_value=np.nan)
-    calibration = inputs_from_table(signature, _calibration(section, context, signature))
     rows = context.scratch / "rows.npz"
-    inputs = inputs_from_table(signature, table)
-    parts = (("calibration", calibration), ("inputs", inputs))
-    arrays.write(rows, {f"{part}/{name}": array for part, found in parts for name, array in found.items()})
-    return Setting(
+    calibration = inputs_from_table(signature, _calibration_rows(section, context, columns))
+    parts = (("calibration", calibration), ("inputs", inputs_from_table(signature, table)))
+    arrays.write(rows, {f"{part}/{name}": array for part, inputs in parts for name, array in inputs.items()})
+    return TournamentSettings(
         context=context,
         signature=signature,
         rows=rows,
@@ -192,110 +208,105 @@ def _setting(spec: Spec, context: StageContext) -> Setting:
     )
 
 
-def _calibration(section: OptimizeSection, context: StageContext, signature: Signature) -> pd.DataFrame:
-    """Training rows in an order drawn by the seed, as many as any pass asks for: a pass takes the first of them, which
-    are the same whatever the others ask for."""
+def _calibration_rows(section: OptimizeSection, context: StageContext, columns: list[str]) -> pd.DataFrame:
+    """Shuffled training rows, as many as the largest request of a pass; each pass takes the first rows that it needs,
+    which do not depend on other passes."""
     import numpy as np
     import pandas as pd
 
-    plan = planned(section)
-    asked = [getattr(one, "rows", 1) for each in (*plan.listed, *plan.space) for one in each.passes]
-    columns = [column for tensor in signature.inputs for column in tensor.columns]
+    plan = search_plan(section)
+    candidates = (*plan.listed, *plan.space)
+    counts = [
+        max(step.calibration_rows, getattr(step, "rows", 1)) for candidate in candidates for step in candidate.passes
+    ]
     table = pd.read_parquet(context.inputs["data"] / "train.parquet", columns=columns)
     shuffled = np.random.default_rng(context.seed).permutation(len(table))
-    return table.iloc[shuffled[: max(asked, default=1)]]
+    return table.iloc[shuffled[: max(counts, default=1)]]
 
 
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def rows_of(section: OptimizeSection, explored: Explored, choice: Choice, metric: str) -> list[dict[str, Any]]:
-    """The candidates as candidates.json and `bench --json` list them: times in microseconds, throughput in rows/s."""
-    measured = [one for one in explored.tried if one.status == "ok" and one.relative is not None]
+def candidate_rows(
+    section: OptimizeSection, result: SearchResult, choice: CandidateChoice, metric: str
+) -> list[dict[str, Any]]:
+    """The rows of candidates.json and `bench --json`: times in microseconds, throughput in rows/s."""
     points = {
-        one.name: Point({"latency": one.relative, **one.rest(section.max_metric_drop).bounds})
-        for one in measured
-        if one.relative is not None
+        outcome.name: Point(
+            {"latency": outcome.relative, **outcome.secondary_objectives(section.max_metric_drop).bounds}
+        )
+        for outcome in result.tried
+        if outcome.status == "ok" and outcome.relative is not None
     }
-    best = set(front(points))
-    return [_row(section, one, metric, choice, one.name in best) for one in explored.tried]
+    front = set(pareto_front(points))
+    return [_candidate_row(section, outcome, metric, choice, outcome.name in front) for outcome in result.tried]
 
 
-def _row(section: OptimizeSection, tried: Tried, metric: str, choice: Choice, in_front: bool) -> dict[str, Any]:
+def _candidate_row(
+    section: OptimizeSection, outcome: TrialOutcome, metric: str, choice: CandidateChoice, in_front: bool
+) -> dict[str, Any]:
+    candidate, built, loaded = outcome.candidate, outcome.built, outcome.loaded
+    reason = outcome.reason or outcome.why_not_picked or choice.reasons.get(outcome.name, "")
+    if not reason and outcome.status == "ok" and outcome.name != choice.name and outcome.value is not None:
+        span = f"{outcome.value[0]:.2f} to {outcome.value[1]:.2f}"
+        reason = f"{span} of the float graph by the objective: others are significantly better"
     row: dict[str, Any] = {
-        "name": tried.name,
-        "runtime": tried.candidate.engine.runtime,
-        "passes": [one.model_dump(mode="json") for one in tried.candidate.passes],
-        "engine": tried.candidate.engine.model_dump(mode="json"),
+        "name": outcome.name,
+        "runtime": candidate.engine.runtime,
+        "passes": [graph_pass.model_dump(mode="json") for graph_pass in candidate.passes],
+        "engine": candidate.engine.model_dump(mode="json"),
         "batch": section.batch,
         "samples": 0,
         **dict.fromkeys(("p50_us", "p95_us", "p99_us", "interval", "throughput")),
-        "status": tried.status,
-        "reason": tried.reason or tried.beaten or choice.reasons.get(tried.name, "") or _behind(tried, choice),
-        "metric": None if tried.metric is None else {"name": metric, "value": tried.metric},
-        "metric_drop": None if tried.drop is None else asdict(tried.drop),
-        "size_bytes": tried.built.size_bytes if tried.built else None,
-        "memory_bytes": tried.loaded.memory_bytes if tried.loaded else None,
-        "build_seconds": tried.built.build_seconds if tried.built else None,
-        "cold_start_ms": tried.loaded.cold_start_ms if tried.loaded else None,
+        "status": outcome.status,
+        "reason": reason,
+        "metric": None if outcome.metric is None else {"name": metric, "value": outcome.metric},
+        "metric_drop": None if outcome.drop is None else asdict(outcome.drop),
+        "size_bytes": built.size_bytes if built else None,
+        "memory_bytes": loaded.memory_bytes if loaded else None,
+        "build_seconds": built.build_seconds if built else None,
+        "cold_start_ms": loaded.cold_start_ms if loaded else None,
         "front": in_front,
-        "picked": tried.name == choice.name,
-        "script": tried.script,
-        "notes": list(tried.notes),
+        "picked": outcome.name == choice.name,
+        "script": outcome.script,
+        "notes": list(outcome.notes),
     }
-    if tried.samples is None:
+    if outcome.samples is None:
         return row
-    blocks = tried.samples.microseconds
+    blocks = outcome.samples.microseconds
     if section.cost_per_hour is not None:
         cost = cost_of_a_million(blocks, section.batch, section.cost_per_hour)
         row["notes"].append(f"a million rows cost {cost:.4g} at {section.cost_per_hour:g} an hour")
     return row | asdict(analysis.summarise(blocks, section.batch, quantile_of(section.objective)))
 
 
-def _behind(tried: Tried, choice: Choice) -> str:
-    """Why a candidate that may serve was no finalist."""
-    if tried.status != "ok" or tried.name == choice.name or tried.value is None:
-        return ""
-    return f"{tried.value[0]:.2f} to {tried.value[1]:.2f} of the float graph by the objective: others are surely better"
-
-
-def _publish(context: StageContext, picked: Tried, rows: list[dict[str, Any]], tried: Sequence[Tried]) -> None:
+def _publish(
+    context: StageContext, picked: TrialOutcome, rows: list[dict[str, Any]], tried: Sequence[TrialOutcome]
+) -> None:
     for path in picked.built.files if picked.built else ():
         shutil.copyfile(path, context.out / path.name)
     shutil.copyfile(context.inputs["export"] / "signature.json", context.out / "signature.json")
     write_json(context.out / "candidates.json", rows)
     write_engine(context.out, picked.candidate.engine)
-    latency = {one.name: one.samples.to_json() for one in tried if one.samples is not None}
+    latency = {outcome.name: outcome.samples.to_json() for outcome in tried if outcome.samples is not None}
     (context.out / "latency.json").write_text(json.dumps(latency))
 
 
-def _machine(moments: Sequence[Moment], finalists: Sequence[Tried]) -> dict[str, Any]:
-    """Where the latencies were measured, and what disturbed it there, in words; finalists were measured in turns."""
-    told = description()
-    paced = validity.throttling({one.name: one.figures.microseconds for one in finalists})
+def _machine_json(moments: Sequence[MachineMoment], finalists: Sequence[TrialOutcome]) -> dict[str, Any]:
+    """The machine that latencies were measured on, and notes on what disturbed the measurement."""
+    machine = machine_info()
+    throttled = validity.throttling({outcome.name: outcome.figures.microseconds for outcome in finalists})
     return {
-        "machine": told.to_json(),
-        "moments": [one.to_json() for one in moments],
-        "notes": [*filter(None, [paced]), *validity.disturbances(moments, os.cpu_count() or told.cores)],
+        "machine": machine.to_json(),
+        "moments": [moment.to_json() for moment in moments],
+        "notes": [*filter(None, [throttled]), *validity.disturbances(moments, os.cpu_count() or machine.cores)],
     }
 
 
-def _result(rows: list[dict[str, Any]], picked: str, metric: str) -> StageResult:
+def _stage_result(rows: list[dict[str, Any]], picked: str, metric: str) -> StageResult:
     row = next(row for row in rows if row["name"] == picked)
-    latencies = {f"latency_{name}_ms": row[f"{name}_us"] / 1000 for name in ("p50", "p95", "p99")}
-    found = {**latencies, "throughput": row["throughput"]}
+    metrics = {f"latency_{name}_ms": row[f"{name}_us"] / 1000 for name in ("p50", "p95", "p99")}
+    metrics["throughput"] = row["throughput"]
     if row["metric"] is not None:
-        found[f"validation_{metric}"] = row["metric"]["value"]
-    return StageResult(metrics=found, summary={"picked": picked, "candidates": rows})
-
-
-def _way_out(tried: Sequence[Tried]) -> str:
-    """What a person may do where no candidate is left: only what can help."""
-    limits = [one for one in LIMITS if any(one in each.reason for each in tried)]
-    ways = [] if any(each.name == "onnx" for each in tried) else ["add onnx to optimize.candidates"]
-    ways += [f"raise {' or '.join(limits)}"] if limits else []
-    return ", or ".join(ways) or "mend what makes the graph fail, or export another"
-
-
-def _nothing_left(tried: Sequence[Tried]) -> str:
-    return "no candidate may serve: " + "; ".join(f"{each.name}: {each.reason or each.status}" for each in tried)
+        metrics[f"validation_{metric}"] = row["metric"]["value"]
+    return StageResult(metrics=metrics, summary={"picked": picked, "candidates": rows})

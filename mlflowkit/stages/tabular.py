@@ -1,31 +1,30 @@
-"""Judgement of a table before it is split: kinds of columns, the target, what cannot be learned from, its digest.
+"""Checks of a table before it is split: kinds of columns, target, unusable features, digest.
 
-Pure: Arrow tables in, values out. What a person must mend is raised as a DataError that names columns and rows; rows
-count from 0 in the order of the source.
+Pure: Arrow tables in, values out. Faults of the data raise a DataError that names columns and rows; rows count from 0
+in the order of the source.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlflowkit.errors import DataError, nearest
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
+from mlflowkit.errors import DataError, closest_match
+from mlflowkit.system.text import MAX_LISTED, format_count, format_list
 
-SHOWN = 5
-"""Rows, values or columns named in one message."""
 FLOAT32_MAX = 3.4028234663852886e38
 DIGEST_BATCH = 65_536
 
 
 def canonical(table: pa.Table) -> pa.Table:
-    """The same values in one type for each kind of value: int64, float32 or float64, bool, string, timestamp.
+    """The table with one type for each kind of value: int64, float32 or float64, bool, string, timestamp.
 
-    A NaN is a missing value. Columns that are so already are not copied.
+    NaN becomes a missing value. Columns that have the type already are not copied.
     """
     for index, name in enumerate(table.column_names):
         table = table.set_column(index, name, _canonical_column(table.column(index)))
@@ -33,31 +32,28 @@ def canonical(table: pa.Table) -> pa.Table:
 
 
 def data_version(table: pa.Table) -> str:
-    """SHA-256 of a canonical table's columns, in hexadecimal: the same for the same names, types and values in the
-    same order, wherever they were read from."""
+    """SHA-256 of a canonical table's columns, in hexadecimal: equal for equal names, types and values in order."""
     digest = hashlib.sha256()
     for field in table.schema:
         digest.update(f"{field.name}\0{field.type}\0{table.num_rows}\0".encode())
         column = table.column(field.name)
         for start in range(0, table.num_rows, DIGEST_BATCH):
-            for content in _content(column.slice(start, DIGEST_BATCH)):
-                digest.update(content)
+            for chunk in _column_bytes(column.slice(start, DIGEST_BATCH)):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
 def dictionary_columns(table: pa.Table) -> frozenset[str]:
-    """Columns that the source itself keeps as categories."""
-    import pyarrow as pa
-
+    """Columns that the source itself stores as categories."""
     return frozenset(field.name for field in table.schema if pa.types.is_dictionary(field.type))
 
 
 def require(table: pa.Table, names: Iterable[str], key: str) -> None:
-    """Raise DataError when a column that the recipe names under ``key`` is not there; the nearest is suggested."""
+    """Raise DataError when a column that the recipe names under ``key`` is missing; the closest name is suggested."""
     for name in names:
         if name not in table.column_names:
-            near = nearest(name, table.column_names)
-            hint = f"did you mean {near!r}?" if near else f"the columns are {listed(table.column_names, 20)}"
+            near = closest_match(name, table.column_names)
+            hint = f"did you mean {near!r}?" if near else f"the columns are {format_list(table.column_names, 20)}"
             raise DataError(f"{key} names column {name!r}, which the table does not have", hint=hint)
 
 
@@ -65,8 +61,6 @@ def kinds_of(
     table: pa.Table, features: Sequence[str], declared: Mapping[str, str], categories: frozenset[str]
 ) -> dict[str, str]:
     """numeric or categorical for each feature: as declared, else numbers and booleans numeric, text categorical."""
-    import pyarrow as pa
-
     kinds: dict[str, str] = {}
     times: list[str] = []
     others: list[str] = []
@@ -81,13 +75,11 @@ def kinds_of(
         else:
             (times if pa.types.is_temporal(kind) else others).append(name)
     if times:
-        raise DataError(
-            f"{_columns(times)} times; a model takes numbers and categories",
-            hint=f"add to data.drop: [{', '.join(times)}], or mark as time under data.columns",
-        )
+        message = f"{_columns(times)} times; a model takes numbers and categories"
+        raise DataError(message, hint=f"add to data.drop: [{', '.join(times)}], or mark as time under data.columns")
     if others:
         raise DataError(
-            f"{_columns(others)} values of type {listed([str(table.schema.field(name).type) for name in others])}",
+            f"{_columns(others)} values of type {format_list([str(table.schema.field(name).type) for name in others])}",
             hint=f"add to data.drop: [{', '.join(others)}], or turn them into numbers or text at the source",
         )
     return kinds
@@ -95,8 +87,6 @@ def kinds_of(
 
 def as_numbers(table: pa.Table, names: Iterable[str]) -> pa.Table:
     """Columns declared numeric as numbers. Raises DataError naming the rows of values that are not."""
-    import pyarrow as pa
-
     for name in names:
         index = table.schema.get_field_index(name)
         kind = table.schema.field(index).type
@@ -105,38 +95,35 @@ def as_numbers(table: pa.Table, names: Iterable[str]) -> pa.Table:
                 numbers = _canonical_column(table.column(index).cast(pa.float64()))
                 table = table.set_column(index, name, numbers)
             except pa.ArrowInvalid as error:
-                raise DataError(
-                    f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index))}",
-                    hint=f"declare data.columns.{name}: categorical, or mend the values",
-                ) from error
+                message = f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index))}"
+                hint = f"declare data.columns.{name}: categorical, or correct the values"
+                raise DataError(message, hint=hint) from error
         elif pa.types.is_temporal(kind):
-            raise DataError(
-                f"column {name!r} is declared numeric and holds times",
-                hint=f"declare data.columns.{name}: time, or add it to data.drop",
-            )
+            message = f"column {name!r} is declared numeric and holds times"
+            raise DataError(message, hint=f"declare data.columns.{name}: time, or add it to data.drop")
     return table
 
 
-def refuse_unlearnable(table: pa.Table, kinds: Mapping[str, str]) -> None:
-    """Raise DataError for features without any value, and for numbers that float32 cannot hold (infinity above all)."""
+def require_learnable(table: pa.Table, kinds: Mapping[str, str]) -> None:
+    """Raise DataError for features without any value, and for numbers beyond float32 (infinity included)."""
     empty = [name for name in kinds if table.column(name).null_count == table.num_rows]
     if empty:
-        raise DataError(
-            f"{_columns(empty)} no value in any of the {table.num_rows} rows",
-            hint=f"add to data.drop: [{', '.join(empty)}]",
-        )
-    found = []
+        message = f"{_columns(empty)} no value in any of the {table.num_rows} rows"
+        raise DataError(message, hint=f"add to data.drop: [{', '.join(empty)}]")
+    too_large = []
     for name, kind in kinds.items():
         if kind == "numeric":
             rows = _too_large(table.column(name))
             if rows:
-                values = ", ".join(f"row {row}: {table.column(name)[row].as_py()}" for row in rows[:SHOWN])
-                found.append(f"{name!r} in {counted(len(rows), 'row')} ({values}{', …' if len(rows) > SHOWN else ''})")
-    if found:
+                values = ", ".join(f"row {row}: {table.column(name)[row].as_py()}" for row in rows[:MAX_LISTED])
+                too_large.append(
+                    f"{name!r} in {format_count(len(rows), 'row')} ({values}{', …' if len(rows) > MAX_LISTED else ''})"
+                )
+    if too_large:
         raise DataError(
-            f"infinity, or a number beyond float32, in column {'; '.join(found[:SHOWN])}"
-            + (f"; and {len(found) - SHOWN} more columns" if len(found) > SHOWN else ""),
-            hint="leave the value empty (missing values are allowed), or mend it at the source",
+            f"infinity, or a number beyond float32, in column {'; '.join(too_large[:MAX_LISTED])}"
+            + (f"; and {len(too_large) - MAX_LISTED} more columns" if len(too_large) > MAX_LISTED else ""),
+            hint="leave the value empty (missing values are allowed), or correct it at the source",
         )
 
 
@@ -146,116 +133,79 @@ def class_target(table: pa.Table, target: str, positive: str | int | bool | None
     Raises DataError for a missing target, fewer than two classes, a class with fewer than three rows (one for each
     part) and a positive class that does not occur.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     hint = "leave these rows out at the source: there is nothing to learn from them"
-    _refuse_missing(table.column(target), f"target {target!r}", hint)
+    _require_no_missing(table.column(target), f"target {target!r}", hint)
     index = table.schema.get_field_index(target)
     column = table.column(index)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int64())
     elif pa.types.is_floating(column.type):
-        column = _whole(column, target)
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            hint = "set task: regression, or name another data.target"
+            raise DataError(f"target {target!r} holds fractions, not classes", hint=hint) from error
     elif not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
         raise DataError(f"target {target!r} holds {column.type}, not classes", hint="use whole numbers or text")
     table = table.set_column(index, target, column)
     counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
     classes = sorted(counts)
     if len(classes) < 2:
-        raise DataError(
-            f"target {target!r} is {classes[0]!r} in all {table.num_rows} rows: there is nothing to tell apart",
-            hint="check data.target and data.source",
-        )
-    _refuse_rare(counts, classes)
+        message = f"target {target!r} is {classes[0]!r} in all {table.num_rows} rows: there is nothing to tell apart"
+        raise DataError(message, hint="check data.target and data.source")
+    _require_three_of_each(counts, classes)
     return table, _positive_last(classes, positive)
 
 
 def number_target(table: pa.Table, target: str) -> None:
     """Raise DataError unless the target is a finite number in every row, and not the same in all."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     hint = "leave these rows out at the source: there is nothing to learn from them"
-    _refuse_missing(table.column(target), f"target {target!r}", hint)
+    _require_no_missing(table.column(target), f"target {target!r}", hint)
     column = table.column(target)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise DataError(
-            f"target {target!r} holds {'text' if pa.types.is_string(column.type) else column.type}, not numbers",
-            hint="set task: classification, or name another data.target",
-        )
+        message = f"target {target!r} holds {'text' if pa.types.is_string(column.type) else column.type}, not numbers"
+        raise DataError(message, hint="set task: classification, or name another data.target")
     rows = _too_large(column)
     if rows:
-        raise DataError(
-            f"target {target!r} is infinite or beyond float32 in {_rows(rows)}", hint="mend or leave out these rows"
-        )
+        message = f"target {target!r} is infinite or beyond float32 in {_format_rows(rows)}"
+        raise DataError(message, hint="correct or drop these rows")
     extremes = pc.min_max(column).as_py()
     if extremes["min"] == extremes["max"]:
-        raise DataError(
-            f"target {target!r} is {extremes['min']} in all {table.num_rows} rows: there is nothing to predict",
-            hint="check data.target and data.source",
-        )
+        message = f"target {target!r} is {extremes['min']} in all {table.num_rows} rows: there is nothing to predict"
+        raise DataError(message, hint="check data.target and data.source")
 
 
 def codes(column: pa.ChunkedArray, classes: Sequence[str | int]) -> np.ndarray:
     """Index into ``classes`` of each value; int64 [rows]."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    found: np.ndarray = pc.index_in(column, value_set=pa.array(list(classes), column.type)).to_numpy()
-    return found.astype(np.int64)
+    indices: np.ndarray = pc.index_in(column, value_set=pa.array(list(classes), column.type)).to_numpy()
+    return indices.astype(np.int64)
 
 
 def group_codes(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """Number of each row's group, from 0 in order of appearance; int64 [rows]. Raises DataError for missing ones."""
-    _refuse_missing(column, f"group column {name!r}", "give these rows a group, or leave them out at the source")
+    _require_no_missing(column, f"group column {name!r}", "give these rows a group, or leave them out at the source")
     return codes(column, column.unique().to_pylist())
 
 
 def sortable_times(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """Times as numbers that sort; [rows]. Text is read as ISO 8601. Raises DataError for what is missing or no time."""
-    import pyarrow as pa
-
-    _refuse_missing(column, f"time column {name!r}", "give these rows a time, or leave them out at the source")
+    """Times as sortable numbers; [rows]. Text is read as ISO 8601. Raises DataError for missing or invalid times."""
+    _require_no_missing(column, f"time column {name!r}", "give these rows a time, or leave them out at the source")
     if pa.types.is_string(column.type):
         try:
             column = column.cast(pa.timestamp("us"))
         except pa.ArrowInvalid as error:
-            raise DataError(
-                f"time column {name!r} holds text that is no ISO 8601 time: {str(error)[:120]}",
-                hint="write times as 2024-01-31 or 2024-01-31T10:00:00, or as numbers",
-            ) from error
+            message = f"time column {name!r} holds text that is no ISO 8601 time: {str(error)[:120]}"
+            raise DataError(message, hint="write times as 2024-01-31 or 2024-01-31T10:00:00, or as numbers") from error
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
     times: np.ndarray = column.to_numpy()
     return times
 
 
-def listed(names: Sequence[object], most: int = SHOWN) -> str:
-    """
-    >>> listed(["a", "b", "c"], most=2)
-    "'a', 'b' and 1 more"
-    """
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def counted(number: int, noun: str) -> str:
-    """
-    >>> counted(1, "row"), counted(2, "row")
-    ('1 row', '2 rows')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 # ------------------------------------------------------------------------------------------------------------ details
 
 
 def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _canonical_column(column.cast(kind.value_type))
@@ -276,11 +226,8 @@ def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _content(column: pa.ChunkedArray) -> Iterable[Any]:
-    """Bytes that say what a slice of a canonical column holds: where it is missing, then its values."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _column_bytes(column: pa.ChunkedArray) -> Iterable[Any]:
+    """The content of a slice of a canonical column as bytes: the mask of missing values, then the values."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
@@ -304,20 +251,14 @@ def _content(column: pa.ChunkedArray) -> Iterable[Any]:
 
 
 def _not_numbers(column: pa.ChunkedArray) -> str:
-    import pyarrow.compute as pc
-
     looks = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
     rows = [row for row, ok in enumerate(looks.to_pylist()) if ok is False]
-    values = ", ".join(f"{column[row].as_py()!r} (row {row})" for row in rows[:SHOWN])
-    return f"{values}{f' and {len(rows) - SHOWN} more' if len(rows) > SHOWN else ''}" if rows else "text"
+    values = ", ".join(f"{column[row].as_py()!r} (row {row})" for row in rows[:MAX_LISTED])
+    return f"{values}{f' and {len(rows) - MAX_LISTED} more' if len(rows) > MAX_LISTED else ''}" if rows else "text"
 
 
 def _too_large(column: pa.ChunkedArray) -> list[int]:
-    """Rows whose absolute value float32 cannot hold."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Rows whose absolute value is beyond float32."""
     if not pa.types.is_floating(column.type):
         return []
     extremes = pc.min_max(column).as_py()
@@ -327,60 +268,43 @@ def _too_large(column: pa.ChunkedArray) -> list[int]:
     return [int(row) for row in np.flatnonzero(beyond.to_numpy())]
 
 
-def _refuse_missing(column: pa.ChunkedArray, what: str, hint: str) -> None:
-    import numpy as np
-    import pyarrow.compute as pc
-
+def _require_no_missing(column: pa.ChunkedArray, what: str, hint: str) -> None:
     if column.null_count:
         rows = [int(row) for row in np.flatnonzero(pc.is_null(column).to_numpy())]
-        raise DataError(f"{what} is missing in {_rows(rows)}", hint=hint)
+        raise DataError(f"{what} is missing in {_format_rows(rows)}", hint=hint)
 
 
-def _whole(column: pa.ChunkedArray, target: str) -> pa.ChunkedArray:
-    import pyarrow as pa
-
-    try:
-        return column.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"target {target!r} holds fractions, not classes", hint="set task: regression, or name another data.target"
-        ) from error
-
-
-def _refuse_rare(counts: Mapping[str | int, int], classes: Sequence[str | int]) -> None:
-    rare = [f"{name!r} ({counted(counts[name], 'row')})" for name in classes if counts[name] < 3]
+def _require_three_of_each(counts: Mapping[str | int, int], classes: Sequence[str | int]) -> None:
+    rare = [f"{name!r} ({format_count(counts[name], 'row')})" for name in classes if counts[name] < 3]
     if rare:
-        more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
-        numbers = len(rare) > SHOWN and not isinstance(classes[0], str)
-        raise DataError(
-            f"too few rows of class {', '.join(rare[:SHOWN])}{more} to have one in each of train, validation and test",
-            hint="is it a regression? set task: regression" if numbers else "merge or drop the class at the source",
-        )
+        more = f" and {len(rare) - MAX_LISTED} more" if len(rare) > MAX_LISTED else ""
+        numbers = len(rare) > MAX_LISTED and not isinstance(classes[0], str)
+        message = f"too few rows of class {', '.join(rare[:MAX_LISTED])}{more} to have one in each part"
+        hint = "is it a regression? set task: regression" if numbers else "merge or drop the class at the source"
+        raise DataError(message, hint=hint)
 
 
 def _positive_last(classes: list[str | int], positive: str | int | bool | None) -> list[str | int]:
     if positive is None:
         return classes
-    wanted = int(positive) if isinstance(positive, bool) else positive
-    named = [name for name in classes if name == wanted or str(name) == str(wanted)]
-    if not named:
-        near = nearest(str(wanted), [str(name) for name in classes])
-        hint = f"did you mean {near!r}?" if near else f"the classes are {listed(classes, 20)}"
+    label = int(positive) if isinstance(positive, bool) else positive
+    matching = [name for name in classes if name == label or str(name) == str(label)]
+    if not matching:
+        near = closest_match(str(label), [str(name) for name in classes])
+        hint = f"did you mean {near!r}?" if near else f"the classes are {format_list(classes, 20)}"
         if isinstance(positive, bool) and isinstance(classes[0], str):
             hint += "; YAML reads yes, no, on and off as true and false: write the class in quotes"
         raise DataError(f"data.positive is {positive!r}, which the target never is", hint=hint)
     if len(classes) > 2:
-        raise DataError(
-            f"data.positive is for two classes; the target has {len(classes)}: {listed(classes)}",
-            hint="remove data.positive",
-        )
-    return [name for name in classes if name != named[0]] + [named[0]]
+        message = f"data.positive is for two classes; the target has {len(classes)}: {format_list(classes)}"
+        raise DataError(message, hint="remove data.positive")
+    return [name for name in classes if name != matching[0]] + [matching[0]]
 
 
-def _rows(rows: Sequence[int]) -> str:
-    shown = ", ".join(map(str, rows[:SHOWN]))
-    return f"{counted(len(rows), 'row')} ({shown}{', …' if len(rows) > SHOWN else ''})"
+def _format_rows(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:MAX_LISTED]))
+    return f"{format_count(len(rows), 'row')} ({shown}{', …' if len(rows) > MAX_LISTED else ''})"
 
 
 def _columns(names: Sequence[str]) -> str:
-    return f"column{'' if len(names) == 1 else 's'} {listed(names)} {'has' if len(names) == 1 else 'have'}"
+    return f"column{'' if len(names) == 1 else 's'} {format_list(names)} {'has' if len(names) == 1 else 'have'}"

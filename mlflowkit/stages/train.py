@@ -1,6 +1,6 @@
-"""Fit preprocessing and model.
+"""Fits preprocessing and model.
 
-The folder that this stage publishes:
+Published files:
 
 spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], categorical: [names]} · ``classes`` (labels in
                    the order of the outputs; [] for a regression) · ``width`` (columns after preprocessing) ·
@@ -13,9 +13,9 @@ model.skops        sklearn: the estimator alone, fitted on the preprocessed matr
                    indices 0 .. C-1 into ``classes``
 curves.json        {"epoch": [1, ...], "train_loss": [...], "val_loss": [...], "val_<metric>": [...], "lr": [...]}
 
-A torch regression learns ``(y - mean) / scale``: the prediction is ``answer * scale + mean``. Its losses are in units
-of the standardised target, its rmse is in the target's own. A scikit-learn regression learns y itself
-(``target_scale`` is null). The losses of a classification are weighed by train.class_weights.
+A torch regression learns ``(y - mean) / scale``: the prediction is ``output * scale + mean``. Its losses are in units
+of the standardised target, its rmse in the target's own. A scikit-learn regression learns y itself (``target_scale`` is
+null). Losses of a classification are weighted by train.class_weights.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from pydantic import Field
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.values import StageResult
+
+PORTS = ("trainer",)
+"""Ports that the result depends on."""
 
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 MODULES = ("mlflowkit.models", "sklearn")
@@ -56,7 +59,7 @@ class SklearnModel(Section):
 
 
 class OnnxOutputs(Section):
-    """Names of the graph's outputs, where types and shapes do not tell."""
+    """Names of the graph's outputs, where types and shapes are ambiguous."""
 
     probabilities: str | None = None
     """Of a classification: shares [rows, classes], or [rows] or [rows, 1] of the positive class."""
@@ -66,11 +69,6 @@ class OnnxOutputs(Section):
     """Of a classification: labels, or numbers of classes in the order of the scores. Without one, the likeliest."""
     prediction: str | None = None
     """Of a regression: values [rows] or [rows, 1], in the target's units."""
-
-    @property
-    def named(self) -> dict[str, str]:
-        """The outputs that are named, by role."""
-        return {role: name for role, name in self.model_dump().items() if name is not None}
 
 
 class OnnxModel(Section):
@@ -86,7 +84,7 @@ class OnnxModel(Section):
     """Columns of each input, in its order. Without it: one input a column by name, or one matrix for the numeric and
     one for the categorical columns, in the table's order."""
     outputs: OnnxOutputs | None = None
-    """Names of the outputs, where types and shapes do not tell."""
+    """Names of the outputs, where types and shapes are ambiguous."""
     classes: list[str | int | bool] | None = None
     """The classes in the order of the graph's scores; without it sorted, as scikit-learn has them."""
 
@@ -94,12 +92,12 @@ class OnnxModel(Section):
 Model = Annotated[TorchModel | SklearnModel | OnnxModel, Field(discriminator="kind")]
 
 
-def named(model: TorchModel | SklearnModel | OnnxModel) -> str:
-    """What a person calls a model: its class, or its file."""
+def model_label(model: TorchModel | SklearnModel | OnnxModel) -> str:
+    """Display name of a model: its class, or its file."""
     return model.path if isinstance(model, OnnxModel) else model.module
 
 
-class Preprocess(Section):
+class PreprocessSettings(Section):
     """Fitted on the training rows only and exported inside the graph."""
 
     impute: Literal["median", "mean", "most_frequent"] = "median"
@@ -114,7 +112,7 @@ class Optimizer(Section):
     """The optimiser of a torch model."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Which one."""
+    """Its name."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate."""
     weight_decay: float = Field(default=1e-2, ge=0)
@@ -127,7 +125,7 @@ class Schedule(Section):
     """How the learning rate moves."""
 
     name: Literal["none", "cosine", "step", "onecycle"] = "none"
-    """Which one."""
+    """Its name."""
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs of linear warm-up before it (cosine and step)."""
     step_epochs: int = Field(default=10, ge=1)
@@ -140,7 +138,7 @@ class EarlyStopping(Section):
     """Stop when the validation loss no longer falls, and keep the best epoch."""
 
     patience: int = Field(default=5, ge=1)
-    """Epochs without improvement that are borne."""
+    """Epochs without improvement before training stops."""
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest fall of the loss that counts."""
 
@@ -175,16 +173,16 @@ class TrainSection(Section):
 
 
 class Spec(Section):
-    """What the train stage's result depends on, besides its input, the model's code and the seed."""
+    """Inputs of the train stage's result, besides its input folder, the model's code and the seed."""
 
     task: Literal["classification", "regression"]
     model: Model
-    preprocess: Preprocess
+    preprocess: PreprocessSettings
     train: TrainSection
 
 
-class TargetScale(Section):
-    """What a torch regression's target was standardised with: ``(y - mean) / scale``."""
+class TargetScaling(Section):
+    """Standardisation of a torch regression's target: ``(y - mean) / scale``."""
 
     mean: float
     scale: float
@@ -198,7 +196,7 @@ class FeatureNames(Section):
 
 
 class FitResult(Section):
-    """What a Trainer reports. Curves go to curves.json, the fields from ``features`` on to spec.json."""
+    """Result of a Trainer. Curves go to curves.json, the fields from ``features`` on to spec.json."""
 
     epochs: int
     best_epoch: int
@@ -215,24 +213,23 @@ class FitResult(Section):
     width: int
     """Columns after preprocessing."""
     outputs: int
-    target_scale: TargetScale | None = None
+    target_scale: TargetScaling | None = None
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
-    """Fit with the Trainer of ``spec.model.kind`` and publish what it learnt (see the module's docstring).
+    """Fit with the Trainer of ``spec.model.kind`` and publish the files listed in the module's docstring.
 
     Raises what the Trainer raises: DataError, UsageError, UserCodeError, EngineError, StoreError.
     """
-    fields = context.ports.trainer(spec.model.kind).fit(spec, context)
-    result = FitResult.model_validate(fields)
-    about = {
+    result = FitResult.model_validate(context.ports.trainer(spec.model.kind).fit(spec, context))
+    description = {
         "spec": spec.model_dump(mode="json"),
         **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
     }
-    (context.out / "spec.json").write_text(json.dumps(about, ensure_ascii=False, indent=1))
+    (context.out / "spec.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))
     (context.out / "curves.json").write_text(json.dumps(result.curves))
     summary = result.model_dump(
         mode="json",
         include={"epochs", "best_epoch", "parameters", "device", "precision", "resumed_from", "width", "outputs"},
     )
-    return StageResult(metrics=result.metrics, summary={"model": named(spec.model), **summary})
+    return StageResult(metrics=result.metrics, summary={"model": model_label(spec.model), **summary})

@@ -1,4 +1,4 @@
-"""Check the table and compute its reference profile."""
+"""Checks the table and computes its reference profile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import DataError, StoreError
-from mlflowkit.features.tensors import categorical_matrix
+from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, read_table_info, write_json
 from mlflowkit.values import CheckResult, Event, StageResult
@@ -17,35 +17,36 @@ from mlflowkit.values import CheckResult, Event, StageResult
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mlflowkit.ports import StageContext
+PORTS = ("checker", "profiler")
+"""Ports that the result depends on."""
 
 Schema = Mapping[str, Mapping[str, Any]]
 
 
 class Spec(Section):
-    """What the validate stage's result depends on, besides its input."""
+    """Inputs of the validate stage's result, besides its input folder."""
 
     checks: list[Check]
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
-    """Hold the table against its checks and write what later runs and the service compare with.
+    """Run the checks on the table, and write its schema and reference profile for later runs and the service.
 
-    A schema check without columns holds the table to ``schema.json`` of ``context.previous``; the first run infers
-    it. Raises DataError with every failed check in words when one fails.
+    A schema check without columns requires ``schema.json`` of ``context.previous``; the first run infers it. Raises
+    DataError that lists every failed check.
     """
     folder = context.inputs["data"]
     info = read_table_info(folder)
     table = read_parts(folder)
     inferred = context.ports.checker.infer(table)
-    frozen = _frozen(context.previous, info.dropped)
+    frozen = _frozen_schema(context.previous, info.dropped)
     expected = expected_schema(spec.checks, inferred, frozen)
     context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
     results = context.ports.checker.check(table, spec.checks, expected)
-    refuse_failures(results)
+    require_passed(results)
     context.progress(Event("validate", "progress", "reference profile", 0.6))
     profiler = context.ports.profiler
-    profile = profiler.profile(profiled(table.iloc[: info.rows["train"]], info))
+    profile = profiler.profile(features_of(table.iloc[: info.rows["train"]], info))
     reference = profiler.summary(profile)
     (context.out / "reference.whylogs").write_bytes(profile)
     write_json(context.out / "reference.json", reference)
@@ -64,8 +65,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 def read_parts(folder: Path) -> pd.DataFrame:
     """All rows of the data stage's folder: train, then validation, then test. The index is the row in the source.
 
-    Whole numbers and booleans with gaps keep their type (Int64, boolean). Columns are read one by one, so the table is
-    not held twice.
+    Integers and booleans with missing values keep their type (Int64, boolean). Columns are read one by one, so that
+    the table is not in memory twice.
     """
     import numpy as np
     import pandas as pd
@@ -85,7 +86,7 @@ def read_parts(folder: Path) -> pd.DataFrame:
 
 
 def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | None) -> Schema:
-    """What a schema check holds the table to: what it declares, else what was frozen, else what the table has.
+    """The schema that a schema check requires: the declared one, else the frozen one, else the inferred one.
 
     >>> int_column = {"a": {"dtype": "int", "nullable": False}}
     >>> expected_schema([], {"a": {"dtype": "float", "nullable": True}}, int_column)["a"]["dtype"]
@@ -102,13 +103,15 @@ def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | 
     return frozen if frozen is not None else inferred
 
 
-def profiled(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
-    """The features as a model sees them: numbers as float64, categories as text, both with gaps.
+def features_of(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
+    """The features as a model sees them: numbers as float64, categories as text, missing values kept.
 
-    Columns that are so already are not copied.
+    Columns that have that form already are not copied.
     """
     import numpy as np
     import pandas as pd
+
+    from mlflowkit.features.tensors import categorical_matrix
 
     columns: dict[str, pd.Series] = {}
     for feature in info.features:
@@ -125,14 +128,14 @@ def profiled(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-def refuse_failures(results: Sequence[CheckResult]) -> None:
-    """Raise DataError that lists every failed check in words."""
+def require_passed(results: Sequence[CheckResult]) -> None:
+    """Raise DataError that lists every failed check."""
     failed = [result for result in results if not result.passed]
     if not failed:
         return
     lines = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} of the data failed"]
     lines += [f"  {result.check}{f' {result.column}' if result.column else ''}: {result.message}" for result in failed]
-    hint = "mend these rows at the source, or change data.checks"
+    hint = "correct these rows at the source, or change data.checks"
     if any(result.check == "schema" for result in failed):
         hint += "; if the schema has changed for good: mlkit run RECIPE --force validate"
     raise DataError("\n".join(lines), hint=hint)
@@ -146,15 +149,13 @@ def _declared(checks: Sequence[Check]) -> dict[str, str]:
     return columns
 
 
-def _frozen(previous: Path | None, dropped: Sequence[str]) -> Schema | None:
-    """The schema of the last run, less what the recipe has come to drop; None when there was no run."""
+def _frozen_schema(previous: Path | None, dropped: Sequence[str]) -> Schema | None:
+    """The schema of the last run without columns that the recipe now drops; None when there was no run."""
     if previous is None:
         return None
     try:
         frozen: Schema = json.loads((previous / "schema.json").read_text())
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"the frozen schema {previous / 'schema.json'} cannot be read: {error}",
-            hint="mlkit run RECIPE --force validate",
-        ) from error
+        message = f"the frozen schema {previous / 'schema.json'} cannot be read: {error}"
+        raise StoreError(message, hint="mlkit run RECIPE --force validate") from error
     return {name: rule for name, rule in frozen.items() if name not in dropped}

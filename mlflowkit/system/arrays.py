@@ -1,12 +1,13 @@
-"""Arrays by name in one file, without pickle: what passes between processes that try candidates.
+"""Named arrays in one ``.npz`` file, without pickle: the exchange format between trial processes.
 
-An ``.npz`` as NumPy reads it. Strings (object arrays of ``str``) are kept as their UTF-8 bytes and the length of each,
-since arrays of objects would need pickle, and fixed-width ones grow with the longest text and lose final NULs.
+Strings (object arrays of ``str``) are stored as UTF-8 bytes and the length of each: object arrays would need pickle,
+and fixed-width ones grow with the longest text and lose trailing NULs.
 """
 
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 BYTES, LENGTHS = "#bytes", "#lengths"
-"""What the two parts of an array of strings add to its name."""
+"""Name suffixes of the two parts of an array of strings."""
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays, replacing the file whole. Raises StoreError when the disk refuses it.
+    """Write arrays, replacing the file atomically. Raises StoreError when the disk refuses it.
 
     >>> import numpy as np, tempfile
     >>> path = Path(tempfile.mkdtemp()) / "a.npz"
@@ -46,27 +47,19 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """Arrays whose names begin with ``prefix``, by what follows it. Raises StoreError for a file that is damaged."""
-    import zipfile
-
+    """Read the arrays whose names begin with ``prefix``, which is removed. Raises StoreError for a damaged file."""
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = {name[len(prefix) :]: archive[name] for name in archive.files if name.startswith(prefix)}
+            arrays = {name[len(prefix) :]: archive[name] for name in archive.files if name.startswith(prefix)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path} cannot be read: {error}", hint=f"rm {path}; it is made anew") from error
-    texts = [name.removesuffix(LENGTHS) for name in found if name.endswith(LENGTHS)]
-    for name in texts:
-        found[name] = _texts(found.pop(name + BYTES), found.pop(name + LENGTHS))
-    return found
-
-
-def _texts(content: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    whole, texts, start = content.tobytes(), np.empty(lengths.size, dtype=object), 0
-    for index, length in enumerate(lengths.ravel().tolist()):
-        texts[index] = whole[start : start + length].decode("utf-8", "surrogatepass")
-        start += length
-    return texts.reshape(lengths.shape)
+        raise StoreError(f"{path} cannot be read: {error}", hint=f"rm {path}; the next run rebuilds it") from error
+    for name in [name.removesuffix(LENGTHS) for name in arrays if name.endswith(LENGTHS)]:
+        content, lengths = arrays.pop(name + BYTES).tobytes(), arrays.pop(name + LENGTHS)
+        texts, start = np.empty(lengths.size, dtype=object), 0
+        for index, length in enumerate(lengths.ravel().tolist()):
+            texts[index] = content[start : start + length].decode("utf-8", "surrogatepass")
+            start += length
+        arrays[name] = texts.reshape(lengths.shape)
+    return arrays

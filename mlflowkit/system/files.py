@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and what a disk's refusals mean. Standard library only: light paths import it."""
+"""Atomic file replacement, and errors of the disk. Standard library only: light paths import it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from mlflowkit.errors import StoreError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk and of a quota that is used up."""
+"""Error numbers of a full disk and of an exceeded quota."""
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replace a file so that a reader sees the old one or the new one, never a part; makes its folder.
+def replace_file(path: Path, content: bytes, *, durable: bool = True, private: bool = False) -> None:
+    """Replace a file atomically: a reader sees the old or the new content, never a part. Creates its folder.
 
-    With ``durable`` the content is on the disk before the file has its name. Raises StoreError when the disk refuses
-    it; the old file is then intact.
+    With ``durable`` the content is synced before the rename; a ``private`` file is readable by its owner only, from its
+    creation on. Raises StoreError when the disk refuses it; the old file is then intact.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "new" / "a.txt"
@@ -26,16 +26,27 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     >>> path.read_text(), [item.name for item in path.parent.iterdir()]
     ('a', ['a.txt'])
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with staged_file(path, content, durable=durable, private=private) as temporary:
+        temporary.replace(path)
+
+
+@contextmanager
+def staged_file(path: Path, content: bytes, *, durable: bool = True, private: bool = False) -> Iterator[Path]:
+    """Yield a hidden file with ``content`` beside ``path``, for the block to rename; see `replace_file`.
+
+    Its name is unique, so any number of threads and processes may replace the same file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as stream:
+            with open(os.open(str(temporary), flags, 0o600 if private else 0o666), "wb") as stream:
                 stream.write(content)
                 if durable:
                     stream.flush()
                     os.fsync(stream.fileno())
-            temporary.replace(path)
+            yield temporary
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename == str(temporary):
@@ -45,7 +56,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say what an OSError under ``path`` means to the person at the keyboard."""
+    """Convert an OSError in the block to a StoreError (see `disk_error`)."""
     try:
         yield
     except OSError as error:
@@ -53,17 +64,25 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_error(error: OSError, path: Path) -> StoreError:
-    """The StoreError for an OSError: a full disk and an exceeded quota say so, with what to do."""
+    """The StoreError for an OSError under ``path``, with a hint on what to do."""
     if error.errno in FULL:
-        what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
+        reason = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
         return StoreError(
-            f"{what} while writing under {path}",
+            f"{reason} while writing under {path}",
             hint="make room (or choose another place with --state DIR) and run the same command again: "
             "finished steps are kept",
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return StoreError(
-            f"{error.filename or path} is a file where a folder is needed", hint="choose another --state DIR"
-        )
+        message = f"{error.filename or path} is a file where a folder is needed"
+        return StoreError(message, hint="choose another --state DIR")
     reason = error.strerror or type(error).__name__
     return StoreError(f"{error.filename or path} cannot be written: {reason}", hint=f"check the permissions of {path}")
+
+
+def file_stamp(path: Path) -> tuple[int, int] | None:
+    """Modification time (ns) and inode of a file, which change when it is replaced; None when there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino

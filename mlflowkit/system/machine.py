@@ -1,16 +1,17 @@
-"""This machine and its processes, as /proc tells them. Standard library only: light paths import it."""
+"""Facts about this machine and its processes, from /proc. Standard library only: light paths import it."""
 
 from __future__ import annotations
 
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 
 def process_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot; None when it is gone, a zombie, or there is no /proc.
 
-    With the process id it names a process for good: ids are used again, pairs of both are not.
+    The pair of process id and start time is unique; ids alone are reused.
 
     >>> process_ticks(os.getpid()) == process_ticks(os.getpid())
     True
@@ -25,7 +26,7 @@ def process_ticks(pid: int) -> int | None:
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The processor's model name; "" where /proc does not tell it."""
+    """The processor's model name; "" when /proc does not have it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -34,21 +35,21 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, not what the machine has."""
+    """Number of cores that this process may use (its CPU affinity)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def available_memory() -> int | None:
-    """Bytes that new processes can have without swapping; None where /proc does not tell it."""
+def memory(field: Literal["MemTotal", "MemAvailable"]) -> int | None:
+    """Bytes of a field of /proc/meminfo; None when there is none. MemAvailable can be used without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
-def described() -> str:
-    """Architecture, processor and cores in one line: what latency depends on."""
+def describe_machine() -> str:
+    """Architecture, processor and number of cores in one line."""
     import platform
 
     return " ".join(filter(None, (platform.machine(), processor(), f"x{cores()}")))

@@ -16,10 +16,10 @@ from mlflowkit.adapters.tensorrt import TensorRTEngines
 from mlflowkit.adapters.torch_runtime import TorchEngines
 from mlflowkit.errors import EngineError
 from mlflowkit.graphs.candidates import Engine, RuntimeName
-from mlflowkit.graphs.cuda_device import gpu
+from mlflowkit.graphs.cuda_device import detect_gpu
 from mlflowkit.ports import Engines
 from mlflowkit.wiring import EnginesByRuntime, ServingRuntime
-from onnx_graphs import FLOAT, STRING, foreign, mlp, outside, save, strings
+from tests.support.onnx_graphs import FLOAT, STRING, foreign, mlp, outside, save, strings
 
 NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 HERE: tuple[RuntimeName, ...] = ("ort-cpu", "torch")
@@ -50,10 +50,10 @@ def rows(count: int = 3) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)}
 
 
-def expected(model: Path, asked: dict[str, np.ndarray]) -> np.ndarray:
+def expected(model: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """What the graph of `mlp` means, in NumPy."""
     w, b, v = (onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(model).graph.initializer)
-    return np.maximum(asked["x"] @ w + b, 0) @ v
+    return np.maximum(inputs["x"] @ w + b, 0) @ v
 
 
 def refused(load: Callable[[], object], words: str) -> EngineError:
@@ -84,7 +84,7 @@ def test_a_session_answers_several_threads_at_once(runtime: RuntimeName, model: 
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("inputs", "says"),
     [
         ({}, "input x is missing"),
         ({**rows(), "extra": np.zeros(1)}, "no input extra"),
@@ -95,10 +95,10 @@ def test_a_session_answers_several_threads_at_once(runtime: RuntimeName, model: 
     ],
 )
 def test_a_bad_request_is_named_and_the_session_goes_on(
-    asked: dict, says: str, runtime: RuntimeName, model: Path
+    inputs: dict, says: str, runtime: RuntimeName, model: Path
 ) -> None:
     session = engines_of(runtime).load(model, Engine(runtime=runtime))
-    assert "x float32 rank 2" in refused(lambda: session.run(asked), says).hint
+    assert "x float32 rank 2" in refused(lambda: session.run(inputs), says).hint
     assert session.run(rows())["y"].shape == (3, 128)
 
 
@@ -153,15 +153,15 @@ def test_what_a_machine_lacks_is_said_and_nothing_is_run_instead(name: RuntimeNa
     assert reason in error.message
 
 
-@pytest.mark.skipif(not isinstance(gpu(), str), reason="this machine has a GPU")
+@pytest.mark.skipif(not isinstance(detect_gpu(), str), reason="this machine has a GPU")
 def test_without_a_gpu_the_reason_is_what_is_missing() -> None:
-    said = {name: EnginesByRuntime().missing(Engine(runtime=name)) for name in NAMES}
-    assert "CUDAExecutionProvider" in said["ort-cuda"]
-    assert "mlflowkit[gpu]" in said["ort-cuda"]
-    assert "TensorrtExecutionProvider" in said["ort-tensorrt"]
-    assert "libcuda.so.1" in said["tensorrt-rtx"]
-    assert "mlkit engines build" in said["tensorrt-rtx"]
-    assert "mlflowkit[gpu]" in said["tensorrt"]
+    reasons = {name: EnginesByRuntime().missing(Engine(runtime=name)) for name in NAMES}
+    assert "CUDAExecutionProvider" in reasons["ort-cuda"]
+    assert "mlflowkit[gpu]" in reasons["ort-cuda"]
+    assert "TensorrtExecutionProvider" in reasons["ort-tensorrt"]
+    assert "libcuda.so.1" in reasons["tensorrt-rtx"]
+    assert "mlkit engines build" in reasons["tensorrt-rtx"]
+    assert "mlflowkit[gpu]" in reasons["tensorrt"]
 
 
 @pytest.mark.parametrize("name", ["ort-cpu", "torch"])
@@ -199,8 +199,8 @@ def test_the_larger_number_of_threads_counts(model: Path) -> None:
 
 def test_strings_run_on_onnx_runtime_and_are_named_where_they_do_not(tmp_path: Path) -> None:
     graph = strings(tmp_path / "model.onnx")
-    asked = {"home": np.array([["own"]], dtype=object), "x": np.array([[2.0]], np.float32)}
-    assert OnnxRuntimeEngines().load(graph, Engine()).run(asked)["y"].tolist() == [[3.0]]
+    inputs = {"home": np.array([["own"]], dtype=object), "x": np.array([[2.0]], np.float32)}
+    assert OnnxRuntimeEngines().load(graph, Engine()).run(inputs)["y"].tolist() == [[3.0]]
     words = r"inputs of strings \(home\) and the operators ai\.onnx\.ml\.LabelEncoder \(node encode\)"
     refused(lambda: TorchEngines().load(graph, Engine(runtime="torch")), words)
 

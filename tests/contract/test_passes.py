@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,14 +16,25 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import pass_graphs
 from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.errors import DataError
-from mlflowkit.graphs.candidates import BFloat16, FixedRows, Float16, Fuse, Int8, Int8Dynamic, Pass, WeightOnly, title
+from mlflowkit.graphs.candidates import (
+    BFloat16,
+    FixedRows,
+    Float16,
+    Fuse,
+    Int8,
+    Int8Dynamic,
+    Pass,
+    WeightOnly,
+    candidate_title,
+)
 from mlflowkit.graphs.candidates import Engine as Default
-from mlflowkit.graphs.onnx_file import FEATURES, NETWORK
-from onnx_graphs import mlp, save
-from pass_graphs import Case, answers
+from mlflowkit.graphs.onnx_file import FEATURES_TENSOR, NETWORK_PREFIX
+from mlflowkit.testing import PassContract
+from tests.support import ROOT, pass_graphs
+from tests.support.onnx_graphs import mlp, save
+from tests.support.pass_graphs import Case, answers
 
 Cases = Callable[[str], Case]
 
@@ -93,22 +104,23 @@ def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-@pytest.mark.parametrize(
-    ("name", "passes", "bound"), DIFFERENCE, ids=[f"{name}: {title(list(p), Default())}" for name, p, _ in DIFFERENCE]
-)
-def test_a_pass_leaves_a_valid_graph_that_answers_nearly_the_same(
-    name: str, passes: list[Pass], bound: float, cases: Cases, tmp_path: Path
-) -> None:
-    case = cases(name)
-    model = applied(case, passes, tmp_path / "out.onnx")
-    onnx.checker.check_model(model, full_check=True)
-    assert interface(model) == interface(onnx.load(case.model))
-    exact, found = (answers(path, case.some(32)) for path in (case.model, tmp_path / "out.onnx"))
-    for output, values in exact.items():
-        if values.dtype.kind == "f":
-            assert np.abs(found[output] - values).max() <= bound
-        else:
-            assert (found[output] == values).mean() > (0.8 if passes else 0.99)
+class TestBuiltInPasses(PassContract):
+    @pytest.fixture(
+        autouse=True, params=DIFFERENCE, ids=[f"{n}: {candidate_title(list(p), Default())}" for n, p, _ in DIFFERENCE]
+    )
+    def choose(self, request: pytest.FixtureRequest, cases: Cases) -> None:
+        name, self.passes, self.tolerance = request.param
+        self.case = cases(name)
+        self.agreement = 0.8 if self.passes else 0.99
+
+    def model(self, folder: Path) -> Path:
+        return self.case.model
+
+    def rows(self) -> Mapping[str, np.ndarray]:
+        return self.case.rows
+
+    def apply(self, model: Path, out: Path, rows: Mapping[str, np.ndarray]) -> str:
+        return OnnxPasses().apply(self.passes, model, out, rows)
 
 
 def test_bf16_is_valid_and_computes_what_onnx_says(cases: Cases, tmp_path: Path) -> None:
@@ -120,9 +132,9 @@ def test_bf16_is_valid_and_computes_what_onnx_says(cases: Cases, tmp_path: Path)
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2]
     assert {tensor.data_type for tensor in weights} == {BF16}
     (exact,) = ReferenceEvaluator(str(case.model)).run(None, case.some(4))
-    (found,) = ReferenceEvaluator(model).run(None, case.some(4))
-    assert found.dtype == np.float32
-    assert 0 < np.abs(exact - found).max() < 0.05
+    (computed,) = ReferenceEvaluator(model).run(None, case.some(4))
+    assert computed.dtype == np.float32
+    assert 0 < np.abs(exact - computed).max() < 0.05
 
 
 @pytest.mark.parametrize("settings", [Float16(), BFloat16()], ids=["fp16", "bf16"])
@@ -130,11 +142,11 @@ def test_narrow_arithmetic_keeps_to_the_network(settings: Pass, cases: Cases, tm
     """Incomes are beyond FP16: no number is narrow before it is scaled, and the answers are made in float again."""
     model = applied(cases("loans"), [settings], tmp_path / "out.onnx")
     narrow = [node for node in model.graph.node if node.op_type == "Cast"]
-    assert [node.input[0] for node in narrow] == [FEATURES, f"{NETWORK}scores"]
+    assert [node.input[0] for node in narrow] == [FEATURES_TENSOR, f"{NETWORK_PREFIX}scores"]
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     assert makers["probabilities"] == "Softmax"
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert all(kind in (FP16, BF16) for name, kind in kinds.items() if name.startswith(NETWORK))
+    assert all(kind in (FP16, BF16) for name, kind in kinds.items() if name.startswith(NETWORK_PREFIX))
     assert kinds["numeric/center"] == TensorProto.FLOAT
 
 
@@ -179,8 +191,12 @@ def test_what_is_quantised_is_what_tensorrt_takes(name: str, cases: Cases, tmp_p
         assert constants[weight.input[0]].data_type == TensorProto.INT8
         for bias in node.input[2:]:
             assert constants[bias].data_type == TensorProto.FLOAT
-    assert all(node.output[0].startswith(NETWORK) for node in pairs), "preprocessing and answers stay as they are"
-    assert FEATURES in {entry.name for entry in model.graph.value_info}, "the network can be cut out for an engine"
+    assert all(node.output[0].startswith(NETWORK_PREFIX) for node in pairs), (
+        "preprocessing and answers stay as they are"
+    )
+    assert FEATURES_TENSOR in {entry.name for entry in model.graph.value_info}, (
+        "the network can be cut out for an engine"
+    )
 
 
 def test_the_form_for_cpus_runs_on_integer_kernels(cases: Cases, tmp_path: Path) -> None:
@@ -199,13 +215,15 @@ def test_the_form_for_cpus_runs_on_integer_kernels(cases: Cases, tmp_path: Path)
         options.optimized_model_filepath = str(tmp_path / "seen.onnx")
         options.log_severity_level = 4
         onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), options, providers=["CPUExecutionProvider"])
-        seen = onnx.load(tmp_path / "seen.onnx")
-        weights = {tensor.name for tensor in seen.graph.initializer}
-        assert kernels <= set(operators(seen))
-        left = [n for n in seen.graph.node if n.op_type in ("MatMul", "Gemm", "Conv", "FusedConv")]
+        optimised = onnx.load(tmp_path / "seen.onnx")
+        weights = {tensor.name for tensor in optimised.graph.initializer}
+        assert kernels <= set(operators(optimised))
+        left = [n for n in optimised.graph.node if n.op_type in ("MatMul", "Gemm", "Conv", "FusedConv")]
         assert not [node for node in left if weights.intersection(node.input)]
-        assert "SkipLayerNormalization" not in operators(seen), "its kernel is slower than Sum and LayerNormalization"
-        assert ("LayerNormalization" in operators(seen)) == (name == "encoder")
+        assert "SkipLayerNormalization" not in operators(optimised), (
+            "its kernel is slower than Sum and LayerNormalization"
+        )
+        assert ("LayerNormalization" in operators(optimised)) == (name == "encoder")
 
 
 def test_the_products_that_cost_most_stay_in_float(tmp_path: Path) -> None:
@@ -228,20 +246,20 @@ def test_the_products_that_cost_most_stay_in_float(tmp_path: Path) -> None:
     worse = np.abs(answers(out, rows)["y"] - answers(path, rows)["y"]).mean()
     model = applied(case, [Int8(keep=1)], out)
     better = np.abs(answers(out, rows)["y"] - answers(path, rows)["y"]).mean()
-    kept = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    assert kept == ["product b"]
+    float_nodes = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    assert float_nodes == ["product b"]
     assert better < worse / 10
 
 
 def test_weights_are_as_small_as_their_bits_say(cases: Cases, tmp_path: Path) -> None:
     case = cases("encoder")
-    whole = case.model.stat().st_size
+    original = case.model.stat().st_size
     sizes = {}
     for bits in (4, 8):
         model = applied(case, [WeightOnly(bits=bits)], tmp_path / "out.onnx")
         sizes[bits] = (tmp_path / "out.onnx").stat().st_size
         assert operators(model).count("MatMulNBits") == 12
-    assert sizes[4] < sizes[8] < whole
+    assert sizes[4] < sizes[8] < original
 
 
 def test_layers_below_the_smallest_keep_their_weights(cases: Cases, tmp_path: Path) -> None:
@@ -250,10 +268,10 @@ def test_layers_below_the_smallest_keep_their_weights(cases: Cases, tmp_path: Pa
 
 
 def test_fusion_finds_attention(cases: Cases, tmp_path: Path) -> None:
-    found = operators(applied(cases("encoder"), [Fuse()], tmp_path / "out.onnx"))
-    assert found.count("Attention") == 2
-    assert "SkipLayerNormalization" in found
-    assert "Softmax" not in found
+    fused = operators(applied(cases("encoder"), [Fuse()], tmp_path / "out.onnx"))
+    assert fused.count("Attention") == 2
+    assert "SkipLayerNormalization" in fused
+    assert "Softmax" not in fused
 
 
 def test_one_batch_size_leaves_no_arithmetic_on_shapes(cases: Cases, tmp_path: Path) -> None:
@@ -261,7 +279,9 @@ def test_one_batch_size_leaves_no_arithmetic_on_shapes(cases: Cases, tmp_path: P
     model = applied(case, [FixedRows(rows=7)], tmp_path / "out.onnx")
     assert [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim] == [7, 64]
     assert [size.dim_value for size in model.graph.output[1].type.tensor_type.shape.dim] == [7, 10]
-    assert not {"Shape", "Gather", "Unsqueeze"} & {n.op_type for n in model.graph.node if n.name.startswith(NETWORK)}
+    assert not {"Shape", "Gather", "Unsqueeze"} & {
+        n.op_type for n in model.graph.node if n.name.startswith(NETWORK_PREFIX)
+    }
     with pytest.raises(Exception, match="Got invalid dimensions"):
         answers(tmp_path / "out.onnx", case.some(8))
 
@@ -318,9 +338,9 @@ def test_a_mask_of_the_lowest_float_is_no_weight_beyond_fp16(tmp_path: Path) -> 
     path = save(tmp_path / "mask.onnx", nodes, {"x": (1, [4, 4])}, {"y": 1}, weights)
     rows = {"x": np.ones((4, 4), np.float32)}
     applied(Case(path, rows), [Float16()], tmp_path / "out.onnx")
-    found = answers(tmp_path / "out.onnx", rows)["y"]
-    assert np.allclose(found, answers(path, rows)["y"], atol=1e-3)
-    assert not found[~np.tri(4, dtype=bool)].any()
+    scores = answers(tmp_path / "out.onnx", rows)["y"]
+    assert np.allclose(scores, answers(path, rows)["y"], atol=1e-3)
+    assert not scores[~np.tri(4, dtype=bool)].any()
 
 
 def without(rows: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
@@ -342,7 +362,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     "numbers for strings": (lambda rows: {**rows, "categorical": np.zeros((400, 2))}, "categorical is float64"),
     "strings for numbers": (lambda rows: {**rows, "numeric": rows["numeric"].astype(str)}, "numeric is <U"),
     "no row": (lambda rows: {name: matrix[:0] for name, matrix in rows.items()}, "no row"),
-    "unlike rows": (lambda rows: {**rows, "numeric": rows["numeric"][:7]}, "unlike numbers of rows"),
+    "unlike rows": (lambda rows: {**rows, "numeric": rows["numeric"][:7]}, "different numbers of rows"),
     "infinite": (infinite, "numeric is infinite in row 3"),
 }
 
@@ -399,7 +419,7 @@ import hashlib, sys
 from pathlib import Path
 import numpy as np
 sys.path[:0] = {path}
-from test_passes import EVERY
+from tests.contract.test_passes import EVERY
 from mlflowkit.adapters.onnx_passes import OnnxPasses
 model, rows, out = map(Path, sys.argv[1:])
 for passes in EVERY:
@@ -416,8 +436,7 @@ def test_the_same_graph_gives_the_same_bytes_in_another_process(cases: Cases, tm
         applied(case, passes, out)
         here.append(hashlib.sha256(out.read_bytes()).hexdigest())
     assert len(set(here)) == len(EVERY)
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    command = [sys.executable, "-c", AGAIN.format(path=folders), *map(str, (case.model, rows, out))]
+    command = [sys.executable, "-c", AGAIN.format(path=[str(ROOT)]), *map(str, (case.model, rows, out))]
     environment = {"PYTHONHASHSEED": "321", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
     assert done.stdout.split() == here

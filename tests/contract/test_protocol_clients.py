@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.clients import CACHE
-from integration.serving.conftest import ROWS, Grpc, InProcess, expected, make_bundle, table
 from mlflowkit.bundle import Bundle
-from mlflowkit.service_state.records import Settings
+from mlflowkit.service_state.records import GatewaySettings
+from tests.support.gateways import Grpc, InProcess
+from tests.support.lending_bundle import ROWS, expected, make_bundle, table
 
 HERE = Path(__file__).parent / "clients"
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def gateway(bundle: Bundle) -> Iterator[tuple[InProcess, Grpc]]:
-    running = InProcess(Settings("lending"))
+    running = InProcess(GatewaySettings("lending"))
     running.swap(table(1, bundle))
     with Grpc(running) as grpc:
         yield running, grpc

@@ -67,10 +67,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def tracker(home: Path) -> Iterator[MlflowTracker]:
-    made = MlflowTracker(home / "state")
-    made.prewarm()
-    yield made
-    made.close()
+    tracker = MlflowTracker(home / "state")
+    tracker.prewarm()
+    yield tracker
+    tracker.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +85,21 @@ def client(home: Path, tracker: MlflowTracker) -> Any:
 
 def only_run(client: Any, run: str, name: str = "loans") -> Any:
     experiment = client.get_experiment_by_name(name)
-    (found,) = client.search_runs([experiment.experiment_id], f"tags.`mlkit.run` = '{run}'")
-    return found
+    (record,) = client.search_runs([experiment.experiment_id], f"tags.`mlkit.run` = '{run}'")
+    return record
 
 
 def test_a_run_is_kept_with_parameters_metrics_and_tags(tracker: MlflowTracker, client: Any) -> None:
     tracker.record(run_record("kept"))
-    found = only_run(client, "kept")
-    assert found.info.status == "FINISHED"
-    assert (found.info.start_time, found.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
-    assert found.data.params["train.epochs"] == "3"
-    assert found.data.params["gates.0.min"] == "0.7"
-    assert "train.tune" not in found.data.params
-    assert found.data.metrics["roc_auc"] == 0.74
-    assert found.data.metrics["train/val_loss"] == 0.25
-    tags = found.data.tags
+    run = only_run(client, "kept")
+    assert run.info.status == "FINISHED"
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
+    assert run.data.params["train.epochs"] == "3"
+    assert run.data.params["gates.0.min"] == "0.7"
+    assert "train.tune" not in run.data.params
+    assert run.data.metrics["roc_auc"] == 0.74
+    assert run.data.metrics["train/val_loss"] == 0.25
+    tags = run.data.tags
     assert (tags["git_commit"], tags["git_dirty"], tags["data_version"]) == (COMMIT, "true", "d" * 64)
     assert (tags["bundle"], tags["blessed"], tags["gates"]) == ("b" * 64, "true", "1 PASSED, 1 INCONCLUSIVE")
 
@@ -116,9 +116,9 @@ def test_a_run_told_twice_is_one_run_with_its_last_state(tracker: MlflowTracker,
     tracker.record(run_record("twice", status="failed", error="disk full", blessed=False))
     assert only_run(client, "twice").info.status == "FAILED"
     tracker.record(run_record("twice"))
-    found = only_run(client, "twice")
-    assert found.info.status == "FINISHED"
-    assert found.data.tags["blessed"] == "true"
+    run = only_run(client, "twice")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["blessed"] == "true"
 
 
 @pytest.mark.parametrize(
@@ -126,41 +126,41 @@ def test_a_run_told_twice_is_one_run_with_its_last_state(tracker: MlflowTracker,
 )
 def test_every_end_of_a_run_has_its_word(tracker: MlflowTracker, client: Any, status: Any, theirs: str) -> None:
     tracker.record(run_record(f"ended-{status}", status=status))
-    found = only_run(client, f"ended-{status}")
-    assert (found.info.status, found.data.tags["status"]) == (theirs, status)
+    run = only_run(client, f"ended-{status}")
+    assert (run.info.status, run.data.tags["status"]) == (theirs, status)
 
 
 def test_many_and_long_parameters_and_odd_numbers_are_taken(tracker: MlflowTracker, client: Any) -> None:
     recipe = {"columns": {f"a column, no. {number}": "numeric" for number in range(250)}, "note": "x" * 10_000}
     steps = (step("evaluate", {"r2": float("-inf"), "rmse": float("nan")}),)
     tracker.record(run_record("large", recipe=recipe, steps=steps, error="e" * 20_000))
-    found = only_run(client, "large")
-    assert len(found.data.params) == 251
-    assert found.data.params["columns.a column_ no. 7"] == "numeric"
-    assert len(found.data.params["note"]) == adapter.PARAM_LENGTH
+    run = only_run(client, "large")
+    assert len(run.data.params) == 251
+    assert run.data.params["columns.a column_ no. 7"] == "numeric"
+    assert len(run.data.params["note"]) == adapter.MAX_PARAM_LENGTH
 
 
 def test_a_blessed_bundle_becomes_a_version_with_an_alias(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
-    made = make_bundle(tmp_path / "bundle")
+    bundle_folder = make_bundle(tmp_path / "bundle")
     tracker.record(run_record("made-it", name="aliased"))
-    number = tracker.register("aliased", made.path, run_record("made-it", name="aliased"), "challenger")
-    found = client.get_model_version_by_alias("aliased", "challenger")
-    assert str(found.version) == number
-    assert found.source == made.path.as_uri()
-    assert found.run_id == only_run(client, "made-it", "aliased").info.run_id
-    assert found.tags["identity"] == made.manifest.identity
-    assert (found.tags["git_commit"], found.tags["git_dirty"]) == (COMMIT, "true")
-    assert (found.tags["data_version"], found.tags["policy"], found.tags["run"]) == ("d" * 64, "p", "made-it")
+    number = tracker.register("aliased", bundle_folder.path, run_record("made-it", name="aliased"), "challenger")
+    version = client.get_model_version_by_alias("aliased", "challenger")
+    assert str(version.version) == number
+    assert version.source == bundle_folder.path.as_uri()
+    assert version.run_id == only_run(client, "made-it", "aliased").info.run_id
+    assert version.tags["identity"] == bundle_folder.manifest.identity
+    assert (version.tags["git_commit"], version.tags["git_dirty"]) == (COMMIT, "true")
+    assert (version.tags["data_version"], version.tags["policy"], version.tags["run"]) == ("d" * 64, "p", "made-it")
 
 
 def test_one_identity_is_one_version_and_aliases_move(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
-    one, two = make_bundle(tmp_path / "one", b"one"), make_bundle(tmp_path / "two", b"two")
+    original, other = make_bundle(tmp_path / "one", b"one"), make_bundle(tmp_path / "two", b"two")
     again = make_bundle(tmp_path / "again", b"one")
-    first = tracker.register("moving", one.path, run_record("m1", name="moving"), "champion")
-    second = tracker.register("moving", two.path, run_record("m2", name="moving"), "challenger")
+    first = tracker.register("moving", original.path, run_record("m1", name="moving"), "champion")
+    second = tracker.register("moving", other.path, run_record("m2", name="moving"), "challenger")
     assert first != second
     assert tracker.register("moving", again.path, run_record("m3", name="moving"), "challenger") == first
-    assert tracker.register("moving", two.path, run_record("m2", name="moving"), "champion") == second
+    assert tracker.register("moving", other.path, run_record("m2", name="moving"), "champion") == second
     assert len(client.search_model_versions("name = 'moving'")) == 2
     assert str(client.get_model_version_by_alias("moving", "champion").version) == second
     assert str(client.get_model_version_by_alias("moving", "challenger").version) == first
@@ -169,9 +169,9 @@ def test_one_identity_is_one_version_and_aliases_move(tracker: MlflowTracker, cl
 def test_a_bundle_that_is_not_blessed_or_was_altered_is_not_registered(
     tracker: MlflowTracker, client: Any, tmp_path: Path
 ) -> None:
-    plain = make_bundle(tmp_path / "plain", blessed=False)
+    unblessed = make_bundle(tmp_path / "plain", blessed=False)
     with pytest.raises(BundleError, match="not blessed"):
-        tracker.register("refused", plain.path, run_record("x"), "challenger")
+        tracker.register("refused", unblessed.path, run_record("x"), "challenger")
     altered = make_bundle(tmp_path / "altered")
     altered.model.write_bytes(b"other")
     with pytest.raises(BundleError, match="altered"):
@@ -182,25 +182,25 @@ def test_a_bundle_that_is_not_blessed_or_was_altered_is_not_registered(
 def test_a_killed_child_is_replaced_and_nothing_is_kept_twice(
     tracker: MlflowTracker, client: Any, tmp_path: Path
 ) -> None:
-    made = make_bundle(tmp_path / "bundle", b"killed")
-    number = tracker.register("killed", made.path, run_record("k1", name="killed"), "challenger")
+    bundle_folder = make_bundle(tmp_path / "bundle", b"killed")
+    number = tracker.register("killed", bundle_folder.path, run_record("k1", name="killed"), "challenger")
     worker = tracker._worker
     assert worker is not None
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait(timeout=10)
-    assert tracker.register("killed", made.path, run_record("k1", name="killed"), "champion") == number
+    assert tracker.register("killed", bundle_folder.path, run_record("k1", name="killed"), "champion") == number
     assert len(client.search_model_versions("name = 'killed'")) == 1
 
 
 def test_two_processes_register_an_identity_once_and_a_child_ends_with_its_parent(
     tracker: MlflowTracker, client: Any, home: Path, tmp_path: Path
 ) -> None:
-    made = make_bundle(tmp_path / "bundle", b"raced")
+    bundle_folder = make_bundle(tmp_path / "bundle", b"raced")
     other = MlflowTracker(home / "state")
     numbers: list[str] = []
 
     def register(each: MlflowTracker, run: str) -> None:
-        numbers.append(each.register("raced", made.path, run_record(run, name="raced"), "challenger"))
+        numbers.append(each.register("raced", bundle_folder.path, run_record(run, name="raced"), "challenger"))
 
     threads = [threading.Thread(target=register, args=pair) for pair in ((tracker, "r1"), (other, "r2"))]
     for thread in threads:
@@ -217,13 +217,13 @@ def test_two_processes_register_an_identity_once_and_a_child_ends_with_its_paren
 
 
 def test_a_new_state_folder_starts_from_the_kept_database(client: Any, home: Path) -> None:
-    (kept,) = (home / "cache" / "mlflowkit").glob("mlflow-*.sqlite")
+    (cached,) = (home / "cache" / "mlflowkit").glob("mlflow-*.sqlite")
     fresh = MlflowTracker(home / "fresh")
     fresh.record(run_record("fresh"))
     fresh.close()
     assert "Updating database tables" not in (home / "fresh" / "logs" / "mlflow.log").read_text()
     assert (home / "fresh" / "mlflow.db").exists()
-    assert kept.exists()
+    assert cached.exists()
 
 
 def test_a_broken_database_is_an_engine_error(home: Path, tmp_path: Path) -> None:

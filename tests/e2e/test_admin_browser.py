@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from browser import CONTRAST, FACTS, WANTED, Browser
-from mlflowkit.report.rollout.rollout_page import listener
-from mlflowkit.rollout.policy import Command
+from mlflowkit.report.rollout.rollout_page import admin_listener
+from mlflowkit.rollout.policy import PolicyCommand
 from mlflowkit.service_state.records import read_json
-from rollout_world import World
+from tests.support.browser import CONTRAST, FACTS, WANTED, Browser
+from tests.support.rollout_world import RolloutWorld
 
 pytestmark = WANTED
 
@@ -26,9 +26,9 @@ class Site:
 
     def __init__(self, state: Path) -> None:
         rows = [{"grade": "G", "amount": 12_000 + number, "purpose": ATTACK, ATTACK: number} for number in range(3)]
-        self.running = World(state, "lending").controlled().begin().run(250).disagree(rows)
-        self.failed = World(state, "fraud", worse=0.06).begin().run(250).disagree(rows)
-        World(state, "idle")
+        self.running = RolloutWorld(state, "lending").controlled().begin().run(250).disagree(rows)
+        self.failed = RolloutWorld(state, "fraud", worse=0.06).begin().run(250).disagree(rows)
+        RolloutWorld(state, "idle")
         self.state = state
 
     def url(self, service: str) -> str:
@@ -42,7 +42,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(tmp_path_factory.mktemp("admin"))
-    with listener(site.state):
+    with admin_listener(site.state):
         yield site
 
 
@@ -155,13 +155,13 @@ def test_policy_of_the_page_keeps_a_script_that_got_in_from_running_and_from_sen
 
 
 def test_change_shows_up_without_a_reload_and_leaves_what_a_reader_opened(browser: Browser, site: Site) -> None:
-    world = World(site.state, "moving", begun=site.running.begun)
+    world = RolloutWorld(site.state, "moving", begun=site.running.begun)
     show(browser, site.url("moving"))
     browser.evaluate("window.mine = true")
     assert "No rollout has run yet" in browser.evaluate("document.querySelector('#now').innerText")
     world.begin().run(40)
     browser.until("document.querySelector('#now').innerText.includes('20261123-bb22')")
-    world.look((), Command("rollback", "looked wrong"))
+    world.look((), PolicyCommand("rollback", "looked wrong"))
     world.look(())
     browser.until("document.querySelector('#incidents').innerText.includes('looked wrong')")
     browser.evaluate("document.querySelector('details.incident').open = false")
@@ -194,12 +194,12 @@ def test_button_says_what_it_will_do_and_leaves_the_command_that_was_confirmed(b
 
 
 def test_refused_command_says_why_and_keeps_the_dialog(browser: Browser, site: Site) -> None:
-    world = World(site.state, "ending").begin().run(10)
+    world = RolloutWorld(site.state, "ending").begin().run(10)
     show(browser, site.url("ending"))
     browser.evaluate("document.querySelector('#now button.bad').click()")
     saved = world.files.folder / "rollout.json"
     before = saved.read_bytes()
-    world.look((), Command("abort"))
+    world.look((), PolicyCommand("abort"))
     world.look(())
     browser.evaluate("document.getElementById('confirm-do').click()")
     browser.until("!document.getElementById('confirm-problem').hidden")

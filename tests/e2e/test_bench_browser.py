@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import bench_document
-from browser import CONTRAST, FACTS, WANTED, Browser
 from mlflowkit.report.bench_page import render
+from tests.support import bench_document
+from tests.support.browser import CONTRAST, FACTS, WANTED, Browser
 
 pytestmark = WANTED
 ATTACK = "</script><script>window.pwned=true</script><img src=x onerror='window.pwned=true'>\"><b>"

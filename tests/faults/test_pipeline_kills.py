@@ -15,8 +15,11 @@ import pytest
 
 from mlflowkit.system.failpoint import POINTS, TRANSITIONS
 from mlflowkit.values import STAGES
+from tests.support import ROOT
 
-DRILL = Path(__file__).parent / "pipeline_drill.py"
+pytestmark = pytest.mark.slow
+
+DRILL = [sys.executable, "-m", "tests.support.pipeline_drill"]
 
 OF_A_STEP = ("take-lease", "begin-step", "publish", "finish-step", "release-lease")
 STAGES_TRIED = ("data", "train", "package", "deploy")
@@ -55,9 +58,7 @@ def base() -> Iterator[Path]:
 def drilled(base: Path) -> dict[str, Any]:
     """What came of every failpoint, and of the run that nothing cut (named "" there)."""
     points = ["stage.progress@never", *KILLS, *FULL_DISKS]
-    done = subprocess.run(
-        [sys.executable, str(DRILL), "kill", str(base), *points], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*DRILL, "kill", str(base), *points], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -105,7 +106,7 @@ def test_full_disk_is_told_and_recovered_from(drilled: dict[str, Any], point: st
 
 def test_crowd_does_the_work_once(base: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(DRILL), "crowd", str(base / "crowd"), "8"], capture_output=True, text=True, check=False
+        [*DRILL, "crowd", str(base / "crowd"), "8"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

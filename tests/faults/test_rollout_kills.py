@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import rollout_drill as drill
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.rollout import commands
 from mlflowkit.rollout import state as states
@@ -21,8 +20,10 @@ from mlflowkit.rollout.state import RolloutState, SetTable
 from mlflowkit.service_state import controller_lease, version_history
 from mlflowkit.service_state.controller_lease import LeaseLostError
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system import failpoint
 from mlflowkit.system.failpoint import ROLLOUT_POINTS
 from mlflowkit.values import RoutingTable
+from tests.support import rollout_drill as drill
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -43,32 +44,32 @@ def check(files: ServiceFiles, bad: bool) -> RolloutState:
     state = drill.ended(files)
     assert state is not None
     published = drill.entries(files.folder / "published.jsonl")
-    epochs = [one["epoch"] for one in published]
-    fences = [one["fence"] for one in published]
+    epochs = [table["epoch"] for table in published]
+    fences = [table["fence"] for table in published]
     assert epochs == sorted(set(epochs))
     assert fences == sorted(fences)
     table = files.table()
     assert table is not None
     (only,) = table.variants
     assert (only.name, only.weight) == ("champion", 1.0)
-    weights = [one["variants"][1]["weight"] for one in published if len(one["variants"]) > 1]
+    weights = [table["variants"][1]["weight"] for table in published if len(table["variants"]) > 1]
     assert weights == sorted(weights)
     incidents = list((files.folder / "incidents").glob("*.json"))
-    told = sorted(json.loads(path.read_bytes())["event"] for path in (files.folder / "webhooks").glob("*.json"))
+    events = sorted(json.loads(path.read_bytes())["event"] for path in (files.folder / "webhooks").glob("*.json"))
     if bad:
         assert (state.phase, only.digest) == ("rolled_back", "d1")
         assert len(incidents) == 1
-        assert list(version_history.failures(files)) == ["d2"]
+        assert list(version_history.rejections(files)) == ["d2"]
         assert not (files.folder / "promoted.jsonl").exists()
-        assert told == ["rolled_back", "started", "step"]
+        assert events == ["rolled_back", "started", "step"]
     else:
         assert (state.phase, only.digest) == ("promoted", "d2")
         assert incidents == []
-        assert {one[0] for one in drill.entries(files.folder / "promoted.jsonl")} == {"d2"}
-        assert [one.variant.digest for one in version_history.champions(files)] == ["d1", "d2"]
-        assert told == ["promoted", "started", "step", "step"]
+        assert {entry[0] for entry in drill.entries(files.folder / "promoted.jsonl")} == {"d2"}
+        assert [record.variant.digest for record in version_history.champions(files)] == ["d1", "d2"]
+        assert events == ["promoted", "started", "step", "step"]
     assert not (files.folder / "request.json").exists()
-    answer = commands.answered(files, "e1")
+    answer = commands.read_reply(files, "e1")
     assert answer is not None
     assert answer.ok
     return state
@@ -101,20 +102,20 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path: Path, point: s
 
 def test_a_controller_that_was_overtaken_changes_nothing_any_more(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    first = controller_lease.take(tmp_path)
+    first = controller_lease.acquire(tmp_path)
     assert first is not None
     stopped = drill.controller(files, first)
     stopped.step()
     drill.answer_requests(files, 0.3)
-    assert controller_lease.take(tmp_path) is None
-    second = controller_lease.take(tmp_path, clock=lambda: time.time() + controller_lease.EXPIRY_SECONDS + 1)
+    assert controller_lease.acquire(tmp_path) is None
+    second = controller_lease.acquire(tmp_path, clock=lambda: time.time() + controller_lease.EXPIRY_SECONDS + 1)
     assert second is not None
-    table, saved = files.table(), states.read(files.folder / "rollout.json")
+    table, saved = files.table(), states.read(files)
     with pytest.raises(LeaseLostError):
         stopped.step()
-    assert (files.table(), states.read(files.folder / "rollout.json")) == (table, saved)
+    assert (files.table(), states.read(files)) == (table, saved)
     with pytest.raises(LeaseLostError):
-        first.beat()
+        first.renew()
     running: Any = drill.controller(files, second)
     while drill.ended(files) is None:
         running.step()
@@ -125,12 +126,12 @@ def test_a_controller_that_was_overtaken_changes_nothing_any_more(tmp_path: Path
 def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
     """A rollback whose table nobody takes (no gateway is up) stays decided until somebody does."""
     files = drill.set_up(tmp_path)
-    held = controller_lease.take(tmp_path)
+    held = controller_lease.acquire(tmp_path)
     assert held is not None
-    one = drill.controller(files, held)
-    one.step()
+    service = drill.controller(files, held)
+    service.step()
     drill.answer_requests(files, 0.3)
-    works = one.world.platform.publish
+    works = service.deps.platform.publish
     refused = 0
 
     def down(table: Any) -> None:
@@ -138,42 +139,44 @@ def test_what_cannot_be_undone_now_is_tried_again(tmp_path: Path) -> None:
             raise ServiceError("service lending is not up")
         works(table)
 
-    object.__setattr__(one.world, "platform", type("Down", (), {"publish": staticmethod(down)})())
+    object.__setattr__(service.deps, "platform", type("Down", (), {"publish": staticmethod(down)})())
     for _ in range(20):
         try:
-            one.step()
+            service.step()
             drill.answer_requests(files, 0.3)
         except MlkitError:
             refused += 1
-    saved = states.read(files.folder / "rollout.json")
+    saved = states.read(files)
     assert saved is not None
     assert (saved.state.phase, refused > 3) == ("rolling_back", True)
-    object.__setattr__(one.world, "platform", drill.Platform(files))
-    one.step()
+    object.__setattr__(service.deps, "platform", drill.Platform(files))
+    service.step()
     check(files, bad=True)
 
 
 @pytest.mark.parametrize("phase", ["preparing", "running", "rolling_back", "promoting"])
-def test_a_table_that_somebody_else_publishes_meanwhile_holds(tmp_path: Path, phase: str) -> None:
+def test_a_table_that_somebody_else_publishes_meanwhile_holds(
+    tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the decision for a table and its publishing, a deploy publishes one: it is not overwritten."""
     files = drill.set_up(tmp_path)
-    held = controller_lease.take(tmp_path)
+    held = controller_lease.acquire(tmp_path)
     assert held is not None
-    one = drill.controller(files, held)
+    service = drill.controller(files, held)
     deployed = RoutingTable("lending", 0, (dataclasses.replace(drill.CHAMPION, version="3", digest="d3"),))
 
     def deploy(point: str) -> None:
         table = files.table()
         assert table is not None
-        due = isinstance(next(iter(one.saved.todo), None), SetTable) if one.saved is not None else False
-        if point == "rollout.acting" and due and one.saved is not None and one.saved.state.phase == phase:
+        due = isinstance(next(iter(service.saved.todo), None), SetTable) if service.saved is not None else False
+        if point == "rollout.acting" and due and service.saved is not None and service.saved.state.phase == phase:
             if table.champion.digest == "d3":
                 return
             files.write_table(dataclasses.replace(deployed, epoch=table.epoch + 1))
 
-    one.world = dataclasses.replace(one.world, reach=deploy)
+    monkeypatch.setattr(failpoint, "hit", deploy)
     for _ in range(drill.ROUNDS):
-        one.step()
+        service.step()
         if drill.ended(files) is not None:
             break
         drill.answer_requests(files, 0.3 if phase == "rolling_back" else 0.0)
@@ -183,5 +186,5 @@ def test_a_table_that_somebody_else_publishes_meanwhile_holds(tmp_path: Path, ph
     assert (state.phase, table.champion.digest) == ("aborted", "d3")
     assert not (files.folder / "promoted.jsonl").exists()
     turned_down = phase == "rolling_back"
-    assert list(version_history.failures(files)) == (["d2"] if turned_down else [])
+    assert list(version_history.rejections(files)) == (["d2"] if turned_down else [])
     assert len(list((files.folder / "incidents").glob("*.json"))) == turned_down

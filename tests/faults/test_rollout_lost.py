@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-import rollout_drill as drill
-from file_limit import failing_writes
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.service_state import controller_lease
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import RoutingTable
+from tests.support import rollout_drill as drill
+from tests.support.file_limit import failing_writes
 
 
-def under_way(state: Path) -> tuple[ServiceFiles, controller_lease.Lease]:
+def under_way(state: Path) -> tuple[ServiceFiles, controller_lease.ControllerLease]:
     """A rollout whose challenger answers some of the clients; its controller is gone."""
-    files, held = drill.set_up(state), controller_lease.take(state)
+    files, held = drill.set_up(state), controller_lease.acquire(state)
     assert held is not None
     one = drill.controller(files, held)
     while "challenger" not in roles(files):
@@ -56,7 +56,7 @@ def test_a_damaged_record_is_named_and_settled_once_it_is_out_of_the_way(tmp_pat
 
 
 def test_a_table_that_a_person_published_stays(tmp_path: Path) -> None:
-    files, held = drill.set_up(tmp_path), controller_lease.take(tmp_path)
+    files, held = drill.set_up(tmp_path), controller_lease.acquire(tmp_path)
     assert held is not None
     (files.folder / "request.json").unlink()
     by_hand = RoutingTable(
@@ -69,7 +69,7 @@ def test_a_table_that_a_person_published_stays(tmp_path: Path) -> None:
 
 
 def test_what_was_judged_as_the_disk_was_full_is_judged_again(tmp_path: Path) -> None:
-    files, held = drill.set_up(tmp_path), controller_lease.take(tmp_path)
+    files, held = drill.set_up(tmp_path), controller_lease.acquire(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()

@@ -16,21 +16,21 @@ from typing import Any
 import httpx
 import pytest
 
-from integration.serving.conftest import ROWS, make_bundle, wait_for
 from mlflowkit.adapters.ray_serve import RayServePlatform
-from mlflowkit.adapters.ray_serve.isolated import read_reports
+from mlflowkit.adapters.ray_serve.isolated import read_addresses
 from mlflowkit.bundle import Bundle
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts, merge
 from mlflowkit.service_state.records import ServiceFiles, read_json
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import RoutingTable, Variant
+from tests.support import ROOT
+from tests.support.lending_bundle import ROWS, make_bundle
+from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.ray
-
-HERE = Path(__file__).parent
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-class World:
+class IsolatedService:
     """A service whose champion is well and whose other version does what a file says."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class World:
         self.faults.mkdir()
         self.good = make_bundle(folder / "good" / "bundle", 1)
         self.bad = make_bundle(folder / "bad" / "bundle", 2)
-        self.platform = RayServePlatform(folder / ".mlkit", "serving_faults:FaultyRuntime")
+        self.platform = RayServePlatform(folder / ".mlkit", "tests.support.serving_faults:FaultyRuntime")
         self.files = ServiceFiles(folder / ".mlkit" / "services" / "lending")
 
     def start(self) -> None:
@@ -60,7 +60,7 @@ class World:
         temporary.rename(self.faults / "bad")
 
     def pids(self) -> set[int]:
-        return {report.pid for report in read_reports(self.files.folder, self.bad.manifest.identity).values()}
+        return {report.pid for report in read_addresses(self.files, self.bad.manifest.identity).values()}
 
     def counts(self, name: str, epoch: int) -> VariantCounts:
         parts = [Evidence.from_json(read_json(path)) for path in (self.files.folder / "evidence").glob("*.json")]
@@ -106,11 +106,11 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("isolated"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedService]:
+    made = IsolatedService(tmp_path_factory.mktemp("isolated"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLKIT_TEST_FAULTS", str(made.faults))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         try:
             made.start()
             yield made
@@ -119,7 +119,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("word", ["raise", "segfault", "hang", "eat"])
-def test_a_challenger_in_trouble_fails_no_request_and_is_asked_again_when_it_is_well(world: World, word: str) -> None:
+def test_a_challenger_in_trouble_fails_no_request_and_is_asked_again_when_it_is_well(
+    world: IsolatedService, word: str
+) -> None:
     challenger = variant("challenger", world.bad, role="challenger", weight=0.5, placement="isolated")
     champion = variant("champion", world.good, weight=0.5)
     epoch = world.publish(champion, challenger)
@@ -142,7 +144,7 @@ def test_a_challenger_in_trouble_fails_no_request_and_is_asked_again_when_it_is_
 
 
 @pytest.mark.parametrize("word", ["raise", "hang", "segfault", "wedge"])
-def test_a_shadow_in_trouble_costs_its_own_answers_only(world: World, word: str) -> None:
+def test_a_shadow_in_trouble_costs_its_own_answers_only(world: IsolatedService, word: str) -> None:
     shadow = variant("shadow", world.bad, role="shadow", weight=0.0, placement="isolated")
     epoch = world.publish(champion_of(variant("champion", world.good)), shadow)
     world.plant("")

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +18,13 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import trial_processes
 from mlflowkit.adapters.trials import ProcessTrials
 from mlflowkit.errors import TrialError
 from mlflowkit.graphs.candidates import Candidate, Engine, Int8Dynamic, WeightOnly
 from mlflowkit.ports import Trial, TrialJob
 from mlflowkit.system import arrays
+from tests.support import trial_processes
+from tests.support.waiting import wait_for
 
 FLOAT = Candidate(name="onnx")
 DYNAMIC = Candidate(name="onnx-int8-dynamic", passes=[Int8Dynamic()])
@@ -70,7 +70,7 @@ def failing(at: str) -> Iterator[None]:
         del os.environ["MLKIT_FAILPOINT"]
 
 
-def whole(trial: Trial) -> None:
+def check_whole(trial: Trial) -> None:
     trial.build()
     trial.load()
     trial.answers()
@@ -82,7 +82,7 @@ def go(trials: ProcessTrials, job: TrialJob) -> TrialError:
     trial = trials.start(job)
     try:
         with pytest.raises(TrialError) as caught:
-            whole(trial)
+            check_whole(trial)
         with pytest.raises(TrialError):
             trial.block(0, 1)
     finally:
@@ -105,7 +105,7 @@ def test_a_candidate_is_built_asked_and_timed_in_a_process_of_its_own(
     np.testing.assert_allclose(trial.answers()["y"], expected, atol=0.05)
     times = trial.block(3, 40)
     assert len(times) == 40
-    assert all(isinstance(one, int) and one > 0 for one in times)
+    assert all(isinstance(nanoseconds, int) and nanoseconds > 0 for nanoseconds in times)
     trial.close()
     assert not trial_processes.running()
     again = trials.start(job(DYNAMIC))
@@ -114,7 +114,7 @@ def test_a_candidate_is_built_asked_and_timed_in_a_process_of_its_own(
 
 
 @pytest.mark.parametrize(
-    ("at", "candidate", "said"),
+    ("at", "candidate", "message"),
     [
         ("segv:trial.passing", DYNAMIC, "ended by SIGSEGV while building"),
         ("segv:trial.loading", FLOAT, "ended by SIGSEGV while loading"),
@@ -125,11 +125,11 @@ def test_a_candidate_is_built_asked_and_timed_in_a_process_of_its_own(
     ],
 )
 def test_a_crash_costs_the_candidate_and_leaves_a_script_that_does_it_again(
-    at: str, candidate: Candidate, said: str, trials: ProcessTrials, job: Callable[..., TrialJob]
+    at: str, candidate: Candidate, message: str, trials: ProcessTrials, job: Callable[..., TrialJob]
 ) -> None:
     with failing(at):
         error = go(trials, job(candidate))
-        assert said in error.message
+        assert message in error.message
         assert not list(trials.state.rglob("work-*"))
         assert error.script is not None
         again = subprocess.run([sys.executable, error.script], capture_output=True, text=True, timeout=60, check=False)
@@ -138,7 +138,7 @@ def test_a_crash_costs_the_candidate_and_leaves_a_script_that_does_it_again(
     elif at.startswith("trial"):
         assert again.returncode == -signal.SIGKILL
     else:
-        assert said.removeprefix("RuntimeError: ") in again.stderr
+        assert message.removeprefix("RuntimeError: ") in again.stderr
     mended = subprocess.run([sys.executable, error.script], capture_output=True, text=True, timeout=60, check=False)
     assert "answers; the median request takes" in mended.stdout, mended.stderr
 
@@ -161,10 +161,10 @@ def test_scripts_of_graphs_of_one_file_name_have_each_its_own(
     with failing("raise:trial.loading"):
         first = go(trials, job())
     second = go(trials, replace(job(), model=other))
-    for error, said in ((first, "answers; the median request takes"), (second, "NoSuchOperator")):
+    for error, output in ((first, "answers; the median request takes"), (second, "NoSuchOperator")):
         assert error.script is not None
         done = subprocess.run([sys.executable, error.script], capture_output=True, text=True, timeout=60, check=False)
-        assert said in done.stdout + done.stderr
+        assert output in done.stdout + done.stderr
     assert second.script is not None
     assert list(Path(second.script).parent.glob("graph-*/below/weight.bin"))
 
@@ -185,7 +185,6 @@ def test_a_crash_of_one_candidate_is_not_that_of_another(trials: ProcessTrials, 
 LIMITED = """
 import resource, sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}]
 from mlflowkit.adapters.trials import ProcessTrials
 from mlflowkit.graphs.candidates import Candidate, Int8Dynamic
 from mlflowkit.errors import TrialError
@@ -207,7 +206,7 @@ trial.close()
 
 def test_a_disk_that_takes_no_more_costs_the_candidate(tmp_path: Path, job: Callable[..., TrialJob]) -> None:
     job()
-    script = LIMITED.format(tests=str(Path(__file__).parent), base=str(tmp_path))
+    script = LIMITED.format(base=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "failed:" in done.stdout, done.stderr
     assert "File too large" in done.stdout
@@ -238,9 +237,9 @@ def test_the_peak_of_memory_is_the_graph_s_whatever_was_made_before_it(
     trials: ProcessTrials, job: Callable[..., TrialJob]
 ) -> None:
     """The one that makes the graph and the one that finds it made would differ by half, were what is freed kept."""
-    wanted = job(Candidate(name="weights", passes=[WeightOnly(bits=8)], engine=Engine(graph_level="off")))
+    large_job = job(Candidate(name="weights", passes=[WeightOnly(bits=8)], engine=Engine(graph_level="off")))
     weight = np.random.default_rng(0).normal(size=(1500, 1500)).astype(np.float32)
-    proto = onnx.load(wanted.model)
+    proto = onnx.load(large_job.model)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "wide"], ["h"], "a"), helper.make_node("MatMul", ["h", "weight"], ["g"], "b"),
          helper.make_node("MatMul", ["g", "narrow"], ["y"], "c")],
@@ -248,10 +247,10 @@ def test_the_peak_of_memory_is_the_graph_s_whatever_was_made_before_it(
         [numpy_helper.from_array(part, name) for name, part in
          (("wide", weight[:4]), ("weight", weight), ("narrow", weight[:, :4].copy()))],
     )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), wanted.model)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), large_job.model)
     peaks = []
     for _ in range(2):
-        trial = trials.start(wanted)
+        trial = trials.start(large_job)
         trial.build()
         peaks.append(trial.load().memory_bytes or 0)
         trial.close()
@@ -263,7 +262,7 @@ def test_engines_share_the_graph_that_passes_made(trials: ProcessTrials, job: Ca
             for name, level in (("plain", "off"), ("basic", "basic"))]  # fmt: skip
     built = [trial.build() for trial in both]
     assert built[0].files == built[1].files
-    assert sorted(one.cached for one in built) == [False, True], "they were begun at once, and one waited"
+    assert sorted(graph.cached for graph in built) == [False, True], "they were begun at once, and graph waited"
     assert built[0].digest != built[1].digest
     for trial in both:
         trial.close()
@@ -271,18 +270,18 @@ def test_engines_share_the_graph_that_passes_made(trials: ProcessTrials, job: Ca
 
 def test_memory_that_runs_out_costs_the_candidate(trials: ProcessTrials, job: Callable[..., TrialJob]) -> None:
     """The graph wants 400 MB at once; its process may have 200 more than it has."""
-    wanted = job(FLOAT)
+    large_job = job(FLOAT)
     nodes = [
         helper.make_node("ConstantOfShape", ["many"], ["zeros"]),
         helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
         helper.make_node("Add", ["x", "zero"], ["y"]),
     ]
-    graph = onnx.load(wanted.model).graph
+    graph = onnx.load(large_job.model).graph
     inputs, outputs = list(graph.input), list(graph.output)
     many = numpy_helper.from_array(np.array([100_000_000]), "many")
     large = helper.make_graph(nodes, "large", inputs, outputs, [many])
-    onnx.save(helper.make_model(large, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), wanted.model)
-    trial = trials.start(wanted)
+    onnx.save(helper.make_model(large, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), large_job.model)
+    trial = trials.start(large_job)
     trial.build()
     most = psutil.Process(trial._process.pid).memory_info().vms + 200_000_000
     resource.prlimit(trial._process.pid, resource.RLIMIT_AS, (most, most))
@@ -324,10 +323,9 @@ def test_a_trial_ends_with_its_parent_however_that_ends(tmp_path: Path, job: Cal
     assert psutil.pid_exists(child)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(
+        lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, 10, "its end"
+    )
 
 
 def test_threads_of_a_candidate_are_those_of_its_engine(trials: ProcessTrials, job: Callable[..., TrialJob]) -> None:

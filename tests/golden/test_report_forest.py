@@ -1,16 +1,10 @@
-"""The forest plot of the gates, byte for byte.
-
-A change of its looks is meant to be seen: delete ``report_forest.html``, run this test twice, and look at the file.
-"""
+"""The forest plot of the gates, byte for byte."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mlflowkit.report.run import gate_views
 from mlflowkit.values import Measurement, Outcome, Verdict
-
-GOLDEN = Path(__file__).with_name("report_forest.html")
+from tests.support.golden import Golden
 
 AUC = Measurement("roc_auc", 0.7276, 0.6596, 0.7865, samples=1479, method="DeLong, logit")
 VERDICTS = (
@@ -29,10 +23,7 @@ VERDICTS = (
 )
 
 
-def test_forest_of_the_gates_is_drawn_as_it_was() -> None:
+def test_forest_of_the_gates_is_drawn_as_it_was(golden: Golden) -> None:
     family = gate_views.family("roc_auc", VERDICTS)
     drawn = "\n".join([*(row["svg"] for row in family["rows"]), family["axis"], ""])
-    if not GOLDEN.exists():
-        GOLDEN.write_text(drawn, encoding="utf-8")
-        raise AssertionError(f"{GOLDEN} was missing and is written; look at it and run the test again")
-    assert drawn == GOLDEN.read_text(encoding="utf-8")
+    golden("report_forest.html", drawn)

@@ -44,7 +44,7 @@ def test_a_bundle_is_asked_its_evidence_and_held_against_its_recipe(
 ) -> None:
     value = measured(capfd, bundle, "--compare", recipe)
     assert [one["kind"] for one in value["subjects"]] == ["bundle", "recipe"]
-    assert all("made up" not in note for one in value["subjects"] for note in one["notes"])
+    assert all("generated" not in note for one in value["subjects"] for note in one["notes"])
     assert [row["status"] for row in value["candidates"]] == ["ok", "ok"]
     assert value["candidates"][0]["graph"] == value["candidates"][1]["graph"], "the bundle serves what the run picked"
     assert len(value["comparisons"]) == 1

@@ -346,7 +346,7 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
     "positive-of-three": ({"y": ["a", "b", "c"] * 20}, {"positive": "a"}, ["has 3"], "remove"),
     "regression-text": ({}, {"task": "regression"}, ["holds text, not numbers"], "classification"),
     "regression-constant": ({"y": 2.5}, {"task": "regression"}, ["2.5 in all 60 rows"], ""),
-    "regression-inf": ({"y": [INF] + [1.0, 2.0] * 29 + [3]}, {"task": "regression"}, ["1 row (0)"], "mend"),
+    "regression-inf": ({"y": [INF] + [1.0, 2.0] * 29 + [3]}, {"task": "regression"}, ["1 row (0)"], "correct"),
     "regression-missing": ({"y": [None, 1.0] * 30}, {"task": "regression"}, ["missing in 30 rows"], ""),
     "stratified-regression": (
         {"y": range(ROWS)},

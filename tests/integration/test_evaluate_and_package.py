@@ -15,11 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from mlflowkit import bundle
-from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.errors import BundleError, DataError, EngineError, StoreError
 from mlflowkit.features import row_digests as seen
 from mlflowkit.graphs.candidates import Engine
-from mlflowkit.graphs.cuda_device import gpu
+from mlflowkit.graphs.cuda_device import detect_gpu
 from mlflowkit.ports import StageContext
 from mlflowkit.stages import data, evaluate, package
 from mlflowkit.stages.base import read_table_info
@@ -77,14 +77,14 @@ def _save(
 
 
 def signature(columns: Sequence[str], classes: Sequence[str | int] = ()) -> Signature:
-    inputs = (Tensor(name="numeric", datatype="FP32", shape=(-1, len(columns)), columns=tuple(columns)),)
+    inputs = (TensorSpec(name="numeric", datatype="FP32", shape=(-1, len(columns)), columns=tuple(columns)),)
     if not classes:
-        outputs = (Tensor(name="prediction", datatype="FP32", shape=(-1,)),)
+        outputs = (TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),)
         return Signature(task="regression", inputs=inputs, outputs=outputs)
     label = "BYTES" if isinstance(classes[0], str) else "INT64"
     outputs = (
-        Tensor(name="label", datatype=label, shape=(-1,)),
-        Tensor(name="probabilities", datatype="FP32", shape=(-1, len(classes))),
+        TensorSpec(name="label", datatype=label, shape=(-1,)),
+        TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(classes))),
     )
     return Signature(task="classification", inputs=inputs, outputs=outputs, classes=tuple(classes))
 
@@ -99,7 +99,7 @@ def loans(rows: int, seed: int = 0, labels: Sequence[str | int] = ("good", "bad"
     return pd.DataFrame({"income": income, "debt": debt, "term": term, "status": target})
 
 
-class World:
+class EvaluationWorld:
     """The folders of the stages before evaluate, and contexts over them."""
 
     def __init__(
@@ -151,7 +151,7 @@ class World:
             samples_us = np.random.default_rng(1).gamma(20, 5, size=2000).tolist()
         (folder / "latency.json").write_text(json.dumps({"onnx": {"samples_us": list(samples_us), "block": 50}}))
 
-    def like(self, other: World) -> World:
+    def like(self, other: EvaluationWorld) -> EvaluationWorld:
         """The same, with the other's graph."""
         self.inputs["optimize"] = other.inputs["optimize"]
         return self
@@ -177,15 +177,15 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> EvaluationWorld:
     """1,500 loans with text labels, and no graph yet."""
-    return World(tmp_path, loans(1500), "status", ("good", "bad"))
+    return EvaluationWorld(tmp_path, loans(1500), "status", ("good", "bad"))
 
 
 GOOD, WORSE = (-1.0, 1.5), (1.0, 0.2)
 
 
-def judged(world: World, *gates: dict[str, Any], champion: Path | None = None) -> tuple[StageResult, Path]:
+def judged(world: EvaluationWorld, *gates: dict[str, Any], champion: Path | None = None) -> tuple[StageResult, Path]:
     task = "classification" if world.classes else "regression"
     spec = evaluate.Spec.model_validate({"task": task, "gates": list(gates)})
     context = world.context("evaluate", champion=champion)
@@ -193,7 +193,7 @@ def judged(world: World, *gates: dict[str, Any], champion: Path | None = None) -
 
 
 def served(
-    world: World,
+    world: EvaluationWorld,
     weights: tuple[float, float],
     labels: tuple[Any, ...] = ("good", "bad"),
     trained_on: pd.DataFrame | None = None,
@@ -220,12 +220,12 @@ def load(out: Path, name: str) -> Any:
 
 
 @pytest.fixture
-def trained(world: World) -> World:
+def trained(world: EvaluationWorld) -> EvaluationWorld:
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     return world
 
 
-def test_what_it_writes_is_what_the_model_answered(trained: World) -> None:
+def test_what_it_writes_is_what_the_model_answered(trained: EvaluationWorld) -> None:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     result, out = judged(trained, {"metric": "roc_auc", "min": 0.7})
@@ -252,13 +252,13 @@ def test_what_it_writes_is_what_the_model_answered(trained: World) -> None:
     assert [verdict["outcome"] for verdict in load(out, "verdicts.json")] == ["PASSED"]
 
 
-def test_equal_runs_write_equal_bytes(trained: World) -> None:
+def test_equal_runs_write_equal_bytes(trained: EvaluationWorld) -> None:
     outs = [judged(trained, {"metric": "roc_auc", "min": 0.7})[1] for _ in range(2)]
     for name in ("evaluation.json", "verdicts.json", "predictions.parquet"):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
 
 
-def test_every_kind_of_gate_has_its_verdict(trained: World) -> None:
+def test_every_kind_of_gate_has_its_verdict(trained: EvaluationWorld) -> None:
     result, _ = judged(
         trained,
         {"metric": "roc_auc", "min": 0.7},
@@ -289,7 +289,7 @@ def test_every_kind_of_gate_has_its_verdict(trained: World) -> None:
     assert (result.summary["blessed"], result.summary["worst"]) == (False, "FAILED")
 
 
-def test_slices_are_written_with_the_small_ones_named(trained: World) -> None:
+def test_slices_are_written_with_the_small_ones_named(trained: EvaluationWorld) -> None:
     _, out = judged(trained, {"metric": "roc_auc", "slice": {"column": "term"}, "min": 0.6})
     written = load(out, "evaluation.json")
     assert [(one["column"], one["value"]) for one in written["slices"]] == [("term", "36"), ("term", "60")]
@@ -298,7 +298,7 @@ def test_slices_are_written_with_the_small_ones_named(trained: World) -> None:
     assert [one["value"] for one in small["values"]] == ["84"]
 
 
-def test_no_slice_large_enough_is_inconclusive(trained: World) -> None:
+def test_no_slice_large_enough_is_inconclusive(trained: EvaluationWorld) -> None:
     result, _ = judged(trained, {"metric": "roc_auc", "slice": {"column": "term", "min_rows": 5000}, "min": 0.6})
     (verdict,) = result.verdicts
     assert verdict.outcome is Outcome.INCONCLUSIVE
@@ -308,7 +308,7 @@ def test_no_slice_large_enough_is_inconclusive(trained: World) -> None:
 def test_missing_values_are_a_slice(tmp_path: Path) -> None:
     table = loans(400)
     table["term"] = table["term"].where(table["term"] != "60")
-    world = World(tmp_path, table, "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, table, "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     result, _ = judged(world, {"metric": "accuracy", "slice": {"column": "term"}, "min": 0.1})
     assert "term=(missing)" in [verdict.slice for verdict in result.verdicts]
@@ -317,7 +317,7 @@ def test_missing_values_are_a_slice(tmp_path: Path) -> None:
 def test_a_slice_of_one_class_is_inconclusive_and_counts(tmp_path: Path) -> None:
     table = loans(600)
     table.loc[table["term"] == "60", "status"] = "good"
-    world = World(tmp_path, table, "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, table, "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     result, _ = judged(world, {"metric": "roc_auc", "slice": {"column": "term"}, "min": 0.5})
     by = {verdict.slice: verdict for verdict in result.verdicts}
@@ -330,7 +330,7 @@ def test_a_slice_of_one_class_is_inconclusive_and_counts(tmp_path: Path) -> None
 def test_a_test_part_of_one_class_is_inconclusive(tmp_path: Path) -> None:
     table = loans(50)
     table["status"] = "good"
-    world = World(tmp_path, table, "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, table, "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     result, out = judged(world, {"metric": "roc_auc", "min": 0.5}, {"metric": "accuracy", "min": 0.1})
     assert [verdict.outcome.value for verdict in result.verdicts] == ["INCONCLUSIVE", "PASSED"]
@@ -339,7 +339,7 @@ def test_a_test_part_of_one_class_is_inconclusive(tmp_path: Path) -> None:
     assert written["roc"] is None
 
 
-def test_a_worse_model_fails_against_the_champion(trained: World) -> None:
+def test_a_worse_model_fails_against_the_champion(trained: EvaluationWorld) -> None:
     champion = served(trained, GOOD)
     trained.optimized(lambda path: classifier(path, WORSE, ("good", "bad")))
     result, out = judged(trained, {"metric": "roc_auc", "against": "champion", "margin": 0.01}, champion=champion)
@@ -353,7 +353,7 @@ def test_a_worse_model_fails_against_the_champion(trained: World) -> None:
     assert one["difference"]["value"] == pytest.approx(one["candidate"]["value"] - one["champion"]["value"])
 
 
-def test_less_is_better_for_losses_against_the_champion(trained: World) -> None:
+def test_less_is_better_for_losses_against_the_champion(trained: EvaluationWorld) -> None:
     champion = served(trained, WORSE)
     gates = [{"metric": name, "against": "champion"} for name in ("log_loss", "brier", "roc_auc")]
     result, _ = judged(trained, *gates, champion=champion)
@@ -361,7 +361,7 @@ def test_less_is_better_for_losses_against_the_champion(trained: World) -> None:
     assert [verdict.direction for verdict in result.verdicts] == ["max", "max", "min"]
 
 
-def test_the_champion_itself_is_no_worse_than_the_champion(trained: World) -> None:
+def test_the_champion_itself_is_no_worse_than_the_champion(trained: EvaluationWorld) -> None:
     champion = served(trained, GOOD)
     result, _ = judged(trained, {"metric": "roc_auc", "against": "champion"}, champion=champion)
     assert result.verdicts[0].outcome is Outcome.PASSED
@@ -369,7 +369,7 @@ def test_the_champion_itself_is_no_worse_than_the_champion(trained: World) -> No
 
 def test_a_champion_with_labels_in_another_order_is_compared_rightly(tmp_path: Path) -> None:
     """Three classes: order is free. The champion's codes are its own."""
-    world = World(tmp_path, loans(300), "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, loans(300), "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     champion = served(world, (1.0, -1.5), ("bad", "good"))
     result, _ = judged(world, {"metric": "roc_auc", "against": "champion"}, champion=champion)
@@ -380,7 +380,7 @@ def test_a_champion_with_labels_in_another_order_is_compared_rightly(tmp_path: P
 CHANGE = {"metric": "roc_auc", "against": "champion", "margin": 0.01}
 
 
-def test_rows_that_only_the_champion_was_trained_on_are_left_out(trained: World) -> None:
+def test_rows_that_only_the_champion_was_trained_on_are_left_out(trained: EvaluationWorld) -> None:
     """It is told, and the numbers are those of the other rows alone."""
     from sklearn.metrics import roc_auc_score
 
@@ -405,7 +405,7 @@ def test_rows_that_only_the_champion_was_trained_on_are_left_out(trained: World)
 def test_a_champion_of_the_same_split_is_compared_with_on_all_test_rows(tmp_path: Path) -> None:
     """Also where rows recur, so that test rows have copies among the rows that both were trained on."""
     table = loans(600).round(0)
-    world = World(tmp_path, table.iloc[:300], "status", ("good", "bad"), seen=table.iloc[300:])
+    world = EvaluationWorld(tmp_path, table.iloc[:300], "status", ("good", "bad"), seen=table.iloc[300:])
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     result, out = judged(world, CHANGE, champion=served(world, WORSE))
     assert "on 300 rows" in result.verdicts[0].message
@@ -415,7 +415,7 @@ def test_a_champion_of_the_same_split_is_compared_with_on_all_test_rows(tmp_path
 
 def test_rows_that_only_the_candidate_was_trained_on_are_left_out_too(tmp_path: Path) -> None:
     table = loans(400)
-    world = World(tmp_path, table, "status", ("good", "bad"), seen=table.iloc[:100])
+    world = EvaluationWorld(tmp_path, table, "status", ("good", "bad"), seen=table.iloc[:100])
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     result, _ = judged(world, CHANGE, champion=served(world, WORSE, trained_on=loans(50, seed=5)))
     assert "on 300 of 400 test rows" in result.verdicts[0].message
@@ -423,7 +423,7 @@ def test_rows_that_only_the_candidate_was_trained_on_are_left_out_too(tmp_path: 
 
 
 @pytest.mark.parametrize("left", [0, 1, 3])
-def test_too_few_rows_to_compare_on_are_inconclusive(trained: World, left: int) -> None:
+def test_too_few_rows_to_compare_on_are_inconclusive(trained: EvaluationWorld, left: int) -> None:
     champion = served(trained, WORSE, trained_on=trained.table.iloc[left:])
     result, out = judged(trained, CHANGE, {"metric": "roc_auc", "min": 0.7}, champion=champion)
     change, value = result.verdicts
@@ -436,7 +436,7 @@ def test_too_few_rows_to_compare_on_are_inconclusive(trained: World, left: int) 
     assert "roc_auc" in written["undefined"]
 
 
-def test_a_slice_that_the_champion_was_trained_on_is_inconclusive_by_name(trained: World) -> None:
+def test_a_slice_that_the_champion_was_trained_on_is_inconclusive_by_name(trained: EvaluationWorld) -> None:
     long = trained.table["term"] == "60"
     champion = served(trained, WORSE, trained_on=trained.table[long].iloc[5:])
     result, _ = judged(trained, {**CHANGE, "slice": {"column": "term"}}, champion=champion)
@@ -447,7 +447,7 @@ def test_a_slice_that_the_champion_was_trained_on_is_inconclusive_by_name(traine
     assert "the gate asks for 30 or more" in by["term=60"].message
 
 
-def test_a_champion_that_does_not_tell_its_rows_is_inconclusive(trained: World) -> None:
+def test_a_champion_that_does_not_tell_its_rows_is_inconclusive(trained: EvaluationWorld) -> None:
     champion = served(trained, WORSE)
     (champion / seen.EVIDENCE).unlink()
     lineage = trained.context("evaluate").lineage
@@ -457,13 +457,13 @@ def test_a_champion_that_does_not_tell_its_rows_is_inconclusive(trained: World) 
     )
     said = [(verdict.outcome.value, verdict.blocking) for verdict in result.verdicts]
     assert said == [("INCONCLUSIVE", True), ("INCONCLUSIVE", False), ("PASSED", True)]
-    assert "does not tell which rows it was trained on" in result.verdicts[0].message
+    assert "does not record which rows it was trained on" in result.verdicts[0].message
     written = load(out, "evaluation.json")["champion"]
     assert (written["rows"], written["metrics"]) == (0, {})
 
 
 @pytest.mark.parametrize("content", [b"", b"digests", b"PK\x03\x04", "pickle", "floats", "unsorted"])
-def test_digests_that_are_not_digests_are_an_error(trained: World, content: bytes | str) -> None:
+def test_digests_that_are_not_digests_are_an_error(trained: EvaluationWorld, content: bytes | str) -> None:
     champion = served(trained, WORSE)
     if isinstance(content, bytes):
         (champion / seen.EVIDENCE).write_bytes(content)
@@ -486,7 +486,7 @@ def test_a_champion_that_memorised_its_rows_gains_nothing_by_another_split(tmp_p
     table["status"] = np.where(rng.random(4000) < 0.5, "good", "bad")
     splits = [np.random.default_rng(seed).permutation(4000) for seed in (7, 9)]
     (theirs, _), (ours, test) = [(order[1000:], order[:1000]) for order in splits]
-    world = World(tmp_path, table.iloc[test], "status", ("good", "bad"), seen=table.iloc[ours])
+    world = EvaluationWorld(tmp_path, table.iloc[test], "status", ("good", "bad"), seen=table.iloc[ours])
     columns = table[["income", "debt"]].to_numpy(np.float32)
     trees = [DecisionTreeClassifier(random_state=0) for _ in splits]
     for tree, rows in zip(trees, (ours, theirs), strict=True):
@@ -517,7 +517,7 @@ def test_rows_of_a_real_table_are_recognised_across_splits(tmp_path: Path) -> No
     for seed, kind in ((7, "csv"), (9, "parquet")):
         out = tmp_path / f"data-{seed}"
         out.mkdir()
-        world = World(tmp_path / f"world-{seed}", loans(10), "status", ("good", "bad"))
+        world = EvaluationWorld(tmp_path / f"world-{seed}", loans(10), "status", ("good", "bad"))
         split = {"kind": "stratified", "validation": 0.15, "test": 0.15}
         source = {"kind": kind, "path": f"lending.{kind}"}
         asked = {"task": "classification", "source": source, "target": "Class", "positive": "bad", "split": split}
@@ -526,13 +526,13 @@ def test_rows_of_a_real_table_are_recognised_across_splits(tmp_path: Path) -> No
         splits[seed] = np.load(out / "split.npy")
     info = read_table_info(tmp_path / "data-7")
     inputs = [
-        Tensor(name=kind, datatype=datatype, shape=(-1, len(columns)), columns=columns)
+        TensorSpec(name=kind, datatype=datatype, shape=(-1, len(columns)), columns=columns)
         for kind, datatype, columns in (("numeric", "FP32", info.numeric), ("categorical", "BYTES", info.categorical))
     ]
     made = Signature(task="classification", inputs=tuple(inputs), outputs=(), classes=info.classes)
     found = seen.is_seen(
         seen.digests_of(tmp_path / "data-9" / "test.parquet", made, "Class"),
-        seen.seen_by(tmp_path / "data-7", made, "Class"),
+        seen.training_row_digests(tmp_path / "data-7", made, "Class"),
     )
     assert found.tolist() == (splits[7][splits[9] == 2] != 2).tolist()
     assert 0.8 < found.mean() < 0.9
@@ -548,7 +548,7 @@ def _tree(path: Path, tree: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["altered", "gone", "other columns", "other classes"])
-def test_a_champion_that_cannot_be_compared_is_an_error_in_words(trained: World, how: str) -> None:
+def test_a_champion_that_cannot_be_compared_is_an_error_in_words(trained: EvaluationWorld, how: str) -> None:
     champion = served(trained, GOOD, ("good", "late") if how == "other classes" else ("good", "bad"))
     words = {
         "altered": "was altered",
@@ -575,7 +575,7 @@ def test_a_champion_that_cannot_be_compared_is_an_error_in_words(trained: World,
     assert words[how] in load(out, "evaluation.json")["champion"]["fault"]
 
 
-def test_a_model_that_answers_nan_is_never_blessed(world: World) -> None:
+def test_a_model_that_answers_nan_is_never_blessed(world: EvaluationWorld) -> None:
     world.optimized(lambda path: classifier(path, (float("nan"), 1.0), ("good", "bad")))
     result, out = judged(world)
     (verdict,) = result.verdicts
@@ -597,14 +597,16 @@ def test_a_model_that_answers_nan_is_never_blessed(world: World) -> None:
         ({"metric": "latency_p99_ms", "max": 5, "slice": {"column": "term"}}, "not by slice"),
     ],
 )
-def test_a_gate_that_makes_no_sense_is_an_error_and_bars(trained: World, gate: dict[str, Any], words: str) -> None:
+def test_a_gate_that_makes_no_sense_is_an_error_and_bars(
+    trained: EvaluationWorld, gate: dict[str, Any], words: str
+) -> None:
     result, _ = judged(trained, gate)
     (verdict,) = result.verdicts
     assert (verdict.outcome, verdict.blocking) == (Outcome.ERROR, True)
     assert words in verdict.message
 
 
-def test_too_few_requests_leave_latency_undecided(world: World) -> None:
+def test_too_few_requests_leave_latency_undecided(world: EvaluationWorld) -> None:
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")), samples_us=[100.0] * 200)
     result, out = judged(world, {"metric": "latency_p99_ms", "max": 5})
     assert result.verdicts[0].outcome is Outcome.INCONCLUSIVE
@@ -614,7 +616,7 @@ def test_too_few_requests_leave_latency_undecided(world: World) -> None:
 
 
 def test_whole_number_labels(tmp_path: Path) -> None:
-    world = World(tmp_path, loans(500, labels=(0, 1)), "status", (0, 1))
+    world = EvaluationWorld(tmp_path, loans(500, labels=(0, 1)), "status", (0, 1))
     world.optimized(lambda path: classifier(path, GOOD, (0, 1)))
     result, out = judged(world, {"metric": "roc_auc", "min": 0.7})
     assert result.verdicts[0].outcome is Outcome.PASSED
@@ -625,7 +627,7 @@ def test_a_regression_is_judged(tmp_path: Path) -> None:
     table = loans(800)
     rng = np.random.default_rng(1)
     table["rate"] = 2 * table["income"] - table["debt"] + rng.normal(scale=0.5, size=800)
-    world = World(tmp_path, table, "rate")
+    world = EvaluationWorld(tmp_path, table, "rate")
     world.optimized(lambda path: regressor(path, (2.0, -1.0)))
     result, out = judged(
         world,
@@ -644,7 +646,7 @@ def test_a_regression_is_judged(tmp_path: Path) -> None:
 
 
 def test_an_empty_test_part_is_a_data_error(tmp_path: Path) -> None:
-    world = World(tmp_path, loans(500).head(0), "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, loans(500).head(0), "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     with pytest.raises(DataError, match="no rows"):
         judged(world)
@@ -653,7 +655,7 @@ def test_an_empty_test_part_is_a_data_error(tmp_path: Path) -> None:
 def test_a_label_that_the_model_does_not_know_is_a_data_error(tmp_path: Path) -> None:
     table = loans(100)
     table.loc[7, "status"] = "late"
-    world = World(tmp_path, table, "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, table, "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
     with pytest.raises(DataError, match=r"row 7 of column 'status' is 'late'"):
         judged(world)
@@ -662,12 +664,12 @@ def test_a_label_that_the_model_does_not_know_is_a_data_error(tmp_path: Path) ->
 # ---- package
 
 
-def packed(world: World, evaluated: Path) -> tuple[StageResult, Path]:
+def packed(world: EvaluationWorld, evaluated: Path) -> tuple[StageResult, Path]:
     context = world.context("package", more={"evaluate": evaluated})
     return package.run(package.Spec(name="loans", policy="p" * 64), context), context.out / "bundle"
 
 
-def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: World) -> None:
+def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: EvaluationWorld) -> None:
     _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
     result, path = packed(trained, evaluated)
     made = bundle.open_bundle(path, blessed=True)
@@ -678,7 +680,7 @@ def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: W
     assert result.summary["blessed"] is True
     digests = seen.read(made)
     assert digests is not None
-    assert digests.tolist() == seen.seen_by(trained.inputs["data"], made.signature, "status").tolist()
+    assert digests.tolist() == seen.training_row_digests(trained.inputs["data"], made.signature, "status").tolist()
     evidence = {name.removeprefix("evidence/") for name in made.manifest.files if name.startswith("evidence/")}
     assert evidence >= {"reference.whylogs", "evaluation.json", "verdicts.json", "parity.json", "latency.json"}
     sample = json.loads(made.read("evidence/sample.json"))
@@ -689,7 +691,7 @@ def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: W
     assert answers["probabilities"].tolist() == sample["outputs"]["probabilities"]
 
 
-def test_the_engine_that_was_picked_judges_and_travels_in_the_bundle(trained: World) -> None:
+def test_the_engine_that_was_picked_judges_and_travels_in_the_bundle(trained: EvaluationWorld) -> None:
     engine = Engine(graph_level="basic", threads=2)
     bundle.write_engine(trained.inputs["optimize"], engine)
     _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
@@ -699,8 +701,8 @@ def test_the_engine_that_was_picked_judges_and_travels_in_the_bundle(trained: Wo
     assert "engine.json" in made.manifest.files
 
 
-@pytest.mark.skipif(not isinstance(gpu(), str), reason="this machine has a GPU")
-def test_an_engine_that_this_machine_lacks_is_neither_judged_nor_packed_on_another(trained: World) -> None:
+@pytest.mark.skipif(not isinstance(detect_gpu(), str), reason="this machine has a GPU")
+def test_an_engine_that_this_machine_lacks_is_neither_judged_nor_packed_on_another(trained: EvaluationWorld) -> None:
     _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
     bundle.write_engine(trained.inputs["optimize"], Engine(runtime="ort-cuda"))
     with pytest.raises(EngineError, match="cannot run on ort-cuda"):
@@ -719,7 +721,7 @@ def test_an_engine_that_this_machine_lacks_is_neither_judged_nor_packed_on_anoth
         ({"metric": "rmse", "max": 0.1, "on_inconclusive": "allow"}, False),
     ],
 )
-def test_who_is_blessed(trained: World, gate: dict[str, Any], blessed: bool) -> None:
+def test_who_is_blessed(trained: EvaluationWorld, gate: dict[str, Any], blessed: bool) -> None:
     _, evaluated = judged(trained, gate)
     result, path = packed(trained, evaluated)
     assert result.summary["blessed"] is blessed
@@ -727,7 +729,7 @@ def test_who_is_blessed(trained: World, gate: dict[str, Any], blessed: bool) -> 
     assert bool(result.summary["barring"]) is not blessed
 
 
-def test_identity_does_not_move_with_timings(trained: World) -> None:
+def test_identity_does_not_move_with_timings(trained: EvaluationWorld) -> None:
     _, first = packed(trained, judged(trained, {"metric": "roc_auc", "min": 0.7})[1])
     trained.optimized(lambda path: classifier(path, GOOD, ("good", "bad")), samples_us=[90.0] * 3000)
     _, second = packed(trained, judged(trained, {"metric": "roc_auc", "min": 0.7})[1])
@@ -736,7 +738,7 @@ def test_identity_does_not_move_with_timings(trained: World) -> None:
     assert one.evidence != two.evidence
 
 
-def test_rows_seen_are_evidence_that_is_sealed_and_no_part_of_the_identity(trained: World) -> None:
+def test_rows_seen_are_evidence_that_is_sealed_and_no_part_of_the_identity(trained: EvaluationWorld) -> None:
     _, evaluated = judged(trained, {"metric": "roc_auc", "min": 0.7})
     paths = [packed(trained, evaluated)[1]]
     loans(60, seed=4).to_parquet(trained.inputs["data"] / "train.parquet")
@@ -755,16 +757,16 @@ def test_missing_cells_of_the_sample_are_null(tmp_path: Path) -> None:
     table = loans(300)
     table.loc[0, "income"] = np.nan
     table.loc[1, "debt"] = np.inf
-    world = World(tmp_path, table, "status", ("good", "bad"))
+    world = EvaluationWorld(tmp_path, table, "status", ("good", "bad"))
     world.optimized(lambda path: classifier(path, GOOD, ("good", "bad")))
-    out = judged(World(tmp_path / "clean", loans(300), "status", ("good", "bad")).like(world))[1]
+    out = judged(EvaluationWorld(tmp_path / "clean", loans(300), "status", ("good", "bad")).like(world))[1]
     _, path = packed(world, out)
     rows = json.loads((path / "evidence" / "sample.json").read_text())["rows"]
     assert (rows[0]["income"], rows[1]["debt"]) == (None, None)
     assert rows[0]["debt"] == table.loc[0, "debt"]
 
 
-def test_a_graph_that_answers_nan_is_not_packed(trained: World) -> None:
+def test_a_graph_that_answers_nan_is_not_packed(trained: EvaluationWorld) -> None:
     _, evaluated = judged(trained)
     trained.optimized(lambda path: classifier(path, (float("nan"), 1.0), ("good", "bad")))
     with pytest.raises(EngineError, match="NaN or infinity"):
@@ -772,16 +774,16 @@ def test_a_graph_that_answers_nan_is_not_packed(trained: World) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[", "[{}]", '[{"outcome": "MAYBE", "measurement": null}]', "{}x"])
-def test_broken_verdicts_do_not_bless(trained: World, content: str) -> None:
+def test_broken_verdicts_do_not_bless(trained: EvaluationWorld, content: str) -> None:
     _, evaluated = judged(trained)
     (evaluated / "verdicts.json").write_text(content)
     with pytest.raises(StoreError, match=r"verdicts\.json cannot be read"):
         packed(trained, evaluated)
 
 
-def test_a_missing_input_is_named(trained: World) -> None:
+def test_a_missing_input_is_named(trained: EvaluationWorld) -> None:
     _, evaluated = judged(trained)
     (trained.inputs["validate"] / "reference.whylogs").unlink()
     with pytest.raises(StoreError, match=r"validate stage's reference\.whylogs") as caught:
         packed(trained, evaluated)
-    assert caught.value.hint == "mlkit run --force validate"
+    assert caught.value.hint == "mlkit run RECIPE --force validate"

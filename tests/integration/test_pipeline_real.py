@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import pytest
 
 import mlflowkit as mk
 from mlflowkit.cli.app import main
-from mlflowkit.pipeline.journal import Journal
+from mlflowkit.pipeline.storage.journal import SqliteJournal
+from tests.support.waiting import wait_for
 
 MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 VENDORS = ("torch", "ray", "pandas", "numpy", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib", "whylogs")
-Told = Callable[..., tuple[int, Any]]
+CommandRunner = Callable[..., tuple[int, Any]]
 
 
 def lay_out(folder: Path) -> Path:
@@ -57,7 +57,7 @@ def whole(recipe: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def told(recipe: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> Told:
+def run_command(recipe: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> CommandRunner:
     """Run a command here; its exit code and its JSON."""
 
     def command(*arguments: str) -> tuple[int, Any]:
@@ -90,19 +90,20 @@ def test_second_run_trains_nothing_and_says_so(recipe: Path, whole: dict[str, An
 
 def test_planned_run_with_nothing_to_do_imports_no_vendor(recipe: Path, whole: dict[str, Any]) -> None:
     code = (
-        "import sys; from mlflowkit import library; "
-        f"run = library.run(library.load({str(recipe)!r}), until='package'); "
+        "import sys; from mlflowkit import api; "
+        f"run = api.run(api.load({str(recipe)!r}), until='package'); "
         f"print(run.trained, [v for v in {VENDORS!r} if v in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False []"
 
 
+@pytest.mark.slow
 def test_run_killed_in_training_and_after_ends_in_the_same_bundle(tmp_path: Path, whole: dict[str, Any]) -> None:
     recipe = lay_out(tmp_path / "recipes")
     kill_in_training(recipe)
     assert run(recipe, failpoint="store.renamed@export").returncode == -signal.SIGKILL
-    journal = Journal(recipe.parent / ".mlkit")
+    journal = SqliteJournal(recipe.parent / ".mlkit")
     trained = next(step for step in journal.run("last").steps if step.stage == "train")
     assert trained.result is not None
     assert trained.result.summary["resumed_from"] >= 1
@@ -121,16 +122,14 @@ def kill_in_training(recipe: Path) -> None:
     """Start a run and kill it once there is a checkpoint."""
     command = [*MLKIT, "run", str(recipe), "--until", "package"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as cut:
-        deadline = time.monotonic() + 60
-        while not list(recipe.parent.glob(".mlkit/scratch/*/*.safetensors")):
-            assert time.monotonic() < deadline
-            assert cut.poll() is None
-            time.sleep(0.002)
+        files = recipe.parent / ".mlkit" / "scratch"
+        wait_for(lambda: list(files.glob("*/*.safetensors")) or cut.poll() is not None, 60, "a checkpoint", poll=0.002)
+        assert cut.poll() is None
         cut.kill()
 
 
-def test_plan_gives_the_reason(recipe: Path, told: Told) -> None:
-    code, plan = told("plan", str(recipe), "train.epochs=81", "--until", "package")
+def test_plan_gives_the_reason(recipe: Path, run_command: CommandRunner) -> None:
+    code, plan = run_command("plan", str(recipe), "train.epochs=81", "--until", "package")
     assert code == 0
     steps = {step["stage"]: step for step in plan["steps"]}
     assert steps["data"]["action"] == steps["validate"]["action"] == "reuse"
@@ -138,15 +137,15 @@ def test_plan_gives_the_reason(recipe: Path, told: Told) -> None:
     assert steps["export"]["reason"] == "train is stale"
 
 
-def test_runs_show_and_diff_agree(recipe: Path, whole: dict[str, Any], told: Told) -> None:
-    code, other = told("run", str(recipe), "gates=[{metric: roc_auc, min: 0.5}]", "--until", "package")
+def test_runs_show_and_diff_agree(recipe: Path, whole: dict[str, Any], run_command: CommandRunner) -> None:
+    code, other = run_command("run", str(recipe), "gates=[{metric: roc_auc, min: 0.5}]", "--until", "package")
     assert code == 0
     assert {step["stage"] for step in other["steps"] if step["action"] == "run"} == {"evaluate", "package"}
-    _, listed = told("runs")
+    _, listed = run_command("runs")
     assert {whole["run"], other["run"]} <= {run["run"] for run in listed["runs"]}
-    _, shown = told("show", whole["run"])
+    _, shown = run_command("show", whole["run"])
     assert shown["metrics"] == whole["metrics"]
-    _, compared = told("diff", whole["run"], other["run"])
+    _, compared = run_command("diff", whole["run"], other["run"])
     assert "gates[0].min" in [row["key"] for row in compared["recipe"]]
     assert not compared["data"]["changed"]
     auc = next(row for row in compared["metrics"] if row["name"] == "roc_auc")
@@ -155,41 +154,43 @@ def test_runs_show_and_diff_agree(recipe: Path, whole: dict[str, Any], told: Tol
 
 
 @pytest.mark.parametrize(("least", "code", "status"), [(0.9999, 1, "gate-failed"), (0.97, 4, "inconclusive")])
-def test_gates_set_the_exit_code(recipe: Path, told: Told, least: float, code: int, status: str) -> None:
+def test_gates_set_the_exit_code(
+    recipe: Path, run_command: CommandRunner, least: float, code: int, status: str
+) -> None:
     gates = f"gates=[{{metric: accuracy, min: {least}}}]"
-    found, answer = told("run", str(recipe), gates, "--until", "package")
-    assert (found, answer["status"]) == (code, status)
+    exit_code, answer = run_command("run", str(recipe), gates, "--until", "package")
+    assert (exit_code, answer["status"]) == (code, status)
     assert answer["error"]["code"] == code
     assert answer["bundle"] is None
     assert "accuracy" in answer["error"]["message"]
     assert Path(answer["report"]).is_file()
 
 
-def test_failed_check_names_rows(recipe: Path, told: Told) -> None:
+def test_failed_check_names_rows(recipe: Path, run_command: CommandRunner) -> None:
     checks = "data.checks=[{kind: range, column: mean radius, max: 20}]"
-    code, answer = told("run", str(recipe), checks, "--until", "package")
+    code, answer = run_command("run", str(recipe), checks, "--until", "package")
     assert code == 3
     assert answer["error"]["kind"] == "data"
     assert "mean radius" in answer["error"]["message"]
     assert re.search(r"row \d+", answer["error"]["message"])
 
 
-def test_sweep_runs_once_for_each_value(recipe: Path, told: Told) -> None:
-    code, swept = told("run", str(recipe), "export.parity_rows=50,60", "--multirun", "--until", "export")
+def test_sweep_runs_once_for_each_value(recipe: Path, run_command: CommandRunner) -> None:
+    code, swept = run_command("run", str(recipe), "export.parity_rows=50,60", "--multirun", "--until", "export")
     assert code == 0
     assert [run["overrides"] for run in swept["runs"]] == [["export.parity_rows=50"], ["export.parity_rows=60"]]
     assert [step["action"] for step in swept["runs"][1]["steps"]] == ["reuse", "reuse", "reuse", "run"]
 
 
 def test_library_gives_what_the_command_line_gives(recipe: Path, whole: dict[str, Any]) -> None:
-    found = mk.run(recipe, until="package")
-    assert (found.run, found.status, found.trained) == (whole["run"], "done", False)
-    assert found.metrics == whole["metrics"]
-    assert found.bundle == Path(whole["bundle"])
-    assert found.raise_for_status() is found
+    run = mk.run(recipe, until="package")
+    assert (run.run, run.status, run.trained) == (whole["run"], "done", False)
+    assert run.metrics == whole["metrics"]
+    assert run.bundle == Path(whole["bundle"])
+    assert run.raise_for_status() is run
     plan = mk.plan(mk.load(recipe, ["train.epochs=3"]), until="package")
     assert plan.stale == ("train", "export", "optimize", "evaluate", "package")
-    for shown in (found, plan, mk.load(recipe)):
+    for shown in (run, plan, mk.load(recipe)):
         html = shown._repr_html_()
         assert html.count("<table>") == html.count("</table>") >= 1
     assert "train.epochs 80 -&gt; 3" in plan._repr_html_()

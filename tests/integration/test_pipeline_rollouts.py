@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-import rollout_drill as drill
-from mlflowkit.pipeline.journal import Journal
 from mlflowkit.pipeline.promotion import promote
+from mlflowkit.pipeline.storage.journal import SqliteJournal
 from mlflowkit.ports import StageContext
 from mlflowkit.rollout import commands, requests
 from mlflowkit.rollout import state as states
+from mlflowkit.rollout.controller import ControllerDeps as Effects
 from mlflowkit.rollout.controller import ServiceController
-from mlflowkit.rollout.controller import World as Effects
 from mlflowkit.rollout.state import Request
 from mlflowkit.service_state import controller_lease, version_history
-from mlflowkit.service_state.records import Desired, ServiceFiles, Settings, write_json
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles, write_json
 from mlflowkit.values import RoutingTable, RunRecord, ServiceStatus, StageResult, Variant
-from pipeline_world import World, lay_out
+from tests.support import rollout_drill as drill
+from tests.support.pipeline_world import PipelineWorld, lay_out
 
 
-class Delivered(World):
+class Delivered(PipelineWorld):
     """A world whose service answers by a routing table, and whose deploys after the first begin a rollout."""
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Delivered(World):
         variant = Variant("champion", digest[:12], digest, str(context.inputs["package"] / "bundle"))
         (context.out / "service.json").write_text("{}")
         if self.files.table() is None:
-            self.files.write_desired(Desired(1, True, Settings("tiny", port=1)))
+            self.files.write_desired(Desired(1, True, GatewaySettings("tiny", port=1)))
             self.files.write_table(RoutingTable("tiny", 1, (variant,)))
             return StageResult(summary={"endpoint": "http://127.0.0.1:1"})
         origin = {"name": spec.name, "run": context.run}
@@ -53,20 +53,20 @@ class Delivered(World):
 
     def control(self) -> ServiceController:
         if self.controller is None:
-            held = controller_lease.take(self.state)
+            held = controller_lease.acquire(self.state)
             assert held is not None
 
             def promoted(service: str, champion: Variant, origin: Mapping[str, str]) -> None:
                 tracker: Any = self
-                assert promote(self.state, tracker, origin.get("name") or "tiny", champion.digest)
+                assert promote(self, tracker, origin.get("name") or "tiny", champion.digest)
 
             self.controller = ServiceController(self.files, held, Effects(drill.Platform(self.files), promoted))
-        found: ServiceController = self.controller
-        return found
+        controller: ServiceController = self.controller
+        return controller
 
     def roll(self, error_rate: float) -> states.RolloutState:
         """Traffic and looks until the rollout has ended."""
-        saved = states.read(self.files.folder / "rollout.json")
+        saved = states.read(self.files)
         assert saved is not None
         for _ in range(drill.ROUNDS):
             ended = drill.ended(self.files)
@@ -81,9 +81,9 @@ class Delivered(World):
         return () if table is None else (ServiceStatus("tiny", "http://127.0.0.1:1", 1, True, table.variants, 1),)
 
     def aliases(self) -> dict[str, str]:
-        with Journal(self.state) as journal:
-            found = {name: journal.alias("tiny", name) for name in ("champion", "challenger")}
-        return {name: alias.identity for name, alias in found.items() if alias is not None}
+        with SqliteJournal(self.state) as journal:
+            aliases = {name: journal.alias("tiny", name) for name in ("champion", "challenger")}
+        return {name: alias.identity for name, alias in aliases.items() if alias is not None}
 
 
 def reasons(record: RunRecord) -> tuple[set[str], str]:
@@ -95,9 +95,9 @@ def reasons(record: RunRecord) -> tuple[set[str], str]:
 def world(tmp_path: Path) -> Delivered:
     """The first version answers, the second is being rolled out."""
     lay_out(tmp_path)
-    made = Delivered(tmp_path)
-    made.run()
-    return made
+    delivered = Delivered(tmp_path)
+    delivered.run()
+    return delivered
 
 
 def test_the_champion_is_the_old_version_until_the_new_one_is_promoted(world: Delivered) -> None:
@@ -119,7 +119,7 @@ def test_the_champion_is_the_old_version_until_the_new_one_is_promoted(world: De
     assert (actions, reason.startswith("unchanged since run")) == ({"reuse"}, True)
     assert len(world.calls()) == calls
 
-    commands.say(world.files, "rollback", "complaints")
+    commands.submit(world.files, "rollback", "complaints")
     world.control().step()
     assert world.aliases()["champion"] == first
     actions, reason = reasons(world.run({"train.epochs": 4}))
@@ -136,7 +136,7 @@ def test_a_version_that_was_turned_down_is_not_deployed_again_unasked(world: Del
     assert reason.startswith("it was rolled back: error_rate")
     assert f"mlkit rollout forget {record.bundle[:12]}" in reason
 
-    version_history.forget(world.files, record.bundle)
+    version_history.forget_rejections(world.files, record.bundle)
     actions, reason = reasons(world.run({"train.epochs": 4}))
     assert (actions, reason) == ({"run", "reuse"}, "service tiny answers with another version")
     assert drill.ended(world.files) is None

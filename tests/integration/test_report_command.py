@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import report_evidence
 from mlflowkit.cli.app import main
-from mlflowkit.pipeline.journal import Finish, Journal
-from mlflowkit.pipeline.step_lease import this_owner
-from mlflowkit.pipeline.store import Store
-from mlflowkit.values import RunRecord
+from mlflowkit.pipeline.storage.journal import SqliteJournal
+from mlflowkit.pipeline.storage.step_lease import this_owner
+from mlflowkit.pipeline.storage.store import FolderStore
+from mlflowkit.values import RunEnd, RunRecord
+from tests.support import report_evidence
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
     """A state folder in which a run finished, its folders published in the store."""
     state = tmp_path_factory.mktemp("state")
     run = report_evidence.regression(tmp_path_factory.mktemp("made"))
-    store, journal = Store(state), Journal(state)
+    store, journal = FolderStore(state), SqliteJournal(state)
     steps = tuple(
         replace(step, digest=store.publish(run.folders[step.stage]).digest) if step.stage in run.folders else step
         for step in run.record.steps
     )
     record = replace(run.record, steps=steps)
     journal.start_run(record, this_owner())
-    journal.finish_run(record.run, Finish("done", bundle=record.bundle, blessed=True))
+    journal.finish_run(record.run, RunEnd("done", bundle=record.bundle, blessed=True))
     journal.close()
     return state, record
 
@@ -81,5 +81,5 @@ def test_folder_that_is_no_longer_in_the_store_is_named(
     shutil.rmtree(copy / "objects" / record.steps[2].digest)
     assert mlkit("--state", str(copy), "--json") == 3
     error = json.loads(capsys.readouterr().out)["error"]
-    assert "what train published is no longer in the store" in error["message"]
+    assert "the output of train is missing from the store" in error["message"]
     assert "--force train" in error["hint"]

@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 import pytest
 
-from file_limit import failing_writes
-from mlflowkit.adapters.tensorrt import Rows, TensorRTEngines, library
+from mlflowkit.adapters.tensorrt import RowCounts, TensorRTEngines, library
 from mlflowkit.adapters.tensorrt.session import TensorRTSession
 from mlflowkit.errors import EngineError, MlkitError, StoreError, UsageError
-from mlflowkit.graphs.cuda_device import gpu
+from mlflowkit.graphs.cuda_device import detect_gpu
 from mlflowkit.graphs.engine_store import EngineStore
-from onnx_graphs import foreign, mlp, outside, quantised_mlp, save, strings
+from tests.support.file_limit import failing_writes
+from tests.support.onnx_graphs import foreign, mlp, outside, quantised_mlp, save, strings
 
 RTX = "tensorrt-rtx"
 MLKIT = [sys.executable, "-c", "from mlflowkit.cli import main; main()", "engines"]
-SMALL = Rows(1, 8, 32)
+SMALL = RowCounts(1, 8, 32)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def build(model: Path, store: Path, target: str = "89", rows: Rows = SMALL) -> Path:
+def build(model: Path, store: Path, target: str = "89", rows: RowCounts = SMALL) -> Path:
     return TensorRTEngines(rows).build(model, RTX, target, store)[0]
 
 
@@ -67,10 +67,10 @@ def _product(path: Path) -> Path:
 def test_an_engine_is_built_once_for_each_thing_that_it_depends_on(store: Path, tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
     first = build(model, store)
-    made = first.stat().st_mtime_ns
+    built_at = first.stat().st_mtime_ns
     assert TensorRTEngines(SMALL).build(model, RTX, "89", store) == (first, False)
-    assert first.stat().st_mtime_ns == made, "taken, not built again"
-    others = {build(model, store, target="120"), build(model, store, rows=Rows(1, 8, 64))}
+    assert first.stat().st_mtime_ns == built_at, "taken, not built again"
+    others = {build(model, store, target="120"), build(model, store, rows=RowCounts(1, 8, 64))}
     assert len(others | {first}) == 3
     keys = [entry.key for entry in EngineStore(store).entries()]
     assert sorted(key.target for key in keys if key) == ["120", "89", "89"]
@@ -79,8 +79,8 @@ def test_an_engine_is_built_once_for_each_thing_that_it_depends_on(store: Path, 
 
 def test_a_model_of_the_same_architecture_never_gets_anothers_engine(store: Path, tmp_path: Path) -> None:
     """What went wrong in onnxruntime#6455: same operators, same shapes, other weights."""
-    one, two = (mlp(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2))
-    first, second = build(one, store), build(two, store)
+    first_model, second_model = (mlp(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2))
+    first, second = build(first_model, store), build(second_model, store)
     assert first != second
     assert first.read_bytes() != second.read_bytes()
 
@@ -145,10 +145,10 @@ def test_builders_in_several_processes_build_once(store: Path, tmp_path: Path) -
     model = mlp(tmp_path / "model.onnx")
     command = [*MLKIT, "build", str(model), "--target", "89", "--json", "--store", str(store)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    told = [json.loads(process.communicate(timeout=60)[0]) for process in running]
+    replies = [json.loads(process.communicate(timeout=60)[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert len({each["engines"][0]["path"] for each in told}) == 1
-    assert sum(each["engines"][0]["built"] for each in told) == 1
+    assert len({each["engines"][0]["path"] for each in replies}) == 1
+    assert sum(each["engines"][0]["built"] for each in replies) == 1
     assert [entry.fault for entry in EngineStore(store).entries()] == [""]
 
 
@@ -172,8 +172,8 @@ def test_a_dynamic_dimension_needs_a_range(store: Path, tmp_path: Path) -> None:
     error = refused(model, store, r"dimension 1 \(tokens\) of input ids is dynamic, and there is no range for it")
     option = error.hint.rpartition("--shape ids=")[2]
     shapes = [tuple(int(size) for size in shape.split("x")) for shape in option.split(",")]
-    told = TensorRTEngines(shapes={"ids": (shapes[0], shapes[1], shapes[2])})
-    assert told.build(model, RTX, "89", store)[1], "what the hint says works"
+    engines = TensorRTEngines(shapes={"ids": (shapes[0], shapes[1], shapes[2])})
+    assert engines.build(model, RTX, "89", store)[1], "what the hint says works"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_cannot_be_built_for_is_said(store: Path, tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
     assert "89" in refused(model, store, "compute capability 42", UsageError, target="42").hint
     with pytest.raises(UsageError, match="least, usual and most"):
-        Rows.of(8, 4)
+        RowCounts.of(8, 4)
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname"])
@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
     assert build(model, store).exists()
 
 
-@pytest.mark.skipif(not isinstance(gpu(), str), reason="this machine has a GPU")
+@pytest.mark.skipif(not isinstance(detect_gpu(), str), reason="this machine has a GPU")
 @pytest.mark.parametrize("cut", [0, 100])
 def test_what_the_library_refuses_to_run_is_an_engine_error(cut: int, store: Path, tmp_path: Path) -> None:
     """Here no engine can run; the library says so itself, as it does for one of another GPU or version."""
@@ -242,15 +242,15 @@ def test_the_command_lists_what_it_built(tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
     options = ["--store", str(tmp_path / "store"), "--json"]
     targets = ["--target", "89", "--target", "120", "--rows", "1,8,32"]
-    made = json.loads(subprocess.check_output([*MLKIT, "build", str(model), *targets, *options], text=True))
-    assert [row["target"] for row in made["engines"]] == ["89", "120"]
+    built = json.loads(subprocess.check_output([*MLKIT, "build", str(model), *targets, *options], text=True))
+    assert [row["target"] for row in built["engines"]] == ["89", "120"]
     listed = json.loads(subprocess.check_output([*MLKIT, "list", *options], text=True))
-    assert {row["path"] for row in listed["engines"]} == {row["path"] for row in made["engines"]}
+    assert {row["path"] for row in listed["engines"]} == {row["path"] for row in built["engines"]}
     assert {row["key"]["target"] for row in listed["engines"]} == {"89", "120"}
     failed = subprocess.run([*MLKIT, "build", str(model), "--target", "42", *options], capture_output=True, text=True)
     assert failed.returncode == 2
     assert "compute capability 42" in json.loads(failed.stdout)["error"]["message"]
-    damaged = Path(made["engines"][0]["path"])
+    damaged = Path(built["engines"][0]["path"])
     damaged.write_bytes(damaged.read_bytes()[:-1])
     listed = subprocess.run([*MLKIT, "list", *options], capture_output=True, text=True)
     assert listed.returncode == 3, "a damaged engine is not passed over"

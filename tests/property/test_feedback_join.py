@@ -15,15 +15,15 @@ from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.serving.feedback.intake import Feedback
 from mlflowkit.serving.feedback.join import FeedbackJoin
 from mlflowkit.serving.observer.frames import Batch
-from mlflowkit.serving.observer.prediction_log import LogWriter, Segment, logged, merge, segments
-from observing import SIGNATURE, answered, record
+from mlflowkit.serving.observer.prediction_log import LogWriter, Segment, log_rows, merge, segments
+from tests.support.observing import SIGNATURE, answered, record
 
 REQUESTS = 6
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]]]:
-    """Answered requests (some with one id, of several rows, asked by override) and what was said of them."""
+    """Answered requests (some with one id, of several rows, asked by override) and what was feedback of them."""
     batches = []
     for number in range(REQUESTS):
         scores = draw(st.lists(st.sampled_from([0.1, 0.4, 0.9]), min_size=1, max_size=3))
@@ -38,8 +38,8 @@ def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]
             )
         )
     for batch in batches:
-        object.__setattr__(batch, "head", _answering(batch))
-    said = draw(
+        object.__setattr__(batch, "header", _answering(batch))
+    feedback = draw(
         st.lists(
             st.tuples(
                 st.integers(0, 9).map(float),
@@ -53,36 +53,36 @@ def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]
             max_size=12,
         )
     )
-    return batches, said
+    return batches, feedback
 
 
 def _answering(batch: Batch) -> Any:
     from dataclasses import replace
 
-    return replace(batch.head, answered=batch.head.variant)
+    return replace(batch.header, answered=batch.header.variant)
 
 
-class World:
+class FeedbackWorld:
     """A service's folder to which logs are written piece by piece."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = LogWriter(folder / "predictions", "r1", days=7, megabytes=10)
         (folder / "feedback").mkdir()
-        self.said = (folder / "feedback" / "r1-1-000001.jsonl").open("ab")
+        self.feedback = (folder / "feedback" / "r1-1-000001.jsonl").open("ab")
 
     def write(self, event: Batch | tuple[float, Feedback]) -> None:
         if isinstance(event, Batch):
-            self.log.add(logged(event, SIGNATURE))
+            self.log.add(log_rows(event, SIGNATURE))
             self.log.roll()
         else:
-            self.said.write(event[1].line(event[0]))
-            self.said.flush()
+            self.feedback.write(event[1].to_line(event[0]))
+            self.feedback.flush()
 
     def merge(self) -> None:
-        taken = segments(self.folder / "predictions")
-        if len(taken) > 1:
-            merge(self.folder / "predictions", taken, Segment(taken[0].writer, taken[0].first, taken[-1].last))
+        sources = segments(self.folder / "predictions")
+        if len(sources) > 1:
+            merge(self.folder / "predictions", sources, Segment(sources[0].writer, sources[0].first, sources[-1].last))
 
 
 def rounded(evidence: Evidence) -> Any:
@@ -97,7 +97,7 @@ def rounded(evidence: Evidence) -> Any:
 def result(events: Sequence[Any], steps: Sequence[str]) -> tuple[Any, dict[str, int]]:
     """What the join says after the events, with something done after some of them."""
     with tempfile.TemporaryDirectory() as name:
-        world = World(Path(name))
+        world = FeedbackWorld(Path(name))
         join = FeedbackJoin(world.folder)
         for event, then in zip(events, [*steps, *["nothing"] * len(events)], strict=False):
             world.write(event)
@@ -110,11 +110,11 @@ def result(events: Sequence[Any], steps: Sequence[str]) -> tuple[Any, dict[str, 
                 join = FeedbackJoin(world.folder)
             elif then == "killed":
                 _cut(join)
-        found = join.step("e1")
+        evidence = join.step("e1")
         counters = dict(join.counters())
         join.close()
-        world.said.close()
-        return rounded(found), counters
+        world.feedback.close()
+        return rounded(evidence), counters
 
 
 def _cut(join: FeedbackJoin) -> None:
@@ -126,10 +126,10 @@ def _cut(join: FeedbackJoin) -> None:
     def cut() -> None:
         raise KilledError
 
-    join._forget = cut  # type: ignore[method-assign]
+    join._trim = cut  # type: ignore[method-assign]
     with pytest.raises(KilledError):
         join.step("e1")
-    del join._forget  # type: ignore[method-assign]
+    del join._trim  # type: ignore[method-assign]
 
 
 THEN = st.lists(st.sampled_from(["nothing", "step", "merge", "restart", "killed"]), max_size=12)
@@ -138,8 +138,8 @@ THEN = st.lists(st.sampled_from(["nothing", "step", "merge", "restart", "killed"
 @settings(max_examples=20, deadline=None)
 @given(histories(), st.data(), THEN)
 def test_order_duplicates_and_interruptions_do_not_matter(history: Any, data: st.DataObject, then: list[str]) -> None:
-    batches, said = history
-    expected, counters = result([*batches, *said], [])
-    again = data.draw(st.lists(st.sampled_from(said), max_size=4)) if said else []
-    events = data.draw(st.permutations([*batches, *said, *again]))
+    batches, feedback = history
+    expected, counters = result([*batches, *feedback], [])
+    again = data.draw(st.lists(st.sampled_from(feedback), max_size=4)) if feedback else []
+    events = data.draw(st.permutations([*batches, *feedback, *again]))
     assert result(events, then) == (expected, counters)

@@ -1,4 +1,9 @@
-"""What the choice promises: the order of the recipe unless the interval says otherwise, with the stated error rate."""
+"""The choice among candidates: the recipe's order unless an interval shows a gain, with the stated error rate.
+
+Chance that a test fails when all is well: 0 on unchanged code. Simulations of error rates have fixed seeds (with other
+random numbers, at most 1e-6 a test); the seeds that Hypothesis draws cover a finite range in which every value passes
+(`test_intervals_hold_their_value_and_ratios_are_reciprocal`: all 30,003 combinations were tried) or exact invariants.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from mlflowkit.bench.analysis import (
     MIN_GAIN,
@@ -19,17 +25,17 @@ from mlflowkit.bench.analysis import (
     summarise,
 )
 from mlflowkit.errors import UsageError
-from mlflowkit.optimization.objective import Figures
-from mlflowkit.optimization.selection import Choice, choose
+from mlflowkit.optimization.objective import CandidateFigures
+from mlflowkit.optimization.selection import CandidateChoice, choose
 from mlflowkit.values import Measurement
 
 BLOCKS, WIDTH = 40, 50
 objectives = st.sampled_from(sorted(QUANTILES))
 
 
-def pick(times: Mapping[str, np.ndarray], objective: str) -> Choice:
+def pick(times: Mapping[str, np.ndarray], objective: str) -> CandidateChoice:
     """The choice among candidates that differ in their times alone."""
-    return choose({name: Figures(blocks) for name, blocks in times.items()}, objective)
+    return choose({name: CandidateFigures(blocks) for name, blocks in times.items()}, objective)
 
 
 def latencies(seed: int, *, blocks: int = BLOCKS, scale: float = 30.0) -> np.ndarray:
@@ -61,9 +67,9 @@ def test_the_unit_of_time_changes_nothing(seed: int, objective: str, factor: flo
 def test_ties_and_slower_ones_go_to_the_order_of_the_recipe(seed: int, objective: str) -> None:
     base = latencies(seed, blocks=8)
     for later in (base, base * 1.5, base * (1 - MIN_GAIN / 2)):
-        found = pick({"first": base, "second": later}, objective)
-        assert found.name == "first"
-        assert list(found.reasons) == ["second"]
+        choice = pick({"first": base, "second": later}, objective)
+        assert choice.name == "first"
+        assert list(choice.reasons) == ["second"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,9 +77,9 @@ def test_ties_and_slower_ones_go_to_the_order_of_the_recipe(seed: int, objective
 def test_a_clear_winner_wins_wherever_it_stands(seed: int, objective: str, order: list[str]) -> None:
     base = latencies(seed, blocks=8)
     times = {"slow": base, "middle": base * 0.5, "fast": base * 0.1}
-    found = pick({name: times[name] for name in order}, objective)
-    assert found.name == "fast"
-    assert set(found.reasons) == {"slow", "middle"}
+    choice = pick({name: times[name] for name in order}, objective)
+    assert choice.name == "fast"
+    assert set(choice.reasons) == {"slow", "middle"}
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,14 +114,16 @@ def rate(ratio: float, objective: str, trials: int) -> float:
 @pytest.mark.parametrize("objective", sorted(QUANTILES))
 def test_two_names_of_one_distribution_do_not_displace_each_other(objective: str) -> None:
     """A/A: at most alpha (0.05 in both directions, so 0.025 in this one). MIN_GAIN makes it rarer still."""
-    assert rate(1.0, objective, 60) <= 0.025
+    assert rate(1.0, objective, 200) <= 0.025
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("objective", sorted(QUANTILES))
 def test_at_the_smallest_gain_that_counts_the_error_rate_is_alphas(objective: str) -> None:
-    """The worst case: the later one is faster by exactly MIN_GAIN. 0.025 is promised, and found in longer simulations;
-    300 trials tell that from 0.06."""
-    assert rate(1 - MIN_GAIN, objective, 300) <= 0.06
+    """The worst case: the later one is faster by exactly MIN_GAIN. 0.025 is promised, and choice in longer simulations;
+    600 trials exceed the bound with probability 1e-6 at that rate."""
+    trials = 600
+    assert rate(1 - MIN_GAIN, objective, trials) <= binom.ppf(1 - 1e-6, trials, 0.025) / trials <= 0.06
 
 
 @pytest.mark.parametrize(("objective", "ratio"), [("latency_p50", 0.8), ("latency_p99", 0.4)])
@@ -124,10 +132,10 @@ def test_a_real_gain_is_found(objective: str, ratio: float) -> None:
 
 
 def test_summaries_are_in_the_units_that_they_say() -> None:
-    found = summarise(np.full((4, 50), 20.0), 8, "latency_p99")
-    assert (found.p50_us, found.p95_us, found.p99_us, found.interval) == (20.0, 20.0, 20.0, (20.0, 20.0))
-    assert found.throughput == pytest.approx(8 / 20e-6)
-    assert found.samples == 200
+    choice = summarise(np.full((4, 50), 20.0), 8, "latency_p99")
+    assert (choice.p50_us, choice.p95_us, choice.p99_us, choice.interval) == (20.0, 20.0, 20.0, (20.0, 20.0))
+    assert choice.throughput == pytest.approx(8 / 20e-6)
+    assert choice.samples == 200
 
 
 @pytest.mark.parametrize(
@@ -140,8 +148,8 @@ def test_summaries_are_in_the_units_that_they_say() -> None:
     ],
 )
 def test_a_drop_is_borne_only_where_its_upper_bound_is(low: float, high: float, kept: bool, says: str) -> None:
-    found, words = accepts(Measurement("roc_auc", (low + high) / 2, low, high, samples=100), 0.005)
-    assert found == kept
+    choice, words = accepts(Measurement("roc_auc", (low + high) / 2, low, high, samples=100), 0.005)
+    assert choice == kept
     assert says in words
 
 

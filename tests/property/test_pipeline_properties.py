@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.pipeline import codec
 from mlflowkit.pipeline.fingerprint import fingerprint, flatten
-from mlflowkit.pipeline.plan import changes
-from mlflowkit.pipeline.store import Store, describe
+from mlflowkit.pipeline.plan import describe_changes
+from mlflowkit.pipeline.storage import codec
+from mlflowkit.pipeline.storage.store import FolderStore, describe
 from mlflowkit.system.failpoint import parse
 from mlflowkit.values import Measurement, Outcome, StageResult, Verdict
 
@@ -44,7 +44,7 @@ def lay(folder: Path, tree: dict[str, bytes]) -> dict[str, bytes]:
 @given(TREES)
 def test_published_folder_is_what_was_written(tree: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as place:
-        store = Store(Path(place))
+        store = FolderStore(Path(place))
         out = store.workspace("f" * 64, 1)
         written = lay(out, tree)
         published = store.publish(out)
@@ -63,17 +63,17 @@ def test_published_folder_is_what_was_written(tree: dict[str, bytes]) -> None:
 @given(TREES, TREES)
 def test_folders_have_one_digest_only_if_they_are_alike(a: dict[str, bytes], b: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as place:
-        one, two = Path(place) / "one", Path(place) / "two"
-        one.mkdir()
-        two.mkdir()
-        assert (lay(one, a) == lay(two, b)) == (describe(one).digest == describe(two).digest)
+        first, second = Path(place) / "one", Path(place) / "two"
+        first.mkdir()
+        second.mkdir()
+        assert (lay(first, a) == lay(second, b)) == (describe(first).digest == describe(second).digest)
 
 
 @given(INGREDIENTS, INGREDIENTS)
 def test_fingerprints_agree_exactly_where_ingredients_do(a: dict[str, str], b: dict[str, str]) -> None:
     assert (fingerprint("train", a) == fingerprint("train", b)) == (a == b)
     assert fingerprint("train", a) != fingerprint("export", a)
-    assert bool(changes("train", a, b)) == (a != b)
+    assert bool(describe_changes("train", a, b)) == (a != b)
 
 
 @given(PLAIN, PLAIN)

@@ -9,18 +9,19 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol.binary_tensors import contents, split
-from mlflowkit.serving.protocol.open_inference import Query, Refusal, Schema, read_document
+from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.serving.protocol.binary_tensors import binary_inputs, read_document, split_body
+from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.input_schema import Query, Schema
 
 SCHEMA = Schema(
     Signature(
         task="regression",
         inputs=(
-            Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("a", "b")),
-            Tensor(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("c",)),
+            TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("a", "b")),
+            TensorSpec(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("c",)),
         ),
-        outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+        outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),),
     ),
     {"c": frozenset({"x", "1"})},
 )
@@ -55,10 +56,10 @@ def encode(document: Any) -> bytes:
 
 def check(door: Any, body: bytes) -> None:
     query: Query | None = None
-    refusal: Refusal | None = None
+    refusal: RequestError | None = None
     try:
         query = door(read_document(body), limit=50)
-    except Refusal as error:
+    except RequestError as error:
         refusal = error
     if query is None:
         assert refusal is not None
@@ -113,8 +114,8 @@ def test_bytes_of_tensors_never_raise_anything_but_a_refusal(inputs: list[Any], 
     text = encode({"inputs": inputs})
 
     def door(body: Any, *, limit: int) -> Query:
-        front, tail = split(text + raw, max(0, len(text) + shift))
+        front, tail = split_body(text + raw, max(0, len(text) + shift))
         document = read_document(front)
-        return SCHEMA.infer(document, limit=limit, raw=contents(document.get("inputs"), tail))
+        return SCHEMA.infer(document, limit=limit, raw=binary_inputs(document.get("inputs"), tail))
 
     check(door, b"{}")

@@ -45,7 +45,7 @@ def mark_of(node: yaml.Node) -> tuple[int, int]:
 
 def same_places(node: yaml_tree.Node, other: yaml.Node) -> None:
     """Every place is where PyYAML's composer has it."""
-    assert (node.place.line, node.place.column) == mark_of(other)
+    assert (node.location.line, node.location.column) == mark_of(other)
     if isinstance(other, yaml.MappingNode):
         keys = {key.value: (key, value) for key, value in other.value}
         for name, below in node.value.items():
@@ -67,7 +67,7 @@ def test_reading_keeps_values_and_places(value: dict[str, Any], flow: bool | Non
     loaded = yaml.load(text, Loader=yaml.SafeLoader)
     if not document.faults and "e" not in repr(loaded):
         assert document.root is not None
-        assert yaml_tree.plain(document.root) == {str(name): item for name, item in loaded.items()}
+        assert yaml_tree.to_plain(document.root) == {str(name): item for name, item in loaded.items()}
         same_places(document.root, yaml.compose(text, Loader=yaml.SafeLoader))
 
 
@@ -105,8 +105,8 @@ def test_composing_agrees_with_hydra(
         return
     composition = compose.compose(path)
     assert not composition.faults
-    assert yaml_tree.plain(composition.root) == values
-    assert {node.place.file for _, node in yaml_tree.walk(composition.root)} <= set(composition.texts)
+    assert yaml_tree.to_plain(composition.root) == values
+    assert {node.location.file for _, node in yaml_tree.walk(composition.root)} <= set(composition.texts)
 
 
 @given(values=sections)
@@ -117,7 +117,7 @@ def test_a_recipe_of_one_file_is_what_hydra_makes_of_it(folder: Path, values: di
 
     path = folder / "alone.yaml"
     path.write_text(yaml.safe_dump(values))
-    assert yaml_tree.plain(compose.compose(path).root) == OmegaConf.to_container(OmegaConf.load(path))
+    assert yaml_tree.to_plain(compose.compose(path).root) == OmegaConf.to_container(OmegaConf.load(path))
 
 
 fragments = st.sampled_from(
@@ -168,7 +168,7 @@ def test_any_override_loads_or_is_a_located_fault(folder: Path, parts: list[str]
     path.write_text(RECIPES[0])
     for function in (load, load_sweep):
         for fault in faults_of(function, path, parts):
-            if fault.file == yaml_tree.OVERRIDE:
+            if fault.file == yaml_tree.OVERRIDE_FILE:
                 assert 1 <= fault.line <= len(parts)
                 assert 1 <= fault.column <= len(parts[fault.line - 1]) + 1
 

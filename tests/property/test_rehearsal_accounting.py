@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.simulation import scenarios
-from mlflowkit.rollout.simulation.scenarios import FAMILIES, Figures, Kind
-from mlflowkit.rollout.simulation.simulator import End, judged, look_seconds, play
-from mlflowkit.rollout.simulation.synthetic_traffic import Split, Traffic
+from mlflowkit.rollout.simulation.scenarios import FAMILIES, ScenarioKind, TrafficFigures
+from mlflowkit.rollout.simulation.simulator import SimulationEnd, analysis_interval, simulate_once, simulated_plan
+from mlflowkit.rollout.simulation.synthetic_traffic import SyntheticTraffic, TrafficSplit
 
 METRICS: tuple[dict[str, Any], ...] = (
     {"metric": "error_rate", "margin": 0.02},
@@ -25,23 +25,23 @@ METRICS: tuple[dict[str, Any], ...] = (
 )
 
 
-class Audited(Traffic):
+class Audited(SyntheticTraffic):
     """Traffic that writes down what it was asked for."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.splits: list[Split] = []
+        self.splits: list[TrafficSplit] = []
 
-    def flow(self, split: Split, seconds: float) -> None:
+    def advance(self, split: TrafficSplit, seconds: float) -> None:
         assert seconds > 0
         self.splits.append(split)
-        super().flow(split, seconds)
+        super().advance(split, seconds)
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> Rollout:
     weights = draw(st.lists(st.integers(0, 100), min_size=1, max_size=4, unique=True))
-    return judged(
+    return simulated_plan(
         Rollout.model_validate(
             {
                 "strategy": "canary",
@@ -65,13 +65,13 @@ def plans(draw: st.DrawFn) -> Rollout:
     st.floats(1, 300),
     st.integers(0, 2**32 - 1),
 )
-def test_exposure_adds_up(plan: Rollout, kind: Kind, place: int, rate: float, seed: int) -> None:
+def test_exposure_adds_up(plan: Rollout, kind: ScenarioKind, place: int, rate: float, seed: int) -> None:
     sizes = FAMILIES[kind].sizes
-    world = scenarios.world(Figures(rate=rate), "classification")
-    scenario = scenarios.scenario(kind, sizes[min(place, len(sizes) - 1)], world, plan)
+    world = scenarios.synthetic_world(TrafficFigures(rate=rate), "classification")
+    scenario = scenarios.build_scenario(kind, sizes[min(place, len(sizes) - 1)], world, plan)
     measured = [metric.metric for metric in plan.metrics]
     traffic = Audited(scenario.world, np.random.default_rng(seed), measured, ("term",))
-    played = play(plan, traffic, look_seconds(plan, scenario.world.rate), keep=True)
+    played = simulate_once(plan, traffic, analysis_interval(plan, scenario.world.rate), keep=True)
     evidence = traffic.evidence("e")
     live = {split.epoch for split in traffic.splits if not split.shadow}
     challenger, champion = (evidence.of(name) for name in ("challenger", "champion"))
@@ -82,14 +82,14 @@ def test_exposure_adds_up(plan: Rollout, kind: Kind, place: int, rate: float, se
     assert all(split.weight == plan.sequence[sight.step].weight / 100 for split, sight in _paired(traffic, played.path))
     limits = [step.max_seconds or 0.0 for step in plan.sequence]
     assert played.seconds <= sum(limits) + 1e-6
-    if played.end == End.DEADLINE:
+    if played.end == SimulationEnd.DEADLINE:
         assert played.reason
-    elif played.end == End.FAILED:
+    elif played.end == SimulationEnd.FAILED:
         assert played.by in (*measured, "almost no answers")
     _whole(evidence)
 
 
-def _paired(traffic: Audited, path: Sequence[Any]) -> list[tuple[Split, Any]]:
+def _paired(traffic: Audited, path: Sequence[Any]) -> list[tuple[TrafficSplit, Any]]:
     return list(zip(traffic.splits, path, strict=True))
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.judging.online.judge import Finding
+from mlflowkit.judging.online.judge import MetricResult
 from mlflowkit.rollout import policy
-from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.policy import PolicyCommand
 from mlflowkit.rollout.settings import Rollout
-from mlflowkit.rollout.state import Counts, Promote, Request, RollBack, RolloutState, SetTable
+from mlflowkit.rollout.state import Promote, Request, RollBack, RolloutState, SetTable, StepCounts
 from mlflowkit.serving.inference.variants import check_table
 from mlflowkit.values import Outcome, RoutingTable, Variant, Verdict
 
@@ -33,7 +33,7 @@ steps = st.lists(
         st.sampled_from([0, 3]),
     ),
     max_size=4,
-).map(lambda found: sorted(found, key=lambda one: one["weight"]))
+).map(lambda steps: sorted(steps, key=lambda step: step["weight"]))
 plans = st.builds(
     lambda strategy, steps, promote: Rollout.model_validate(
         {
@@ -50,39 +50,39 @@ plans = st.builds(
     st.sampled_from(["automatic", "manual", "never"]),
 )
 outcomes = st.sampled_from([Outcome.PASSED, Outcome.PASSED, Outcome.INCONCLUSIVE, Outcome.ERROR, Outcome.FAILED])
-findings = st.lists(st.tuples(st.sampled_from([one["metric"] for one in METRICS]), outcomes), max_size=3)
+findings = st.lists(st.tuples(st.sampled_from([metric["metric"] for metric in METRICS]), outcomes), max_size=3)
 commands = st.none() | st.builds(
-    Command,
+    PolicyCommand,
     st.sampled_from(["promote", "pause", "resume", "abort", "rollback", "remove", "failed"]),
     st.just("said"),
     st.booleans(),
     st.sampled_from(["", "shadow-0", "nobody"]),
 )
-counts = st.builds(Counts, st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 300), st.integers(0, 300))
+counts = st.builds(StepCounts, st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 300), st.integers(0, 300))
 looks = st.lists(st.tuples(findings, counts, commands, st.floats(-40, 40)), max_size=25)
 
 
-def found(pairs: list[tuple[str, Outcome]]) -> tuple[Finding, ...]:
-    return tuple(Finding(name, Verdict(name, outcome, "", name), 0.0, 0.0, (1, 1)) for name, outcome in pairs)
+def metric_results(pairs: list[tuple[str, Outcome]]) -> tuple[MetricResult, ...]:
+    return tuple(MetricResult(name, Verdict(name, outcome, "", name), 0.0, 0.0, (1, 1)) for name, outcome in pairs)
 
 
 def check(before: RolloutState, after: RolloutState, actions: Any, look: Any) -> None:
     seen, _, command, _ = look
-    tables = [one.table for one in actions if isinstance(one, SetTable)]
+    tables = [action.table for action in actions if isinstance(action, SetTable)]
     for table in tables:
         check_table(table)
-        shares = [one.weight for one in table.variants if one.role != "shadow"]
+        shares = [variant.weight for variant in table.variants if variant.role != "shadow"]
         assert abs(sum(shares) - 1) < 1e-9
         assert all(0 <= share <= 1 for share in shares)
         assert table.epoch == before.epoch + 1
-        assert all(one.start == 0.0 for one in table.variants)
+        assert all(variant.start == 0.0 for variant in table.variants)
     assert len(tables) <= 1
     assert after.elapsed >= before.elapsed or after.step_epochs != before.step_epochs or before.phase == "preparing"
     live = before.phase in ("running", "paused", "awaiting_approval")
     if live and any(outcome == Outcome.FAILED for _, outcome in seen):
         assert after.phase == "rolling_back"
-        assert [one.digest for one in tables[0].variants if one.role != "shadow"] == ["d1"]
-        assert any(isinstance(one, RollBack) for one in actions)
+        assert [variant.digest for variant in tables[0].variants if variant.role != "shadow"] == ["d1"]
+        assert any(isinstance(action, RollBack) for action in actions)
     if live and after.phase in ("running", "paused", "awaiting_approval"):
         assert after.step in (before.step, before.step + 1)
         assert after.weight >= before.weight
@@ -90,7 +90,7 @@ def check(before: RolloutState, after: RolloutState, actions: Any, look: Any) ->
         asked = command is not None and command.kind == "promote"
         passed = {name for name, outcome in seen if outcome == Outcome.PASSED}
         assert asked or passed >= OBJECTIVES
-    if any(isinstance(one, Promote) for one in actions):
+    if any(isinstance(action, Promote) for action in actions):
         assert after.phase == "promoting"
 
 
@@ -103,8 +103,8 @@ def test_what_must_hold_at_every_look(plan: Rollout, looks: Any, shadow: bool) -
     for look in looks:
         seen, counted, command, after = look
         now += after
-        new, actions = policy.advance(state, found(seen), counted, command, now)
-        assert (new, actions) == policy.advance(restored, found(seen), counted, command, now)
+        new, actions = policy.advance(state, metric_results(seen), counted, command, now)
+        assert (new, actions) == policy.advance(restored, metric_results(seen), counted, command, now)
         if state.ended:
             assert (new, actions) == (state, ())
         else:
@@ -117,12 +117,12 @@ def test_what_must_hold_at_every_look(plan: Rollout, looks: Any, shadow: bool) -
 
 @settings(max_examples=50, deadline=None)
 @given(plans, st.lists(counts, max_size=5))
-def test_a_rollout_that_nobody_attends_to_comes_to_an_end(plan: Rollout, seen: list[Counts]) -> None:
+def test_a_rollout_that_nobody_attends_to_comes_to_an_end(plan: Rollout, seen: list[StepCounts]) -> None:
     state = policy.begin(Request("e", "lending", CANDIDATE, plan, 0.0), RoutingTable("lending", 4, (CHAMPION,)), now=0)
     now = 0.0
     for number in range(60):
         now += 31.0
-        state, _ = policy.advance(state, (), seen[number % len(seen)] if seen else Counts(), None, now)
+        state, _ = policy.advance(state, (), seen[number % len(seen)] if seen else StepCounts(), None, now)
         if state.ended or state.phase == "awaiting_approval":
             return
     raise AssertionError(f"still {state.phase}")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.errors import ServiceError
-from mlflowkit.serving.inference.router import Router, affinity_key, mirrored, position
+from mlflowkit.serving.inference.router import Router, affinity_key, is_mirrored, position
 from mlflowkit.values import Affinity, RoutingTable, Variant
 
 KEYS = st.text(max_size=40)
@@ -86,14 +86,14 @@ def test_two_experiments_deal_independently(one: str, two: str, left: int, right
 def test_sampling_of_a_shadow_is_independent_of_the_split_and_of_other_shadows() -> None:
     split = table("salt", [(0.0, 0.5)])
     router = Router(split)
-    taken = [key for key in MANY if mirrored(split, "one", 0.3, key)]
+    taken = [key for key in MANY if is_mirrored(split, "one", 0.3, key)]
     assert abs(len(taken) - 6000) < 6 * math.sqrt(20_000 * 0.21)
     challenged = sum(router.assign(key) == "c0" for key in taken)
     assert abs(challenged - len(taken) / 2) < 6 * math.sqrt(len(taken) / 4)
-    other = sum(mirrored(split, "two", 0.3, key) for key in taken)
+    other = sum(is_mirrored(split, "two", 0.3, key) for key in taken)
     assert abs(other - len(taken) * 0.3) < 6 * math.sqrt(len(taken) * 0.21)
-    assert set(taken) <= {key for key in MANY if mirrored(split, "one", 0.4, key)}
-    assert all(mirrored(split, "one", 1.0, key) for key in MANY[:100])
+    assert set(taken) <= {key for key in MANY if is_mirrored(split, "one", 0.4, key)}
+    assert all(is_mirrored(split, "one", 1.0, key) for key in MANY[:100])
 
 
 @given(st.integers(0, 100), st.integers(1, 100), st.integers(0, 100), st.integers(1, 100))

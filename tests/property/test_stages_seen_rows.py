@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.errors import StoreError
 from mlflowkit.features import row_digests
 
@@ -27,19 +27,19 @@ ROW = st.tuples(
 
 
 def signature(numeric: tuple[str, ...] = ("x",), text: tuple[str, ...] = ("code", "s"), task: str = "") -> Signature:
-    made = [("numeric", "FP32", numeric), ("categorical", "BYTES", text)]
+    groups = [("numeric", "FP32", numeric), ("categorical", "BYTES", text)]
     inputs = [
         {"name": name, "datatype": kind, "shape": (-1, len(columns)), "columns": columns}
-        for name, kind, columns in made
+        for name, kind, columns in groups
         if columns
     ]
-    output = Tensor(name="label", datatype="BYTES", shape=(-1,))
+    output = TensorSpec(name="label", datatype="BYTES", shape=(-1,))
     return Signature.model_validate({"task": task or "classification", "inputs": inputs, "outputs": [output]})
 
 
-def digests(folder: Path, frame: pd.DataFrame, made: Signature | None = None, target: str = "y") -> np.ndarray:
+def digests(folder: Path, frame: pd.DataFrame, schema: Signature | None = None, target: str = "y") -> np.ndarray:
     frame.to_parquet(folder / "t.parquet")
-    return row_digests.digests_of(folder / "t.parquet", made or signature(), target)
+    return row_digests.digests_of(folder / "t.parquet", schema or signature(), target)
 
 
 def table(rows: list[tuple[object, ...]]) -> pd.DataFrame:
@@ -93,40 +93,40 @@ def test_the_type_that_a_reader_chose_does_not_matter(tmp_path: Path, other: dic
 
 def test_the_names_of_features_matter_and_that_of_the_target_does_not(tmp_path: Path) -> None:
     plain = pd.DataFrame({"a": [1.0], "b": [2.0], "y": ["no"]})
-    made = signature(numeric=("a", "b"), text=())
+    schema = signature(numeric=("a", "b"), text=())
     swapped = plain.rename(columns={"a": "b", "b": "a"})
     renamed = plain.rename(columns={"y": "label"})
-    assert digests(tmp_path, swapped, made) != digests(tmp_path, plain, made)
-    assert digests(tmp_path, renamed, made, "label") == digests(tmp_path, plain, made)
+    assert digests(tmp_path, swapped, schema) != digests(tmp_path, plain, schema)
+    assert digests(tmp_path, renamed, schema, "label") == digests(tmp_path, plain, schema)
 
 
 def test_the_outcome_of_a_regression_is_a_number(tmp_path: Path) -> None:
-    made = signature(text=(), task="regression")
+    schema = signature(text=(), task="regression")
     plain = pd.DataFrame({"x": [1.0, 1.0, 1.0], "y": [1, 2, 1]})
-    found = digests(tmp_path, plain, made)
-    assert found[0] == found[2] != found[1]
-    assert digests(tmp_path, plain.astype({"y": float}), made).tolist() == found.tolist()
+    hashes = digests(tmp_path, plain, schema)
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert digests(tmp_path, plain.astype({"y": float}), schema).tolist() == hashes.tolist()
 
 
 def test_a_table_of_many_batches_and_what_is_written_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame({"x": rng.normal(size=1000), "code": rng.integers(0, 9, 1000), "s": "a", "y": "no"})
-    whole = digests(tmp_path, rows)
+    all_digests = digests(tmp_path, rows)
     monkeypatch.setattr(row_digests, "BATCH", 64)
-    assert digests(tmp_path, rows).tolist() == whole.tolist()
-    for part, found in (("train", rows.iloc[:600]), ("validation", rows.iloc[500:])):
-        found.to_parquet(tmp_path / f"{part}.parquet")
-    known = row_digests.seen_by(tmp_path, signature(), "y")
-    assert known.tolist() == sorted(set(whole.tolist()))
+    assert digests(tmp_path, rows).tolist() == all_digests.tolist()
+    for part, part_rows in (("train", rows.iloc[:600]), ("validation", rows.iloc[500:])):
+        part_rows.to_parquet(tmp_path / f"{part}.parquet")
+    training_digests = row_digests.training_row_digests(tmp_path, signature(), "y")
+    assert training_digests.tolist() == sorted(set(all_digests.tolist()))
     contents = []
     for name in ("one.npy", "two.npy"):
-        row_digests.write(tmp_path / name, known)
+        row_digests.write(tmp_path / name, training_digests)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
     assert np.load(io.BytesIO(contents[0]), allow_pickle=False).dtype == np.dtype("<u8")
-    assert row_digests.is_seen(whole, known).all()
-    assert not row_digests.is_seen(whole, known[:0]).any()
-    assert row_digests.is_seen(whole, np.unique(whole[:100])).tolist() == [True] * 100 + [False] * 900
+    assert row_digests.is_seen(all_digests, training_digests).all()
+    assert not row_digests.is_seen(all_digests, training_digests[:0]).any()
+    assert row_digests.is_seen(all_digests, np.unique(all_digests[:100])).tolist() == [True] * 100 + [False] * 900
 
 
 def test_digests_do_not_move_between_versions(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_digests_do_not_move_between_versions(tmp_path: Path) -> None:
 
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"train\.parquet cannot be read"):
-        row_digests.seen_by(tmp_path, signature(), "y")
+        row_digests.training_row_digests(tmp_path, signature(), "y")

@@ -18,7 +18,9 @@ from mlflowkit.adapters.torch_runtime import TorchEngines
 from mlflowkit.adapters.torch_runtime.operators import OPERATORS
 from mlflowkit.errors import EngineError
 from mlflowkit.graphs.candidates import Engine
-from onnx_graphs import FLOAT, save
+from tests.support.onnx_graphs import FLOAT, save
+
+pytestmark = pytest.mark.heavy
 
 quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
@@ -38,13 +40,13 @@ def same(
     }
     with tempfile.TemporaryDirectory() as folder:
         model = save(Path(folder) / "model.onnx", nodes, inputs, {"y": kind}, constants)
-        want = OnnxRuntimeEngines().load(model, Engine()).run(feeds)["y"]
-        found = TorchEngines().load(model, Engine(runtime="torch")).run(feeds)["y"]
-    assert found.dtype == want.dtype
-    np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
+        expected = OnnxRuntimeEngines().load(model, Engine()).run(feeds)["y"]
+        result = TorchEngines().load(model, Engine(runtime="torch")).run(feeds)["y"]
+    assert result.dtype == expected.dtype
+    np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance)
 
 
-def one(name: str, inputs: Sequence[str], **attributes: Any) -> list[Any]:
+def node(name: str, inputs: Sequence[str], **attributes: Any) -> list[Any]:
     return [helper.make_node(name, inputs, ["y"], **attributes)]
 
 
@@ -78,21 +80,21 @@ def test_every_operator_is_held_against_onnx_runtime() -> None:
 @pytest.mark.parametrize("name", PLAIN.split() + POSITIVE.split())
 def test_of_one_input(name: str) -> None:
     values = numbers(2, 3, 4, 5)
-    same(one(name, ["x"]), {"x": np.abs(values) + 0.1 if name in POSITIVE.split() else values})
+    same(node(name, ["x"]), {"x": np.abs(values) + 0.1 if name in POSITIVE.split() else values})
 
 
 @pytest.mark.parametrize("name", PAIRS.split())
 def test_of_two_inputs_that_are_broadcast(name: str) -> None:
-    same(one(name, ["a", "b"]), {"a": numbers(2, 3, 3), "b": numbers(3, 3, seed=1)})
+    same(node(name, ["a", "b"]), {"a": numbers(2, 3, 3), "b": numbers(3, 3, seed=1)})
     if name == "Div":
-        whole = np.array([[7, -7, 8], [-9, 5, -1]], np.int64)
-        same(one(name, ["a", "b"]), {"a": whole, "b": np.array([2, 2, -3], np.int64)}, kind=INT64)
+        integer_values = np.array([[7, -7, 8], [-9, 5, -1]], np.int64)
+        same(node(name, ["a", "b"]), {"a": integer_values, "b": np.array([2, 2, -3], np.int64)}, kind=INT64)
 
 
 @pytest.mark.parametrize("name", COMPARED.split())
 def test_comparisons(name: str) -> None:
     left, right = np.array([1, 2, 3], np.float32), np.array([3, 2, 1], np.float32)
-    same(one(name, ["a", "b"]), {"a": left, "b": right}, kind=BOOL)
+    same(node(name, ["a", "b"]), {"a": left, "b": right}, kind=BOOL)
 
 
 @quick
@@ -100,61 +102,61 @@ def test_comparisons(name: str) -> None:
 @pytest.mark.parametrize("name", REDUCED.split())
 def test_reductions(name: str, axes: set[int], keep: bool, seed: int) -> None:
     dims = {"axes": np.array(sorted(axes), np.int64)} if axes else {}
-    same(one(name, ["x", *dims], keepdims=int(keep)), {"x": numbers(2, 3, 4, seed=seed)}, dims, tolerance=1e-4)
+    same(node(name, ["x", *dims], keepdims=int(keep)), {"x": numbers(2, 3, 4, seed=seed)}, dims, tolerance=1e-4)
 
 
 def test_logic_and_choice() -> None:
     a, b = np.array([True, True, False]), np.array([True, False, False])
-    same(one("And", ["a", "b"]), {"a": a, "b": b}, kind=BOOL)
-    same(one("Or", ["a", "b"]), {"a": a, "b": b}, kind=BOOL)
-    same(one("Not", ["a"]), {"a": a}, kind=BOOL)
-    same(one("Where", ["a", "x", "z"]), {"a": a, "x": numbers(2, 3), "z": numbers(3, seed=1)})
-    same(one("IsNaN", ["x"]), {"x": np.array([1, np.nan], np.float32)}, kind=BOOL)
-    same(one("Pow", ["x", "z"]), {"x": np.abs(numbers(4)), "z": numbers(4, seed=1)})
+    same(node("And", ["a", "b"]), {"a": a, "b": b}, kind=BOOL)
+    same(node("Or", ["a", "b"]), {"a": a, "b": b}, kind=BOOL)
+    same(node("Not", ["a"]), {"a": a}, kind=BOOL)
+    same(node("Where", ["a", "x", "z"]), {"a": a, "x": numbers(2, 3), "z": numbers(3, seed=1)})
+    same(node("IsNaN", ["x"]), {"x": np.array([1, np.nan], np.float32)}, kind=BOOL)
+    same(node("Pow", ["x", "z"]), {"x": np.abs(numbers(4)), "z": numbers(4, seed=1)})
 
 
 @pytest.mark.parametrize("kind", [INT64, BOOL, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32])
 def test_casts(kind: int) -> None:
-    same(one("Cast", ["x"], to=kind), {"x": np.array([-1.7, 0, 0.2, 3.9], np.float32)}, kind=kind)
+    same(node("Cast", ["x"], to=kind), {"x": np.array([-1.7, 0, 0.2, 3.9], np.float32)}, kind=kind)
 
 
 def test_clip_constants_and_ranges() -> None:
     bounds = {"low": np.array(-0.5, np.float32), "high": np.array(0.5, np.float32)}
-    same(one("Clip", ["x", "low", "high"]), {"x": numbers(5)}, bounds)
-    same(one("Clip", ["x", "", "high"]), {"x": numbers(5)}, bounds)
+    same(node("Clip", ["x", "low", "high"]), {"x": numbers(5)}, bounds)
+    same(node("Clip", ["x", "", "high"]), {"x": numbers(5)}, bounds)
     nodes = [helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(numbers(5, seed=1)))]
-    same([*nodes, *one("Add", ["x", "c"])], {"x": numbers(5)})
+    same([*nodes, *node("Add", ["x", "c"])], {"x": numbers(5)})
     ends = {name: np.array(value, np.int64) for name, value in {"a": 2, "b": 11, "d": 3}.items()}
-    same(one("Range", ["a", "b", "d"]), {}, ends, kind=INT64)
+    same(node("Range", ["a", "b", "d"]), {}, ends, kind=INT64)
     three = numpy_helper.from_array(np.array([3], np.int64))
-    same(one("ConstantOfShape", ["n"], value=three), {}, {"n": np.array([4], np.int64)}, kind=INT64)
-    same(one("ConstantOfShape", ["n"]), {}, {"n": np.array([2, 3], np.int64)})
+    same(node("ConstantOfShape", ["n"], value=three), {}, {"n": np.array([4], np.int64)}, kind=INT64)
+    same(node("ConstantOfShape", ["n"]), {}, {"n": np.array([2, 3], np.int64)})
 
 
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_over_an_axis(axis: int) -> None:
     x = numbers(3, 4, 5)
-    same(one("Softmax", ["x"], axis=axis), {"x": x})
-    same(one("LogSoftmax", ["x"], axis=axis), {"x": x})
-    same(one("Concat", ["x", "z"], axis=axis), {"x": x, "z": numbers(3, 4, 5, seed=1)})
-    same(one("Gather", ["x", "i"], axis=axis), {"x": x, "i": np.array([[0, -1], [2, 1]], np.int64)})
-    same(one("Gather", ["x", "i"], axis=axis), {"x": x}, {"i": np.array(1, np.int64)})
+    same(node("Softmax", ["x"], axis=axis), {"x": x})
+    same(node("LogSoftmax", ["x"], axis=axis), {"x": x})
+    same(node("Concat", ["x", "z"], axis=axis), {"x": x, "z": numbers(3, 4, 5, seed=1)})
+    same(node("Gather", ["x", "i"], axis=axis), {"x": x, "i": np.array([[0, -1], [2, 1]], np.int64)})
+    same(node("Gather", ["x", "i"], axis=axis), {"x": x}, {"i": np.array(1, np.int64)})
     for name in ("ArgMax", "ArgMin"):
         tied = np.round(x)
         for last in (0, 1):
-            same(one(name, ["x"], axis=axis, keepdims=0, select_last_index=last), {"x": tied}, kind=INT64)
+            same(node(name, ["x"], axis=axis, keepdims=0, select_last_index=last), {"x": tied}, kind=INT64)
     scale = {"s": numbers(*x.shape[axis:], seed=2), "b": numbers(*x.shape[axis:], seed=3)}
-    same(one("LayerNormalization", ["x", "s", "b"], axis=axis), {"x": x}, scale, tolerance=1e-4)
-    same(one("Gather", ["x", "i"]), {"x": x}, {"i": np.array([1, 0], np.int64)})
+    same(node("LayerNormalization", ["x", "s", "b"], axis=axis), {"x": x}, scale, tolerance=1e-4)
+    same(node("Gather", ["x", "i"]), {"x": x}, {"i": np.array([1, 0], np.int64)})
 
 
 @quick
 @given(alpha=st.floats(0.1, 2), trans=st.tuples(st.booleans(), st.booleans()), bias=st.booleans())
 def test_gemm(alpha: float, trans: tuple[bool, bool], bias: bool) -> None:
     a, b = numbers(*((4, 3) if trans[0] else (3, 4))), numbers(*((2, 4) if trans[1] else (4, 2)), seed=1)
-    told = {"alpha": alpha, "transA": int(trans[0]), "transB": int(trans[1]), "beta": 0.5}
+    attributes = {"alpha": alpha, "transA": int(trans[0]), "transB": int(trans[1]), "beta": 0.5}
     feeds = {"a": a, "b": b, **({"c": numbers(2, seed=2)} if bias else {})}
-    same(one("Gemm", list(feeds), **told), feeds, tolerance=1e-4)
+    same(node("Gemm", list(feeds), **attributes), feeds, tolerance=1e-4)
 
 
 @quick
@@ -164,32 +166,32 @@ def test_gemm(alpha: float, trans: tuple[bool, bool], bias: bool) -> None:
 )  # fmt: skip
 def test_convolution(stride: int, dilation: int, pads: list[int], group: int, seed: int) -> None:
     weight = {"w": numbers(4, 4 // group, 3, 3, seed=seed), "b": numbers(4, seed=seed + 1)}
-    told = {"strides": [stride] * 2, "dilations": [dilation] * 2, "pads": pads, "group": group}
-    same(one("Conv", ["x", "w", "b"], **told), {"x": numbers(2, 4, 8, 9, seed=seed)}, weight, tolerance=1e-4)
+    attributes = {"strides": [stride] * 2, "dilations": [dilation] * 2, "pads": pads, "group": group}
+    same(node("Conv", ["x", "w", "b"], **attributes), {"x": numbers(2, 4, 8, 9, seed=seed)}, weight, tolerance=1e-4)
 
 
 @quick
 @given(stride=st.integers(1, 3), pads=st.lists(st.integers(0, 1), min_size=2, max_size=2), ceil=st.integers(0, 1))
 def test_pools(stride: int, pads: list[int], ceil: int) -> None:
-    told = {"kernel_shape": [3, 3], "strides": [stride] * 2, "pads": pads * 2, "ceil_mode": ceil}
-    same(one("MaxPool", ["x"], **told), {"x": numbers(2, 3, 9, 9)})
+    attributes = {"kernel_shape": [3, 3], "strides": [stride] * 2, "pads": pads * 2, "ceil_mode": ceil}
+    same(node("MaxPool", ["x"], **attributes), {"x": numbers(2, 3, 9, 9)})
     for counted in (0, 1):
         if not ceil:
-            same(one("AveragePool", ["x"], count_include_pad=counted, **told), {"x": numbers(2, 3, 9, 9)})
-    uneven = {**told, "pads": [0, 0, 1, 1], "ceil_mode": 0}
-    same(one("MaxPool", ["x"], **uneven), {"x": numbers(2, 3, 9, 9)})
+            same(node("AveragePool", ["x"], count_include_pad=counted, **attributes), {"x": numbers(2, 3, 9, 9)})
+    uneven = {**attributes, "pads": [0, 0, 1, 1], "ceil_mode": 0}
+    same(node("MaxPool", ["x"], **uneven), {"x": numbers(2, 3, 9, 9)})
 
 
 def test_batch_normalization_and_gelu() -> None:
     norms = {name: np.abs(numbers(3, seed=seed)) + 0.1 for seed, name in enumerate("sbmv")}
-    same(one("BatchNormalization", ["x", "s", "b", "m", "v"]), {"x": numbers(2, 3, 4)}, norms, tolerance=1e-4)
-    model_opset_20 = one("Gelu", ["x"], approximate="tanh")
+    same(node("BatchNormalization", ["x", "s", "b", "m", "v"]), {"x": numbers(2, 3, 4)}, norms, tolerance=1e-4)
+    model_opset_20 = node("Gelu", ["x"], approximate="tanh")
     with tempfile.TemporaryDirectory() as folder:
-        for nodes in (model_opset_20, one("Gelu", ["x"])):
+        for nodes in (model_opset_20, node("Gelu", ["x"])):
             model = save(Path(folder) / "m.onnx", nodes, {"x": (FLOAT, [None])}, {"y": FLOAT}, opset=20)
-            want = OnnxRuntimeEngines().load(model, Engine()).run({"x": numbers(9)})["y"]
-            found = TorchEngines().load(model, Engine(runtime="torch")).run({"x": numbers(9)})["y"]
-            np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+            expected = OnnxRuntimeEngines().load(model, Engine()).run({"x": numbers(9)})["y"]
+            result = TorchEngines().load(model, Engine(runtime="torch")).run({"x": numbers(9)})["y"]
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @quick
@@ -214,32 +216,32 @@ def test_arithmetic_about_shapes(rows: int, columns: int, depth: int) -> None:
         helper.make_node("Cast", ["again"], ["count"], to=FLOAT),
         helper.make_node("Mul", ["flat", "count"], ["y"]),
     ]
-    whole = {"zero": 0, "first": [0], "two": [2], "three": [3], "minus": [-1]}
-    constants = {name: np.array(value, np.int64) for name, value in whole.items()}
+    integer_values = {"zero": 0, "first": [0], "two": [2], "three": [3], "minus": [-1]}
+    constants = {name: np.array(value, np.int64) for name, value in integer_values.items()}
     same(nodes, {"x": numbers(rows, columns, depth)}, constants)
 
 
 def test_shapes_of_tensors() -> None:
     x = {"x": numbers(2, 1, 6)}
 
-    def told(**values: Any) -> dict[str, np.ndarray]:
+    def integers(**values: Any) -> dict[str, np.ndarray]:
         return {name: np.array(value, np.int64) for name, value in values.items()}
 
-    same(one("Shape", ["x"], start=1), x, kind=INT64)
-    same(one("Reshape", ["x", "s"]), x, told(s=[0, -1, 3]))
-    same(one("Squeeze", ["x"]), x)
-    same(one("Squeeze", ["x", "a"]), x, told(a=[1]))
-    same(one("Unsqueeze", ["x", "a"]), x, told(a=[-1, 0]))
-    same(one("Slice", ["x", "b", "e", "a", "s"]), x, told(b=[1, -5], e=[2**62, -1], a=[0, 2], s=[1, 2]))
-    same(one("Expand", ["x", "s"]), x, told(s=[3, 1, 2, 4, 1]))
-    same(one("Tile", ["x", "s"]), x, told(s=[1, 2, 3]))
-    same(one("Transpose", ["x"], perm=[1, 2, 0]), x)
-    same(one("Flatten", ["x"], axis=2), x)
-    same(one("Trilu", ["x", "k"], upper=0), {"x": numbers(4, 4)}, told(k=1))
-    same(one("Trilu", ["x"]), {"x": numbers(4, 4)})
-    for parts, more in (({}, {"num_outputs": 3}), (told(p=[1, 2, 3]), {})):
+    same(node("Shape", ["x"], start=1), x, kind=INT64)
+    same(node("Reshape", ["x", "s"]), x, integers(s=[0, -1, 3]))
+    same(node("Squeeze", ["x"]), x)
+    same(node("Squeeze", ["x", "a"]), x, integers(a=[1]))
+    same(node("Unsqueeze", ["x", "a"]), x, integers(a=[-1, 0]))
+    same(node("Slice", ["x", "b", "e", "a", "s"]), x, integers(b=[1, -5], e=[2**62, -1], a=[0, 2], s=[1, 2]))
+    same(node("Expand", ["x", "s"]), x, integers(s=[3, 1, 2, 4, 1]))
+    same(node("Tile", ["x", "s"]), x, integers(s=[1, 2, 3]))
+    same(node("Transpose", ["x"], perm=[1, 2, 0]), x)
+    same(node("Flatten", ["x"], axis=2), x)
+    same(node("Trilu", ["x", "k"], upper=0), {"x": numbers(4, 4)}, integers(k=1))
+    same(node("Trilu", ["x"]), {"x": numbers(4, 4)})
+    for parts, more in (({}, {"num_outputs": 3}), (integers(p=[1, 2, 3]), {})):
         nodes = [helper.make_node("Split", ["x", *parts], ["a", "b", "c"], axis=2, **more)]
-        same([*nodes, *one("Concat", ["c", "a", "b"], axis=2)], x, parts)
+        same([*nodes, *node("Concat", ["c", "a", "b"], axis=2)], x, parts)
 
 
 def test_what_has_no_form_is_an_error_not_another_answer(tmp_path: Path) -> None:

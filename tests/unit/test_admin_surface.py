@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +17,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mlflowkit.report.rollout.rollout_page import listener, pages
+from mlflowkit.report.rollout.rollout_page import admin_listener, page_renderers
 from mlflowkit.rollout import commands
-from mlflowkit.rollout.admin.admin_app import MAX_BODY, SECURITY, Admin
+from mlflowkit.rollout.admin.admin_app import MAX_BODY, SECURITY_HEADERS, AdminApp
 from mlflowkit.rollout.admin.admin_server import AdminListener
-from mlflowkit.rollout.commands import Answer
+from mlflowkit.rollout.commands import CommandReply
 from mlflowkit.service_state.records import ServiceFiles, process_started, read_json, write_json
 from mlflowkit.serving import auth
-from rollout_world import World
+from tests.support.rollout_world import RolloutWorld
+from tests.support.waiting import wait_for
 
 JSON = {"content-type": "application/json"}
 PAUSE = "/api/services/lending/rollout/pause"
@@ -33,19 +34,10 @@ PAUSE = "/api/services/lending/rollout/pause"
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T]) -> T:
-    """What ``look`` finds, once it finds something."""
-    end = time.monotonic() + 30
-    while not (found := look()):
-        assert time.monotonic() < end, "nothing was found in 30 s"
-        time.sleep(0.02)
-    return found
-
-
-def told(state: Path, service: str = "lending") -> dict[str, Any]:
+def admin_record(state: Path, service: str = "lending") -> dict[str, Any]:
     """Where the page of a service is, once somebody says so."""
     path = ServiceFiles(state / "services" / service).folder / "admin.json"
-    found: dict[str, Any] = until(lambda: read_json(path))
+    found: dict[str, Any] = wait_for(lambda: read_json(path))
     return found
 
 
@@ -79,14 +71,14 @@ def ask(endpoint: str, method: str, path: str, body: bytes | None = None, **head
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("state")).controlled().begin().run(60)
+def world(tmp_path_factory: pytest.TempPathFactory) -> RolloutWorld:
+    return RolloutWorld(tmp_path_factory.mktemp("state")).controlled().begin().run(60)
 
 
 @pytest.fixture(scope="module")
-def endpoint(world: World) -> Iterator[str]:
-    with listener(world.state):
-        yield told(world.state)["endpoint"]
+def endpoint(world: RolloutWorld) -> Iterator[str]:
+    with admin_listener(world.state):
+        yield admin_record(world.state)["endpoint"]
 
 
 @pytest.mark.parametrize(
@@ -105,17 +97,17 @@ def test_everything_is_answered_with_headers_that_keep_a_browser_safe(endpoint: 
     reply = ask(endpoint, "GET", path)
     assert reply.code == 200
     assert reply.headers["content-type"].startswith(kind)
-    assert SECURITY.items() <= reply.headers.items()
+    assert SECURITY_HEADERS.items() <= reply.headers.items()
     policy = reply.headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
 
 
-def test_api_tells_what_the_page_shows(endpoint: str, world: World) -> None:
-    found = ask(endpoint, "GET", "/api/services/lending").json
-    assert found["rollout"]["phase"] == "running"
-    assert [variant["name"] for variant in found["variants"]] == ["champion", "challenger"]
-    assert found["admin"] == endpoint
+def test_api_tells_what_the_page_shows(endpoint: str, world: RolloutWorld) -> None:
+    body = ask(endpoint, "GET", "/api/services/lending").json
+    assert body["rollout"]["phase"] == "running"
+    assert [variant["name"] for variant in body["variants"]] == ["champion", "challenger"]
+    assert body["admin"] == endpoint
     assert ask(endpoint, "GET", "/api/services").json["services"][0]["service"] == "lending"
 
 
@@ -124,7 +116,7 @@ def test_what_is_not_there_is_404_in_json(endpoint: str, path: str) -> None:
     reply = ask(endpoint, "GET", path)
     assert reply.code == 404
     assert reply.json["error"]
-    assert SECURITY.items() <= reply.headers.items()
+    assert SECURITY_HEADERS.items() <= reply.headers.items()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +147,7 @@ def test_names_of_this_machine_are_answered(endpoint: str, host: str) -> None:
     ],
 )
 def test_command_of_another_origin_is_refused_and_leaves_nothing(
-    endpoint: str, world: World, headers: dict[str, str], code: int
+    endpoint: str, world: RolloutWorld, headers: dict[str, str], code: int
 ) -> None:
     assert ask(endpoint, "POST", PAUSE, b"{}", **headers).code == code
     assert commands.pending(world.files) == ()
@@ -178,7 +170,7 @@ def test_command_of_another_origin_is_refused_and_leaves_nothing(
     ],
 )
 def test_command_that_makes_no_sense_is_refused_with_the_reason(
-    endpoint: str, world: World, path: str, body: bytes, code: int
+    endpoint: str, world: RolloutWorld, path: str, body: bytes, code: int
 ) -> None:
     reply = ask(endpoint, "POST", path, body, **JSON)
     assert reply.code == code
@@ -192,14 +184,16 @@ def test_commands_are_posted_only(endpoint: str) -> None:
 
 
 def test_command_is_left_as_the_command_line_leaves_it_and_answered_by_the_controller(
-    endpoint: str, world: World
+    endpoint: str, world: RolloutWorld
 ) -> None:
     def control() -> None:
-        [left] = until(lambda: commands.pending(world.files))
+        [left] = wait_for(lambda: commands.pending(world.files))
         seen.append(left)
-        commands.answer(world.files, Answer(left.id, ok=len(seen) == 1, message=f"heard {left.command}", hint="rest"))
+        commands.write_reply(
+            world.files, CommandReply(left.id, ok=len(seen) == 1, message=f"heard {left.command}", hint="rest")
+        )
 
-    seen: list[commands.Told] = []
+    seen: list[commands.OperatorCommand] = []
     for code, words in ((200, "heard promote"), (409, "heard promote")):
         controller = threading.Thread(target=control)
         controller.start()
@@ -212,18 +206,18 @@ def test_command_is_left_as_the_command_line_leaves_it_and_answered_by_the_contr
     assert commands.pending(world.files) == ()
 
 
-def test_command_that_nobody_answers_stays_asked(endpoint: str, world: World) -> None:
+def test_command_that_nobody_answers_stays_asked(endpoint: str, world: RolloutWorld) -> None:
     reply = ask(endpoint, "POST", PAUSE, b"", **JSON)
     assert reply.code == 202
     [left] = commands.pending(world.files)
     assert (left.id, left.command) == (reply.json["id"], "pause")
-    commands.answer(world.files, Answer(left.id, ok=True, message=""))
+    commands.write_reply(world.files, CommandReply(left.id, ok=True, message=""))
 
 
 def test_events_say_that_something_changed_and_end_when_the_page_goes(tmp_path: Path) -> None:
-    world = World(tmp_path).begin()
-    with listener(tmp_path):
-        parts = urlsplit(told(tmp_path)["endpoint"])
+    world = RolloutWorld(tmp_path).begin()
+    with admin_listener(tmp_path):
+        parts = urlsplit(admin_record(tmp_path)["endpoint"])
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
         connection.request("GET", "/api/services/lending/events")
         reply = connection.getresponse()
@@ -241,13 +235,13 @@ def test_events_say_that_something_changed_and_end_when_the_page_goes(tmp_path: 
 @pytest.fixture
 def keyed(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
     """The endpoint of a service with keys beside one without, a key that may administer, and one that may only ask."""
-    admin, token = auth.make(["admin"])
-    user, other = auth.make(["infer", "feedback"])
-    auth.write(tmp_path / "keys.json", [admin, user])
-    World(tmp_path, settings={"keys": str(tmp_path / "keys.json")}).begin()
-    World(tmp_path, "open")
-    with listener(tmp_path):
-        yield told(tmp_path)["endpoint"], token, other
+    admin, token = auth.make_key(["admin"])
+    user, other = auth.make_key(["infer", "feedback"])
+    auth.write_keys(tmp_path / "keys.json", [admin, user])
+    RolloutWorld(tmp_path, settings={"keys": str(tmp_path / "keys.json")}).begin()
+    RolloutWorld(tmp_path, "open")
+    with admin_listener(tmp_path):
+        yield admin_record(tmp_path)["endpoint"], token, other
 
 
 def test_service_with_keys_wants_one_with_the_scope_admin(keyed: tuple[str, str, str]) -> None:
@@ -274,14 +268,14 @@ def test_lists_and_metrics_leave_out_what_the_key_does_not_reach(keyed: tuple[st
 
 
 def test_key_that_was_revoked_is_refused_at_once(tmp_path: Path) -> None:
-    key, token = auth.make(["admin"])
+    key, token = auth.make_key(["admin"])
     path = tmp_path / "keys.json"
-    auth.write(path, [key])
-    World(tmp_path, settings={"keys": str(path)})
-    with listener(tmp_path):
-        endpoint = told(tmp_path)["endpoint"]
+    auth.write_keys(path, [key])
+    RolloutWorld(tmp_path, settings={"keys": str(path)})
+    with admin_listener(tmp_path):
+        endpoint = admin_record(tmp_path)["endpoint"]
         assert ask(endpoint, "GET", "/api/services/lending", **{"x-api-key": token}).code == 200
-        auth.write(path, [])
+        auth.write_keys(path, [])
         os.utime(path, ns=(1, 1))
         assert ask(endpoint, "GET", "/api/services/lending", **{"x-api-key": token}).code == 401
         path.unlink()
@@ -291,21 +285,21 @@ def test_key_that_was_revoked_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_nothing_listens_beyond_loopback_without_keys(tmp_path: Path) -> None:
-    World(tmp_path)
-    with AdminListener(tmp_path, Admin(tmp_path, pages(), host="0.0.0.0"), host="0.0.0.0"):
-        found = told(tmp_path)
-    assert found["endpoint"] == ""
-    assert "no API keys" in found["message"]
+    RolloutWorld(tmp_path)
+    with AdminListener(tmp_path, AdminApp(tmp_path, page_renderers(), host="0.0.0.0"), host="0.0.0.0"):
+        record = admin_record(tmp_path)
+    assert record["endpoint"] == ""
+    assert "no API keys" in record["message"]
 
 
 def test_services_share_a_free_port_and_have_their_own_where_they_ask_for_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    World(tmp_path, "one")
-    World(tmp_path, "two")
-    World(tmp_path, "own", settings={"admin_port": port})
-    with listener(tmp_path):
-        places = {name: urlsplit(told(tmp_path, name)["endpoint"]) for name in ("one", "two", "own")}
+    RolloutWorld(tmp_path, "one")
+    RolloutWorld(tmp_path, "two")
+    RolloutWorld(tmp_path, "own", settings={"admin_port": port})
+    with admin_listener(tmp_path):
+        places = {name: urlsplit(admin_record(tmp_path, name)["endpoint"]) for name in ("one", "two", "own")}
     assert places["one"].port == places["two"].port
     assert places["own"].port == port
     assert all(place.path == f"/services/{name}" for name, place in places.items())
@@ -314,38 +308,38 @@ def test_services_share_a_free_port_and_have_their_own_where_they_ask_for_it(tmp
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"endpoint": 3}'])
 def test_damaged_place_of_the_page_is_written_anew(tmp_path: Path, content: str) -> None:
-    path = World(tmp_path).files.folder / "admin.json"
+    path = RolloutWorld(tmp_path).files.folder / "admin.json"
     path.write_text(content)
-    with listener(tmp_path):
-        until(lambda: path.read_text().startswith("{\n") and read_json(path)["endpoint"])
+    with admin_listener(tmp_path):
+        wait_for(lambda: path.read_text().startswith("{\n") and read_json(path)["endpoint"])
         assert ask(read_json(path)["endpoint"], "GET", "/").code == 200
 
 
 def test_port_that_is_taken_is_told_and_had_as_soon_as_it_is_free(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        World(tmp_path, settings={"admin_port": port})
-        with listener(tmp_path):
-            found = told(tmp_path)
-            assert found["endpoint"] == ""
-            assert f":{port}" in found["message"]
+        RolloutWorld(tmp_path, settings={"admin_port": port})
+        with admin_listener(tmp_path):
+            record = admin_record(tmp_path)
+            assert record["endpoint"] == ""
+            assert f":{port}" in record["message"]
             taken.close()
-            until(lambda: told(tmp_path)["endpoint"])
-            assert ask(told(tmp_path)["endpoint"], "GET", "/").code == 200
+            wait_for(lambda: admin_record(tmp_path)["endpoint"])
+            assert ask(admin_record(tmp_path)["endpoint"], "GET", "/").code == 200
 
 
 def test_page_keeps_its_port_over_a_restart_and_the_place_of_another_process_is_left(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = RolloutWorld(tmp_path)
     path = world.files.folder / "admin.json"
-    with listener(tmp_path):
-        first = told(tmp_path)
+    with admin_listener(tmp_path):
+        first = admin_record(tmp_path)
     write_json(path, {**first, "pid": 0, "started": 0.0})  # as a process that was killed leaves it
-    with listener(tmp_path):
-        second = until(lambda: found if (found := told(tmp_path))["pid"] else None)
+    with admin_listener(tmp_path):
+        second = wait_for(lambda: found if (found := admin_record(tmp_path))["pid"] else None)
         assert second["endpoint"] == first["endpoint"]
     other = {**first, "pid": 1, "started": process_started(1)}
     write_json(path, other)
-    World(tmp_path, "zz")  # comes after it, by name
-    with listener(tmp_path):
-        assert told(tmp_path, "zz")["endpoint"]
+    RolloutWorld(tmp_path, "zz")  # comes after it, by name
+    with admin_listener(tmp_path):
+        assert admin_record(tmp_path, "zz")["endpoint"]
     assert read_json(path) == other

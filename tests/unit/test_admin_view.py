@@ -10,33 +10,36 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts, latency_bin
-from mlflowkit.judging.online.judge import Finding
+from mlflowkit.judging.online.judge import MetricResult
 from mlflowkit.rollout.admin import rollout_metrics
 from mlflowkit.rollout.admin.build_view import (
-    commands,
+    agreement_views,
+    allowed_commands,
+    build_service_view,
     latency_histogram,
     prediction_histogram,
     quantile_ms,
     rollout_view,
-    shares,
-    view,
-    waiting,
-    weights,
+    waiting_for,
+    weight_history,
 )
-from mlflowkit.rollout.admin.snapshot import Tally, Watch, snapshot
-from mlflowkit.rollout.admin.view_models import Sample, Snapshot
-from mlflowkit.rollout.policy import Command
-from mlflowkit.rollout.settings import Metric, Rollout, Step
-from mlflowkit.rollout.state import Counts, Look, Reading, RolloutState
+from mlflowkit.rollout.admin.snapshot import EventCounter, ServiceMonitor, read_snapshot
+from mlflowkit.rollout.admin.view_models import RequestSample, ServiceSnapshot
+from mlflowkit.rollout.policy import PolicyCommand
+from mlflowkit.rollout.settings import Rollout, RolloutMetric, RolloutStep
+from mlflowkit.rollout.state import MetricReading, Observation, RolloutState, StepCounts
 from mlflowkit.service_state.records import ServiceFiles, write_json
 from mlflowkit.values import Measurement, Outcome, RoutingTable, Variant, Verdict
-from rollout_world import World
+from tests.support.rollout_world import RolloutWorld
 
 VARIANT = Variant("challenger", "2", "d", "b")
 PLAN = Rollout(
     strategy="canary",
-    steps=[Step(weight=5), Step(weight=50)],
-    metrics=[Metric(metric="error_rate", margin=0.01), Metric(metric="latency_p99_ms", ratio=2, role="guardrail")],
+    steps=[RolloutStep(weight=5), RolloutStep(weight=50)],
+    metrics=[
+        RolloutMetric(metric="error_rate", margin=0.01),
+        RolloutMetric(metric="latency_p99_ms", ratio=2, role="guardrail"),
+    ],
     min_samples=500,
     bake_seconds=30,
     max_seconds=3600,
@@ -46,17 +49,19 @@ RUNNING = RolloutState(
 )
 
 
-def finding(name: str, outcome: Outcome, value: float = 0.0, high: float = 0.1) -> Finding:
+def finding(name: str, outcome: Outcome, value: float = 0.0, high: float = 0.1) -> MetricResult:
     measured = Measurement(name, value, -0.1, high, 100)
-    return Finding(name, Verdict(name, outcome, "said", name, measured, 0.01, "max", change=True), 0.2, 0.4, (90, 10))
+    return MetricResult(
+        name, Verdict(name, outcome, "said", name, measured, 0.01, "max", change=True), 0.2, 0.4, (90, 10)
+    )
 
 
 def test_running_rollout_waits_for_what_it_lacks_of_requests_time_and_proof() -> None:
-    state = replace(RUNNING, step=1, counts=Counts(champion=700, challenger=188), elapsed=12.0)
+    state = replace(RUNNING, step=1, counts=StepCounts(champion=700, challenger=188), elapsed=12.0)
     state = replace(
         state, findings=(finding("error_rate", Outcome.INCONCLUSIVE), finding("latency_p99_ms", Outcome.PASSED))
     )
-    assert waiting(state) == (
+    assert waiting_for(state) == (
         "312 more requests of challenger",
         "18 s of baking",
         "1 metric inconclusive (error_rate)",
@@ -65,10 +70,10 @@ def test_running_rollout_waits_for_what_it_lacks_of_requests_time_and_proof() ->
 
 
 def test_first_step_waits_for_no_proof_and_a_guardrail_is_never_waited_for() -> None:
-    done = replace(RUNNING, counts=Counts(700, 700), elapsed=40.0)
-    assert waiting(done) == ("deadline in 59 min",)
+    done = replace(RUNNING, counts=StepCounts(700, 700), elapsed=40.0)
+    assert waiting_for(done) == ("deadline in 59 min",)
     last = replace(done, step=1, findings=(finding("error_rate", Outcome.PASSED), finding("x", Outcome.INCONCLUSIVE)))
-    assert waiting(last) == ("deadline in 59 min",)
+    assert waiting_for(last) == ("deadline in 59 min",)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +89,15 @@ def test_first_step_waits_for_no_proof_and_a_guardrail_is_never_waited_for() -> 
 )
 def test_each_phase_says_what_it_waits_for_and_what_may_be_said(phase: str, word: str, told: tuple[str, ...]) -> None:
     state = replace(RUNNING, phase=phase)
-    assert word in waiting(state)[0]
-    assert commands(state) == told
-    assert all("deadline" not in words for words in waiting(state))  # a deadline stands still where none is judged
+    assert word in waiting_for(state)[0]
+    assert allowed_commands(state) == told
+    assert all("deadline" not in words for words in waiting_for(state))  # a deadline stands still where none is judged
 
 
 @pytest.mark.parametrize("phase", ["promoted", "rolled_back", "aborted", "kept"])
 def test_ended_rollout_waits_for_nothing(phase: str) -> None:
     state = replace(RUNNING, phase=phase, finished=200.0)
-    assert (waiting(state), commands(state)) == ((), ())
+    assert (waiting_for(state), allowed_commands(state)) == ((), ())
     assert rollout_view(state, Evidence("e1")).deadline is None
 
 
@@ -107,25 +112,29 @@ def test_steps_say_where_the_rollout_is_and_where_it_ended() -> None:
 
 
 def test_weights_change_where_looks_say_and_end_with_the_rollout() -> None:
-    looks = (Look(110.0, 0, 0.05, "running"), Look(111.0, 0, 0.05, "running"), Look(150.0, 1, 0.5, "running"))
+    looks = (
+        Observation(110.0, 0, 0.05, "running"),
+        Observation(111.0, 0, 0.05, "running"),
+        Observation(150.0, 1, 0.5, "running"),
+    )
     state = replace(RUNNING, history=looks, step=1, clock=160.0)
-    assert weights(state) == ((100.0, 0.0), (110.0, 0.05), (150.0, 0.5), (160.0, 0.5))
-    assert weights(replace(state, phase="promoted", finished=170.0))[-1] == (170.0, 1.0)
-    assert weights(replace(state, phase="rolled_back", finished=170.0))[-1] == (170.0, 0.0)
-    assert weights(replace(state, begun=0.0)) == ()
+    assert weight_history(state) == ((100.0, 0.0), (110.0, 0.05), (150.0, 0.5), (160.0, 0.5))
+    assert weight_history(replace(state, phase="promoted", finished=170.0))[-1] == (170.0, 1.0)
+    assert weight_history(replace(state, phase="rolled_back", finished=170.0))[-1] == (170.0, 0.0)
+    assert weight_history(replace(state, begun=0.0)) == ()
 
 
 def test_what_is_not_finite_is_unknown_and_the_view_is_json(tmp_path: Path) -> None:
-    reading = Reading("error_rate", Outcome.INCONCLUSIVE, 0.0, 0.0, math.nan, -math.inf, math.inf, 0, 0)
+    reading = MetricReading("error_rate", Outcome.INCONCLUSIVE, 0.0, 0.0, math.nan, -math.inf, math.inf, 0, 0)
     state = replace(
         RUNNING,
         findings=(finding("error_rate", Outcome.INCONCLUSIVE, math.nan, math.inf),),
-        history=(Look(1.0, 0, 0.0, "running", (reading,)),),
+        history=(Observation(1.0, 0, 0.0, "running", (reading,)),),
     )
     shown = rollout_view(state, Evidence("e1"))
     assert (shown.findings[0].value, shown.findings[0].high, shown.findings[0].low) == (None, None, -0.1)
     assert (shown.history["error_rate"][0].value, shown.history["error_rate"][0].low) == (None, None)
-    whole = view(Snapshot("lending", 1.0, rollout=state))
+    whole = build_service_view(ServiceSnapshot("lending", 1.0, rollout=state))
     write_json(tmp_path / "view.json", whole.to_json())  # refuses what is not JSON
 
 
@@ -133,7 +142,7 @@ def test_findings_have_the_roles_of_their_metrics() -> None:
     state = replace(
         RUNNING, findings=(finding("error_rate", Outcome.PASSED), finding("latency_p99_ms", Outcome.PASSED))
     )
-    assert [one.role for one in rollout_view(state, Evidence("")).findings] == ["objective", "guardrail"]
+    assert [finding.role for finding in rollout_view(state, Evidence("")).findings] == ["objective", "guardrail"]
 
 
 def test_quantiles_come_from_bins_and_are_at_most_two_percent_small() -> None:
@@ -143,12 +152,12 @@ def test_quantiles_come_from_bins_and_are_at_most_two_percent_small() -> None:
 
 
 def test_latency_histogram_puts_both_arms_over_the_same_edges() -> None:
-    found = latency_histogram({latency_bin(0.001): 5}, {latency_bin(0.002): 7, latency_bin(0.0021): 1})
-    assert found is not None
-    assert len(found.edges) == len(found.champion) + 1 == len(found.challenger) + 1
-    assert (sum(found.champion), sum(found.challenger)) == (5, 8)
-    assert found.champion[0] == 5
-    assert found.edges[0] <= 1.0 < found.edges[1]
+    histogram = latency_histogram({latency_bin(0.001): 5}, {latency_bin(0.002): 7, latency_bin(0.0021): 1})
+    assert histogram is not None
+    assert len(histogram.edges) == len(histogram.champion) + 1 == len(histogram.challenger) + 1
+    assert (sum(histogram.champion), sum(histogram.challenger)) == (5, 8)
+    assert histogram.champion[0] == 5
+    assert histogram.edges[0] <= 1.0 < histogram.edges[1]
     assert latency_histogram({}, {}) is None
 
 
@@ -174,33 +183,37 @@ def test_least_agreeing_slice_comes_first_after_the_whole() -> None:
             "a=3": Moments(),
         }
     )
-    assert [one.slice for one in shares(counts)] == ["", "a=2", "a=1"]
-    assert all(one.low <= one.value <= one.high for one in shares(counts))
+    assert [share.slice for share in agreement_views(counts)] == ["", "a=2", "a=1"]
+    assert all(share.low <= share.value <= share.high for share in agreement_views(counts))
 
 
 def test_rate_is_of_the_time_between_two_looks() -> None:
     table = RoutingTable("lending", 3, (Variant("champion", "1", "d", "b"),), "e1")
     evidence = Evidence("e1", {3: {"champion": VariantCounts(requests=130)}})
-    now = Snapshot("lending", 12.0, table=table, evidence=evidence)
-    assert view(now).variants[0].per_second is None
-    assert view(now, Sample(10.0, 3, {"champion": 100})).variants[0].per_second == 15.0
-    assert view(now, Sample(10.0, 3, {"champion": 900})).variants[0].per_second is None  # counts began anew
+    now = ServiceSnapshot("lending", 12.0, table=table, evidence=evidence)
+    assert build_service_view(now).variants[0].per_second is None
+    assert build_service_view(now, RequestSample(10.0, 3, {"champion": 100})).variants[0].per_second == 15.0
+    assert (
+        build_service_view(now, RequestSample(10.0, 3, {"champion": 900})).variants[0].per_second is None
+    )  # counts began anew
 
 
 def test_new_champion_is_not_credited_with_what_the_one_before_answered(tmp_path: Path) -> None:
-    world = World(tmp_path).begin().run(100)
-    world.look((), Command("promote", full=True))
+    world = RolloutWorld(tmp_path).begin().run(100)
+    world.look((), PolicyCommand("promote", full=True))
     world.look(())
     world.answer(500)
     world.write_evidence()
-    shown = Watch(tmp_path).view("lending")
+    shown = ServiceMonitor(tmp_path).view("lending")
     assert shown is not None
-    assert [(one.name, one.version, one.requests) for one in shown.variants] == [("champion", "20261123-bb22", 500)]
+    assert [(variant.name, variant.version, variant.requests) for variant in shown.variants] == [
+        ("champion", "20261123-bb22", 500)
+    ]
 
 
 def test_snapshot_reads_a_running_rollout_whole(tmp_path: Path) -> None:
-    world = World(tmp_path).controlled().begin().run(120)
-    shown = Watch(tmp_path).view("lending")
+    world = RolloutWorld(tmp_path).controlled().begin().run(120)
+    shown = ServiceMonitor(tmp_path).view("lending")
     assert shown is not None
     assert shown.problems == ()
     assert (shown.state, shown.epoch, shown.endpoint) == ("serving", world.table.epoch, "http://127.0.0.1:8080")
@@ -211,7 +224,7 @@ def test_snapshot_reads_a_running_rollout_whole(tmp_path: Path) -> None:
     champion, challenger = shown.variants
     assert (champion.role, challenger.weight, challenger.mirrored) == ("champion", 0.05, 7200)
     assert champion.requests == sum(epoch["champion"].requests for epoch in world.counts.values())
-    assert [one.slice for one in shown.agreement["challenger"]][:2] == ["", "grade=G"]
+    assert [share.slice for share in shown.agreement["challenger"]][:2] == ["", "grade=G"]
 
 
 @pytest.mark.parametrize(
@@ -219,65 +232,69 @@ def test_snapshot_reads_a_running_rollout_whole(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("content", ["{", "[1]", '{"version": 1}'])
 def test_damaged_file_is_named_and_the_rest_is_shown(tmp_path: Path, name: str, content: str) -> None:
-    world = World(tmp_path).begin().run(10)
+    world = RolloutWorld(tmp_path).begin().run(10)
     path = world.files.folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
-    found = snapshot(world.files)
-    assert any(name in problem for problem in found.problems)
-    assert view(found).endpoint == "http://127.0.0.1:8080"
+    snapshot = read_snapshot(world.files)
+    assert any(name in problem for problem in snapshot.problems)
+    assert build_service_view(snapshot).endpoint == "http://127.0.0.1:8080"
 
 
 def samples(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     families = text_string_to_metric_families(page.decode())
-    return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
 def test_metrics_say_what_the_view_says(tmp_path: Path) -> None:
-    World(tmp_path).controlled().begin().run(120)
-    views = Watch(tmp_path).views()
-    found = samples(rollout_metrics.page(views, Tally()))
+    RolloutWorld(tmp_path).controlled().begin().run(120)
+    views = ServiceMonitor(tmp_path).views()
+    values = samples(rollout_metrics.render_metrics(views, EventCounter()))
     rollout = views[0].rollout
     assert rollout is not None
     service = ("service", "lending")
-    assert found["mlkit_rollout_phase", (("phase", "running"), service, ("strategy", "canary"))] == 1
-    assert found["mlkit_rollout_phase", (("phase", "paused"), service, ("strategy", "canary"))] == 0
-    assert found["mlkit_rollout_step", (service,)] == 2
-    error = next(one for one in rollout.findings if one.name == "error_rate")
+    assert values["mlkit_rollout_phase", (("phase", "running"), service, ("strategy", "canary"))] == 1
+    assert values["mlkit_rollout_phase", (("phase", "paused"), service, ("strategy", "canary"))] == 0
+    assert values["mlkit_rollout_step", (service,)] == 2
+    error = next(finding for finding in rollout.findings if finding.name == "error_rate")
     labels = (("metric", "error_rate"), ("role", "objective"), service)
-    assert found["mlkit_rollout_harm", labels] == error.harm
-    assert found["mlkit_rollout_proof", labels] == error.proof
+    assert values["mlkit_rollout_harm", labels] == error.harm
+    assert values["mlkit_rollout_proof", labels] == error.proof
     variant = (("role", "challenger"), service, ("variant", "challenger"), ("version", "20261123-bb22"))
-    assert found["mlkit_variant_weight", variant] == 0.05
-    assert found["mlkit_evidence_requests_total", variant] == views[0].variants[1].requests
-    assert found["mlkit_controller_lease", ()] == 1
-    assert found["mlkit_controller_fence", ()] == 1
+    assert values["mlkit_variant_weight", variant] == 0.05
+    assert values["mlkit_evidence_requests_total", variant] == views[0].variants[1].requests
+    assert values["mlkit_controller_lease", ()] == 1
+    assert values["mlkit_controller_fence", ()] == 1
 
 
 def test_ends_and_deliveries_are_counted_once_and_only_as_they_happen(tmp_path: Path) -> None:
-    world = World(tmp_path).begin()
+    world = RolloutWorld(tmp_path).begin()
     hooks = world.files.folder / "webhooks.json"
-    told = {"id": "a", "event": "started", "url": "http://h", "time": 1.0, "ok": True, "status": 200, "attempts": 1}
-    write_json(hooks, [told])
-    tally = Tally()
-    tally.note(world.files)
-    assert (tally.ended, tally.delivered) == ({}, {})
-    world.look((), Command("rollback"))
+    delivery = {"id": "a", "event": "started", "url": "http://h", "time": 1.0, "ok": True, "status": 200, "attempts": 1}
+    write_json(hooks, [delivery])
+    counter = EventCounter()
+    counter.update(world.files)
+    assert (counter.ended, counter.delivered) == ({}, {})
+    world.look((), PolicyCommand("rollback"))
     world.look(())
-    write_json(hooks, [told, {**told, "id": "b", "ok": False}])
+    write_json(hooks, [delivery, {**delivery, "id": "b", "ok": False}])
     for _ in range(3):
-        tally.note(world.files)
-    assert tally.ended == {("lending", "canary", "rolled_back"): 1}
-    assert tally.delivered == {("lending", "failed"): 1}
-    late = Tally()
-    late.note(world.files)
+        counter.update(world.files)
+    assert counter.ended == {("lending", "canary", "rolled_back"): 1}
+    assert counter.delivered == {("lending", "failed"): 1}
+    late = EventCounter()
+    late.update(world.files)
     assert late.ended == {}
-    page = samples(rollout_metrics.page(Watch(tmp_path).views(), tally))
+    page = samples(rollout_metrics.render_metrics(ServiceMonitor(tmp_path).views(), counter))
     assert page["mlkit_incidents_total", (("service", "lending"),)] == 1
 
 
 def test_watch_knows_no_service_that_is_not_there(tmp_path: Path) -> None:
-    assert Watch(tmp_path).views() == ()
-    assert Watch(tmp_path).view("lending") is None
+    assert ServiceMonitor(tmp_path).views() == ()
+    assert ServiceMonitor(tmp_path).view("lending") is None
     ServiceFiles(tmp_path / "services" / "lending").folder.mkdir(parents=True)
-    assert Watch(tmp_path).view("lending") is None
+    assert ServiceMonitor(tmp_path).view("lending") is None

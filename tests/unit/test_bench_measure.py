@@ -10,10 +10,10 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from mlflowkit.bench.environment import description
-from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, measure, measure_blocks, requests_over, timed
+from mlflowkit.bench.environment import machine_info
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, MAX_WARM_UP, measure, measure_blocks, requests_over, timed_source
 from mlflowkit.errors import UsageError
-from mlflowkit.system.machine import described
+from mlflowkit.system.machine import describe_machine
 
 
 def test_candidates_are_measured_in_turns() -> None:
@@ -85,10 +85,10 @@ def test_samples_are_json_in_order() -> None:
 
 
 def test_the_machine_is_named() -> None:
-    about = description().to_json()
+    about = machine_info().to_json()
     assert about["cores"] >= 1
     assert about["processor"]
-    assert described().endswith(f"x{about['cores']}"), "a fingerprint counts other cores than a measurement"
+    assert describe_machine().endswith(f"x{about['cores']}"), "a fingerprint counts other cores than a measurement"
     json.dumps(about)
 
 
@@ -105,7 +105,7 @@ def test_a_source_times_its_requests_itself_and_its_lead_in_is_not_counted() -> 
 
 
 def test_a_source_that_lost_answers_is_refused() -> None:
-    with pytest.raises(UsageError, match="child was asked 55 requests and gave 3 times"):
+    with pytest.raises(UsageError, match="child returned 3 times for 55 requests"):
         measure_blocks({"child": lambda start, count: [1, 2, 3]}, BLOCK)
 
 
@@ -113,7 +113,7 @@ def test_a_source_that_is_stopped_has_no_more_turns_and_the_others_have_all_of_t
     def after_two(taken: Mapping[str, Sequence[Sequence[int]]]) -> list[str]:
         return ["b"] if len(taken["a"]) == 2 else []
 
-    sources = {name: timed(lambda index: None) for name in "ab"}
+    sources = {name: timed_source(lambda index: None) for name in "ab"}
     taken = measure_blocks(sources, 5 * BLOCK, stop=after_two)
     assert {name: len(samples.microseconds) for name, samples in taken.items()} == {"a": 5, "b": 2}
     assert len(measure_blocks(sources, 5 * BLOCK, stop=lambda taken: list(taken))["a"].microseconds) == 1

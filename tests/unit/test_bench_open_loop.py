@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import threading
 import time
 
@@ -13,7 +12,8 @@ import pytest
 from mlflowkit.bench.analysis import quantile, summarise
 from mlflowkit.bench.load.closed_loop import Callers
 from mlflowkit.bench.load.open_loop import OpenLoad, arrivals, offer
-from mlflowkit.bench.measure import BLOCK, measure_blocks, timed
+from mlflowkit.bench.load.pattern import notes, pool_stretches
+from mlflowkit.bench.measure import BLOCK, measure_blocks, timed_source
 from mlflowkit.errors import UsageError
 
 
@@ -55,7 +55,7 @@ def test_one_stall_is_in_the_p99_of_an_open_loop_and_in_that_of_a_closed_one_it_
         if index == 100:
             time.sleep(0.2)
 
-    closed = measure_blocks({"closed": timed(stalls)}, 400, warm_up=1)["closed"].microseconds
+    closed = measure_blocks({"closed": timed_source(stalls)}, 400, warm_up=1)["closed"].microseconds
     opened = offer([stalls], arrivals(800, 400, "constant")).latency_us
     assert closed.max() >= 200_000, "it did stall"
     assert quantile(closed, 0.99) < 20_000
@@ -68,7 +68,7 @@ def test_four_callers_take_what_one_cannot() -> None:
     alone = offer([lambda index: time.sleep(0.01)], moments)
     four = offer([lambda index: time.sleep(0.01)] * 4, moments)
     assert alone.saturated
-    assert any("saturated" in words for words in alone.notes)
+    assert any("saturated" in words for words in notes([alone]))
     assert not four.saturated
     assert np.median(four.latency_us) < np.median(alone.latency_us) / 3
     assert alone.achieved < 101
@@ -77,12 +77,15 @@ def test_four_callers_take_what_one_cannot() -> None:
 def test_a_generator_that_fell_behind_is_no_open_loop() -> None:
     kept = load([100.0] * 100, [9.0] * 100)
     assert kept.open_loop
-    assert kept.notes == []
+    assert notes([kept]) == []
     late = load([100.0] * 100, [11.0] * 100)
     assert not late.open_loop
-    assert "not an open loop: the generator was 11 µs late at p50" in late.notes[0]
+    assert (
+        "no open loop: the load generator itself was later than the requests took, by up to 11 µs" in notes([late])[0]
+    )
     tail = load([100.0] * 98 + [200.0] * 2, [0.0] * 98 + [150.0] * 2)
-    assert [words.split(" late at ")[1][:3] for words in tail.notes] == ["p99"]
+    assert not tail.open_loop
+    assert "by up to 150 µs" in notes([tail])[0]
 
 
 def test_a_backlog_of_as_many_as_there_are_callers_is_none() -> None:
@@ -91,10 +94,11 @@ def test_a_backlog_of_as_many_as_there_are_callers_is_none() -> None:
 
 
 def test_figures_are_json() -> None:
-    found = json.loads(json.dumps(offer([lambda index: None], arrivals(2000, 50)).to_json()))
-    assert found["requests"] == 50
-    assert found["offered"] == pytest.approx(2000, rel=0.5)
-    assert found["latency_p50_us"] <= found["latency_p95_us"] <= found["latency_p99_us"]
+    pooled = pool_stretches([offer([lambda index: None], arrivals(2000, 50))])
+    assert pooled["stretches"] == 1
+    assert pooled["offered"] == pytest.approx(2000, rel=0.5)
+    assert pooled["queued_p50_us"] <= pooled["queued_p99_us"]
+    assert pooled["late_p50_us"] <= pooled["late_p99_us"]
 
 
 def test_what_a_request_raises_ends_the_load() -> None:
@@ -118,9 +122,9 @@ def test_no_load_is_refused(rate: float) -> None:
 
 
 def test_nobody_asking_is_refused() -> None:
-    with pytest.raises(UsageError, match="nobody asks"):
+    with pytest.raises(UsageError, match="loop needs a caller"):
         offer([], arrivals(1, 1))
-    with pytest.raises(UsageError, match="nobody asks"):
+    with pytest.raises(UsageError, match="loop needs a caller"):
         Callers.of([])
     with pytest.raises(UsageError, match="no arrivals 'bursts'"):
         arrivals(1, 1, "bursts")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 
 from mlflowkit.bench.measure import Samples
 from mlflowkit.bench.regression import compare, worst
-from mlflowkit.bench.result_file import Results
+from mlflowkit.bench.result_file import SavedResults
 from mlflowkit.errors import UsageError
 from mlflowkit.values import Outcome
 
@@ -36,9 +36,9 @@ def starts(seed: int, ratio: float = 1.0, *, count: int = 10, blocks: int = 8) -
 def results(
     measured: Mapping[tuple[str, int], tuple[Samples, ...]], *, quantile: float = 0.5,
     rows: Mapping[tuple[str, int], Mapping[str, Any]] | None = None, **machine: Any,
-) -> Results:  # fmt: skip
+) -> SavedResults:  # fmt: skip
     told = {key: {"status": "ok", "reason": ""} for key in measured} | dict(rows or {})
-    return Results(quantile, {**MACHINE, **machine}, told, measured)
+    return SavedResults(quantile, {**MACHINE, **machine}, told, measured)
 
 
 ONNX = ("onnx", 1)
@@ -47,9 +47,9 @@ ONNX = ("onnx", 1)
 @pytest.mark.parametrize(
     ("ratio", "outcome", "says"),
     [
-        (1.3, Outcome.FAILED, "more than the 1.1 that may be"),
-        (1.0, Outcome.PASSED, "within the 1.1 that may be"),
-        (0.5, Outcome.PASSED, "within the 1.1 that may be"),
+        (1.3, Outcome.FAILED, "more than the limit 1.1"),
+        (1.0, Outcome.PASSED, "within the limit 1.1"),
+        (0.5, Outcome.PASSED, "within the limit 1.1"),
         (1.1, Outcome.INCONCLUSIVE, "may or may not be more than 1.1"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.bench.environment import description
+from mlflowkit.bench.environment import machine_info
 from mlflowkit.bench.measure import Samples
 from mlflowkit.bench.result_file import document, parse, read, write
 from mlflowkit.errors import UsageError
@@ -30,7 +30,7 @@ def row(name: str, **more: Any) -> dict[str, Any]:
 
 
 def shown(*rows: dict[str, Any]) -> dict[str, Any]:
-    return {"machine": description().to_json(), "quantile": "p99", "candidates": list(rows), "notes": ["busy"]}
+    return {"machine": machine_info().to_json(), "quantile": "p99", "candidates": list(rows), "notes": ["busy"]}
 
 
 def whole() -> dict[str, Any]:
@@ -43,8 +43,8 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     write(path, whole())
     found = read(path)
-    assert (found.quantile, found.made, found.notes) == (0.99, MADE, ("busy",))
-    assert found.machine["processor"] == description().processor
+    assert (found.quantile, found.time, found.notes) == (0.99, MADE, ("busy",))
+    assert found.machine["processor"] == machine_info().processor
     assert set(found.rows) == {("onnx", 1), ("gpu", 8), ("absent", 1)}
     assert set(found.starts) == {("onnx", 1), ("gpu", 8)}, "what was not measured has a row and no samples"
     assert [len(starts) for starts in found.starts.values()] == [2, 1]

@@ -14,15 +14,30 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflowkit.adapters.torch_runtime import TorchEngines
-from mlflowkit.adapters.trials.child import Child
+from mlflowkit.adapters.trials.child import TrialWorker
 from mlflowkit.bench.measure import measure_blocks, requests_over
-from mlflowkit.bench.timings import HostClock, Timings, apart, unmarked
+from mlflowkit.bench.timings import Timings, no_mark, split_timings
 from mlflowkit.errors import UsageError
 from mlflowkit.graphs.candidates import Candidate, Engine
 from mlflowkit.system import arrays
 from mlflowkit.wiring import Wiring, device_clock
 
+pytestmark = pytest.mark.heavy
+
 WIDE = 256
+
+
+class HostClock:
+    """Monotonic clock, for synchronous steps on the host."""
+
+    def mark(self) -> int:
+        return time.perf_counter_ns()
+
+    def wait(self) -> None:
+        return
+
+    def nanoseconds(self, first: int, last: int) -> int:
+        return last - first
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +66,12 @@ ROWS: Mapping[str, np.ndarray] = {"x": np.ones((64, WIDE), dtype=np.float32)}
 
 def test_a_sessions_copies_and_its_run_are_timed_apart(session: Any) -> None:
     request = requests_over(session.run, ROWS, 64)
-    samples = measure_blocks({"torch": apart(request, session, HostClock())}, 100, warm_up=4)["torch"]
+    samples = measure_blocks({"torch": split_timings(request, session, HostClock())}, 100, warm_up=4)["torch"]
     assert sorted(samples.parts) == ["copy_in", "copy_out", "device"]
     assert {part.shape for part in samples.parts.values()} == {samples.microseconds.shape}
     assert all((part > 0).all() for part in samples.parts.values())
     assert np.median(samples.parts["device"]) < np.median(samples.microseconds) * 1.5
-    assert session.mark is unmarked, "nobody is told of the requests that follow"
+    assert session.mark is no_mark, "nobody is told of the requests that follow"
     assert sorted(samples.to_json()["parts_us"]) == ["copy_in", "copy_out", "device"]
 
 
@@ -66,7 +81,7 @@ class Copying:
     on_device = True
 
     def __init__(self, marks: int = 4) -> None:
-        self.mark: Any = unmarked
+        self.mark: Any = no_mark
         self.marks = marks
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,18 +94,18 @@ class Copying:
 
 def test_each_part_is_the_time_between_two_marks_and_the_wall_knows_nothing_of_them() -> None:
     session = Copying()
-    found = apart(lambda index: session.run({}), session, HostClock())(0, 3)
+    found = split_timings(lambda index: session.run({}), session, HostClock())(0, 3)
     for name, least in (("copy_in", 2e6), ("device", 8e6), ("copy_out", 4e6)):
         assert all(taken >= least for taken in found.parts[name]), name
     assert all(wall >= 14e6 for wall in found)
-    assert session.mark is unmarked
+    assert session.mark is no_mark
 
 
 def test_a_session_that_does_not_mark_is_refused_and_let_go() -> None:
     session = Copying(marks=2)
     with pytest.raises(UsageError, match="passed 2 marks"):
-        apart(lambda index: session.run({}), session, HostClock())(0, 1)
-    assert session.mark is unmarked
+        split_timings(lambda index: session.run({}), session, HostClock())(0, 1)
+    assert session.mark is no_mark
 
 
 def test_parts_are_of_all_requests_or_of_none() -> None:
@@ -123,7 +138,7 @@ def told(engines: Any, model: Path, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     passes = Wiring(folder).passes
     clock = HostClock if isinstance(engines, OnDevice) else device_clock
-    child = Child(plan, lambda: passes, engines, lambda point, name: None, clock)
+    child = TrialWorker(plan, lambda: passes, engines, lambda point, name: None, clock)
     child.build()
     child.load()
     found = child.block(0, 10)

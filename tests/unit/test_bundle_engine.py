@@ -1,4 +1,4 @@
-"""A bundle that says what runs it is served so or not at all; one that says nothing is what it always was."""
+"""A bundle is served on its engine or not at all; without engine.json its identity is as before."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflowkit.bundle import Bundle, Signature, Tensor, open_bundle, read_engine, write, write_engine
+from mlflowkit.bundle import Bundle, Signature, TensorSpec, open_bundle, read_engine, write, write_engine
 from mlflowkit.errors import BundleError, EngineError
 from mlflowkit.graphs.candidates import Engine
-from mlflowkit.graphs.cuda_device import gpu
+from mlflowkit.graphs.cuda_device import detect_gpu
 from mlflowkit.serving.inference.variants import load_variant
 from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Lineage, Variant
 from mlflowkit.wiring import ServingRuntime
-from onnx_graphs import FLOAT, save
+from tests.support.onnx_graphs import FLOAT, save
 
 SIGNATURE = Signature(
     task="regression",
-    inputs=(Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("a", "b")),),
-    outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+    inputs=(TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("a", "b")),),
+    outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),),
 )
 
 
-def made(path: Path, engine: Engine | None = None) -> Bundle:
+def make_bundle(path: Path, engine: Engine | None = None) -> Bundle:
     path.mkdir()
     node = onnx.helper.make_node("ReduceSum", ["numeric", "axes"], ["prediction"], keepdims=0)
     axes = {"axes": np.array([1], np.int64)}
@@ -43,7 +43,7 @@ def variant(bundle: Bundle) -> Variant:
 
 
 def test_the_default_engine_leaves_no_trace(tmp_path: Path) -> None:
-    plain, default = made(tmp_path / "plain"), made(tmp_path / "default", Engine())
+    plain, default = make_bundle(tmp_path / "plain"), make_bundle(tmp_path / "default", Engine())
     assert not (default.path / "engine.json").exists()
     assert default.manifest.identity == plain.manifest.identity
     files = plain.manifest.files
@@ -54,16 +54,16 @@ def test_the_default_engine_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_the_engine_is_part_of_the_identity(tmp_path: Path) -> None:
     engines = [Engine(threads=2), Engine(graph_level="basic"), Engine(runtime="ort-cuda"), Engine(cuda_graph=True)]
-    bundles = [made(tmp_path / str(index), engine) for index, engine in enumerate([Engine(), *engines])]
+    bundles = [make_bundle(tmp_path / str(index), engine) for index, engine in enumerate([Engine(), *engines])]
     assert len({bundle.manifest.identity for bundle in bundles}) == 5
     assert [open_bundle(bundle.path, blessed=True).engine for bundle in bundles] == [Engine(), *engines]
 
 
 def test_an_engine_that_was_altered_added_or_taken_away_is_refused(tmp_path: Path) -> None:
-    altered, added, gone = (made(tmp_path / name, Engine(threads=2)) for name in ("altered", "added", "gone"))
+    altered, added, gone = (make_bundle(tmp_path / name, Engine(threads=2)) for name in ("altered", "added", "gone"))
     (altered.path / "engine.json").write_text(json.dumps({"threads": 4}))
     (gone.path / "engine.json").unlink()
-    plain = made(tmp_path / "plain")
+    plain = make_bundle(tmp_path / "plain")
     (plain.path / "engine.json").write_bytes((added.path / "engine.json").read_bytes())
     for bundle, words in ((altered, "was altered"), (gone, "is missing"), (plain, "is not listed")):
         with pytest.raises(BundleError, match=rf"engine\.json {words}"):
@@ -78,7 +78,7 @@ def test_what_is_no_engine_is_refused_and_named(content: str, tmp_path: Path) ->
 
 
 def test_a_gateway_runs_the_engine_with_at_least_its_own_threads(tmp_path: Path) -> None:
-    bundle = made(tmp_path / "bundle", Engine(threads=2, graph_level="basic"))
+    bundle = make_bundle(tmp_path / "bundle", Engine(threads=2, graph_level="basic"))
     for floor, threads in ((1, 2), (3, 3)):
         model = load_variant(variant(bundle), ServingRuntime(), floor)
         assert model.session.run({"numeric": np.ones((3, 2), np.float32)})["prediction"].tolist() == [2.0] * 3
@@ -87,11 +87,11 @@ def test_a_gateway_runs_the_engine_with_at_least_its_own_threads(tmp_path: Path)
         assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
 
 
-@pytest.mark.skipif(not isinstance(gpu(), str), reason="this machine has a GPU")
+@pytest.mark.skipif(not isinstance(detect_gpu(), str), reason="this machine has a GPU")
 @pytest.mark.parametrize("runtime", ["ort-cuda", "tensorrt", "tensorrt-rtx"])
 def test_a_gateway_without_the_engine_does_not_serve_the_bundle_on_another(runtime: str, tmp_path: Path) -> None:
     engine = Engine.model_validate({"runtime": runtime})
-    bundle = made(tmp_path / "bundle", engine)
+    bundle = make_bundle(tmp_path / "bundle", engine)
     with pytest.raises(EngineError, match=f"cannot run on {runtime}") as caught:
         load_variant(variant(bundle), ServingRuntime(), 1)
     assert caught.value.hint

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.bundle import Bundle, Manifest, Signature, Tensor, open_bundle, write
+from mlflowkit.bundle import Bundle, Manifest, Signature, TensorSpec, open_bundle, write
 from mlflowkit.errors import BundleError, StoreError
 from mlflowkit.values import Lineage
 
 SIGNATURE = Signature(
     task="regression",
-    inputs=(Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("a", "b")),),
-    outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+    inputs=(TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("a", "b")),),
+    outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),),
 )
 GRAPH = b"a graph of fifty bytes or so, to be cut anywhere at will"
 LINEAGE = Lineage("c" * 40, False, "d" * 64, "r" * 64)
@@ -56,20 +56,20 @@ def reseal(folder: Path, file: str, **changes: object) -> None:
 
     model = Manifest if file == "manifest.json" else bundle.Blessing
     value = model.model_validate_json((folder / file).read_bytes()).model_copy(update=changes)
-    sealed = value.model_copy(update={"checksum": value.sealed_as()})
+    sealed = value.model_copy(update={"checksum": value.compute_checksum()})
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
     (folder / file).write_text(text)
 
 
 def test_what_was_written_is_read(folder: Path) -> None:
-    found = open_bundle(folder, blessed=True)
-    assert found.manifest.name == "loans"
-    assert found.manifest.version == found.manifest.identity[:12]
-    assert found.signature == SIGNATURE
-    assert found.blessing is not None
-    assert found.blessing.run == "run-1"
-    assert found.blessing.created == 12.5
-    assert set(found.manifest.files) == {
+    bundle = open_bundle(folder, blessed=True)
+    assert bundle.manifest.name == "loans"
+    assert bundle.manifest.version == bundle.manifest.identity[:12]
+    assert bundle.signature == SIGNATURE
+    assert bundle.blessing is not None
+    assert bundle.blessing.run == "run-1"
+    assert bundle.blessing.created == 12.5
+    assert set(bundle.manifest.files) == {
         "model.onnx",
         "signature.json",
         "evidence/evaluation.json",
@@ -78,10 +78,10 @@ def test_what_was_written_is_read(folder: Path) -> None:
 
 
 def test_identity_is_of_what_answers_and_of_nothing_else(tmp_path: Path) -> None:
-    one = make(tmp_path / "one")
+    first = make(tmp_path / "one")
     other = fill(tmp_path / "other")
     (other / "evidence" / "evaluation.json").write_text('{"rows": 11}')
-    two = write(
+    second = write(
         other,
         name="loans",
         lineage=Lineage("e" * 40, True, "f" * 64, "r" * 64),
@@ -90,9 +90,9 @@ def test_identity_is_of_what_answers_and_of_nothing_else(tmp_path: Path) -> None
         blessed=True,
         created=99.0,
     )
-    assert one.manifest.identity == two.manifest.identity
-    assert one.manifest.evidence != two.manifest.evidence
-    assert make(tmp_path / "three", model=b"another").manifest.identity != one.manifest.identity
+    assert first.manifest.identity == second.manifest.identity
+    assert first.manifest.evidence != second.manifest.evidence
+    assert make(tmp_path / "three", model=b"another").manifest.identity != first.manifest.identity
 
 
 @pytest.mark.parametrize(
@@ -261,13 +261,13 @@ def test_a_link_is_not_packed(tmp_path: Path) -> None:
 
 
 def test_a_file_altered_after_opening_is_refused_when_read(folder: Path) -> None:
-    found = open_bundle(folder, blessed=True)
-    assert found.read("model.onnx") == GRAPH
+    bundle = open_bundle(folder, blessed=True)
+    assert bundle.read("model.onnx") == GRAPH
     (folder / "model.onnx").write_bytes(b"swapped")
     with pytest.raises(BundleError, match="altered"):
-        found.read("model.onnx")
+        bundle.read("model.onnx")
     with pytest.raises(BundleError, match="no file"):
-        found.read("../outside")
+        bundle.read("../outside")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

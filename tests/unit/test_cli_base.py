@@ -124,8 +124,8 @@ def test_an_interruption_is_130_and_says_how_to_go_on(mlkit: Any, trial: Any, ra
     ("command", "hint"),
     [
         (["run", "r.yaml"], "run the same command again to resume"),
-        (["simulate", "r.yaml"], "keeps nothing: the same command begins anew"),
-        (["replay", "r.yaml"], "keeps nothing: the same command begins anew"),
+        (["simulate", "r.yaml"], "nothing was saved: run the same command again"),
+        (["replay", "r.yaml"], "nothing was saved: run the same command again"),
         (["rollout", "promote"], "mlkit rollout status"),
     ],
 )
@@ -167,7 +167,7 @@ def test_init_overwrites_nothing_unless_forced(mlkit: Any) -> None:
     Path("datasets.py").write_text("mine\n")
     code, out, err = mlkit("init")
     assert (code, out) == (2, "")
-    assert "datasets.py is there already" in err
+    assert "datasets.py exists already" in err
     assert "--force" in err
     assert [path.name for path in Path().iterdir()] == ["datasets.py"]
     assert mlkit("init", "--force")[0] == 0

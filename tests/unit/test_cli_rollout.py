@@ -11,8 +11,8 @@ import pytest
 from mlflowkit.cli import app as cli
 from mlflowkit.cli.commands import rollout as command
 from mlflowkit.service_state import version_history
-from mlflowkit.service_state.version_history import Failure
-from rollout_world import CHAMPION, World
+from mlflowkit.service_state.version_history import RejectionRecord
+from tests.support.rollout_world import CHAMPION, RolloutWorld
 
 
 def mlkit(capsys: pytest.CaptureFixture[str], state: Path, *arguments: str) -> tuple[int, Any]:
@@ -23,28 +23,28 @@ def mlkit(capsys: pytest.CaptureFixture[str], state: Path, *arguments: str) -> t
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> RolloutWorld:
     """A canary in its second step."""
-    made = World(tmp_path_factory.mktemp("state")).begin().run(150)
-    version_history.blame(
-        made.files, Failure("c" * 64, "20261101-cc", "error_rate +3 points", 1.0, "e0", "rolled_back")
+    made = RolloutWorld(tmp_path_factory.mktemp("state")).begin().run(150)
+    version_history.record_rejection(
+        made.files, RejectionRecord("c" * 64, "20261101-cc", "error_rate +3 points", 1.0, "e0", "rolled_back")
     )
     return made
 
 
 def test_status_shows_the_step_the_evidence_and_what_can_be_said(
-    world: World, capsys: pytest.CaptureFixture[str]
+    world: RolloutWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, text = mlkit(capsys, world.state, "rollout", "status")
     assert code == 0
     assert "canary, step 2 of 4 at 5 %" in text
     assert "0% > [5%] > 25% > 50%" in text
     assert "error_rate" in text
-    assert "you can  mlkit rollout promote" in text
-    assert "not tried again  version 20261101-cc" in text
+    assert "commands  mlkit rollout promote" in text
+    assert "rejected  version 20261101-cc" in text
 
 
-def test_status_json_has_its_keys(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_json_has_its_keys(world: RolloutWorld, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = mlkit(capsys, world.state, "rollout", "status", "lending", "--json")
     (one,) = found["services"]
     assert code == 0
@@ -66,7 +66,7 @@ def test_status_json_has_its_keys(world: World, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_a_dry_run_says_what_it_would_do_and_leaves_no_command(
-    world: World, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], effect: str
+    world: RolloutWorld, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], effect: str
 ) -> None:
     code, found = mlkit(capsys, world.state, "rollout", *arguments, "--dry-run", "--json")
     assert (code, found["message"]) == (0, effect)
@@ -74,7 +74,7 @@ def test_a_dry_run_says_what_it_would_do_and_leaves_no_command(
 
 
 def test_what_makes_no_sense_is_told(
-    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: RolloutWorld, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "is not paused" in mlkit(capsys, world.state, "rollout", "resume", "--json")[1]["error"]["message"]
     code, found = mlkit(capsys, world.state, "rollout", "promote", "lendin", "--json")
@@ -84,7 +84,7 @@ def test_what_makes_no_sense_is_told(
     assert "which service? there is none" in found["error"]["message"]
     code, found = mlkit(capsys, world.state, "rollout", "forget", "2027", "--json")
     assert (code, "20261101-cc" in found["error"]["message"]) == (2, True)
-    monkeypatch.setattr(command, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(command, "REPLY_SECONDS", 0.2)
     code, found = mlkit(capsys, world.state, "rollout", "pause", "--json")  # nobody answers here
     assert (code, found["error"]["kind"]) == (3, "service")
     assert "did not answer within" in found["error"]["message"]
@@ -93,20 +93,22 @@ def test_what_makes_no_sense_is_told(
 def test_forget_takes_one_version_and_never_all_that_begin_alike(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = World(tmp_path).files
+    files = RolloutWorld(tmp_path).files
     for number, digest in enumerate(("2a" * 32, "2b" * 32, "2b2c" * 16, "f" * 64, "2" * 64), 1):
-        version_history.blame(files, Failure(digest, str(number), "errors", 1.0, f"e{number}", "rolled_back"))
+        version_history.record_rejection(
+            files, RejectionRecord(digest, str(number), "errors", 1.0, f"e{number}", "rolled_back")
+        )
     left = {"1", "2", "3", "4", "5"}
     code, found = mlkit(capsys, tmp_path, "rollout", "forget", "2b", "--json")
     assert (code, found["error"]["message"]) == (
         2,
-        "2 versions that lending turned down have a digest that begins with 2b",
+        "2 rejected versions of lending have a digest that begins with 2b",
     )
     assert "2 (2b2b2b2b2b2b), 3 (2b2c2b2c2b2c)" in found["error"]["hint"]
     for said, version in (("2", "2"), ("f", "4"), ("2a2a2a", "1"), ("2" * 64, "5")):
         code, found = mlkit(capsys, tmp_path, "rollout", "forget", said, "--json")
         assert (code, [one["version"] for one in found["forgotten"]]) == (0, [version])
         left.remove(version)
-        assert {one.version for one in version_history.failures(files).values()} == left
+        assert {one.version for one in version_history.rejections(files).values()} == left
     assert mlkit(capsys, tmp_path, "rollout", "forget", "", "--json")[0] == 2
     assert left == {"3"}

@@ -22,19 +22,19 @@ from rich.console import Console
 from mlflowkit.cli import status_live
 from mlflowkit.cli.app import main
 from mlflowkit.cli.commands.status import lines
-from mlflowkit.rollout.admin.snapshot import Watch
+from mlflowkit.rollout.admin.snapshot import ServiceMonitor
 from mlflowkit.rollout.admin.view_models import FindingView
-from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.policy import PolicyCommand
 from mlflowkit.values import Outcome, ServiceStatus
-from rollout_world import World
+from tests.support.rollout_world import RolloutWorld
 
 WATCH = [sys.executable, "-c", "from mlflowkit.cli import main; main()", "status", "--watch", "--state"]
 PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("state")).controlled().begin().run(120)
+def world(tmp_path_factory: pytest.TempPathFactory) -> RolloutWorld:
+    return RolloutWorld(tmp_path_factory.mktemp("state")).controlled().begin().run(120)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -44,15 +44,15 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(ended.value.code or 0), capsys.readouterr().out
 
 
-def seen(world: World) -> list[tuple[ServiceStatus, object]]:
-    view = Watch(world.state).view(world.service)
+def seen(world: RolloutWorld) -> list[tuple[ServiceStatus, object]]:
+    view = ServiceMonitor(world.state).view(world.service)
     assert view is not None
     status = ServiceStatus(world.service, view.endpoint, view.epoch, True, world.table.variants, 1, "serving")
     return [(status, view)]
 
 
 def test_json_has_the_keys_that_others_rely_on_and_the_rollout(
-    world: World, capsys: pytest.CaptureFixture[str]
+    world: RolloutWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out = run(capsys, "--state", world.state, "--json")
     [service] = json.loads(out)["services"]
@@ -70,7 +70,7 @@ def test_json_has_the_keys_that_others_rely_on_and_the_rollout(
 def test_lines_for_a_pipe_say_what_the_rollout_waits_for_and_how_it_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(tmp_path).begin().run(120)
+    world = RolloutWorld(tmp_path).begin().run(120)
     code, out = run(capsys, "--state", tmp_path)
     assert code == 0
     assert "\x1b" not in out
@@ -78,7 +78,7 @@ def test_lines_for_a_pipe_say_what_the_rollout_waits_for_and_how_it_ended(
     assert "waiting for" in out
     assert "more requests of challenger" in out
     assert any(line.split()[:2] == ["error_rate", "INCONCLUSIVE"] for line in out.splitlines())
-    world.look((), Command("rollback", "looked wrong"))
+    world.look((), PolicyCommand("rollback", "looked wrong"))
     world.look(())
     out = run(capsys, "--state", tmp_path)[1]
     assert "canary, rolled back, version 20261123-bb22: looked wrong" in out
@@ -88,8 +88,8 @@ def test_lines_for_a_pipe_say_what_the_rollout_waits_for_and_how_it_ended(
 def test_incident_is_told_by_the_rollout_command_as_it_was_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(tmp_path).begin().run(10)
-    world.look((), Command("rollback", "looked wrong"))
+    world = RolloutWorld(tmp_path).begin().run(10)
+    world.look((), PolicyCommand("rollback", "looked wrong"))
     world.look(())
     for arguments in ([], ["--json"]):
         with pytest.raises(SystemExit) as ended:
@@ -112,7 +112,7 @@ def test_no_service_is_no_error_and_watching_in_json_is_refused(
 
 
 def test_damaged_evidence_is_told_and_the_service_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    world = World(tmp_path).begin().run(10)
+    world = RolloutWorld(tmp_path).begin().run(10)
     (world.files.folder / "evidence" / "r1.json").write_text("{")
     code, out = run(capsys, "--state", tmp_path)
     assert code == 0
@@ -120,7 +120,7 @@ def test_damaged_evidence_is_told_and_the_service_is_shown(tmp_path: Path, capsy
     assert any("problem" in line and "r1.json" in line for line in out.splitlines())
 
 
-def drawn(world: World, width: int) -> str:
+def drawn(world: RolloutWorld, width: int) -> str:
     """The drawing as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(status_live.screen(world.state, seen(world)))  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def drawn(world: World, width: int) -> str:
 
 
 @pytest.mark.parametrize("width", [60, 100, 160])
-def test_drawing_fits_the_terminal_and_has_bars_towards_the_boundaries(world: World, width: int) -> None:
+def test_drawing_fits_the_terminal_and_has_bars_towards_the_boundaries(world: RolloutWorld, width: int) -> None:
     text = drawn(world, width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "▸ 5%" in text
@@ -157,22 +157,22 @@ def test_bar_is_full_where_a_metric_decides(harm: float | None, proof: float | N
 
 def test_words_of_data_are_no_markup(tmp_path: Path) -> None:
     hostile = "[bold red]x[/] [link=http://evil.example]y[/link]"
-    world = World(tmp_path).begin().run(10)
-    world.look((), Command("rollback", hostile))
+    world = RolloutWorld(tmp_path).begin().run(10)
+    world.look((), PolicyCommand("rollback", hostile))
     world.look(())
     assert hostile in drawn(world, 160)
     assert any(hostile in line for line in lines(tmp_path, seen(world)))  # type: ignore[arg-type]
 
 
 def test_watching_on_a_terminal_draws_changes_in_place_and_ends_cleanly_on_ctrl_c(tmp_path: Path) -> None:
-    world = World(tmp_path).begin().run(10)
+    world = RolloutWorld(tmp_path).begin().run(10)
     child, terminal = pty.fork()
     if child == 0:
         os.execve(sys.executable, [*WATCH, str(tmp_path)], {**os.environ, "TERM": "xterm-256color"})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 140, 0, 0))
     shown = read_until(terminal, "mirror 100%")
     assert "waiting for" in shown
-    world.look((), Command("pause", "lunch"))
+    world.look((), PolicyCommand("pause", "lunch"))
     read_until(terminal, "mlkit rollout resume lending")
     os.write(terminal, b"\x03")
     rest = read_until(terminal, None)
@@ -200,13 +200,13 @@ def read_until(terminal: int, text: str | None) -> str:
 
 
 def test_watching_in_a_pipe_prints_what_changed(tmp_path: Path) -> None:
-    world = World(tmp_path).begin().run(10)
+    world = RolloutWorld(tmp_path).begin().run(10)
     with subprocess.Popen([*WATCH, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         while "waiting for" not in child.stdout.readline():
             continue
-        world.look((), Command("pause", "lunch"))
+        world.look((), PolicyCommand("pause", "lunch"))
         while "mlkit rollout resume lending" not in child.stdout.readline():
             continue
         child.send_signal(signal.SIGINT)
@@ -214,7 +214,7 @@ def test_watching_in_a_pipe_prints_what_changed(tmp_path: Path) -> None:
         assert child.stderr.read() == ""
 
 
-def test_status_loads_neither_numpy_nor_a_server(world: World) -> None:
+def test_status_loads_neither_numpy_nor_a_server(world: RolloutWorld) -> None:
     code = (
         "import sys; sys.argv = ['mlkit', 'status', '--state', sys.argv[1]]\n"
         "from mlflowkit.cli import main\n"

@@ -12,8 +12,8 @@ from mlflowkit.cli import app as cli
 from mlflowkit.cli.commands import feedback as _feedback  # noqa: F401 - registers its command
 from mlflowkit.cli.commands import rollout as _rollout  # noqa: F401
 from mlflowkit.service_state import version_history
-from mlflowkit.service_state.version_history import Failure
-from rollout_world import World
+from mlflowkit.service_state.version_history import RejectionRecord
+from tests.support.rollout_world import RolloutWorld
 
 FILES = ("table.json", "rollout.json", "champions.json", "failed.json", "incidents/lending-e0.json", "replicas/r1.json")
 DAMAGES = (b"", b"[1]", b'{"a": 1}', None)
@@ -27,14 +27,16 @@ COMMANDS = (
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> RolloutWorld:
     """A canary in its first step, of a service that turned a version down before."""
-    made = World(tmp_path).begin().run(10)
-    version_history.crown(made.files, made.champion, {"name": "lending"}, 1.0)
-    version_history.blame(made.files, Failure("c" * 64, "cccccccccccc", "worse", 1.0, "lending-e0", "rolled_back"))
-    (made.files.folder / "incidents").mkdir()
-    (made.files.folder / "incidents" / "lending-e0.json").write_text("{}")
-    return made
+    world = RolloutWorld(tmp_path).begin().run(10)
+    version_history.record_champion(world.files, world.champion, {"name": "lending"}, 1.0)
+    version_history.record_rejection(
+        world.files, RejectionRecord("c" * 64, "cccccccccccc", "worse", 1.0, "lending-e0", "rolled_back")
+    )
+    (world.files.folder / "incidents").mkdir()
+    (world.files.folder / "incidents" / "lending-e0.json").write_text("{}")
+    return world
 
 
 def _damaged(path: Path) -> Iterator[bytes | None]:
@@ -48,7 +50,9 @@ def _damaged(path: Path) -> Iterator[bytes | None]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_damage_makes_a_command_fall_over(world: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_damage_makes_a_command_fall_over(
+    world: RolloutWorld, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for damage in _damaged(world.files.folder / name):
         for command in COMMANDS:
             with pytest.raises(SystemExit) as ended:
@@ -60,7 +64,9 @@ def test_no_damage_makes_a_command_fall_over(world: World, name: str, capsys: py
 
 
 @pytest.mark.parametrize("name", ["champions.json", "failed.json"])
-def test_a_damaged_memory_is_named_with_what_to_do(world: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_memory_is_named_with_what_to_do(
+    world: RolloutWorld, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = world.files.folder / name
     path.write_text('{"a": 1}')
     with pytest.raises(SystemExit):
@@ -70,7 +76,9 @@ def test_a_damaged_memory_is_named_with_what_to_do(world: World, name: str, caps
     assert f"mv {path}" in error["hint"]
 
 
-def test_a_damaged_rollout_is_a_problem_and_not_no_rollout(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_rollout_is_a_problem_and_not_no_rollout(
+    world: RolloutWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = world.files.folder / "rollout.json"
     path.write_text("{")
     with pytest.raises(SystemExit):
@@ -78,9 +86,9 @@ def test_a_damaged_rollout_is_a_problem_and_not_no_rollout(world: World, capsys:
     assert f"problem  {path} is damaged" in capsys.readouterr().out
 
 
-def test_no_version_is_not_every_version(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_version_is_not_every_version(world: RolloutWorld, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["rollout", "forget", "", "--json", "--state", str(world.state)])
     assert ended.value.code == 2
     assert "cccccccccccc" in json.loads(capsys.readouterr().out)["error"]["message"]
-    assert version_history.failures(world.files)
+    assert version_history.rejections(world.files)

@@ -25,13 +25,13 @@ keys = st.builds(
 )
 
 
-@given(one=keys, other=keys, which=st.sampled_from([field.name for field in fields(EngineKey)]))
-def test_two_keys_share_a_digest_only_when_they_are_the_same(one: EngineKey, other: EngineKey, which: str) -> None:
-    changed = replace(one, **{which: getattr(other, which)})
-    assert (changed.digest == one.digest) == (changed == one)
-    assert bool(one.differences(changed)) == (changed != one)
-    if changed != one:
-        assert one.differences(changed).startswith(f"{which} is ")
+@given(key=keys, other=keys, which=st.sampled_from([field.name for field in fields(EngineKey)]))
+def test_two_keys_share_a_digest_only_when_they_are_the_same(key: EngineKey, other: EngineKey, which: str) -> None:
+    changed = replace(key, **{which: getattr(other, which)})
+    assert (changed.digest == key.digest) == (changed == key)
+    assert bool(key.differences(changed)) == (changed != key)
+    if changed != key:
+        assert key.differences(changed).startswith(f"{which} is ")
 
 
 @given(key=keys)

@@ -36,7 +36,7 @@ def test_an_engine_is_built_once_by_whoever_comes_first(tmp_path: Path) -> None:
         got = list(pool.map(lambda number: EngineStore(tmp_path).get_or_build(KEY, lambda: build(number)), range(8)))
     assert len(built) == 1
     assert {plan for plan, _ in got} == {b"plan of %d" % built[0]}
-    assert sum(made for _, made in got) == 1
+    assert sum(built for _, built in got) == 1
     assert EngineStore(tmp_path).get_or_build(KEY, never) == (b"plan of %d" % built[0], False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.stages.export import UNSEEN, compare, describe, with_gaps
 
 
@@ -39,9 +39,9 @@ def test_a_tie_that_rounding_broke_is_no_mismatch() -> None:
 
 
 def test_a_regression_is_measured_in_standard_deviations() -> None:
-    expected, found = {"prediction": np.array([100.0, 200.0])}, {"prediction": np.array([100.0, 201.0])}
-    assert compare(expected, found, 0.01, scale=1000.0).holds
-    assert not compare(expected, found, 0.01, scale=10.0).holds
+    expected, exported = {"prediction": np.array([100.0, 200.0])}, {"prediction": np.array([100.0, 201.0])}
+    assert compare(expected, exported, 0.01, scale=1000.0).holds
+    assert not compare(expected, exported, 0.01, scale=10.0).holds
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -78,8 +78,8 @@ def test_gaps_touch_every_row_that_they_are_made_of() -> None:
 
 def test_gaps_are_the_same_for_the_same_seed_and_leave_the_rows_alone() -> None:
     real = {"categorical": np.full((9, 2), "a", dtype=object)}
-    one, two, other = (with_gaps(real, seed)["categorical"].tolist() for seed in (1, 1, 2))
-    assert one == two != other
+    first, second, other = (with_gaps(real, seed)["categorical"].tolist() for seed in (1, 1, 2))
+    assert first == second != other
     assert (real["categorical"] == "a").all()
 
 
@@ -87,13 +87,13 @@ def test_the_description_names_the_columns_and_says_where_the_row_came_from() ->
     signature = Signature(
         task="regression",
         inputs=(
-            Tensor(name="numeric", datatype="FP32", shape=(-1, 1), columns=("age",)),
-            Tensor(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("town",)),
+            TensorSpec(name="numeric", datatype="FP32", shape=(-1, 1), columns=("age",)),
+            TensorSpec(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("town",)),
         ),
-        outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),),
+        outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),),
     )
     inputs = {"numeric": np.array([[1], [2]], np.float32), "categorical": np.array([["Ulm"], [""]], dtype=object)}
     parity = compare({"prediction": np.array([1.0, 2.0])}, {"prediction": np.array([1.0, 5.0])}, 0.1, real_rows=1)
-    said = describe(parity, inputs, signature)
-    assert "row 1 (a validation row with cells blanked" in said
-    assert "5.0 instead of 2.0 for age=2.0, town=''" in said
+    text = describe(parity, inputs, signature)
+    assert "row 1 (a validation row with cells blanked" in text
+    assert "5.0 instead of 2.0 for age=2.0, town=''" in text

@@ -1,4 +1,4 @@
-"""Files are replaced whole or not at all, and a refusal is told with the file's own name."""
+"""Files are replaced atomically, and errors of the disk name the file itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from file_limit import failing_writes
 from mlflowkit.cli.output_file import write_text
 from mlflowkit.errors import MlkitError, ServiceError, StoreError, UsageError
 from mlflowkit.service_state.records import ServiceFiles, write_json
 from mlflowkit.system.files import replace_file
+from tests.support.file_limit import failing_writes
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -23,18 +23,18 @@ def test_a_refused_file_leaves_the_old_one(tmp_path: Path, durable: bool) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_each_room_raises_its_own_error(tmp_path: Path) -> None:
+def test_each_package_raises_its_own_error(tmp_path: Path) -> None:
     service = ServiceFiles(tmp_path)
-    told: list[type[MlkitError]] = []
+    raised: list[type[MlkitError]] = []
     for write in (
         lambda: write_text(tmp_path / "schema.json", "x" * 3000),
         lambda: write_json(tmp_path / "table.json", "x" * 3000),
-        lambda: service.write_page("one", b"x" * 3000),
+        lambda: service.write_metrics_page("one", b"x" * 3000),
     ):
         with failing_writes(), pytest.raises(MlkitError, match="cannot be written") as caught:
             write()
-        told.append(type(caught.value))
-    assert told == [UsageError, ServiceError, ServiceError]
+        raised.append(type(caught.value))
+    assert raised == [UsageError, ServiceError, ServiceError]
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

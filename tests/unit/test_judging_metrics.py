@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from mlflowkit.errors import UsageError
 from mlflowkit.judging import metrics, stats
-from mlflowkit.judging.metrics import Answers, difference, estimate, fault_of, latency
+from mlflowkit.judging.metrics import LabelledPredictions, estimate, latency, unusable_reason
+from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import UndefinedMetricError
 
 
-def classified(rows: int, classes: int, seed: int, *, ties: bool = False) -> Answers:
+def classified(rows: int, classes: int, seed: int, *, ties: bool = False) -> LabelledPredictions:
     rng = np.random.default_rng(seed)
     actual = rng.integers(classes, size=rows)
     logits = np.eye(classes)[actual] + rng.normal(size=(rows, classes))
@@ -23,20 +24,20 @@ def classified(rows: int, classes: int, seed: int, *, ties: bool = False) -> Ans
     if ties:
         scores = np.round(scores * 4) / 4 + 0.01
         scores /= scores.sum(axis=1, keepdims=True)
-    return Answers("classification", actual, scores.argmax(axis=1), scores)
+    return LabelledPredictions("classification", actual, scores.argmax(axis=1), scores)
 
 
-def regressed(rows: int, seed: int) -> Answers:
+def regressed(rows: int, seed: int) -> LabelledPredictions:
     rng = np.random.default_rng(seed)
     actual = rng.normal(size=rows)
-    return Answers("regression", actual, actual + rng.gamma(1.0, 0.3, size=rows))
+    return LabelledPredictions("regression", actual, actual + rng.gamma(1.0, 0.3, size=rows))
 
 
-def any_answers(task: str, rows: int, seed: int, *, ties: bool = False) -> Answers:
+def any_answers(task: str, rows: int, seed: int, *, ties: bool = False) -> LabelledPredictions:
     return regressed(rows, seed) if task == "regression" else classified(rows, int(task), seed, ties=ties)
 
 
-def reference(name: str, answers: Answers) -> float:
+def reference(name: str, answers: LabelledPredictions) -> float:
     from sklearn import metrics as theirs
 
     actual, predicted = answers.actual, answers.predicted
@@ -86,7 +87,7 @@ def test_an_interval_holds_its_value_grows_with_confidence_and_never_crashes(
     task: str, rows: int, seed: int, ties: bool
 ) -> None:
     answers, other = any_answers(task, rows, seed, ties=ties), any_answers(task, rows, seed + 1, ties=ties)
-    other = Answers(answers.task, answers.actual, other.predicted, other.scores)
+    other = LabelledPredictions(answers.task, answers.actual, other.predicted, other.scores)
     for name in metrics.metrics_of(answers.task, answers.classes):
         for compared in (False, True):
             try:
@@ -103,7 +104,7 @@ def test_an_interval_holds_its_value_grows_with_confidence_and_never_crashes(
 @pytest.mark.parametrize("task", ["2", "3", "regression"])
 def test_a_difference_is_the_difference_and_turns_round(task: str) -> None:
     one, two = any_answers(task, 200, 1), any_answers(task, 200, 2)
-    two = Answers(one.task, one.actual, two.predicted, two.scores)
+    two = LabelledPredictions(one.task, one.actual, two.predicted, two.scores)
     for name in metrics.metrics_of(one.task, one.classes):
         there, back = difference(name, one, two).at(0.9), difference(name, two, one).at(0.9)
         assert there.value == pytest.approx(estimate(name, one).value - estimate(name, two).value)
@@ -121,7 +122,7 @@ def test_two_models_without_fault_on_few_rows_are_not_known_to_be_alike() -> Non
     made = []
     for sharpness in (3.0, 5.0):
         positive = 1 / (1 + np.exp(-sharpness * (2 * actual - 1)))
-        made.append(Answers("classification", actual, actual, np.stack([1 - positive, positive], axis=1)))
+        made.append(LabelledPredictions("classification", actual, actual, np.stack([1 - positive, positive], axis=1)))
     low, high = difference("roc_auc", made[0], made[1]).bounds(0.95)
     assert low < -0.2
     assert high > 0.2
@@ -195,7 +196,7 @@ def test_what_rows_cannot_say_is_said(name: str, actual: list[int], predicted: l
     scores = np.full((len(actual), 2), 0.5)
     codes = (np.array(actual, dtype=np.int64), np.array(predicted, dtype=np.int64))
     with pytest.raises(UndefinedMetricError, match=words):
-        estimate(name, Answers("classification", *codes, scores))
+        estimate(name, LabelledPredictions("classification", *codes, scores))
 
 
 def test_a_class_that_does_not_occur_is_told() -> None:
@@ -206,10 +207,10 @@ def test_a_class_that_does_not_occur_is_told() -> None:
 
 
 def test_a_constant_outcome_and_an_exact_model_have_no_interval() -> None:
-    constant = Answers("regression", np.ones(20), np.linspace(0, 1, 20))
+    constant = LabelledPredictions("regression", np.ones(20), np.linspace(0, 1, 20))
     with pytest.raises(UndefinedMetricError, match="all 20 outcomes are the same"):
         estimate("r2", constant)
-    exact = Answers("regression", np.arange(20.0), np.arange(20.0))
+    exact = LabelledPredictions("regression", np.arange(20.0), np.arange(20.0))
     for name in ("rmse", "mae", "r2"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -225,15 +226,17 @@ def test_an_unknown_metric_is_a_usage_error() -> None:
 
 def test_broken_answers_are_told() -> None:
     answers = classified(10, 2, 1)
-    assert fault_of(answers) == ""
+    assert unusable_reason(answers) == ""
     assert answers.scores is not None
     holed = answers.scores.copy()
     holed[4, 1] = np.nan
-    assert fault_of(Answers("classification", answers.actual, answers.predicted, holed)).endswith("(first: row 4)")
-    logits = Answers("classification", answers.actual, answers.predicted, answers.scores * 7)
-    assert "do not sum to 1 on 10 rows" in fault_of(logits)
-    endless = Answers("regression", np.ones(3), np.array([1.0, np.inf, 2.0]))
-    assert "on 1 of 3 rows" in fault_of(endless)
+    assert unusable_reason(LabelledPredictions("classification", answers.actual, answers.predicted, holed)).endswith(
+        "(first: row 4)"
+    )
+    logits = LabelledPredictions("classification", answers.actual, answers.predicted, answers.scores * 7)
+    assert "do not sum to 1 on 10 rows" in unusable_reason(logits)
+    endless = LabelledPredictions("regression", np.ones(3), np.array([1.0, np.inf, 2.0]))
+    assert "on 1 of 3 rows" in unusable_reason(endless)
 
 
 def test_latency_is_in_milliseconds_and_needs_requests() -> None:
@@ -251,3 +254,34 @@ def test_thousands_of_rows_are_quick_and_a_million_is_borne() -> None:
     answers = classified(1_000_000, 2, 1)
     low, high = estimate("average_precision", answers).bounds(0.95)
     assert high - low < 0.005
+
+
+def test_a_loss_is_clipped_at_single_precision_on_both_sides() -> None:
+    scores = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    answers = LabelledPredictions("classification", np.array([0, 1, 1, 0]), scores.argmax(axis=1), scores)
+    tiny = float(np.finfo(np.float32).eps)
+    expected = (-np.log(tiny) - 3 * np.log(1 - tiny)) / 4
+    assert estimate("log_loss", answers).value == pytest.approx(expected, rel=1e-12)
+    assert metrics.LOSSES["log_loss"](answers).min() > 0
+
+
+def test_probabilities_may_miss_their_sum_by_a_hundredth() -> None:
+    def sums(total: float) -> str:
+        scores = np.array([[0.5, 0.5], [0.5, total - 0.5]])
+        return unusable_reason(LabelledPredictions("classification", np.array([0, 1]), np.array([0, 1]), scores))
+
+    assert sums(1.0099) == sums(0.9901) == ""
+    assert "do not sum to 1 on 1 rows (first: row 1)" in sums(1.0101)
+    assert "do not sum to 1 on 1 rows (first: row 1)" in sums(0.9899)
+
+
+def test_few_rows_do_not_show_that_two_models_never_differ() -> None:
+    values = np.array([1.0, -1.0, 2.0, 0.0, -2.0])
+    assert stats.correlation(values, values) == 1 - 2 / 5
+    assert stats.correlation(values, -values) == pytest.approx(-1.0)
+    assert stats.correlation(values, np.zeros(5)) == 0.0
+
+
+def test_one_row_has_no_interval_of_a_mean() -> None:
+    with pytest.raises(UndefinedMetricError):
+        stats.mean_bounds(1.0, np.zeros(1), 0.95)

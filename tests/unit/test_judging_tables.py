@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflowkit.bundle import Signature, Tensor
+from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.errors import DataError
-from mlflowkit.features.tensors import categorical_matrix, category_text, class_codes, inputs_from_table, numeric_matrix
+from mlflowkit.features.tensors import categorical_matrix, class_codes, inputs_from_table, numeric_matrix
+from mlflowkit.system.text import category_text
 
 CELLS = st.one_of(st.none(), st.text(max_size=4), st.integers(-(10**9), 10**9), st.booleans())
 
@@ -59,8 +60,8 @@ def test_inputs_follow_the_signature_and_leave_other_columns_alone() -> None:
     signature = Signature(
         task="regression",
         inputs=(
-            Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("b", "a")),
-            Tensor(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("c",)),
+            TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("b", "a")),
+            TensorSpec(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("c",)),
         ),
         outputs=(),
     )

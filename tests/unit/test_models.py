@@ -1,4 +1,4 @@
-"""The built-in models, and how a model that a recipe names is made."""
+"""The built-in models, and the construction of a recipe model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 
 from mlflowkit.errors import UserCodeError
 from mlflowkit.models import SmallCNN, TabularMLP, build
+
+pytestmark = pytest.mark.heavy
 
 MODELS: dict[str, Any] = {
     "mlp": lambda: TabularMLP(features=12, outputs=3, hidden=[16, 8], norm="batch", activation="gelu"),
@@ -52,7 +54,7 @@ def test_cnn_reads_columns_as_channels_rows_and_pixels() -> None:
         (lambda: TabularMLP(4, 2, norm="layer"), "norm must be one of none, batch"),
         (lambda: SmallCNN(64, 10, image=[8, 8]), r"image must be \[channels, height, width\]"),
         (lambda: SmallCNN(64, 10, image=[3, 8, 8]), "has 192 pixels, the table gives 64 columns"),
-        (lambda: SmallCNN(64, 10, image=[1, 8, 8], channels=[4, 4, 4, 4]), "too small to be halved 4 times"),
+        (lambda: SmallCNN(64, 10, image=[1, 8, 8], channels=[4, 4, 4, 4]), "too small to halve 4 times"),
     ],
 )
 def test_models_refuse_bad_arguments_in_words(make: Any, message: str) -> None:

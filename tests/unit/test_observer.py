@@ -1,4 +1,4 @@
-"""What the observer counts, and what it leaves out. In this process, without a pipe."""
+"""The observer: what it counts and what it excludes. In this process, without a pipe."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import pytest
 
 from mlflowkit.bundle import Signature
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts
-from mlflowkit.report.rollout.rollout_page import render
-from mlflowkit.rollout.admin.snapshot import Watch
+from mlflowkit.report.rollout.rollout_page import render_service
+from mlflowkit.rollout.admin.snapshot import ServiceMonitor
 from mlflowkit.serving.inference.answer_records import Record
-from mlflowkit.serving.observer.live_profile import LiveProfiles, profiles
-from mlflowkit.serving.observer.observer_process import Observer
-from mlflowkit.serving.observer.prediction_counts import Counting
-from mlflowkit.serving.observer.prediction_log import logged
+from mlflowkit.serving.observer.live_profile import LiveProfiles, read_profiles
+from mlflowkit.serving.observer.observer_process import Observer, PredictionCounts
+from mlflowkit.serving.observer.prediction_log import log_rows
 from mlflowkit.serving.observer.shadow_comparison import EDGE_ROWS
 from mlflowkit.values import RoutingTable, Variant
-from observing import REGRESSION, SIGNATURE, answered, classified, compared, mirrored, record
-from rollout_world import World
+from tests.support.observing import REGRESSION, SIGNATURE, answered, classified, compared, mirrored, record
+from tests.support.rollout_world import RolloutWorld
 
 
 def table(folder: Path, signature: Signature = SIGNATURE, **changes: Any) -> bytes:
@@ -37,27 +36,27 @@ def table(folder: Path, signature: Signature = SIGNATURE, **changes: Any) -> byt
         reference = {"columns": {"term": {"frequent": [["36 months", 2]]}}}
         (bundle / "evidence" / "reference.json").write_text(json.dumps(reference))
         variants.append(Variant(name, f"v-{name}", f"{folder.name}-{name}", str(bundle), role=role))  # type: ignore[arg-type]
-    made = RoutingTable("lending", 3, tuple(variants), experiment="e1")
-    return json.dumps(asdict(made) | changes).encode()
+    routing = RoutingTable("lending", 3, tuple(variants), experiment="e1")
+    return json.dumps(asdict(routing) | changes).encode()
 
 
 @pytest.fixture
 def observers(tmp_path: Path) -> Iterator[list[Observer]]:
-    made = [Observer(tmp_path / "services" / "lending", f"r{number}", "") for number in (1, 2)]
-    yield made
-    for observer in made:
-        observer.keeping.close()
+    pair = [Observer(tmp_path / "services" / "lending", f"r{number}", "") for number in (1, 2)]
+    yield pair
+    for observer in pair:
+        observer.sinks.close()
 
 
 def of(observer: Observer, variant: str) -> VariantCounts:
-    return observer.counting.evidence().of(variant)
+    return observer.predictions.evidence().of(variant)
 
 
 def test_only_what_the_split_gave_a_variant_and_it_answered_itself_counts(
     tmp_path: Path, observers: list[Observer]
 ) -> None:
     observer = observers[0]
-    observer.table(table(tmp_path))
+    observer.add_table(table(tmp_path))
     for batch in answered(
         record("a", [0.7]),
         record("b", [0.7], how="override"),
@@ -69,17 +68,17 @@ def test_only_what_the_split_gave_a_variant_and_it_answered_itself_counts(
     assert of(observer, "candidate") == VariantCounts()
 
 
-def test_agreement_is_told_by_the_columns_that_the_rollout_names(tmp_path: Path, observers: list[Observer]) -> None:
+def test_agreement_is_sliced_by_the_columns_that_the_rollout_names(tmp_path: Path, observers: list[Observer]) -> None:
     observer = observers[0]
     plan = {"metrics": [{"metric": "agreement", "columns": ["age"]}]}  # a number: there are no slices of it
     observer.files.folder.mkdir(parents=True, exist_ok=True)
     saved = {"state": {"experiment": "e1", "plan": plan}}
     (observer.files.folder / "rollout.json").write_text(json.dumps(saved))
-    observer.table(table(tmp_path))
+    observer.add_table(table(tmp_path))
     for batch in compared(mirrored(record("a", [0.7]), classified([0.6]))):
         observer.compared(batch)
     assert set(of(observer, "candidate").agreement) == {""}
-    observer.table(table(tmp_path, epoch=4, experiment="e2"))
+    observer.add_table(table(tmp_path, epoch=4, experiment="e2"))
     for batch in compared(mirrored(record("a", [0.7], epoch=4, experiment="e2"), classified([0.6]))):
         observer.compared(batch)
     assert set(of(observer, "candidate").agreement) == {"", "term=36 months"}
@@ -89,7 +88,7 @@ def test_a_rollout_that_cannot_be_read_costs_no_evidence(tmp_path: Path, observe
     observer = observers[0]
     observer.files.folder.mkdir(parents=True, exist_ok=True)
     (observer.files.folder / "rollout.json").write_text('{"state": {"experiment": "e1"}}')
-    observer.table(table(tmp_path))
+    observer.add_table(table(tmp_path))
     for batch in compared(mirrored(record("a", [0.7]), classified([0.6]))):
         observer.compared(batch)
     assert of(observer, "candidate").agreement[""].count == 1
@@ -106,7 +105,7 @@ def test_a_replicas_comparison_that_is_odd_is_left_out_of_what_all_saw(
     (folder / "r0").mkdir(parents=True)
     (folder / "r0" / "candidate.json").write_text(odd)
     for number, observer in enumerate(observers, 1):
-        observer.table(table(tmp_path))
+        observer.add_table(table(tmp_path))
         for batch in compared(mirrored(record("a", [0.7]), classified([0.4]))):
             observer.compared(batch)
         observer.tick(last=True)
@@ -119,22 +118,22 @@ def test_a_replicas_comparison_that_is_odd_is_left_out_of_what_all_saw(
 def test_what_observers_write_of_disagreements_is_what_the_page_shows(
     tmp_path: Path, observers: list[Observer]
 ) -> None:
-    world = World(tmp_path).begin()
+    world = RolloutWorld(tmp_path).begin()
     for number, observer in enumerate(observers):
-        observer.table(table(tmp_path))
+        observer.add_table(table(tmp_path))
         source = record(f"request-{number}", [0.7, 0.9], time=1000.0 + number)
         for batch in compared(mirrored(source, classified([0.4, 0.8]))):
             observer.compared(batch)
         observer.tick(last=True)
-    view = Watch(world.state).view("lending")
+    view = ServiceMonitor(world.state).view("lending")
     assert view is not None
     assert view.problems == ()
     seen = view.comparisons["candidate"]
     assert (seen.rows, seen.disagreements, seen.version) == (4, 2, "v2")
     assert seen.latency == pytest.approx(0.003)
     assert seen.difference == pytest.approx(-0.2, abs=1e-6)
-    assert [one.id for one in seen.examples] == ["request-1", "request-0"]
-    text = unescape(re.sub(r"<[^>]+>", " ", render(view)))
+    assert [example.id for example in seen.examples] == ["request-1", "request-0"]
+    text = unescape(re.sub(r"<[^>]+>", " ", render_service(view)))
     for words in (
         "2 of 4 compared", "+3 ms on average", "request-0", "good, 70 %", "bad, 60 %", "-0.3000", "36 months",
         "2 of 2, drawn at random",
@@ -148,7 +147,7 @@ def test_evidence_of_an_earlier_observer_that_is_odd_begins_anew(tmp_path: Path,
     path.parent.mkdir(parents=True)
     path.write_text(odd)
     observer = Observer(tmp_path / "services" / "lending", "r1", "")
-    assert observer.counting.evidence() == Evidence("")
+    assert observer.predictions.evidence() == Evidence("")
     observer.close()
 
 
@@ -156,7 +155,7 @@ def test_an_answer_that_the_champion_did_not_give_is_compared_with_nothing(
     tmp_path: Path, observers: list[Observer]
 ) -> None:
     observer = observers[0]
-    observer.table(table(tmp_path))
+    observer.add_table(table(tmp_path))
     for batch in compared(mirrored(record("a", [0.7], answered="candidate"), classified([0.6]))):
         observer.compared(batch)
     for batch in compared(mirrored(record("a", [0.7]), None)):
@@ -165,46 +164,45 @@ def test_an_answer_that_the_champion_did_not_give_is_compared_with_nothing(
 
 
 def test_late_records_of_an_experiment_that_is_over_are_left_out() -> None:
-    counting = Counting()
+    predictions = PredictionCounts()
     for experiment, epoch in (("e1", 3), ("e2", 5)):
-        counts = counting.of(experiment, epoch, "champion")
-        assert counts is not None
-        counts.predicted({"label:good": 1})
-    assert counting.of("e1", 4, "champion") is None
-    assert counting.evidence() == Evidence("e2", {5: {"champion": VariantCounts(predictions={"label:good": 1})}})
-    again = Counting(Evidence.from_json(counting.evidence().to_json()))
-    assert again.evidence() == counting.evidence()
-    assert again.of("e1", 4, "champion") is None
+        assert predictions.accepts(experiment, epoch)
+        predictions.add(epoch, "champion", VariantCounts(predictions={"label:good": 1}))
+    assert not predictions.accepts("e1", 4)
+    assert predictions.evidence() == Evidence("e2", {5: {"champion": VariantCounts(predictions={"label:good": 1})}})
+    restarted = PredictionCounts(Evidence.from_json(predictions.evidence().to_json()))
+    assert restarted.evidence() == predictions.evidence()
+    assert not restarted.accepts("e1", 4)
 
 
 def valued(values: np.ndarray, **changes: Any) -> Record:
-    made = record(changes.pop("number", "r"), [0.0] * len(values), **changes)
-    made.inputs = {"numeric": np.zeros((len(values), 1), np.float32)}
-    made.answers = {"prediction": values.astype(np.float32)}
-    return made
+    answer = record(changes.pop("number", "r"), [0.0] * len(values), **changes)
+    answer.inputs = {"numeric": np.zeros((len(values), 1), np.float32)}
+    answer.answers = {"prediction": values.astype(np.float32)}
+    return answer
 
 
-def test_predictions_of_a_regression_are_counted_by_tenths_that_all_replicas_share(
+def test_predictions_of_a_regression_are_counted_by_deciles_that_all_replicas_share(
     tmp_path: Path, observers: list[Observer]
 ) -> None:
-    one, two = observers
+    first, second = observers
     for observer in observers:
-        observer.table(table(tmp_path, REGRESSION))
+        observer.add_table(table(tmp_path, REGRESSION))
     values = np.linspace(0.0, 100.0, EDGE_ROWS)
     shadow = {"prediction": (values[:100] + 100.0).astype(np.float32)}
     for batch in compared(mirrored(valued(values[:100]), shadow)):
-        one.compared(batch)  # it waits until the tenths are known
-    assert of(one, "candidate") == VariantCounts()
+        first.compared(batch)  # held until the decile edges are known
+    assert of(first, "candidate") == VariantCounts()
     for begin in range(0, EDGE_ROWS, 100):
         for batch in answered(valued(values[begin : begin + 100])):
-            one.answered(batch)
-    assert of(one, "champion").predictions == {f"decile:{tenth}": EDGE_ROWS // 10 for tenth in range(10)}
-    assert of(one, "candidate").agreement[""].count == 100
-    assert of(one, "candidate").agreement[""].total == 0
-    assert of(one, "candidate").difference.mean == pytest.approx(100, rel=1e-5)
+            first.answered(batch)
+    assert of(first, "champion").predictions == {f"decile:{decile}": EDGE_ROWS // 10 for decile in range(10)}
+    assert of(first, "candidate").agreement[""].count == 100
+    assert of(first, "candidate").agreement[""].total == 0
+    assert of(first, "candidate").difference.mean == pytest.approx(100, rel=1e-5)
     for batch in answered(valued(np.array([3.0, 97.0]))):
-        two.answered(batch)
-    assert of(two, "champion").predictions == {"decile:0": 1, "decile:9": 1}
+        second.answered(batch)
+    assert of(second, "champion").predictions == {"decile:0": 1, "decile:9": 1}
 
 
 def test_live_profiles_merge_and_know_what_is_missing(tmp_path: Path) -> None:
@@ -214,26 +212,26 @@ def test_live_profiles_merge_and_know_what_is_missing(tmp_path: Path) -> None:
     live = LiveProfiles(tmp_path, "r1", "mlflowkit.adapters.whylogs:WhylogsProfiler", days=1e6)
     for term, when in (("36 months", 600.0), ("", 610.0), ("60 months", 900.0)):
         (batch,) = answered(record("a", [0.2, 0.7], term=term))
-        live.add(logged(batch, SIGNATURE), "v1", when)
+        live.add(log_rows(batch, SIGNATURE), "v1", when)
         live.close()
-    found = profiles(tmp_path, "v1", 0, 1e12)
-    assert sorted(found) == [600, 900]
+    windows = read_profiles(tmp_path, "v1", 0, 1e12)
+    assert sorted(windows) == [600, 900]
     profiler = WhylogsProfiler()
-    columns = profiler.summary(found[600][0])["columns"]
+    columns = profiler.summary(windows[600][0])["columns"]
     assert (columns["term"]["count"], columns["term"]["missing"]) == (4, 2)
     assert columns["term"]["frequent"] == [["36 months", 2]]
     assert (columns["age"]["max"], columns["income"]["missing"]) == (1.0, 4)
     assert columns["output.probability.good"]["mean"] == pytest.approx(0.45)
-    whole = profiler.summary(profiler.merge([found[600][0], found[900][0]]))["columns"]
-    assert whole["term"]["count"] == 6
-    assert {value for value, _ in whole["term"]["frequent"]} == {"36 months", "60 months"}
+    merged = profiler.summary(profiler.merge([windows[600][0], windows[900][0]]))["columns"]
+    assert merged["term"]["count"] == 6
+    assert {value for value, _ in merged["term"]["frequent"]} == {"36 months", "60 months"}
     assert live.profiled == 6
 
 
 def test_a_profiler_that_fails_costs_its_rows_only(tmp_path: Path) -> None:
     live = LiveProfiles(tmp_path, "r1", "mlflowkit.nothing:Here", days=7)
     (batch,) = answered(record("a", [0.2, 0.7]))
-    live.add(logged(batch, SIGNATURE), "v1", 600.0)
+    live.add(log_rows(batch, SIGNATURE), "v1", 600.0)
     live.close()
     assert (live.profiled, live.dropped) == (0, 2)
-    assert profiles(tmp_path, "v1", 0, 1e12) == {}
+    assert read_profiles(tmp_path, "v1", 0, 1e12) == {}

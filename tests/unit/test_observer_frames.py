@@ -1,4 +1,4 @@
-"""What goes through the observer's pipe comes out as it went in."""
+"""Frames of the observer's pipe are decoded to what was encoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from mlflowkit.errors import ServiceError
 from mlflowkit.serving.observer import frames
-from observing import answered, classified, compared, mirrored, record
+from tests.support.observing import answered, classified, compared, mirrored, record
 
 
 def test_records_of_one_variant_become_one_batch() -> None:
@@ -26,7 +26,7 @@ def test_records_of_one_variant_become_one_batch() -> None:
     assert batch.shadow is None
 
 
-def test_what_differs_is_told_apart() -> None:
+def test_records_with_different_headers_become_separate_batches() -> None:
     batches = answered(
         record("a", [0.2]), record("b", [0.2], variant="candidate"), record("c", [0.2], epoch=4),
         record("d", [0.2], how="override"), record("e", [0.3]),
@@ -34,9 +34,9 @@ def test_what_differs_is_told_apart() -> None:
     assert sorted(batch.ids for batch in batches) == [["a", "e"], ["b"], ["c"], ["d"]]
 
 
-def test_a_shadow_that_failed_is_told_apart_from_one_that_answered() -> None:
-    one, two = record("a", [0.2, 0.8]), record("b", [0.2])
-    good, failed = compared(mirrored(one, classified([0.6, 0.9])), mirrored(two, None))
+def test_failed_shadows_are_batched_apart() -> None:
+    first, second = record("a", [0.2, 0.8]), record("b", [0.2])
+    good, failed = compared(mirrored(first, classified([0.6, 0.9])), mirrored(second, None))
     assert (good.ids, failed.ids) == (["a"], ["b"])
     assert good.shadow is not None
     assert good.shadow["label"].tolist() == ["good", "good"]
@@ -49,20 +49,20 @@ def test_a_shadow_that_failed_is_told_apart_from_one_that_answered() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 16])
 def test_frames_are_found_in_pieces_of_any_size(size: int) -> None:
-    head, group = next(iter(frames.answered_groups([record("a", [0.2])])))
+    header, group = next(iter(frames.group_records([record("a", [0.2])])))
     stream = b"".join(
         bytes(piece)
-        for kind, payload in ((frames.TABLE, b"{}"), (frames.ANSWERED, frames.answered_payload(head, group)))
-        for piece in frames.frame(kind, payload)
+        for kind, payload in ((frames.TABLE, b"{}"), (frames.ANSWERED, frames.encode_records(header, group)))
+        for piece in frames.encode_frame(kind, payload)
     )
-    reader = frames.Frames()
-    found = [one for begin in range(0, len(stream), size) for one in reader.feed(stream[begin : begin + size])]
-    assert [kind for kind, _ in found] == [frames.TABLE, frames.ANSWERED]
-    assert frames.decode(found[1][1]).ids == ["a"]
+    parser = frames.FrameParser()
+    parsed = [frame for begin in range(0, len(stream), size) for frame in parser.feed(stream[begin : begin + size])]
+    assert [kind for kind, _ in parsed] == [frames.TABLE, frames.ANSWERED]
+    assert frames.decode(parsed[1][1]).ids == ["a"]
 
 
 def test_what_is_no_frame_is_refused() -> None:
     with pytest.raises(ServiceError, match="no frame"):
-        list(frames.Frames().feed(b"GET / HTTP/1.1\r\n"))
+        list(frames.FrameParser().feed(b"GET / HTTP/1.1\r\n"))
     with pytest.raises(ServiceError, match="no batch"):
         frames.decode(b"not arrow")

@@ -14,18 +14,19 @@ from mlflowkit.serving.observer import prediction_log
 from mlflowkit.serving.observer.prediction_log import (
     LogWriter,
     Segment,
-    logged,
-    logged_shadow,
+    log_rows,
     read_log,
     read_since,
+    sample_requests,
     segments,
+    shadow_log_rows,
 )
-from observing import SIGNATURE, answered, classified, compared, mirrored, record
+from tests.support.observing import SIGNATURE, answered, classified, compared, mirrored, record
 
 
 def rows(*names: str) -> pa.Table:
     (batch,) = answered(*(record(name, [0.3]) for name in names))
-    return logged(batch, SIGNATURE)
+    return log_rows(batch, SIGNATURE)
 
 
 def writer(folder: Path) -> LogWriter:
@@ -39,7 +40,7 @@ def ids(folder: Path) -> list[str]:
 def test_a_row_is_kept_as_it_was_asked_and_answered(tmp_path: Path) -> None:
     (batch,) = answered(record("a", [0.3, 0.75], how="override", error="late"))
     log = writer(tmp_path)
-    log.add(logged(batch, SIGNATURE))
+    log.add(log_rows(batch, SIGNATURE))
     log.roll()
     (table,) = read_log(tmp_path)
     first, second = table.to_pylist()
@@ -53,7 +54,7 @@ def test_a_row_is_kept_as_it_was_asked_and_answered(tmp_path: Path) -> None:
 
 def test_a_shadows_row_has_its_answer_and_no_inputs() -> None:
     (batch,) = compared(mirrored(record("a", [0.3]), classified([0.8])))
-    (row,) = logged_shadow(batch, SIGNATURE).to_pylist()
+    (row,) = shadow_log_rows(batch, SIGNATURE).to_pylist()
     assert (row["variant"], row["version"], row["how"], row["label"]) == ("candidate", "v2", "mirror", "good")
     assert row["seconds"] == pytest.approx(0.005)
     assert not any(name.startswith("input.") for name in row)
@@ -61,27 +62,27 @@ def test_a_shadows_row_has_its_answer_and_no_inputs() -> None:
 
 def test_sampling_keeps_a_share_of_the_requests_the_same_each_time() -> None:
     (batch,) = answered(*(record(f"request-{number:x}", [0.3, 0.4]) for number in range(4000)))
-    found = logged(batch, SIGNATURE, sampling=0.25)
-    kept = set(found["id"].to_pylist())
-    assert 850 < len(kept) < 1150  # 1000 expected; over five standard deviations
-    assert found.num_rows == 2 * len(kept)
-    assert set(logged(batch, SIGNATURE, sampling=0.25)["id"].to_pylist()) == kept
+    sampled = sample_requests(log_rows(batch, SIGNATURE), batch, 0.25)
+    sampled_ids = set(sampled["id"].to_pylist())
+    assert 850 < len(sampled_ids) < 1150  # 1000 expected; over five standard deviations
+    assert sampled.num_rows == 2 * len(sampled_ids)
+    assert set(sample_requests(log_rows(batch, SIGNATURE), batch, 0.25)["id"].to_pylist()) == sampled_ids
 
 
 def test_merged_segments_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_log, "MERGED", 3)
+    monkeypatch.setattr(prediction_log, "MERGE_FACTOR", 3)
     log = writer(tmp_path)
     cursor: dict[str, int] = {}
-    seen = []
+    ids_read: list[str] = []
     for number in range(10):
         log.add(rows(f"a{number}", f"b{number}"))
         log.roll()
         if number in (0, 4, 9):
-            for table, name, place in read_since(tmp_path, cursor):
-                cursor[name] = place
-                seen += table["id"].to_pylist()
+            for table, name, number_read in read_since(tmp_path, cursor):
+                cursor[name] = number_read
+                ids_read += table["id"].to_pylist()
     expected = [f"{letter}{number}" for number in range(10) for letter in "ab"]
-    assert sorted(seen) == sorted(expected)
+    assert sorted(ids_read) == sorted(expected)
     assert ids(tmp_path) == expected
     assert len(segments(tmp_path)) < 5
 
@@ -91,13 +92,13 @@ def test_a_segment_that_is_merged_while_it_is_read_is_not_lost(tmp_path: Path) -
     for name in ("a", "b", "c"):
         log.add(rows(name))
         log.roll()
-    taken = segments(tmp_path)
+    sources = segments(tmp_path)
     reading = read_log(tmp_path)
-    seen = next(reading)["id"].to_pylist()
-    prediction_log.merge(tmp_path, taken, Segment(taken[0].writer, 1, 3))
+    ids_read = next(reading)["id"].to_pylist()
+    prediction_log.merge(tmp_path, sources, Segment(sources[0].writer, 1, 3))
     assert [segment.last for segment in segments(tmp_path)] == [3]
-    seen += [name for table in reading for name in table["id"].to_pylist()]
-    assert seen == ["a", "b", "c"]
+    ids_read += [name for table in reading for name in table["id"].to_pylist()]
+    assert ids_read == ["a", "b", "c"]
 
 
 def test_versions_with_other_columns_share_the_log(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_versions_with_other_columns_share_the_log(tmp_path: Path) -> None:
 def test_the_log_is_read_between_two_times(tmp_path: Path) -> None:
     log = writer(tmp_path)
     (batch,) = answered(*(record(f"t{when}", [0.3], time=float(when)) for when in (10, 20, 30)))
-    log.add(logged(batch, SIGNATURE))
+    log.add(log_rows(batch, SIGNATURE))
     log.roll()
     assert [name for table in read_log(tmp_path, 20, 30) for name in table["id"].to_pylist()] == ["t20"]
 

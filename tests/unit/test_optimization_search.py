@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from mlflowkit.adapters.optuna import OptunaSearch
 from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.graphs.candidates import NAMED, Candidate, Engine, FixedRows, Float16, Int8, Int8Dynamic
-from mlflowkit.judging.metrics import Answers
-from mlflowkit.optimization.objective import Figures
+from mlflowkit.judging.metrics import LabelledPredictions
+from mlflowkit.optimization.objective import CandidateFigures
 from mlflowkit.optimization.search import Exhaustive, SearchSection, method_of
 from mlflowkit.optimization.selection import choose
-from mlflowkit.optimization.space import Space, candidates_of, distinct, impossible, key_of, unservable
+from mlflowkit.optimization.space import Space, candidates_of, distinct, key_of, reason_impossible, reason_unservable
 from mlflowkit.optimization.tournament import metric_drop
 from mlflowkit.ports import TrialResult
-from mlflowkit.stages.optimize import CandidateName, OptimizeSection, planned
+from mlflowkit.stages.optimize import CandidateName, OptimizeSection, search_plan
 from mlflowkit.system import arrays
 
 WIDE = Space(
@@ -35,7 +35,7 @@ def test_a_space_holds_each_candidate_once_and_none_that_cannot_be() -> None:
     found = candidates_of(WIDE)
     assert len({one.name for one in found}) == len({key_of(one) for one in found}) == len(found)
     assert len(found) == 4 * 2 * 2 + 3 * 2, "on the CPU passes, levels, threads; TensorRT knows only CUDA graphs"
-    assert not [one for one in found if impossible(one.passes, one.engine)]
+    assert not [one for one in found if reason_impossible(one.passes, one.engine)]
     assert WIDE.size == 4 * 2 * 2 * 2 * 2
 
 
@@ -46,10 +46,10 @@ def test_a_candidate_is_what_it_does_whatever_it_is_called() -> None:
 
 
 def test_baselines_are_not_served() -> None:
-    assert unservable(NAMED["torch"])
-    assert unservable(Candidate(name="one row", passes=[FixedRows(rows=1)], engine=Engine(runtime="tensorrt")))
-    assert not unservable(Candidate(name="one row", passes=[FixedRows(rows=1)]))
-    assert not unservable(NAMED["onnx-int8"])
+    assert reason_unservable(NAMED["torch"])
+    assert reason_unservable(Candidate(name="one row", passes=[FixedRows(rows=1)], engine=Engine(runtime="tensorrt")))
+    assert not reason_unservable(Candidate(name="one row", passes=[FixedRows(rows=1)]))
+    assert not reason_unservable(NAMED["onnx-int8"])
 
 
 def test_names_that_a_recipe_may_use_are_all_that_there_are() -> None:
@@ -60,11 +60,11 @@ def test_what_is_listed_comes_first_and_is_not_searched_again() -> None:
     section = OptimizeSection.model_validate(
         {"candidates": ["onnx-int8"], "search": {"space": {"passes": [[], [{"kind": "int8"}]], "threads": [1, 2]}}}
     )
-    plan = planned(section)
+    plan = search_plan(section)
     assert [one.name for one in plan.listed] == ["onnx-int8"]
     assert [one.name for one in plan.space] == ["float ort-cpu", "float ort-cpu(threads=2)", "int8 ort-cpu(threads=2)"]
     assert not plan.added
-    assert planned(OptimizeSection()).space == ()
+    assert search_plan(OptimizeSection()).space == ()
 
 
 @given(st.integers(1, 7), st.integers(1, 20))
@@ -73,7 +73,7 @@ def test_exhaustive_suggests_each_once_in_order(count: int, candidates: int) -> 
     search, found = Exhaustive(whole), []
     while group := search.suggest(count):
         found.extend(group)
-        search.told([TrialResult(one, 1.0, feasible=True) for one in group])
+        search.tell([TrialResult(one, 1.0, feasible=True) for one in group])
     assert found == whole
 
 
@@ -92,7 +92,7 @@ def searched(seed: int, trials: int) -> list[str]:
             cost = 0.3 if "int8" in kinds else 1.0
             ratio = None if one.engine.runtime == "tensorrt" else cost / one.engine.threads
             found.append(one.name)
-            search.told([TrialResult(one, ratio, feasible="fp16" not in kinds)])
+            search.tell([TrialResult(one, ratio, feasible="fp16" not in kinds)])
     return found
 
 
@@ -108,13 +108,19 @@ def test_a_search_by_optuna_suggests_nothing_twice_keeps_to_its_trials_and_repea
 def test_the_choice_is_the_first_unless_another_is_surely_better() -> None:
     random = np.random.default_rng(0)
     base = random.gamma(9, 10, size=(40, 50))
-    found = {"a": Figures(base, 100, 50), "b": Figures(base * 0.6, 100, 60), "c": Figures(base * 0.58, 20, 60)}
+    found = {
+        "a": CandidateFigures(base, 100, 50),
+        "b": CandidateFigures(base * 0.6, 100, 60),
+        "c": CandidateFigures(base * 0.58, 20, 60),
+    }
     assert choose(found, "latency_p50").name == "b"
     assert choose(found, "throughput").name == "b"
     assert choose(found, "size").name == "c"
     assert choose(found, "memory").name == "a"
     assert "size of c is 0.20 times that of a: c is better" in choose(found, "size").reasons["a"]
-    assert choose({"a": Figures(base), "b": Figures(base)}, "memory").name == "a", "what is not known is no reason"
+    assert choose({"a": CandidateFigures(base), "b": CandidateFigures(base)}, "memory").name == "a", (
+        "what is not known is no reason"
+    )
     with pytest.raises(UsageError):
         choose({}, "size")
 
@@ -141,9 +147,11 @@ def test_a_file_that_is_cut_off_is_said_to_be(tmp_path: Path) -> None:
         arrays.read(path)
 
 
-def _answers(scores: np.ndarray) -> Answers:
+def _answers(scores: np.ndarray) -> LabelledPredictions:
     actual = (np.arange(len(scores)) % 2).astype(np.int64)
-    return Answers("classification", actual, (scores > 0.5).astype(np.int64), np.stack([1 - scores, scores], axis=1))
+    return LabelledPredictions(
+        "classification", actual, (scores > 0.5).astype(np.int64), np.stack([1 - scores, scores], axis=1)
+    )
 
 
 def test_rounding_loses_nothing_and_what_is_more_than_rounding_is_judged() -> None:

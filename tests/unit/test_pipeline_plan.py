@@ -12,12 +12,12 @@ import pytest
 
 from mlflowkit import usercode
 from mlflowkit.errors import DataError, UsageError
-from mlflowkit.pipeline.fingerprint import PORT_MODULES, SEEDED, STAGE_PORTS, fingerprint
-from mlflowkit.pipeline.journal import Journal, Result
-from mlflowkit.pipeline.plan import Known, decide, make_plan
-from mlflowkit.pipeline.store import Published
-from mlflowkit.values import STAGES, StageResult, Step
-from pipeline_world import World, lay_out, load
+from mlflowkit.pipeline.fingerprint import SEEDED, fingerprint, stage_ports
+from mlflowkit.pipeline.plan import PriorResults, decide, plan_steps
+from mlflowkit.pipeline.storage.journal import SqliteJournal
+from mlflowkit.system.own_modules import adapter_modules
+from mlflowkit.values import STAGES, Published, StageResult, Step, StepResult
+from tests.support.pipeline_world import PipelineWorld, lay_out, load
 
 PACKAGE = Path(usercode.__file__).parent
 AFTER_DATA = list(STAGES)
@@ -25,13 +25,13 @@ AFTER_TRAIN = ["train", "export", "optimize", "evaluate", "package", "deploy"]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> PipelineWorld:
     lay_out(tmp_path)
-    return World(tmp_path)
+    return PipelineWorld(tmp_path)
 
 
-def planned(world: World, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Step]:
-    steps = make_plan(load(world.folder, changes), world.folder / ".mlkit", services=world.status, **options)
+def planned(world: PipelineWorld, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Step]:
+    steps = plan_steps(load(world.folder, changes), world, services=world.status, **options)
     return {step.stage: step for step in steps}
 
 
@@ -78,7 +78,7 @@ def nothing(folder: Path) -> None:
     ],
 )
 def test_change_reruns_what_depends_on_it(
-    world: World,
+    world: PipelineWorld,
     change: Callable[[Path], None],
     keys: dict[str, Any],
     rerun: list[str],
@@ -95,14 +95,14 @@ def test_change_reruns_what_depends_on_it(
     assert world.calls()[before:] == rerun
 
 
-def test_stale_input_is_named(world: World) -> None:
+def test_stale_input_is_named(world: PipelineWorld) -> None:
     world.run()
     steps = planned(world, {"train.epochs": 5})
     assert steps["export"].reason == "train is stale"
     assert steps["package"].reason == "export, optimize and evaluate are stale"
 
 
-def test_first_run_and_forced_steps_say_so(world: World) -> None:
+def test_first_run_and_forced_steps_say_so(world: PipelineWorld) -> None:
     assert {step.reason for step in planned(world).values()} == {"first run"}
     world.run()
     steps = planned(world, force=["export"])
@@ -110,7 +110,7 @@ def test_first_run_and_forced_steps_say_so(world: World) -> None:
     assert steps["train"].action == "reuse"
 
 
-def test_forced_step_that_comes_out_the_same_leaves_the_rest_reused(world: World) -> None:
+def test_forced_step_that_comes_out_the_same_leaves_the_rest_reused(world: PipelineWorld) -> None:
     world.run()
     before = len(world.calls())
     record = world.run(force=["train"])
@@ -118,7 +118,7 @@ def test_forced_step_that_comes_out_the_same_leaves_the_rest_reused(world: World
     assert {step.stage for step in record.steps if step.action == "run"} == {"train"}
 
 
-def test_forced_step_that_comes_out_otherwise_reruns_the_rest(world: World) -> None:
+def test_forced_step_that_comes_out_otherwise_reruns_the_rest(world: PipelineWorld) -> None:
     world.run()
     plain = world.stages["train"]
 
@@ -137,7 +137,7 @@ def test_forced_step_that_comes_out_otherwise_reruns_the_rest(world: World) -> N
     assert world.calls()[before:] == AFTER_TRAIN
 
 
-def test_seed_leaves_a_split_by_time_alone(world: World) -> None:
+def test_seed_leaves_a_split_by_time_alone(world: PipelineWorld) -> None:
     split = {"data.split": {"kind": "time", "column": "x"}}
     world.run(split)
     steps = planned(world, {**split, "seed": 8})
@@ -145,7 +145,7 @@ def test_seed_leaves_a_split_by_time_alone(world: World) -> None:
     assert steps["train"].reason == "seed 7 -> 8"
 
 
-def test_library_upgrade_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_upgrade_is_named(world: PipelineWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.run()
     installed = dict(usercode.installed())
     monkeypatch.setattr(usercode, "installed", lambda: {**installed, "onnxruntime": "99.0"})
@@ -154,7 +154,7 @@ def test_library_upgrade_is_named(world: World, monkeypatch: pytest.MonkeyPatch)
     assert steps["train"].action == "reuse"
 
 
-def called(world: World, *files: str) -> dict[str, Any]:
+def called(world: PipelineWorld, *files: str) -> dict[str, Any]:
     """A source that is a function, with the files that it says it reads; whatever it says, rows.csv is read."""
     (world.folder / "rows.py").write_text("def table():\n    return None\n")
     return {"data.source": {"kind": "python", "function": "rows:table", "files": list(files)}}
@@ -172,7 +172,7 @@ def called(world: World, *files: str) -> dict[str, Any]:
     ],
 )
 def test_files_that_a_function_says_it_reads_are_its_content(
-    world: World, declared: str, change: Callable[[Path], None], reason: str
+    world: PipelineWorld, declared: str, change: Callable[[Path], None], reason: str
 ) -> None:
     (world.folder / "tables" / "deep").mkdir(parents=True)
     for name in ("a", "b"):
@@ -189,14 +189,14 @@ def test_files_that_a_function_says_it_reads_are_its_content(
     assert {step.action for step in planned(world, keys).values()} == {"reuse"}
 
 
-def test_files_that_a_function_does_not_declare_are_not_looked_at(world: World) -> None:
+def test_files_that_a_function_does_not_declare_are_not_looked_at(world: PipelineWorld) -> None:
     keys = called(world)
     world.run(keys)
     edit("rows.csv", "20,0\n")(world.folder)
     assert planned(world, keys)["data"].action == "reuse"
 
 
-def test_a_declared_file_that_is_gone_is_named(world: World) -> None:
+def test_a_declared_file_that_is_gone_is_named(world: PipelineWorld) -> None:
     keys = called(world, "rows.csv")
     (world.folder / "rows.csv").rename(world.folder / "row.csv")
     with pytest.raises(DataError, match=r"no file .*rows\.csv") as caught:
@@ -204,14 +204,14 @@ def test_a_declared_file_that_is_gone_is_named(world: World) -> None:
     assert "'row.csv'" in caught.value.hint
 
 
-def test_touched_but_unchanged_data_is_reused(world: World) -> None:
+def test_touched_but_unchanged_data_is_reused(world: PipelineWorld) -> None:
     world.run()
     text = (world.folder / "rows.csv").read_text()
     (world.folder / "rows.csv").write_text(text)
     assert planned(world)["data"].action == "reuse"
 
 
-def test_changed_row_is_seen_though_size_and_time_are_kept(world: World) -> None:
+def test_changed_row_is_seen_though_size_and_time_are_kept(world: PipelineWorld) -> None:
     import os
 
     world.run()
@@ -223,7 +223,7 @@ def test_changed_row_is_seen_though_size_and_time_are_kept(world: World) -> None
     assert planned(world)["data"].reason == "data.source: rows.csv changed"
 
 
-def test_service_that_is_down_or_serves_another_is_deployed_again(world: World) -> None:
+def test_service_that_is_down_or_serves_another_is_deployed_again(world: PipelineWorld) -> None:
     world.run()
     (world.folder / "service").write_text("another")
     assert planned(world)["deploy"].reason == "service tiny answers with another version"
@@ -233,7 +233,7 @@ def test_service_that_is_down_or_serves_another_is_deployed_again(world: World) 
     assert {step.action for step in list(steps.values())[:-1]} == {"reuse"}
 
 
-def test_return_to_an_earlier_recipe_is_judged_against_what_serves_now(world: World) -> None:
+def test_return_to_an_earlier_recipe_is_judged_against_what_serves_now(world: PipelineWorld) -> None:
     first = world.run()
     second = world.run({"train.epochs": 4})
     assert first.bundle != second.bundle
@@ -244,12 +244,12 @@ def test_return_to_an_earlier_recipe_is_judged_against_what_serves_now(world: Wo
     assert all(step.action == "reuse" for step in planned(world).values())
 
 
-def test_plan_writes_nothing(world: World) -> None:
+def test_plan_writes_nothing(world: PipelineWorld) -> None:
     planned(world)
     assert not (world.folder / ".mlkit").exists()
 
 
-def test_missing_data_is_told(world: World) -> None:
+def test_missing_data_is_told(world: PipelineWorld) -> None:
     (world.folder / "rows.csv").rename(world.folder / "row.csv")
     with pytest.raises(DataError, match=r"rows\.csv") as caught:
         planned(world)
@@ -257,7 +257,7 @@ def test_missing_data_is_told(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "keys", "told"),
+    ("options", "keys", "hint"),
     [
         ({"until": "trian"}, {}, "did you mean train?"),
         ({"force": ["exprot"]}, {}, "did you mean export?"),
@@ -265,20 +265,25 @@ def test_missing_data_is_told(world: World) -> None:
         ({"until": "data", "force": ["train"]}, {}, "--until train"),
     ],
 )
-def test_wrong_stage_is_told(world: World, options: dict[str, Any], keys: dict[str, Any], told: str) -> None:
+def test_unknown_stage_has_a_hint(
+    world: PipelineWorld, options: dict[str, Any], keys: dict[str, Any], hint: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         planned(world, keys, **options)
-    assert told in caught.value.hint
+    assert hint in caught.value.hint
 
 
 def test_decide_looks_at_the_results_inputs() -> None:
     marks = {"input:data": "f"}
-    result = Result(
+    result = StepResult(
         fingerprint("train", marks), "train", "n", Published("d", {}), StageResult(), marks, {"data": "a"}, "r"
     )
-    assert decide("train", marks, Known(result, result), inputs={"data": "a"}) == ("reuse", "unchanged since run r")
-    assert decide("train", marks, Known(result, result), inputs={"data": "b"}) == ("run", "data was made anew")
-    assert decide("train", marks, Known(result, result, intact=False), inputs={"data": "a"})[0] == "run"
+    assert decide("train", marks, PriorResults(result, result), inputs={"data": "a"}) == (
+        "reuse",
+        "unchanged since run r",
+    )
+    assert decide("train", marks, PriorResults(result, result), inputs={"data": "b"}) == ("run", "data was made anew")
+    assert decide("train", marks, PriorResults(result, result, intact=False), inputs={"data": "a"})[0] == "run"
 
 
 # ------------------------------------------------------------------------- declared dependencies against the sources
@@ -290,18 +295,22 @@ def test_ports_of_a_stage_are_ingredients(stage: str) -> None:
     text = "".join((PACKAGE / f"{part}.py").read_text() for part in (f"stages/{stage}", *search))
     asked = set(re.findall(r"context\.ports\.(\w+)", text))
     within = {"passes", "engines"} if "trials" in asked else set()  # the process of a trial asks for these
-    assert asked | within == set(STAGE_PORTS[stage])
+    assert asked | within == set(stage_ports(stage))
 
 
-def test_modules_behind_ports_are_those_of_the_wiring() -> None:
+def test_every_adapter_that_a_stage_may_use_is_read_from_the_wiring() -> None:
+    """A function that makes an adapter has the name by which the fingerprint asks for it."""
+    outside = {"tracker", "platform", "device_clock", "engine_builder", "trial_child", "trial_once"}
+    ports = {port for stage in STAGES for port in stage_ports(stage)}
+    factories = {name: modules for name, modules in adapter_modules().items() if modules}
+    assert {name.partition("_")[0] for name in factories.keys() - outside} == ports
     tree = ast.parse((PACKAGE / "wiring.py").read_text())
-    used = {
+    imported = {
         node.module.removeprefix("mlflowkit.")
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mlflowkit.adapters")
     }
-    outside = {"adapters.mlflow", "adapters.ray_serve", "adapters.cuda_clock"}  # no result depends on these
-    assert set(PORT_MODULES.values()) == used - outside
+    assert imported == {module for modules in factories.values() for module in modules}
 
 
 def test_seeded_stages_are_those_that_read_the_seed() -> None:
@@ -310,14 +319,14 @@ def test_seeded_stages_are_those_that_read_the_seed() -> None:
     assert reading | {"train"} == set(SEEDED)
 
 
-def test_journal_resolves_runs(world: World) -> None:
-    journal = Journal(world.folder / ".mlkit")
-    with pytest.raises(UsageError, match="no run was recorded"):
+def test_journal_resolves_runs(world: PipelineWorld) -> None:
+    journal = SqliteJournal(world.folder / ".mlkit")
+    with pytest.raises(UsageError, match="there is no run yet"):
         journal.run("last")
     first, second = world.run(), world.run({"seed": 8})
     assert journal.run("last").run == second.run
     assert journal.run(first.run[:-1]).run == first.run
-    with pytest.raises(UsageError, match="begins 2 runs"):
+    with pytest.raises(UsageError, match="is the prefix of 2 runs"):
         journal.run(first.run[:6])
     with pytest.raises(UsageError) as caught:
         journal.run(first.run[:-4] + "zzzz")

@@ -13,49 +13,49 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.pipeline import noop_cache
-from mlflowkit.pipeline.noop_cache import Question, begin, look_up, write
-from mlflowkit.pipeline.run_summary import answer
-from pipeline_world import World, lay_out, load
+from mlflowkit.pipeline.noop_cache import NoopKey, look_up, snapshot_inputs, write
+from mlflowkit.pipeline.run_summary import summarize
+from tests.support.pipeline_world import PipelineWorld, lay_out, load
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PipelineWorld:
     """A world that ran once and left a receipt."""
     monkeypatch.setattr(noop_cache, "SETTLED_NS", 0)
     monkeypatch.setenv("LENDING_ROWS", "20")
     lay_out(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\nrows: ${oc.env:LENDING_ROWS}\n")
-    world = World(tmp_path)
+    world = PipelineWorld(tmp_path)
     assert keep(world)
     assert look_up(question(world), world.status) is not None
     return world
 
 
-def question(world: World, *overrides: str) -> Question:
-    return Question(world.folder / "recipe.yaml", overrides, "", world.folder / ".mlkit")
+def question(world: PipelineWorld, *overrides: str) -> NoopKey:
+    return NoopKey(world.folder / "recipe.yaml", overrides, "", world.folder / ".mlkit")
 
 
-def keep(world: World) -> bool:
-    beginning = begin(world.folder / "recipe.yaml")
+def keep(world: PipelineWorld) -> bool:
+    beginning = snapshot_inputs(world.folder / "recipe.yaml")
     record = world.run()
-    return write(question(world), beginning, load(world.folder), answer(record, world.folder / ".mlkit"))
+    return write(question(world), beginning, load(world.folder), summarize(record, world.folder / ".mlkit"))
 
 
-def object_of(world: World, stage: str) -> Path:
-    found = look_up(question(world), world.status)
-    assert found is not None
-    digest = next(step["digest"] for step in found["steps"] if step["stage"] == stage)
+def object_of(world: PipelineWorld, stage: str) -> Path:
+    summary = look_up(question(world), world.status)
+    assert summary is not None
+    digest = next(step["digest"] for step in summary["steps"] if step["stage"] == stage)
     return next(path for path in (world.folder / ".mlkit" / "objects" / digest).rglob("*") if path.is_file())
 
 
-def append(name: str) -> Callable[[World], None]:
-    def change(world: World) -> None:
+def append(name: str) -> Callable[[PipelineWorld], None]:
+    def change(world: PipelineWorld) -> None:
         (world.folder / name).write_text((world.folder / name).read_text() + "\n")
 
     return change
 
 
-def rewrite_row(world: World) -> None:
+def rewrite_row(world: PipelineWorld) -> None:
     """Same size, same time of change."""
     path = world.folder / "rows.csv"
     stat = path.stat()
@@ -63,41 +63,41 @@ def rewrite_row(world: World) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def damage_object(world: World) -> None:
+def damage_object(world: PipelineWorld) -> None:
     path = object_of(world, "train")
     path.chmod(0o644)
     path.write_text("tampered")
 
 
-def stop_service(world: World) -> None:
+def stop_service(world: PipelineWorld) -> None:
     (world.folder / "service").unlink()
 
 
-def serve_another(world: World) -> None:
+def serve_another(world: PipelineWorld) -> None:
     (world.folder / "service").write_text("another")
 
 
-def promote_another(world: World) -> None:
+def promote_another(world: PipelineWorld) -> None:
     world.run({"train.epochs": 5})
     (world.folder / "service").write_text(first_identity(world))
 
 
-def first_identity(world: World) -> str:
+def first_identity(world: PipelineWorld) -> str:
     with sqlite3.connect(world.folder / ".mlkit" / "journal.db") as connection:
         return str(connection.execute("SELECT bundle FROM runs ORDER BY started LIMIT 1").fetchone()[0])
 
 
-def lose_journal(world: World) -> None:
+def lose_journal(world: PipelineWorld) -> None:
     for path in (world.folder / ".mlkit").glob("journal.db*"):
         path.unlink()
 
 
-def damage_receipt(world: World) -> None:
+def damage_receipt(world: PipelineWorld) -> None:
     path = question(world).path
     path.write_text(path.read_text()[:100])
 
 
-def shadow_module(world: World) -> None:
+def shadow_module(world: PipelineWorld) -> None:
     (world.folder / "numpy.py").write_text("")
 
 
@@ -119,7 +119,7 @@ def shadow_module(world: World) -> None:
         lambda world: os.environ.__setitem__("LENDING_ROWS", "30"),
     ],
 )
-def test_what_moved_is_left_to_the_planner(world: World, change: Callable[[World], None]) -> None:
+def test_what_moved_is_left_to_the_planner(world: PipelineWorld, change: Callable[[PipelineWorld], None]) -> None:
     change(world)
     assert look_up(question(world), world.status) is None
 
@@ -134,35 +134,35 @@ def test_files_that_a_function_says_it_reads_are_looked_at(
     (tmp_path / "table.py").write_text("def rows():\n    return None\n")
     (tmp_path / "tables" / "deep").mkdir(parents=True)
     (tmp_path / "tables" / "deep" / "a.bin").write_text("a")
-    world = World(tmp_path)
+    world = PipelineWorld(tmp_path)
     keys = {"data.source": {"kind": "python", "function": "table:rows", "files": ["tables"]}}
-    beginning = begin(tmp_path / "recipe.yaml")
+    beginning = snapshot_inputs(tmp_path / "recipe.yaml")
     record = world.run(keys)
-    assert write(question(world), beginning, load(tmp_path, keys), answer(record, tmp_path / ".mlkit"))
+    assert write(question(world), beginning, load(tmp_path, keys), summarize(record, tmp_path / ".mlkit"))
     assert look_up(question(world), world.status) is not None
     name = "a.bin" if change == "changed" else "b.bin"
     (tmp_path / "tables" / "deep" / name).write_text("b")
     assert look_up(question(world), world.status) is None
 
 
-def test_answer_is_that_of_the_run_with_its_steps_reused(world: World) -> None:
-    found = look_up(question(world), world.status)
-    assert found is not None
-    assert {step["action"] for step in found["steps"]} == {"reuse"}
-    assert found["status"] == "done"
-    assert found["endpoint"] == "http://127.0.0.1:1"
+def test_answer_is_that_of_the_run_with_its_steps_reused(world: PipelineWorld) -> None:
+    summary = look_up(question(world), world.status)
+    assert summary is not None
+    assert {step["action"] for step in summary["steps"]} == {"reuse"}
+    assert summary["status"] == "done"
+    assert summary["endpoint"] == "http://127.0.0.1:1"
 
 
-def test_other_questions_have_other_receipts(world: World) -> None:
+def test_other_questions_have_other_receipts(world: PipelineWorld) -> None:
     assert look_up(question(world, "seed=8"), world.status) is None
-    until = Question(world.folder / "recipe.yaml", (), "train", world.folder / ".mlkit")
+    until = NoopKey(world.folder / "recipe.yaml", (), "train", world.folder / ".mlkit")
     assert look_up(until, world.status) is None
 
 
 def test_file_that_moves_during_the_run_leaves_no_receipt(tmp_path: Path) -> None:
     lay_out(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\n")
-    world = World(tmp_path)
+    world = PipelineWorld(tmp_path)
     plain = world.stages["train"]
 
     def editing(spec: object, context: object) -> object:

@@ -10,20 +10,28 @@ import numpy as np
 import orjson
 import pytest
 
-from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol.binary_tensors import contents, encode, header_length, split
-from mlflowkit.serving.protocol.open_inference import Refusal, Schema, read_document, render_binary
+from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.serving.protocol.binary_tensors import (
+    binary_inputs,
+    encode,
+    parse_json_length,
+    read_document,
+    split_body,
+)
+from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.input_schema import Schema
+from mlflowkit.serving.protocol.responses import render_infer
 
 SCHEMA = Schema(
     Signature(
         task="classification",
         inputs=(
-            Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),
-            Tensor(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("term",)),
+            TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),
+            TensorSpec(name="categorical", datatype="BYTES", shape=(-1, 1), columns=("term",)),
         ),
         outputs=(
-            Tensor(name="label", datatype="BYTES", shape=(-1,)),
-            Tensor(name="probabilities", datatype="FP32", shape=(-1, 2)),
+            TensorSpec(name="label", datatype="BYTES", shape=(-1,)),
+            TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2)),
         ),
         classes=("bad", "good"),
     )
@@ -41,9 +49,9 @@ def tensor(name: str, raw: bytes, size: Any = ANY, **more: Any) -> dict[str, Any
 
 def ask(inputs: list[Any], *raw: bytes, cut: int = 0, **more: Any) -> Any:
     text = json.dumps({"inputs": inputs, **more}).encode()
-    front, tail = split(text + b"".join(raw), len(text) + cut)
+    front, tail = split_body(text + b"".join(raw), len(text) + cut)
     document = read_document(front)
-    return SCHEMA.infer(document, limit=100, raw=contents(document.get("inputs"), tail))
+    return SCHEMA.infer(document, limit=100, raw=binary_inputs(document.get("inputs"), tail))
 
 
 def both(numbers: bytes = NUMBERS, texts: bytes = TEXTS, **more: Any) -> Any:
@@ -76,7 +84,7 @@ def test_large_numeric_tensors_are_not_copied() -> None:
     values = np.arange(2000, dtype="<f4")
     text = orjson.dumps({"inputs": []})
     body = bytearray(b" " * (-len(text) % 8) + text + values.tobytes())
-    _, tail = split(body, len(body) - values.nbytes)
+    _, tail = split_body(body, len(body) - values.nbytes)
     document = {
         "inputs": [
             {"name": "numeric", "shape": [1000, 2], "datatype": "FP32"},
@@ -89,8 +97,8 @@ def test_large_numeric_tensors_are_not_copied() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"+5", b"1.0", b"0x10", b" 5", b"5 ", b"1e3", b"9" * 40, b"\xb2"])
 def test_a_header_that_is_no_length_is_refused(value: bytes) -> None:
-    with pytest.raises(Refusal, match="inference-header-content-length") as refusal:
-        header_length(value)
+    with pytest.raises(RequestError, match="inference-header-content-length") as refusal:
+        parse_json_length(value)
     assert refusal.value.status == 400
 
 
@@ -110,7 +118,7 @@ def test_a_header_that_is_no_length_is_refused(value: bytes) -> None:
     ],
 )
 def test_a_size_that_does_not_fit_is_refused(size: Any, words: str) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(RequestError) as refusal:
         ask([tensor("numeric", NUMBERS, size)], NUMBERS)
     assert refusal.value.status == 400
     assert words in refusal.value.message
@@ -118,7 +126,7 @@ def test_a_size_that_does_not_fit_is_refused(size: Any, words: str) -> None:
 
 @pytest.mark.parametrize(("cut", "words"), [(1, "not JSON"), (-1, "not JSON"), (10_000, "the body has")])
 def test_a_wrong_header_length_is_refused(cut: int, words: str) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(RequestError, match=words):
         both(cut=cut)
 
 
@@ -133,7 +141,7 @@ def test_a_wrong_header_length_is_refused(cut: int, words: str) -> None:
     ],
 )
 def test_bytes_that_are_not_the_shape_are_refused(numbers: bytes, words: str) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(RequestError) as refusal:
         both(numbers)
     assert "inputs[numeric]" in refusal.value.message
     assert words in refusal.value.message
@@ -153,7 +161,7 @@ def test_bytes_that_are_not_the_shape_are_refused(numbers: bytes, words: str) ->
     ],
 )
 def test_texts_that_are_cut_or_left_over_are_refused_with_their_place(texts: bytes, words: str) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(RequestError) as refusal:
         both(texts=texts)
     assert refusal.value.status == 400
     assert "inputs[categorical]" in refusal.value.message
@@ -166,28 +174,31 @@ def test_texts_that_are_cut_or_left_over_are_refused_with_their_place(texts: byt
         ({"parameters": []}, "parameters must be an object"),
         ({"parameters": {"binary_data_output": 1}}, "binary_data_output 1; true or false"),
         ({"outputs": [{"name": "label", "parameters": {"binary_data": "yes"}}]}, 'outputs[0]: binary_data "yes"'),
-        ({"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, "classification is not served"),
-        ({"outputs": [{"name": "label", "parameters": {"shared_memory_region": "x"}}]}, "shared memory is not served"),
+        ({"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, "classification is not supported"),
+        (
+            {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "x"}}]},
+            "shared memory is not supported",
+        ),
     ],
 )
 def test_parameters_that_cannot_be_honoured_are_refused(more: dict[str, Any], words: str) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(RequestError) as refusal:
         both(**more)
     assert words in refusal.value.message
 
 
 def test_data_twice_and_shared_memory_are_refused() -> None:
-    with pytest.raises(Refusal, match="both data and binary_data_size"):
+    with pytest.raises(RequestError, match="both data and binary_data_size"):
         ask([tensor("numeric", NUMBERS, data=[1, 2, 3, 4])], NUMBERS)
     shared = {"name": "numeric", "datatype": "FP32", "shape": [2, 2], "parameters": {"shared_memory_region": "r"}}
-    with pytest.raises(Refusal, match="shared memory is not served"):
+    with pytest.raises(RequestError, match="shared memory is not supported"):
         ask([shared])
 
 
 def test_a_reply_has_its_bytes_in_the_order_of_its_outputs() -> None:
     answers = {"label": np.array(["good", "é"], object), "probabilities": np.array([[0.25, 0.75], [1, 0]], np.float32)}
     query = both(outputs=[{"name": "probabilities"}, {"name": "label"}], parameters={"binary_data_output": True})
-    body, headers = render_binary(SCHEMA, query, answers, model="m", version="v", id="q")
+    body, headers = render_infer(SCHEMA, query, answers, model="m", version="v", id="q")
     length = int(dict(headers)[b"inference-header-content-length"])
     told = orjson.loads(body[:length])
     assert told["outputs"] == [

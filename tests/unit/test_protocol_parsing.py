@@ -9,18 +9,21 @@ import numpy as np
 import orjson
 import pytest
 
-from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.serving.protocol.open_inference import Refusal, Schema, finite, read_document, render_infer, render_rows
+from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.serving.protocol.binary_tensors import read_document
+from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.input_schema import Schema
+from mlflowkit.serving.protocol.responses import render_infer, render_rows, require_finite
 
 SIGNATURE = Signature(
     task="classification",
     inputs=(
-        Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),
-        Tensor(name="categorical", datatype="BYTES", shape=(-1, 2), columns=("term", "grade")),
+        TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),
+        TensorSpec(name="categorical", datatype="BYTES", shape=(-1, 2), columns=("term", "grade")),
     ),
     outputs=(
-        Tensor(name="label", datatype="BYTES", shape=(-1,)),
-        Tensor(name="probabilities", datatype="FP32", shape=(-1, 2)),
+        TensorSpec(name="label", datatype="BYTES", shape=(-1,)),
+        TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2)),
     ),
     classes=("bad", "good"),
 )
@@ -112,7 +115,7 @@ def test_a_number_is_a_category_where_training_saw_it_as_one() -> None:
     ],
 )  # fmt: skip
 def test_an_infer_request_that_is_wrong_is_told_what_is_right(inputs: list[Any], status: int, words: list[str]) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(RequestError) as refusal:
         infer(*inputs)
     assert refusal.value.status == status
     for word in words:
@@ -135,7 +138,7 @@ def test_an_infer_request_that_is_wrong_is_told_what_is_right(inputs: list[Any],
     ],
 )  # fmt: skip
 def test_a_row_that_is_wrong_is_named_with_its_column(found: list[Any], status: int, words: list[str]) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(RequestError) as refusal:
         rows(*found)
     assert refusal.value.status == status
     for word in words:
@@ -158,7 +161,7 @@ def test_a_row_that_is_wrong_is_named_with_its_column(found: list[Any], status: 
 )
 def test_a_body_that_is_not_a_json_object_is_refused_by_both_doors(body: bytes) -> None:
     for door in (SCHEMA.infer, SCHEMA.rows):
-        with pytest.raises(Refusal) as refusal:
+        with pytest.raises(RequestError) as refusal:
             door(read_document(body), limit=10)
         assert refusal.value.status == 400
 
@@ -166,7 +169,7 @@ def test_a_body_that_is_not_a_json_object_is_refused_by_both_doors(body: bytes) 
 def test_replies_name_model_version_and_id_and_keep_the_asked_outputs() -> None:
     answers = {"label": np.array(["good"], dtype=object), "probabilities": np.array([[0.1, 0.9]], dtype=np.float32)}
     query = infer(NUMERIC, CATEGORICAL, id="q1", outputs=[{"name": "probabilities"}])
-    reply = orjson.loads(render_infer(SCHEMA, query, answers, model="lending", version="v1", id=query.id))
+    reply = orjson.loads(render_infer(SCHEMA, query, answers, model="lending", version="v1", id=query.id)[0])
     assert reply == {
         "model_name": "lending",
         "model_version": "v1",
@@ -182,15 +185,15 @@ def test_an_answer_that_is_not_finite_is_refused_with_its_row() -> None:
         "label": np.array(["a", "b"], dtype=object),
         "probabilities": np.array([[0, 1], [np.nan, 1]], np.float32),
     }
-    with pytest.raises(Refusal, match="row 1") as refusal:
-        finite(answers["probabilities"], "probabilities")
+    with pytest.raises(RequestError, match="row 1") as refusal:
+        require_finite(answers["probabilities"], "probabilities")
     assert refusal.value.status == 422
 
 
 def test_unknown_outputs_and_ids_are_refused() -> None:
-    with pytest.raises(Refusal, match="Did you mean label"):
+    with pytest.raises(RequestError, match="Did you mean label"):
         infer(NUMERIC, CATEGORICAL, outputs=[{"name": "labels"}])
-    with pytest.raises(Refusal, match="id"):
+    with pytest.raises(RequestError, match="id"):
         infer(NUMERIC, CATEGORICAL, id=5)
 
 
@@ -200,6 +203,6 @@ def test_a_shape_is_made_of_integers(last: Any) -> None:
     texts = [{"name": name, "shape": [1], "datatype": "BYTES", "data": ["a"]} for name in ("term", "grade")]
     whole = {**NUMERIC, "shape": [1, 2.0 if last == 1 else last]}
     for inputs in ([*columns, *texts], [whole, CATEGORICAL]):
-        with pytest.raises(Refusal, match=r"inputs\[\w+\]: shape") as refused:
+        with pytest.raises(RequestError, match=r"inputs\[\w+\]: shape") as refused:
             infer(*inputs)
         assert refused.value.status == 400

@@ -170,10 +170,10 @@ def test_recipes_load_in_threads(recipe: Path) -> None:
     """Hydra's global state is behind a lock: threads that compose with groups get what they asked for."""
     results: dict[int, int] = {}
 
-    def one(seed: int) -> None:
+    def load_recipe(seed: int) -> None:
         results[seed] = load(recipe, ["+train/fast", f"seed={seed}"]).recipe.seed
 
-    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(6)]
+    threads = [threading.Thread(target=load_recipe, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

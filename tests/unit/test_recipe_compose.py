@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.errors import Fault, RecipeError
-from mlflowkit.recipe import compose, yaml_tree
+from mlflowkit.recipe import compose, config_files, yaml_tree
 from mlflowkit.recipe.check import load, load_sweep
 
 RECIPE = """\
@@ -50,7 +50,7 @@ def place_of(path: Path, key: str, *overrides: str) -> str:
     composition = compose.compose(path.absolute(), overrides, shown=str(path))
     node = yaml_tree.find(composition.root, key.split("."))
     assert node is not None
-    return str(node.place)
+    return str(node.location)
 
 
 # ------------------------------------------------------------------------------------------------------- overrides
@@ -75,10 +75,10 @@ def place_of(path: Path, key: str, *overrides: str) -> str:
     ],
 )
 def test_an_override_sets_a_value(recipe: Path, override: str, key: str, value: object) -> None:
-    found: object = load(recipe, [override]).composed
+    current: object = load(recipe, [override]).composed
     for part in key.split("."):
-        found = found[int(part)] if isinstance(found, list) else found[part]  # type: ignore[index]
-    assert found == value
+        current = current[int(part)] if isinstance(current, list) else current[part]  # type: ignore[index]
+    assert current == value
 
 
 def test_an_override_of_a_section_merges(recipe: Path) -> None:
@@ -197,9 +197,9 @@ def test_a_group_replaces_gates_when_it_says_so(recipe: Path) -> None:
     assert [gate.metric for gate in load(recipe, ["+gates/only"]).recipe.gates] == ["f1"]
 
 
-@pytest.mark.parametrize("group", compose.known_groups(Path("/nonexistent")))
+@pytest.mark.parametrize("group", config_files.known_groups(Path("/nonexistent")))
 def test_every_shipped_option_composes_with_a_recipe_that_it_is_for(recipe: Path, group: str) -> None:
-    for option in compose.options(Path("/nonexistent"), group):
+    for option in config_files.group_options(Path("/nonexistent"), group):
         if "regression" in option:
             text = RECIPE.replace("classification", "regression").replace("roc_auc, min: 0.7", "r2, min: 0.1")
             recipe.write_text(text)
@@ -271,13 +271,13 @@ def test_a_place_with_spaces_and_quotes_composes(recipe: Path, monkeypatch: pyte
 
 def test_a_sweep_gives_every_combination_in_hydras_order(recipe: Path) -> None:
     swept = load_sweep(recipe, ["train.epochs=1,2", "name=x", "seed=range(0,2)"])
-    assert [(one.recipe.train.epochs, one.recipe.seed) for one in swept] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [(loaded.recipe.train.epochs, loaded.recipe.seed) for loaded in swept] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert swept[1].overrides == ("train.epochs=1", "name=x", "seed=1")
 
 
 def test_a_sweep_over_groups(recipe: Path) -> None:
     swept = load_sweep(recipe, ["+train=fast,thorough", "data.target=choice(bad,'a')"])
-    assert [one.recipe.train.epochs for one in swept] == [3, 3, 100, 100]
+    assert [loaded.recipe.train.epochs for loaded in swept] == [3, 3, 100, 100]
 
 
 def test_without_a_sweep_there_is_one_recipe(recipe: Path) -> None:

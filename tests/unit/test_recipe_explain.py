@@ -40,29 +40,29 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_whole_chain_of_a_value(recipe: Path) -> None:
-    found = explain(recipe, "train.optimizer.lr", ["seed=1", "train.optimizer.lr=1e-4"])
-    assert found.set_by is not None
-    assert (found.set_by.value, found.set_by.where) == (0.0001, "override 2: train.optimizer.lr=1e-4")
-    assert [(setting.value, setting.where) for setting in found.shadows] == [
+    explanation = explain(recipe, "train.optimizer.lr", ["seed=1", "train.optimizer.lr=1e-4"])
+    assert explanation.set_by is not None
+    assert (explanation.set_by.value, explanation.set_by.where) == (0.0001, "override 2: train.optimizer.lr=1e-4")
+    assert [(setting.value, setting.where) for setting in explanation.shadows] == [
         (0.01, "conf/train/mine.yaml:3:7"),
         (0.1, "recipe.yaml:13:19"),
         (0.001, "the default"),
     ]
-    assert found.expected == "a number > 0"
-    assert found.description == "Learning rate."
+    assert explanation.expected == "a number > 0"
+    assert explanation.description == "Learning rate."
 
 
 def test_a_value_left_at_its_default(recipe: Path) -> None:
-    found = explain(recipe, "train.epochs")
-    assert found.set_by is not None
-    assert (found.set_by.value, found.set_by.where, found.shadows) == (20, "the default", ())
+    explanation = explain(recipe, "train.epochs")
+    assert explanation.set_by is not None
+    assert (explanation.set_by.value, explanation.set_by.where, explanation.shadows) == (20, "the default", ())
 
 
 def test_a_required_key_that_is_not_set(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("  target: bad\n", ""))
-    found = explain(recipe, "data.target")
-    assert found.set_by is None
-    assert found.required
+    explanation = explain(recipe, "data.target")
+    assert explanation.set_by is None
+    assert explanation.required
 
 
 def test_the_values_that_are_allowed(recipe: Path) -> None:
@@ -73,9 +73,9 @@ def test_the_values_that_are_allowed(recipe: Path) -> None:
 
 @pytest.mark.parametrize("key", ["gates.0.min", "gates[0].min"])
 def test_items_of_lists(recipe: Path, key: str) -> None:
-    found = explain(recipe, key)
-    assert found.set_by is not None
-    assert (found.key, found.set_by.where) == ("gates.0.min", "recipe.yaml:15:28")
+    explanation = explain(recipe, key)
+    assert explanation.set_by is not None
+    assert (explanation.key, explanation.set_by.where) == ("gates.0.min", "recipe.yaml:15:28")
 
 
 def test_names_of_the_users_own(recipe: Path) -> None:
@@ -86,16 +86,16 @@ def test_names_of_the_users_own(recipe: Path) -> None:
 
 
 def test_a_section_lists_its_keys(recipe: Path) -> None:
-    found = explain(recipe, "train.optimizer")
-    wheres = {key: setting.where if setting else None for key, setting in found.inside}
+    explanation = explain(recipe, "train.optimizer")
+    wheres = {key: setting.where if setting else None for key, setting in explanation.inside}
     assert wheres["train.optimizer.lr"] == "conf/train/mine.yaml:3:7"
     assert wheres["train.optimizer.name"] == "the default"
 
 
 def test_the_recipe_itself(recipe: Path) -> None:
-    found = explain(recipe, "")
-    assert dict(found.inside).keys() >= {"name", "task", "serve"}
-    assert "gates/strict" in found.groups
+    explanation = explain(recipe, "")
+    assert dict(explanation.inside).keys() >= {"name", "task", "serve"}
+    assert "gates/strict" in explanation.groups
 
 
 @pytest.mark.parametrize(

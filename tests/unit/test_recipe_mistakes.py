@@ -65,15 +65,15 @@ class Mistake:
     """Keys of further faults that follow from this one."""
 
 
-def sites(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[Site]:
+def find_sites(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[Site]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, key.value)
             yield Site(here, key, value)
-            yield from sites(value, here)
+            yield from find_sites(value, here)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from sites(item, (*path, str(index)))
+            yield from find_sites(item, (*path, str(index)))
 
 
 def replaced(text: str, node: yaml.Node, new: str) -> str:
@@ -105,8 +105,8 @@ def typo(word: str, rng: random.Random) -> str:
     return rng.choice([word[:at] + word[at - 1] + word[at:], word[:at] + "x" + word[at:]])
 
 
-def misspelt_keys(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
-    for site in found:
+def misspelt_keys(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in sites:
         if is_free(site) or site.name in CASCADING or site.name == "task" or ".".join(site.path[-2:]) in CASCADING:
             continue
         wrong = typo(site.name, rng)
@@ -115,8 +115,8 @@ def misspelt_keys(text: str, found: list[Site], rng: random.Random) -> Iterator[
         yield at("misspelt key", site.key, replaced(text, site.key, wrong), key, site.name, others)
 
 
-def misspelt_words(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
-    for site in found:
+def misspelt_words(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in sites:
         if site.name not in ("kind", "task", "objective", "class_weights", "against") or site.value.value == "schema":
             continue
         if site.dotted == "model.kind":
@@ -125,8 +125,8 @@ def misspelt_words(text: str, found: list[Site], rng: random.Random) -> Iterator
         yield at("misspelt word", site.value, replaced(text, site.value, wrong), site.dotted, site.value.value)
 
 
-def wrong_types(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
-    for site in found:
+def wrong_types(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in sites:
         if is_free(site) or site.name in ("positive", "values", "min", "max"):
             continue
         if is_number(site):
@@ -141,25 +141,25 @@ def wrong_types(text: str, found: list[Site], rng: random.Random) -> Iterator[Mi
         yield at("wrong type", site.value, replaced(text, site.value, wrong), site.dotted, word)
 
 
-def not_finite(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
-    for site in found:
+def not_finite(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in sites:
         if is_number(site):
             wrong = rng.choice([".nan", ".inf", "-.inf", "1e999"])
             yield at("not finite", site.value, replaced(text, site.value, wrong), site.dotted, "finite")
 
 
-def out_of_range(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def out_of_range(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     bounds = {"seed": "-1", "validation": "1.5", "test": "0", "epochs": "0", "batch_size": "-5", "lr": "0"}
     bounds |= {"port": "70000", "patience": "0", "max_metric_drop": "-0.1", "margin": "-1", "max_share": "2"}
-    for site in found:
+    for site in sites:
         if site.name in bounds and not is_free(site):
             wrong = bounds[site.name]
             yield at("out of range", site.value, replaced(text, site.value, wrong), site.dotted, "expected")
 
 
-def duplicates(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def duplicates(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     """A flow mapping's first entry once more at its end; a block mapping's one-line entry on the line below."""
-    for site in found:
+    for site in sites:
         if not isinstance(site.value, yaml.ScalarNode):
             continue
         entry = text[site.key.start_mark.index : site.value.end_mark.index]
@@ -175,7 +175,7 @@ def duplicates(text: str, found: list[Site], rng: random.Random) -> Iterator[Mis
             yield Mistake("duplicate", wrong, end.line + 1, end.column + 3, site.dotted, f"line {first.line + 1}")
 
 
-def tabs(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def tabs(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     lines = text.splitlines(keepends=True)
     for index, line in enumerate(lines):
         stripped = line.lstrip(" ")
@@ -185,10 +185,10 @@ def tabs(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
         yield Mistake("tab", "".join(wrong), index + 1, 1, "", "tab")
 
 
-def removed(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def removed(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     """A required key of a block mapping, on one line, taken away: reported at the mapping that lacks it."""
-    parents = {site.path: site for site in found}
-    for site in found:
+    parents = {site.path: site for site in sites}
+    for site in sites:
         before = text[: site.key.start_mark.index].rpartition("\n")[2]
         one_line = site.key.start_mark.line == site.value.end_mark.line
         if not is_required(site, text) or before.strip() or not one_line or is_free(site) or site.name == "task":
@@ -199,12 +199,12 @@ def removed(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistak
         if parent is not None:
             yield at("missing", parent.key, wrong, site.dotted, site.name)
         elif site.name != "name":
-            first = found[0].key
+            first = sites[0].key
             yield at("missing", first, wrong, site.dotted, site.name)
 
 
-def instantiated(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
-    for site in found:
+def instantiated(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in sites:
         if site.name == "args" and isinstance(site.value, yaml.MappingNode) and site.value.flow_style:
             start = site.value.start_mark
             wrong = text[: start.index + 1] + "_target_: os.system, " + text[start.index + 1 :]
@@ -212,8 +212,8 @@ def instantiated(text: str, found: list[Site], rng: random.Random) -> Iterator[M
             yield Mistake("_target_", wrong, start.line + 1, start.column + 2, key, "not allowed")
 
 
-def resolved(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
-    for site in found:
+def resolved(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
+    for site in sites:
         if isinstance(site.value, yaml.ScalarNode) and site.name not in ("kind", "column"):
             wrong, word = rng.choice(
                 [
@@ -228,9 +228,9 @@ def resolved(text: str, found: list[Site], rng: random.Random) -> Iterator[Mista
             yield at("interpolation", site.value, replaced(text, site.value, wrong), site.dotted, word)
 
 
-def exposed(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def exposed(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     """A service that other machines reach, without API keys."""
-    for site in found:
+    for site in sites:
         if site.path == ("serve",) and isinstance(site.value, yaml.MappingNode) and site.value.flow_style:
             host = rng.choice(["0.0.0.0", "10.1.2.3", "gpu-7.local"])
             start = site.value.start_mark
@@ -260,9 +260,9 @@ ROLLOUTS = (
 """Rollouts that cannot be: ^ is where the fault is."""
 
 
-def rolled_out(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def rolled_out(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     """A rollout with nothing to judge by, steps that do not grow, metrics that cannot be measured."""
-    for site in found:
+    for site in sites:
         if site.path != ("serve",) or not isinstance(site.value, yaml.MappingNode) or not site.value.flow_style:
             continue
         start = site.value.start_mark
@@ -282,7 +282,7 @@ GRAPHS = (
     ("path: ^unknown.onnx", "path", "Whirl (node spin)"),
     ("path: brought.onnx, inputs: {^h: [f1], f: [f1, f2], g: [f3]}", "inputs.h", "its inputs are f, g"),
     ("path: brought.onnx, inputs: {f: ^[f1], g: [f3]}", "inputs.f", "takes 2 columns"),
-    ("path: brought.onnx, inputs: ^{f: [f1, f2]}", "inputs", "nothing is said of input g"),
+    ("path: brought.onnx, inputs: ^{f: [f1, f2]}", "inputs", "no columns are listed for input g"),
     ("path: brought.onnx, inputs: {f: [f1, ^anomaly], g: [f3]}", "inputs.f.1", "the target"),
     ("path: brought.onnx, outputs: {probabilities: ^q}", "outputs.probabilities", "its outputs are"),
     ("path: brought.onnx, outputs: {probabilities: ^l}", "outputs.probabilities", "cannot be the probabilities"),
@@ -294,9 +294,9 @@ GRAPHS = (
 """Brought graphs that cannot be the model: ^ is where the fault is."""
 
 
-def brought(text: str, found: list[Site], rng: random.Random) -> Iterator[Mistake]:
+def brought(text: str, sites: list[Site], rng: random.Random) -> Iterator[Mistake]:
     """Graphs that are not there, not sound, or not connected as the recipe says; settings that nothing heeds."""
-    model = next(site for site in found if site.path == ("model",))
+    model = next(site for site in sites if site.path == ("model",))
     if "kind: onnx" not in text:
         return
     for marked, key, word in GRAPHS:
@@ -330,10 +330,10 @@ def cases() -> Iterator[tuple[str, Mistake, Path]]:
     """Some mistakes of every kind in every recipe, drawn by a fixed seed."""
     for name, file in RECIPES.items():
         text = file.read_text(encoding="utf-8")
-        found = list(sites(yaml.compose(text, Loader=yaml.SafeLoader)))
+        all_sites = list(find_sites(yaml.compose(text, Loader=yaml.SafeLoader)))
         for kind in KINDS:
             rng = random.Random(f"{name} {kind.__name__}")
-            mistakes = list(kind(text, found, rng))
+            mistakes = list(kind(text, all_sites, rng))
             few = len(mistakes) if kind is brought else min(8, len(mistakes))
             for mistake in rng.sample(mistakes, few):
                 yield f"{name}-{mistake.label}-{mistake.key or mistake.line}".replace(" ", "_"), mistake, file

@@ -253,10 +253,10 @@ def test_everything_that_a_regression_has_not_is_reported_at_once(folder: Path) 
     path.write_text(RECIPE.replace("task: classification", "task: regression"))
     with pytest.raises(RecipeError) as caught:
         load(path)
-    found = {fault.key: fault.hint for fault in caught.value.faults}
-    assert set(found) == {key for key, _ in REGRESSION}
+    hints = {fault.key: fault.hint for fault in caught.value.faults}
+    assert set(hints) == {key for key, _ in REGRESSION}
     for key, hint in REGRESSION:
-        assert hint in found[key]
+        assert hint in hints[key]
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ def test_scikit_learn_ignores_nothing_silently(name: str) -> None:
         "model": {"kind": "sklearn", "module": "sklearn.svm:SVC"},
         "train": {name: 3, "class_weights": "balanced"},
     }
-    found = problems(values)
-    assert [problem.path for problem in found] == [("train", name)]
-    assert "model.args" in found[0].hint
+    violated = problems(values)
+    assert [problem.path for problem in violated] == [("train", name)]
+    assert "model.args" in violated[0].hint
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_arguments_of_estimators_are_read_without_importing_them(module: str, fo
 
 def test_an_estimator_for_the_other_task_is_refused_with_its_counterpart() -> None:
     model = {"kind": "sklearn", "module": "sklearn.ensemble:RandomForestRegressor"}
-    found = problems({"task": "classification", "model": model})
-    assert found[0].path == ("model", "module")
-    assert "sklearn.ensemble:RandomForestClassifier" in found[0].hint
+    violated = problems({"task": "classification", "model": model})
+    assert violated[0].path == ("model", "module")
+    assert "sklearn.ensemble:RandomForestClassifier" in violated[0].hint
 
 
 def test_a_closed_schema_check_knows_every_column(folder: Path) -> None:
@@ -343,15 +343,15 @@ OPTIMIZE_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("section", "key", "said"), OPTIMIZE_FAULTS)
+@pytest.mark.parametrize(("section", "key", "text_part"), OPTIMIZE_FAULTS)
 def test_what_is_wrong_with_candidates_and_their_search_is_said_at_its_place(
-    section: str, key: str, said: str, tmp_path: Path
+    section: str, key: str, text_part: str, tmp_path: Path
 ) -> None:
     text = RECIPE.replace(OPTIMIZE, f"optimize: {section}")
     assert text != RECIPE
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    found = [fault for fault in examine(path).faults if fault.key.startswith("optimize")]
-    assert [fault.key for fault in found] == [key]
-    assert said in f"{found[0].message} {found[0].hint}"
-    assert found[0].line == 1 + text[: text.index("optimize:")].count("\n")
+    faults = [fault for fault in examine(path).faults if fault.key.startswith("optimize")]
+    assert [fault.key for fault in faults] == [key]
+    assert text_part in f"{faults[0].message} {faults[0].hint}"
+    assert faults[0].line == 1 + text[: text.index("optimize:")].count("\n")

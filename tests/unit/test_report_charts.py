@@ -50,7 +50,7 @@ def test_long_line_is_thinned_and_keeps_its_ends() -> None:
     count = 100_000
     line = charts.Line("", list(range(count)), [float(value) for value in range(count)])
     path = line.draw(charts.Scale(0, count - 1, 0, 400), charts.Scale(0, count - 1, 0, 200))
-    assert path.count("L") <= charts.MOST_POINTS
+    assert path.count("L") <= charts.MAX_POINTS
     assert 'd="M0 0L' in path
     assert path.endswith('L400 200"/>')
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import report_evidence
 from mlflowkit.errors import StoreError
 from mlflowkit.report.run.run_page import render
 from mlflowkit.values import Outcome, Verdict
+from tests.support import report_evidence
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SVG_EMPTY = {"path", "circle", "rect", "line"}
@@ -323,4 +323,4 @@ def test_one_slow_answer_does_not_flatten_the_latency_chart(runs: Mapping[str, A
     text = render(runs["binary"].record, folders)
     labels = re.findall(r'text-anchor="end">([\d.]+)</text>', text.split("Latency by percentile</figcaption>")[1])
     assert max(map(float, labels)) <= 50
-    assert "The slowest answer took 4 s (float64)" in Page(text).sections["latency"]
+    assert "The slowest reply took 4 s (float64)" in Page(text).sections["latency"]

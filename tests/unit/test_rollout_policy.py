@@ -1,4 +1,4 @@
-"""What the policy does, look by look: every strategy, every command, deadlines, baking, approvals, clocks."""
+"""The policy, observation by observation: strategies, commands, deadlines, baking, approvals, clocks."""
 
 from __future__ import annotations
 
@@ -8,86 +8,24 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.judging.online.judge import Finding
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
 from mlflowkit.rollout import policy
-from mlflowkit.rollout.policy import Command
+from mlflowkit.rollout.policy import PolicyCommand
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.state import (
-    Action,
-    Counts,
-    Phase,
+    Notify,
     Promote,
     Request,
     RollBack,
-    Saved,
+    SavedRollout,
     SetTable,
-    Tell,
+    StepCounts,
     read,
     write,
 )
-from mlflowkit.values import Measurement, Outcome, RoutingTable, Variant, Verdict
-
-CHAMPION = Variant("champion", "1", "d1", "/bundles/1")
-CANDIDATE = Variant("challenger", "2", "d2", "/bundles/2", role="challenger", weight=0.0)
-TABLE = RoutingTable("lending", 7, (CHAMPION,))
-ERRORS = {"metric": "error_rate", "margin": 0.01}
-PLENTY = Counts(champion=10_000, challenger=10_000)
-
-
-def finding(outcome: Outcome, name: str = "error_rate") -> Finding:
-    measured = Measurement(name, 0.03, 0.01, 0.05, samples=100)
-    verdict = Verdict(name, outcome, f"{name} is +3 points", name, measured, change=True)
-    return Finding(name, verdict, 1.5 if outcome == Outcome.FAILED else 0.2, 0.0, (100, 100))
-
-
-PASSED, FAILED, OPEN = (finding(one) for one in (Outcome.PASSED, Outcome.FAILED, Outcome.INCONCLUSIVE))
-
-
-class Rolling:
-    """A rollout, driven by looks; a table that is decided is live at once."""
-
-    def __init__(self, strategy: str = "canary", table: RoutingTable = TABLE, **plan: Any) -> None:
-        plan.setdefault("metrics", [ERRORS])
-        limits = {"min_samples": 100, "bake_seconds": 10.0, "max_seconds": 100.0}
-        whole = Rollout.model_validate({"strategy": strategy, **limits, **plan})
-        request = Request("e1", "lending", CANDIDATE, whole, 0.0, origin={"name": "lending", "run": "run1"})
-        self.now = 1000.0
-        self.state = policy.begin(request, table, now=self.now)
-        self.tables: list[RoutingTable] = [table]
-        self.actions: list[Action] = []
-        self.look()
-        if self.state.phase == "preparing":
-            self.look()
-
-    def look(
-        self,
-        *findings: Finding,
-        after: float = 0.0,
-        counts: Counts = PLENTY,
-        command: Command | None = None,
-    ) -> Phase:
-        self.now += after
-        self.state, actions = policy.advance(self.state, findings, counts, command, self.now)
-        self.actions += actions
-        self.tables += [one.table for one in actions if isinstance(one, SetTable)]
-        return self.state.phase
-
-    def say(self, kind: Any, *findings: Finding, **more: Any) -> Phase:
-        return self.look(*findings, command=Command(kind, **more))
-
-    def end(self) -> Phase:
-        """Look until nothing is on its way any more."""
-        while self.state.phase in ("promoting", "rolling_back"):
-            self.look()
-        return self.state.phase
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return {one.name: one.weight for one in self.tables[-1].variants}
-
-    @property
-    def events(self) -> list[str]:
-        return [one.event for one in self.actions if isinstance(one, Tell)]
+from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.values import Measurement, Outcome, RoutingTable
+from tests.support.rolling import CANDIDATE, CHAMPION, ERRORS, FAILED, OPEN, PASSED, PLENTY, TABLE, Rolling, finding
 
 
 def test_a_canary_goes_up_its_steps_and_is_promoted() -> None:
@@ -101,25 +39,25 @@ def test_a_canary_goes_up_its_steps_and_is_promoted() -> None:
     assert rolling.end() == "promoted"
     (only,) = rolling.tables[-1].variants
     assert (only.name, only.role, only.version, only.weight) == ("champion", "champion", "2", 1.0)
-    assert [one.epoch for one in rolling.tables] == [7, 8, 9, 10]
-    assert {one.salt for one in rolling.tables[1:]} == {"e1"}
+    assert [table.epoch for table in rolling.tables] == [7, 8, 9, 10]
+    assert {table.salt for table in rolling.tables[1:]} == {"e1"}
     assert rolling.events == ["started", "step", "promoted"]
-    promoted = [one for one in rolling.actions if isinstance(one, Promote)]
-    assert [(one.candidate.version, one.champion.version) for one in promoted] == [("2", "1")]
+    promoted = [action for action in rolling.actions if isinstance(action, Promote)]
+    assert [(action.candidate.version, action.champion.version) for action in promoted] == [("2", "1")]
 
 
 def test_a_step_without_steps_in_the_recipe_has_the_default_ones() -> None:
-    assert [one.weight for one in Rolling().state.steps] == [5, 25, 50]
-    assert [one.weight for one in Rolling("shadow").state.steps] == [0]
-    assert [one.weight for one in Rolling("ab").state.steps] == [50]
-    assert [one.weight for one in Rolling("blue_green").state.steps] == [100]
+    assert [step.weight for step in Rolling().state.steps] == [5, 25, 50]
+    assert [step.weight for step in Rolling("shadow").state.steps] == [0]
+    assert [step.weight for step in Rolling("ab").state.steps] == [50]
+    assert [step.weight for step in Rolling("blue_green").state.steps] == [100]
 
 
 def test_a_failed_finding_takes_all_traffic_away_in_that_look() -> None:
     rolling = Rolling(steps=[5, 50])
     assert rolling.look(FAILED, after=1) == "rolling_back"
     assert rolling.shares == {"champion": 1.0}
-    (blame,) = [one for one in rolling.actions if isinstance(one, RollBack)]
+    (blame,) = [action for action in rolling.actions if isinstance(action, RollBack)]
     assert (blame.blamed.version, blame.findings) == ("2", (FAILED,))
     assert "+3 points" in blame.reason
     assert rolling.end() == "rolled_back"
@@ -141,19 +79,19 @@ def test_a_failed_finding_is_stronger_than_a_person_who_says_promote() -> None:
 
 def test_a_candidate_that_answers_nothing_is_out_whatever_it_is_judged_by() -> None:
     rolling = Rolling(metrics=[{"metric": "accuracy", "margin": 0.1}])
-    assert rolling.look(counts=Counts(500, 19, 0, 19)) == "running"
-    assert rolling.look(counts=Counts(500, 20, 0, 20)) == "rolling_back"
+    assert rolling.look(counts=StepCounts(500, 19, 0, 19)) == "running"
+    assert rolling.look(counts=StepCounts(500, 20, 0, 20)) == "rolling_back"
     assert "failed 20 of 20 requests" in rolling.state.reason
 
 
 def test_a_candidate_is_not_blamed_for_what_the_champion_fails_too() -> None:
-    assert Rolling().look(counts=Counts(500, 25, 480, 24)) == "running"
+    assert Rolling().look(counts=StepCounts(500, 25, 480, 24)) == "running"
 
 
 def test_no_step_ends_before_both_variants_were_seen_and_it_baked() -> None:
     rolling = Rolling(steps=[5, 50])
-    assert rolling.look(PASSED, after=50, counts=Counts(9_000, 99)) == "running"
-    assert rolling.look(PASSED, counts=Counts(99, 9_000)) == "running"
+    assert rolling.look(PASSED, after=50, counts=StepCounts(9_000, 99)) == "running"
+    assert rolling.look(PASSED, counts=StepCounts(99, 9_000)) == "running"
     assert rolling.state.step == 0
     rolling = Rolling(steps=[5, 50])
     rolling.look(PASSED, after=9.9)
@@ -173,15 +111,15 @@ def test_what_is_not_shown_at_the_deadline_is_rolled_back() -> None:
 def test_no_data_holds_and_is_rolled_back_at_the_deadline() -> None:
     rolling = Rolling(steps=[5])
     for _ in range(9):
-        assert rolling.look(after=11, counts=Counts()) == "running"
+        assert rolling.look(after=11, counts=StepCounts()) == "running"
     assert rolling.shares["challenger"] == 0.05
-    assert rolling.look(after=11, counts=Counts()) == "rolling_back"
+    assert rolling.look(after=11, counts=StepCounts()) == "rolling_back"
     assert "0 of 100 requests of the challenger" in rolling.state.reason
 
 
 def test_each_step_has_its_own_limits() -> None:
     rolling = Rolling(steps=[{"weight": 5, "bake_seconds": 0, "min_samples": 1}, {"weight": 50, "max_seconds": 20}])
-    assert rolling.look(OPEN, counts=Counts(1, 1)) == "running"
+    assert rolling.look(OPEN, counts=StepCounts(1, 1)) == "running"
     assert rolling.state.step == 1
     assert rolling.look(OPEN, after=20) == "rolling_back"
 
@@ -227,9 +165,9 @@ def test_manual_promotion_waits_at_the_end_and_can_be_refused() -> None:
 
 def test_promote_goes_on_without_waiting_and_full_skips_all_steps() -> None:
     rolling = Rolling(steps=[5, 25, 50])
-    rolling.look(OPEN, counts=Counts(), command=Command("promote"))
+    rolling.look(OPEN, counts=StepCounts(), command=PolicyCommand("promote"))
     assert (rolling.state.step, rolling.state.phase) == (1, "running")
-    rolling.look(OPEN, counts=Counts(), command=Command("promote", full=True))
+    rolling.look(OPEN, counts=StepCounts(), command=PolicyCommand("promote", full=True))
     assert rolling.end() == "promoted"
 
 
@@ -250,8 +188,8 @@ def test_each_pause_is_an_event_of_its_own() -> None:
     for command in ("pause", "resume", "pause"):
         rolling.look(OPEN, after=1)
         rolling.say(command, OPEN)
-    told = [one.key for one in rolling.actions if isinstance(one, Tell) and one.event == "paused"]
-    assert len(told) == len(set(told)) == 2
+    keys = [action.key for action in rolling.actions if isinstance(action, Notify) and action.event == "paused"]
+    assert len(keys) == len(set(keys)) == 2
 
 
 @pytest.mark.parametrize("kind", ["abort", "rollback"])
@@ -267,9 +205,9 @@ def test_a_version_that_does_not_load_is_rolled_back() -> None:
     fresh = policy.begin(Request("e2", "lending", CANDIDATE, rolling.state.plan, 0.0), TABLE, now=0.0)
     preparing, _ = policy.advance(fresh, now=0.0)
     assert preparing.phase == "preparing"
-    failed, actions = policy.advance(preparing, command=Command("failed", "the graph does not load"), now=1.0)
+    failed, actions = policy.advance(preparing, command=PolicyCommand("failed", "the graph does not load"), now=1.0)
     assert (failed.phase, failed.reason) == ("rolling_back", "the graph does not load")
-    assert [type(one) for one in actions] == [SetTable, RollBack]
+    assert [type(action) for action in actions] == [SetTable, RollBack]
 
 
 def test_a_table_of_somebody_else_ends_it_and_stays() -> None:
@@ -290,7 +228,7 @@ def test_a_step_of_weight_zero_mirrors_and_the_next_takes_traffic_under_the_same
     rolling = Rolling(steps=[0, 10])
     assert rolling.tables[-1].variants[1].role == "shadow"
     rolling.look(OPEN, after=10)
-    assert [(one.name, one.role, one.start) for one in rolling.tables[-1].variants] == [
+    assert [(variant.name, variant.role, variant.start) for variant in rolling.tables[-1].variants] == [
         ("champion", "champion", 0.0),
         ("challenger", "challenger", 0.0),
     ]
@@ -301,18 +239,18 @@ def test_a_step_of_weight_zero_mirrors_and_the_next_takes_traffic_under_the_same
 def test_a_shadow_that_is_never_promoted_stays_and_later_rollouts_keep_it() -> None:
     rolling = Rolling("shadow", metrics=[{"metric": "agreement", "min": 0.9}], promote="never")
     table = rolling.tables[-1]
-    assert [one.name for one in table.variants] == ["champion", "shadow-2"]
+    assert [variant.name for variant in table.variants] == ["champion", "shadow-2"]
     assert rolling.look(finding(Outcome.INCONCLUSIVE, "agreement"), after=100) == "kept"
     assert rolling.tables[-1] is table
     third = replace(CANDIDATE, version="3", digest="d3")
     later = policy.begin(Request("e2", "lending", third, Rollout(strategy="canary"), 0.0), table, now=0.0)
     later, (swap, *_) = policy.advance(later, now=0.0)
     assert isinstance(swap, SetTable)
-    assert [one.name for one in swap.table.variants] == ["champion", "challenger", "shadow-2"]
+    assert [variant.name for variant in swap.table.variants] == ["champion", "challenger", "shadow-2"]
     running, _ = policy.advance(later, now=0.0)
-    running, actions = policy.advance(running, command=Command("remove", variant="shadow-2"), now=1.0)
-    (swap,) = [one for one in actions if isinstance(one, SetTable)]
-    assert [one.name for one in swap.table.variants] == ["champion", "challenger"]
+    running, actions = policy.advance(running, command=PolicyCommand("remove", variant="shadow-2"), now=1.0)
+    (swap,) = [action for action in actions if isinstance(action, SetTable)]
+    assert [variant.name for variant in swap.table.variants] == ["champion", "challenger"]
     assert running.step_epochs == (8 + 1, 8 + 2)
 
 
@@ -333,36 +271,38 @@ def test_an_ab_test_decides_by_its_objective_or_leaves_things_as_they_are() -> N
 def test_blue_green_takes_all_traffic_and_keeps_the_old_version_to_go_back_to() -> None:
     rolling = Rolling("blue_green", metrics=[{"metric": "error_rate", "max": 0.02}])
     assert rolling.shares == {"champion": 0.0, "challenger": 1.0}
-    assert rolling.look(OPEN, after=10, counts=Counts(0, 500)) == "running"  # nobody waits for the champion's requests
+    assert (
+        rolling.look(OPEN, after=10, counts=StepCounts(0, 500)) == "running"
+    )  # nobody waits for the champion's requests
     assert rolling.look(FAILED) == "rolling_back"
     assert rolling.shares == {"champion": 1.0}
     rolling = Rolling("blue_green", metrics=[{"metric": "error_rate", "max": 0.02}])
-    assert rolling.look(PASSED, after=10, counts=Counts(0, 500)) == "promoting"
+    assert rolling.look(PASSED, after=10, counts=StepCounts(0, 500)) == "promoting"
 
 
 def test_an_isolated_candidate_moves_in_when_it_is_champion() -> None:
     rolling = Rolling(steps=[50])
     isolated = replace(rolling.state, candidate=replace(CANDIDATE, placement="isolated"))
-    assert policy.table(isolated).variants[1].placement == "isolated"
+    assert policy.routing_table(isolated).variants[1].placement == "isolated"
     promoting, _ = policy.advance(isolated, (PASSED,), PLENTY, now=rolling.now + 10)
-    assert policy.table(promoting).champion.placement == "colocated"
+    assert policy.routing_table(promoting).champion.placement == "colocated"
 
 
 def test_going_back_turns_the_present_champion_down() -> None:
     table = RoutingTable("lending", 12, (replace(CHAMPION, version="2", digest="d2"),))
-    state, actions = policy.go_back(
+    state, actions = policy.roll_back_to(
         table, replace(CHAMPION, name="old"), id="back-1", reason="", now=5.0, origin={"name": "lending"}
     )
-    assert [type(one) for one in actions] == [SetTable, Promote, RollBack]
-    assert policy.table(state).epoch == 13
-    assert policy.table(state).champion.digest == "d1"
+    assert [type(action) for action in actions] == [SetTable, Promote, RollBack]
+    assert policy.routing_table(state).epoch == 13
+    assert policy.routing_table(state).champion.digest == "d1"
     state, _ = policy.advance(state, now=6.0)
     assert (state.phase, state.candidate.digest) == ("rolled_back", "d2")
 
 
 def test_names_of_questions_differ() -> None:
     metrics = [{"metric": "agreement", "min": 0.9}, {"metric": "agreement", "min": 0.5, "columns": ["grade"]}]
-    assert [one.name for one in policy.questions(Rolling(metrics=metrics).state)] == ["agreement", "agreement 2"]
+    assert [spec.name for spec in policy.metric_specs(Rolling(metrics=metrics).state)] == ["agreement", "agreement 2"]
 
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Any) -> None:
@@ -370,12 +310,73 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Any) -> None:
     nothing = Measurement("error_rate", math.nan, -math.inf, math.inf, samples=0)
     rolling.look(replace(OPEN, verdict=replace(OPEN.verdict, measurement=nothing)), after=3)
     rolling.look(FAILED, after=3)
-    saved = Saved(replace(rolling.state, traces={"error_rate": [1, 2.5]}), tuple(rolling.actions))
-    write(tmp_path / "rollout.json", saved)
-    found = read(tmp_path / "rollout.json")
-    assert found is not None
-    assert found.state.findings == saved.state.findings
-    assert found.todo == saved.todo
-    assert replace(found.state, history=()) == replace(saved.state, history=())
-    low = found.state.history[0].readings[0].low
+    saved = SavedRollout(replace(rolling.state, traces={"error_rate": [1, 2.5]}), tuple(rolling.actions))
+    files = ServiceFiles(tmp_path / "services" / "lending")
+    write(files, saved)
+    restored = read(files)
+    assert restored is not None
+    assert restored.state.findings == saved.state.findings
+    assert restored.todo == saved.todo
+    assert replace(restored.state, history=()) == replace(saved.state, history=())
+    low = restored.state.history[0].readings[0].low
     assert math.isnan(low)
+
+
+def test_manual_promotion_asks_after_the_last_step_only() -> None:
+    rolling = Rolling(steps=[5, 25, 50], promote="manual")
+    assert rolling.look(PASSED, after=10) == "running"
+    assert rolling.state.step == 1
+    assert rolling.look(PASSED, after=10) == "running"
+    assert rolling.state.step == 2
+    assert rolling.look(PASSED, after=10) == "awaiting_approval"
+    assert rolling.say("promote", PASSED) == "promoting"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_operator_can_promote_a_shadow_that_would_stay(full: bool) -> None:
+    rolling = Rolling("shadow", metrics=[{"metric": "agreement", "min": 0.9}], promote="never")
+    assert rolling.say("promote", finding(Outcome.INCONCLUSIVE, "agreement"), full=full) == "promoting"
+    assert rolling.end() == "promoted"
+    (champion,) = rolling.tables[-1].variants
+    assert (champion.name, champion.role, champion.version, champion.weight) == ("champion", "champion", "2", 1.0)
+
+
+def test_dropped_mirrored_requests_are_not_counted() -> None:
+    rolling = Rolling("shadow", metrics=[{"metric": "agreement", "min": 0.9}])
+    (epoch,) = rolling.state.step_epochs
+
+    def counts(dropped: int) -> StepCounts:
+        variants = {
+            "champion": VariantCounts(500, 3),
+            "challenger": VariantCounts(errors=1, mirrored=150, dropped=dropped),
+        }
+        return policy.count_requests(rolling.state, Evidence("e1", {epoch: variants, epoch + 1: variants}))
+
+    assert counts(dropped=51) == StepCounts(500, 99, 3, 1)
+    assert counts(dropped=200).challenger == 0
+    passed = finding(Outcome.PASSED, "agreement")
+    assert rolling.look(passed, after=10, counts=counts(dropped=51)) == "running"
+    assert rolling.look(passed, after=1, counts=counts(dropped=50)) == "promoting"
+
+
+def test_each_step_bakes_from_its_own_beginning() -> None:
+    rolling = Rolling(steps=[5, 25, 50])
+    assert rolling.look(OPEN, after=60, counts=StepCounts(99, 99)) == "running"
+    assert (rolling.state.step, rolling.state.elapsed) == (0, 60)
+    rolling.look(OPEN, after=5)
+    assert (rolling.state.step, rolling.state.elapsed) == (1, 0)
+    rolling.look(OPEN, after=9)
+    assert rolling.state.step == 1  # 9 s of its own 10 s, whatever the step before took
+    rolling.look(OPEN, after=1)
+    assert rolling.state.step == 2
+    assert rolling.look(OPEN, after=99) == "running"  # nor does its deadline inherit time
+    assert rolling.look(OPEN, after=1) == "rolling_back"
+
+
+@pytest.mark.parametrize(("weight", "role"), [(20, "challenger"), (0, "shadow")])
+def test_a_step_gives_the_candidate_its_role_whatever_it_came_with(weight: float, role: str) -> None:
+    candidate = replace(CANDIDATE, role="champion", start=0.7, weight=0.9, sampling=0.3)
+    rolling = Rolling(steps=[weight, 50], candidate=candidate)
+    champion, variant = rolling.tables[-1].variants
+    assert (variant.name, variant.role, variant.weight, variant.start) == ("challenger", role, weight / 100, 0.0)
+    assert champion.weight == 1 - weight / 100

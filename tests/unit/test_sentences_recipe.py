@@ -14,6 +14,8 @@ import torch
 
 from mlflowkit import usercode
 
+pytestmark = pytest.mark.heavy
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 SENTENCES = ["Engine ingested a gull on takeoff, returned and landed", "remains found on the runway", "bird", "FLT 628"]
 

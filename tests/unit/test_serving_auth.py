@@ -15,20 +15,20 @@ import pytest
 from mlflowkit.cli.app import main
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.serving import auth
-from mlflowkit.serving.protocol.http_error import Refusal
+from mlflowkit.serving.protocol.http_error import RequestError
 
 
 def status(ring: auth.Keyring, token: str, scope: auth.Scope | None = "infer") -> int:
     try:
         ring.check(token.encode(), scope)
-    except Refusal as refusal:
+    except RequestError as refusal:
         return refusal.status
     return 200
 
 
 def test_a_key_opens_what_its_scopes_say_and_nothing_like_it_opens_anything() -> None:
-    key, token = auth.make(["feedback", "infer"])
-    other, foreign = auth.make(["infer", "admin"])
+    key, token = auth.make_key(["feedback", "infer"])
+    other, foreign = auth.make_key(["infer", "admin"])
     ring = auth.Keyring([key])
     assert key.scopes == ("infer", "feedback")
     assert [status(ring, token, scope) for scope in ("infer", "feedback", "admin", None)] == [200, 200, 403, 200]
@@ -53,18 +53,18 @@ def test_a_key_opens_what_its_scopes_say_and_nothing_like_it_opens_anything() ->
 
 def test_no_token_is_kept_and_only_the_owner_reads_the_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "keys.json"
-    with auth.changing(path) as keys:
-        key, token = auth.make(["infer"], "web")
+    with auth.edit_keys(path) as keys:
+        key, token = auth.make_key(["infer"], "web")
         keys.append(key)
     text = path.read_text()
     secret = token.split("_", 2)[2]
     assert secret not in text
     assert hashlib.sha256(secret.encode()).hexdigest() in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert auth.read(path) == (key,)
+    assert auth.read_keys(path) == (key,)
     path.chmod(0o644)
-    with auth.changing(path) as keys:
-        keys.append(auth.make(["admin"])[0])
+    with auth.edit_keys(path) as keys:
+        keys.append(auth.make_key(["admin"])[0])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -72,22 +72,22 @@ def test_writers_at_once_lose_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
 
     def add(_: int) -> str:
-        with auth.changing(path) as keys:
-            keys.append(auth.make(["infer"])[0])
+        with auth.edit_keys(path) as keys:
+            keys.append(auth.make_key(["infer"])[0])
             return keys[-1].id
 
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(add, range(24)))
-    assert sorted(key.id for key in auth.read(path)) == sorted(made)
+    assert sorted(key.id for key in auth.read_keys(path)) == sorted(made)
 
 
 def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    auth.write(path, [auth.make(["infer"])[0]])
+    auth.write_keys(path, [auth.make_key(["infer"])[0]])
     before = path.read_bytes()
 
     def fail() -> None:
-        with auth.changing(path) as keys:
+        with auth.edit_keys(path) as keys:
             keys.clear()
             raise ZeroDivisionError
 
@@ -119,7 +119,7 @@ def test_a_file_that_is_none_is_refused_in_words_without_its_hashes(tmp_path: Pa
     path = tmp_path / "keys.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     with pytest.raises(ServiceError, match=r"keys\.json") as caught:
-        auth.read(path)
+        auth.read_keys(path)
     assert word in caught.value.message
     assert GOOD["sha256"] not in caught.value.message
     assert caught.value.hint
@@ -152,8 +152,8 @@ def test_the_command_makes_lists_and_revokes(tmp_path: Path, mlkit: Callable[...
     path = str(tmp_path / "keys.json")
     code, token, told = mlkit("key", "create", "--keys", path, "--scope", "admin", "--note", "for the pager")
     assert (code, token.count("\n")) == (0, 1)
-    assert "shown this once" in told
-    assert status(auth.Keyring(auth.read(Path(path))), token.strip(), "admin") == 200
+    assert "shown only once" in told
+    assert status(auth.Keyring(auth.read_keys(Path(path))), token.strip(), "admin") == 200
     made = json.loads(mlkit("key", "create", "--keys", path, "--json")[1])
     assert made["scopes"] == ["infer"]
     code, listed, _ = mlkit("key", "list", "--keys", path)
@@ -161,9 +161,9 @@ def test_the_command_makes_lists_and_revokes(tmp_path: Path, mlkit: Callable[...
     rows = json.loads(mlkit("key", "list", "--keys", path, "--json")[1])["keys"]
     assert [set(row) for row in rows] == [{"id", "scopes", "created", "note"}] * 2
     assert mlkit("key", "revoke", made["id"], "--keys", path)[0] == 0
-    assert status(auth.Keyring(auth.read(Path(path))), made["token"]) == 401
+    assert status(auth.Keyring(auth.read_keys(Path(path))), made["token"]) == 401
     for text in (listed, token, json.dumps(rows)):
-        assert auth.read(Path(path))[0].sha256 not in text
+        assert auth.read_keys(Path(path))[0].sha256 not in text
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, mlkit: Callable[..., tuple[int, str, str]]) -> None:
@@ -176,4 +176,4 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, mlkit: Callable[..., tup
     code, _, told = mlkit("key", "revoke", "ffffffff", "--keys", path)
     assert (code, "mlkit key" in told) == (2, True)
     with pytest.raises(UsageError, match="needs a scope"):
-        auth.make([])
+        auth.make_key([])

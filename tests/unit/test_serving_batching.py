@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mlflowkit.errors import EngineError
-from mlflowkit.serving.inference.batching import Batcher, LostError, ask_together
-from mlflowkit.serving.protocol.open_inference import Refusal
+from mlflowkit.serving.inference.batching import Batcher, LostError, run_batched
+from mlflowkit.serving.protocol.http_error import RequestError
+from tests.support.waiting import wait_for_async
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -51,18 +52,13 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-async def until(found: Callable[[], bool]) -> None:
-    while not found():
-        await asyncio.sleep(0)
-
-
 def test_calls_gather_while_one_is_in_flight_and_each_gets_its_own_rows() -> None:
     async def test() -> None:
         ask = Doubler()
         batcher = Batcher(ask, max_rows=8)
         ask.gate.clear()
         first = asyncio.ensure_future(batcher.run(column(1), 1))
-        await until(lambda: ask.calls == [1])
+        await wait_for_async(lambda: ask.calls == [1])
         rest = [asyncio.ensure_future(batcher.run(column(value, -value), 2)) for value in (2, 3, 4)]
         await asyncio.sleep(0)
         ask.gate.set()
@@ -79,7 +75,7 @@ def test_a_batch_has_at_most_max_rows_unless_one_call_has_more() -> None:
         batcher = Batcher(ask, max_rows=4)
         ask.gate.clear()
         calls = [asyncio.ensure_future(batcher.run(column(*range(rows)), rows)) for rows in (1, 3, 2, 9, 1)]
-        await until(lambda: bool(ask.calls))
+        await wait_for_async(lambda: bool(ask.calls))
         ask.gate.set()
         assert [len((await call)["y"]) for call in calls] == [1, 3, 2, 9, 1]
         assert ask.calls == [1, 3, 2, 9, 1]
@@ -93,7 +89,7 @@ def test_tensors_that_are_not_alike_go_apart() -> None:
         batcher = Batcher(ask, max_rows=8)
         ask.gate.clear()
         calls = [asyncio.ensure_future(batcher.run(column(1, name=name), 1)) for name in "xxyyx"]
-        await until(lambda: bool(ask.calls))
+        await wait_for_async(lambda: bool(ask.calls))
         ask.gate.set()
         await asyncio.gather(*calls)
         assert ask.calls == [1, 1, 2, 1]
@@ -108,7 +104,7 @@ def test_a_bad_row_fails_alone() -> None:
         batcher = Batcher(ask, max_rows=64)
         ask.gate.clear()
         calls = [asyncio.ensure_future(batcher.run(column(value), 1)) for value in (0, 1, 2, -3, 4, 5)]
-        await until(lambda: bool(ask.calls))
+        await wait_for_async(lambda: bool(ask.calls))
         ask.gate.set()
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(one, EngineError) for one in found] == [False, False, False, True, False, False]
@@ -120,7 +116,7 @@ def test_what_is_lost_is_not_asked_again() -> None:
     async def test() -> None:
         ask = Doubler()
         ask.fails = lambda values: LostError("it died")
-        found = await ask_together(ask, [column(1), column(2), column(3)], [1, 1, 1])
+        found = await run_batched(ask, [column(1), column(2), column(3)], [1, 1, 1])
         assert [str(one) for one in found] == ["it died"] * 3
         assert ask.calls == [3]
 
@@ -133,7 +129,7 @@ def test_cancelled_callers_leave_the_others_their_answers() -> None:
         batcher = Batcher(ask, max_rows=8)
         ask.gate.clear()
         flying = asyncio.ensure_future(batcher.run(column(1), 1))
-        await until(lambda: ask.calls == [1])
+        await wait_for_async(lambda: ask.calls == [1])
         left, stays = (asyncio.ensure_future(batcher.run(column(value), 1)) for value in (2, 3))
         await asyncio.sleep(0)
         flying.cancel()
@@ -153,8 +149,8 @@ def test_more_than_may_wait_is_refused_at_once() -> None:
         batcher = Batcher(ask, max_rows=1, max_waiting=3)
         ask.gate.clear()
         calls = [asyncio.ensure_future(batcher.run(column(1), 1)) for _ in range(4)]  # one flies, three wait
-        await until(lambda: bool(ask.calls))
-        with pytest.raises(Refusal) as refused:
+        await wait_for_async(lambda: bool(ask.calls))
+        with pytest.raises(RequestError) as refused:
             await batcher.run(column(1), 1)
         assert refused.value.status == 503
         ask.gate.set()
@@ -168,7 +164,7 @@ def test_answers_of_another_length_are_an_error_and_not_someone_elses_rows() -> 
         return {"y": np.zeros((rows - 1, 1))}
 
     async def test() -> None:
-        (found,) = await ask_together(short, [column(1, 2, 3)], [3])
+        (found,) = await run_batched(short, [column(1, 2, 3)], [3])
         assert isinstance(found, EngineError)
         assert "2 rows for 3 rows" in found.message
 
@@ -178,15 +174,15 @@ def test_answers_of_another_length_are_an_error_and_not_someone_elses_rows() -> 
 def test_without_a_lane_calls_wait_until_there_is_one_or_they_are_given_up() -> None:
     async def test() -> None:
         ask = Doubler()
-        batcher = Batcher(ask, max_rows=8, lanes=0)
+        batcher = Batcher(ask, max_rows=8, max_in_flight=0)
         first, second = (asyncio.ensure_future(batcher.run(column(value), 1)) for value in (1, 2))
         await asyncio.sleep(0)
         assert ask.calls == []
-        batcher.lanes = 1
-        batcher.pump()
+        batcher.max_in_flight = 1
+        batcher.dispatch()
         assert (await second)["y"].tolist() == [[4]]
         assert first.done()
-        batcher.lanes = 0
+        batcher.max_in_flight = 0
         lost = asyncio.ensure_future(batcher.run(column(3), 1))
         await asyncio.sleep(0)
         batcher.fail(LostError("gone"))

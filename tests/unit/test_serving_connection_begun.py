@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import uvloop
 
-from mlflowkit.serving.http.connection import begun
+from mlflowkit.serving.http.connection import start_eagerly
 
 
 def test_what_never_waits_is_over_at_once_and_needs_no_task() -> None:
@@ -17,7 +17,7 @@ def test_what_never_waits_is_over_at_once_and_needs_no_task() -> None:
         seen.append("done")
 
     async def test() -> None:
-        assert begun(quick(), asyncio.get_running_loop()) is None
+        assert start_eagerly(quick(), asyncio.get_running_loop()) is None
         assert seen == ["done"]
 
     uvloop.run(test())
@@ -40,7 +40,7 @@ def test_what_waits_goes_on_as_a_task_with_what_it_waited_for(late: bool) -> Non
                 await asyncio.wait_for(loop.create_future(), 0.001)
             seen.append("end")
 
-        task = begun(slow(), loop)
+        task = start_eagerly(slow(), loop)
         assert task is not None
         assert seen == []
         if not late:
@@ -61,8 +61,8 @@ def test_an_error_is_the_callers_or_the_tasks() -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()
         with pytest.raises(KeyError):
-            begun(fails(False), loop)
-        task = begun(fails(True), loop)
+            start_eagerly(fails(False), loop)
+        task = start_eagerly(fails(True), loop)
         assert task is not None
         with pytest.raises(KeyError):
             await task
@@ -80,7 +80,7 @@ def test_cancelling_the_task_cancels_the_coroutine() -> None:
             seen.append("ended")
 
     async def test() -> None:
-        task = begun(waits(), asyncio.get_running_loop())
+        task = start_eagerly(waits(), asyncio.get_running_loop())
         assert task is not None
         await asyncio.sleep(0)
         task.cancel()

@@ -16,6 +16,8 @@ from mlflowkit.adapters.ray_train.loop import batches
 from mlflowkit.adapters.ray_train.torch_objective import Objective, learning_rate, metric, metric_name, roc_auc
 from mlflowkit.stages.train import Schedule
 
+pytestmark = pytest.mark.heavy
+
 STEPS, EPOCHS, BASE = 7, 6, 0.3
 
 
@@ -25,12 +27,12 @@ def rates(schedule: Schedule) -> list[float]:
 
 def torch_rates(make: Any) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=BASE)
-    scheduler, found = make(optimizer), []
+    scheduler, learning_rates = make(optimizer), []
     for _ in range(STEPS * EPOCHS):
-        found.append(optimizer.param_groups[0]["lr"])
+        learning_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return learning_rates
 
 
 def test_onecycle_is_torchs() -> None:
@@ -49,9 +51,9 @@ def test_cosine_is_torchs_after_a_linear_warm_up() -> None:
 
 
 def test_step_drops_by_gamma_every_so_many_epochs() -> None:
-    found = rates(Schedule(name="step", step_epochs=2, gamma=0.5))
-    assert found[:: 2 * STEPS] == pytest.approx([BASE, BASE / 2, BASE / 4])
-    assert len(set(found)) == 3
+    learning_rates = rates(Schedule(name="step", step_epochs=2, gamma=0.5))
+    assert learning_rates[:: 2 * STEPS] == pytest.approx([BASE, BASE / 2, BASE / 4])
+    assert len(set(learning_rates)) == 3
 
 
 @pytest.mark.parametrize("name", ["none", "cosine", "step", "onecycle"])
@@ -65,14 +67,14 @@ def test_every_schedule_bears_one_step(name: str) -> None:
 def test_roc_auc_is_scikit_learns_with_ties(rows: list[tuple[int, bool]]) -> None:
     scores, target = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], int)
     if len(set(target)) == 2:
-        found = roc_auc(torch.from_numpy(scores), torch.from_numpy(target))
-        assert found == pytest.approx(roc_auc_score(target, scores))
+        area = roc_auc(torch.from_numpy(scores), torch.from_numpy(target))
+        assert area == pytest.approx(roc_auc_score(target, scores))
 
 
 def test_a_part_with_one_class_is_watched_by_accuracy() -> None:
-    one = torch.zeros(4, dtype=torch.int64)
-    assert metric_name("classification", one, 2) == "accuracy"
-    assert metric("accuracy", torch.tensor([[1.0, 0.0]] * 4), one, 1.0) == 1.0
+    zeros = torch.zeros(4, dtype=torch.int64)
+    assert metric_name("classification", zeros, 2) == "accuracy"
+    assert metric("accuracy", torch.tensor([[1.0, 0.0]] * 4), zeros, 1.0) == 1.0
     assert metric_name("classification", torch.tensor([0, 1]), 2) == "roc_auc"
     assert metric_name("classification", torch.tensor([0, 1]), 3) == "accuracy"
 

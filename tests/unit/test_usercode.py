@@ -1,4 +1,4 @@
-"""Code beside a recipe: found and digested without being run, loaded without colliding with anything."""
+"""Code beside a recipe: located and digested without being run, loaded without name collisions."""
 
 from __future__ import annotations
 
@@ -45,64 +45,64 @@ TREE = {
 
 class TestClosure:
     def test_follows_every_kind_of_import_and_runs_nothing(self, tmp_path: Path) -> None:
-        found = usercode.closure("datasets:table", write(tmp_path, TREE))
-        assert set(found.files) == set(TREE) - {"unrelated.py", "late/other/unnamed.py"}
-        assert list(found.files) == sorted(found.files)
-        assert [name for name, _ in found.distributions] == ["numpy", "scikit_learn"]
-        assert all(version[0].isdigit() for _, version in found.distributions)
+        closure = usercode.source_closure("datasets:table", write(tmp_path, TREE))
+        assert set(closure.files) == set(TREE) - {"unrelated.py", "late/other/unnamed.py"}
+        assert list(closure.files) == sorted(closure.files)
+        assert [name for name, _ in closure.distributions] == ["numpy", "scikit_learn"]
+        assert all(version[0].isdigit() for _, version in closure.distributions)
 
     @pytest.mark.parametrize("name", sorted(set(TREE) - {"unrelated.py", "late/other/unnamed.py"}))
     def test_digest_depends_on_each_file(self, tmp_path: Path, name: str) -> None:
         folder = write(tmp_path, TREE)
-        before = usercode.closure("datasets:table", folder)
+        before = usercode.source_closure("datasets:table", folder)
         (folder / name).write_text((folder / name).read_text() + "# changed\n")
-        assert usercode.closure("datasets:table", folder).digest != before.digest
+        assert usercode.source_closure("datasets:table", folder).digest != before.digest
 
     def test_digest_ignores_what_is_not_imported_and_where_it_lies(self, tmp_path: Path) -> None:
-        one, two = write(tmp_path / "one", TREE), write(tmp_path / "two", TREE)
-        (two / "unrelated.py").write_text("other = 1")
-        assert usercode.closure("datasets:table", one) == usercode.closure("datasets:table", two)
+        first, second = write(tmp_path / "one", TREE), write(tmp_path / "two", TREE)
+        (second / "unrelated.py").write_text("other = 1")
+        assert usercode.source_closure("datasets:table", first) == usercode.source_closure("datasets:table", second)
 
     def test_library_reference_has_no_files(self, tmp_path: Path) -> None:
-        found = usercode.closure("sklearn.ensemble:HistGradientBoostingClassifier", tmp_path)
-        assert (found.files, found.distributions[0][0]) == ((), "scikit_learn")
+        closure = usercode.source_closure("sklearn.ensemble:HistGradientBoostingClassifier", tmp_path)
+        assert (closure.files, closure.distributions[0][0]) == ((), "scikit_learn")
 
     def test_file_beside_the_recipe_shadows_a_library(self, tmp_path: Path) -> None:
-        found = usercode.closure("pandas:f", write(tmp_path, {"pandas.py": "import pyarrow"}))
-        assert found.files == ("pandas.py",)
-        assert [name for name, _ in found.distributions] == ["pyarrow"]
+        closure = usercode.source_closure("pandas:f", write(tmp_path, {"pandas.py": "import pyarrow"}))
+        assert closure.files == ("pandas.py",)
+        assert [name for name, _ in closure.distributions] == ["pyarrow"]
 
     def test_import_of_what_is_not_installed_is_listed_without_version(self, tmp_path: Path) -> None:
         source = "try:\n    import not_installed_xyz\nexcept ImportError:\n    pass\n"
-        found = usercode.closure("a:f", write(tmp_path, {"a.py": source}))
-        assert found.distributions == (("not_installed_xyz", ""),)
+        closure = usercode.source_closure("a:f", write(tmp_path, {"a.py": source}))
+        assert closure.distributions == (("not_installed_xyz", ""),)
 
     def test_distribution_with_another_name_is_found_by_its_record(self, tmp_path: Path) -> None:
-        found = usercode.closure("a:f", write(tmp_path, {"a.py": "import dotenv, attr, google.protobuf"}))
+        closure = usercode.source_closure("a:f", write(tmp_path, {"a.py": "import dotenv, attr, google.protobuf"}))
         versions = usercode.installed()
-        assert ("attrs", versions["attrs"]) in found.distributions
+        assert ("attrs", versions["attrs"]) in closure.distributions
 
     def test_syntax_error_names_file_and_line(self, tmp_path: Path) -> None:
         folder = write(tmp_path, {"a.py": "import b\n", "b.py": "x = 1\ndef broken(:\n"})
         with pytest.raises(UserCodeError, match=r"b\.py:2") as caught:
-            usercode.closure("a:f", folder)
+            usercode.source_closure("a:f", folder)
         assert "b.py:2" in caught.value.hint
 
     @pytest.mark.parametrize("content", [b"x = '\xff\xfe'\n", b"x = 1\0\n"])
     def test_file_that_is_not_text_names_the_file(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.py").write_bytes(content)
         with pytest.raises(UserCodeError, match=r"a\.py:1"):
-            usercode.closure("a:f", tmp_path)
+            usercode.source_closure("a:f", tmp_path)
 
     def test_missing_module_suggests_the_nearest(self, tmp_path: Path) -> None:
         folder = write(tmp_path, {"datasets.py": ""})
         with pytest.raises(UserCodeError, match="no module 'datsets'") as caught:
-            usercode.closure("datsets:f", folder)
+            usercode.source_closure("datsets:f", folder)
         assert caught.value.hint == "did you mean 'datasets'?"
 
     def test_import_beyond_the_folder_is_not_followed(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "in", {"a.py": "from ... import outside\n", "../outside.py": ""})
-        assert usercode.closure("a:f", folder).files == ("a.py",)
+        assert usercode.source_closure("a:f", folder).files == ("a.py",)
 
 
 class TestLoad:
@@ -208,12 +208,15 @@ class TestLoad:
 def test_blame_points_at_the_users_frame_not_the_librarys(tmp_path: Path) -> None:
     source = "import json\ndef f():\n    return json.dumps(object())\n"
     function = usercode.load("a:f", write(tmp_path, {"a.py": source}))
-    with pytest.raises(UserCodeError, match=r"a\.py:3: a:f raised TypeError"), usercode.blame("a:f", tmp_path):
+    with (
+        pytest.raises(UserCodeError, match=r"a\.py:3: a:f raised TypeError"),
+        usercode.translate_user_errors("a:f", tmp_path),
+    ):
         function()
 
 
 def test_blame_lets_interrupts_through(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), usercode.blame("a:f", tmp_path):
+    with pytest.raises(KeyboardInterrupt), usercode.translate_user_errors("a:f", tmp_path):
         raise KeyboardInterrupt
 
 
@@ -221,7 +224,7 @@ def test_closure_loads_no_vendor(tmp_path: Path) -> None:
     folder = write(tmp_path, {"a.py": "import pandas, torch, sklearn\n"})
     code = (
         "import sys; from pathlib import Path; from mlflowkit import usercode;"
-        f"usercode.closure('a:f', Path({str(folder)!r}));"
+        f"usercode.source_closure('a:f', Path({str(folder)!r}));"
         "print({'pandas', 'torch', 'sklearn', 'numpy', 'importlib.metadata'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Dynamic INT8: weights quantised now, activations by their range in each request. No TensorRT takes it."""
+"""Dynamic INT8: weights quantised ahead, activations by their range per request. Not supported by TensorRT."""
 
 from __future__ import annotations
 
@@ -9,55 +9,42 @@ from onnx import helper
 
 from mlflowkit.adapters.onnx_passes.calibration import Rows
 from mlflowkit.adapters.onnx_passes.typed_graph import (
-    InapplicableError,
-    first_line,
-    normalised,
-    products,
-    quiet,
+    PassNotApplicableError,
+    infer_types,
+    normalize,
+    silence_tools,
     split_gemms,
-    typed,
-    written,
+    temporary_file,
+    weighted_products,
 )
-from mlflowkit.errors import EngineError
 from mlflowkit.graphs.candidates import Int8Dynamic
 
 
 def rewrite(settings: Int8Dynamic, model: Any, calibration: Rows) -> Any:
-    """``model`` with its linear layers in dynamic INT8 (onnxruntime.quantization.quantize_dynamic).
+    """Convert linear layers to dynamic INT8 (onnxruntime.quantization.quantize_dynamic).
 
-    Raises InapplicableError when there is none, EngineError when the quantiser fails. Convolutions stay in float: an
-    integer one with weights of a sign has no kernel on x86.
+    Raises PassNotApplicableError without linear layers. Convolutions stay in float: ConvInteger with signed weights has
+    no kernel on x86.
     """
     del calibration
-    model = normalised(model)
+    model = normalize(model)
     split_gemms(model)
-    chosen = [node.name for node in products(model) if node.op_type == "MatMul"]
+    chosen = [node.name for node in weighted_products(model) if node.op_type == "MatMul"]
     if not chosen:
-        raise InapplicableError("the graph has no linear layer with constant weights to quantise")
-    model = typed(model)
-    types = list(model.graph.value_info)
-    about = list(model.metadata_props)
+        raise PassNotApplicableError("the graph has no linear layer with constant weights to quantise")
+    model = infer_types(model)
+    types, metadata = list(model.graph.value_info), list(model.metadata_props)
     helper.set_model_props(model, {"onnx.infer": "onnxruntime.quant", "onnx.quant.pre_process": "onnxruntime.quant"})
-    with quiet(), written(model) as source:
+    with silence_tools(), temporary_file(model) as source:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         target = source.with_name("quantised.onnx")
-        try:
-            quantize_dynamic(
-                source,
-                target,
-                op_types_to_quantize=["MatMul"],
-                nodes_to_quantize=chosen,
-                per_channel=settings.per_channel,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=source.with_name("model.onnx.data").exists(),
-            )
-        except Exception as error:
-            raise EngineError(
-                f"the graph cannot be quantised: {first_line(error)}", hint="leave this candidate out"
-            ) from error
+        quantize_dynamic(
+            source, target, ["MatMul"], settings.per_channel, weight_type=QuantType.QInt8, nodes_to_quantize=chosen,
+            use_external_data_format=source.with_name("model.onnx.data").exists(),
+        )  # fmt: skip
         quantised = onnx.load(target)
     del quantised.metadata_props[:], quantised.graph.value_info[:]
-    quantised.metadata_props.extend(about)
+    quantised.metadata_props.extend(metadata)
     quantised.graph.value_info.extend(types)
     return quantised

@@ -1,4 +1,4 @@
-"""The record of a steward and its Ray, and how to start and stop them. Imports no Ray."""
+"""The record of a supervisor and its Ray cluster; starting and stopping them. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import process_started, read_json, write_json
 
 FORMAT = 2
-"""Of the files that steward, gateways and commands share. Processes started under another do not read them."""
-GUARD = "mlflowkit.adapters.ray_serve.supervisor"
+"""Version of the files that reconciler, gateways and commands share. Processes of another format cannot read them."""
+SUPERVISOR = "mlflowkit.adapters.ray_serve.supervisor"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where the Ray of a state folder is. ``owned`` tells one that we started from one that we attached to."""
+    """Where the Ray of a state folder is. ``owned``: we started it, rather than attached to it."""
 
     state: str
     pid: int
@@ -43,7 +43,7 @@ class Cluster:
 
     @property
     def alive(self) -> bool:
-        """Whether the steward runs, or its guard is about to start it again."""
+        """Whether the supervisor runs; it restarts a dead reconciler."""
         return process_started(self.pid) == self.started
 
 
@@ -56,21 +56,21 @@ def log_path(state: Path) -> Path:
 
 
 def read(state: Path) -> Cluster | None:
-    """The cluster of a state folder, or None when no steward runs. A machine that rebooted has none."""
-    cluster = _recorded(state)
+    """The cluster of a state folder, or None when no supervisor runs (for example after a reboot)."""
+    cluster = _read_record(state)
     return cluster if cluster is not None and cluster.alive else None
 
 
-def _recorded(state: Path) -> Cluster | None:
+def _read_record(state: Path) -> Cluster | None:
     value = read_json(record_path(state))
     if value is None:
         return None
-    steward = value.pop("steward")
-    return Cluster(**{"format": 1, **value, **steward})
+    supervisor = value.pop("steward")
+    return Cluster(**{"format": 1, **value, **supervisor})
 
 
 def check_format(state: Path) -> None:
-    """Raise ServiceError where another release of mlflowkit keeps services running that could not read our files."""
+    """Raise ServiceError when services of an mlflowkit release that cannot read our files are running."""
     cluster = read(state)
     if cluster is not None and cluster.format != FORMAT:
         raise ServiceError(
@@ -81,21 +81,21 @@ def check_format(state: Path) -> None:
 
 def write(state: Path, cluster: Cluster) -> None:
     value = asdict(cluster)
-    steward = {"pid": value.pop("pid"), "started": value.pop("started")}
-    write_json(record_path(state), {**value, "steward": steward})
+    supervisor = {"pid": value.pop("pid"), "started": value.pop("started")}
+    write_json(record_path(state), {**value, "steward": supervisor})
 
 
 def temp_dir(state: Path) -> Path:
-    """Ray's folder: short, because Ray puts sockets 70 characters deeper and a socket's path ends at 107."""
+    """Ray's folder: short, because Ray puts sockets 70 characters deeper and a socket path is limited to 107."""
     digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
     base = tempfile.gettempdir()
     return Path(base if len(base) <= 16 else "/tmp") / f"mlkit-{os.getuid()}-{digest}"
 
 
-def spawn(state: Path, runtime: str, companions: Sequence[str] = ()) -> None:
-    """Start the guard, which keeps the steward and the companions' modules running, unless there is one.
+def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
+    """Start the supervisor of the reconciler and the sidecar modules, unless one runs.
 
-    Returns at once; `wait` tells when the steward is ready.
+    Returns at once; `wait` blocks until the cluster is ready.
     """
     folder = record_path(state).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,24 +104,24 @@ def spawn(state: Path, runtime: str, companions: Sequence[str] = ()) -> None:
         if read(state) is not None:
             return
         owned = not os.environ.get("RAY_ADDRESS")
-        temporary = temp_dir(state)
-        _clear(_recorded(state))
+        _remove_leftovers(_read_record(state))
+        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
         with log_path(state).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", GUARD, str(state.resolve()), runtime, *companions],
+                [sys.executable, "-m", SUPERVISOR, str(state.resolve()), runtime, *sidecars],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=_environment(state, owned),
+                env={**os.environ, **quiet, **(ray_environment(state) if owned else {})},
             )
         started = process_started(process.pid)
         _children.append(process)
-        write(state, Cluster("starting", process.pid, started or 0.0, str(temporary), owned))
+        write(state, Cluster("starting", process.pid, started or 0.0, str(temp_dir(state)), owned))
 
 
 _children: list[subprocess.Popen[bytes]] = []
-"""Stewards that this process started: kept so that one which ends is reaped when the next is spawned or stopped."""
+"""Supervisors started by this process, kept so that ended ones are reaped at the next spawn or stop."""
 
 
 def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
@@ -132,11 +132,10 @@ def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
         if cluster is not None and cluster.state == "ready":
             return cluster
         if cluster is None or cluster.state == "failed":
-            found = _recorded(state)
-            reason = "" if found is None else found.message
+            record = _read_record(state)
+            reason = "" if record is None else record.message
             raise EngineError(
-                f"the local Ray did not start: {reason or 'the steward ended'}",
-                hint=f"its log: {log_path(state)}",
+                f"the local Ray did not start: {reason or 'the supervisor ended'}", hint=f"its log: {log_path(state)}"
             )
         if time.monotonic() > deadline:
             raise EngineError(f"the local Ray is not up after {seconds:g} s", hint=f"its log: {log_path(state)}")
@@ -144,8 +143,8 @@ def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
 
 
 def stop(state: Path) -> bool:
-    """Stop the steward, and Ray when we started it; returns whether there was one. Leaves no process behind."""
-    cluster = _recorded(state)
+    """Stop the supervisor, and Ray if we started it; returns whether it ran. Leaves no process behind."""
+    cluster = _read_record(state)
     if cluster is None:
         return False
     alive = cluster.alive
@@ -153,36 +152,29 @@ def stop(state: Path) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(cluster.pid, signal.SIGTERM)
         _await_end([(cluster.pid, cluster.started)], STOP_SECONDS)
-    _clear(cluster)
+    _remove_leftovers(cluster)
     write(state, replace(cluster, state="stopped", address="", environment={}))
     return alive
 
 
-def family(cluster: Cluster) -> set[tuple[int, float]]:
-    """Every process that the guard started, directly or not: (process id, start time).
+def process_group(cluster: Cluster) -> set[tuple[int, float]]:
+    """Every process that the supervisor started, directly or not: (process id, start time).
 
-    The guard leads a session and all of Ray stays in it, also when guard and steward are gone. (Ray's processes change
-    their titles, which wipes command line and environment: neither can be relied on to find them.)
+    The supervisor leads a session and all of Ray stays in it, even after supervisor and reconciler ended. (Ray's
+    processes change their titles, which overwrites command line and environment, so neither identifies them.)
     """
-    found = set()
-    if process_started(cluster.pid) in (None, cluster.started):  # otherwise the id names another process by now
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != cluster.pid and _session(int(entry.name)) == cluster.pid:
-                started = process_started(int(entry.name))
+    members = set()
+    if process_started(cluster.pid) in (None, cluster.started):  # otherwise the id has been reused
+        for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
+            with contextlib.suppress(ProcessLookupError):
+                started = process_started(pid) if os.getsid(pid) == cluster.pid != pid else None
                 if started is not None and started >= cluster.started:
-                    found.add((int(entry.name), started))
-    return found
+                    members.add((pid, started))
+    return members
 
 
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-def auth_token(state: Path) -> Path:
-    """The file with this cluster's token, readable by its owner only; made when absent."""
+def _auth_token(state: Path) -> Path:
+    """The file with this cluster's token, readable by its owner only; created when absent."""
     path = state.resolve() / "ray" / "auth_token"
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -194,41 +186,36 @@ def auth_token(state: Path) -> Path:
 
 
 def ray_environment(state: Path) -> dict[str, str]:
-    """What a process needs in its environment to start or join the Ray that we own.
+    """Environment variables a process needs to start or join the Ray that we own.
 
-    A token, and loopback only: Ray otherwise replaces 127.0.0.1 by an address that other machines reach, except
-    where it takes clusters of several machines for impossible, which is what the second variable says. Workers are as
-    urgent as any process: by default Ray runs them at a niceness of 15, and a gateway would answer last on a busy
-    machine. What trains makes itself nice (see `ray_train`).
+    They set a token, and keep Ray on loopback: it otherwise replaces 127.0.0.1 by an externally reachable address
+    unless multi-machine clusters are declared unsupported (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0). Workers run at
+    normal priority: at Ray's default niceness of 15 a gateway starves on a busy machine. Training lowers its own
+    priority (see `ray_train`).
     """
     return {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(auth_token(state)),
+        "RAY_AUTH_TOKEN_PATH": str(_auth_token(state)),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
     }
 
 
-def _environment(state: Path, owned: bool) -> dict[str, str]:
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
-    return {**os.environ, **quiet, **(ray_environment(state) if owned else {})}
-
-
-def _clear(cluster: Cluster | None) -> None:
-    """End what is left of a cluster of ours (helpers of Ray notice its end late) and remove its folder."""
+def _remove_leftovers(cluster: Cluster | None) -> None:
+    """Kill the remaining processes of a cluster of ours (Ray's helpers notice its end late) and remove its folder."""
     if cluster is None or not cluster.owned or cluster.state == "stopped":
         return
-    _end({*family(cluster), (cluster.pid, cluster.started)})
+    _kill({*process_group(cluster), (cluster.pid, cluster.started)})
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
 
 
-def end_family(cluster: Cluster, spared: Collection[int] = ()) -> None:
-    """End every process that the guard started, directly or not, but those whose ids are ``spared``."""
-    _end({(pid, started) for pid, started in family(cluster) if pid not in spared})
+def kill_group(cluster: Cluster, spared: Collection[int] = ()) -> None:
+    """Kill every process the supervisor started, directly or not, except the process ids in ``spared``."""
+    _kill({(pid, started) for pid, started in process_group(cluster) if pid not in spared})
 
 
-def _end(processes: Collection[tuple[int, float]]) -> None:
+def _kill(processes: Collection[tuple[int, float]]) -> None:
     for pid, started in processes:
         if process_started(pid) == started:
             with contextlib.suppress(ProcessLookupError):

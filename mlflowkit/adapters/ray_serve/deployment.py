@@ -1,9 +1,9 @@
-"""The gateway as a Ray Serve deployment. Imported in the steward and in Serve's replicas only."""
+"""The gateway as a Ray Serve deployment. Imported only in the reconciler and in Serve's replicas."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ray import serve
@@ -11,14 +11,14 @@ from ray import serve
 from mlflowkit.adapters.ray_serve.loopback import keep_to_loopback
 
 PROFILER = "mlflowkit.adapters.whylogs:WhylogsProfiler"
-"""What profiles live traffic, in the observer's process."""
+"""Profiler of live traffic, loaded in the observer's process."""
 
 
 class GatewayReplica:
-    """What Serve keeps alive: a `mlflowkit.serving.replica.Replica`, which owns its listener.
+    """The Serve replica: wraps a `mlflowkit.serving.replica.Replica`, which owns its listener.
 
-    Its arguments never change, so there is no reason to replace it: versions, limits and even the port come
-    through the service's files.
+    Its arguments never change, so Serve has no reason to replace it: versions, limits and even the port come through
+    the service's files.
     """
 
     def __init__(self, folder: str, runtime: str) -> None:
@@ -26,26 +26,24 @@ class GatewayReplica:
         from mlflowkit.serving.replica import Replica
 
         keep_to_loopback()
-        module, _, name = runtime.partition(":")
-        loader = getattr(importlib.import_module(module), name)()
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = Replica(Path(folder), loader, name, RayRemoteModels(Path(folder)), PROFILER)
+        self._replica = Replica(Path(folder), resolve_name(runtime)(), name, RayRemoteModels(Path(folder)), PROFILER)
 
     def check_health(self) -> None:
         """Called by Serve; raises when the replica must be replaced."""
         self._replica.check()
 
     async def __call__(self, request: Any) -> Any:
-        """What Serve's own proxy calls, where someone runs one: the same application, on the proxy's connection."""
+        """Called by Serve's own proxy, if one runs: the same ASGI application on the proxy's connection."""
         from starlette.responses import Response
 
-        gateway, inner = self._replica.gateway, request
+        gateway, proxied = self._replica.gateway, request
 
-        class Passed(Response):
+        class GatewayResponse(Response):
             async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-                await gateway(inner.scope, inner.receive, send)
+                await gateway(proxied.scope, proxied.receive, send)
 
-        return Passed()
+        return GatewayResponse()
 
     def __del__(self) -> None:
         if hasattr(self, "_replica"):
@@ -55,13 +53,8 @@ class GatewayReplica:
 def application(folder: Path, runtime: str) -> Any:
     """A Serve application of one gateway replica for the service in ``folder``."""
     deployment = serve.deployment(
-        name="gateway",
-        num_replicas=1,
-        ray_actor_options={"num_cpus": 0.1},
-        health_check_period_s=2,
-        health_check_timeout_s=5,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=10,
+        name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0.1}, health_check_period_s=2,
+        health_check_timeout_s=5, graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=10,
         max_ongoing_requests=256,
-    )(GatewayReplica)
+    )(GatewayReplica)  # fmt: skip
     return deployment.bind(str(folder), runtime)

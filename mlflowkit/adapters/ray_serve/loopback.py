@@ -1,4 +1,4 @@
-"""Bind the gRPC server of a Ray Serve replica to loopback where Ray itself listens on loopback only."""
+"""Binds the gRPC server of a Ray Serve replica to loopback where Ray itself listens on loopback only."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ray
 
 
 def keep_to_loopback() -> None:
-    """Where Ray keeps to loopback, have this replica's own gRPC server keep to it too.
+    """Where Ray keeps to loopback, make this replica's own gRPC server keep to it too.
 
-    Serve opens one on every interface once the replica is made, asks for no token there, and unpickles what it is
-    sent (ray 2.60, ``ray/serve/_private/replica.py``); there is no setting for its address.
+    Serve opens one on every interface when the replica is created, checks no token there, and unpickles incoming
+    requests (ray 2.60, ``ray/serve/_private/replica.py``); its address is not configurable.
     """
     if ray.util.get_node_ip_address() != "127.0.0.1":
         return

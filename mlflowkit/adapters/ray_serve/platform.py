@@ -1,4 +1,4 @@
-"""RayServePlatform: the Platform port over the files of a state folder and its steward. Imports no Ray."""
+"""RayServePlatform: the Platform port over the files of a state folder and its reconciler. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.errors import ServiceError, UsageError, nearest
+from mlflowkit.errors import ServiceError, UsageError, closest_match
 from mlflowkit.service_state import http_client
 from mlflowkit.service_state.records import (
     Desired,
+    GatewaySettings,
     Proposal,
     ReplicaReport,
     ServiceFiles,
-    Settings,
-    read_json,
-    service_state,
+    summarize_state,
 )
 from mlflowkit.serving import auth
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
@@ -36,62 +35,62 @@ class RayServePlatform:
     """Keeps the gateways of a state folder running.
 
     ``runtime`` is the ``module:class`` of the Runtime that replicas load graphs with, in their own processes.
-    ``companions`` are modules that are kept running beside the steward, with the state folder as their argument.
+    ``sidecars`` are modules that run beside the reconciler, with the state folder as their argument.
     """
 
     def __init__(
-        self,
-        state: Path,
-        runtime: str = "mlflowkit.adapters.onnxruntime:OnnxRuntime",
-        companions: Sequence[str] = (),
+        self, state: Path, runtime: str = "mlflowkit.adapters.onnxruntime:OnnxRuntime", sidecars: Sequence[str] = ()
     ) -> None:
-        self.state = state.resolve()
-        self.runtime = runtime
-        self.companions = tuple(companions)
+        self.state, self.runtime, self.sidecars = state.resolve(), runtime, tuple(sidecars)
 
     def prewarm(self, service: Any = None) -> None:
-        """Begin starting Ray and Serve in the background; returns at once.
+        """Start Ray and Serve in the background; returns at once.
 
-        Raises ServiceError when the port of ``service`` (a stages.deploy.ServeSection) is taken: better now than
-        after an hour of training.
+        Raises ServiceError when the port of ``service`` (a stages.deploy.ServeSection) is taken, so that a run fails
+        before training instead of after it.
         """
         clusters.check_format(self.state)
         if service is not None:
-            _wanted(ServiceFiles(self.state / "services" / service.service), service)
-        clusters.spawn(self.state, self.runtime, self.companions)
+            requested_settings(ServiceFiles(self.state / "services" / service.service), service)
+        clusters.spawn(self.state, self.runtime, self.sidecars)
 
     def ensure(self, service: Any) -> str:
         """Start the gateways of a stages.deploy.ServeSection if they are not up; returns the endpoint's URL.
 
-        Changed limits, threads, replicas or address are taken up by the running gateways. Raises ServiceError when
-        the port is taken (before Ray is started) or the gateway does not come up, EngineError when Ray does not.
+        Running gateways apply changed limits, threads, replicas or address. Raises ServiceError when the port is taken
+        (before starting Ray) or the gateway does not come up, EngineError when Ray does not.
         """
         clusters.check_format(self.state)
         files = ServiceFiles(self.state / "services" / service.service)
         with files.lock("ensure"), contextlib.ExitStack() as claims:
             for port in sorted({service.port, service.grpc_port or service.port}):
-                claims.enter_context(_claimed(port))
+                claims.enter_context(_port_lock(port))
             before = files.desired()
-            settings = _wanted(files, service)
-            desired = _next(before, settings, up=True)
-            if desired != before:
+            settings = requested_settings(files, service)
+            desired = before
+            if desired is None or not desired.up or desired.settings != settings:
+                desired = Desired(1 if before is None else before.generation + 1, True, settings)
                 files.write_desired(desired)
-            _materialise(files, service)
-            clusters.spawn(self.state, self.runtime, self.companions)
+            write_environment_keys(files, service)
+            clusters.spawn(self.state, self.runtime, self.sidecars)
             clusters.wait(self.state)
-            self._await_replicas(files, desired)
+            generation = desired.generation  # a replica that rejected its table counts: the next table repairs it
+            self._await(
+                files, desired, lambda report: report.generation >= generation and report.state != "starting",
+                "started", ENSURE_SECONDS,
+            )  # fmt: skip
         return settings.endpoint
 
     def publish(self, table: RoutingTable) -> None:
-        """Hand a table to every replica; returns once all have loaded, verified, warmed and swapped to it.
+        """Publish a table; returns once every replica has loaded, verified, warmed and swapped to it.
 
         A table whose versions are all loaded (other weights, other roles, fewer variants) is swapped to at once. For
-        any other, the processes of isolated variants are started first, then every replica gets ready, then all swap.
-        A table with fence 0, of someone who holds no lease, keeps the fence of the table before it.
+        any other, the processes of isolated variants start first, then every replica prepares, then all swap. A
+        table with fence 0 (of a publisher without a lease) keeps the fence of the table before it.
 
-        Raises ServiceError when the table is not newer or its fence is older than the present one's, and with the
-        reason of the first replica or process that refuses (a corrupted or unblessed bundle, a failed warm-up); every
-        replica then goes on answering with the table that it has.
+        Raises ServiceError when the table is not newer or its fence is older than the current one, and with the
+        reason of the first replica or process that rejects it (a corrupted or unblessed bundle, a failed warm-up);
+        every replica then keeps its current table.
         """
         files = ServiceFiles(self.state / "services" / table.service)
         with files.lock("publish"):
@@ -100,7 +99,7 @@ class RayServePlatform:
                 raise ServiceError(f"service {table.service} is not up", hint="mlkit up RECIPE, or mlkit run RECIPE")
             current = files.table()
             table = _successor(current, table)
-            if current is not None and _loaded(current, table) and _serves(files, current):
+            if current is not None and _can_swap_at_once(files, current, table):
                 files.write_table(table)
                 self._await_swap(files, desired, table)
                 return
@@ -109,10 +108,10 @@ class RayServePlatform:
                 files.write_table(table)
                 self._await_swap(files, desired, table)
             finally:
-                files.proposal_path.unlink(missing_ok=True)
+                files.delete("proposal.json")
 
     def _prepare(self, files: ServiceFiles, desired: Desired, table: RoutingTable) -> None:
-        """Have processes of isolated variants started and every replica ready for a table."""
+        """Have isolated variants started and every replica load a table."""
         if any(variant.placement == "isolated" for variant in table.variants):
             files.write_proposal(Proposal("", table))
             self._await_isolated(files, desired, table)
@@ -124,14 +123,14 @@ class RayServePlatform:
         self._await(files, desired, lambda report: report.epoch >= table.epoch, "swapped to the new version")
 
     def _await_isolated(self, files: ServiceFiles, desired: Desired, table: RoutingTable) -> None:
-        """Wait until each isolated variant has a process that answers. Raises ServiceError with why it has none."""
-        from mlflowkit.adapters.ray_serve.isolated import listening, read_reports
+        """Wait until each isolated variant has a process that answers; raise ServiceError with the reason otherwise."""
+        from mlflowkit.adapters.ray_serve.isolated import read_addresses, unreachable_reason
 
         deadline = time.monotonic() + PUBLISH_SECONDS
         for variant in table.variants:
             while variant.placement == "isolated":
-                reports = read_reports(files.folder, variant.digest).values()
-                if any(not listening(report, variant.digest) for report in reports):
+                addresses = read_addresses(files, variant.digest).values()
+                if any(not unreachable_reason(address, variant.digest) for address in addresses):
                     break
                 self._check_alive(files, desired)
                 _check_isolated(files, variant, late=time.monotonic() > deadline)
@@ -139,32 +138,32 @@ class RayServePlatform:
 
     def status(self) -> Sequence[ServiceStatus]:
         """Every service of the state folder, from its files and one health request each. Imports no Ray."""
-        return [_status(files) for files in ServiceFiles.all(self.state)]
+        return [_service_status(files) for files in ServiceFiles.all(self.state)]
 
     def folder(self, service: str) -> Path:
-        """Where the files of a service are."""
+        """The folder of a service's files."""
         return self.state / "services" / service
 
     def down(self, service: str | None = None) -> Sequence[str]:
-        """Stop one service, or all and the local Ray that was started for them; returns the names stopped.
+        """Stop one service, or all and the local Ray started for them; returns the names of the stopped services.
 
         Raises UsageError when there is no such service, ServiceError when it does not stop.
         """
-        known = {files.service: files for files in ServiceFiles.all(self.state)}
-        if service is not None and service not in known:
-            close = nearest(service, known)
-            allowed = ", ".join(known) or "none"
+        services = {files.service: files for files in ServiceFiles.all(self.state)}
+        if service is not None and service not in services:
+            match = closest_match(service, services)
+            allowed = ", ".join(services) or "none"
             raise UsageError(
                 f"no service {service!r} in {self.state}; there is {allowed}",
-                hint=f"mlkit down {close}" if close else "mlkit status",
+                hint=f"mlkit down {match}" if match else "mlkit status",
             )
-        stopped = [name for name in known if service in (None, name) and self._stop(known[name])]
+        stopped = [name for name in services if service in (None, name) and self._stop(services[name])]
         if service is None:
             clusters.stop(self.state)
         return stopped
 
     def _stop(self, files: ServiceFiles) -> bool:
-        """Ask for a service to be down and wait until it is; returns whether it was up."""
+        """Set a service's desired state to down and wait until it is; returns whether it was up."""
         with files.lock("ensure"):
             before = files.desired()
             if before is None or not before.up:
@@ -174,31 +173,15 @@ class RayServePlatform:
             deadline = time.monotonic() + 60
             while clusters.read(self.state) is not None and files.reports():
                 if time.monotonic() > deadline:
-                    raise ServiceError(
-                        f"service {files.service} did not stop within 60 s", hint=f"see {clusters.log_path(self.state)}"
-                    )
+                    hint = f"see {clusters.log_path(self.state)}"
+                    raise ServiceError(f"service {files.service} did not stop within 60 s", hint=hint)
                 time.sleep(0.05)
         return True
 
-    def _await_replicas(self, files: ServiceFiles, desired: Desired) -> None:
-        """Wait until as many replicas as desired follow this generation.
-
-        A replica that refuses its table follows too: what mends it is the next table.
-        """
-
-        def follows(report: ReplicaReport) -> bool:
-            return report.generation >= desired.generation and report.state != "starting"
-
-        self._await(files, desired, follows, "started", ENSURE_SECONDS)
-
     def _await(
-        self,
-        files: ServiceFiles,
-        desired: Desired,
-        done: Callable[[ReplicaReport], bool],
-        what: str,
+        self, files: ServiceFiles, desired: Desired, done: Callable[[ReplicaReport], bool], action: str,
         seconds: float = PUBLISH_SECONDS,
-    ) -> None:
+    ) -> None:  # fmt: skip
         deadline = time.monotonic() + seconds
         while True:
             reports = files.reports()
@@ -208,13 +191,13 @@ class RayServePlatform:
             self._check_alive(files, desired)
             if time.monotonic() > deadline:
                 raise ServiceError(
-                    f"{count} of {desired.settings.replicas} replicas of {files.service} {what} within {seconds:g} s",
+                    f"{count} of {desired.settings.replicas} replicas of {files.service} {action} within {seconds:g} s",
                     hint=f"mlkit status; the log is {clusters.log_path(self.state)}",
                 )
             time.sleep(0.01)
 
     def _check_alive(self, files: ServiceFiles, desired: Desired) -> None:
-        """Raise ServiceError when what is waited for cannot come any more."""
+        """Raise ServiceError when Serve failed or Ray ended, so that waiting is pointless."""
         observed = files.observed()
         if observed is not None and observed.generation >= desired.generation and observed.state == "failed":
             raise ServiceError(
@@ -226,7 +209,7 @@ class RayServePlatform:
 
 
 def _successor(current: RoutingTable | None, table: RoutingTable) -> RoutingTable:
-    """The table as it is published after the current one. Raises ServiceError when it may not follow it."""
+    """The table to publish after the current one, with its fence. Raises ServiceError when it is out of date."""
     if current is None:
         return table
     if table.epoch <= current.epoch:
@@ -237,29 +220,27 @@ def _successor(current: RoutingTable | None, table: RoutingTable) -> RoutingTabl
     if table.fence and table.fence < current.fence:
         raise ServiceError(
             f"{table.service} is led by controller {current.fence}; controller {table.fence} has lost its lease",
-            hint="nothing to do: the other controller goes on",
+            hint="nothing to do: the other controller continues",
         )
     return replace(table, fence=max(table.fence, current.fence))
 
 
-def _loaded(current: RoutingTable, table: RoutingTable) -> bool:
-    """Whether replicas that answer with the current table have all that another one needs."""
-    have = {(variant.digest, variant.placement) for variant in current.variants}
-    return all((variant.digest, variant.placement) in have for variant in table.variants)
+def _can_swap_at_once(files: ServiceFiles, current: RoutingTable, table: RoutingTable) -> bool:
+    """Whether the current table has every version of ``table`` loaded, and some replica serves it.
 
-
-def _serves(files: ServiceFiles, current: RoutingTable) -> bool:
-    """Whether the current table is in use. A replica that is gone just now finds the next one when it comes back: a
-    rollback does not wait for it.
+    A replica that is down reads the next table when it restarts, so a rollback does not wait for it.
     """
+    loaded = {(variant.digest, variant.placement) for variant in current.variants}
+    if not all((variant.digest, variant.placement) in loaded for variant in table.variants):
+        return False
     return any(report.state == "serving" and report.epoch == current.epoch for report in files.reports())
 
 
 def _check_isolated(files: ServiceFiles, variant: Variant, *, late: bool) -> None:
-    """Raise ServiceError when Serve gave up on an isolated variant, or it is ``late``, with what Serve says of it."""
-    told = (read_json(files.folder / "isolated.json") or {}).get(variant.digest, {})
-    if late or told.get("state") in ("DEPLOY_FAILED", "UNHEALTHY"):
-        message = str(told.get("message") or "it has not started")
+    """Raise ServiceError with Serve's message when Serve gave up on an isolated variant, or it is ``late``."""
+    status = files.isolated_status().get(variant.digest, {})
+    if late or status.get("state") in ("DEPLOY_FAILED", "UNHEALTHY"):
+        message = str(status.get("message") or "it has not started")
         reasons = [line for line in message.splitlines() if line.startswith("mlflowkit.errors.")]
         reason = reasons[-1].partition(": ")[2] if reasons else message.strip().splitlines()[-1]
         raise ServiceError(
@@ -278,65 +259,58 @@ def _prepared(report: ReplicaReport, proposal: Proposal) -> bool:
     return report.prepared == proposal.ticket
 
 
-def _next(before: Desired | None, settings: Settings, *, up: bool) -> Desired:
-    if before is not None and before.settings == settings and before.up == up:
-        return before
-    return Desired(1 if before is None else before.generation + 1, up, settings)
-
-
-def _wanted(files: ServiceFiles, service: Any) -> Settings:
-    """What a ServeSection asks for, with a port that is free or that the service already listens on."""
+def requested_settings(files: ServiceFiles, service: Any) -> GatewaySettings:
+    """The settings of a ServeSection, with ports that are free or that the service already listens on."""
     before = files.desired()
-    settings = replace(_settings(service, before), keys=_keys(files, service))
+    settings = replace(_section_settings(service, before), keys=_keys_path(files, service))
     auth.check_exposed(settings.host, settings.keys)
-    mine = before.settings if before is not None and files.reports() else None
-    used = () if mine is None or mine.host != settings.host else (mine.port, mine.grpc_port)
-    port = _port(settings.host, settings.port, used, kept=before is not None and service.port == 0)
+    running = before.settings if before is not None and files.reports() else None
+    used = () if running is None or running.host != settings.host else (running.port, running.grpc_port)
+    port = _choose_port(settings.host, settings.port, used, replaceable=before is not None and service.port == 0)
     grpc = settings.grpc_port
     if grpc is not None:
         if grpc and grpc == port:
-            raise ServiceError(
-                f"port {port} cannot serve HTTP and gRPC both", hint="serve.grpc_port=0 takes a free one"
-            )
-        grpc = _port(settings.host, grpc, used, kept=service.grpc_port == 0, key="grpc_port")
+            hint = "serve.grpc_port=0 takes a free one"
+            raise ServiceError(f"port {port} cannot serve HTTP and gRPC both", hint=hint)
+        grpc = _choose_port(settings.host, grpc, used, replaceable=service.grpc_port == 0, key="grpc_port")
     return replace(settings, port=port, grpc_port=grpc)
 
 
-def _keys(files: ServiceFiles, service: Any) -> str:
-    """Where replicas find the API keys of a ServeSection; "" for none. Raises ServiceError when they are no good."""
+def _keys_path(files: ServiceFiles, service: Any) -> str:
+    """The file from which replicas read the API keys of a ServeSection; "" for none. Raises ServiceError if invalid."""
     if service.auth.keys_env:
-        auth.parse(_environment(service.auth.keys_env), f"the environment variable {service.auth.keys_env}")
+        auth.parse_keys(_environment_keys(service.auth.keys_env), f"the environment variable {service.auth.keys_env}")
         return str(files.folder / "keys.json")
     if service.auth.keys:
-        auth.read(Path(service.auth.keys))
+        auth.read_keys(Path(service.auth.keys))
         return str(Path(service.auth.keys).resolve())
     return ""
 
 
-def _materialise(files: ServiceFiles, service: Any) -> None:
-    """Leave keys that came in the environment where replicas follow them, for their owner's eyes only."""
+def write_environment_keys(files: ServiceFiles, service: Any) -> None:
+    """Write API keys from the environment to a file that replicas watch, readable by its owner only."""
     if service.auth.keys_env:
-        auth.write_private(files.folder / "keys.json", _environment(service.auth.keys_env).encode())
+        auth.write_private(files.folder / "keys.json", _environment_keys(service.auth.keys_env).encode())
 
 
-def _environment(name: str) -> str:
+def _environment_keys(name: str) -> str:
     value = os.environ.get(name, "")
     if not value:
         raise ServiceError(
-            f"the environment variable {name} is not set; serve.auth.keys_env says that it holds the API keys",
+            f"the environment variable {name} is not set; serve.auth.keys_env names it for the API keys",
             hint=f'export {name}="$(cat keys.json)"',
         )
     return value
 
 
-def _settings(service: Any, before: Desired | None) -> Settings:
-    """What a ServeSection asks for; port 0 keeps the port that was chosen before."""
-    mine = before.settings if before is not None and before.settings.host == service.host else None
-    port = service.port or (0 if mine is None else mine.port)
+def _section_settings(service: Any, before: Desired | None) -> GatewaySettings:
+    """The settings of a ServeSection; port 0 keeps the port chosen before."""
+    previous = before.settings if before is not None and before.settings.host == service.host else None
+    port = service.port or (0 if previous is None else previous.port)
     grpc = service.grpc_port
-    if grpc == 0 and mine is not None:
-        grpc = mine.grpc_port or 0
-    return Settings(
+    if grpc == 0 and previous is not None:
+        grpc = previous.grpc_port or 0
+    return GatewaySettings(
         service=service.service,
         host=service.host,
         port=port,
@@ -362,12 +336,12 @@ def _settings(service: Any, before: Desired | None) -> Settings:
 
 
 @contextlib.contextmanager
-def _claimed(port: int) -> Iterator[None]:
-    """Wait until no other process of this machine is about to listen on ``port``, and keep others waiting.
+def _port_lock(port: int) -> Iterator[None]:
+    """Hold a machine-wide lock on ``port`` while a service starts to listen on it.
 
-    Replicas share their port, so the kernel would let two services that both found it free share it too, and deal
-    requests out between different models. The claim is an abstract socket: it ends with this process, leaves no
-    file, and is as wide as the port itself, one network namespace. Raises ServiceError after ENSURE_SECONDS.
+    Replicas share their port (SO_REUSEPORT), so the kernel would let two services share it too and distribute
+    requests between different models. The lock is an abstract socket: it ends with this process, leaves no file, and
+    has the port's own scope, one network namespace. Raises ServiceError after ENSURE_SECONDS.
     """
     deadline = time.monotonic() + ENSURE_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
@@ -387,50 +361,53 @@ def _claimed(port: int) -> Iterator[None]:
         yield
 
 
-def _port(host: str, port: int, used: Sequence[int | None], *, kept: bool, key: str = "port") -> int:
-    """A port that is free now, or ``used`` by the service itself. A ``kept`` one that is taken is chosen anew."""
+def _choose_port(host: str, port: int, used: Sequence[int | None], *, replaceable: bool, key: str = "port") -> int:
+    """``port`` if it is free or ``used`` by the service itself; a free one for 0, or if it is ``replaceable``."""
     if port and port in used:
         return port
     if port:
-        reason = _taken(host, port)
+        reason = _unavailable_reason(host, port)
         if not reason:
             return port
-        if not kept:
+        if not replaceable:
             raise ServiceError(
                 f"port {port} on {host} is {reason}",
-                hint=f"choose another: serve.{key}={_free(host)} (serve.{key}=0 takes a free one)",
+                hint=f"choose another: serve.{key}={_free_port(host)} (serve.{key}=0 takes a free one)",
             )
-    return _free(host)
+    return _free_port(host)
 
 
-def _taken(host: str, port: int) -> str:
-    """Why a port cannot be had; "" when it can."""
+def _unavailable_reason(host: str, port: int) -> str:
+    """Why a port cannot be bound; "" when it can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            return f"in use by another program{_holder(port)}" if error.errno == 98 else os.strerror(error.errno or 0)
+            if error.errno == errno.EADDRINUSE:
+                return f"in use by another program{_describe_listener(port)}"
+            return os.strerror(error.errno or 0)
     return ""
 
 
-def _holder(port: int) -> str:
+def _describe_listener(port: int) -> str:
     import psutil
 
     try:
-        found = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr[1] == port and c.status == "LISTEN"]
-        return f" ({psutil.Process(found[0].pid).name()}, process {found[0].pid})" if found and found[0].pid else ""
+        connections = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr]
+        pid = next((connection.pid for connection in connections if connection.laddr[1] == port), None)
+        return f" ({psutil.Process(pid).name()}, process {pid})" if pid else ""
     except psutil.Error:
         return ""
 
 
-def _free(host: str) -> int:
+def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def _status(files: ServiceFiles) -> ServiceStatus:
+def _service_status(files: ServiceFiles) -> ServiceStatus:
     desired, table, reports = files.desired(), files.table(), files.reports()
     endpoint = "" if desired is None else desired.settings.endpoint
     ready = bool(reports) and http_client.ready(endpoint)
@@ -441,6 +418,6 @@ def _status(files: ServiceFiles) -> ServiceStatus:
         ready=ready,
         variants=() if table is None else table.variants,
         replicas=len(reports),
-        state=service_state(reports, table=table is not None, serving=ready),
+        state=summarize_state(reports, table=table is not None, serving=ready),
         grpc_endpoint="" if desired is None else desired.settings.grpc_endpoint,
     )

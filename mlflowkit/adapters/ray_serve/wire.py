@@ -1,9 +1,9 @@
-"""Tensors between a gateway and an isolated model: frames over TCP, without pickle, so that nothing sent is executed.
+"""Frames that carry tensors between a gateway and an isolated model over TCP; no pickle, so nothing sent is executed.
 
-A frame is the lengths of its head and body (two big-endian 32-bit integers), the head in JSON, and the bodies of its
-tensors one after the other: numbers as they lie in memory (little-endian, row-major), strings as a JSON list.
-The first frame of a connection is ``{"token": ..., "digest": ...}``; the reply ``{"digest": ...}`` opens it. After that
-each frame ``{"rows": n, "tensors": [...]}`` is answered by ``{"tensors": [...]}`` or ``{"error": sentence}``.
+A frame is the lengths of its head and body (two big-endian 32-bit integers), the head in JSON, and the concatenated
+bodies of its tensors: numbers as in memory (little-endian, row-major), strings as a JSON list.
+The first frame of a connection is ``{"token": ..., "digest": ...}``; the reply ``{"digest": ...}`` accepts it. After
+that each frame ``{"rows": n, "tensors": [...]}`` is answered by ``{"tensors": [...]}`` or ``{"error": sentence}``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ MAX_BODY = 1 << 30
 
 
 def pack(head: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> bytes:
-    """A frame, whole."""
-    described: list[Any] = []
+    """Encode a frame, prefix included."""
+    entries: list[Any] = []
     bodies: list[bytes] = []
     for name, array in (tensors or {}).items():
         text = array.dtype.kind in "OUS"
         body = orjson.dumps(array.ravel().tolist()) if text else np.ascontiguousarray(array).tobytes()
-        described.append([name, "str" if text else array.dtype.str, array.shape, len(body)])
+        entries.append([name, "str" if text else array.dtype.str, array.shape, len(body)])
         bodies.append(body)
-    first = orjson.dumps({**head, "tensors": described} if tensors is not None else dict(head))
-    return b"".join((PREFIX.pack(len(first), sum(map(len, bodies))), first, *bodies))
+    encoded = orjson.dumps({**head, "tensors": entries} if tensors is not None else dict(head))
+    return b"".join((PREFIX.pack(len(encoded), sum(map(len, bodies))), encoded, *bodies))
 
 
 def sizes(prefix: bytes) -> tuple[int, int]:
@@ -44,7 +44,7 @@ def sizes(prefix: bytes) -> tuple[int, int]:
 
 
 def unpack(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `pack` packed; arrays are read-only views of the body. Raises EngineError for anything else.
+    """Decode a frame of `pack`; arrays are read-only views of the body. Raises EngineError for anything else.
 
     >>> frame = pack({"rows": 2}, {"x": np.array([[1.5], [2.5]]), "s": np.array([["a"], [""]], dtype=object)})
     >>> first, rest = sizes(frame[:8])
@@ -53,16 +53,16 @@ def unpack(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarr
     (2, [[1.5], [2.5]], [['a'], ['']])
     """
     try:
-        found = orjson.loads(head)
+        decoded = orjson.loads(head)
         tensors: dict[str, np.ndarray] = {}
-        begin = 0
-        for name, dtype, shape, size in found.get("tensors", ()):
-            part = memoryview(body)[begin : begin + size]
-            begin += size
+        start = 0
+        for name, dtype, shape, size in decoded.get("tensors", ()):
+            content = memoryview(body)[start : start + size]
+            start += size
             if dtype == "str":
-                tensors[name] = np.array(orjson.loads(part), dtype=object).reshape(shape)
+                tensors[name] = np.array(orjson.loads(content), dtype=object).reshape(shape)
             else:
-                tensors[name] = np.frombuffer(part, dtype=np.dtype(dtype)).reshape(shape)
+                tensors[name] = np.frombuffer(content, dtype=np.dtype(dtype)).reshape(shape)
     except (ValueError, TypeError, AttributeError) as error:
         raise EngineError(f"a frame cannot be read: {error}") from error
-    return found, tensors
+    return decoded, tensors

@@ -1,6 +1,6 @@
 """Torch training: in this process with ``train.workers: 0``, else by N workers (DDP) under Ray Train.
 
-Both run the same loop (`loop.train`). Without workers Ray is not imported at all: TorchTrainer's own in-process mode
+Both run the same loop (`loop.train`). Without workers Ray is not imported: TorchTrainer's own in-process mode
 (``num_workers=0``) would call the same function after 0.75 s of imports (ray and ray.train.torch after torch and
 scikit-learn, 2 cores).
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from safetensors.torch import save
 
 from mlflowkit.adapters.ray_train import loop
-from mlflowkit.adapters.ray_train.attach import running
 from mlflowkit.errors import UsageError
 from mlflowkit.features.preprocess import (
     Part,
@@ -32,32 +30,25 @@ from mlflowkit.features.preprocess import (
     transform,
 )
 from mlflowkit.ports import StageContext
+from mlflowkit.service_state.records import process_started, read_json
 from mlflowkit.system.files import replace_file
 from mlflowkit.values import Event
 
 PROGRESS_SECONDS = 0.1
-"""Smallest time between two progress events."""
-
-
-@dataclass(frozen=True, slots=True)
-class TargetScale:
-    """What a regression's target was standardised with: ``(y - mean) / scale``."""
-
-    mean: float
-    scale: float
+"""Minimum time between two progress events."""
 
 
 class RayTorchTrainer:
-    """Fits torch modules. ``state`` is the state folder; the Ray that serves it is reused when it has room."""
+    """Fits torch modules. ``state`` is the state folder; the Ray that serves it is reused when it has free CPUs."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
 
     def fit(self, spec: Any, context: StageContext) -> Mapping[str, Any]:
-        """Fit as a stages.train.Spec says, write ``context.out``, return the fields of a stages.train.FitResult.
+        """Fit by a stages.train.Spec, write ``context.out``, return the fields of a stages.train.FitResult.
 
         Raises DataError, UsageError, UserCodeError, EngineError or StoreError; the checkpoint in ``context.scratch``
-        stays, and the next call resumes at it.
+        stays, and the next call resumes from it.
         """
         if spec.train.batch_size < spec.train.workers:
             raise UsageError(
@@ -68,88 +59,82 @@ class RayTorchTrainer:
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
         preprocess = fit_preprocess(train.inputs, spec.preprocess)
-        scale = target_scale(table, train)
-        data = _data(preprocess, train, validation, scale)
-        job = _job(spec, context, table, data, train, scale)
-        report = reporter(context, spec.train.epochs)
+        mean, scale = (0.0, 1.0) if table.classes else (float(np.mean(train.target)), float(np.std(train.target)))
+
+        def target(part: Part) -> torch.Tensor:
+            scaled = part.target if table.classes else ((part.target - mean) / scale).astype(np.float32)
+            return torch.from_numpy(scaled)
+
+        x, x_validation = (torch.from_numpy(transform(preprocess, part.inputs)) for part in (train, validation))
+        data = loop.TrainingData(x, target(train), x_validation, target(validation))
+        job = loop.TrainingJob(
+            reference=spec.model.module,
+            folder=context.folder,
+            args=dict(spec.model.args),
+            task=spec.task,
+            features=x.shape[1],
+            outputs=len(table.classes) or 1,
+            class_weights=class_weights(spec.train.class_weights, table.classes, train.target),
+            target_scale=scale,
+            train=spec.train,
+            seed=context.seed,
+            scratch=context.scratch,
+        )
+        report = make_reporter(context, spec.train.epochs)
         if spec.train.workers == 0:
-            fitted = loop.train(job, data, loop.Alone(), report)
+            fitted = loop.train(job, data, loop.WorkerGroup(), report)
         else:
-            fitted = self._fit_on_ray(job, data, report)
+            environment = ray_environment(self.state)
+            os.environ.update(environment or {})
+            from mlflowkit.adapters.ray_train.ray_workers import train_on_ray
+
+            fitted = train_on_ray(job, data, environment, report)
         save_preprocess(preprocess, context.out)
         replace_file(context.out / "model.safetensors", save(dict(fitted.weights)))
-        return _fields(fitted, job, table, scale)
-
-    def _fit_on_ray(self, job: loop.Job, data: loop.Data, report: loop.Report) -> loop.Fitted:
-        environment = running(self.state)
-        os.environ.update(environment or {})
-        from mlflowkit.adapters.ray_train.ray_workers import train_on_ray
-
-        return train_on_ray(job, data, environment, report)
+        return _fit_result(fitted, job, table, None if table.classes else {"mean": mean, "scale": scale})
 
 
-def target_scale(table: Table, train: Part) -> TargetScale | None:
-    """Mean and standard deviation of a regression's target in the training rows; None for a classification."""
-    if table.task == "classification":
+def ray_environment(state: Path) -> Mapping[str, str] | None:
+    """Environment variables for joining the Ray that serves this state folder; None when none is up.
+
+    The serving platform writes them, RAY_ADDRESS among them, to ``<state>/ray/cluster.json``. They must be set before
+    Ray is imported.
+    """
+    record = read_json(state / "ray" / "cluster.json")
+    if not isinstance(record, dict) or record.get("state") != "ready":
         return None
-    return TargetScale(float(np.mean(train.target)), float(np.std(train.target)))
+    supervisor = record["steward"]
+    if process_started(supervisor["pid"]) != supervisor["started"]:
+        return None
+    environment: Mapping[str, str] = record["environment"]
+    return environment if environment.get("RAY_ADDRESS") else None
 
 
-def reporter(context: StageContext, epochs: int) -> loop.Report:
-    """Turns finished epochs into progress events, not more often than every PROGRESS_SECONDS."""
+def make_reporter(context: StageContext, epochs: int) -> loop.ReportEpoch:
+    """A callback that emits finished epochs as progress events, at most one per PROGRESS_SECONDS."""
     last = 0.0
 
-    def report(epoch: int, figures: Mapping[str, float]) -> None:
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS or epoch == epochs:
             last = now
             message = f"epoch {epoch}/{epochs}"
-            metrics = {"epoch": float(epoch), **figures}
-            context.progress(Event("train", "progress", message, fraction=epoch / epochs, metrics=metrics))
+            values = {"epoch": float(epoch), **metrics}
+            context.progress(Event("train", "progress", message, fraction=epoch / epochs, metrics=values))
 
     return report
 
 
-def _data(preprocess: Any, train: Part, validation: Part, scale: TargetScale | None) -> loop.Data:
-    def target(part: Part) -> torch.Tensor:
-        if scale is None:
-            return torch.from_numpy(part.target)
-        return torch.from_numpy(((part.target - scale.mean) / scale.scale).astype(np.float32))
-
-    return loop.Data(
-        torch.from_numpy(transform(preprocess, train.inputs)),
-        target(train),
-        torch.from_numpy(transform(preprocess, validation.inputs)),
-        target(validation),
-    )
-
-
-def _job(
-    spec: Any, context: StageContext, table: Table, data: loop.Data, train: Part, scale: TargetScale | None
-) -> loop.Job:
-    return loop.Job(
-        reference=spec.model.module,
-        folder=context.folder,
-        args=dict(spec.model.args),
-        task=spec.task,
-        features=data.x.shape[1],
-        outputs=len(table.classes) if scale is None else 1,
-        weights=class_weights(spec.train.class_weights, table.classes, train.target),
-        scale=1.0 if scale is None else scale.scale,
-        train=spec.train,
-        seed=context.seed,
-        scratch=context.scratch,
-    )
-
-
-def _fields(fitted: loop.Fitted, job: loop.Job, table: Table, scale: TargetScale | None) -> Mapping[str, Any]:
+def _fit_result(
+    fitted: loop.FittedModel, job: loop.TrainingJob, table: Table, target_scale: Mapping[str, float] | None
+) -> Mapping[str, Any]:
     progress = fitted.progress
-    kept = progress.best_epoch - 1
+    best = progress.best_epoch - 1
     return {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
-        "metrics": {name: values[kept] for name, values in progress.curves.items() if name != "epoch"},
+        "metrics": {name: values[best] for name, values in progress.curves.items() if name != "epoch"},
         "curves": progress.curves,
         "device": fitted.device,
         "precision": fitted.precision,
@@ -159,5 +144,5 @@ def _fields(fitted: loop.Fitted, job: loop.Job, table: Table, scale: TargetScale
         "classes": table.classes,
         "width": job.features,
         "outputs": job.outputs,
-        "target_scale": None if scale is None else {"mean": scale.mean, "scale": scale.scale},
+        "target_scale": target_scale,
     }

@@ -1,4 +1,4 @@
-"""Checkpoints: every tensor in one safetensors file, the scalars as JSON in its header; replaced whole or never."""
+"""Checkpoints: all tensors in one safetensors file, the scalars as JSON in its header; replaced atomically."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,8 +17,8 @@ from mlflowkit.system.files import replace_file
 
 
 @dataclass(slots=True)
-class Progress:
-    """Where training stands after ``epoch`` finished epochs (counted from 1)."""
+class TrainingProgress:
+    """The state of training after ``epoch`` finished epochs (counted from 1)."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -29,35 +28,35 @@ class Progress:
     stopped: bool = False
     curves: dict[str, list[float]] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
-    """Of mixed precision in fp16."""
+    """State of the fp16 gradient scaler."""
 
 
 @dataclass(slots=True)
-class Snapshot:
-    """A checkpoint as it was read."""
+class CheckpointState:
+    """The content of a checkpoint."""
 
-    progress: Progress
+    progress: TrainingProgress
     weights: dict[str, Tensor]
     best: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's parameters and buffers on the CPU. Raises UserCodeError when the state is not tensors."""
-    copy = {}
+    """Copy the model's parameters and buffers to the CPU. Raises UserCodeError when its state is not tensors."""
+    weights = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise UserCodeError(
                 f"{type(model).__name__}: its state {name!r} is a {type(value).__name__}, not a tensor",
                 hint="keep such state out of get_extra_state, or register it as a buffer",
             )
-        copy[name] = value.detach().to("cpu", copy=True).contiguous()
-    return copy
+        weights[name] = value.detach().to("cpu", copy=True).contiguous()
+    return weights
 
 
-def write(path: Path, progress: Progress, weights: Mapping[str, Tensor], best: Mapping[str, Tensor],
+def write(path: Path, progress: TrainingProgress, weights: Mapping[str, Tensor], best: Mapping[str, Tensor],
           optimizer: torch.optim.Optimizer) -> None:  # fmt: skip
-    """Replace the checkpoint at ``path``. Raises StoreError when the disk refuses it; the old one is then intact."""
+    """Replace the checkpoint at ``path``. Raises StoreError when that fails; the old one is then intact."""
     tensors = {f"model.{name}": value for name, value in weights.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -67,13 +66,13 @@ def write(path: Path, progress: Progress, weights: Mapping[str, Tensor], best: M
     replace_file(path, save(tensors, metadata={"progress": json.dumps(asdict(progress))}))
 
 
-def read(path: Path) -> Snapshot | None:
+def read(path: Path) -> CheckpointState | None:
     """The checkpoint at ``path``, or None when there is none. Raises EngineError when it cannot be read."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+            progress = TrainingProgress(**json.loads(file.metadata()["progress"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
     except Exception as error:
         raise EngineError(f"the checkpoint {path} cannot be read: {error}", hint=f"rm {path}") from error
@@ -81,13 +80,8 @@ def read(path: Path) -> Snapshot | None:
     for name in [name for name in tensors if name.startswith("optimizer.")]:
         _, index, key = name.split(".", 2)
         optimizer.setdefault(int(index), {})[key] = tensors[name]
-    return Snapshot(progress, _under("model.", tensors), _under("best.", tensors), optimizer)
+    return CheckpointState(progress, _strip_prefix("model.", tensors), _strip_prefix("best.", tensors), optimizer)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Give an optimiser the state of a checkpoint."""
-    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})

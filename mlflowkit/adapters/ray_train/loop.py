@@ -1,10 +1,10 @@
-"""The training loop, one for every number of workers.
+"""The training loop, the same for any number of workers.
 
-What makes two runs equal, and a resumed run equal to one that was never cut: the order of rows and the noise of an
-epoch depend on (seed, epoch, rank) alone, so a checkpoint between epochs holds everything that the rest depends on.
+Runs are reproducible and resumable: the order of rows and the noise of an epoch depend on (seed, epoch, rank) alone, so
+a checkpoint between epochs is complete.
 
-The loss of a batch is a weighted mean over the rows of *all* workers. Each worker divides the sum of its own rows by
-the weight of the whole batch and multiplies by the number of workers, so that DDP's mean over workers is that mean.
+The loss of a batch is a weighted mean over the rows of *all* workers. Each worker divides the loss of its own rows by
+the weight of the whole batch and multiplies by the number of workers, so DDP's mean over workers equals that mean.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,14 +29,14 @@ from mlflowkit.errors import EngineError, UserCodeError
 from mlflowkit.models import build
 
 EVALUATION_ROWS = 8192
-"""Rows of a forward pass when validating."""
+"""Rows per forward pass in validation."""
 SMALL_STEP = 20_000_000
-"""Multiply-adds of a step (parameters times rows) below which one thread is faster than several."""
+"""Multiply-adds of a step (parameters times rows) below which one thread beats several."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be trained. ``train`` is a stages.train.TrainSection; picklable, so that it can be sent to workers."""
+class TrainingJob:
+    """The inputs of a training besides its data. ``train`` is a stages.train.TrainSection; picklable, for workers."""
 
     reference: str
     folder: Path
@@ -44,9 +44,8 @@ class Job:
     task: Literal["classification", "regression"]
     features: int
     outputs: int
-    weights: tuple[float, ...] | None
-    """Of the classes, or None."""
-    scale: float
+    class_weights: tuple[float, ...] | None
+    target_scale: float
     """Standard deviation of a regression's target; 1 for a classification."""
     train: Any
     seed: int
@@ -59,7 +58,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TrainingData:
     """Matrices float32 [rows, features] and targets (int64 classes or float32 standardised values) [rows]."""
 
     x: Tensor
@@ -67,93 +66,78 @@ class Data:
     x_validation: Tensor
     y_validation: Tensor
 
-    def to(self, device: torch.device) -> Data:
-        return Data(*(tensor.to(device) for tensor in (self.x, self.y, self.x_validation, self.y_validation)))
+    def to(self, device: torch.device) -> TrainingData:
+        return TrainingData(*(tensor.to(device) for tensor in (self.x, self.y, self.x_validation, self.y_validation)))
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """What training ended with: ``weights`` of the kept epoch, on the CPU."""
+class FittedModel:
+    """The result of a training: ``weights`` of the best epoch, on the CPU."""
 
     weights: Mapping[str, Tensor]
-    progress: checkpoint.Progress
+    progress: checkpoint.TrainingProgress
     device: str
     precision: str
     parameters: int
     resumed_from: int | None
 
 
-class Group(Protocol):
-    """The workers that train together."""
+class WorkerGroup:
+    """The workers of one training: here only this process."""
 
-    rank: int
-    size: int
-    device: torch.device
-
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """The model with gradients averaged over the workers."""
-
-    def total(self, value: Tensor) -> Tensor:
-        """Sum over the workers."""
-
-    def share(self, value: Tensor) -> Tensor:
-        """The first worker's value, on every worker."""
-
-
-class Alone:
-    """A group of one: this process."""
-
-    rank = 0
-    size = 1
-
-    def __init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
+        """Wrap the model so that gradients are averaged over the workers; ``unused``: some parameters have none."""
         return model
 
-    def total(self, value: Tensor) -> Tensor:
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the workers."""
         return value
 
-    def share(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
+        """The first worker's value, on every worker."""
         return value
 
 
-Report = Callable[[int, Mapping[str, float]], None]
-"""Takes the number of finished epochs and the latest figures."""
+ReportEpoch = Callable[[int, Mapping[str, float]], None]
+"""Called with the number of finished epochs and the latest metrics."""
 
 
-def train(job: Job, data: Data, group: Group, report: Report) -> Fitted:
-    """Fit the model of ``job``, resuming at its checkpoint when there is one; every worker of ``group`` calls this.
+def train(job: TrainingJob, data: TrainingData, group: WorkerGroup, report: ReportEpoch) -> FittedModel:
+    """Fit the model of ``job``, resuming from its checkpoint if there is one; every worker of ``group`` calls this.
 
-    Raises UserCodeError when the model is not usable or raises, EngineError when the loss is no longer finite or the
-    precision cannot be had, StoreError when a checkpoint cannot be written.
+    Raises UserCodeError when the model is unusable or raises, EngineError when the loss becomes infinite or NaN or the
+    precision is unavailable, StoreError when a checkpoint cannot be written.
     """
     precision = choose_precision(job.train.precision, group.device)
-    with reproducible(group):
-        run = _Run(job, data.to(group.device), group, precision)
-        resumed = run.resume()
-        while run.progress.epoch < job.train.epochs and not run.progress.stopped:
-            figures = run.epoch()
+    with _reproducible(group):
+        loop = _TrainingLoop(job, data.to(group.device), group, precision)
+        resumed = loop.resume()
+        while loop.progress.epoch < job.train.epochs and not loop.progress.stopped:
+            metrics = loop.run_epoch()
             if group.rank == 0:
-                report(run.progress.epoch, figures)
-        return run.fitted(resumed)
+                report(loop.progress.epoch, metrics)
+        weights = loop.best or checkpoint.weights_of(loop.model)
+        return FittedModel(weights, loop.progress, group.device.type, precision, loop.parameters, resumed)
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16 from what the recipe asks. Raises EngineError when fp16 is asked of a CPU."""
-    if asked == "auto":
+def choose_precision(requested: str, device: torch.device) -> str:
+    """Resolve train.precision to fp32, bf16 or fp16. Raises EngineError for fp16 without a GPU."""
+    if requested == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if asked == "fp16" and device.type != "cuda":
+    if requested == "fp16" and device.type != "cuda":
         raise EngineError("train.precision fp16 needs a GPU and there is none", hint="train.precision=auto")
-    return asked
+    return requested
 
 
 @contextmanager
-def reproducible(group: Group) -> Iterator[None]:
-    """Deterministic algorithms and random states of our own; the caller's are put back.
+def _reproducible(group: WorkerGroup) -> Iterator[None]:
+    """Use deterministic algorithms and private random states; restores the caller's.
 
-    Where torch has no deterministic form of an operation (some on GPUs) it warns and goes on.
+    torch only warns about operations without a deterministic implementation (some on GPUs).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     states = random.getstate(), np.random.get_state(), torch.get_num_threads()
@@ -169,10 +153,10 @@ def reproducible(group: Group) -> Iterator[None]:
             torch.set_num_threads(states[2])
 
 
-def seed_of(purpose: str, *numbers: int) -> int:
-    """A seed in [0, 2**32) for one purpose, independent of the others.
+def derive_seed(purpose: str, *numbers: int) -> int:
+    """A seed in [0, 2**32) for one purpose, independent of other purposes.
 
-    >>> seed_of("order", 7, 1) == seed_of("order", 7, 1) != seed_of("order", 7, 2)
+    >>> derive_seed("order", 7, 1) == derive_seed("order", 7, 1) != derive_seed("order", 7, 2)
     True
     """
     text = ":".join([purpose, *map(str, numbers)])
@@ -180,107 +164,100 @@ def seed_of(purpose: str, *numbers: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch, NumPy and random."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 
 
 def batches(order: Tensor, size: int, workers: int) -> list[Tensor]:
-    """Cut an epoch's order into batches; a rest of fewer than two rows a worker joins the batch before it.
+    """Split an epoch's order into batches; a remainder of fewer than two rows per worker joins the batch before it.
 
     >>> [batch.tolist() for batch in batches(torch.arange(7), 3, 1)]
     [[0, 1, 2], [3, 4, 5, 6]]
     """
-    cuts = list(order.split(size))
-    if len(cuts) > 1 and len(cuts[-1]) < 2 * workers:
-        rest = cuts.pop()
-        cuts[-1] = torch.cat([cuts[-1], rest])
-    return cuts
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) < 2 * workers:
+        remainder = parts.pop()
+        parts[-1] = torch.cat([parts[-1], remainder])
+    return parts
 
 
-class Guarded(nn.Module):  # type: ignore[misc]  # mypy does not read torch
-    """A user's module whose errors become UserCodeErrors at their own line; those of DDP around it do not."""
+class _UserModel(nn.Module):  # type: ignore[misc]  # mypy does not read torch
+    """Wraps a user's module so that its errors become UserCodeErrors with its own line; errors of DDP do not."""
 
-    def __init__(self, model: nn.Module, job: Job) -> None:
+    def __init__(self, model: nn.Module, job: TrainingJob) -> None:
         super().__init__()
-        self.model = model
-        self.job = job
+        self.model, self.job = model, job
 
     def forward(self, x: Tensor) -> Tensor:
         try:
-            with usercode.blame(self.job.reference, self.job.folder):
-                answers: Tensor = self.model(x)
-                return answers
+            with usercode.translate_user_errors(self.job.reference, self.job.folder):
+                return self.model(x)
         except UserCodeError as error:
             if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
                 raise EngineError("the GPU has no memory left", hint="lower train.batch_size") from error
             raise
 
 
-class _Run:
-    """The state of one worker of one training."""
+class _TrainingLoop:
+    """The training loop of one worker and its state."""
 
-    def __init__(self, job: Job, data: Data, group: Group, precision: str) -> None:
+    def __init__(self, job: TrainingJob, data: TrainingData, group: WorkerGroup, precision: str) -> None:
         self.job, self.data, self.group, self.precision = job, data, group, precision
-        seed_everything(seed_of("weights", job.seed))
+        seed_everything(derive_seed("weights", job.seed))
         model = build(job.reference, job.folder, job.args, features=job.features, outputs=job.outputs)
         self.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        multiplied = sum(p.numel() for p in model.parameters())  # frozen ones take part in every step too
-        if multiplied * min(job.train.batch_size, len(data.y)) < SMALL_STEP:
+        multiplications = sum(p.numel() for p in model.parameters())  # frozen parameters included
+        if multiplications * min(job.train.batch_size, len(data.y)) < SMALL_STEP:
             torch.set_num_threads(1)
         self.model = model.to(group.device)
-        self.guarded = Guarded(self.model, job)
-        weights = torch.tensor(job.weights, device=group.device) if job.weights else None
+        self.user_model = _UserModel(self.model, job)
+        weights = torch.tensor(job.class_weights, device=group.device) if job.class_weights else None
         self.objective = torch_objective.Objective(job.task, weights)
-        unused = self._probe()
+        unused = self._check_model()
         self.optimizer = torch_objective.optimizer(job.train.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=precision == "fp16")
-        self.wrapped = group.wrap(self.guarded, unused=unused)
+        self.wrapped = group.wrap(self.user_model, unused=unused)
         self.metric = torch_objective.metric_name(job.task, data.y_validation, job.outputs)
         self.steps = len(batches(torch.arange(len(data.y)), job.train.batch_size, group.size))
-        self.progress = checkpoint.Progress()
+        self.progress = checkpoint.TrainingProgress()
         self.best: dict[str, Tensor] = {}
 
     def resume(self) -> int | None:
-        """Take up the checkpoint, if there is one; returns the epoch that it was made after."""
-        snapshot = checkpoint.read(self.job.checkpoint)
-        if snapshot is None:
+        """Load the checkpoint if there is one; returns its epoch."""
+        state = checkpoint.read(self.job.checkpoint)
+        if state is None:
             return None
-        self.progress, self.best = snapshot.progress, snapshot.best
-        self.model.load_state_dict(snapshot.weights)
-        checkpoint.restore_optimizer(self.optimizer, snapshot.optimizer)
+        self.progress, self.best = state.progress, state.best
+        self.model.load_state_dict(state.weights)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.optimizer, "param_groups": groups})
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         return self.progress.epoch
 
-    def epoch(self) -> Mapping[str, float]:
-        """Train and validate one epoch, decide whether it is the best or the last, and leave a checkpoint."""
+    def run_epoch(self) -> Mapping[str, float]:
+        """Train and validate one epoch, update the best epoch and early stopping, write a checkpoint; the metrics."""
         number = self.progress.epoch + 1
         train_loss, rate = self._train_epoch(number)
-        self._refuse_nonfinite("training", train_loss, number)
-        validation = torch.zeros(2, dtype=torch.float64, device=self.group.device)
-        if self.group.rank == 0:
-            validation = torch.tensor(self._validate(), dtype=torch.float64, device=self.group.device)
-        val_loss, value = self.group.share(validation).tolist()
-        self._refuse_nonfinite("validation", val_loss, number)
-        figures = {"train_loss": train_loss, "val_loss": val_loss, f"val_{self.metric}": value, "lr": rate}
-        for name, figure in {"epoch": number, **figures}.items():
-            self.progress.curves.setdefault(name, []).append(figure)
+        self._check_finite("training", train_loss, number)
+        on_validation = self._validate() if self.group.rank == 0 else (0.0, 0.0)
+        validation = torch.tensor(on_validation, dtype=torch.float64, device=self.group.device)
+        val_loss, value = self.group.broadcast(validation).tolist()
+        self._check_finite("validation", val_loss, number)
+        metrics = {"train_loss": train_loss, "val_loss": val_loss, f"val_{self.metric}": value, "lr": rate}
+        for name, metric in {"epoch": number, **metrics}.items():
+            self.progress.curves.setdefault(name, []).append(metric)
         self.progress.epoch = number
-        self._keep(val_loss)
-        self._checkpoint()
-        return figures
-
-    def fitted(self, resumed: int | None) -> Fitted:
-        weights = self.best or checkpoint.weights_of(self.model)
-        return Fitted(weights, self.progress, str(self.group.device.type), self.precision, self.parameters, resumed)
+        self._update_best(val_loss)
+        self._write_checkpoint()
+        return metrics
 
     def _train_epoch(self, number: int) -> tuple[float, float]:
         """One pass over the training rows; returns the mean loss and the last learning rate."""
         job, group = self.job, self.group
-        seed_everything(seed_of("noise", job.seed, number, group.rank))
-        generator = torch.Generator().manual_seed(seed_of("order", job.seed, number))
+        seed_everything(derive_seed("noise", job.seed, number, group.rank))
+        generator = torch.Generator().manual_seed(derive_seed("order", job.seed, number))
         order = torch.randperm(len(self.data.y), generator=generator).to(group.device)
         sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         self.wrapped.train()
@@ -292,18 +269,19 @@ class _Run:
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
             sums += self._step(rows)
-        loss, weight = group.total(sums).tolist()
+        loss, weight = group.sum(sums).tolist()
         return loss / weight, rate
 
     def _step(self, rows: Tensor) -> Tensor:
-        """One step of the optimiser; returns this worker's sum of losses and of weights."""
+        """One optimiser step; returns this worker's sums of losses and of weights."""
         group = self.group
         weight = self.objective.weight(self.data.y[rows])
-        mine = rows[group.rank :: group.size]
-        x, y = self.data.x[mine], self.data.y[mine]
-        with self._autocast():
-            answers = self.wrapped(x)
-        loss = self.objective.loss(answers, y)
+        own_rows = rows[group.rank :: group.size]
+        x, y = self.data.x[own_rows], self.data.y[own_rows]
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(group.device.type, dtype=dtype, enabled=self.precision != "fp32"):
+            outputs = self.wrapped(x)
+        loss = self.objective.loss(outputs, y)
         self.optimizer.zero_grad()
         self.scaler.scale(loss * (group.size / weight)).backward()
         if self.job.train.clip_norm is not None:
@@ -318,44 +296,37 @@ class _Run:
         self.model.eval()
         with torch.no_grad():
             parts = self.data.x_validation.split(EVALUATION_ROWS)
-            answers = torch.cat([self.guarded(part) for part in parts])
+            outputs = torch.cat([self.user_model(part) for part in parts])
             target = self.data.y_validation
-            loss = float(self.objective.loss(answers, target) / self.objective.weight(target))
+            loss = float(self.objective.loss(outputs, target) / self.objective.weight(target))
         if not math.isfinite(loss):
             return loss, 0.0
-        return loss, torch_objective.metric(self.metric, answers, target, self.job.scale)
+        return loss, torch_objective.metric(self.metric, outputs, target, self.job.target_scale)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        context: AbstractContextManager[Any] = torch.autocast(self.group.device.type, dtype=dtype)
-        return context
-
-    def _probe(self) -> bool:
-        """Check the answer to two rows; returns whether some parameters get no gradient."""
+    def _check_model(self) -> bool:
+        """Check the outputs for two rows; returns whether some parameters get no gradient."""
         rows = self.data.x[:2]
         self.model.eval()
-        answers = self.guarded(rows)
+        outputs = self.user_model(rows)
         shape, name = (len(rows), self.job.outputs), f"{self.job.reference}.forward"
-        if not isinstance(answers, Tensor):
-            raise UserCodeError(f"{name} returned a {type(answers).__name__}", hint="return one tensor")
-        if tuple(answers.shape) != shape:
-            unit = "one column a class" if self.job.task == "classification" else "one column"
+        if not isinstance(outputs, Tensor):
+            raise UserCodeError(f"{name} returned a {type(outputs).__name__}", hint="return one tensor")
+        if tuple(outputs.shape) != shape:
+            unit = "one column per class" if self.job.task == "classification" else "one column"
             raise UserCodeError(
-                f"{name} returned {list(answers.shape)} for {len(rows)} rows; expected {list(shape)} ({unit})",
+                f"{name} returned {list(outputs.shape)} for {len(rows)} rows; expected {list(shape)} ({unit})",
                 hint="end the model with a layer of `outputs` columns",
             )
-        if not answers.dtype.is_floating_point or not answers.requires_grad:
-            raise UserCodeError(f"{name} returned something without a gradient", hint="return the logits themselves")
-        if answers.dtype == torch.float64:
+        if not outputs.dtype.is_floating_point or not outputs.requires_grad:
+            raise UserCodeError(f"{name} returned a tensor without a gradient", hint="return the logits themselves")
+        if outputs.dtype == torch.float64:
             raise UserCodeError(f"{name} returned float64; expected float32", hint="return answers.float()")
-        self.objective.loss(answers, self.data.y[:2]).backward()
+        self.objective.loss(outputs, self.data.y[:2]).backward()
         unused = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
         self.model.zero_grad()
         return unused
 
-    def _refuse_nonfinite(self, part: str, loss: float, epoch: int) -> None:
+    def _check_finite(self, part: str, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
             rate = self.job.train.optimizer.lr
             raise EngineError(
@@ -363,8 +334,8 @@ class _Run:
                 hint=f"lower train.optimizer.lr (now {rate:g}), try {rate / 10:g}, or set train.clip_norm=1.0",
             )
 
-    def _keep(self, val_loss: float) -> None:
-        """With early stopping keep the best epoch and stop when patience ends; without it keep the last."""
+    def _update_best(self, val_loss: float) -> None:
+        """Track the best epoch (the last one without early stopping); stop when patience is exhausted."""
         progress, stopping = self.progress, self.job.train.early_stopping
         if stopping is None:
             progress.best_epoch, progress.best_loss = progress.epoch, val_loss
@@ -375,7 +346,7 @@ class _Run:
             progress.waited += 1
             progress.stopped = progress.waited >= stopping.patience
 
-    def _checkpoint(self) -> None:
+    def _write_checkpoint(self) -> None:
         progress, every = self.progress, self.job.train.checkpoint_every
         last = progress.stopped or progress.epoch == self.job.train.epochs
         if self.group.rank == 0 and (last or progress.epoch % every == 0):

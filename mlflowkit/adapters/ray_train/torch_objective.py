@@ -1,4 +1,4 @@
-"""What a torch model is fitted to: loss, validation metric, optimiser and learning rate. No effects."""
+"""The training objective: loss, validation metric, optimiser and learning-rate schedule. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / 25 / 1e4
 
 
 class Objective:
-    """The loss of one task, summed over rows, and the weight that it has to be divided by.
+    """The loss of one task, summed over rows, and the weight to divide it by.
 
-    Classification: cross-entropy of logits [n, classes] against indices [n], each row weighed by its class.
+    Classification: cross-entropy of logits [n, classes] against indices [n], each row weighted by its class.
     Regression: squared error of values [n, 1] against standardised targets [n].
     """
 
     def __init__(self, task: Literal["classification", "regression"], weights: Tensor | None) -> None:
-        self.task = task
-        self.weights = weights
+        self.task, self.weights = task, weights
 
-    def loss(self, answers: Tensor, target: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Sum of the weighted losses, float32."""
-        answers = answers.float()
+        outputs = outputs.float()
         if self.task == "classification":
-            return functional.cross_entropy(answers, target, weight=self.weights, reduction="sum")
-        return functional.mse_loss(answers.squeeze(1), target, reduction="sum")
+            return functional.cross_entropy(outputs, target, weight=self.weights, reduction="sum")
+        return functional.mse_loss(outputs.squeeze(1), target, reduction="sum")
 
     def weight(self, target: Tensor) -> Tensor:
-        """Sum of the weights of these rows: a tensor without dimensions."""
+        """Sum of the weights of these rows: a scalar tensor."""
         if self.weights is None:
             return torch.tensor(float(len(target)), device=target.device)
         return self.weights[target].sum()
 
 
 def metric_name(task: str, target: Tensor, outputs: int) -> str:
-    """The metric that is watched on the validation rows.
+    """The metric of the validation rows.
 
-    roc_auc for two classes (accuracy where only one of them occurs: the area is then undefined), accuracy for
-    more, rmse for a regression.
+    roc_auc for two classes (accuracy if only one of them occurs, as the area is then undefined), accuracy for more,
+    rmse for a regression.
     """
     if task == "regression":
         return "rmse"
     return "roc_auc" if outputs == 2 and len(target.unique()) == 2 else "accuracy"
 
 
-def metric(name: str, answers: Tensor, target: Tensor, scale: float) -> float:
-    """The value of that metric. ``scale`` undoes the standardisation of a regression target."""
+def metric(name: str, outputs: Tensor, target: Tensor, scale: float) -> float:
+    """The value of a metric. ``scale`` undoes the standardisation of a regression target."""
     if name == "rmse":
-        return scale * math.sqrt(float(functional.mse_loss(answers.squeeze(1).double(), target.double())))
+        return scale * math.sqrt(float(functional.mse_loss(outputs.squeeze(1).double(), target.double())))
     if name == "accuracy":
-        return float((answers.argmax(dim=1) == target).double().mean())
-    return roc_auc(answers[:, 1] - answers[:, 0], target)
+        return float((outputs.argmax(dim=1) == target).double().mean())
+    return roc_auc(outputs[:, 1] - outputs[:, 0], target)
 
 
 def roc_auc(scores: Tensor, target: Tensor) -> float:
@@ -75,20 +74,20 @@ def roc_auc(scores: Tensor, target: Tensor) -> float:
 
 
 def optimizer(section: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a stages.train.Optimizer, over the parameters that want a gradient."""
+    """The optimiser of a stages.train.Optimizer, over the trainable parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    common = {"lr": section.lr, "weight_decay": section.weight_decay, "fused": True}
+    options = {"lr": section.lr, "weight_decay": section.weight_decay, "fused": True}
     if section.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=section.momentum, **common)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[section.name]
-    return kind(parameters, **common)
+        return torch.optim.SGD(parameters, momentum=section.momentum, **options)
+    optimizer_class = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[section.name]
+    return optimizer_class(parameters, **options)
 
 
 def learning_rate(section: Any, base: float, step: int, steps: int, epochs: int) -> float:
     """Learning rate of step ``step`` (from 0) of ``epochs`` epochs of ``steps`` steps, by a stages.train.Schedule.
 
-    ``onecycle`` is that of Smith and Topin (2019) with cosine slopes and no momentum cycle: it rises to ``base`` in
-    the first 30 % of the steps.
+    ``onecycle`` follows Smith and Topin (2019) with cosine slopes and no momentum cycle: it rises to ``base`` in the
+    first 30 % of the steps.
 
     >>> from types import SimpleNamespace
     >>> section = SimpleNamespace(name="cosine", warmup_epochs=1, step_epochs=1, gamma=0.1)
@@ -97,22 +96,19 @@ def learning_rate(section: Any, base: float, step: int, steps: int, epochs: int)
     """
     if section.name == "none":
         return base
+    total = steps * epochs
     if section.name == "onecycle":
-        return float(base * _onecycle(step, steps * epochs))
+        peak = ONECYCLE_RISE * total - 1
+        if step <= peak:
+            return base * _cosine(ONECYCLE_START, 1.0, step / peak if peak > 0 else 1.0)
+        return base * _cosine(1.0, ONECYCLE_END, (step - peak) / (total - 1 - peak) if total - 1 > peak else 1.0)
     warmup = section.warmup_epochs * steps
     if step < warmup:
         return float(base * (step + 1) / warmup)
     if section.name == "step":
         return float(base * section.gamma ** ((step - warmup) // (section.step_epochs * steps)))
-    return base * _cosine(1.0, 0.0, (step - warmup) / (steps * epochs - warmup))
+    return base * _cosine(1.0, 0.0, (step - warmup) / (total - warmup))
 
 
-def _onecycle(step: int, total: int) -> float:
-    top = ONECYCLE_RISE * total - 1
-    if step <= top:
-        return _cosine(ONECYCLE_START, 1.0, step / top if top > 0 else 1.0)
-    return _cosine(1.0, ONECYCLE_END, (step - top) / (total - 1 - top) if total - 1 > top else 1.0)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1.0 + math.cos(math.pi * fraction)) / 2

@@ -1,4 +1,4 @@
-"""From an ONNX graph to a serialised engine: strongly typed, with a profile for what is dynamic."""
+"""Builds a serialised, strongly typed engine from an ONNX graph, with a profile for dynamic inputs."""
 
 from __future__ import annotations
 
@@ -7,64 +7,68 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.adapters.tensorrt.library import Vendor
+from mlflowkit.adapters.tensorrt.library import TensorRTLibrary
 from mlflowkit.errors import EngineError
 from mlflowkit.graphs.engine_key import EngineKey
 from mlflowkit.graphs.engine_store import EngineStore
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.text import limited
 
 STRING = 8
 """TensorProto.DataType."""
-SHOWN = 8
-"""Nodes that an error names."""
-ANOTHER = "ask for an ort-* engine, which leaves them to the CPU, or take them out of the graph"
+MAX_LISTED_NODES = 8
+"""Nodes listed in an error."""
+HINT = "use an ort-* engine, which runs them on the CPU, or remove them from the graph"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be built, and of what: ``key`` has everything that the result depends on."""
+class EngineBuildJob:
+    """An engine to build; ``key`` has everything that the result depends on."""
 
-    vendor: Vendor
+    library: TensorRTLibrary
     model: Path
     key: EngineKey
     ahead: bool
-    """For a compute capability that is named, not for the GPU at hand."""
+    """Whether to build for a named compute capability instead of this machine's GPU."""
     compatible: bool = False
-    """For later versions of the library too."""
+    """Whether later versions of the library can run the engine."""
 
 
-def build(job: Job, store: EngineStore | None) -> bytes:
-    """The serialised engine. ``store`` keeps what was measured of kernels, for libraries that measure.
+def build(job: EngineBuildJob, store: EngineStore | None) -> bytes:
+    """The serialised engine. ``store`` keeps kernel timings of libraries that measure kernels.
 
-    Raises EngineError: operators that the library lacks, or whatever it says is wrong.
+    Raises EngineError: operators that the library lacks, or its own error.
     """
-    module = job.vendor.module
-    with job.vendor.listening() as log:
-        builder = module.Builder(job.vendor.logger)
-        network = builder.create_network(_strongly_typed(module))
-        parser = module.OnnxParser(network, job.vendor.logger)
+    module = job.library.module
+    with job.library.capture_log() as log:
+        builder = module.Builder(job.library.logger)
+        flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if flag is None else 1 << int(flag))  # no flag: there is no other kind
+        parser = module.OnnxParser(network, job.library.logger)
         if not parser.parse_from_file(str(job.model)):
-            raise _not_taken(job, parser, log)
+            raise _parse_error(job, parser, log)
         config = builder.create_builder_config()
-        _set_target(job, config)
-        _set_profile(job, builder, config, log)
+        _configure(job, builder, config, log)
         if store is None:
             plan = builder.build_serialized_network(network, config)
         else:
-            with store.lock(_timing_name(job)):
-                path = store.folder / f"{_timing_name(job)}.timing"
-                _use_timings(config, path)
+            versions = "-".join(f"{name}-{version}" for name, version in job.key.libraries.items())
+            name = f"{versions}-sm{job.key.target}"
+            with store.lock(name):
+                path = store.folder / f"{name}.timing"
+                _load_timings(config, path)
                 plan = builder.build_serialized_network(network, config)
-                _keep_timings(config, path)
+                if (cache := config.get_timing_cache()) is not None:
+                    replace_file(path, bytes(cache.serialize()))
         if plan is None:
-            raise _failed(job, log)
+            raise _build_error(job, log)
         return bytes(plan)
 
 
-def refuse_strings(proto: Any, model: Path, vendor: Vendor) -> None:
-    """Raise EngineError for a graph over strings: TensorRT has none, and its parser does not say which nodes they are.
+def refuse_strings(proto: Any, model: Path, library: TensorRTLibrary) -> None:
+    """Raise EngineError for a graph with strings, which TensorRT lacks; its parser does not report the nodes.
 
-    The operators that take strings are named, and those of ONNX's classical machine learning, which it lacks too.
+    Lists the operators that take strings, and those of other domains (ai.onnx.ml), which it lacks too.
     """
     strings = {
         value.name
@@ -74,47 +78,34 @@ def refuse_strings(proto: Any, model: Path, vendor: Vendor) -> None:
     if not strings:
         return
     lacking = [
-        _named(node.op_type, node.name or node.output[0], node.domain)
+        _format_node(node.op_type, node.name or node.output[0], node.domain)
         for node in proto.graph.node
         if node.domain not in ("", "ai.onnx") or strings.intersection(node.input)
     ]
     inputs = [value.name for value in proto.graph.input if value.name in strings]
-    what = f"inputs of strings ({', '.join(inputs)}) and " if inputs else ""
-    raise EngineError(f"{vendor.title} cannot take {what}the operators {_list(lacking)} of {model.name}", hint=ANOTHER)
+    strings_text = f"inputs of strings ({', '.join(inputs)}) and " if inputs else ""
+    listed = limited(lacking, MAX_LISTED_NODES)
+    raise EngineError(f"{library.title} cannot take {strings_text}the operators {listed} of {model.name}", hint=HINT)
 
 
-def _strongly_typed(module: Any) -> int:
-    """The flag of a strongly typed network; where every network is, there may be no flag."""
-    flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _set_target(job: Job, config: Any) -> None:
-    module = job.vendor.module
+def _configure(job: EngineBuildJob, builder: Any, config: Any, log: list[str]) -> None:
+    """Set the target, and add one profile over all dynamic inputs."""
+    module = job.library.module
     if job.ahead:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(module.ComputeCapability, f"SM{job.key.target}"), 0)
     if job.compatible:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
-
-
-def _set_profile(job: Job, builder: Any, config: Any, log: list[str]) -> None:
-    """One profile over all dynamic inputs; a graph with none needs none."""
-    dynamic = {name: bounds for name, bounds in job.key.shapes.items() if len(set(bounds)) > 1}
+    dynamic = any(len(set(bounds)) > 1 for bounds in job.key.shapes.values())
     profile = builder.create_optimization_profile()
     for name, bounds in job.key.shapes.items():
         profile.set_shape(name, *bounds)
     if config.add_optimization_profile(profile) < 0 and dynamic:
-        raise _failed(job, log)
+        raise _build_error(job, log)
 
 
-def _timing_name(job: Job) -> str:
-    versions = "-".join(f"{name}-{version}" for name, version in job.key.libraries.items())
-    return f"{versions}-sm{job.key.target}"
-
-
-def _use_timings(config: Any, path: Path) -> None:
-    """Give the builder what earlier builds measured. It checks it itself, and begins anew when it is another's."""
+def _load_timings(config: Any, path: Path) -> None:
+    """Give the builder the timings of earlier builds, or an empty cache if it rejects them."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -123,42 +114,33 @@ def _use_timings(config: Any, path: Path) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _keep_timings(config: Any, path: Path) -> None:
-    cache = config.get_timing_cache()
-    if cache is not None:
-        replace_file(path, bytes(cache.serialize()))
-
-
-def _not_taken(job: Job, parser: Any, log: list[str]) -> EngineError:
-    """The parser's errors: each names the node that it could not take."""
+def _parse_error(job: EngineBuildJob, parser: Any, log: list[str]) -> EngineError:
+    """The parser's errors with the unsupported nodes."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    named = [error for error in errors if error.node_operator()]
-    what = f"{job.vendor.title} {job.vendor.version} cannot take"
-    if not named:
-        return EngineError(f"{what} {job.model.name}: {_said(log) or 'it does not say why'}", hint=ANOTHER)
-    nodes = [_named(error.node_operator(), error.node_name() or f"number {error.node()}") for error in named]
-    reasons = sorted({quoted[1] for error in named if (quoted := re.search(r'"(.+)"', error.desc()))})
-    why = f": {'; '.join(reasons)}" if reasons else ""
-    return EngineError(f"{what} the operators {_list(nodes)} of {job.model.name}{why}", hint=ANOTHER)
+    with_node = [error for error in errors if error.node_operator()]
+    failure = f"{job.library.title} {job.library.version} cannot take"
+    if not with_node:
+        reason = _log_summary(log) or "the library gives no reason"
+        return EngineError(f"{failure} {job.model.name}: {reason}", hint=HINT)
+    nodes = [_format_node(error.node_operator(), error.node_name() or f"number {error.node()}") for error in with_node]
+    reasons = sorted({quoted[1] for error in with_node if (quoted := re.search(r'"(.+)"', error.desc()))})
+    details = f": {'; '.join(reasons)}" if reasons else ""
+    listed = limited(nodes, MAX_LISTED_NODES)
+    return EngineError(f"{failure} the operators {listed} of {job.model.name}{details}", hint=HINT)
 
 
-def _failed(job: Job, log: list[str]) -> EngineError:
-    said = _said(log)
-    what = f"{job.vendor.title} {job.vendor.version} cannot build {job.model.name} for {job.key.target}"
-    if "memory" in said.lower():
-        return EngineError(f"{what}: not enough memory: {said}", hint="free some, or build for fewer rows")
-    return EngineError(f"{what}: {said or 'it does not say why'}", hint="the message is the library's own")
+def _build_error(job: EngineBuildJob, log: list[str]) -> EngineError:
+    reason = _log_summary(log)
+    failure = f"{job.library.title} {job.library.version} cannot build {job.model.name} for {job.key.target}"
+    if "memory" in reason.lower():
+        return EngineError(f"{failure}: not enough memory: {reason}", hint="free some, or build for fewer rows")
+    return EngineError(f"{failure}: {reason or 'the library gives no reason'}", hint="the message is the library's own")
 
 
-def _said(log: list[str]) -> str:
-    """The library's first words on what went wrong, short of the places in its source."""
+def _log_summary(log: list[str]) -> str:
+    """The library's first logged line, without source locations."""
     return log[0].partition(" In ")[0].partition("\n")[0][:300] if log else ""
 
 
-def _named(operator: str, node: str, domain: str = "") -> str:
+def _format_node(operator: str, node: str, domain: str = "") -> str:
     return f"{domain + '.' if domain else ''}{operator} (node {node})"
-
-
-def _list(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

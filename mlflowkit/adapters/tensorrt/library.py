@@ -1,4 +1,4 @@
-"""The two libraries: whether they are there, what they can build for, and what they say."""
+"""The two libraries: availability, build targets and logs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MODULES: Mapping[str, tuple[str, str, str]] = {
     "tensorrt": ("tensorrt", "TensorRT", "pip install 'mlflowkit[gpu]'"),
     "tensorrt-rtx": ("tensorrt_rtx", "TensorRT for RTX", "pip install 'mlflowkit[tensorrt-rtx]'"),
 }
-"""Module, title and how to install it, by Engine.runtime."""
+"""Module, title and install command by Engine.runtime."""
 
-HINT = "ask for another engine.runtime, or run it on a machine that has what is missing"
+HINT = "use another engine.runtime, or a machine that has it"
 
 
 @dataclass(frozen=True, slots=True)
-class Vendor:
-    """An imported library. ``log`` holds what it said since `listening` began; it speaks to one listener at a time."""
+class TensorRTLibrary:
+    """An imported library; ``log`` has the messages of the current `capture_log`, one at a time per process."""
 
     module: Any
     title: str
@@ -35,15 +35,15 @@ class Vendor:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @contextmanager
-    def listening(self) -> Iterator[list[str]]:
-        """The library's warnings and errors from here on; others wait until it ends."""
+    def capture_log(self) -> Iterator[list[str]]:
+        """Collect the library's warnings and errors; other callers wait until the block ends."""
         with self.lock:
             self.log.clear()
             yield self.log
 
 
-def absent(runtime: str) -> str:
-    """Why the library of a runtime cannot be used, or "". The module is not imported to find out."""
+def library_missing(runtime: str) -> str:
+    """Why the library of a runtime cannot be used, or "". Does not import it."""
     if runtime not in MODULES:
         return f"TensorRT does not run {runtime} engines: it runs {', '.join(MODULES)}"
     module, title, install = MODULES[runtime]
@@ -53,9 +53,9 @@ def absent(runtime: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def load(runtime: str) -> Vendor:
+def load(runtime: str) -> TensorRTLibrary:
     """The library of a runtime. Raises EngineError when it cannot be imported."""
-    if reason := absent(runtime):
+    if reason := library_missing(runtime):
         raise EngineError(reason, hint=HINT)
     name, title, install = MODULES[runtime]
     try:
@@ -63,16 +63,16 @@ def load(runtime: str) -> Vendor:
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(f"{title} cannot be loaded: {error}", hint=f"{install}, and check the driver") from error
     log: list[str] = []
-    return Vendor(module, title, str(module.__version__), _logger(module, log), log)
+    return TensorRTLibrary(module, title, str(module.__version__), _logger(module, log), log)
 
 
 def builds_ahead(runtime: str) -> bool:
-    """Whether engines are built ahead of time, for compute capabilities that are named, without a GPU."""
+    """Whether engines are built ahead of time for named compute capabilities, without a GPU."""
     return runtime == "tensorrt-rtx"
 
 
 def targets(runtime: str) -> tuple[str, ...]:
-    """Compute capabilities that the library can build for without such a GPU; () when it builds for the GPU here."""
+    """Compute capabilities that the library builds for ahead of time; () if it builds for this machine's GPU only."""
     if not builds_ahead(runtime):
         return ()
     names = [name for name in dir(load(runtime).module.ComputeCapability) if name.startswith("SM")]
@@ -80,20 +80,19 @@ def targets(runtime: str) -> tuple[str, ...]:
 
 
 def check_target(runtime: str, target: str) -> None:
-    """Raise UsageError for a compute capability that the library does not know, EngineError for one that this machine
-    cannot build for."""
-    vendor, known = load(runtime), targets(runtime)
-    if known and target not in known:
+    """Raise UsageError for a compute capability unknown to the library, EngineError if this machine cannot build it."""
+    library, supported = load(runtime), targets(runtime)
+    if supported and target not in supported:
         raise UsageError(
-            f"{vendor.title} {vendor.version} does not build for compute capability {target}",
-            hint=f"--target is one of {', '.join(known)}",
+            f"{library.title} {library.version} does not build for compute capability {target}",
+            hint=f"--target is one of {', '.join(supported)}",
         )
-    if not known and (reason := cuda_device.missing()):
-        raise EngineError(f"{vendor.title} builds on the GPU that runs the engine: {reason}", hint=HINT)
-    if not known and (here := cuda_device.here().capability) != target:
+    if not supported and (reason := cuda_device.missing()):
+        raise EngineError(f"{library.title} builds on the GPU that runs the engine: {reason}", hint=HINT)
+    if not supported and (capability := cuda_device.require_gpu().capability) != target:
         raise EngineError(
-            f"{vendor.title} builds for the GPU at hand, which has compute capability {here}, not {target}",
-            hint=f"--target {here}, or build on the other machine",
+            f"{library.title} builds for the GPU at hand, which has compute capability {capability}, not {target}",
+            hint=f"--target {capability}, or build on the other machine",
         )
 
 
@@ -101,23 +100,20 @@ def torch_missing() -> str:
     """Why torch cannot hold a session's buffers, or ""."""
     import torch
 
-    return (
-        ""
-        if torch.cuda.is_available()
-        else f"torch {torch.__version__} is built without CUDA: TORCH=torch make install"
-    )
+    reason = f"torch {torch.__version__} is built without CUDA: TORCH=torch make install"
+    return "" if torch.cuda.is_available() else reason
 
 
 def _logger(module: Any, log: list[str]) -> Any:
-    """The library's logger, which keeps warnings and errors and prints nothing."""
-    heard = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR, module.ILogger.WARNING)
+    """A logger for the library that appends warnings and errors to ``log`` and prints nothing."""
+    severities = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR, module.ILogger.WARNING)
 
-    class Log(module.ILogger):  # type: ignore[misc]
+    class TensorRTLog(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in heard:
+            if severity in severities:
                 log.append(message)
 
-    return Log()
+    return TensorRTLog()

@@ -1,41 +1,39 @@
-"""How requests come: one caller or several that each wait for their answer, or arrivals that wait for nobody."""
+"""Load patterns: callers that each wait for their reply (closed loop), or independent arrivals (open loop)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from statistics import fmean
+from typing import Protocol
+
+import numpy as np
 
 from mlflowkit.bench.analysis import quantile
-from mlflowkit.bench.load import open_loop
-from mlflowkit.bench.load.open_loop import OpenLoad
-from mlflowkit.bench.measure import BLOCK, LEAD_IN, BlockSource, Samples, measure_blocks, uncollected
+from mlflowkit.bench.load.open_loop import OpenLoad, open_load
+from mlflowkit.bench.measure import BLOCK, LEAD_IN, BlockSource, Samples, gc_disabled, measure_blocks
 from mlflowkit.bench.validity import percentile
 from mlflowkit.values import Json
 
-if TYPE_CHECKING:
-    import numpy as np
-
-EACH = 16
-"""Requests of each caller in a block, at least: they begin together and do not end together."""
-FEWEST = 20
-"""Arrivals in a stretch, at least: a shorter one ends before requests could queue."""
+MIN_CALLER_REQUESTS = 16
+"""Minimum requests of each caller in a block: callers begin a block together and end it apart."""
+MIN_ARRIVALS = 20
+"""Minimum arrivals in a stretch: a shorter one ends before requests could queue."""
 STRETCHES = 2
-"""Stretches of each start, where intervals rest on the starts: the longer, the more can queue."""
+"""Stretches of each start if intervals rest on starts: the longer they are, the more can queue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """``rate`` is arrivals a second that wait for nobody (an open loop; ``callers`` then answer them); None: each of
-    ``callers`` asks its next request when its last one is answered (a closed loop)."""
+class LoadPattern:
+    """Closed loop of ``callers``, or open loop of ``rate`` arrivals a second that ``callers`` serve."""
 
     callers: int = 1
     rate: float | None = None
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """
-        >>> Load().words, Load(8).words, Load(2, 150.0).words
+        >>> LoadPattern().label, LoadPattern(8).label, LoadPattern(2, 150.0).label
         ('one caller', '8 callers', '150 a second on 2 callers')
         """
         callers = "one caller" if self.callers == 1 else f"{self.callers} callers"
@@ -46,103 +44,99 @@ class Load:
 
     @property
     def block(self) -> int:
-        """Requests of one candidate before the next has its turn, in a closed loop."""
-        return max(BLOCK, EACH * self.callers) if self.callers > 1 else BLOCK
+        """Requests of one candidate per turn, in a closed loop."""
+        return max(BLOCK, MIN_CALLER_REQUESTS * self.callers) if self.callers > 1 else BLOCK
 
 
-class Offering(Protocol):
-    """What can be asked in both ways; `ports.Trial` can."""
+class LoadSource(Protocol):
+    """Target of either load pattern, such as `ports.Trial`."""
 
     def block(self, start: int, count: int) -> Sequence[int]:
         """See `measure.BlockSource`."""
 
     def offered(self, rate: float, count: int, seed: int) -> np.ndarray:
-        """Ask ``count`` requests that arrive at ``rate`` a second; moments as `open_loop.marked` returns them."""
+        """Send ``count`` requests that arrive at ``rate`` a second; returns the times of `open_loop.offer_marked`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What one start of one candidate gave; ``stretches`` are of an open loop, block i of ``samples`` is stretch i."""
+class LoadSamples:
+    """Samples of one start of one candidate; in an open loop, block i of ``samples`` is stretch i."""
 
     samples: Samples
     stretches: tuple[OpenLoad, ...] = ()
 
 
-def take(
-    sources: Mapping[str, Offering], load: Load, samples: int, *, stretches: int, seed: int,
+def take_samples(
+    sources: Mapping[str, LoadSource], load: LoadPattern, samples: int, *, stretches: int, seed: int,
     progress: Callable[[float], None],
-) -> dict[str, Taken]:  # fmt: skip
-    """Measure every source in turns, at least ``samples`` requests each; whatever a source raises is passed on.
+) -> dict[str, LoadSamples]:  # fmt: skip
+    """Measure every source in turns, at least ``samples`` requests each; raises what a source raises.
 
-    An open loop's requests come in ``stretches``, between which the others have their turns; all sources have the same
-    arrivals in the same round.
+    The requests of an open loop come in ``stretches``, between which the other sources have their turns; all sources
+    have the same arrivals in a round.
     """
     blocks: dict[str, BlockSource] = {name: source.block for name, source in sources.items()}
     if load.rate is None:
-        least, lead_in = max(samples, 2 * load.block), max(LEAD_IN, load.callers)
-        taken = measure_blocks(blocks, least, size=load.block, lead_in=lead_in, progress=progress)
-        return {name: Taken(found) for name, found in taken.items()}
+        count, lead_in = max(samples, 2 * load.block), max(LEAD_IN, load.callers)
+        closed = measure_blocks(blocks, count, size=load.block, lead_in=lead_in, progress=progress)
+        return {name: LoadSamples(source_samples) for name, source_samples in closed.items()}
     warm = measure_blocks(blocks, BLOCK)
-    names, count = list(sources), max(FEWEST, -(-samples // stretches))
-    found: dict[str, list[OpenLoad]] = {name: [] for name in names}
-    with uncollected():
+    names, count = list(sources), max(MIN_ARRIVALS, -(-samples // stretches))
+    loads: dict[str, list[OpenLoad]] = {name: [] for name in names}
+    with gc_disabled():
         for index in range(stretches):
             turn = index % len(names)
             for name in names[turn:] + names[:turn]:
-                marks = sources[name].offered(load.rate, count, seed + index)
-                found[name].append(open_loop.found(marks, load.callers))
+                times = sources[name].offered(load.rate, count, seed + index)
+                loads[name].append(open_load(times, load.callers))
             progress((index + 1) / stretches)
-    return {name: Taken(_as_samples(each, warm[name]), tuple(each)) for name, each in found.items()}
+    return {
+        name: LoadSamples(
+            Samples(np.array([stretch.latency_us for stretch in loads[name]]), warm[name].warm_up, warm[name].settled),
+            tuple(loads[name]),
+        )
+        for name in names
+    }
 
 
-def _as_samples(stretches: Sequence[OpenLoad], warm: Samples) -> Samples:
-    import numpy as np
-
-    return Samples(np.array([one.latency_us for one in stretches]), warm.warm_up, warm.settled)
-
-
-def together(stretches: Sequence[OpenLoad]) -> dict[str, Json]:
-    """An open loop's stretches as one: times in microseconds, rates a second."""
-    import numpy as np
-
-    queued, late = (np.concatenate([getattr(one, name) for one in stretches]) for name in ("queued_us", "late_us"))
+def pool_stretches(stretches: Sequence[OpenLoad]) -> dict[str, Json]:
+    """Summarise all stretches of an open loop: times in microseconds, rates a second."""
+    queued, late = (np.concatenate([getattr(load, name) for load in stretches]) for name in ("queued_us", "late_us"))
     times: dict[str, Json] = {
         f"{name}_{percentile(q)}_us": quantile(part, q)
         for name, part in (("queued", queued), ("late", late))
         for q in (0.5, 0.99)
     }
     return {
-        "offered": _mean([one.offered for one in stretches]),
-        "achieved": _mean([one.achieved for one in stretches]),
+        "offered": fmean(load.offered for load in stretches),
+        "achieved": fmean(load.achieved for load in stretches),
         "stretches": len(stretches),
-        "saturated_stretches": sum(one.saturated for one in stretches),
-        "most_waiting": max(one.backlog for one in stretches),
-        "open_loop": all(one.open_loop for one in stretches),
+        "saturated_stretches": sum(load.saturated for load in stretches),
+        "most_waiting": max(load.backlog for load in stretches),
+        "open_loop": all(load.open_loop for load in stretches),
         **times,
     }
 
 
 def notes(stretches: Sequence[OpenLoad]) -> list[str]:
-    """What must be known to believe an open loop's figures, in words: it fell behind, or its generator did."""
-    said = []
-    saturated = [one for one in stretches if one.saturated]
+    """Return the caveats of an open loop as sentences: the target fell behind, or the load generator did."""
+    messages = []
+
+    def where(affected: Sequence[OpenLoad]) -> str:
+        return "" if len(stretches) == 1 else f" in {len(affected)} of {len(stretches)} stretches"
+
+    saturated = [load for load in stretches if load.saturated]
     if saturated:
-        where = "" if len(stretches) == 1 else f" in {len(saturated)} of {len(stretches)} stretches"
-        word = "saturated" if 2 * len(saturated) >= len(stretches) else "fell behind"
-        said.append(
-            f"{word}{where}: it could not keep up with {_mean([one.offered for one in saturated]):,.0f} a second "
-            f"and answered {_mean([one.achieved for one in saturated]):,.0f}; up to "
-            f"{max(one.backlog for one in saturated):,} waited, and latencies grow with the length of the test"
+        verb = "saturated" if 2 * len(saturated) >= len(stretches) else "fell behind"
+        messages.append(
+            f"{verb}{where(saturated)}: it could not keep up with {fmean(s.offered for s in saturated):,.0f} a second "
+            f"and answered {fmean(s.achieved for s in saturated):,.0f}; up to "
+            f"{max(s.backlog for s in saturated):,} waited, and latencies grow with the length of the test"
         )
-    late = [one for one in stretches if not one.open_loop]
+    late = [load for load in stretches if not load.open_loop]
     if late:
-        where = "" if len(stretches) == 1 else f" in {len(late)} of {len(stretches)} stretches"
-        said.append(
-            f"no open loop{where}: what asks was itself later than the requests took, by up to "
-            f"{max(float(one.late_us.max()) for one in late):,.0f} µs: the machine is too busy, or they are too short"
+        messages.append(
+            f"no open loop{where(late)}: the load generator itself was later than the requests took, by up to "
+            f"{max(float(s.late_us.max()) for s in late):,.0f} µs: the machine is too busy, or the requests too short"
         )
-    return said
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return messages

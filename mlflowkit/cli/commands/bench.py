@@ -1,4 +1,4 @@
-"""mlkit bench: the latency of bundles, ONNX files and recipes' graphs, measured in turns in one run."""
+"""mlkit bench: interleaved latency measurements of bundles, ONNX files and recipes' graphs."""
 
 from __future__ import annotations
 
@@ -15,104 +15,88 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note
-from mlflowkit.errors import GateFailedError, GateInconclusiveError, UsageError, nearest
+from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note, print_table
+from mlflowkit.errors import GateFailedError, GateInconclusiveError, UsageError, closest_match
 
 if TYPE_CHECKING:
-    from mlflowkit.bench.result import Result, Settings
-    from mlflowkit.bench.result_file import Results
-    from mlflowkit.bench.target import Choice
-    from mlflowkit.pipeline.bench_targets import Asking
+    from mlflowkit.bench.result import BenchSettings
+    from mlflowkit.bench.result_file import SavedResults
+    from mlflowkit.bench.target import TargetChoice
+    from mlflowkit.pipeline.bench_targets import InputSpec
     from mlflowkit.values import Outcome
 
-CODES: Mapping[str, int] = {
-    "FAILED": GateFailedError.exit_code,
-    "INCONCLUSIVE": GateInconclusiveError.exit_code,
-}
-"""What the process says of a baseline's verdict."""
+EXIT_CODES: Mapping[str, int] = {"FAILED": GateFailedError.exit_code, "INCONCLUSIVE": GateInconclusiveError.exit_code}
+"""Exit code for each verdict against a baseline."""
 DEFAULT_SHARE = "5%"
-"""How much slower than a baseline is borne."""
+"""Default slowdown allowed against a baseline."""
 LIVE_SECONDS, QUIET_SECONDS = 0.2, 2.0
-"""A line of progress comes at most this often: on a terminal, and elsewhere."""
+"""Minimum interval between progress lines: on a terminal, and elsewhere."""
 
 TargetArgument = Annotated[
     Path,
-    typer.Argument(metavar="BUNDLE|MODEL.onnx|RECIPE", help="What to measure: the standard.", show_default=False),
+    typer.Argument(
+        metavar="BUNDLE|MODEL.onnx|RECIPE", help="What to measure: the baseline of the comparisons.", show_default=False
+    ),
 ]
 CompareOption = Annotated[
-    list[Path] | None,
-    typer.Option("--compare", metavar="OTHER", help="Measure this too, in turns; more than once for several."),
+    list[Path] | None, typer.Option(metavar="OTHER", help="Measure this too, interleaved; repeatable.")
 ]
-BatchOption = Annotated[str, typer.Option("--batch", metavar="N,...", help="Rows a request; several: 1,8,32.")]
-SamplesOption = Annotated[int, typer.Option("--samples", min=100, max=10_000_000, help="Requests of each.")]
+BatchOption = Annotated[str, typer.Option(metavar="N,...", help="Rows a request; several: 1,8,32.")]
+SamplesOption = Annotated[int, typer.Option(min=100, max=10_000_000, help="Requests of each.")]
 StartsOption = Annotated[
-    int,
-    typer.Option("--starts", min=1, max=1000, help="Times that each process is started anew: no two are as fast."),
+    int, typer.Option(min=1, max=1000, help="Process starts of each: two processes of one graph differ in speed.")
 ]
 CandidateOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--candidate", metavar="NAME", help="onnx-int8, onnx-fp16, ...: measure this rewriting of the graph; all: "
-        "what the recipe lists."
+        metavar="NAME", help="Measure this variant of the graph: onnx-int8, onnx-fp16, ...; all: "
+        "those of the recipe."
     ),
 ]  # fmt: skip
 RuntimeOption = Annotated[
-    list[str] | None,
-    typer.Option("--runtime", metavar="NAME", help="ort-cpu, ort-cuda, tensorrt, ...; more than once for several."),
+    list[str] | None, typer.Option(metavar="NAME", help="ort-cpu, ort-cuda, tensorrt, ...; repeatable.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="Threads inside an operator.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads inside an operator.")]
 QuantileOption = Annotated[
-    str, typer.Option("--quantile", metavar="pNN", help="What intervals and verdicts are of: p50, p95, p99, p99.9.")
+    str, typer.Option(metavar="pNN", help="Quantile of intervals and verdicts: p50, p95, p99, p99.9.")
 ]
 PinOption = Annotated[
     str | None,
     typer.Option(
-        "--pin",
         metavar="CORE,...",
-        help="Keep everything on these cores; none lets the system choose "
+        help="Pin all processes to these cores; none: no pinning "
         "[default: the last ones, as many as there are threads].",
     ),
 ]
 InputsOption = Annotated[
-    Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Rows to ask, an array for each input.")
+    Path | None, typer.Option(metavar="FILE.npz", help="Rows of the requests, an array for each input.")
 ]
 SizeOption = Annotated[
-    list[str] | None,
-    typer.Option("--size", metavar="AXIS=N", help="Length of an axis that an ONNX file leaves open: sequence=128."),
+    list[str] | None, typer.Option(metavar="AXIS=N", help="Length of an open axis of an ONNX file: sequence=128.")
 ]
-ZerosOption = Annotated[bool, typer.Option("--zeros", help="Make up rows of zeros instead of random numbers.")]
+ZerosOption = Annotated[bool, typer.Option("--zeros", help="Generate rows of zeros instead of random numbers.")]
 RateOption = Annotated[
     float | None,
-    typer.Option(
-        "--rate",
-        metavar="N",
-        help="Requests arrive N a second, whether or not the last one is answered; latency counts from the moment when "
-        "each was to arrive.",
-    ),
+    typer.Option(metavar="N", help="Open loop of N arrivals a second; latency counts from the intended arrival."),
 ]
-ConcurrencyOption = Annotated[
-    int, typer.Option("--concurrency", metavar="N", min=1, max=1024, help="Callers that ask at once.")
-]
+ConcurrencyOption = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Number of concurrent callers.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE.json", help="Keep the results with their samples: a baseline.")
+    Path | None, typer.Option(metavar="FILE.json", help="Write the results with all samples, for use as a baseline.")
 ]
 PageOption = Annotated[
-    Path | None, typer.Option("--page", metavar="FILE.html", help="Draw the results: one page, complete in itself.")
+    Path | None, typer.Option(metavar="FILE.html", help="Write the results as a self-contained page.")
 ]
 BaselineOption = Annotated[
-    Path | None,
-    typer.Option("--baseline", metavar="FILE.json", help="Hold the results against those that --out kept earlier."),
+    Path | None, typer.Option(metavar="FILE.json", help="Compare the results with those of an earlier --out.")
 ]
 FailAboveOption = Annotated[
     str | None,
     typer.Option(
-        "--fail-above",
         metavar="5%",
-        help="How much slower than the baseline may be: exit 1 if it is surely more, 4 if that cannot be told "
-        "[default: 5%].",
+        help="Allowed slowdown against the baseline: exit 1 if it is surely larger, 4 if undecided [default: 5%].",
     ),
 ]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and how long it takes.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be measured, with estimated durations.")]
 
 
 @app.command()
@@ -130,7 +114,7 @@ def bench(
     inputs: InputsOption = None,
     size: SizeOption = None,
     zeros: ZerosOption = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of made-up rows and of arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of generated rows and of arrivals.")] = 0,
     rate: RateOption = None,
     concurrency: ConcurrencyOption = 1,
     out: OutOption = None,
@@ -141,133 +125,124 @@ def bench(
     state: StateOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure latency: warm-up until it is steady, then short blocks of everything in turns.
+    """Measure latency: warm-up until it is stationary, then short interleaved blocks.
 
-    Each thing is measured in processes of its own, by one caller unless more are asked for. Whatever this machine lacks
-    is listed as not run, with the reason. The first thing is what the others are compared with.
+    Each candidate runs in its own processes, with one caller by default. Candidates that this machine cannot run are
+    listed with the reason. The others are compared with the first one.
     """
-    from mlflowkit.bench.load.pattern import Load
-    from mlflowkit.bench.result import Settings
-    from mlflowkit.bench.target import Choice
-    from mlflowkit.pipeline.bench_targets import Asking
+    from mlflowkit.bench.load.pattern import LoadPattern
+    from mlflowkit.bench.result import BenchSettings
+    from mlflowkit.bench.target import TargetChoice
+    from mlflowkit.pipeline.bench_targets import InputSpec
 
-    load = Load(concurrency, _rate(rate))
-    ask = _Ask(
-        targets=(target, *(compare or ())),
-        settings=Settings(_batches(batch), samples, starts, _quantile(quantile), _cores(pin), load, seed),
-        choice=Choice(tuple(candidate or ()), tuple(map(_runtime, runtime or ())), threads),
-        asking=Asking(inputs, "zeros" if zeros else "random", dict(map(_size, size or ())), seed),
-        state=state,
-    )
-    told = _Telling(_writable(out), _writable(page), *_gate(baseline, fail_above))
-    _keep_apart({"--out": told.out, "--page": told.page}, [*ask.targets, *([inputs] if inputs else [])])
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UsageError(f"--rate {rate:g}: the rate must be positive", hint="--rate 200")
+    load, batches, cores = LoadPattern(concurrency, rate), _parse_batches(batch), _parse_cores(pin)
+    settings = BenchSettings(batches, samples, starts, _parse_quantile(quantile), cores, load, seed)
+    choice = TargetChoice(tuple(candidate or ()), tuple(map(_parse_runtime, runtime or ())), threads)
+    spec = InputSpec(inputs, "zeros" if zeros else "random", dict(map(_parse_size, size or ())), seed)
+    request = _BenchRequest((target, *(compare or ())), settings, choice, spec, state)
+    output = _Output(_writable(out), _writable(page), *_read_baseline(baseline, fail_above))
+    _check_overwrites({"--out": output.out, "--page": output.page}, [*request.targets, *([inputs] if inputs else [])])
     if dry_run:
-        return _glance(ask, json)
-    return _tell(_measure(ask), told, json)
+        return _estimate(request, json)
+    return _measure(request, output, json)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
-    """The command line, read."""
+class _BenchRequest:
+    """Parsed command line."""
 
     targets: tuple[Path, ...]
-    settings: Settings
-    choice: Choice
-    asking: Asking
+    settings: BenchSettings
+    choice: TargetChoice
+    spec: InputSpec
     state: Path | None
+
+    def api_arguments(self) -> dict[str, Any]:
+        return {"settings": self.settings, "choice": self.choice, "asking": self.spec, "state": self.state}
 
 
 @dataclass(frozen=True, slots=True)
-class _Telling:
-    """Where results go, and what they are held against."""
+class _Output:
+    """Files to write, and the baseline to compare with."""
 
     out: Path | None
     page: Path | None
-    baseline: Results | None
+    baseline: SavedResults | None
     fail_above: float
 
 
-def _measure(ask: _Ask) -> Result:
+def _measure(request: _BenchRequest, output: _Output, as_json: bool) -> int:
+    """Measure, then print and write the results; return the exit code."""
     from mlflowkit import api
-
-    with _told() as progress, _orderly():
-        return api.benchmark(*ask.targets, **_arguments(ask), progress=progress)
-
-
-def _arguments(ask: _Ask) -> dict[str, Any]:
-    return {"settings": ask.settings, "choice": ask.choice, "asking": ask.asking, "state": ask.state}
-
-
-def _tell(result: Result, told: _Telling, as_json: bool) -> int:
-    """Show and keep the results; returns the exit code."""
     from mlflowkit.bench import result_file
     from mlflowkit.cli.bench_table import show
     from mlflowkit.errors import EngineError, StoreError
 
-    shown = result.to_json()
-    whole = result_file.document(shown, result.measured, datetime.now(UTC).isoformat(timespec="seconds"))
+    with _stderr_progress() as progress, _interrupt_on_sigterm():
+        result = api.benchmark(*request.targets, **request.api_arguments(), progress=progress)
+    value = result.to_json()
+    document = result_file.document(value, result.measured, datetime.now(UTC).isoformat(timespec="seconds"))
     verdict: Outcome | None = None
-    if told.baseline is not None:
+    if output.baseline is not None:
         from mlflowkit.bench.regression import compare
 
-        regression = compare(told.baseline, result_file.parse(whole), told.fail_above)
+        regression = compare(output.baseline, result_file.parse(document), output.fail_above)
         verdict = regression.outcome
-        shown, whole = ({**one, "baseline": regression.to_json()} for one in (shown, whole))
+        value["baseline"] = document["baseline"] = regression.to_json()
     try:
-        if told.out is not None:
-            result_file.write(told.out, whole)
-        if told.page is not None:
+        if output.out is not None:
+            result_file.write(output.out, document)
+        if output.page is not None:
             from mlflowkit.report.bench_page import render
             from mlflowkit.system.files import replace_file
 
-            replace_file(told.page, render(whole).encode())
+            replace_file(output.page, render(document).encode())
     except StoreError:
-        if not as_json:  # whose only document is the error
-            show(shown)
+        if not as_json:  # with --json, the error is the only document
+            show(value)
         raise
     if as_json:
-        emit_json(shown)
+        emit_json(value)
     else:
-        show(shown)
+        show(value)
     if verdict is None and not result.measured:
         note("nothing was measured")
         return EngineError.exit_code
-    return CODES.get(str(verdict), 0)
+    return EXIT_CODES.get(str(verdict), 0)
 
 
-# ----------------------------------------------------------------------------------------------------------- dry run
-
-
-def _glance(ask: _Ask, as_json: bool) -> int:
+def _estimate(request: _BenchRequest, as_json: bool) -> int:
     from mlflowkit import api
-    from mlflowkit.cli.bench_table import table
     from mlflowkit.report.formatting import seconds
 
-    with _told() as progress, _orderly():
-        found = api.glance(*ask.targets, **_arguments(ask), progress=progress)
-    total = sum(took for _, took in found if took is not None)
+    with _stderr_progress() as progress, _interrupt_on_sigterm():
+        estimates = api.estimate_benchmark(*request.targets, **request.api_arguments(), progress=progress)
+    total = sum(duration for _, duration in estimates if duration is not None)
     if as_json:
         rows = [
             {"name": row.entry.name, "runtime": row.entry.candidate.engine.runtime, "batch": row.batch,
-             "status": row.status, "reason": row.reason, "seconds": took}
-            for row, took in found
+             "status": row.status, "reason": row.reason, "seconds": duration}
+            for row, duration in estimates
         ]  # fmt: skip
         emit_json({"candidates": rows, "seconds": total})
         return 0
     lines = [("name", "runtime", "batch", "would take")]
     lines += [
         (row.entry.name, row.entry.candidate.engine.runtime, str(row.batch),
-         f"{row.status}: {row.reason}" if took is None else seconds(took))
-        for row, took in found
+         f"{row.status}: {row.reason}" if duration is None else seconds(duration))
+        for row, duration in estimates
     ]  # fmt: skip
-    table(lines)
-    echo(f"{ask.settings.samples:,} requests of each, at {ask.settings.label}: about {seconds(total)}, and the loading")
+    print_table(lines)
+    settings = request.settings
+    echo(f"{settings.samples:,} requests of each, at {settings.label}: about {seconds(total)}, plus loading")
     return 0
 
 
 @contextmanager
-def _orderly() -> Iterator[None]:
-    """SIGTERM, as from timeout(1) or a cancelled job, interrupts like Ctrl-C: what lies in temporary folders goes."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Handle SIGTERM (timeout(1), a cancelled job) like Ctrl-C, so that temporary folders are removed."""
 
     def interrupt(_number: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -280,139 +255,130 @@ def _orderly() -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[Callable[[str, float], None]]:
-    """Progress on stderr: one line that is rewritten on a terminal, a line now and then elsewhere."""
+def _stderr_progress() -> Iterator[Callable[[str, float], None]]:
+    """Progress on stderr: one rewritten line on a terminal, occasional lines elsewhere."""
     live, last = sys.stderr.isatty(), 0.0
 
-    def tell(words: str, done: float) -> None:
+    def report(activity: str, done: float) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= (LIVE_SECONDS if live else QUIET_SECONDS):
             last = now
-            sys.stderr.write(f"\r\x1b[K{words} ({done:.0%})" if live else f"{words} ({done:.0%})\n")
+            sys.stderr.write(f"\r\x1b[K{activity} ({done:.0%})" if live else f"{activity} ({done:.0%})\n")
             sys.stderr.flush()
 
     try:
-        yield tell
+        yield report
     finally:
         if live and last:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
 
-# -------------------------------------------------------------------------------------------- reading the command line
+def _parse_batches(text: str) -> tuple[int, ...]:
+    """Parse distinct batch sizes. Raises UsageError.
 
-
-def _batches(text: str) -> tuple[int, ...]:
-    """Batch sizes, each once, in their order. Raises UsageError.
-
-    >>> _batches("1,8,8,32")
+    >>> _parse_batches("1,8,8,32")
     (1, 8, 32)
     """
     try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
         raise UsageError(f"--batch {text!r} is no list of whole numbers", hint="--batch 1,8,32") from error
-    if min(found) < 1:
+    if min(sizes) < 1:
         raise UsageError(f"--batch {text!r}: a request has at least one row", hint="--batch 1,8,32")
-    return found
+    return sizes
 
 
-def _quantile(text: str) -> float:
-    """A quantile by its usual name. Raises UsageError.
+def _parse_quantile(text: str) -> float:
+    """Parse a quantile's usual name. Raises UsageError.
 
-    >>> _quantile("p99"), _quantile("p99.9")
+    >>> _parse_quantile("p99"), _parse_quantile("p99.9")
     (0.99, 0.999)
     """
     try:
-        found = round(float(text.removeprefix("p")) / 100, 12)
+        value = round(float(text.removeprefix("p")) / 100, 12)
     except ValueError:
-        found = 0.0
-    if not (text.startswith("p") and 0 < found < 1):
-        raise UsageError(f"--quantile {text!r} is none", hint="--quantile p50, p95, p99 or p99.9")
-    return found
+        value = 0.0
+    if not (text.startswith("p") and 0 < value < 1):
+        raise UsageError(f"--quantile {text!r} is no quantile", hint="--quantile p50, p95, p99 or p99.9")
+    return value
 
 
-def _runtime(name: str) -> Any:
+def _parse_runtime(name: str) -> Any:
     from typing import get_args
 
     from mlflowkit.graphs.candidates import RuntimeName
 
-    known = get_args(RuntimeName)
-    if name in known:
+    runtimes = get_args(RuntimeName)
+    if name in runtimes:
         return name
-    close = nearest(name, known)
+    close = closest_match(name, runtimes)
     raise UsageError(
-        f"no runtime {name!r}; there are {', '.join(known)}",
+        f"no runtime {name!r}; there are {', '.join(runtimes)}",
         hint=f"did you mean --runtime {close}?" if close else "--runtime ort-cpu",
     )
 
 
-def _rate(rate: float | None) -> float | None:
-    if rate is not None and not 0 < rate < float("inf"):
-        raise UsageError(f"--rate {rate:g}: requests arrive at more than none a second", hint="--rate 200")
-    return rate
-
-
-def _gate(baseline: Path | None, fail_above: str | None) -> tuple[Results | None, float]:
-    """The results to be held against, and how much slower than they may be. Raises UsageError."""
+def _read_baseline(baseline: Path | None, fail_above: str | None) -> tuple[SavedResults | None, float]:
+    """Return the baseline and the allowed slowdown. Raises UsageError."""
     if baseline is None:
         if fail_above is not None:
-            raise UsageError("--fail-above: of what? There is no --baseline", hint="--baseline results.json")
+            raise UsageError("--fail-above needs a --baseline", hint="--baseline results.json")
         return None, 0.0
     from mlflowkit.bench.result_file import read
 
-    return read(baseline), _share(fail_above or DEFAULT_SHARE)
+    return read(baseline), _parse_share(fail_above or DEFAULT_SHARE)
 
 
-def _share(text: str) -> float:
-    """A share of one. Raises UsageError.
+def _parse_share(text: str) -> float:
+    """Parse a share. Raises UsageError.
 
-    >>> _share("5%"), _share("0.05"), _share("12.5 %")
+    >>> _parse_share("5%"), _parse_share("0.05"), _parse_share("12.5 %")
     (0.05, 0.05, 0.125)
     """
     number = text.strip().removesuffix("%")
     try:
-        found = round(float(number) / (1 if number == text.strip() else 100), 12)
+        value = round(float(number) / (1 if number == text.strip() else 100), 12)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
+        value = -1.0
+    if not 0 <= value < float("inf"):
         raise UsageError(f"--fail-above {text!r} is no share", hint="--fail-above 5%")
-    return found
+    return value
 
 
 def _writable(path: Path | None) -> Path | None:
-    """The file to write; it is known before anything is measured whether that can be. Raises UsageError."""
+    """Return the absolute path of a file that can be written, checked before measuring. Raises UsageError."""
     if path is None:
         return None
     path = Path(os.path.abspath(path.expanduser()))
     folder = next(parent for parent in path.parents if os.path.exists(parent))
     if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written", hint="name a file in a folder of yours")
+        raise UsageError(f"{path} cannot be written", hint="name a file in a writable folder")
     return path
 
 
-def _keep_apart(written: Mapping[str, Path | None], read: Sequence[Path]) -> None:
-    """Nothing that is written may replace what is measured or what else is written. Raises UsageError."""
-    taken = {os.path.realpath(path.expanduser()): str(path) for path in read}
+def _check_overwrites(written: Mapping[str, Path | None], read: Sequence[Path]) -> None:
+    """Check that no output replaces an input or another output. Raises UsageError."""
+    used = {os.path.realpath(path.expanduser()): str(path) for path in read}
     for option, path in written.items():
         if path is None:
             continue
-        place = os.path.realpath(path)
-        if place in taken:
-            raise UsageError(f"{option} {path} would replace {taken[place]}", hint="name another file")
-        taken[place] = f"what --out writes to {path}"
+        real = os.path.realpath(path)
+        if real in used:
+            raise UsageError(f"{option} {path} would replace {used[real]}", hint="name another file")
+        used[real] = f"the output of --out, {path}"
 
 
-def _size(text: str) -> tuple[str, int]:
-    """The name and the length of an axis; the name may hold a "=". Raises UsageError."""
+def _parse_size(text: str) -> tuple[str, int]:
+    """Parse the name and length of an axis; the name may contain "=". Raises UsageError."""
     name, _, count = text.rpartition("=")
     if not name or not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--size {text!r} is not the length of an axis", hint="--size sequence=128")
     return name, int(count)
 
 
-def _cores(text: str | None) -> tuple[int, ...] | None:
+def _parse_cores(text: str | None) -> tuple[int, ...] | None:
     if text is None or text == "none":
         return None if text is None else ()
     try:

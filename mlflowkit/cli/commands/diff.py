@@ -1,4 +1,4 @@
-"""mlkit diff: what differs between two runs."""
+"""mlkit diff: differences between two runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
 from mlflowkit.cli.commands.show import RecipeOption
+from mlflowkit.system.text import truncate
 from mlflowkit.values import Json
 
 
@@ -18,20 +19,18 @@ def diff(
     recipe: RecipeOption = None,
     state: StateOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Compare two runs: recipe, data, code, metrics."""
     from mlflowkit.pipeline.compare import compare
-    from mlflowkit.pipeline.journal import Journal
-    from mlflowkit.pipeline.store import Store
+    from mlflowkit.wiring import Wiring
 
     folder = state_folder(state, recipe)
-    with Journal(folder, create=False) as journal:
-        value = compare(journal.run(a), journal.run(b), journal, Store(folder))
+    with Wiring(folder).open_journal(create=False) as journal:
+        value = compare(journal.run(a), journal.run(b), journal, Wiring(folder).objects)
     if json:
         emit_json(value)
-        return 0
-    _print(value)
-    return 0
+    else:
+        _print(value)
 
 
 def _print(value: dict[str, Json]) -> None:
@@ -40,7 +39,7 @@ def _print(value: dict[str, Json]) -> None:
     for title, rows in (("recipe", value["recipe"]), ("code", value["code"]["changed"])):
         echo(title if rows else f"{title}: the same")
         for row in rows:
-            echo(f"  {row['key']:<32} {_text(row['a'])} -> {_text(row['b'])}")
+            echo(f"  {row['key']:<32} {_format_value(row['a'])} -> {_format_value(row['b'])}")
     commits = [value["code"][side]["git_commit"][:12] or "none" for side in ("a", "b")]
     if commits[0] != commits[1]:
         echo(f"  {'git commit':<32} {commits[0]} -> {commits[1]}")
@@ -53,16 +52,12 @@ def _print(value: dict[str, Json]) -> None:
         echo(f"  {row['name']:<24} {_interval(row['a'])} -> {_interval(row['b'])}{difference}")
 
 
-def _interval(value: Json) -> str:
-    if value is None:
+def _interval(measured: Json) -> str:
+    if measured is None:
         return "none"
-    return f"{_number(value['value'])} [{_number(value['low'])}, {_number(value['high'])}]"
+    numbers = (measured[key] for key in ("value", "low", "high"))
+    return "{} [{}, {}]".format(*("undefined" if number is None else f"{number:.4g}" for number in numbers))
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
-
-
-def _text(value: Json) -> str:
-    shown = "nothing" if value is None else str(value)
-    return shown if len(shown) <= 40 else f"{shown[:12]}…"
+def _format_value(value: Json) -> str:
+    return truncate("nothing" if value is None else str(value), keep=12)

@@ -14,16 +14,11 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 StoreOption = Annotated[
     Path | None,
-    typer.Option(
-        "--store",
-        envvar="MLKIT_ENGINES",
-        metavar="DIR",
-        help="Where engines are kept [default: ~/.cache/mlflowkit/engines].",
-    ),
+    typer.Option(envvar="MLKIT_ENGINES", metavar="DIR", help="Engine store [default: ~/.cache/mlflowkit/engines]."),
 ]
 _commands = typer.Typer(
     name="engines",
-    help="Build inference engines ahead of time, and list those there are.",
+    help="Build inference engines ahead of time, and list the existing ones.",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
@@ -34,26 +29,25 @@ app.add_typer(_commands)
 def build(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or the folder of a bundle.")],
     target: Annotated[
-        list[str], typer.Option("--target", metavar="CAPABILITY", help="Compute capability, such as 89; repeatable.")
+        list[str], typer.Option(metavar="CAPABILITY", help="Compute capability, such as 89; repeatable.")
     ],
     rows: Annotated[
-        str, typer.Option("--rows", metavar="LEAST,USUAL,MOST", help="Rows of a request, where they are not fixed.")
+        str, typer.Option(metavar="LEAST,USUAL,MOST", help="Rows of a request, where they are not fixed.")
     ] = "1,32,1024",
     shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", metavar="INPUT=A,B,C", help="An input's shapes, such as ids=1x8,8x64,32x128."),
+        list[str] | None, typer.Option(metavar="INPUT=A,B,C", help="An input's shapes, such as ids=1x8,8x64,32x128.")
     ] = None,
     runtime: Annotated[
         Literal["tensorrt", "tensorrt-rtx"],
-        typer.Option("--runtime", help="tensorrt-rtx needs no GPU to build; tensorrt builds on the GPU that runs it."),
+        typer.Option(help="tensorrt-rtx needs no GPU to build; tensorrt builds on the GPU that runs it."),
     ] = "tensorrt-rtx",
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="For later versions of TensorRT too (tensorrt only).")
     ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
-) -> int:
-    """Build a model's engine for each target, unless the store has it.
+) -> None:
+    """Build a model's engine for each target that the store lacks.
 
     Precision is the graph's own: export it as FP16 or INT8 first.
     """
@@ -64,17 +58,19 @@ def build(
     file = model / "model.onnx" if model.is_dir() else model
     shapes = dict(_shape(text) for text in shape or ())
     builder = Wiring(folder).engine_builder(_numbers(rows, ","), shapes, version_compatible=version_compatible)
-    made = [_row(file, one, *builder.build(file, runtime, one, folder)) for one in dict.fromkeys(target)]
+    engines = [
+        _row(file, capability, *builder.build(file, runtime, capability, folder))
+        for capability in dict.fromkeys(target)
+    ]
     if json:
-        emit_json({"store": str(folder), "engines": made})
-    for row in made if not json else ():
-        echo(f"sm{row['target']:<4} {'built' if row['built'] else 'there'} {row['bytes']:>12,} bytes  {row['path']}")
-    return 0
+        emit_json({"store": str(folder), "engines": engines})
+    for row in engines if not json else ():
+        echo(f"sm{row['target']:<4} {'built' if row['built'] else 'exists'} {row['bytes']:>12,} bytes  {row['path']}")
 
 
 @_commands.command("list")
 def list_(store: StoreOption = None, json: JsonOption = False) -> int:
-    """Show the engines of a store; each is verified, and what is wrong with one is said (exit code 3)."""
+    """Show the engines of a store with their faults (exit code 3); each is verified."""
     from dataclasses import asdict
 
     from mlflowkit.graphs.engine_store import EngineStore, default_store
@@ -84,20 +80,15 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> int:
     code = 3 if any(entry.fault for entry in entries) else 0
     if json:
         rows: list[dict[str, Any]] = [
-            {
-                "path": str(entry.path),
-                "bytes": entry.size,
-                "fault": entry.fault,
-                "key": entry.key and asdict(entry.key),
-            }
+            {"path": str(entry.path), "bytes": entry.size, "fault": entry.fault, "key": entry.key and asdict(entry.key)}
             for entry in entries
         ]
         emit_json({"store": str(folder), "engines": rows})
         return code
     for entry in entries:
         key = entry.key
-        what = f"{key.runtime} sm{key.target} graph {key.graph[:12]}" if key else "unknown"
-        echo(f"{entry.path.parent.name[:12]}  {what}  {entry.size:,} bytes  {entry.fault}".rstrip())
+        label = f"{key.runtime} sm{key.target} graph {key.graph[:12]}" if key else "unknown"
+        echo(f"{entry.path.parent.name[:12]}  {label}  {entry.size:,} bytes  {entry.fault}".rstrip())
     if not entries:
         echo(f"no engines in {folder}; `mlkit engines build MODEL.onnx --target 89` makes one")
     return code
@@ -108,9 +99,9 @@ def _row(model: Path, target: str, path: Path, built: bool) -> dict[str, Any]:
 
 
 def _shape(text: str) -> tuple[str, ShapeRange]:
-    """``INPUT=1x8`` or ``INPUT=1x8,8x64,32x128``. Raises UsageError."""
-    name, _, told = text.partition("=")
-    shapes = [tuple(_numbers(shape, "x")) for shape in told.split(",")] if name and told else []
+    """Parse ``INPUT=1x8`` or ``INPUT=1x8,8x64,32x128``. Raises UsageError."""
+    name, _, ranges = text.partition("=")
+    shapes = [tuple(_numbers(shape, "x")) for shape in ranges.split(",")] if name and ranges else []
     if len(shapes) == 1:
         shapes *= 3
     if len(shapes) != 3:

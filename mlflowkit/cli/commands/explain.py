@@ -1,4 +1,4 @@
-"""mlkit explain: what set a value, what it shadows, what is allowed."""
+"""mlkit explain: the origin of a value, what it shadows, what is allowed."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ KeyArgument = Annotated[
 def explain(
     recipe: RecipeArgument, key: KeyArgument = "", overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Say what set a value, and what it shadowed.
+    """Show what set a value, and what it shadows.
 
-    Of a section, and of the whole recipe when no KEY is given, its keys are listed.
+    For a section, or the recipe if no KEY is given, list its keys.
     """
     from mlflowkit.recipe.explain import explain as explain_key
 
-    found = explain_key(recipe, key, overrides or ())
+    explanation = explain_key(recipe, key, overrides or ())
     if json:
-        emit_json(found.to_json())
+        emit_json(explanation.to_json())
     else:
-        _print(found)
+        _print(explanation)
 
 
-def _print(found: Explanation) -> None:
-    from mlflowkit.recipe.yaml_tree import show
+def _print(explanation: Explanation) -> None:
+    from mlflowkit.recipe.yaml_tree import format_value
 
-    value = f" = {show(found.set_by.value)}" if found.set_by is not None and not found.inside else ""
-    echo(f"{found.key or 'recipe'}{value}")
-    if found.description:
-        echo(f"  {found.description}")
-    if found.set_by is None and found.key:
-        echo("  set by   nothing: it is required" if found.required else "  set by   nothing")
-    elif found.set_by is not None and found.key:
-        echo(f"  set by   {found.set_by.where}")
-    for index, shadow in enumerate(found.shadows):
-        if found.inside and shadow.source == "default":
+    set_by = None if explanation.inside else explanation.set_by
+    echo(f"{explanation.key or 'recipe'}{f' = {format_value(set_by.value)}' if set_by else ''}")
+    if explanation.description:
+        echo(f"  {explanation.description}")
+    if explanation.set_by is None and explanation.key:
+        echo("  set by   nothing: it is required" if explanation.required else "  set by   nothing")
+    elif explanation.set_by is not None and explanation.key:
+        echo(f"  set by   {explanation.set_by.where}")
+    for index, shadow in enumerate(explanation.shadows):
+        if explanation.inside and shadow.source == "default":
             continue
-        echo(f"  {'shadows ' if index == 0 else '        '} {show(shadow.value)} from {shadow.where}")
-    if found.key:
-        echo(f"  allowed  {found.expected}")
-    width = max((len(key) for key, _ in found.inside), default=0)
-    for key, setting in found.inside:
-        shown = f"{show(setting.value)}  ({setting.where})" if setting else "required, and not set"
-        echo(f"  {key:<{width}}  {shown}")
-    if found.groups:
-        echo(f"  add a group with {', '.join(f'+{name}' for name in found.groups)}")
+        echo(f"  {'shadows ' if index == 0 else '        '} {format_value(shadow.value)} from {shadow.where}")
+    if explanation.key:
+        echo(f"  allowed  {explanation.expected}")
+    width = max((len(key) for key, _ in explanation.inside), default=0)
+    for key, setting in explanation.inside:
+        text = f"{format_value(setting.value)}  ({setting.where})" if setting else "required, and not set"
+        echo(f"  {key:<{width}}  {text}")
+    if explanation.groups:
+        echo(f"  add a group with {', '.join(f'+{name}' for name in explanation.groups)}")

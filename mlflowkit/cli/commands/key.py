@@ -1,4 +1,4 @@
-"""mlkit key: make, list and revoke API keys in a file of hashes."""
+"""mlkit key: create, list and revoke API keys in a file of hashes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, app, echo, emit_json, note
-from mlflowkit.errors import UsageError, nearest
+from mlflowkit.cli.app import JsonOption, app, echo, emit_json, note, print_result
+from mlflowkit.errors import UsageError, closest_match
 
 if TYPE_CHECKING:
     from mlflowkit.serving.auth import Key
 
 KeysOption = Annotated[
     Path,
-    typer.Option(
-        "--keys", envvar="MLKIT_KEYS", metavar="FILE", help="The file that serve.auth.keys names [default: keys.json]."
-    ),
+    typer.Option(envvar="MLKIT_KEYS", metavar="FILE", help="The key file of serve.auth.keys [default: keys.json]."),
 ]
 _FILE = Path("keys.json")
 _commands = typer.Typer(
     name="key",
-    help="Make, list and revoke API keys. A running service follows the file.",
+    help="Create, list and revoke API keys. A running service follows the file.",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
@@ -33,42 +31,41 @@ app.add_typer(_commands)
 def create(
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", metavar="SCOPE", help="infer, feedback or admin; repeat for several [default: infer]."),
+        typer.Option(metavar="SCOPE", help="infer, feedback or admin; repeat for several [default: infer]."),
     ] = None,
-    note_: Annotated[str, typer.Option("--note", metavar="TEXT", help="Whose it is, or what for.")] = "",
+    note_: Annotated[str, typer.Option("--note", metavar="TEXT", help="Owner or purpose.")] = "",
     keys: KeysOption = _FILE,
     json: JsonOption = False,
-) -> int:
-    """Make a key. Its token is printed once and kept nowhere."""
+) -> None:
+    """Create a key. Its token is printed once and not stored."""
     from mlflowkit.serving import auth
 
-    made, token = auth.make(scope or ["infer"], note_)
-    with auth.changing(keys) as present:
-        present.append(made)
+    created, token = auth.make_key(scope or ["infer"], note_)
+    with auth.edit_keys(keys) as present:
+        present.append(created)
     if json:
-        emit_json({"token": token, "keys": str(keys), **_row(made)})
+        emit_json({"token": token, "keys": str(keys), **_row(created)})
     else:
-        note(f"key {made.id} ({', '.join(made.scopes)}) is in {keys}; this is its token, shown this once:")
+        note(f"key {created.id} ({', '.join(created.scopes)}) is in {keys}; its token is shown only once:")
         echo(token)
-    return 0
 
 
 @_commands.command("list")
-def list_(keys: KeysOption = _FILE, json: JsonOption = False) -> int:
-    """Show the keys of a file, without what would let anybody in."""
+def list_(keys: KeysOption = _FILE, json: JsonOption = False) -> None:
+    """Show the keys of a file, without secrets."""
     import datetime
 
     from mlflowkit.serving import auth
 
-    rows = [_row(key) for key in auth.read(keys)]
+    rows = [_row(key) for key in auth.read_keys(keys)]
     if json:
         emit_json({"keys": rows})
-    for row in rows if not json else ():
-        made = datetime.datetime.fromtimestamp(row["created"]).astimezone().strftime("%Y-%m-%d %H:%M")
-        echo(f"{row['id']}  {made}  {','.join(row['scopes'])}  {row['note']}".rstrip())
-    if not rows and not json:
+        return
+    for row in rows:
+        created = datetime.datetime.fromtimestamp(row["created"]).astimezone().strftime("%Y-%m-%d %H:%M")
+        echo(f"{row['id']}  {created}  {','.join(row['scopes'])}  {row['note']}".rstrip())
+    if not rows:
         echo(f"no keys in {keys}; `mlkit key create` makes one")
-    return 0
 
 
 @_commands.command()
@@ -76,26 +73,22 @@ def revoke(
     key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `mlkit key list` shows it.")],
     keys: KeysOption = _FILE,
     json: JsonOption = False,
-) -> int:
-    """Take a key away: running services refuse it within a second."""
+) -> None:
+    """Revoke a key: running services refuse it within a second."""
     from mlflowkit.serving import auth
 
-    auth.read(keys)
-    with auth.changing(keys) as present:
-        found = next((one for one in present if one.id == key), None)
-        if found is None:
-            known = [one.id for one in present]
-            close = nearest(key, known)
+    auth.read_keys(keys)
+    with auth.edit_keys(keys) as present:
+        revoked = next((entry for entry in present if entry.id == key), None)
+        if revoked is None:
+            ids = [entry.id for entry in present]
+            close = closest_match(key, ids)
             raise UsageError(
-                f"no key {key!r} in {keys}; there is {', '.join(known) or 'none'}",
+                f"no key {key!r} in {keys}; there is {', '.join(ids) or 'none'}",
                 hint=f"mlkit key revoke {close}" if close else f"mlkit key list --keys {keys}",
             )
-        present.remove(found)
-    if json:
-        emit_json({"revoked": _row(found)})
-    else:
-        echo(f"revoked {key}")
-    return 0
+        present.remove(revoked)
+    print_result({"revoked": _row(revoked)}, f"revoked {key}", json)
 
 
 def _row(key: Key) -> dict[str, Any]:

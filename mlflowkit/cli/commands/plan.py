@@ -1,4 +1,4 @@
-"""mlkit plan: what a run would do now, and why."""
+"""mlkit plan: what a run would do, and why."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from mlflowkit.cli.app import (
     RecipeArgument,
     StateOption,
     app,
-    echo,
-    emit_json,
+    print_result,
     state_folder,
 )
+
+UntilOption = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
+ForceOption = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage again.")]
 
 
 @app.command()
 def plan(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage anew.")] = None,
+    until: UntilOption = None,
+    force: ForceOption = None,
     state: StateOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Print each step with run or reuse, and the reason. Changes nothing."""
-    from mlflowkit.pipeline.plan import make_plan
+    from mlflowkit.pipeline.plan import plan_steps
     from mlflowkit.recipe.check import load
     from mlflowkit.wiring import Wiring
 
     folder = state_folder(state, recipe)
     loaded = load(recipe, overrides or ())
-    steps = make_plan(loaded, folder, until=until, force=force or (), services=lambda: Wiring(folder).platform.status())
-    if json:
-        shown = [{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")} for step in steps]
-        emit_json({"recipe": str(loaded.path), "name": loaded.recipe.name, "steps": shown})
-        return 0
-    for step in steps:
-        echo(f"{step.stage:<9} {step.action:<6} {step.fingerprint[:12]}  {step.reason}")
+    wiring = Wiring(folder)
+    steps = plan_steps(loaded, wiring, until=until, force=force or (), services=lambda: wiring.platform.status())
+    rows = [{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")} for step in steps]
+    lines = [f"{step.stage:<9} {step.action:<6} {step.fingerprint[:12]}  {step.reason}" for step in steps]
     running = sum(step.action == "run" for step in steps)
-    echo(f"{running} to run, {len(steps) - running} to reuse" if running else "nothing to do")
-    return 0
+    lines.append(f"{running} to run, {len(steps) - running} to reuse" if running else "nothing to do")
+    print_result({"recipe": str(loaded.path), "name": loaded.recipe.name, "steps": rows}, "\n".join(lines), json)

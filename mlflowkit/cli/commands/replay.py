@@ -1,4 +1,4 @@
-"""mlkit replay: a recipe's rollout, rehearsed over recorded traffic."""
+"""mlkit replay: simulate a recipe's rollout over recorded traffic."""
 
 from __future__ import annotations
 
@@ -7,32 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import echo
 
-from mlflowkit.cli.app import (
-    JsonOption,
-    OverridesArgument,
-    RecipeArgument,
-    StateOption,
-    app,
-    echo,
-    emit_json,
-    state_folder,
-)
+from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, StateOption, app, emit_json, state_folder
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
     from mlflowkit.rollout.settings import Rollout
     from mlflowkit.rollout.simulation.recording import Recording
     from mlflowkit.rollout.simulation.scenarios import Scenario
-    from mlflowkit.rollout.simulation.simulator import Rehearsal
+    from mlflowkit.rollout.simulation.simulator import SimulatedRollout
 
 PlantOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KIND[=SIZE]",
-        help="Do this harm to a random part of the champion's requests: aa, error-rate=0.02, latency=1.5, "
+        help="Inject this regression into a random part of the champion's requests: aa, error-rate=0.02, latency=1.5, "
         "latency-tail=2, accuracy=0.05, log-loss=1.5, absolute-error=1.5, squared-error=1.5, prediction-shift=0.1, "
-        "disagreement=0.05 [default where the log holds no experiment: what the recipe's metrics can see].",
+        "disagreement=0.05 [default if the log has no experiment: what the recipe's metrics can detect].",
         show_default=False,
     ),
 ]
@@ -53,15 +45,17 @@ def replay(
         str | None, typer.Option(metavar="NAME", help="Which variant [default: the only one].")
     ] = None,
     plant: PlantOption = None,
-    rollouts: Annotated[int, typer.Option(min=1, max=10_000, help="Rollouts of each planted harm.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of who is dealt to the challenger, and who is harmed.")] = 0,
+    rollouts: Annotated[int, typer.Option(min=1, max=10_000, help="Rollouts of each injected regression.")] = 20,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the assignment to the challenger and of the regression.")
+    ] = 0,
     state: StateOption = None,
     json: JsonOption = False,
-) -> int:
-    """Rehearse a recipe's rollout over a prediction log: the real policy and judges, requests as they were recorded.
+) -> None:
+    """Simulate a recipe's rollout over a prediction log: the real policy and judges, recorded requests.
 
-    Of an experiment in the log it says what the recipe's plan would have decided, and when. Of a champion's requests
-    it says whether the plan would find a challenger that is worse by a stated amount.
+    For an experiment in the log, show what the recipe's plan would have decided, and when. For a champion's requests,
+    show whether the plan would detect a challenger that is worse by a given amount.
     """
     from mlflowkit.cli.simulation_table import plan_of
     from mlflowkit.recipe.check import load
@@ -71,48 +65,47 @@ def replay(
     plan, serve = plan_of(loaded)
     folder = state_folder(state, recipe) / "services" / serve.service if log is None else log
     recording = read_recording(folder)
-    place = {"recipe": str(loaded.path), "service": serve.service, "log": str(folder), **_size(recording)}
+    source = {"recipe": str(loaded.path), "service": serve.service, "log": str(folder), **_size(recording)}
     recorded = [name for name in recording.experiments if name and recording.challengers(name)]
     if not json:
         _print_head(plan, recording, folder)
     if plant or not (recorded or experiment or candidate):
-        value = _planted(plan, recording, plant or (), rollouts, seed, json)
+        value = _replay_injected(plan, recording, plant or (), rollouts, seed, json)
     else:
         name = experiment if experiment is not None else recorded[-1] if recorded else ""
         others = [other for other in recorded if other != name]
         if others and not json:
             echo(f"other experiments of this log (--experiment ID): {', '.join(others)}")
-        value = _recorded(plan, recording, name, candidate, json)
+        value = _replay_experiment(plan, recording, name, candidate, json)
     if json:
-        emit_json({**place, **value})
-    return 0
+        emit_json({**source, **value})
 
 
 def _size(recording: Recording) -> dict[str, Json]:
-    told = recording.feedback
+    feedback = recording.feedback
     return {
         "requests": len(recording), "seconds": recording.seconds, "rate": recording.rate, "begun": recording.begun,
-        "feedback": 0 if told is None else len(told.times),
+        "feedback": 0 if feedback is None else len(feedback.times),
     }  # fmt: skip
 
 
 def _print_head(plan: Rollout, recording: Recording, folder: Path) -> None:
     from mlflowkit.cli.simulation_table import headline
-    from mlflowkit.rollout.simulation.feasibility import span
+    from mlflowkit.rollout.simulation.feasibility import format_span
 
     size = _size(recording)
     echo(headline(plan))
     echo(
-        f"{folder}: {len(recording):,} requests in {span(recording.seconds)} ({recording.rate:.3g} a second), "
+        f"{folder}: {len(recording):,} requests in {format_span(recording.seconds)} ({recording.rate:.3g} a second), "
         f"feedback on {size['feedback']:,}"
     )
     echo()
 
 
-def _recorded(
+def _replay_experiment(
     plan: Rollout, recording: Recording, experiment: str, candidate: str | None, as_json: bool
 ) -> dict[str, Json]:
-    """What the plan would have decided about an experiment."""
+    """Replay an experiment through the plan."""
     from mlflowkit.errors import UsageError
     from mlflowkit.rollout.simulation.log_replay import replay_recorded
 
@@ -131,9 +124,9 @@ def _recorded(
         "step": played.step + 1, "time": begun + played.seconds, "after_seconds": played.seconds,
         "challenger_requests": played.tried, "all_requests": played.requests, "reason": played.reason,
         "looks": [
-            {"seconds": sight.seconds, "step": sight.step + 1, "challenger_requests": sight.tried,
-             "evidence": {name: {"harm": pair[0], "proof": pair[1]} for name, pair in sight.evidence.items()}}
-            for sight in played.path
+            {"seconds": look.seconds, "step": look.step + 1, "challenger_requests": look.tried,
+             "evidence": {name: {"harm": pair[0], "proof": pair[1]} for name, pair in look.evidence.items()}}
+            for look in played.path
         ],
     }  # fmt: skip
 
@@ -147,51 +140,57 @@ DECISIONS = {
 }
 
 
-def _print_decision(plan: Rollout, played: Rehearsal, experiment: str, candidate: str, begun: float) -> None:
+def _print_decision(plan: Rollout, played: SimulatedRollout, experiment: str, candidate: str, begun: float) -> None:
     from mlflowkit.report.formatting import moment
-    from mlflowkit.rollout.simulation.feasibility import span
+    from mlflowkit.rollout.simulation.feasibility import format_span
 
     step = plan.sequence[played.step]
     echo(f"{candidate} of experiment {experiment}: this plan {DECISIONS[played.end]}")
-    echo(f"  after      {span(played.seconds)}, at {moment(begun + played.seconds)}")
+    echo(f"  after      {format_span(played.seconds)}, at {moment(begun + played.seconds)}")
     echo(f"  in step    {played.step + 1} of {len(plan.sequence)} ({step.weight:g} %)")
-    echo(f"  having seen {played.tried:,} requests of the challenger and {played.requests:,} in all")
+    echo(f"  requests   {played.tried:,} of the challenger, {played.requests:,} in all")
     if played.reason:
         echo(f"  because    {played.reason}")
     if played.path:
         for name, (harm, proof) in played.path[-1].evidence.items():
-            echo(f"  {name:<24} harm {harm:.2f}, proof {proof:.2f} of what decides")
+            echo(f"  {name:<24} worse {harm:.2f}, not worse {proof:.2f} (1 decides)")
 
 
-def _planted(
+def _replay_injected(
     plan: Rollout, recording: Recording, kinds: Sequence[str], rollouts: int, seed: int, as_json: bool
 ) -> dict[str, Json]:
-    """Whether the plan finds harm that is done to a part of the champion's requests."""
+    """Test whether the plan detects a regression injected into part of the champion's requests."""
     from mlflowkit.cli import simulation_table
     from mlflowkit.rollout.simulation import log_replay as replay
     from mlflowkit.rollout.simulation.simulator import summarise
 
     summaries = []
-    for one in _plantable(plan, recording, kinds):
-        told = simulation_table.Told(one.name, rollouts)
-        played = replay.replay_planted(plan, recording, one.kind, one.size, rollouts, seed=seed, done=told)
-        summaries.append(summarise(one.name, bool(one.violated), played))
-    said = simulation_table.conclusions(summaries, plan.level)
+    for scenario in _injectable_scenarios(plan, recording, kinds):
+        progress = simulation_table.ScenarioProgress(scenario.name, rollouts)
+        played = replay.replay_injected(
+            plan, recording, scenario.kind, scenario.size, rollouts, seed=seed, done=progress
+        )
+        summaries.append(summarise(scenario.name, bool(scenario.violated), played))
+    conclusions = simulation_table.conclusions(summaries, plan.level)
     if not as_json:
-        simulation_table.table(summaries, echo)
-        echo()
-        for line in (*said, *simulation_table.LEGEND):
-            echo(line)
-    found = [simulation_table.summary_json(one) for one in summaries]
-    return {"mode": "planted", "rollouts": rollouts, "seed": seed, "scenarios": found, "conclusions": list(said)}
+        simulation_table.print_outcomes(summaries, conclusions)
+    return {
+        "mode": "planted", "rollouts": rollouts, "seed": seed,
+        "scenarios": [simulation_table.summary_json(summary) for summary in summaries],
+        "conclusions": list(conclusions),
+    }  # fmt: skip
 
 
-def _plantable(plan: Rollout, recording: Recording, kinds: Sequence[str]) -> tuple[Scenario, ...]:
-    """What was asked for, or what the plan's metrics and the log's contents allow."""
+def _injectable_scenarios(plan: Rollout, recording: Recording, kinds: Sequence[str]) -> tuple[Scenario, ...]:
+    """Return the requested scenarios, else those that the plan's metrics and the log support."""
     from mlflowkit.rollout.simulation import log_replay as replay
     from mlflowkit.rollout.simulation import scenarios
 
-    world = replay.world_of(recording)
+    world = replay.recorded_world(recording)
     if kinds:
-        return tuple(one for text in kinds for one in scenarios.asked(text, plan, world))
-    return tuple(one for one in scenarios.suite(plan, world) if replay.possible(one.kind, recording, plan))
+        return tuple(scenario for text in kinds for scenario in scenarios.parse_scenarios(text, plan, world))
+    return tuple(
+        scenario
+        for scenario in scenarios.default_scenarios(plan, world)
+        if replay.can_inject(scenario.kind, recording, plan)
+    )

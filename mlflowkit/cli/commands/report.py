@@ -1,4 +1,4 @@
-"""mlkit report: the page of a run, written anew."""
+"""mlkit report: write the page of a run again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, app, print_result, state_folder
 from mlflowkit.errors import StoreError, WorldError
 
 if TYPE_CHECKING:
+    from mlflowkit.ports import ObjectStore
     from mlflowkit.values import RunRecord
 
 RunArgument = Annotated[str, typer.Argument(metavar="[RUN]", help="A run's id, the beginning of one, or last.")]
 OutputOption = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Where to write it [default: where the run wrote it]."),
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write [default: that of the run].")
 ]
 OpenOption = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 
@@ -28,50 +28,33 @@ def report(
     open_it: OpenOption = False,
     state: StateOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Write the page of a run and print its path."""
-    from mlflowkit.pipeline.journal import Journal
+    import webbrowser
+
     from mlflowkit.report.run.run_page import render
     from mlflowkit.system.files import replace_file
+    from mlflowkit.wiring import Wiring
 
-    folder = state_folder(state)
-    with Journal(folder, create=False) as journal:
+    wiring = Wiring(folder := state_folder(state))
+    with wiring.open_journal(create=False) as journal:
         record = journal.run(run)
-    path = place(record, folder, output)
-    replace_file(path, render(record, published(record, folder)).encode())
-    if json:
-        emit_json({"run": record.run, "name": record.name, "status": record.status, "report": str(path)})
-    else:
-        echo(str(path))
-    if open_it:
-        _open(path)
-    return 0
+    own = Path(record.report) if record.report else folder / "reports" / f"{record.run}.html"
+    path = own if output is None else output.expanduser().resolve()
+    replace_file(path, render(record, _published_folders(record, wiring.objects)).encode())
+    value = {"run": record.run, "name": record.name, "status": record.status, "report": str(path)}
+    print_result(value, str(path), json)
+    if open_it and not webbrowser.open(path.as_uri()):
+        raise WorldError("no browser is available", hint=f"open {path.as_uri()} yourself")
 
 
-def published(record: RunRecord, state: Path) -> dict[str, Path]:
-    """The published folder of each stage that has one. Raises StoreError when one is no longer in the store."""
-    from mlflowkit.pipeline.store import Store
-
-    store = Store(state)
+def _published_folders(record: RunRecord, store: ObjectStore) -> dict[str, Path]:
+    """Return the published folder of each stage. Raises StoreError if one is missing from the store."""
     folders = {step.stage: store.path(step.digest) for step in record.steps if step.digest}
     for stage, folder in folders.items():
         if not folder.is_dir():
             raise StoreError(
-                f"run {record.run}: what {stage} published is no longer in the store ({folder})",
-                hint=f"make it again: mlkit run {record.recipe_path} --force {stage}",
+                f"run {record.run}: the output of {stage} is missing from the store ({folder})",
+                hint=f"mlkit run {record.recipe_path} --force {stage}",
             )
     return folders
-
-
-def place(record: RunRecord, state: Path, output: Path | None) -> Path:
-    """Where the page goes: the option, else where the run wrote its own, else beside the others."""
-    if output is not None:
-        return output.expanduser().resolve()
-    return Path(record.report) if record.report else state / "reports" / f"{record.run}.html"
-
-
-def _open(path: Path) -> None:
-    import webbrowser
-
-    if not webbrowser.open(path.as_uri()):
-        raise WorldError("there is no browser to open it in", hint=f"open {path.as_uri()} yourself")

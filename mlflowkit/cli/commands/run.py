@@ -1,4 +1,4 @@
-"""mlkit run: carry a recipe's plan out."""
+"""mlkit run: execute a recipe's plan."""
 
 from __future__ import annotations
 
@@ -7,39 +7,31 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import echo
 
-from mlflowkit.cli.app import (
-    JsonOption,
-    OverridesArgument,
-    RecipeArgument,
-    StateOption,
-    app,
-    echo,
-    emit_json,
-    note,
-    state_folder,
-)
+from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, StateOption, app, emit_json, state_folder
+from mlflowkit.cli.commands.plan import ForceOption, UntilOption
 from mlflowkit.errors import MlkitError
 from mlflowkit.values import Json
 
 SWEEP_UNTIL = "package"
-"""Where the runs of a sweep stop unless told otherwise: one of them is to be chosen before it serves."""
+"""Default last stage of a sweep's runs: one of them is chosen before it serves."""
 
 
 @app.command()
 def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage anew.")] = None,
+    until: UntilOption = None,
+    force: ForceOption = None,
     multirun: Annotated[
         bool, typer.Option("--multirun", "-m", help="Run once for each combination of swept overrides (a=1,2).")
     ] = False,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Run what is stale of a recipe, reuse the rest, and leave the service up."""
-    from mlflowkit.cli.fast_path import told
+    """Run the stale stages of a recipe, reuse the rest, and leave the service up."""
+    from mlflowkit.cli.fast_path import format_run
 
     folder = state_folder(state, recipe)
     if multirun:
@@ -48,27 +40,26 @@ def run(
     if json:
         emit_json(value if error is None else {**value, "error": error.to_json()})
     else:
-        echo(told(value))
+        echo(format_run(value))
         if error is not None:
-            note(f"error: {error.message}")
-            note(f"hint: {error.hint}")
+            echo(f"error: {error.message}\nhint: {error.hint}", err=True)
     return 0 if error is None else error.exit_code
 
 
 def run_once(
     recipe: Path, overrides: Sequence[str], folder: Path, until: str | None, force: Sequence[str]
 ) -> tuple[Mapping[str, Json], MlkitError | None]:
-    """Run a recipe; what the run says of itself, and the error that its end amounts to, if any."""
+    """Run a recipe; return its summary and the error of its outcome, if any."""
     from mlflowkit import api
 
-    found = None if force else api.nothing_to_do(recipe, overrides, folder, until)
-    if found is None:
-        from mlflowkit.cli.progress import shown, stdout_to_stderr
+    outcome = None if force else api.nothing_to_do(recipe, overrides, folder, until)
+    if outcome is None:
+        from mlflowkit.cli.progress import run_progress, stdout_to_stderr
 
         loaded = api.load(recipe, overrides)
-        with stdout_to_stderr(), shown() as progress:
-            found = api.run(loaded, until=until, force=force, state=folder, progress=progress)
-    return found.answer, found.error
+        with stdout_to_stderr(), run_progress() as progress:
+            outcome = api.run(loaded, until=until, force=force, state=folder, progress=progress)
+    return outcome.answer, outcome.error
 
 
 def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, force: Sequence[str], json: bool) -> int:
@@ -78,7 +69,7 @@ def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, for
     values: list[Mapping[str, Json]] = []
     worst = 0
     for number, job in enumerate(jobs, 1):
-        note(f"job {number} of {len(jobs)}: {' '.join(job)}")
+        echo(f"job {number} of {len(jobs)}: {' '.join(job)}", err=True)
         value, error = run_once(recipe, job, folder, until, force)
         values.append(value if error is None else {**value, "error": error.to_json()})
         worst = worst or (0 if error is None else error.exit_code)
@@ -86,6 +77,6 @@ def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, for
         emit_json({"runs": values})
         return worst
     for job, value in zip(jobs, values, strict=True):
-        figures = ", ".join(f"{name} {figure:.4g}" for name, figure in list(value["metrics"].items())[:4])
-        echo(f"{value['run']}  {value['status']:<12} {' '.join(job)}  {figures}")
+        metrics = ", ".join(f"{name} {figure:.4g}" for name, figure in list(value["metrics"].items())[:4])
+        echo(f"{value['run']}  {value['status']:<12} {' '.join(job)}  {metrics}")
     return worst

@@ -1,4 +1,4 @@
-"""mlkit runs: the runs that the journal knows."""
+"""mlkit runs: recorded runs."""
 
 from __future__ import annotations
 
@@ -14,30 +14,26 @@ from mlflowkit.cli.commands.show import RecipeOption
 @app.command()
 def runs(
     recipe: RecipeOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 20,
     state: StateOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List runs, newest first."""
-    from mlflowkit.pipeline.journal import Journal
-    from mlflowkit.pipeline.run_summary import answer
+    from mlflowkit.pipeline.run_summary import summarize
+    from mlflowkit.wiring import Wiring
 
     folder = state_folder(state, recipe)
-    with Journal(folder, create=False) as journal:
+    with Wiring(folder).open_journal(create=False) as journal:
         records = journal.runs(limit)
     if json:
-        emit_json({"runs": [answer(record, folder) for record in records]})
-        return 0
-    if not records:
+        emit_json({"runs": [summarize(record, folder) for record in records]})
+    elif not records:
         echo(f"no run is recorded in {folder}; `mlkit run RECIPE` makes one, --state DIR looks elsewhere")
-        return 0
-    for record in records:
+    for record in records if not json else ():
         ran = sum(step.action == "run" and step.status == "done" for step in record.steps)
         reused = sum(step.action == "reuse" and step.status == "done" for step in record.steps)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
         bundle = f"  {record.bundle[:12]}{' blessed' if record.blessed else ''}" if record.bundle else ""
         overrides = f"  {' '.join(record.overrides)}" if record.overrides else ""
-        echo(
-            f"{record.run}  {when}  {record.name:<12} {record.status:<12} {ran} run {reused} reused{bundle}{overrides}"
-        )
-    return 0
+        steps = f"{ran} run {reused} reused"
+        echo(f"{record.run}  {when}  {record.name:<12} {record.status:<12} {steps}{bundle}{overrides}")

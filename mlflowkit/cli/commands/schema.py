@@ -10,7 +10,7 @@ import typer
 from mlflowkit.cli.app import app, emit_json, note
 
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there [default: stdout].")
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write [default: stdout].")
 ]
 
 
@@ -30,7 +30,7 @@ def schema(output: OutputOption = None) -> None:
 
 
 def schema_text() -> str:
-    """The schema as a file."""
+    """Return the text of the schema file."""
     import json
 
     from mlflowkit.recipe.jsonschema import schema as recipe_schema

@@ -1,4 +1,4 @@
-"""mlkit show: one run in full."""
+"""mlkit show: all details of a run."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ RecipeOption = Annotated[
 @app.command()
 def show(
     run: RunArgument = "last", recipe: RecipeOption = None, state: StateOption = None, json: JsonOption = False
-) -> int:
-    """Show a run: its steps, metrics, verdicts and where its results are."""
-    from mlflowkit.pipeline.journal import Journal
-    from mlflowkit.pipeline.run_summary import answer
+) -> None:
+    """Show a run: steps, metrics, verdicts, locations of results."""
+    from mlflowkit.pipeline.run_summary import summarize
+    from mlflowkit.wiring import Wiring
 
     folder = state_folder(state, recipe)
-    with Journal(folder, create=False) as journal:
-        value = answer(journal.run(run), folder)
+    with Wiring(folder).open_journal(create=False) as journal:
+        value = summarize(journal.run(run), folder)
     if json:
         emit_json(value)
-        return 0
-    _print(value)
-    return 0
+    else:
+        _print(value)
 
 
 def _print(value: dict[str, Json]) -> None:
@@ -46,8 +45,8 @@ def _print(value: dict[str, Json]) -> None:
         echo(f"  {step['stage']:<9} {step['status']:<11} {step['action']:<6}{seconds}  {step['reason']}")
         if step.get("error"):
             echo(f"            {step['error']}")
-    for name, figure in value["metrics"].items():
-        echo(f"  {name:<24} {figure:.6g}" if figure is not None else f"  {name:<24} undefined")
+    for name, metric in value["metrics"].items():
+        echo(f"  {name:<24} {metric:.6g}" if metric is not None else f"  {name:<24} undefined")
     for verdict in value["verdicts"]:
         echo(f"  {verdict['verdict']:<12} {verdict['gate']}: {verdict['message']}")
     for name in ("bundle", "endpoint", "report"):

@@ -1,4 +1,4 @@
-"""mlkit status: the services of a state folder and their rollouts. Imports neither Ray nor the model's libraries."""
+"""mlkit status: the services of a state folder and their rollouts. Imports neither Ray nor model libraries."""
 
 from __future__ import annotations
 
@@ -17,98 +17,93 @@ from mlflowkit.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlflowkit.cli.status_live import ServiceSnapshot
+    from mlflowkit.cli.status_live import ServiceStatusView
     from mlflowkit.rollout.admin.view_models import RolloutView, ServiceView
     from mlflowkit.values import ServiceStatus
 
 WATCH_SECONDS = 1.0
 WatchOption = Annotated[
-    bool, typer.Option("--watch", "-w", help="Stay, and show what changes; Ctrl-C ends it and nothing else.")
+    bool, typer.Option("--watch", "-w", help="Keep showing changes until Ctrl-C, which stops no service.")
 ]
 
 
 @app.command()
-def status(state: StateOption = None, watch: WatchOption = False, json: JsonOption = False) -> int:
-    """Show the services, their endpoints, the versions that answer, and how a rollout stands."""
+def status(state: StateOption = None, watch: WatchOption = False, json: JsonOption = False) -> None:
+    """Show the services: endpoints, served versions, rollouts."""
     if watch and json:
         raise UsageError("--watch and --json do not go together", hint="mlkit status --json prints once")
     folder = state_folder(state)
-    look = _looker(folder)
+    read = _snapshot_reader(folder)
     if json:
-        emit_json({"services": [_json(*seen) for seen in look()]})
-        return 0
-    if watch:
-        _watch(folder, look)
-        return 0
-    echo("\n".join(lines(folder, look())))
-    return 0
+        emit_json({"services": [_json(service, view) for service, view in read()]})
+    elif watch:
+        _watch(folder, read)
+    else:
+        echo("\n".join(lines(folder, read())))
 
 
-def _looker(folder: Path) -> Callable[[], Sequence[ServiceSnapshot]]:
-    """Reads every service of a state folder, again at every call."""
-    from mlflowkit.rollout.admin.snapshot import Watch
+def _snapshot_reader(folder: Path) -> Callable[[], Sequence[ServiceStatusView]]:
+    """Return a function that reads every service of a state folder."""
+    from mlflowkit.rollout.admin.snapshot import ServiceMonitor
     from mlflowkit.wiring import Wiring
 
-    platform, files = Wiring(folder).platform, Watch(folder)
+    platform, files = Wiring(folder).platform, ServiceMonitor(folder)
 
-    def look() -> Sequence[ServiceSnapshot]:
+    def read() -> Sequence[ServiceStatusView]:
         views = {view.service: view for view in files.views()}
-        return [(found, views[found.service]) for found in platform.status() if found.service in views]
+        return [(status, views[status.service]) for status in platform.status() if status.service in views]
 
-    return look
+    return read
 
 
-def _watch(folder: Path, look: Callable[[], Sequence[ServiceSnapshot]]) -> None:
-    """Show what changes until Ctrl-C: drawn in place on a terminal, printed anew elsewhere."""
+def _watch(folder: Path, read: Callable[[], Sequence[ServiceStatusView]]) -> None:
+    """Show changes until Ctrl-C: redrawn in place on a terminal, else printed again."""
     try:
         if sys.stdout.isatty():
             from mlflowkit.cli.status_live import show
 
-            show(folder, look, WATCH_SECONDS)
+            show(folder, read, WATCH_SECONDS)
             return
         before: list[str] = []
         while True:
-            found = lines(folder, look())
-            if found != before:
-                echo("\n".join([*([""] if before else []), *found]))
-                before = found
+            current = lines(folder, read())
+            if current != before:
+                echo("\n".join([*([""] if before else []), *current]))
+                before = current
             time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         return
 
 
-def lines(folder: Path, seen: Sequence[ServiceSnapshot]) -> list[str]:
-    """The services for a log or a pipe."""
-    if not seen:
+def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
+    """Format the services for a log or a pipe."""
+    if not services:
         return [f"no services in {folder}; `mlkit run RECIPE` makes one"]
-    found = []
-    for service, view in seen:
-        found.append(f"{service.service}  {service.state}  {service.endpoint}  epoch {service.epoch}")
+    output = []
+    for service, view in services:
+        output.append(f"{service.service}  {service.state}  {service.endpoint}  epoch {service.epoch}")
         for variant in service.variants:
-            share = (
-                f"{variant.sampling:.0%} mirrored"
-                if variant.role == "shadow"
-                else f"{variant.weight:.0%} of the traffic"
-            )
-            found.append(f"  {variant.role}  {variant.name}  version {variant.version}  {share}")
+            mirrored, share = f"{variant.sampling:.0%} mirrored", f"{variant.weight:.0%} of the traffic"
+            share = mirrored if variant.role == "shadow" else share
+            output.append(f"  {variant.role}  {variant.name}  version {variant.version}  {share}")
         if view.rollout is not None:
-            found += [f"  {line}" for line in _rollout_lines(view.rollout)]
+            output += [f"  {line}" for line in _rollout_lines(view.rollout)]
         if view.admin:
-            found.append(f"  page  {view.admin}")
-        found += [f"  problem  {problem}" for problem in view.problems]
+            output.append(f"  page  {view.admin}")
+        output += [f"  problem  {problem}" for problem in view.problems]
         if service.state == "down":
-            found.append("  next  mlkit up RECIPE starts it with the version that it served last")
-    return found
+            output.append("  next  mlkit up RECIPE starts it with the version it served last")
+    return output
 
 
 def _rollout_lines(rollout: RolloutView) -> list[str]:
     reason = f": {rollout.reason}" if rollout.ended and rollout.reason else ""
-    found = [f"rollout  {rollout.summary}, version {rollout.candidate_version}{reason}"]
+    output = [f"rollout  {rollout.summary}, version {rollout.candidate_version}{reason}"]
     if rollout.waiting:
-        found.append(f"  waiting for {', '.join(rollout.waiting)}")
+        output.append(f"  waiting for {', '.join(rollout.waiting)}")
     if rollout.ended:
-        return found
-    return found + [f"  {line}" for line in findings_table.lines(rollout.findings)]
+        return output
+    return output + [f"  {line}" for line in findings_table.lines(rollout.findings)]
 
 
 def _json(service: ServiceStatus, view: ServiceView) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def _json(service: ServiceStatus, view: ServiceView) -> dict[str, Any]:
                 "state": service.state,
                 "placement": variant.placement,
                 "sampling": variant.sampling,
-                **_counted(variant.name, view),
+                **_variant_counts(variant.name, view),
             }
             for variant in service.variants
         ],
@@ -141,14 +136,14 @@ def _json(service: ServiceStatus, view: ServiceView) -> dict[str, Any]:
     }
 
 
-def _counted(name: str, view: ServiceView) -> dict[str, Any]:
-    """What was counted of a variant in its experiment."""
-    found = next((asdict(one) for one in view.variants if one.name == name), {})
+def _variant_counts(name: str, view: ServiceView) -> dict[str, Any]:
+    """Return the counts of a variant in its experiment."""
+    counts = next((asdict(variant) for variant in view.variants if variant.name == name), {})
     keys = ("requests", "errors", "error_rate", "p50_ms", "p99_ms", "mirrored", "dropped")
-    return {key: found[key] for key in keys if key in found}
+    return {key: counts[key] for key in keys if key in counts}
 
 
 def _progress(rollout: RolloutView) -> dict[str, Any]:
-    """A rollout without its drawings."""
-    left_out = ("history", "latency", "predictions", "weights", "summary")
-    return {name: value for name, value in asdict(rollout).items() if name not in left_out}
+    """Return a rollout without its chart data."""
+    excluded = ("history", "latency", "predictions", "weights", "summary")
+    return {name: value for name, value in asdict(rollout).items() if name not in excluded}

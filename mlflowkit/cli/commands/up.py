@@ -1,4 +1,4 @@
-"""mlkit up: serve again what was served before, without running anything."""
+"""mlkit up: start a service with its last version, without running stages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from mlflowkit.cli.app import (
     RecipeArgument,
     StateOption,
     app,
-    echo,
-    emit_json,
+    print_result,
     state_folder,
 )
 from mlflowkit.errors import ServiceError, UsageError
@@ -19,24 +18,24 @@ from mlflowkit.errors import ServiceError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlflowkit.values import ServiceStatus
-
 
 @app.command()
 def up(
     recipe: RecipeArgument, overrides: OverridesArgument = None, state: StateOption = None, json: JsonOption = False
-) -> int:
-    """Start the recipe's service with the version that it served last; nothing is trained."""
+) -> None:
+    """Start the recipe's service with the version it served last; nothing is trained."""
+    from mlflowkit.pipeline.requirements import require_installed
     from mlflowkit.recipe.check import load
     from mlflowkit.wiring import Wiring
 
     loaded = load(recipe, overrides or ())
+    require_installed(loaded.recipe, ["deploy"])
     section = loaded.recipe.serve
     if section is None:
         raise UsageError(f"{recipe} has no serve section", hint="add serve: {service: " + loaded.recipe.name + "}")
     folder = state_folder(state, recipe)
     platform = Wiring(folder).platform
-    before = next((found for found in platform.status() if found.service == section.service), None)
+    before = next((status for status in platform.status() if status.service == section.service), None)
     champion = None if before is not None and before.variants else _champion(folder, loaded.recipe.name)
     endpoint = platform.ensure(section.beside(loaded.folder))
     if champion is not None:
@@ -46,32 +45,23 @@ def up(
         manifest = open_bundle(champion, blessed=True).manifest
         variant = Variant("champion", manifest.version, manifest.identity, str(champion))
         platform.publish(RoutingTable(section.service, 1, (variant,)))
-    now = next(found for found in platform.status() if found.service == section.service)
+    now = next(status for status in platform.status() if status.service == section.service)
     if not now.ready:
         raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {recipe}")
-    _tell(now, endpoint, json)
-    return 0
+    value = {"service": now.service, "endpoint": endpoint, "version": now.variants[0].version, "epoch": now.epoch}
+    print_result(value, f"{now.service} answers at {endpoint} with version {value['version']}", json)
 
 
 def _champion(state: Path, name: str) -> Path:
-    """The bundle that the journal calls champion. Raises UsageError when there is none."""
+    """Return the bundle of the journal's champion. Raises UsageError if there is none."""
     from mlflowkit.pipeline import JOURNAL
-    from mlflowkit.pipeline.journal import Journal
-    from mlflowkit.pipeline.store import Store
+    from mlflowkit.wiring import Wiring
 
-    nothing = UsageError(f"nothing was deployed for {name} in {state}", hint="mlkit run RECIPE trains and deploys")
+    missing = UsageError(f"nothing was deployed for {name} in {state}", hint="mlkit run RECIPE trains and deploys")
     if not (state / JOURNAL).exists():
-        raise nothing
-    with Journal(state) as journal:
+        raise missing
+    with Wiring(state).open_journal() as journal:
         alias = journal.alias(name, "champion")
     if alias is None:
-        raise nothing
-    return Store(state).path(alias.digest) / "bundle"
-
-
-def _tell(now: ServiceStatus, endpoint: str, json: bool) -> None:
-    version = now.variants[0].version
-    if json:
-        emit_json({"service": now.service, "endpoint": endpoint, "version": version, "epoch": now.epoch})
-    else:
-        echo(f"{now.service} answers at {endpoint} with version {version}")
+        raise missing
+    return Wiring(state).objects.path(alias.digest) / "bundle"

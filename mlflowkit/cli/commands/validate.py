@@ -1,4 +1,4 @@
-"""mlkit validate: every fault of a recipe, located."""
+"""mlkit validate: all faults of a recipe, with locations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app, echo, emit_json
 from mlflowkit.errors import RecipeError
+from mlflowkit.system.text import format_count
 
 if TYPE_CHECKING:
     from mlflowkit.recipe.schema import LoadedRecipe
@@ -26,10 +27,7 @@ def validate(
     multirun: MultirunOption = False,
     json: JsonOption = False,
 ) -> int:
-    """Print all the faults of a recipe, each with its line.
-
-    Exits with 2 when there are any.
-    """
+    """Print all the faults of a recipe with their lines; exit code 2 if there are any."""
     from mlflowkit.recipe.check import load, load_sweep
 
     try:
@@ -47,11 +45,11 @@ def validate(
 
 
 def _summary(path: Path, overrides: list[str], swept: Sequence[LoadedRecipe], option: str) -> None:
-    from mlflowkit.stages.train import named
+    from mlflowkit.stages.train import model_label
 
-    found = swept[0].recipe
-    gates = f"{len(found.gates)} gate{'s' if len(found.gates) != 1 else ''}"
-    serve = f", served as {found.serve.service}" if found.serve else ""
+    recipe = swept[0].recipe
+    gates = format_count(len(recipe.gates), "gate")
+    serve = f", served as {recipe.serve.service}" if recipe.serve else ""
     jobs = f", {len(swept)} jobs" if len(swept) > 1 else ""
-    echo(f"{path}: ok: {found.name}, {found.task} by {named(found.model)}, {gates}{serve}{jobs}")
+    echo(f"{path}: ok: {recipe.name}, {recipe.task} by {model_label(recipe.model)}, {gates}{serve}{jobs}")
     echo(f"next: mlkit run {option}{shlex.join([str(path), *overrides])}")

@@ -1,9 +1,8 @@
-"""What was counted of each variant of an experiment: cumulative, mergeable, JSON. Everything online is judged by it.
+"""Counts of each variant of an experiment: cumulative, mergeable, JSON. All online judging is based on them.
 
-Each gateway replica and each of its observers counts for itself, from the moment at which a routing table came in
-until another one did. Counts are kept by the table's epoch, so that what is compared was always measured at the same
-time and under the same weights. `merge` adds counts of several writers; it is associative and commutative, so the
-order in which files are read does not matter.
+Each gateway replica and each of its observers counts on its own, from the moment a routing table arrived until the
+next one did. Counts are kept by the table's epoch, so that compared counts were always taken at the same time and under
+the same weights. `merge` is associative and commutative: the order in which files are read does not matter.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from dataclasses import dataclass, field, fields
 from mlflowkit.values import Json
 
 LATENCY_GROWTH = 1.02
-"""Each latency bin is this much wider than the one before: a quantile read from bins is at most 2 % off."""
+"""Ratio of consecutive latency bins' widths: a quantile read from bins is at most 2 % off."""
 SCORE_BINS = 50
 """Bins of equal width over [0, 1] for the score of a binary classifier."""
+_LOG_GROWTH = math.log(LATENCY_GROWTH)
 
 
 def latency_bin(seconds: float) -> int:
@@ -33,9 +33,6 @@ def latency_bin(seconds: float) -> int:
 def bin_seconds(index: int) -> float:
     """The lower edge of a latency bin, in seconds."""
     return LATENCY_GROWTH**index / 1e6
-
-
-_LOG_GROWTH = math.log(LATENCY_GROWTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +54,19 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class VariantCounts:
-    """What was counted of one variant under one routing table.
+    """Counts of one variant under one routing table.
 
-    requests     well-formed requests that the router gave it (overrides by testers apart); of a shadow, the mirrored
-                 requests that it was asked
-    errors       those of them that it failed: raised, too late, no finite answer, or its circuit was open. A client
-                 was answered all the same, by the champion: what is judged is the variant, not the outcome
+    requests     well-formed requests routed to it (testers' overrides excluded); of a shadow, the mirrored requests
+    errors       requests that it failed: an exception, a timeout, no finite answer, or an open circuit. The client got
+                 the champion's answer all the same: the variant is judged, not the response
     latency      its answers by latency bin: seconds from the request's headers to its answer
     predictions  its answered rows by class ("label:good"), by score bin ("score:17"; binary tasks) or, for a
-                 regression, by the tenth of the champion's own first predictions ("decile:3")
+                 regression, by decile of the champion's first predictions ("decile:3")
     agreement    a shadow's rows compared with the champion's answer to the same row: {"": all, "column=value": slice};
                  a row counts 1 when the two agree
     difference   a shadow's score (or prediction) minus the champion's on the same row
     quality      from feedback, by metric: "accuracy", "log_loss", "absolute_error", "squared_error"; a row each
-    mirrored     requests that a shadow was to answer; those that it was not given in time are in ``dropped``
+    mirrored     requests meant for a shadow; ``dropped`` counts those that were not delivered in time
     """
 
     requests: int = 0
@@ -89,14 +85,27 @@ class VariantCounts:
             self.requests + other.requests,
             self.errors + other.errors,
             self.rows + other.rows,
-            _sum(self.latency, other.latency, 0),
-            _sum(self.predictions, other.predictions, 0),
-            _sum(self.agreement, other.agreement, Moments()),
+            _add_maps(self.latency, other.latency),
+            _add_maps(self.predictions, other.predictions),
+            _add_maps(self.agreement, other.agreement),
             self.difference + other.difference,
-            _sum(self.quality, other.quality, Moments()),
+            _add_maps(self.quality, other.quality),
             self.mirrored + other.mirrored,
             self.dropped + other.dropped,
         )
+
+    @property
+    def clusters_per_row(self) -> float:
+        """Answered requests a row, at most 1: rows of one request share their fate and count as one observation."""
+        requests = self.requests - self.errors
+        return requests / self.rows if self.rows > requests > 0 else 1.0
+
+    @property
+    def mirrored_clusters_per_row(self) -> float:
+        """Mirrored requests that the shadow answered, a compared row, at most 1."""
+        requests = self.mirrored - self.dropped - self.errors
+        rows = self.agreement.get("", Moments()).count
+        return requests / rows if rows > requests > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +116,24 @@ class Evidence:
     epochs: Mapping[int, Mapping[str, VariantCounts]] = field(default_factory=dict)
 
     def of(self, variant: str, epochs: Iterable[int] | None = None) -> VariantCounts:
-        """All that was counted of a variant, under the given tables or all."""
-        found = VariantCounts()
+        """The sum of a variant's counts over the given epochs (None: all)."""
+        total = VariantCounts()
         for epoch, variants in self.epochs.items():
             if (epochs is None or epoch in epochs) and variant in variants:
-                found = found + variants[variant]
-        return found
+                total = total + variants[variant]
+        return total
 
     def to_json(self) -> Json:
-        """JSON of the evidence; zeros and empty maps are left out."""
-        return {
-            "experiment": self.experiment,
-            "epochs": {
-                str(epoch): {name: _counts_json(counts) for name, counts in variants.items()}
-                for epoch, variants in self.epochs.items()
-            },
+        """The evidence as JSON; zeros and empty maps are left out."""
+        epochs = {
+            str(epoch): {name: _counts_to_json(counts) for name, counts in variants.items()}
+            for epoch, variants in self.epochs.items()
         }
+        return {"experiment": self.experiment, "epochs": epochs}
 
     @classmethod
     def from_json(cls, value: Json) -> Evidence:
-        """The evidence that `to_json` gave. Raises KeyError, TypeError or ValueError for anything else.
+        """The evidence that `to_json` returned. Raises KeyError, TypeError or ValueError for anything else.
 
         >>> counts = VariantCounts(requests=3, latency={348: 3}, agreement={"": Moments(3, 2.0, 2.0)})
         >>> evidence = Evidence("e1", {7: {"shadow": counts}})
@@ -134,61 +141,51 @@ class Evidence:
         True
         """
         epochs = {
-            int(epoch): {name: _counts(counts) for name, counts in variants.items()}
+            int(epoch): {name: _counts_from_json(counts) for name, counts in variants.items()}
             for epoch, variants in value["epochs"].items()
         }
         return cls(value["experiment"], epochs)
 
 
 def merge(experiment: str, parts: Iterable[Evidence]) -> Evidence:
-    """The sum of what several writers counted of one experiment; parts of others are left out."""
+    """The sum of several writers' counts of one experiment; parts of other experiments are left out."""
     epochs: dict[int, dict[str, VariantCounts]] = {}
     for part in parts:
         if part.experiment == experiment:
             for epoch, variants in part.epochs.items():
-                here = epochs.setdefault(epoch, {})
-                for name, counts in variants.items():
-                    here[name] = here[name] + counts if name in here else counts
+                epochs[epoch] = dict(_add_maps(epochs.get(epoch, {}), variants))
     return Evidence(experiment, epochs)
 
 
-def _sum(left: Mapping, right: Mapping, zero: object) -> Mapping:  # type: ignore[type-arg]
+def _add_maps(left: Mapping, right: Mapping) -> Mapping:  # type: ignore[type-arg]  # values only have to add up
     if not right:
         return left
-    found = dict(left)
+    total = dict(left)
     for key, value in right.items():
-        found[key] = found.get(key, zero) + value
-    return found
+        total[key] = total[key] + value if key in total else value
+    return total
 
 
-def _counts_json(counts: VariantCounts) -> Json:
-    found: dict[str, Json] = {}
-    for part in fields(counts):
-        value = getattr(counts, part.name)
-        if isinstance(value, Moments):
-            if value.count:
-                found[part.name] = _moments_json(value)
-        elif isinstance(value, Mapping):
-            if value:
-                found[part.name] = {
-                    str(key): _moments_json(item) if isinstance(item, Moments) else item for key, item in value.items()
-                }
-        elif value:
-            found[part.name] = value
-    return found
+def _to_json(value: object) -> Json:
+    if isinstance(value, Moments):
+        return [value.count, value.total, value.squares]
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    return value
 
 
-def _moments_json(moments: Moments) -> Json:
-    return [moments.count, moments.total, moments.squares]
+def _counts_to_json(counts: VariantCounts) -> Json:
+    values = {part.name: getattr(counts, part.name) for part in fields(counts)}
+    return {name: _to_json(value) for name, value in values.items() if value and value != Moments()}
 
 
-def _counts(value: Mapping[str, Json]) -> VariantCounts:
-    found: dict[str, Json] = dict(value)
-    if "latency" in found:
-        found["latency"] = {int(index): count for index, count in found["latency"].items()}
+def _counts_from_json(value: Mapping[str, Json]) -> VariantCounts:
+    counts: dict[str, Json] = dict(value)
+    if "latency" in counts:
+        counts["latency"] = {int(index): count for index, count in counts["latency"].items()}
     for name in ("agreement", "quality"):
-        if name in found:
-            found[name] = {key: Moments(*moments) for key, moments in found[name].items()}
-    if "difference" in found:
-        found["difference"] = Moments(*found["difference"])
-    return VariantCounts(**found)
+        if name in counts:
+            counts[name] = {key: Moments(*moments) for key, moments in counts[name].items()}
+    if "difference" in counts:
+        counts["difference"] = Moments(*counts["difference"])
+    return VariantCounts(**counts)

@@ -1,118 +1,148 @@
-"""Rates: of errors and of right answers, against the champion's or a bound, by e-processes that are exact."""
+"""Rates of errors, of correct labels and of agreement, against the champion's or a bound, by exact e-processes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlflowkit.judging.online import sequential
-from mlflowkit.judging.online.clusters import clusters
 from mlflowkit.judging.online.evidence import Moments, VariantCounts
-from mlflowkit.judging.online.means import mean_measurement
-from mlflowkit.judging.online.questions import Reading, Task
+from mlflowkit.judging.online.means import measure_mean
+from mlflowkit.judging.online.metric_results import LimitResult
+from mlflowkit.judging.online.metric_specs import Limit, LimitTask
 from mlflowkit.judging.online.sequential import Share, Stratum, Wealth
 from mlflowkit.values import Json, Measurement
 
-
-def rate(task: Task) -> Reading:
-    """error_rate, accuracy: the challenger's rate against the champion's or against a bound."""
-    metric = task.question.metric
-    strata = [_losses(metric, *arms) for arms in task.arms]
-    return reading_of(task, strata, task.trace)
+MAX_PAST_REQUESTS = 20_000
+"""Weight of earlier blocks when alternatives are centred: rates drift."""
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """Of how many observations how many were bad, in each arm under one table; and clusters / observations of each."""
+class RateCounts:
+    """Bad observations of both arms in one epoch; ``factors`` are clusters / observations of each arm."""
 
     epoch: int
-    first: Share
-    second: Share
+    champion: Share
+    challenger: Share
     factors: tuple[float, float] = (1.0, 1.0)
 
 
-def _losses(metric: str, epoch: int, first: VariantCounts, second: VariantCounts) -> Counted:
-    if metric == "error_rate":
-        return Counted(epoch, Share(first.requests, first.errors), Share(second.requests, second.errors))
-    one, two = first.quality.get(metric, Moments()), second.quality.get(metric, Moments())
-    return Counted(epoch, missed(one), missed(two), (clusters(first), clusters(second)))
+def judge_rate(task: LimitTask) -> LimitResult:
+    """Judge error_rate or accuracy: the challenger's rate against the champion's or against a bound."""
+    strata = [_count_losses(task.spec.metric, *arm) for arm in task.arms]
+    return _judge_strata(task, strata, task.trace)
 
 
-def missed(moments: Moments) -> Share:
-    """Of observations that count 1 where they are right: those that are not."""
+def judge_agreement(task: LimitTask) -> LimitResult:
+    """Judge a shadow's agreement with the champion on the same rows: overall, and by slice of the given columns.
+
+    The overall rate is tested at half of the level, the i-th slice to appear at 1 / (i (i + 1)) of the other half.
+    Slices guard: each may fail, but only the overall rate must be shown to hold, as a rare slice might never be.
+    """
+    limit = Limit("min", 1 - task.limit.value) if task.limit.kind == "margin" else task.limit
+    rate_task, columns = replace(task, limit=limit), task.spec.columns
+    names = list(task.trace.get("slices", ()))
+    for _, _, shadow in task.arms:
+        names += sorted(name for name in shadow.agreement if name.partition("=")[0] in columns and name not in names)
+    traces: dict[str, Json] = {}
+    results = []
+    for index, name in enumerate(["", *names]):
+        strata = []
+        for epoch, _, shadow in task.arms:
+            disagreed = misses(shadow.agreement.get(name, Moments()))
+            strata.append(RateCounts(epoch, Share(), disagreed, (1.0, shadow.mirrored_clusters_per_row)))
+        result = _judge_strata(rate_task, strata, task.trace.get("of", {}).get(name, {}))
+        traces[name] = result.trace
+        log_share = 0.0 if not columns else -math.log(2) - (math.log(index * (index + 1)) if index else 0.0)
+        results.append(replace(result, evidence_worse=max(result.evidence_worse + log_share, 0.0), slice=name))
+    worst = max(results, key=lambda result: result.evidence_worse)
+    overall = results[0]
+    decisive = worst if worst.evidence_worse >= -math.log(task.worse_level) else overall
+    return replace(
+        decisive,
+        evidence_worse=worst.evidence_worse,
+        evidence_not_worse=overall.evidence_not_worse,
+        trace={"slices": names, "of": traces},
+    )
+
+
+def misses(moments: Moments) -> Share:
+    """The observations that do not count 1 (incorrect, or not agreeing)."""
     return Share(moments.count, moments.count - moments.total)
 
 
-def reading_of(task: Task, strata: Sequence[Counted], trace: Mapping[str, Json]) -> Reading:
-    """What a limit on a rate says; ``trace`` is what was remembered of just these counts."""
+def discount_past(past: Share) -> Share:
+    """Earlier blocks, weighted as at most `MAX_PAST_REQUESTS`."""
+    return past.scaled(min(1.0, MAX_PAST_REQUESTS / past.count))
+
+
+def _count_losses(metric: str, epoch: int, champion: VariantCounts, challenger: VariantCounts) -> RateCounts:
+    arms = (champion, challenger)
+    if metric == "error_rate":
+        first, second = (Share(arm.requests, arm.errors) for arm in arms)
+        return RateCounts(epoch, first, second)
+    first, second = (misses(arm.quality.get(metric, Moments())) for arm in arms)
+    return RateCounts(epoch, first, second, (champion.clusters_per_row, challenger.clusters_per_row))
+
+
+def _judge_strata(task: LimitTask, strata: Sequence[RateCounts], trace: Mapping[str, Json]) -> LimitResult:
+    """Test one limit on a rate; ``trace`` belongs to exactly these counts."""
     compared = task.limit.kind == "margin"
     harm, proof = Wealth.from_json(trace.get("harm")), Wealth.from_json(trace.get("proof"))
     past = Share(*trace.get("past", (0.0, 0.0)))
-    best, seen = float(trace.get("best", 0.0)), dict(trace.get("seen", {}))
-    for first, second in _blocks(strata, seen, compared):
+    max_harm, seen = float(trace.get("best", 0.0)), dict(trace.get("seen", {}))
+    for champion, challenger in _new_blocks(strata, seen, compared):
         if compared:
-            worse, better = sequential.rate_difference_bets(first, second, task.limit.value, past)
-            past = recent(past + first)
+            worse, not_worse = sequential.rate_difference_bets(champion, challenger, task.limit.value, past)
+            past = discount_past(past + champion)
         else:
-            bound, above = _loss_bound(task)
-            worse, better = sequential.rate_bets(second, bound)
-            worse, better = (worse, better) if above else (better, worse)
-        harm, proof = harm.bet(worse, second.count), proof.bet(better, second.count)
-        best = max(best, harm.log)
-    after = {
-        "seen": seen,
-        "past": [past.count, past.hits],
-        "harm": harm.to_json(),
-        "proof": proof.to_json(),
-        "best": best,
-    }
-    measurement = _measured(task, strata)
-    samples = (round(sum(one.first.count for one in strata)), round(sum(one.second.count for one in strata)))
-    return Reading(task.limit, best, proof.log, measurement, samples, after)
+            bound, upper = _loss_bound(task)
+            above, below = sequential.rate_bets(challenger, bound)
+            worse, not_worse = (above, below) if upper else (below, above)
+        harm, proof = harm.bet(worse, challenger.count), proof.bet(not_worse, challenger.count)
+        max_harm = max(max_harm, harm.log)
+    wealth = {"harm": harm.to_json(), "proof": proof.to_json()}
+    next_trace = {"seen": seen, "past": [past.count, past.hits], **wealth, "best": max_harm}
+    samples = (round(sum(part.champion.count for part in strata)), round(sum(part.challenger.count for part in strata)))
+    return LimitResult(task.limit, max_harm, proof.log, _measure(task, strata), samples, next_trace)
 
 
-def recent(past: Share) -> Share:
-    """Rates drift: no more of the past counts than as many requests."""
-    return past.scaled(min(1.0, 20_000 / past.count))
-
-
-def _loss_bound(task: Task) -> tuple[float, bool]:
-    """The bound on the rate of bad observations, and whether being above it is what is not allowed."""
-    if task.question.metric == "error_rate":
+def _loss_bound(task: LimitTask) -> tuple[float, bool]:
+    """The bound on the rate of bad observations, and whether it is an upper bound."""
+    if task.spec.metric == "error_rate":
         return task.limit.value, task.limit.kind == "max"
     return 1 - task.limit.value, task.limit.kind == "min"
 
 
-def _blocks(strata: Sequence[Counted], seen: dict[str, Json], compared: bool) -> Iterator[tuple[Share, Share]]:
-    """What came in since the last look, by epoch; it waits for the next look where an arm has nothing new."""
+def _new_blocks(strata: Sequence[RateCounts], seen: dict[str, Json], compared: bool) -> Iterator[tuple[Share, Share]]:
+    """Counts since the last look, by epoch; updates ``seen``. An epoch waits while an arm has nothing new."""
     for stratum in strata:
-        first, second, name = stratum.first, stratum.second, str(stratum.epoch)
-        before = seen.get(name, (0.0, 0.0, 0.0, 0.0))
-        one, two = first - Share(*before[:2]), second - Share(*before[2:])
-        told = two.count > 0 and 0 <= two.hits <= two.count
-        if compared:
-            told = told and one.count > 0 and 0 <= one.hits <= one.count
-        if told:
-            seen[name] = [first.count, first.hits, second.count, second.hits]
-            yield one.scaled(stratum.factors[0]), two.scaled(stratum.factors[1])
+        champion, challenger, epoch = stratum.champion, stratum.challenger, str(stratum.epoch)
+        before = seen.get(epoch, (0.0, 0.0, 0.0, 0.0))
+        news = champion - Share(*before[:2]), challenger - Share(*before[2:])
+        required = news if compared else news[1:]
+        if all(part.count > 0 and 0 <= part.hits <= part.count for part in required):
+            seen[epoch] = [champion.count, champion.hits, challenger.count, challenger.hits]
+            yield news[0].scaled(stratum.factors[0]), news[1].scaled(stratum.factors[1])
 
 
-def _measured(task: Task, strata: Sequence[Counted]) -> Measurement:
+def _measure(task: LimitTask, strata: Sequence[RateCounts]) -> Measurement:
     """The difference of rates (or the rate), in the metric's own direction, with its confidence sequence."""
     compared = task.limit.kind == "margin"
-    found, count, spread = [], 0.0, 0.0
+    differences, count, total_variance = [], 0.0, 0.0
     for stratum in strata:
-        first, second = stratum.first.scaled(stratum.factors[0]), stratum.second.scaled(stratum.factors[1])
+        first, second = stratum.champion.scaled(stratum.factors[0]), stratum.challenger.scaled(stratum.factors[1])
         if second.count and (first.count or not compared):
-            variance = _spread(second) / second.count + (_spread(first) / first.count if compared else 0.0)
-            found.append(Stratum(second.rate - (first.rate if compared else 0.0), variance))
-            count, spread = count + second.count, spread + _spread(second) * second.count
-    sign, origin = (1.0, 0.0) if task.question.metric == "error_rate" else (-1.0, 0.0 if compared else 1.0)
-    return mean_measurement(task, found, math.sqrt(spread / count) if count else math.nan, round(count), sign, origin)
+            variance = _variance(second) / second.count + (_variance(first) / first.count if compared else 0.0)
+            differences.append(Stratum(second.rate - (first.rate if compared else 0.0), variance))
+            count, total_variance = count + second.count, total_variance + _variance(second) * second.count
+    sign, origin = (1.0, 0.0) if task.spec.metric == "error_rate" else (-1.0, 0.0 if compared else 1.0)
+    deviation = math.sqrt(total_variance / count) if count else math.nan
+    return measure_mean(task, differences, deviation, round(count), sign, origin)
 
 
-def _spread(share: Share) -> float:
-    """Variance of one observation. Two hits and two misses are added (Agresti & Coull, 1998): few seen are too few."""
+def _variance(share: Share) -> float:
+    """Variance of one observation, with two hits and two misses added (Agresti & Coull, 1998) for small counts."""
     rate = (share.hits + 2) / (share.count + 4)
     return rate * (1 - rate)

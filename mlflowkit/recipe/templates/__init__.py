@@ -1,4 +1,4 @@
-"""Recipes to start from, each a folder of files."""
+"""Recipe templates, each a folder of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent
 
 
 def texts(name: str) -> dict[str, str]:
-    """Name and text of each file of a template, the recipe first.
+    """File names and texts of a template, the recipe first.
 
     >>> list(texts("start"))
     ['recipe.yaml', 'datasets.py']

@@ -1,4 +1,4 @@
-"""What the admin page shows of what was kept: shadows and their disagreements, incidents, deliveries. Pure."""
+"""Template data of evidence on the admin page: metrics, shadow comparisons, incidents, webhook deliveries. Pure."""
 
 from __future__ import annotations
 
@@ -6,180 +6,245 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflowkit.report import charts, formatting
-from mlflowkit.report.rollout.metric_views import finding_row
+from mlflowkit.report.rollout import rollout_charts
 from mlflowkit.report.run.data_views import View
-from mlflowkit.rollout.admin.view_models import ComparisonView, ExampleView, IncidentView, ServiceView, ShareView
+from mlflowkit.rollout.admin.view_models import (
+    ComparisonView,
+    ExampleView,
+    FindingView,
+    IncidentView,
+    ServiceView,
+    ShareView,
+)
+from mlflowkit.system.text import format_count, truncate
 
-EXAMPLES = 20
-"""Disagreements that are listed."""
-COLUMNS = 30
-"""Inputs of them that are shown."""
-CELL = 48
-"""Letters of a value that are shown."""
-TOLD = 20
-"""Deliveries of webhooks that are listed."""
-SLICES = 40
-"""Slices that are listed; they come with the least agreeing first."""
+OUTCOMES = {"PASSED": "ok", "FAILED": "bad", "INCONCLUSIVE": "warn", "ERROR": "bad"}
+RATES = ("error_rate", "agreement", "accuracy")
+"""Metrics that are shares, shown in percent."""
+MAX_EXAMPLES = 20
+"""Listed disagreements."""
+MAX_COLUMNS = 30
+"""Input columns of a disagreement."""
+MAX_CELL = 48
+"""Characters of a value."""
+MAX_DELIVERIES = 20
+"""Listed webhook deliveries."""
+MAX_SLICES = 40
+"""Listed slices, lowest agreement first."""
+
+
+def evidence(view: ServiceView) -> View | None:
+    """The verdict and the history of each metric."""
+    rollout = view.rollout
+    if rollout is None or not rollout.findings:
+        return None
+    rows = [finding_row(finding) for finding in rollout.findings]
+    figures = []
+    for finding in rollout.findings:
+        points = rollout.history.get(finding.name, ())
+        if len(points) > 1:
+            figures.append({**rollout_charts.boundary(finding, points, rollout.begun), "kind": "boundary"})
+            figures.append(rollout_charts.estimate(finding, points, rollout.begun, *scale_of(finding)))
+    return {"rows": rows, "figures": figures, "level": formatting.share(rollout.level)}
+
+
+def finding_row(finding: FindingView) -> View:
+    """One metric: verdict, evidence towards both boundaries, estimate."""
+    factor, unit = scale_of(finding)
+    return {
+        "name": finding.name,
+        "role": finding.role,
+        "outcome": finding.outcome,
+        "tone": OUTCOMES[finding.outcome],
+        "svg": rollout_charts.balance(finding.name, finding.harm, finding.proof),
+        "harm": formatting.share(_clamp(finding.harm)),
+        "proof": formatting.share(_clamp(finding.proof)),
+        "interval": rollout_charts.interval_text(finding, factor, unit),
+        "threshold": threshold(finding),
+        "samples": f"{finding.champion:,} · {finding.challenger:,}",
+        "message": finding.message if finding.value is None or finding.slice else "",
+        "method": finding.method,
+    }
+
+
+def _clamp(value: float | None) -> float | None:
+    return None if value is None else min(1.0, max(0.0, value))
+
+
+def scale_of(finding: FindingView) -> tuple[float, str]:
+    """The display factor and display unit of a metric's numbers."""
+    if finding.metric in RATES:
+        return 100.0, "points" if finding.change else "%"
+    return 1.0, "times" if finding.unit == "x" else finding.unit
+
+
+def threshold(finding: FindingView) -> str:
+    if finding.threshold is None:
+        return ""
+    factor, unit = scale_of(finding)
+    word = "at least" if finding.direction == "min" else "at most"
+    sign = "+" if finding.change and finding.unit != "x" and finding.threshold > 0 else ""
+    return f"{word} {sign}{formatting.number(finding.threshold * factor)} {unit}".strip()
 
 
 def shadow(view: ServiceView) -> View | None:
-    """How far shadows agree, and where they do not."""
+    """The agreement of each shadow with the champion."""
     names = [*view.agreement, *(name for name in view.comparisons if name not in view.agreement)]
-    return {"shadows": [one_shadow(name, view) for name in names]} if names else None
+    return {"shadows": [shadow_agreement(name, view) for name in names]} if names else None
 
 
-def one_shadow(name: str, view: ServiceView) -> View:
-    """The agreement of one shadow, overall and by slice, and examples of the contrary."""
-    found = view.agreement.get(name, ())
-    listed = found[: SLICES + 1]
-    overall = next((one for one in found if not one.slice), None)
+def shadow_agreement(name: str, view: ServiceView) -> View:
+    """The agreement of one shadow, overall and by slice, with examples of disagreement."""
+    shares = view.agreement.get(name, ())
+    listed = shares[: MAX_SLICES + 1]
+    overall = next((share for share in shares if not share.slice), None)
     middle = None if overall is None else overall.value
-    bounds = [charts.Bound(one.low, one.value, one.high, reference=middle) for one in listed]
+    bounds = [charts.Bound(share.low, share.value, share.high, reference=middle) for share in listed]
     domain = charts.forest_domain(bounds)
     rows = [
-        {**share_row(one), "svg": charts.forest_row(bound, domain, f"{one.slice or 'all rows'}: {share_words(one)}")}
-        for one, bound in zip(listed, bounds, strict=True)
+        {
+            "slice": share.slice or "all rows",
+            "rows": f"{share.rows:,}",
+            "interval": share_text(share),
+            "svg": charts.forest_row(bound, domain, f"{share.slice or 'all rows'}: {share_text(share)}"),
+        }
+        for share, bound in zip(listed, bounds, strict=True)
     ]
     return {
         "name": name,
-        "overall": share_words(overall) if overall else "",
+        "overall": share_text(overall) if overall else "",
         "rows": rows,
-        "more": len(found) - len(listed),
+        "more": len(shares) - len(listed),
         "axis": charts.forest_axis(domain) if rows else "",
         "compared": compared(view.comparisons.get(name)),
     }
 
 
-def share_row(one: ShareView) -> View:
-    return {"slice": one.slice or "all rows", "rows": f"{one.rows:,}", "interval": share_words(one)}
-
-
-def share_words(one: ShareView) -> str:
+def share_text(share: ShareView) -> str:
     """A share with its interval, in percent.
 
-    >>> share_words(ShareView("", 10, 0.9, 0.6, 0.98))
+    >>> share_text(ShareView("", 10, 0.9, 0.6, 0.98))
     '90 % [60 %, 98 %] of 10 rows'
     """
-    low, value, high = (formatting.share(number) for number in (one.low, one.value, one.high))
-    return f"{value} [{low}, {high}] of {one.rows:,} row{'' if one.rows == 1 else 's'}"
+    low, value, high = (formatting.share(number) for number in (share.low, share.value, share.high))
+    return f"{value} [{low}, {high}] of {format_count(share.rows, 'row')}"
 
 
-def compared(found: ComparisonView | None) -> View | None:
-    """What was seen of a shadow beside its agreement, and the disagreements that were kept."""
-    if found is None:
+def compared(comparison: ComparisonView | None) -> View | None:
+    """The comparison of a shadow beside its agreement, and recorded disagreements."""
+    if comparison is None:
         return None
+    slower = "–" if comparison.latency is None else f"{1000 * comparison.latency:+.3g} ms on average"
     facts = [
-        ("Version", found.version),
-        ("Rows that disagree", f"{found.disagreements:,} of {found.rows:,} compared"),
-        ("Mean difference of scores", formatting.number(found.difference)),
-        ("Rank correlation of scores", formatting.number(found.rank)),
-        ("Slower than the request", "–" if found.latency is None else f"{1000 * found.latency:+.3g} ms on average"),
+        ("Version", comparison.version),
+        ("Rows that disagree", f"{comparison.disagreements:,} of {comparison.rows:,} compared"),
+        ("Mean difference of scores", formatting.number(comparison.difference)),
+        ("Rank correlation of scores", formatting.number(comparison.rank)),
+        ("Slower than the request", slower),
     ]
-    kept = found.examples[:EXAMPLES]
-    caption = (
-        f"{len(kept)} of {found.disagreements:,}, drawn at random, newest first; columns that are sliced come first."
-    )
-    return {"facts": facts, "examples": examples(kept, caption)}
+    sample = comparison.examples[:MAX_EXAMPLES]
+    drawn = f"{len(sample)} of {comparison.disagreements:,}, drawn at random, newest first"
+    return {"facts": facts, "examples": disagreements(sample, f"{drawn}; sliced columns come first.")}
 
 
-def examples(found: Sequence[ExampleView], caption: str) -> View | None:
-    """Rows to which a shadow gave another answer: both answers and the inputs."""
-    if not found:
+def disagreements(examples: Sequence[ExampleView], caption: str) -> View | None:
+    """Rows on which a shadow and the champion disagree: both answers and the inputs."""
+    if not examples:
         return None
-    sliced = {text.partition("=")[0]: None for one in found for text in one.slices}
-    columns = [column for column in sliced if any(column in one.inputs for one in found)]
-    columns += [column for one in found[:1] for column in one.inputs if column not in sliced]
+    sliced = {text.partition("=")[0]: None for example in examples for text in example.slices}
+    columns = [column for column in sliced if any(column in example.inputs for example in examples)]
+    columns += [column for column in examples[0].inputs if column not in sliced]
     return {
         "caption": caption,
-        "left_out": max(0, len(columns) - COLUMNS),
-        "columns": columns[:COLUMNS],
+        "left_out": max(0, len(columns) - MAX_COLUMNS),
+        "columns": columns[:MAX_COLUMNS],
         "rows": [
             {
-                "time": formatting.moment(one.time),
-                "id": one.id,
-                "row": one.row,
-                "champion": answer(one.champion),
-                "shadow": answer(one.shadow),
-                "difference": formatting.NONE if one.difference is None else f"{one.difference:+.4f}",
-                "inputs": [cell(one.inputs.get(column)) for column in columns[:COLUMNS]],
+                "time": formatting.moment(example.time),
+                "id": example.id,
+                "row": example.row,
+                "champion": answer(example.champion),
+                "shadow": answer(example.shadow),
+                "difference": formatting.NONE if example.difference is None else f"{example.difference:+.4f}",
+                "inputs": [cell(example.inputs.get(column)) for column in columns[:MAX_COLUMNS]],
             }
-            for one in found
+            for example in examples
         ],
     }
 
 
 def answer(outputs: Mapping[str, Any]) -> str:
-    """What a model answered to a row, in a few words.
+    """A model's answer for a row as short text.
 
     >>> answer({"label": "good", "probabilities": [0.2, 0.8]}), answer({"prediction": 3.25})
     ('good, 80 %', '3.25')
     """
     if "label" in outputs:
-        numbers = [one for one in outputs.get("probabilities") or () if isinstance(one, int | float)]
+        numbers = [value for value in outputs.get("probabilities") or () if isinstance(value, int | float)]
         return f"{cell(outputs['label'])}, {formatting.share(max(numbers))}" if numbers else cell(outputs["label"])
     return ", ".join(cell(value) for value in outputs.values())
 
 
 def cell(value: Any) -> str:
-    """A value of a row, short enough for a table.
+    """A value shortened for a table cell.
 
     >>> cell(0.1234567), cell("x" * 100)[-1], cell(None)
     ('0.123457', '…', '–')
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         text = formatting.NONE if value is None else str(value)
-        return text if len(text) <= CELL else f"{text[: CELL - 1]}…"
+        return truncate(text, MAX_CELL)
     return f"{value:.6g}"
 
 
 def incidents(view: ServiceView) -> View | None:
-    """The rollouts that were turned down, each with its evidence."""
+    """The rollouts that were rolled back or aborted, each with its evidence."""
     if not view.incidents:
         return None
-    return {"incidents": [incident(one) for one in view.incidents], "more": view.incident_count - len(view.incidents)}
+    incidents = [incident_view(incident) for incident in view.incidents]
+    return {"incidents": incidents, "more": view.incident_count - len(incidents)}
 
 
-def incident(one: IncidentView) -> View:
-    """One rollout that was turned down."""
-    counted = [
-        f"{name} {counts['requests']:,} requests, {counts['errors']:,} failed" for name, counts in one.counts.items()
-    ]
-    steps = ", ".join(formatting.share(weight) for weight in one.steps)
+def incident_view(incident: IncidentView) -> View:
+    requests = [(name, counts["requests"], counts["errors"]) for name, counts in incident.counts.items()]
+    counted = [f"{name} {total:,} requests, {failed:,} failed" for name, total, failed in requests]
+    steps = ", ".join(formatting.share(weight) for weight in incident.steps)
+    lasted = f"{formatting.seconds(incident.time - incident.began)}, to step {incident.step} of {len(incident.steps)}"
     facts = [
-        ("Experiment", one.experiment),
-        ("Decided by", "a person" if one.by == "person" else "the policy"),
-        ("Lasted", f"{formatting.seconds(one.time - one.began)}, to step {one.step} of {len(one.steps)} ({steps})"),
-        ("Strategy", one.strategy),
-        ("Versions", f"{one.candidate_version} against champion {one.champion_version}"),
+        ("Experiment", incident.experiment),
+        ("Decided by", "a person" if incident.by == "person" else "the policy"),
+        ("Lasted", f"{lasted} ({steps})"),
+        ("Strategy", incident.strategy),
+        ("Versions", f"{incident.candidate_version} against champion {incident.champion_version}"),
         ("Counted", "; ".join(counted) or formatting.NONE),
-        *((name.replace("_", " ").capitalize(), value) for name, value in one.lineage.items()),
+        *((name.replace("_", " ").capitalize(), value) for name, value in incident.lineage.items()),
     ]
     return {
-        "id": one.id,
-        "time": formatting.moment(one.time),
-        "version": one.candidate_version,
-        "ending": "rolled back" if one.ending == "rolled_back" else "aborted",
-        "tone": "bad" if one.ending == "rolled_back" else "off",
-        "reason": one.reason,
+        "id": incident.id,
+        "time": formatting.moment(incident.time),
+        "version": incident.candidate_version,
+        "ending": "rolled back" if incident.ending == "rolled_back" else "aborted",
+        "tone": "bad" if incident.ending == "rolled_back" else "off",
+        "reason": incident.reason,
         "facts": facts,
-        "rows": [finding_row(finding) for finding in one.findings],
-        "examples": examples(one.examples[:EXAMPLES], "Disagreements that had been kept when it ended."),
+        "rows": [finding_row(finding) for finding in incident.findings],
+        "examples": disagreements(incident.examples[:MAX_EXAMPLES], "Disagreements recorded until the end."),
     }
 
 
 def webhooks(view: ServiceView) -> View | None:
-    """What became of the last events that were told to hooks."""
+    """The results of the last webhook deliveries."""
     if not view.webhooks and not view.waiting_webhooks:
         return None
     rows = [
         {
-            "time": formatting.moment(one.get("time")),
-            "event": one.get("event", ""),
-            "url": one.get("url", ""),
-            "ok": bool(one.get("ok")),
-            "words": one.get("error") or f"HTTP {one.get('status')}",
-            "attempts": one.get("attempts", ""),
+            "time": formatting.moment(delivery.get("time")),
+            "event": delivery.get("event", ""),
+            "url": delivery.get("url", ""),
+            "ok": bool(delivery.get("ok")),
+            "status": delivery.get("error") or f"HTTP {delivery.get('status')}",
+            "attempts": delivery.get("attempts", ""),
         }
-        for one in view.webhooks[:TOLD]
+        for delivery in view.webhooks[:MAX_DELIVERIES]
     ]
     return {"rows": rows, "waiting": view.waiting_webhooks}

@@ -1,4 +1,4 @@
-"""What the page shows of the candidates: which was picked and why, their front, and their latency by percentile."""
+"""Views of the candidates: the pick and its reason, the Pareto front, and latency by percentile."""
 
 from __future__ import annotations
 
@@ -9,66 +9,64 @@ from typing import Any
 from mlflowkit.report import charts, formatting
 from mlflowkit.report.run import pareto_views
 from mlflowkit.report.run.data_views import View
-from mlflowkit.report.run.run_files import Evidence
+from mlflowkit.report.run.run_files import RunEvidence
 from mlflowkit.values import RunRecord
 
 HEADROOM = 4.0
-"""Height of the latency chart, in slowest 99th percentiles."""
-PERCENTILE_TITLE = "Latency by percentile"
-MOST_LINES = 6
-"""Candidates in the chart of percentiles; of more, those on the front."""
+"""Height of the latency chart, as a multiple of the slowest p99."""
+MAX_LINES = 6
+"""Maximum candidates in the chart of percentiles; of more, those on the front."""
+POINTS = 160
+"""Points of a line by percentile."""
 TONES: Mapping[str, str] = {"ok": "ok", "rejected": "bad", "failed": "bad"}
-"""Tone of a candidate's status; the others are neither good nor bad."""
+"""Tones of a candidate's status; other statuses are neutral."""
 PERCENTILES = ((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95"), (0.99, "99"), (0.999, "99.9"))
 
 
-def latency(record: RunRecord, evidence: Evidence) -> View | None:
-    """The candidates, which was picked and why, and their latency by percentile."""
+def latency(record: RunRecord, evidence: RunEvidence) -> View | None:
+    """Return the candidates, the pick and its reason, and latency by percentile."""
     if evidence.candidates is None:
         return None
+    candidates = evidence.candidates
     section = record.recipe.get("optimize") or {}
     objective = str(section.get("objective", "latency_p99"))
-    measured = [one for one in evidence.candidates if one.get("interval")]
-    bounds = [charts.Bound(one["interval"][0], objective_value(one, section), one["interval"][1]) for one in measured]
+    key = f"{timed_by(objective).removeprefix('latency_')}_us"
+    measured = [row for row in candidates if row.get("interval")]
+    bounds = [charts.Bound(row["interval"][0], float(row[key]), row["interval"][1]) for row in measured]
     domain = charts.forest_domain(bounds)
-    drawn = {
-        one["name"]: charts.forest_row(bound, domain, f"{one['name']}: {interval_words(one)}")
-        for one, bound in zip(measured, bounds, strict=True)
+    svgs = {
+        row["name"]: charts.forest_row(bound, domain, f"{row['name']}: {format_interval(row)}")
+        for row, bound in zip(measured, bounds, strict=True)
     }
-    rows = [candidate(number, one, drawn.get(one["name"], "")) for number, one in enumerate(evidence.candidates, 1)]
-    picked = next((one for one in evidence.candidates if one.get("picked")), None)
+    picked = next((row for row in candidates if row.get("picked")), None)
+    front = pareto_views.front(candidates, timed_by(objective), section.get("max_metric_drop", 0.005))
     return {
         "objective": objective.replace("_", " "),
         "picked": picked["name"] if picked else "",
-        "why": why(picked, evidence.candidates) if picked else "",
-        "rows": rows,
+        "why": why(picked, candidates) if picked else "",
+        "rows": candidates,
+        "tones": TONES,
+        "svgs": svgs,
         "axis": charts.forest_axis(domain) if measured else "",
-        "figures": [
-            one
-            for one in (
-                pareto_views.front(evidence.candidates, timed_by(objective), section.get("max_metric_drop", 0.005)),
-                _percentiles_of(evidence),
-            )
-            if one
-        ],
-        "costs": pareto_views.costs(evidence.candidates),
+        "figures": [figure for figure in (front, _candidate_percentiles(evidence)) if figure],
+        "has_costs": any("passes" in row for row in candidates),  # not in a candidates.json of an early release
     }
 
 
 def why(picked: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
-    """Why a candidate was picked, in words."""
+    """Return why a candidate was picked."""
     if picked.get("reason"):
         return str(picked["reason"])
-    if sum(one["status"] == "ok" for one in candidates) == 1:
+    if sum(row["status"] == "ok" for row in candidates) == 1:
         return "no other candidate may serve"
-    before = [one["name"] for one in candidates[: candidates.index(picked)] if one["status"] in ("ok", "dominated")]
+    before = [row["name"] for row in candidates[: candidates.index(picked)] if row["status"] in ("ok", "dominated")]
     if before:
         return f"the recipe prefers {', '.join(before)}, and it was shown to be better; no later one was"
     return "it comes first in the recipe, and no other was shown to be better"
 
 
 def timed_by(objective: str) -> str:
-    """The quantile of latency that is shown for an objective; of one that is none of latency, the 99th percentile.
+    """Return the latency quantile of an objective; p99 for other objectives.
 
     >>> timed_by("latency_p50"), timed_by("size")
     ('latency_p50', 'latency_p99')
@@ -76,80 +74,54 @@ def timed_by(objective: str) -> str:
     return objective if objective.startswith("latency_") else "latency_p99"
 
 
-def objective_value(one: Mapping[str, Any], section: Mapping[str, Any]) -> float:
-    """The candidate's figure for the objective, in microseconds."""
-    quantile = timed_by(str(section.get("objective", "latency_p99")))
-    return float(one[f"{quantile.removeprefix('latency_')}_us"])
+def format_interval(row: Mapping[str, Any]) -> str:
+    """Format the interval of the objective."""
+    return f"{formatting.micros(row['interval'][0])} to {formatting.micros(row['interval'][1])}"
 
 
-def interval_words(one: Mapping[str, Any]) -> str:
-    """The interval of the objective, in words."""
-    return f"{formatting.micros(one['interval'][0])} to {formatting.micros(one['interval'][1])}"
-
-
-def candidate(number: int, one: Mapping[str, Any], svg: str) -> View:
-    """One line of the table of candidates; ``number`` is its mark in the figures."""
-    metric = one.get("metric") or {}
-    return {
-        "mark": number,
-        "name": one["name"],
-        "runtime": one.get("runtime") or "",
-        "batch": formatting.number(one.get("batch")),
-        "status": one["status"],
-        "tone": TONES.get(one["status"], "off"),
-        "picked": bool(one.get("picked")),
-        "p50": formatting.micros(one.get("p50_us")),
-        "p95": formatting.micros(one.get("p95_us")),
-        "p99": formatting.micros(one.get("p99_us")),
-        "throughput": formatting.number(one.get("throughput"), 3),
-        "metric": f"{metric['name']} {formatting.number(metric['value'])}" if metric else formatting.NONE,
-        "drop": formatting.interval(one["metric_drop"]) if one.get("metric_drop") else "",
-        "reason": one.get("reason") or "",
-        "notes": list(one.get("notes") or ()),
-        "svg": svg,
-    }
-
-
-def _percentiles_of(evidence: Evidence) -> View | None:
-    """The percentiles of the candidates; of many, of those on the front alone."""
+def _candidate_percentiles(evidence: RunEvidence) -> View | None:
+    """Chart the percentiles of the candidates; of many, only those on the front."""
     rows = evidence.candidates or ()
-    taken = {name: one["samples_us"] for name, one in (evidence.latency or {}).items() if one.get("samples_us")}
-    if len(taken) > MOST_LINES:
-        best = {one["name"] for one in rows if one.get("front") or one.get("picked")}
-        kept = [name for name in taken if name in best][:MOST_LINES] or list(taken)[:MOST_LINES]
-        taken = {name: taken[name] for name in kept}
-    left_out = len(evidence.latency or {}) - len(taken)
+    latencies = evidence.latency or {}
+    samples = {name: latency["samples_us"] for name, latency in latencies.items() if latency.get("samples_us")}
+    if len(samples) > MAX_LINES:
+        best = {row["name"] for row in rows if row.get("front") or row.get("picked")}
+        names = [name for name in samples if name in best][:MAX_LINES] or list(samples)[:MAX_LINES]
+        samples = {name: samples[name] for name in names}
+    left_out = len(latencies) - len(samples)
     note = f" {left_out} more were measured." if left_out > 0 else ""
-    return percentiles(taken, {one["name"] for one in rows if one.get("picked")}, note)
+    picked = {row["name"] for row in rows if row.get("picked")}
+    return percentiles(samples, "Latency by percentile", picked, note)
 
 
 def percentiles(
-    taken: Mapping[str, Sequence[float]], picked: Collection[str] = (), note: str = "", *, title: str = PERCENTILE_TITLE
+    samples: Mapping[str, Sequence[float]], title: str, picked: Collection[str] = (), note: str = ""
 ) -> View | None:
-    """Latency by percentile, the tail stretched (as HdrHistogram draws it; Gil Tene, "How NOT to measure latency").
+    """Chart latency by percentile with a logarithmic tail (HdrHistogram; Tene, "How NOT to measure latency").
 
-    ``taken`` has samples in microseconds by name. A line ends where it leaves the chart, which is ``HEADROOM`` times as
-    high as the slowest p99: one hiccup would flatten all the rest. The slowest answers are told in words.
+    ``samples`` are microseconds by name. Lines are cut at ``HEADROOM`` times the slowest p99, so that one outlier does
+    not flatten the rest; the slowest replies are in the caption.
     """
-    samples = {name: sorted(values) for name, values in taken.items() if len(values)}
-    if not samples:
+    by_name = {name: sorted(values) for name, values in samples.items() if len(values)}
+    if not by_name:
         return None
-    end = max(rarest(len(ordered)) for ordered in samples.values())
-    top = HEADROOM * max(at_percentile(ordered, 2.0) for ordered in samples.values())
+    end = max(rarest(len(ordered)) for ordered in by_name.values())
+    top = HEADROOM * max(at_percentile(ordered, 2.0) for ordered in by_name.values())
     layers, slowest = [], []
-    for index, (name, ordered) in enumerate(samples.items()):
-        called = f"{name} (picked)" if name in picked else name
-        places, latencies = by_percentile(ordered)
-        drawn = [latency if latency <= top else math.nan for latency in latencies]
+    for index, (name, ordered) in enumerate(by_name.items()):
+        legend = f"{name} (picked)" if name in picked else name
+        positions = [rarest(len(ordered)) * index / (POINTS - 1) for index in range(POINTS)]
+        latencies = (at_percentile(ordered, position) for position in positions)
+        visible = [latency if latency <= top else math.nan for latency in latencies]
         dashed = name not in picked if picked else index >= charts.SERIES
-        layers.append(charts.Line(called, places, drawn, style=index, dashed=dashed))
+        layers.append(charts.Line(legend, positions, visible, style=index, dashed=dashed))
         slowest.append(f"{formatting.micros(ordered[-1])} ({name})")
     marks = [(tail(1 / (1 - share)), f"p{text}") for share, text in PERCENTILES]
     return charts.figure(
         title,
         layers,
-        f"Each step to the right is ten times rarer. The slowest answer took {', '.join(slowest)}.{note}",
-        label=f"{title} of {', '.join(samples)}",
+        f"Each step to the right is ten times rarer. The slowest reply took {', '.join(slowest)}.{note}",
+        label=f"{title} of {', '.join(by_name)}",
         x_label="percentile",
         y_label="µs",
         x_domain=(0.0, end),
@@ -159,7 +131,7 @@ def percentiles(
 
 
 def tail(rarity: float) -> float:
-    """Place on the percentile axis: log10 of how rare a slower answer is.
+    """Return the position on the percentile axis: log10 of the rarity of a slower reply.
 
     >>> tail(100.0)
     2.0
@@ -168,20 +140,14 @@ def tail(rarity: float) -> float:
 
 
 def rarest(count: int) -> float:
-    """The last place on the percentile axis that so many samples can tell, the 99.9th percentile at most."""
+    """Return the last position on the percentile axis that ``count`` samples support, at most p99.9."""
     return min(3.0, tail(count + 0.5))
 
 
-def at_percentile(ordered: Sequence[float], place: float) -> float:
-    """The latency at a place on the percentile axis.
+def at_percentile(ordered: Sequence[float], position: float) -> float:
+    """Return the latency at a position on the percentile axis.
 
     >>> at_percentile([1.0, 2.0, 3.0, 40.0], tail(2.0))
     3.0
     """
-    return float(ordered[min(len(ordered) - 1, int((1 - 10**-place) * len(ordered)))])
-
-
-def by_percentile(ordered: Sequence[float], points: int = 160) -> tuple[list[float], list[float]]:
-    """(place, latency), evenly spaced on the percentile axis."""
-    places = [rarest(len(ordered)) * index / (points - 1) for index in range(points)]
-    return places, [at_percentile(ordered, place) for place in places]
+    return float(ordered[min(len(ordered) - 1, int((1 - 10**-position) * len(ordered)))])

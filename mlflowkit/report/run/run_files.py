@@ -1,7 +1,6 @@
-"""What the stages of a run published, as JSON: the only place of the report that reads files.
+"""Published JSON of a run's stages: the only module of the report that reads files.
 
-A run may stop anywhere, so every file may be absent. A file that is there and does not parse is a fault of the
-store and is said so, not skipped.
+A run may stop anywhere, so every file may be absent; a file that does not parse is an error.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ FILES: Mapping[str, tuple[str, str]] = {
     "signature": ("package", "bundle/signature.json"),
     "service": ("deploy", "service.json"),
 }
-"""Name of each piece of evidence: the stage that publishes it and its file there."""
+"""The stage and file of each piece of evidence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """The parsed files; None for one that the run did not get to. Formats: mlflowkit.stages."""
+class RunEvidence:
+    """Parsed files of a run; None for a stage not reached. Formats: mlflowkit.stages."""
 
     table: Json | None = None
     checks: Json | None = None
@@ -53,19 +52,16 @@ class Evidence:
     """Size of the bundle's graph."""
 
 
-def read(folders: Mapping[str, Path]) -> Evidence:
-    """Read what is there. ``folders`` maps a stage to its published folder; stages not reached are left out.
-
-    Raises StoreError for a file that is not JSON.
-    """
-    found = {
+def read(folders: Mapping[str, Path]) -> RunEvidence:
+    """Read the files in ``folders``, the published folder of each stage reached. Raises StoreError for invalid JSON."""
+    documents = {
         name: _read_json(folders[stage] / file)
         for name, (stage, file) in FILES.items()
         if stage in folders and (folders[stage] / file).is_file()
     }
     graph = folders["package"] / "bundle" / "model.onnx" if "package" in folders else None
     size = graph.stat().st_size if graph is not None and graph.is_file() else None
-    return Evidence(**found, graph_bytes=size)
+    return RunEvidence(**documents, graph_bytes=size)
 
 
 def _read_json(path: Path) -> Json:

@@ -1,14 +1,15 @@
-"""A run as one self-contained HTML page: no script, no font, no request."""
+"""A run as one self-contained HTML page, without scripts, fonts or requests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflowkit import __version__
-from mlflowkit.report.run import run_views
+from mlflowkit.report import formatting
+from mlflowkit.report.run import pareto_views, run_views
 from mlflowkit.report.run.run_files import read
 from mlflowkit.values import RunRecord
 
@@ -16,35 +17,30 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
+FILTERS = ("number", "share", "seconds", "micros", "millis", "format_bytes", "moment", "interval", "short")
+"""Functions of `formatting` that the templates call as filters."""
 
 
 def render(record: RunRecord, folders: Mapping[str, Path]) -> str:
-    """The page of a run, as HTML text.
+    """Render the page of a run as HTML; deterministic.
 
-    ``folders`` maps each stage that published something to its folder (formats: mlflowkit.stages); a stage left
-    out is shown as not reached, so that a failed or partial run has a page too. The same record and folders give
-    the same text. Everything that comes from data is escaped, and the page's own Content-Security-Policy forbids
-    scripts and requests.
-
-    Raises StoreError when a published file is not JSON.
+    ``folders`` maps each stage to its published folder (formats: mlflowkit.stages); a missing stage is shown as not
+    reached, so failed and partial runs have a page too. Data is escaped, and the page's Content-Security-Policy forbids
+    scripts and requests. Raises StoreError if a published file is not JSON.
     """
     evidence = read(folders)
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            record=record,
-            overview=run_views.overview(record, evidence),
-            sections=run_views.sections(record, evidence),
-            css=css(),
-            version=__version__,
-        )
-    )
+    overview, sections = run_views.overview(record, evidence), run_views.sections(record, evidence)
+    return render_template("page.html", record=record, overview=overview, sections=sections)
+
+
+def render_template(template: str, **values: Any) -> str:
+    """Render a template as a page of its own, with the style sheet."""
+    return environment().get_template(template).render(css=css(), version=__version__, **values)
 
 
 @cache
 def css() -> str:
-    """The style sheet, as markup."""
+    """Return the style sheet as markup."""
     from markupsafe import Markup
 
     return Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
@@ -52,14 +48,13 @@ def css() -> str:
 
 @cache
 def environment() -> Environment:
-    """Templates of this room; what they are given is escaped."""
+    """Return the template environment; it escapes values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    environment.filters["graph_section"] = pareto_views.format_section
+    return environment

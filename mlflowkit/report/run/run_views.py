@@ -1,6 +1,6 @@
-"""What each section of the page shows, as plain values: (record, evidence) -> mapping, or None when not reached.
+"""Views of the page's sections: (record, evidence) -> template values, or None if the stage was not reached. Pure.
 
-Pure. Words and numbers are formatted here; the templates only place them.
+Text and numbers are formatted here; the templates only place them.
 """
 
 from __future__ import annotations
@@ -13,24 +13,18 @@ from mlflowkit.report import formatting
 from mlflowkit.report.run import data_views, gate_views, latency_views, model_views
 from mlflowkit.report.run.data_views import View
 from mlflowkit.report.run.gate_views import verdicts_of
-from mlflowkit.report.run.run_files import Evidence
+from mlflowkit.report.run.run_files import RunEvidence
 from mlflowkit.values import STAGES, Outcome, RunRecord
 
-STATUS_TONES: Mapping[str, str] = {
-    "done": "ok",
-    "running": "warn",
-    "failed": "bad",
-    "gate-failed": "bad",
-    "inconclusive": "warn",
-    "interrupted": "warn",
-}
+STATUS_TONES: Mapping[str, str] = {"done": "ok", "failed": "bad", "gate-failed": "bad"}
+"""Tones of a run's status; other statuses warn."""
 HEADLINES = 3
-"""Metrics shown at the top of the page."""
+"""Maximum metrics at the top of the page."""
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """One section. ``absent`` says why there is nothing to show; then ``view`` is empty."""
+class PageSection:
+    """One section. If ``view`` is empty, ``absent`` is the reason."""
 
     id: str
     title: str
@@ -38,22 +32,17 @@ class Section:
     view: View = field(default_factory=dict)
 
 
-def sections(record: RunRecord, evidence: Evidence) -> list[Section]:
-    """Every section in the page's order; those that the run did not reach say so."""
-    return [_section(record, evidence, *entry) for entry in _SECTIONS]
-
-
-def _section(
-    record: RunRecord, evidence: Evidence, id: str, title: str, stage: str, view: Callable[..., View | None]
-) -> Section:
-    shown = view(record, evidence)
-    if shown is None:
-        return Section(id, title, absent=absence(record, stage))
-    return Section(id, title, view=shown)
+def sections(record: RunRecord, evidence: RunEvidence) -> list[PageSection]:
+    """Return all sections in the page's order, including those not reached."""
+    page = []
+    for id, title, stage, make_view in _SECTIONS:
+        view = make_view(record, evidence)
+        page.append(PageSection(id, title, absence(record, stage) if view is None else "", view or {}))
+    return page
 
 
 def absence(record: RunRecord, stage: str) -> str:
-    """Why there is nothing of a stage, in words."""
+    """Return why there is nothing to show for a stage."""
     if stage == "deploy" and not record.recipe.get("serve"):
         return "Not part of this run: the recipe has no serve section, so the run ends at the bundle."
     step = next((step for step in record.steps if step.stage == stage), None)
@@ -72,43 +61,34 @@ def absence(record: RunRecord, stage: str) -> str:
     return f"Not reached: the run stopped at {stopped.stage}."
 
 
-def overview(record: RunRecord, evidence: Evidence) -> View:
-    """The head of the page: status, what went wrong, the numbers that people look for first."""
+def overview(record: RunRecord, evidence: RunEvidence) -> View:
+    """Return the head of the page: status, error, headline numbers."""
     error = record.error or next((step.error for step in record.steps if step.error), "")
-    took = None if record.finished is None else record.finished - record.started
-    return {
-        "status": record.status,
-        "tone": STATUS_TONES.get(record.status, "warn"),
-        "started": formatting.moment(record.started),
-        "took": formatting.seconds(took),
-        "error": error,
-        "tiles": [*_metric_tiles(record, evidence), *_latency_tile(evidence), *_outcome_tiles(record, evidence)],
-    }
+    duration = None if record.finished is None else record.finished - record.started
+    tiles = [*_metric_tiles(record, evidence), *_latency_tile(evidence), *_outcome_tiles(record, evidence)]
+    return {"tone": STATUS_TONES.get(record.status, "warn"), "seconds": duration, "error": error, "tiles": tiles}
 
 
-def _metric_tiles(record: RunRecord, evidence: Evidence) -> list[View]:
+def _metric_tiles(record: RunRecord, evidence: RunEvidence) -> list[View]:
     metrics = (evidence.evaluation or {}).get("metrics", {})
     gated = [verdict.metric for verdict in verdicts_of(record) if verdict.metric in metrics]
     names = [name for name in dict.fromkeys([*gated, *metrics]) if not name.startswith("latency_")][:HEADLINES]
-    return [
-        {
-            "name": name,
-            "value": formatting.number(metrics[name].get("value")),
-            "small": f"{formatting.number(metrics[name].get('low'))} to {formatting.number(metrics[name].get('high'))}",
-        }
-        for name in names
-    ]
+    tiles: list[View] = []
+    for name in names:
+        value, low, high = (formatting.number(metrics[name].get(key)) for key in ("value", "low", "high"))
+        tiles.append({"name": name, "value": value, "small": f"{low} to {high}"})
+    return tiles
 
 
-def _latency_tile(evidence: Evidence) -> list[View]:
-    picked = next((one for one in evidence.candidates or [] if one.get("picked")), None)
+def _latency_tile(evidence: RunEvidence) -> list[View]:
+    picked = next((row for row in evidence.candidates or [] if row.get("picked")), None)
     if picked is None:
         return []
     small = f"{picked['name']}, batch {picked['batch']}"
     return [{"name": "latency p99", "value": formatting.micros(picked.get("p99_us")), "small": small}]
 
 
-def _outcome_tiles(record: RunRecord, evidence: Evidence) -> list[View]:
+def _outcome_tiles(record: RunRecord, evidence: RunEvidence) -> list[View]:
     tiles: list[View] = []
     verdicts = verdicts_of(record)
     if verdicts:
@@ -122,112 +102,79 @@ def _outcome_tiles(record: RunRecord, evidence: Evidence) -> list[View]:
     return tiles
 
 
-def steps(record: RunRecord, evidence: Evidence) -> View:
-    """What ran and why, with a small timeline."""
+def steps(record: RunRecord, evidence: RunEvidence) -> View:
+    """Return the steps with their reasons and a small timeline."""
     total = sum(step.seconds for step in record.steps) or 1.0
     rows, elapsed = [], 0.0
     for step in record.steps:
-        rows.append(
-            {
-                "stage": step.stage,
-                "action": step.action,
-                "status": step.status,
-                "tone": {"done": "ok", "failed": "bad"}.get(step.status, "warn" if step.status != "pending" else "off"),
-                "reason": step.reason,
-                "seconds": formatting.NONE
-                if step.status == "pending" or step.action == "reuse"
-                else formatting.seconds(step.seconds),
-                "start": round(100 * elapsed / total, 2),
-                "width": round(max(0.4, 100 * step.seconds / total), 2) if step.seconds else 0,
-                "fingerprint": formatting.short(step.fingerprint),
-                "digest": formatting.short(step.digest),
-            }
-        )
+        tone = {"done": "ok", "failed": "bad", "pending": "off"}.get(step.status, "warn")
+        took = None if step.status == "pending" or step.action == "reuse" else step.seconds
+        start, width = round(100 * elapsed / total, 2), round(max(0.4, 100 * step.seconds / total), 2)
+        rows.append({"step": step, "tone": tone, "took": took, "start": start, "width": width if step.seconds else 0})
         elapsed += step.seconds
     ran = [step for step in record.steps if step.action == "run" and step.status != "pending"]
     reused = sum(step.action == "reuse" for step in record.steps)
-    return {"rows": rows, "ran": len(ran), "reused": reused, "total": formatting.seconds(sum(s.seconds for s in ran))}
+    return {"rows": rows, "ran": len(ran), "reused": reused, "total": sum(step.seconds for step in ran)}
 
 
-def lineage(record: RunRecord, evidence: Evidence) -> View:
-    """Code, data, recipe and seed."""
-    from_git = record.lineage.git_commit
+def lineage(record: RunRecord, evidence: RunEvidence) -> View:
+    """Return code, data, recipe and seed."""
+    lineage = record.lineage
+    tree = "dirty: it had changes that are in no commit" if lineage.git_dirty else "clean"
     return {
         "facts": [
-            ("Git commit", from_git or "none: the recipe is outside a git checkout"),
-            (
-                "Working tree",
-                ("dirty: it had changes that are in no commit" if record.lineage.git_dirty else "clean")
-                if from_git
-                else formatting.NONE,
-            ),
-            ("Data version", record.lineage.data_version or formatting.NONE),
-            ("Recipe digest", record.lineage.recipe_digest or formatting.NONE),
+            ("Git commit", lineage.git_commit or "none: the recipe is outside a git checkout"),
+            ("Working tree", tree if lineage.git_commit else formatting.NONE),
+            ("Data version", lineage.data_version or formatting.NONE),
+            ("Recipe digest", lineage.recipe_digest or formatting.NONE),
             ("Seed", str(record.recipe.get("seed", formatting.NONE))),
             ("Run", record.run),
         ]
     }
 
 
-def bundle(record: RunRecord, evidence: Evidence) -> View | None:
-    """Identity, blessing, signature and files of the bundle."""
-    manifest = evidence.manifest
-    if manifest is None:
+def bundle(record: RunRecord, evidence: RunEvidence) -> View | None:
+    """Return identity, blessing, signature and files of the bundle."""
+    if evidence.manifest is None:
         return None
-    blessing = evidence.blessing
     signature = evidence.signature or {}
+    ways = ("inputs", "outputs")
     return {
-        "blessed": blessing is not None,
-        "blessed_at": formatting.moment(blessing["created"]) if blessing else "",
-        "blessed_by": blessing["run"] if blessing else "",
-        "facts": [
-            ("Name", manifest["name"]),
-            ("Version", manifest["version"]),
-            ("Identity", manifest["identity"]),
-            ("Evidence", manifest["evidence"]),
-            ("Policy (digest of the gates)", manifest["policy"]),
-            ("Graph", f"{formatting.number(evidence.graph_bytes)} bytes" if evidence.graph_bytes else formatting.NONE),
-        ],
-        "tensors": [
-            {**tensor, "way": way, "shape": list(tensor["shape"])}
-            for way in ("inputs", "outputs")
-            for tensor in signature.get(way, ())
-        ],
+        "manifest": evidence.manifest,
+        "blessing": evidence.blessing,
+        "graph_bytes": evidence.graph_bytes,
+        "tensors": [{**tensor, "way": way} for way in ways for tensor in signature.get(way, ())],
         "classes": [str(name) for name in signature.get("classes", ())],
-        "files": sorted(manifest["files"].items()),
     }
 
 
-def serving(record: RunRecord, evidence: Evidence) -> View | None:
-    """The endpoint and the request that the deploy stage had answered."""
+def serving(record: RunRecord, evidence: RunEvidence) -> View | None:
+    """Return the endpoint and an example request."""
     service = evidence.service
     if service is None:
         return None
-    endpoint = record.endpoint or service.get("endpoint", "")
-    return {
-        "facts": [
-            ("Service", service["service"]),
-            ("Endpoint", endpoint),
-            ("Version", service["version"]),
-            ("Epoch of the routing table", str(service["epoch"])),
-        ],
-        "curl": str(data_views.summary_of(record, "deploy").get("curl", "")),
-    }
+    facts = [
+        ("Service", service["service"]),
+        ("Endpoint", record.endpoint or service.get("endpoint", "")),
+        ("Version", service["version"]),
+        ("Epoch of the routing table", str(service["epoch"])),
+    ]
+    return {"facts": facts, "curl": str(data_views.summary_of(record, "deploy").get("curl", ""))}
 
 
-def recipe(record: RunRecord, evidence: Evidence) -> View:
-    """The composed recipe, whole, as YAML, and the overrides it was asked with."""
+def recipe(record: RunRecord, evidence: RunEvidence) -> View:
+    """Return the composed recipe as YAML, and its overrides."""
     import yaml
 
-    text = yaml.safe_dump(_plain(record.recipe), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(_to_builtin(record.recipe), sort_keys=False, allow_unicode=True, width=100)
     return {"path": record.recipe_path, "overrides": list(record.overrides), "text": text}
 
 
-def _plain(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_builtin(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_builtin(item) for item in value]
     return value
 
 
@@ -245,4 +192,4 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[..., View | None]], ...] = (
     ("lineage", "Lineage", "data", lineage),
     ("recipe", "Recipe", "data", recipe),
 )
-"""Identifier, title, stage that it rests on and view of each section, in the page's order."""
+"""Identifier, title, required stage and view of each section, in the page's order."""

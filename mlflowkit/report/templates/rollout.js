@@ -1,17 +1,17 @@
-/* Keeps the page of a service up to date: the server says when something changed, the page is asked for again, and
-   the parts that differ take the place of the old ones. What it shows is only ever made by the server. */
+/* Keeps the page of a service up to date: on a change event from the server, fetch the page again and replace the
+   parts that differ. All HTML is rendered by the server. */
 "use strict";
 (() => {
   const live = document.getElementById("live");
   const dialog = document.getElementById("confirm");
   const parts = () => [...document.querySelectorAll("#head, #contents, main > section")];
-  const known = new Map(parts().map(part => [part.id, part.outerHTML]));
+  const shown = new Map(parts().map(part => [part.id, part.outerHTML]));
   let busy = false, again = false;
 
-  const tell = (text, state) => { live.textContent = text; live.className = `live ${state}`; };
+  const showStatus = (text, state) => { live.textContent = text; live.className = `live ${state}`; };
   const clock = () => new Date().toLocaleTimeString();
 
-  /* A document and not a text: nothing here is ever parsed from a string. */
+  /* Fetched as a document, so that no string is ever parsed as HTML here. */
   const fetched = () => new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("GET", location.pathname);
@@ -23,15 +23,17 @@
     request.send();
   });
 
-  /* Puts a fresh part in the place of the old one; what a reader had opened, scrolled or focused stays so. */
+  /* Replaces a part and restores opened details, scroll positions and focus. */
   const swap = (old, fresh) => {
-    const open = new Map([...old.querySelectorAll("details[id]")].map(one => [one.id, one.open]));
-    const scrolled = [...old.querySelectorAll(".scroll")].map(one => one.scrollLeft);
+    const open = new Map([...old.querySelectorAll("details[id]")].map(details => [details.id, details.open]));
+    const scrolled = [...old.querySelectorAll(".scroll")].map(element => element.scrollLeft);
     const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
-    const made = document.importNode(fresh, true);
-    old.replaceWith(made);
-    for (const one of made.querySelectorAll("details[id]")) if (open.has(one.id)) one.open = open.get(one.id);
-    made.querySelectorAll(".scroll").forEach((one, place) => { one.scrollLeft = scrolled[place] ?? 0; });
+    const part = document.importNode(fresh, true);
+    old.replaceWith(part);
+    for (const details of part.querySelectorAll("details[id]")) {
+      if (open.has(details.id)) details.open = open.get(details.id);
+    }
+    part.querySelectorAll(".scroll").forEach((element, index) => { element.scrollLeft = scrolled[index] ?? 0; });
     if (focused) document.getElementById(focused)?.focus({preventScroll: true});
   };
 
@@ -45,29 +47,31 @@
         document.title = page.title;
         for (const part of parts()) {
           const fresh = page.getElementById(part.id);
-          if (fresh && fresh.outerHTML !== known.get(part.id)) {
-            known.set(part.id, fresh.outerHTML);
+          if (fresh && fresh.outerHTML !== shown.get(part.id)) {
+            shown.set(part.id, fresh.outerHTML);
             swap(part, fresh);
           }
         }
-        ready();
-        tell(`live, changed at ${clock()}`, "on");
+        enableButtons();
+        showStatus(`live, changed at ${clock()}`, "on");
       } while (again);
     } catch (error) {
-      tell(`${error.message}; trying again`, "lost");
+      showStatus(`${error.message}; trying again`, "lost");
     } finally {
       busy = false;
     }
   };
 
-  const ready = () => { for (const one of document.querySelectorAll("button[data-command]")) one.disabled = false; };
+  const enableButtons = () => {
+    for (const button of document.querySelectorAll("button[data-command]")) button.disabled = false;
+  };
 
   const listen = () => {
     const events = new EventSource(document.body.dataset.events);
-    events.addEventListener("open", () => tell(`live since ${clock()}`, "on"));
+    events.addEventListener("open", () => showStatus(`live since ${clock()}`, "on"));
     events.addEventListener("change", refresh);
     events.addEventListener("error", () => {
-      tell("no connection; trying again", "lost");
+      showStatus("no connection; trying again", "lost");
       if (events.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
     });
   };
@@ -99,10 +103,10 @@
         headers: {"content-type": "application/json"},
         body: JSON.stringify({...body, reason: field("reason").value}),
       });
-      const said = await reply.json();
-      if (!reply.ok) throw new Error([said.error, said.hint].filter(Boolean).join("; "));
+      const result = await reply.json();
+      if (!reply.ok) throw new Error([result.error, result.hint].filter(Boolean).join("; "));
       dialog.close();
-      tell(said.message, "on");
+      showStatus(result.message, "on");
       refresh();
     } catch (error) {
       problem(error.message);
@@ -114,6 +118,6 @@
     if (event.key === "Enter") { event.preventDefault(); field("do").click(); }
   });
 
-  ready();
+  enableButtons();
   listen();
 })();

@@ -1,4 +1,4 @@
-"""The rollouts of a state folder for Prometheus: made from views when asked, so they say what the page says."""
+"""Prometheus metrics of the rollouts of a state folder, computed on each scrape from the page's views."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mlflowkit.rollout.admin.snapshot import Tally
+from mlflowkit.rollout.admin.snapshot import EventCounter
 from mlflowkit.rollout.admin.view_models import ServiceView
 from mlflowkit.rollout.state import Phase
 
@@ -16,147 +16,127 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-def page(views: Sequence[ServiceView], tally: Tally) -> bytes:
+def render_metrics(views: Sequence[ServiceView], counter: EventCounter) -> bytes:
     """Metrics of the services, in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(views, tally))
+    registry.register(_Collector(views, counter))
     return bytes(generate_latest(registry))
 
 
 class _Collector:
-    def __init__(self, views: Sequence[ServiceView], tally: Tally) -> None:
+    def __init__(self, views: Sequence[ServiceView], counter: EventCounter) -> None:
         self._views = views
-        self._tally = tally
+        self._counter = counter
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        yield from _traffic(self._views)
-        yield from _rollouts(self._views)
-        yield from _findings(self._views)
-        yield from _agreement(self._views)
-        yield from _records(self._views, self._tally)
+        for families in (_traffic, _rollouts, _findings, _agreement):
+            yield from families(self._views)
+        yield from _events(self._views, self._counter)
         yield from _controller(self._views)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"mlkit_{name}", text, labels=labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"mlkit_{name}", text, labels=labels)
 
 
 def _traffic(views: Sequence[ServiceView]) -> Iterator[Metric]:
     names = ("service", "variant", "version", "role")
-    weight = GaugeMetricFamily("mlkit_variant_weight", "Share of the traffic, 0 to 1.", labels=names)
-    counted = {
-        "requests": "Requests that the split gave a variant in its experiment.",
-        "errors": "Requests that a variant failed in its experiment.",
-        "mirrored": "Requests mirrored to a shadow.",
-        "dropped": "Mirrored requests that it was not given in time.",
-    }
-    evidence = {
-        name: CounterMetricFamily(f"mlkit_evidence_{name}", words, labels=names) for name, words in counted.items()
+    families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
+        "weight": _gauge("variant_weight", "Share of the traffic, 0 to 1.", *names),
+        "requests": _counter("evidence_requests", "Requests split to a variant in its experiment.", *names),
+        "errors": _counter("evidence_errors", "Failed requests of a variant in its experiment.", *names),
+        "mirrored": _counter("evidence_mirrored", "Requests mirrored to a shadow.", *names),
+        "dropped": _counter("evidence_dropped", "Mirrored requests dropped before reaching the shadow.", *names),
     }
     for view in views:
         for variant in view.variants:
-            labels = (view.service, variant.name, variant.version, variant.role)
-            weight.add_metric(labels, variant.weight)
-            for name, family in evidence.items():
-                family.add_metric(labels, getattr(variant, name))
-    yield weight
-    yield from evidence.values()
+            for name, family in families.items():
+                family.add_metric((view.service, variant.name, variant.version, variant.role), getattr(variant, name))
+    yield from families.values()
 
 
 def _rollouts(views: Sequence[ServiceView]) -> Iterator[Metric]:
-    phase = GaugeMetricFamily(
-        "mlkit_rollout_phase", "1 for the phase that a rollout is in.", labels=("service", "strategy", "phase")
-    )
-    single = ("service",)
-    step = GaugeMetricFamily("mlkit_rollout_step", "Step of a rollout, from 1.", labels=single)
-    steps = GaugeMetricFamily("mlkit_rollout_steps", "Steps that a rollout has.", labels=single)
-    share = GaugeMetricFamily("mlkit_rollout_weight", "The candidate's share of the traffic, 0 to 1.", labels=single)
-    left = GaugeMetricFamily("mlkit_rollout_deadline_seconds", "Seconds left of the step of a rollout.", labels=single)
-    age = GaugeMetricFamily(
-        "mlkit_rollout_look_age_seconds", "Seconds since the last look at a rollout.", labels=single
-    )
+    phase = _gauge("rollout_phase", "1 for the present phase of a rollout.", "service", "strategy", "phase")
+    step = _gauge("rollout_step", "Present step of a rollout, from 1.", "service")
+    steps = _gauge("rollout_steps", "Number of steps of a rollout.", "service")
+    share = _gauge("rollout_weight", "The candidate's share of the traffic, 0 to 1.", "service")
+    left = _gauge("rollout_deadline_seconds", "Seconds left of a rollout's present step.", "service")
+    age = _gauge("rollout_look_age_seconds", "Seconds since the last observation of a rollout.", "service")
     for view in views:
-        found = view.rollout
-        if found is None:
+        rollout, labels = view.rollout, (view.service,)
+        if rollout is None:
             continue
         for name in PHASES:
-            phase.add_metric((view.service, found.strategy, name), float(found.phase == name))
-        step.add_metric((view.service,), found.step + 1)
-        steps.add_metric((view.service,), len(found.steps))
-        share.add_metric((view.service,), found.weight)
-        if found.deadline is not None:
-            left.add_metric((view.service,), found.deadline)
-        if not found.ended:
-            age.add_metric((view.service,), max(0.0, view.time - found.looked))
+            phase.add_metric((view.service, rollout.strategy, name), float(rollout.phase == name))
+        step.add_metric(labels, rollout.step + 1)
+        steps.add_metric(labels, len(rollout.steps))
+        share.add_metric(labels, rollout.weight)
+        if rollout.deadline is not None:
+            left.add_metric(labels, rollout.deadline)
+        if not rollout.ended:
+            age.add_metric(labels, max(0.0, view.time - rollout.looked))
     yield from (phase, step, steps, share, left, age)
 
 
 def _findings(views: Sequence[ServiceView]) -> Iterator[Metric]:
     names = ("service", "metric", "role")
-    harm = GaugeMetricFamily(
-        "mlkit_rollout_harm", "Evidence that a metric is worse than allowed; FAILED from 1 on.", labels=names
-    )
-    proof = GaugeMetricFamily(
-        "mlkit_rollout_proof", "Evidence that a metric is not worse than allowed; PASSED from 1 on.", labels=names
-    )  # fmt: skip
-    estimate = GaugeMetricFamily(
-        "mlkit_rollout_estimate",
-        "What is judged, with its confidence sequence: candidate minus champion, or the value held against a bound.",
-        labels=(*names, "bound"),
-    )
+    worse = _gauge("rollout_harm", "Evidence that a metric is worse than allowed; FAILED from 1 on.", *names)
+    not_worse = _gauge("rollout_proof", "Evidence that a metric is not worse than allowed; PASSED from 1 on.", *names)
+    text = "Candidate minus champion, or the value with a fixed limit, with its confidence sequence."
+    estimate = _gauge("rollout_estimate", text, *names, "bound")
     for view in views:
         for finding in () if view.rollout is None else view.rollout.findings:
             labels = (view.service, finding.name, finding.role)
-            for family, value in ((harm, finding.harm), (proof, finding.proof)):
+            for family, value in ((worse, finding.harm), (not_worse, finding.proof)):
                 if value is not None:
                     family.add_metric(labels, value)
             for bound in ("low", "value", "high"):
-                value = getattr(finding, bound)
-                if value is not None:
-                    estimate.add_metric((*labels, bound), value)
-    yield from (harm, proof, estimate)
+                if getattr(finding, bound) is not None:
+                    estimate.add_metric((*labels, bound), getattr(finding, bound))
+    yield from (worse, not_worse, estimate)
 
 
 def _agreement(views: Sequence[ServiceView]) -> Iterator[Metric]:
-    share = GaugeMetricFamily(
-        "mlkit_shadow_agreement", "Share of rows to which a shadow gave the champion's answer.",
-        labels=("service", "variant", "slice"),
-    )  # fmt: skip
+    text = "Share of rows on which a shadow agrees with the champion."
+    share = _gauge("shadow_agreement", text, "service", "variant", "slice")
     for view in views:
-        for name, found in view.agreement.items():
-            for one in found:
-                share.add_metric((view.service, name, one.slice), one.value)
+        for name, slices in view.agreement.items():
+            for agreement in slices:
+                share.add_metric((view.service, name, agreement.slice), agreement.value)
     yield share
 
 
-def _records(views: Sequence[ServiceView], tally: Tally) -> Iterator[Metric]:
-    single = ("service",)
-    incidents = CounterMetricFamily("mlkit_incidents", "Rollouts that were turned down, on record.", labels=single)
-    ended = CounterMetricFamily(
-        "mlkit_rollouts_ended", "Rollouts that ended, since this process began.",
-        labels=("service", "strategy", "outcome"),
-    )  # fmt: skip
-    delivered = CounterMetricFamily(
-        "mlkit_webhook_deliveries", "Events that were told to hooks or given up, since this process began.",
-        labels=("service", "outcome"),
-    )  # fmt: skip
-    waiting = GaugeMetricFamily("mlkit_webhooks_waiting", "Events that are still to be told.", labels=single)
-    shown = {view.service for view in views}
+def _events(views: Sequence[ServiceView], counter: EventCounter) -> Iterator[Metric]:
+    incidents = _counter("incidents", "Recorded rollbacks and aborts.", "service")
+    text = "Rollouts that ended since this process started."
+    ended = _counter("rollouts_ended", text, "service", "strategy", "outcome")
+    text = "Webhook deliveries that succeeded or were given up since this process started."
+    delivered = _counter("webhook_deliveries", text, "service", "outcome")
+    waiting = _gauge("webhooks_waiting", "Events waiting for delivery.", "service")
+    services = {view.service for view in views}
     for view in views:
         incidents.add_metric((view.service,), view.incident_count)
         waiting.add_metric((view.service,), view.waiting_webhooks)
-    for family, counter in ((ended, tally.ended), (delivered, tally.delivered)):
-        for labels, count in counter.items():
-            if labels[0] in shown:
+    for family, counts in ((ended, counter.ended), (delivered, counter.delivered)):
+        for labels, count in counts.items():
+            if labels[0] in services:
                 family.add_metric(labels, count)
     yield from (incidents, ended, delivered, waiting)
 
 
 def _controller(views: Sequence[ServiceView]) -> Iterator[Metric]:
-    """The lease is of the state folder, so any view tells it."""
-    alive = GaugeMetricFamily("mlkit_controller_lease", "1 while a controller holds its lease.")
-    fence = GaugeMetricFamily("mlkit_controller_fence", "Number of the lease; it grows with every taking.")
-    found = next((view.controller for view in views if view.controller is not None), None)
-    alive.add_metric((), float(found is not None and found.alive))
-    if found is not None:
-        fence.add_metric((), found.fence)
+    """The lease belongs to the state folder, so every view has the same."""
+    alive = _gauge("controller_lease", "1 while a controller holds its lease.")
+    fence = _gauge("controller_fence", "Fence of the lease; grows with every acquisition.")
+    controller = next((view.controller for view in views if view.controller is not None), None)
+    alive.add_metric((), float(controller is not None and controller.alive))
+    if controller is not None:
+        fence.add_metric((), controller.fence)
     yield from (alive, fence)

@@ -1,6 +1,6 @@
-"""Reads what the files of a service say, for `mlflowkit.rollout.admin.build_view`. Standard library and pydantic only.
+"""Read the records of a service for `mlflowkit.rollout.admin.build_view`. Standard library and pydantic only.
 
-A file that is damaged is one of the snapshot's problems; the rest is shown all the same.
+A damaged record becomes one of the snapshot's problems; everything else is still shown.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,28 +16,36 @@ from typing import TypeVar
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.judging.online.evidence import Evidence, merge
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.admin.build_view import comparison_from_json, incident_from_json, sample, view
-from mlflowkit.rollout.admin.view_models import NOTHING, Controller, Sample, ServiceView, Snapshot
+from mlflowkit.rollout.admin.build_view import build_service_view, request_sample
+from mlflowkit.rollout.admin.parse_records import comparison_from_json, incident_from_json
+from mlflowkit.rollout.admin.view_models import (
+    NO_EVIDENCE,
+    ControllerStatus,
+    RequestSample,
+    ServiceSnapshot,
+    ServiceView,
+)
 from mlflowkit.service_state import controller_lease, version_history
-from mlflowkit.service_state.records import ReplicaReport, ServiceFiles, read_json
+from mlflowkit.service_state.records import ReplicaReport, ServiceFiles
 from mlflowkit.values import Json, RoutingTable
 
 T = TypeVar("T")
 
-INCIDENTS = 50
-"""Incidents that are shown; older ones stay in their files."""
+MAX_INCIDENTS = 50
+"""Incidents in a snapshot; older ones stay in their files."""
 RATE_SECONDS = 10.0
-"""Requests a second are a mean over at most about this long."""
-SHOWN = {"time", "candidate", "reason"}
-"""What an incident has at least, or its record is damaged."""
-FRESH_SECONDS = 0.25
-"""A view this young is shown again instead of reading the files once more."""
+"""Window of the mean request rate."""
+REQUIRED_KEYS = {"time", "candidate", "reason"}
+"""Keys without which an incident counts as damaged."""
+CACHE_SECONDS = 0.25
+"""A view of at most this age is returned again without reading the files."""
 
 
 @dataclass
-class _Reader:
-    """Reads one file after the other and keeps what was wrong with them."""
+class _TolerantReader:
+    """Reads the records of a service and collects their problems."""
 
+    files: ServiceFiles
     problems: list[str] = field(default_factory=list)
 
     def get(self, read: Callable[[], T], default: T) -> T:
@@ -47,93 +55,91 @@ class _Reader:
             self.problems.append(error.message)
             return default
 
-    def json(self, path: Path) -> Json:
-        return self.get(lambda: read_json(path), None)
+    def json(self, name: str) -> Json:
+        return self.get(lambda: self.files.read_json(name), None)
 
-    def folder(self, path: Path) -> dict[str, Json]:
-        """The documents of a folder by name without suffix, in the order of their names."""
-        files = sorted(path.glob("*.json")) if path.is_dir() else []
-        found = {file.stem: self.json(file) for file in files if not file.name.startswith(".")}
-        return {name: value for name, value in found.items() if value is not None}
+    def folder(self, folder: str) -> dict[str, Json]:
+        """The readable JSON records of a folder, by name without suffix, sorted."""
+        values = {name.removeprefix(f"{folder}/").removesuffix(".json"): self.json(name) for name in self.names(folder)}
+        return {name: value for name, value in values.items() if value is not None}
 
-    def made(self, path: Path, make: Callable[[str, Json], T], last: int | None = None) -> dict[str, T]:
-        """What ``make`` makes of the (last) documents of a folder, by name."""
-        found = {}
-        for name, value in list(self.folder(path).items())[-last if last else None :]:
+    def parse_folder(self, folder: str, parse: Callable[[str, Json], T], last: int | None = None) -> dict[str, T]:
+        """The parsed (last) JSON records of a folder, by name."""
+        parsed = {}
+        for name, value in list(self.folder(folder).items())[-last if last else None :]:
             try:
-                found[name] = make(name, value)
+                parsed[name] = parse(name, value)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                self.problems.append(f"{path / name}.json is damaged: {error!r}")
-        return found
+                place = self.files.location(f"{folder}/{name}.json")
+                self.problems.append(f"{place} is damaged: {error!r}")
+        return parsed
+
+    def names(self, folder: str) -> Sequence[str]:
+        nothing: Sequence[str] = ()
+        return self.get(lambda: [entry.key for entry in self.files.list(f"{folder}/*.json")], nothing)
 
 
-def snapshot(files: ServiceFiles, now: float | None = None) -> Snapshot:
-    """What the files of a service say now."""
-    reader = _Reader()
+def read_snapshot(files: ServiceFiles) -> ServiceSnapshot:
+    """Read all records of a service."""
+    reader = _TolerantReader(files)
     table = reader.get(files.table, None)
-    saved = reader.get(lambda: states.read(files.folder / "rollout.json"), None)
+    saved = reader.get(lambda: states.read(files), None)
     rollout = None if saved is None else saved.state
-    parts = reader.made(files.folder / "evidence", lambda _, value: Evidence.from_json(value)).values()
-    incidents = files.folder / "incidents"
-    webhooks = files.folder / "webhooks"
-    told: tuple[Mapping[str, Json], ...] = reader.get(lambda: deliveries(files), ())
-    now = time.time() if now is None else now
+    parts = reader.parse_folder("evidence", lambda _, value: Evidence.from_json(value)).values()
+    deliveries: tuple[Mapping[str, Json], ...] = reader.get(lambda: webhook_deliveries(files), ())
+    now = time.time()
     reports: tuple[ReplicaReport, ...] = reader.get(files.reports, ())
-    reader.problems += dict.fromkeys(report.warning for report in reports if report.warning)  # once for all replicas
-    return Snapshot(
+    reader.problems += dict.fromkeys(report.warning for report in reports if report.warning)  # each once
+    return ServiceSnapshot(
         service=files.service,
         time=now,
         desired=reader.get(files.desired, None),
         table=table,
         reports=reports,
         rollout=rollout,
-        evidence=NOTHING if table is None else merge(table.experiment, parts),
-        trial=NOTHING if rollout is None else merge(rollout.experiment, parts),
-        comparisons=reader.made(files.folder / "disagreements", lambda _, value: comparison_from_json(value)),
-        incidents=tuple(reversed(reader.made(incidents, incident_from_json, INCIDENTS).values())),
-        incident_count=_count(incidents),
-        admin=reader.get(files.admin_page, ""),
-        previous=reader.get(lambda: previous(files, table), ""),
-        controller=reader.get(lambda: controller(files.folder.parent.parent, now), None),
-        webhooks=tuple(reversed(told)),
-        waiting_webhooks=_count(webhooks),
+        evidence=NO_EVIDENCE if table is None else merge(table.experiment, parts),
+        rollout_evidence=NO_EVIDENCE if rollout is None else merge(rollout.experiment, parts),
+        comparisons=reader.parse_folder("disagreements", lambda _, value: comparison_from_json(value)),
+        incidents=tuple(reversed(reader.parse_folder("incidents", incident_from_json, MAX_INCIDENTS).values())),
+        incident_count=len(reader.names("incidents")),
+        admin=reader.get(files.admin_url, ""),
+        previous=reader.get(lambda: previous_version(files, table), ""),
+        controller=reader.get(lambda: controller_status(files.state, now), None),
+        webhooks=tuple(reversed(deliveries)),
+        waiting_webhooks=len(reader.names("webhooks")),
         problems=tuple(reader.problems),
     )
 
 
-def deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:
-    """What became of the last events that were told to hooks, newest last. Raises ServiceError."""
-    path = files.folder / "webhooks.json"
-    found = read_json(path) or []
-    if not isinstance(found, list) or not all(isinstance(one, dict) and "id" in one for one in found):
-        raise ServiceError(f"{path} is damaged: a list of deliveries is expected", hint=f"remove {path}")
-    return tuple(found)
+def webhook_deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:
+    """Results of the last webhook deliveries, newest last. Raises ServiceError."""
+    deliveries = files.read_json("webhooks.json") or []
+    if not isinstance(deliveries, list) or not all(isinstance(item, dict) and "id" in item for item in deliveries):
+        place = files.location("webhooks.json")
+        raise ServiceError(f"{place} is damaged: a list of deliveries is expected", hint=f"remove {place}")
+    return tuple(deliveries)
 
 
-def records(files: ServiceFiles, most: int = INCIDENTS) -> list[Json]:
-    """The last incidents as they were written, newest first. One that is damaged is left out."""
-    found = _Reader().folder(files.folder / "incidents")
-    return [value for value in reversed(found.values()) if isinstance(value, dict) and value.keys() >= SHOWN][:most]
+def incident_records(files: ServiceFiles, limit: int = MAX_INCIDENTS) -> list[Json]:
+    """The JSON of the last incidents, newest first; damaged ones are skipped."""
+    values = reversed(_TolerantReader(files).folder("incidents").values())
+    return [value for value in values if isinstance(value, dict) and value.keys() >= REQUIRED_KEYS][:limit]
 
 
-def _count(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*.json")) if folder.is_dir() else 0
+def previous_version(files: ServiceFiles, table: RoutingTable | None) -> str:
+    """The version that a rollback returns to; "" if none is known. Raises ServiceError."""
+    champion = None if table is None else version_history.previous_champion(files, table.champion.digest)
+    return "" if champion is None else champion.variant.version
 
 
-def previous(files: ServiceFiles, table: RoutingTable | None) -> str:
-    """The version that a service would go back to; "" when none is known. Raises ServiceError."""
-    found = None if table is None else version_history.previous(files, table.champion.digest)
-    return "" if found is None else found.variant.version
+def controller_status(state: Path, now: float) -> ControllerStatus | None:
+    """The holder of the controller lease of a state folder, if any. Raises ServiceError."""
+    holder = controller_lease.read_holder(state)
+    return None if holder is None else ControllerStatus(not holder.is_gone(now), holder.fence, holder.pid, holder.seen)
 
 
-def controller(state: Path, now: float) -> Controller | None:
-    """Who controls the rollouts of a state folder; None before anybody did. Raises ServiceError."""
-    holder = controller_lease.read(state)
-    return None if holder is None else Controller(not holder.gone(now), holder.fence, holder.pid, holder.seen)
-
-
-class Tally:
-    """Counts ends of rollouts and deliveries of webhooks as they happen, for metrics: since it was made, no earlier."""
+class EventCounter:
+    """Counts ended rollouts and webhook deliveries since its creation, for metrics."""
 
     def __init__(self) -> None:
         self.ended: Counter[tuple[str, str, str]] = Counter()
@@ -141,71 +147,59 @@ class Tally:
         self.delivered: Counter[tuple[str, str]] = Counter()
         """By service and ``ok`` or ``failed``."""
         self._seen: dict[str, set[str]] = {}
-        self._marks: dict[Path, int] = {}
+        self._versions: dict[tuple[str, str], str] = {}
         self._phases: dict[str, tuple[str, bool]] = {}
 
-    def note(self, files: ServiceFiles) -> None:
-        """Look at a service, and count what is new since the last look. Raises ServiceError for a damaged file."""
-        if self._changed(files.folder / "rollout.json"):
-            saved = states.read(files.folder / "rollout.json")
+    def update(self, files: ServiceFiles) -> None:
+        """Count what is new in a service's files. Raises ServiceError for a damaged file."""
+        if self._changed(files, states.RECORD):
+            saved = states.read(files)
             if saved is not None:
-                self._note_phase(files.service, saved.state)
-        if self._changed(files.folder / "webhooks.json"):
-            first = files.service not in self._seen
-            known = self._seen.setdefault(files.service, set())
-            found = {one["id"]: bool(one.get("ok")) for one in deliveries(files)}
-            if not first:
-                self.delivered.update(
-                    (files.service, "ok" if ok else "failed") for id, ok in found.items() if id not in known
-                )
-            self._seen[files.service] = set(found)
+                state, before = saved.state, self._phases.get(files.service)
+                self._phases[files.service] = (state.experiment, state.ended)
+                if state.ended and before is not None and before != (state.experiment, True):
+                    self.ended[files.service, state.strategy, state.phase] += 1
+        if self._changed(files, "webhooks.json"):
+            results = {delivery["id"]: bool(delivery.get("ok")) for delivery in webhook_deliveries(files)}
+            counted = self._seen.get(files.service, set(results))  # those of before this process are not counted
+            new = [ok for id, ok in results.items() if id not in counted]
+            self.delivered.update((files.service, "ok" if ok else "failed") for ok in new)
+            self._seen[files.service] = set(results)
 
-    def _note_phase(self, service: str, state: states.RolloutState) -> None:
-        before = self._phases.get(service)
-        self._phases[service] = (state.experiment, state.ended)
-        if state.ended and before is not None and before != (state.experiment, True):
-            self.ended[service, state.strategy, state.phase] += 1
-
-    def _changed(self, path: Path) -> bool:
-        try:
-            mark = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            mark = 0
-        known, self._marks[path] = self._marks.get(path, -1), mark
-        return known != mark
+    def _changed(self, files: ServiceFiles, name: str) -> bool:
+        version, key = "".join(entry.version for entry in files.list(name)), (files.service, name)
+        before, self._versions[key] = self._versions.get(key), version
+        return before != version
 
 
-class Watch:
-    """The services of a state folder, read when asked; requests a second come from what was read before.
-
-    May be asked by several threads.
-    """
+class ServiceMonitor:
+    """The views of a state folder's services, with request rates from earlier reads. Thread-safe."""
 
     def __init__(self, state: Path) -> None:
         self._state = state
         self._lock = threading.Lock()
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: dict[str, list[RequestSample]] = {}
         self._latest: dict[str, tuple[float, ServiceView]] = {}
 
     def views(self) -> tuple[ServiceView, ...]:
-        """Every service of the state folder, by name."""
+        """All services, sorted by name."""
         return tuple(self._view(files) for files in ServiceFiles.all(self._state))
 
     def view(self, service: str) -> ServiceView | None:
-        """One service; None when there is none of that name."""
+        """One service; None if it does not exist."""
         files = next((files for files in ServiceFiles.all(self._state) if files.service == service), None)
         return None if files is None else self._view(files)
 
     def _view(self, files: ServiceFiles) -> ServiceView:
         with self._lock:
-            read, shown = self._latest.get(files.service, (-FRESH_SECONDS, None))
-            if shown is not None and time.monotonic() - read < FRESH_SECONDS:
-                return shown
-            found = snapshot(files)
+            read_at, view = self._latest.get(files.service, (-CACHE_SECONDS, None))
+            if view is not None and time.monotonic() - read_at < CACHE_SECONDS:
+                return view
+            snapshot = read_snapshot(files)
             samples = self._samples.setdefault(files.service, [])
-            while len(samples) > 1 and found.time - samples[1].time >= RATE_SECONDS:
+            while len(samples) > 1 and snapshot.time - samples[1].time >= RATE_SECONDS:
                 samples.pop(0)
-            shown = view(found, samples[0] if samples else None)
-            samples.append(sample(found))
-            self._latest[files.service] = (time.monotonic(), shown)
-            return shown
+            view = build_service_view(snapshot, samples[0] if samples else None)
+            samples.append(request_sample(snapshot))
+            self._latest[files.service] = (time.monotonic(), view)
+            return view

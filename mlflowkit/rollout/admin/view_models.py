@@ -1,6 +1,6 @@
-"""What is read of a service and what is shown of it: frozen values, JSON once ``dataclasses.asdict`` had them.
+"""The snapshot of a service's files and the views made from it: frozen values; views become JSON by ``asdict``.
 
-What is not known, and what is not finite, is None.
+Unknown values and numbers that are not finite are None.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.rollout.commands import CommandKind
 from mlflowkit.rollout.state import RolloutState
 from mlflowkit.service_state.records import Desired, ReplicaReport
 from mlflowkit.values import Json, Outcome, RoutingTable
 
-NOTHING = Evidence("")
-Command = Literal["promote", "pause", "resume", "abort", "rollback"]
+NO_EVIDENCE = Evidence("")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """Requests by variant at a time, to make rates of."""
+class RequestSample:
+    """Cumulative requests by variant at one time; two samples give rates."""
 
     time: float
     epoch: int
@@ -28,8 +28,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Controller:
-    """Who controls the rollouts of a state folder, as its lease says. ``seen`` is seconds since the epoch."""
+class ControllerStatus:
+    """The controller that holds the lease of a state folder. ``seen`` is seconds since the epoch."""
 
     alive: bool
     fence: int
@@ -38,12 +38,14 @@ class Controller:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the files of one service said at one time.
+class ServiceSnapshot:
+    """The content of one service's files at one time.
 
-    ``evidence`` is of the experiment of the routing table, ``trial`` of the rollout's; ``comparisons`` are by shadow,
-    ``incidents`` newest first. ``previous`` is the version that a rollback would
-    go back to when no rollout is running. ``problems`` are files that could not be read.
+    evidence          of the routing table's experiment; ``rollout_evidence`` of the rollout's
+    comparisons       by shadow
+    incidents         newest first
+    previous          version that a rollback returns to when no rollout is running
+    problems          files that could not be read, warnings of replicas
     """
 
     service: str
@@ -52,14 +54,14 @@ class Snapshot:
     table: RoutingTable | None = None
     reports: tuple[ReplicaReport, ...] = ()
     rollout: RolloutState | None = None
-    evidence: Evidence = NOTHING
-    trial: Evidence = NOTHING
+    evidence: Evidence = NO_EVIDENCE
+    rollout_evidence: Evidence = NO_EVIDENCE
     comparisons: Mapping[str, ComparisonView] = field(default_factory=dict)
     incidents: tuple[IncidentView, ...] = ()
     incident_count: int = 0
     previous: str = ""
     admin: str = ""
-    controller: Controller | None = None
+    controller: ControllerStatus | None = None
     webhooks: tuple[Mapping[str, Json], ...] = ()
     waiting_webhooks: int = 0
     problems: tuple[str, ...] = ()
@@ -67,7 +69,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class VariantView:
-    """One variant that a service has now. Latencies in milliseconds, rates a second; counts are of its experiment."""
+    """One current variant. Latencies in milliseconds, rates per second; counts cover its experiment."""
 
     name: str
     version: str
@@ -100,23 +102,24 @@ class ShareView:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """One step of the plan. ``weight`` is a share in [0, 1]; limits are those that hold, defaults filled in."""
+    """One step of the plan. ``weight`` is a share in [0, 1]; limits have their defaults filled in."""
 
     number: int
     weight: float
     state: Literal["done", "now", "ahead", "ended", "left"]
-    """ended: the rollout was turned down here. left: it never got so far."""
+    """ended: the rollout was rolled back here. left: the rollout did not reach it."""
     min_samples: int
     bake_seconds: float
     max_seconds: float | None
     sampling: float
-    """Share of the requests that is mirrored where the weight is 0."""
+    """Share of the requests that is mirrored at weight 0."""
     approval: bool
 
 
 @dataclass(frozen=True, slots=True)
 class FindingView:
-    """What a metric says now. ``harm`` and ``proof`` are on the scale on which 1 decides."""
+    """The current result of a metric. ``harm`` and ``proof`` are the evidence that it is worse, and not worse, than
+    allowed; 1 is the decision boundary."""
 
     name: str
     metric: str
@@ -140,7 +143,7 @@ class FindingView:
 
 @dataclass(frozen=True, slots=True)
 class PointView:
-    """One metric at one look."""
+    """One metric at one observation."""
 
     time: float
     champion: int
@@ -154,7 +157,7 @@ class PointView:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of two arms over the same bins, which have ``edges`` (one more than bins) or, being classes, ``names``."""
+    """Counts of both variants over the same bins, given by ``edges`` (bins + 1) or, for classes, by ``names``."""
 
     edges: tuple[float, ...]
     names: tuple[str, ...]
@@ -164,7 +167,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ExampleView:
-    """A row to which a shadow gave another answer than the champion. Answers are by output of the graph."""
+    """A row on which a shadow and the champion disagree. Answers are by output of the graph."""
 
     time: float
     id: str
@@ -178,8 +181,8 @@ class ExampleView:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonView:
-    """What was seen of one shadow. ``difference`` is the mean of its score minus the champion's, ``rank`` the mean of
-    Spearman's correlation of the two, ``latency`` its own mean seconds minus those of the request that it mirrors."""
+    """Comparison of a shadow with the champion: means of the score difference (shadow minus champion), of the scores'
+    Spearman correlation (``rank``), and of the extra seconds over the mirrored request (``latency``)."""
 
     shadow: str
     version: str
@@ -194,7 +197,7 @@ class ComparisonView:
 
 @dataclass(frozen=True, slots=True)
 class IncidentView:
-    """A rollout that was turned down, and by what."""
+    """A rollout that was rolled back or aborted, with its evidence."""
 
     id: str
     experiment: str
@@ -221,7 +224,6 @@ class RolloutView:
 
     experiment: str
     summary: str
-    """In a few words."""
     strategy: str
     phase: str
     ended: bool
@@ -238,29 +240,29 @@ class RolloutView:
     step_started: float
     elapsed: float
     deadline: float | None
-    """Seconds left of the step; None when none is running."""
+    """Seconds left of the step; None if no step is live."""
     finished: float | None
     reason: str
     by: str
     waiting: tuple[str, ...]
-    commands: tuple[Command, ...]
+    commands: tuple[CommandKind, ...]
     findings: tuple[FindingView, ...]
     history: Mapping[str, tuple[PointView, ...]]
-    """Looks by name of the metric, oldest first."""
+    """Observations by metric name, oldest first."""
     weights: tuple[tuple[float, float], ...]
-    """(time, the candidate's share) whenever it changed, and at the end."""
+    """(time, the candidate's share) at each change and at the end."""
     requests: tuple[int, int]
-    """Of champion and candidate in the present step."""
+    """Requests of champion and candidate in the present step."""
     latency: Histogram | None
     predictions: Histogram | None
     fence: int
     looked: float
-    """When the controller last looked at it."""
+    """Time of the controller's last observation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceView:
-    """A service as it is shown."""
+    """The view of a service."""
 
     service: str
     time: float
@@ -276,16 +278,15 @@ class ServiceView:
     agreement: Mapping[str, tuple[ShareView, ...]]
     comparisons: Mapping[str, ComparisonView]
     incidents: tuple[IncidentView, ...]
-    """The newest ones, newest first."""
+    """The most recent ones, newest first."""
     incident_count: int
     previous: str
-    """Version that a rollback would go back to, when no rollout is running; "" when none is known."""
-    controller: Controller | None
+    """Version that a rollback returns to when no rollout is running, or ""."""
+    controller: ControllerStatus | None
     webhooks: tuple[Mapping[str, Json], ...]
-    """What became of the last deliveries, newest first."""
+    """Results of the last deliveries, newest first."""
     waiting_webhooks: int
     problems: tuple[str, ...]
 
     def to_json(self) -> Json:
-        """JSON of the view."""
         return asdict(self)

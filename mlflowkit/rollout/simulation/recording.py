@@ -1,4 +1,4 @@
-"""A service's prediction log and feedback as arrays, a request each, in the order of time: what replays draw on."""
+"""A service's prediction log and feedback as arrays with one entry per request, sorted by time, for replays."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
-from mlflowkit.errors import DataError, UsageError
+from mlflowkit.errors import DataError, ServiceError, UsageError
 from mlflowkit.judging.online.evidence import LATENCY_GROWTH, SCORE_BINS, Evidence, Moments
-from mlflowkit.rollout.simulation.scenarios import Figures
+from mlflowkit.rollout.simulation.scenarios import TrafficFigures
 from mlflowkit.rollout.simulation.synthetic_traffic import CHAMPION, normalised, quantile
-from mlflowkit.serving.feedback import intake as told
-from mlflowkit.serving.feedback import join
+from mlflowkit.service_state.file_records import FileRecords
+from mlflowkit.serving.feedback import intake, join
 from mlflowkit.serving.observer import prediction_log, shadow_comparison
 
-MIRROR = "mirror"
+ASSIGNED_AS_MIRROR = "mirror"
 _log = logging.getLogger("mlflowkit.rollout")
-LEAST_REQUESTS = 50
-"""A log with fewer requests of the champion says nothing about it."""
+MIN_REQUESTS = 50
+"""Minimum number of the champion's requests in a usable log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What feedback said of logged requests, in the order in which it came in: arrays of one length m.
+class RecordedFeedback:
+    """Feedback on logged requests, sorted by arrival: arrays of length m.
 
-    ``times`` are seconds since the recording's first request; ``requests`` are indices of requests; ``values`` are the
-    moments of each metric, float64 [3, m]: rows, their sum, their sum of squares.
+    times     seconds since the recording's first request
+    requests  indices of requests
+    values    moments of each metric, float64 [3, m]: rows, sum, sum of squares
     """
 
     times: np.ndarray
@@ -43,48 +44,41 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predicted keys of rows, which lie together by request: row ``starts[i]`` to ``starts[i + 1]`` are of request i.
+    """Predicted keys of rows, grouped by request: rows ``starts[i]`` to ``starts[i + 1]`` belong to request i.
 
-    ``families`` has a way of counting each: the keys, and the code of each row's key.
+    ``families`` has, for each way of counting, the keys and each row's index into them.
     """
 
     starts: np.ndarray
     families: tuple[tuple[tuple[str, ...], np.ndarray], ...] = ()
 
     def counted(self, requests: np.ndarray) -> dict[str, int]:
-        """How many rows of some requests were predicted to be of each key."""
+        """Rows of some requests by predicted key."""
         rows = self._rows(requests)
-        found = {}
+        counts: dict[str, int] = {}
         for keys, codes in self.families:
-            for key, count in zip(keys, _bincount(codes[rows], len(keys)), strict=True):
-                if count:
-                    found[key] = int(count)
-        return found
+            counts |= dict(zip(keys, np.bincount(codes[rows], minlength=len(keys)).tolist(), strict=True))
+        return {key: count for key, count in counts.items() if count}
 
     def rarest(self) -> tuple[str, ...]:
-        """The key of each family that is predicted least."""
-        return tuple(keys[int(_bincount(codes, len(keys)).argmin())] for keys, codes in self.families)
+        return tuple(keys[int(np.bincount(codes, minlength=len(keys)).argmin())] for keys, codes in self.families)
 
     def _rows(self, requests: np.ndarray) -> np.ndarray:
         lengths = self.starts[requests + 1] - self.starts[requests]
         if (lengths == 1).all():
-            only: np.ndarray = self.starts[requests]
-            return only
-        before = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
+            firsts: np.ndarray = self.starts[requests]
+            return firsts
+        before = np.cumsum(lengths) - lengths
         rows: np.ndarray = np.arange(int(lengths.sum())) + np.repeat(self.starts[requests] - before, lengths)
         return rows
 
 
-def _bincount(codes: np.ndarray, keys: int) -> np.ndarray:
-    return np.bincount(codes, minlength=keys)
-
-
 @dataclass(frozen=True, slots=True)
-class Mirrored:
-    """A shadow's answers to logged requests, in the order of the requests: arrays of one length m.
+class RecordedMirror:
+    """A shadow's answers to logged requests, in request order: arrays of length m.
 
-    ``requests`` are indices of requests; ``rows`` were compared and ``alike`` agree; ``predictions`` are of requests
-    0 to m - 1.
+    ``requests`` are indices of requests; ``rows`` were compared, of which ``alike`` agree; ``predictions`` are those of
+    the m mirrored requests.
     """
 
     requests: np.ndarray
@@ -95,16 +89,16 @@ class Mirrored:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The requests of a log in the order of their times: arrays of one length n.
+    """The requests of a log, sorted by time: arrays of length n.
 
-    begun       time of the first, in seconds since the epoch; ``times`` are seconds since then
-    variant     that the split gave the request to, by its place in ``variants``; -1 for what a tester or a client
-                chose, which is no evidence
-    experiment  by its place in ``experiments``; ``epoch`` is that of the routing table
-    bins        of the latencies
-    failed      whether the variant failed it
+    begun       time of the first request, in seconds since the epoch; ``times`` are seconds since then
+    variant     index into ``variants`` of the variant that the split chose; -1 if a tester or a client chose it, which
+                is no evidence
+    experiment  index into ``experiments``; ``epoch`` is the routing table's
+    bins        latency bins
+    failed      whether the variant failed the request
     rows        answered rows
-    mirrored    what shadows answered, by name
+    mirrored    answers of shadows, by name
     """
 
     begun: float
@@ -119,8 +113,8 @@ class Recording:
     failed: np.ndarray
     rows: np.ndarray
     predictions: Predictions
-    mirrored: Mapping[str, Mirrored] = field(default_factory=dict)
-    feedback: Observed | None = None
+    mirrored: Mapping[str, RecordedMirror] = field(default_factory=dict)
+    feedback: RecordedFeedback | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -128,146 +122,136 @@ class Recording:
     @property
     def seconds(self) -> float:
         """From the first request to the last, or to the last feedback."""
-        told = self.feedback
-        return max(float(self.times[-1]), float(told.times[-1]) if told is not None and len(told.times) else 0.0)
+        feedback = () if self.feedback is None else self.feedback.times[-1:]
+        return max(map(float, (self.times[-1], *feedback)))
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
         return len(self) / max(float(self.times[-1]), 1e-9)
 
+    def of_variant(self, name: str) -> np.ndarray:
+        """Mask of the requests that the split gave a variant."""
+        mask: np.ndarray = self.variant == (self.variants.index(name) if name in self.variants else -2)
+        return mask
+
     def challengers(self, experiment: str) -> tuple[str, ...]:
-        """Names that requests of an experiment were given or mirrored to, the champion's apart."""
+        """Names of an experiment's challengers and shadows."""
         if experiment not in self.experiments:
             return ()
-        here = self.experiment == self.experiments.index(experiment)
-        dealt = {self.variants[place] for place in np.unique(self.variant[here]) if place >= 0}
-        shadows = {name for name, mirror in self.mirrored.items() if here[mirror.requests].any()}
-        return tuple(sorted((dealt | shadows) - {CHAMPION}))
+        mask = self.experiment == self.experiments.index(experiment)
+        split = {self.variants[code] for code in np.unique(self.variant[mask]) if code >= 0}
+        shadows = {name for name, mirror in self.mirrored.items() if mask[mirror.requests].any()}
+        return tuple(sorted((split | shadows) - {CHAMPION}))
 
     def of(self, experiment: str) -> Recording:
-        """From the first request of an experiment to its last, with the feedback on them."""
-        here = np.flatnonzero(self.experiment == self.experiments.index(experiment))
-        first, last = int(here[0]), int(here[-1]) + 1
+        """The part from the first request of an experiment to its last, with its feedback."""
+        requests = np.flatnonzero(self.experiment == self.experiments.index(experiment))
+        first, last = int(requests[0]), int(requests[-1]) + 1
         began = float(self.times[first])
-        told = self.feedback
-        if told is not None:
-            kept = (told.requests >= first) & (told.requests < last)
-            values = {name: one[:, kept] for name, one in told.values.items()}
-            told = Observed(told.times[kept] - began, told.requests[kept] - first, values)
+        feedback = self.feedback
+        if feedback is not None:
+            mask = (feedback.requests >= first) & (feedback.requests < last)
+            values = {name: moments[:, mask] for name, moments in feedback.values.items()}
+            feedback = RecordedFeedback(feedback.times[mask] - began, feedback.requests[mask] - first, values)
         return Recording(
             self.begun + began, self.times[first:last] - began, self.ids[first:last], self.variants,
             self.variant[first:last], self.experiments, self.experiment[first:last], self.epoch[first:last],
             self.bins[first:last], self.failed[first:last], self.rows[first:last],
             replace(self.predictions, starts=self.predictions.starts[first : last + 1]),
-            {name: _between(mirror, first, last) for name, mirror in self.mirrored.items()}, told,
+            {name: _cut_mirror(mirror, first, last) for name, mirror in self.mirrored.items()}, feedback,
         )  # fmt: skip
 
 
-def _between(mirror: Mirrored, first: int, last: int) -> Mirrored:
+def _cut_mirror(mirror: RecordedMirror, first: int, last: int) -> RecordedMirror:
     start, stop = (int(mirror.requests.searchsorted(end)) for end in (first, last))
     starts = mirror.predictions.starts[start : stop + 1]
-    return Mirrored(
+    return RecordedMirror(
         mirror.requests[start:stop] - first, mirror.rows[start:stop], mirror.alike[start:stop],
         replace(mirror.predictions, starts=starts),
     )  # fmt: skip
 
 
 def read_recording(folder: Path, *, since: float = 0.0, until: float = math.inf) -> Recording:
-    """The prediction log in ``folder``, a service's or the log's own, with the service's feedback.
+    """Read the prediction log in ``folder`` (a service's or the log's own) with the service's feedback.
 
-    Times are seconds since the epoch. Raises UsageError where there is no log, DataError where it has no requests.
+    Times are seconds since the epoch. Raises UsageError without a log, DataError for a log without requests.
     """
     own = folder if folder.name == "predictions" else folder / "predictions"
     tables = list(_tables(own, since, until))
     if not tables:
-        raise UsageError(
-            f"there is no prediction log in {folder}", hint="give the service's folder: .mlkit/services/NAME"
-        )
+        hint = "give the service's folder: .mlkit/services/NAME"
+        raise UsageError(f"there is no prediction log in {folder}", hint=hint)
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    return _Reader(table).recording(_said(own.parent / "feedback"))
+    return _RecordingBuilder(table).build(_read_feedback(own.parent / "feedback"))
 
 
 def _tables(folder: Path, since: float, until: float) -> Iterator[pa.Table]:
-    """The log's tables without what went into the graph."""
     names: dict[str, None] = {}
     for segment in prediction_log.segments(folder):
         try:
             names |= dict.fromkeys(parquet.read_schema(folder / segment.name).names)
-        except FileNotFoundError:  # merged meanwhile: its columns are those of the merged one
+        except FileNotFoundError:  # merged meanwhile into a segment with the same columns
             continue
-    wanted = [name for name in names if not name.startswith("input.")]
-    for table, _, _ in prediction_log.read_since(folder, {}, wanted):
-        seconds = compute.divide(table["time"].cast("int64"), 1e6)
-        rows = table.filter(compute.and_(compute.greater_equal(seconds, since), compute.less(seconds, until)))
-        if rows.num_rows:
-            yield rows
+    columns = [name for name in names if not name.startswith("input.")]
+    return prediction_log.read_log(folder, since, until, columns)
 
 
-def _said(folder: Path) -> dict[str, list[tuple[float, told.Feedback]]]:
-    """What feedback said of each request's id, and when it was received; damaged lines are left out."""
-    found: dict[str, list[tuple[float, told.Feedback]]] = {}
+def _read_feedback(folder: Path) -> dict[str, list[tuple[float, intake.Feedback]]]:
+    """(time received, feedback) by request id; damaged lines are skipped."""
+    feedback: dict[str, list[tuple[float, intake.Feedback]]] = {}
     cursor: dict[str, int] = {}
     while True:
         before = dict(cursor)
-        for name, place, lines in told.read_since(folder, cursor):
-            cursor[name] = place
-            for line in lines:
-                try:
-                    item, received = told.Feedback.from_line(line)
-                except (ValueError, KeyError, TypeError) as error:
-                    _log.warning("a line of %s is left out: %r", name, error)
-                    continue
-                found.setdefault(item.id, []).append((received, item))
+        for name, position, lines in intake.read_since(folder, cursor):
+            cursor[name] = position
+            for item, received in intake.parse_lines(lines):
+                feedback.setdefault(item.id, []).append((received, item))
         if cursor == before:
-            return found
+            return feedback
 
 
-class _Reader:
-    """Makes a recording of a log's rows."""
-
+class _RecordingBuilder:
     def __init__(self, table: pa.Table) -> None:
-        own = compute.not_equal(table["how"], MIRROR)
+        own = compute.not_equal(table["how"], ASSIGNED_AS_MIRROR)
         order = [("time", "ascending"), ("id", "ascending"), ("row", "ascending")]
         self._rows = table.filter(own).sort_by(order)
         self._shadows = table.filter(compute.invert(own)).sort_by(order)
         if self._rows.num_rows == 0:
-            raise DataError(
-                "the prediction log holds no requests of clients", hint="mlkit predict, or wait for traffic"
-            )
+            hint = "mlkit predict, or wait for traffic"
+            raise DataError("the prediction log holds no requests of clients", hint=hint)
         self._classes = [name for name in table.column_names if name.startswith("probability.")]
         self._edges: tuple[float, ...] = ()
         self._first, self._starts = _requests(self._rows)
         if "prediction" in table.column_names:
             champion = self._rows.filter(compute.equal(self._rows["answered"], CHAMPION))["prediction"]
-            self._edges = shadow_comparison.tenths(champion.drop_null().to_numpy())
+            self._edges = shadow_comparison.decile_edges(champion.drop_null().to_numpy())
 
-    def recording(self, said: Mapping[str, Sequence[tuple[float, told.Feedback]]]) -> Recording:
-        """The whole."""
+    def build(self, feedback: Mapping[str, Sequence[tuple[float, intake.Feedback]]]) -> Recording:
         heads = self._rows.take(self._first)
         times = heads["time"].cast("int64").to_numpy() / 1e6
         variants, variant = _coded(heads["variant"])
         experiments, experiment = _coded(heads["experiment"])
-        how = np.asarray(heads["how"].to_pylist(), dtype=object)
+        assigned_by = np.asarray(heads["how"].to_pylist(), dtype=object)
         seconds = heads["seconds"].to_numpy()
-        found = Recording(
+        recording = Recording(
             begun=float(times[0]),
             times=times - times[0],
             ids=heads["id"].to_pylist(),
             variants=variants,
-            variant=np.where(how == "hash", variant, -1),
+            variant=np.where(assigned_by == "hash", variant, -1),
             experiments=experiments,
             experiment=experiment,
             epoch=heads["epoch"].to_numpy().astype(np.int64),
-            bins=bins_of(seconds),
+            bins=latency_bins(seconds),
             failed=np.asarray(heads["error"].to_pylist(), dtype=object) != "",
             rows=np.diff(self._starts),
             predictions=self._predictions(self._rows, self._starts),
         )
-        return replace(found, mirrored=self._mirrors(found), feedback=self._feedback(found, said))
+        recorded_feedback = self._recorded_feedback(recording, feedback)
+        return replace(recording, mirrored=self._mirrors(recording), feedback=recorded_feedback)
 
     def _predictions(self, rows: pa.Table, starts: np.ndarray) -> Predictions:
-        """Keys of rows, as the observer counts them."""
+        """Predicted keys of rows, in the observer's form."""
         families = []
         if "label" in rows.column_names:
             labels, codes = _coded(rows["label"].fill_null(""))
@@ -275,69 +259,68 @@ class _Reader:
         if len(self._classes) == 2:
             scores = np.nan_to_num(rows[self._classes[1]].to_numpy())
             codes = np.clip((scores * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
-            families.append((tuple(f"score:{place}" for place in range(SCORE_BINS)), codes))
+            families.append((tuple(f"score:{index}" for index in range(SCORE_BINS)), codes))
         if self._edges:
             codes = np.searchsorted(self._edges, np.nan_to_num(rows["prediction"].to_numpy()), side="right")
-            families.append((tuple(f"decile:{place}" for place in range(10)), codes))
+            families.append((tuple(f"decile:{index}" for index in range(10)), codes))
         return Predictions(starts, tuple(families))
 
-    def _mirrors(self, found: Recording) -> dict[str, Mirrored]:
-        """Each shadow's answers, held against what the client got for the same row."""
-        client = {number: place for place, number in enumerate(found.ids)}
+    def _mirrors(self, recording: Recording) -> dict[str, RecordedMirror]:
+        """Each shadow's answers, compared with the answers that the clients got for the same rows."""
+        request_of = {id: index for index, id in enumerate(recording.ids)}
         answer = "label" if "label" in self._rows.column_names else "prediction"
         ours = self._rows[answer].to_numpy(zero_copy_only=False)
-        made = {}
+        mirrors = {}
         for name in _coded(self._shadows["variant"])[0] if self._shadows.num_rows else ():
             rows = self._shadows.filter(compute.equal(self._shadows["variant"], name))
-            place = np.array([client.get(number, -1) for number in rows["id"].to_pylist()], dtype=np.int64)
-            at = self._starts[place] + rows["row"].to_numpy()
-            known = np.flatnonzero((place >= 0) & (at < self._starts[place + 1]))
-            known = known[np.lexsort((rows["row"].to_numpy()[known], place[known]))]
-            theirs = rows[answer].to_numpy(zero_copy_only=False)[known]
+            request = np.array([request_of.get(id, -1) for id in rows["id"].to_pylist()], dtype=np.int64)
+            at = self._starts[request] + rows["row"].to_numpy()
+            paired = np.flatnonzero((request >= 0) & (at < self._starts[request + 1]))
+            paired = paired[np.lexsort((rows["row"].to_numpy()[paired], request[paired]))]
+            theirs = rows[answer].to_numpy(zero_copy_only=False)[paired]
             within = shadow_comparison.tolerance(self._edges) if self._edges else 0.0
-            same = np.abs(theirs - ours[at[known]]) <= within if self._edges else theirs == ours[at[known]]
-            requests, first, counts = np.unique(place[known], return_index=True, return_counts=True)
+            same = np.abs(theirs - ours[at[paired]]) <= within if self._edges else theirs == ours[at[paired]]
+            requests, first, counts = np.unique(request[paired], return_index=True, return_counts=True)
             alike = np.add.reduceat(same.astype(np.int64), first) if len(first) else counts
-            starts = np.concatenate([first, [len(known)]]).astype(np.int64)
-            predictions = self._predictions(rows.take(known), starts)
-            made[name] = Mirrored(requests, counts, alike, predictions)
-        return made
+            starts = np.concatenate([first, [len(paired)]]).astype(np.int64)
+            predictions = self._predictions(rows.take(paired), starts)
+            mirrors[name] = RecordedMirror(requests, counts, alike, predictions)
+        return mirrors
 
-    def _feedback(self, found: Recording, said: Mapping[str, Sequence[tuple[float, told.Feedback]]]) -> Observed | None:
-        """What became known of answers that the variant gave itself, when it was first received."""
+    def _recorded_feedback(
+        self, recording: Recording, feedback: Mapping[str, Sequence[tuple[float, intake.Feedback]]]
+    ) -> RecordedFeedback | None:
+        """Feedback on the variants' own answers, at the time of its first arrival."""
         observed: list[tuple[float, int, Mapping[str, Moments]]] = []
-        for place, number in enumerate(found.ids):
-            items = said.get(number)
-            if items and not found.failed[place]:
-                quality = join.settle(self._answers(place), items).quality
-                when = min(received for received, _ in items) - found.begun
-                observed.append((max(when, float(found.times[place])), place, quality))
+        for index, id in enumerate(recording.ids):
+            items = feedback.get(id)
+            if items and not recording.failed[index]:
+                quality = join.join_request(self._answers(index), items).quality
+                when = min(received for received, _ in items) - recording.begun
+                observed.append((max(when, float(recording.times[index])), index, quality))
         if not observed:
             return None
-        observed.sort(key=lambda one: one[:2])
+        observed.sort(key=lambda item: item[:2])
         metrics = sorted({metric for *_, quality in observed for metric in quality})
-        values = {
-            metric: np.array(
-                [(one.count, one.total, one.squares) for *_, quality in observed
-                 for one in (quality.get(metric, Moments()),)], dtype=np.float64,
-            ).T
-            for metric in metrics
-        }  # fmt: skip
+        values = {}
+        for metric in metrics:
+            moments = [quality.get(metric, Moments()) for *_, quality in observed]
+            triples = [(value.count, value.total, value.squares) for value in moments]
+            values[metric] = np.array(triples, dtype=np.float64).T
         times = np.array([when for when, *_ in observed])
-        return Observed(times, np.array([place for _, place, _ in observed], dtype=np.int64), values)
+        return RecordedFeedback(times, np.array([index for _, index, _ in observed], dtype=np.int64), values)
 
-    def _answers(self, request: int) -> list[join.Answer]:
-        """What a request was answered, a row each."""
+    def _answers(self, request: int) -> list[join.AnsweredRequest]:
         first, last = int(self._starts[request]), int(self._starts[request + 1])
-        found = []
+        answers = []
         for row in self._rows.slice(first, last - first).to_pylist():
             shares = {name.partition(".")[2]: row[name] for name in self._classes if row[name] is not None}
-            found.append(join.Answer(row.get("label"), shares, row.get("prediction")))
-        return found
+            answers.append(join.AnsweredRequest(row.get("label"), shares, row.get("prediction")))
+        return answers
 
 
 def _requests(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each request, and where each begins and the last one ends, of sorted rows."""
+    """The first row of each request of sorted rows; and the same followed by the number of rows."""
     _, codes = _coded(rows["id"])
     times = rows["time"].cast("int64").to_numpy()
     new = np.ones(rows.num_rows, dtype=bool)
@@ -347,16 +330,16 @@ def _requests(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
-    """The distinct texts of a column, and the place of each row's among them."""
+    """The distinct texts of a column, and each row's index into them."""
     encoded = column.combine_chunks().dictionary_encode()
     return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy().astype(np.int64)
 
 
-def bins_of(seconds: np.ndarray) -> np.ndarray:
-    """`judging.online.evidence.latency_bin` of many latencies.
+def latency_bins(seconds: np.ndarray) -> np.ndarray:
+    """`judging.online.evidence.latency_bin`, vectorised.
 
     >>> import numpy as np
-    >>> bins_of(np.array([0.0, 0.001])).tolist()
+    >>> latency_bins(np.array([0.0, 0.001])).tolist()
     [0, 348]
     """
     microseconds = np.maximum(np.nan_to_num(seconds) * 1e6, 1.0)
@@ -364,22 +347,23 @@ def bins_of(seconds: np.ndarray) -> np.ndarray:
     return bins
 
 
-def figures_of(folder: Path, figures: Figures) -> Figures:
-    """The figures with rate, share of errors and latencies as a service's champion had them.
+def histogram(bins: np.ndarray) -> dict[int, int]:
+    values, counts = np.unique(bins, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
-    Errors are those that the gateways counted (``evidence/``), as the log holds none of the champion's. Raises
-    UsageError where there is no log, DataError where it holds too few requests.
+
+def measured_figures(folder: Path, figures: TrafficFigures) -> TrafficFigures:
+    """The figures with the request rate, error rate and latencies of a service's champion.
+
+    Errors come from the gateways' evidence, as the log has none of the champion's. Raises UsageError without a log,
+    DataError for a log with too few requests.
     """
     recording = read_recording(folder)
-    champion = recording.variants.index(CHAMPION) if CHAMPION in recording.variants else -2
-    own = (recording.variant == champion) & ~recording.failed
-    if int(own.sum()) < LEAST_REQUESTS:
-        raise DataError(
-            f"the log in {folder} holds {int(own.sum())} answers of the champion; {LEAST_REQUESTS} are needed",
-            hint="leave out --from-log, or wait for traffic",
-        )
-    bins, counts = np.unique(recording.bins[own], return_counts=True)
-    latency = normalised(dict(zip(bins.tolist(), counts.tolist(), strict=True)))
+    own = recording.of_variant(CHAMPION) & ~recording.failed
+    if own.sum() < MIN_REQUESTS:
+        problem = f"the log in {folder} holds {own.sum()} answers of the champion; {MIN_REQUESTS} are needed"
+        raise DataError(problem, hint="leave out --from-log, or wait for traffic")
+    latency = normalised(histogram(recording.bins[own]))
     return replace(
         figures, rate=float(f"{recording.rate:.3g}"), error_rate=_error_rate(folder),
         p50_ms=1000 * quantile(latency, 0.5), p99_ms=1000 * quantile(latency, 0.99), latency=latency,
@@ -387,16 +371,16 @@ def figures_of(folder: Path, figures: Figures) -> Figures:
 
 
 def _error_rate(folder: Path) -> float:
-    """The share of its requests that the champion failed, by the gateways' counts; 0 where there are none."""
-    own = folder.parent if folder.name == "predictions" else folder
+    """The champion's error rate in the gateways' evidence; 0 without evidence."""
+    records = FileRecords(folder.parent if folder.name == "predictions" else folder)  # files: it may be a copy
     requests = errors = 0
-    for path in sorted((own / "evidence").glob("*.json")):
-        if path.name.startswith("."):
-            continue
+    for entry in records.list("evidence/*.json"):
         try:
-            evidence = Evidence.from_json(json.loads(path.read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} cannot be read: {error!r}", hint="leave out --from-log") from error
+            record = records.get(entry.key)
+            evidence = Evidence("") if record is None else Evidence.from_json(json.loads(record.value))
+        except (ServiceError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{records.location(entry.key)} cannot be read: {error!r}"
+            raise DataError(problem, hint="leave out --from-log") from error
         counts = evidence.of(CHAMPION)
         requests, errors = requests + counts.requests, errors + counts.errors
     return errors / requests if requests else 0.0

@@ -1,8 +1,8 @@
-"""Synthetic traffic: what the variants of a rollout would be counted to do, from one look to the next.
+"""Synthetic traffic: random evidence of two variants with known behaviour.
 
-A `Behaviour` is how a variant answers; a `World` is two of them and the traffic that they get. `Traffic` draws from a
-world what the gateway, its observers and the feedback join would have counted, as the same cumulative `Evidence`.
-Seeded and without a clock: time passes when it is told to.
+A `Behaviour` describes a variant; a `SyntheticWorld` is two of them and their traffic. `SyntheticTraffic` draws what
+the gateway, its observers and the feedback join would count, as the same cumulative `Evidence`. It is seeded and has no
+clock: time passes in `SyntheticTraffic.advance`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 QUALITY = ("accuracy", "log_loss", "absolute_error", "squared_error")
-"""What feedback measures."""
+"""Metrics measured by feedback."""
 SLICES: Mapping[str, float] = {"most": 0.9, "few": 0.1}
-"""The values that a column has in synthetic traffic, with their shares: there is no other knowledge of it."""
+"""Values of every column in synthetic traffic, with their shares."""
 TAIL = 0.9
-"""A slow tail is what lies beyond this quantile."""
+"""The quantile from which on latencies belong to the tail."""
 
 Shares = Mapping[Any, float]
 """A distribution: shares that sum to 1."""
@@ -42,12 +42,12 @@ Shares = Mapping[Any, float]
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How a variant answers.
+    """The behaviour of a variant.
 
-    latency      share of its answers by latency bin
-    predictions  a distribution of keys for each way in which predictions are counted
-    quality      mean of each metric that feedback measures
-    agreement    share of mirrored rows that it answers as the champion does, by value of `SLICES`
+    latency      share of answers by latency bin
+    predictions  a distribution of keys for each way of counting predictions
+    quality      mean of each feedback metric
+    agreement    share of mirrored rows on which it agrees with the champion, by value of `SLICES`
     """
 
     error_rate: float = 0.01
@@ -58,11 +58,10 @@ class Behaviour:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """Traffic and the two variants that answer it. Rates are requests a second, each of one row.
+class SyntheticWorld:
+    """Two variants and their traffic: ``rate`` requests per second, of one row each.
 
-    feedback  share of the answers whose truth comes back; ``delay`` is the mean of how long that takes, in seconds,
-              exponentially distributed
+    feedback  share of answers with feedback, after an exponentially distributed time of mean ``delay`` seconds
     """
 
     rate: float = 50.0
@@ -73,26 +72,25 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """The part of a routing table that traffic depends on: a share of [0, 1], or mirroring when ``shadow``."""
+class TrafficSplit:
+    """The part of a routing table that traffic depends on: the challenger's share, or mirroring if ``shadow``."""
 
     epoch: int
     weight: float
     shadow: bool = False
     sampling: float = 1.0
     challenger: str = "challenger"
-    """Its name in the table."""
 
     @classmethod
-    def of(cls, table: RoutingTable, challenger: str) -> Split:
-        """What a table gives to one of its variants. Raises StopIteration when it is not there."""
+    def of(cls, table: RoutingTable, challenger: str) -> TrafficSplit:
+        """The split of a table with that challenger. Raises StopIteration if the table does not have it."""
         variant = next(variant for variant in table.variants if variant.name == challenger)
         shadow = variant.role == "shadow"
         return cls(table.epoch, 0.0 if shadow else variant.weight, shadow, variant.sampling, challenger)
 
 
 def lognormal(median: float, p99: float) -> Shares:
-    """Latencies, in seconds, that are log-normal between a microsecond and a minute.
+    """A log-normal latency distribution, in seconds, between a microsecond and a minute.
 
     Raises UsageError unless 0 < median < p99.
 
@@ -101,10 +99,8 @@ def lognormal(median: float, p99: float) -> Shares:
     (0.005, 0.02)
     """
     if not 0 < median < p99:
-        raise UsageError(
-            f"latencies with median {1e3 * median:g} ms and 99th percentile {1e3 * p99:g} ms do not exist",
-            hint="give the median first and a larger 99th percentile: --latency-ms 5,20",
-        )
+        problem = f"latencies with median {1e3 * median:g} ms and 99th percentile {1e3 * p99:g} ms do not exist"
+        raise UsageError(problem, hint="give the median first and a larger 99th percentile: --latency-ms 5,20")
     normal = NormalDist(math.log(median), math.log(p99 / median) / NormalDist().inv_cdf(0.99))
     below = [normal.cdf(math.log(bin_seconds(index))) for index in range(1, latency_bin(60.0) + 2)]
     shares = [after - before for before, after in zip([0.0, *below], below, strict=False)]
@@ -128,7 +124,7 @@ def quantile(latency: Shares, q: float) -> float:
 
 
 def slower(latency: Shares, factor: float, beyond: float = 0.0) -> Shares:
-    """Latencies of which those beyond a quantile take ``factor`` times as long.
+    """Multiply the latencies above the quantile ``beyond`` by ``factor``.
 
     >>> base = lognormal(0.005, 0.020)
     >>> tail = slower(base, 2.0, beyond=TAIL)
@@ -136,26 +132,26 @@ def slower(latency: Shares, factor: float, beyond: float = 0.0) -> Shares:
     (1.0, 2.0)
     """
     steps = math.log(factor) / math.log(LATENCY_GROWTH)
-    whole = math.floor(steps)
-    part = steps - whole
-    found: dict[int, float] = {}
+    bins = math.floor(steps)
+    fraction = steps - bins
+    slowed: dict[int, float] = {}
     total = 0.0
     for index in sorted(latency):
         share = latency[index]
         moved = min(share, max(0.0, total + share - beyond))
         total += share
-        for target, amount in ((index, share - moved), (index + whole, moved * (1 - part)),
-                               (index + whole + 1, moved * part)):  # fmt: skip
+        for target, amount in ((index, share - moved), (index + bins, moved * (1 - fraction)),
+                               (index + bins + 1, moved * fraction)):  # fmt: skip
             if amount > 0:
-                found[max(target, 0)] = found.get(max(target, 0), 0.0) + amount
-    return found
+                slowed[max(target, 0)] = slowed.get(max(target, 0), 0.0) + amount
+    return slowed
 
 
 def binary_predictions(positive: float, shift: float = 0.0) -> tuple[Shares, ...]:
-    """Labels and scores of a binary classifier that says yes to a share of the rows, ``shift`` more than it did.
+    """Labels and scores of a binary classifier with a share of ``positive + shift`` positive predictions.
 
-    Scores are two halves of a Beta distribution, on either side of 0.5. Raises UsageError when the sum of both
-    shares is not within (0, 1).
+    Scores are two halves of a Beta distribution, on either side of 0.5. Raises UsageError unless the share is in
+    (0, 1).
 
     >>> labels, scores = binary_predictions(0.2, 0.05)
     >>> round(labels["label:yes"], 3), round(sum(scores[f"score:{i}"] for i in range(25, 50)), 3)
@@ -163,10 +159,8 @@ def binary_predictions(positive: float, shift: float = 0.0) -> tuple[Shares, ...
     """
     upper = positive + shift
     if not (0 < positive < 1 and 0 < upper < 1):
-        raise UsageError(
-            f"a share of {positive:g} of positive answers cannot grow by {shift:g}",
-            hint="give smaller ones: --positive 0.2 --scenario prediction-shift=0.05",
-        )
+        hint = "give smaller ones: --positive 0.2 --scenario prediction-shift=0.05"
+        raise UsageError(f"a share of {positive:g} of positive answers cannot grow by {shift:g}", hint=hint)
     middle = [(index + 0.5) / SCORE_BINS for index in range(SCORE_BINS)]
     density = [x ** (4 * positive - 1) * (1 - x) ** (3 - 4 * positive) for x in middle]
     half = SCORE_BINS // 2
@@ -177,7 +171,7 @@ def binary_predictions(positive: float, shift: float = 0.0) -> tuple[Shares, ...
 
 
 def decile_predictions(shift: float = 0.0) -> tuple[Shares, ...]:
-    """Predictions of a regression by tenth of the reference, of which ``shift`` moved from the lowest to the highest.
+    """Regression predictions by decile of the reference, with a share ``shift`` moved from the lowest to the highest.
 
     Raises UsageError unless 0 <= shift <= 0.9.
 
@@ -190,73 +184,72 @@ def decile_predictions(shift: float = 0.0) -> tuple[Shares, ...]:
     return ({**shares, "decile:9": 0.1 + shift},)
 
 
-class Traffic:
-    """Draws what is counted while time passes. ``measured`` names the metrics for which counts are needed,
-    ``columns`` those by whose values agreement is counted as well.
+class SyntheticTraffic:
+    """Random traffic. ``measured`` are the metrics to count for, ``columns`` the columns to slice agreement by.
 
-    ``requests`` counts all of them, ``exposed`` those that were given to the challenger, ``tried`` those and the
-    mirrored ones.
+    ``requests`` counts all requests, ``exposed`` those given to the challenger, ``tried`` those and the mirrored ones.
     """
 
     def __init__(
-        self, world: World, random: np.random.Generator, measured: Iterable[str], columns: Iterable[str] = ()
+        self, world: SyntheticWorld, random: np.random.Generator, measured: Iterable[str], columns: Iterable[str] = ()
     ) -> None:
         self.world = world
         self.now = 0.0
         self.requests = self.exposed = self.tried = 0
         self._random = random
         self._measured, self._columns = frozenset(measured), tuple(columns)
-        self._arms: dict[int, dict[str, _Arm]] = {}
+        self._variants: dict[int, dict[str, _SyntheticVariant]] = {}
 
-    def flow(self, split: Split, seconds: float) -> None:
-        """Let time pass under a table. Old tables' feedback keeps coming in."""
+    def advance(self, split: TrafficSplit, seconds: float) -> None:
+        """Generate the traffic of the next seconds under a split; feedback of earlier splits keeps arriving."""
         self.now += seconds
-        arms = self._arms.get(split.epoch)
-        if arms is None:
-            arms = self._arms[split.epoch] = {
-                name: _Arm(behaviour, self.world, self._random, self._measured, self._columns)
+        variants = self._variants.get(split.epoch)
+        if variants is None:
+            variants = self._variants[split.epoch] = {
+                name: _SyntheticVariant(behaviour, self.world, self._random, self._measured, self._columns)
                 for name, behaviour in ((CHAMPION, self.world.champion), (split.challenger, self.world.challenger))
             }
         arrived = int(self._random.poisson(self.world.rate * seconds))
         self.requests += arrived
-        taken = int(self._random.binomial(arrived, split.weight)) if split.weight > 0 else 0
+        assigned = int(self._random.binomial(arrived, split.weight)) if split.weight > 0 else 0
         start = self.now - seconds
-        arms[CHAMPION].answer(arrived - taken, start, seconds)
+        variants[CHAMPION].answer(arrived - assigned, start, seconds)
         if split.shadow:
             copies = int(self._random.binomial(arrived, split.sampling))
-            arms[split.challenger].mirror(copies)
+            variants[split.challenger].mirror(copies)
             self.tried += copies
         else:
-            arms[split.challenger].answer(taken, start, seconds)
-            self.tried += taken
-            self.exposed += taken
-        for kept in self._arms.values():
-            for arm in kept.values():
-                arm.join(self.now)
+            variants[split.challenger].answer(assigned, start, seconds)
+            self.tried += assigned
+            self.exposed += assigned
+        for variants in self._variants.values():
+            for variant in variants.values():
+                variant.join(self.now)
 
     def evidence(self, experiment: str) -> Evidence:
-        """All that was counted until now."""
-        epochs = {epoch: {name: arm.counts() for name, arm in arms.items()} for epoch, arms in self._arms.items()}
+        """The cumulative evidence."""
+        epochs = {
+            epoch: {name: variant.counts() for name, variant in variants.items()}
+            for epoch, variants in self._variants.items()
+        }
         return Evidence(experiment, epochs)
 
     def epochs(self, decided: Sequence[int]) -> Sequence[int]:
-        """The tables of the evidence are those of the plan."""
+        """The epochs of the plan, which the evidence has as well."""
         return decided
 
 
-class _Arm:
-    """One variant under one table."""
-
+class _SyntheticVariant:
     def __init__(
-        self, behaviour: Behaviour, world: World, random: np.random.Generator, measured: frozenset[str],
+        self, behaviour: Behaviour, world: SyntheticWorld, random: np.random.Generator, measured: frozenset[str],
         columns: tuple[str, ...],
     ) -> None:  # fmt: skip
         self._behaviour, self._world, self._random, self._columns = behaviour, world, random, columns
         self._requests = self._errors = self._rows = self._mirrored = 0
-        wanted = [behaviour.latency] if any(name.startswith("latency") for name in measured) else []
-        self._latency = [_Counter(shares, random) for shares in wanted]
-        wanted = list(behaviour.predictions) if "prediction_drift" in measured else []
-        self._predictions = [_Counter(shares, random) for shares in wanted]
+        latencies = [behaviour.latency] if any(name.startswith("latency") for name in measured) else []
+        self._latency = [_KeyCounter(shares, random) for shares in latencies]
+        predictions = list(behaviour.predictions) if "prediction_drift" in measured else []
+        self._predictions = [_KeyCounter(shares, random) for shares in predictions]
         self._agrees = "agreement" in measured
         self._agreement: dict[str, Moments] = {}
         self._quality: dict[str, Moments] = {name: Moments() for name in QUALITY if name in measured}
@@ -265,40 +258,37 @@ class _Arm:
         self._counts = VariantCounts()
 
     def answer(self, requests: int, start: float, seconds: float) -> None:
-        """Requests that the split gave it, spread evenly over a span of time."""
+        """Add split requests, spread evenly over a time span."""
         if requests:
             self._requests += requests
-            answered = self._answered(requests)
-            self._await_feedback(answered, start, seconds)
+            answered = self._add_answers(requests)
+            if self._quality and self._world.feedback:
+                number = int(self._random.binomial(answered, self._world.feedback))
+                answered_at = start + seconds * self._random.random(number)
+                self._pending.append(answered_at + self._random.exponential(self._world.delay, number))
 
     def mirror(self, requests: int) -> None:
-        """Copies of requests that the champion answers; what a copy took is not counted."""
+        """Add mirrored requests; their latency is not counted."""
         if requests:
             self._requests += requests
             self._mirrored += requests
-            answered = self._answered(requests, timed=False)
+            answered = self._add_answers(requests, timed=False)
             if self._agrees:
                 self._compare(answered)
 
     def join(self, now: float) -> None:
-        """Take in the feedback that has come by now."""
+        """Add the feedback that has arrived by ``now``."""
         if not self._pending:
             return
-        arrived = 0
-        left = []
-        for due in self._pending:
-            late = due[due > now]
-            arrived += len(due) - len(late)
-            if len(late):
-                left.append(late)
-        self._pending = left
+        pending = [due[due > now] for due in self._pending]
+        arrived = sum(map(len, self._pending)) - sum(map(len, pending))
+        self._pending = [due for due in pending if len(due)]
         if arrived:
             self._changed = True
             for name in self._quality:
-                self._quality[name] += self._drawn_quality(name, arrived)
+                self._quality[name] += self._draw_quality(name, arrived)
 
     def counts(self) -> VariantCounts:
-        """What was counted of it."""
         if self._changed:
             self._counts = VariantCounts(
                 self._requests, self._errors, self._rows,
@@ -309,7 +299,7 @@ class _Arm:
             self._changed = False
         return self._counts
 
-    def _answered(self, requests: int, *, timed: bool = True) -> int:
+    def _add_answers(self, requests: int, *, timed: bool = True) -> int:
         self._changed = True
         failed = int(self._random.binomial(requests, self._behaviour.error_rate))
         answered = requests - failed
@@ -319,29 +309,21 @@ class _Arm:
             counter.draw(answered)
         return answered
 
-    def _await_feedback(self, answered: int, start: float, seconds: float) -> None:
-        if not self._quality or not self._world.feedback:
-            return
-        told = int(self._random.binomial(answered, self._world.feedback))
-        if told:
-            asked = start + seconds * self._random.random(told)
-            self._pending.append(asked + self._random.exponential(self._world.delay, told))
-
     def _compare(self, answered: int) -> None:
         few = int(self._random.binomial(answered, SLICES["few"]))
         rows = {"most": answered - few, "few": few}
         alike = {value: int(self._random.binomial(rows[value], self._behaviour.agreement[value])) for value in rows}
-        self._agree("", answered, sum(alike.values()))
+        self._add_agreement("", answered, sum(alike.values()))
         for column in self._columns:
             for value in rows:
-                self._agree(f"{column}={value}", rows[value], alike[value])
+                self._add_agreement(f"{column}={value}", rows[value], alike[value])
 
-    def _agree(self, key: str, rows: int, alike: int) -> None:
+    def _add_agreement(self, key: str, rows: int, alike: int) -> None:
         before = self._agreement.get(key, Moments())
         self._agreement[key] = before + Moments(rows, float(alike), float(alike))
 
-    def _drawn_quality(self, metric: str, rows: int) -> Moments:
-        """Feedback on some rows: right or wrong; a log loss that is exponential; an error that is half-normal."""
+    def _draw_quality(self, metric: str, rows: int) -> Moments:
+        """Random feedback of ``rows`` rows: Bernoulli accuracy, exponential log loss, half-normal errors."""
         mean = self._behaviour.quality[metric]
         if metric == "accuracy":
             right = float(self._random.binomial(rows, mean))
@@ -355,8 +337,8 @@ class _Arm:
         return Moments(rows, float(values.sum()), float((values**2).sum()))
 
 
-class _Counter:
-    """Cumulative counts of a distribution's keys."""
+class _KeyCounter:
+    """Cumulative random counts of a distribution's keys."""
 
     def __init__(self, shares: Shares, random: np.random.Generator) -> None:
         import numpy as np
@@ -372,9 +354,8 @@ class _Counter:
             self._counts += self._random.multinomial(number, self._shares)
 
     def counts(self) -> dict[Any, int]:
-        """What was drawn of each key that was drawn at all."""
         return {key: count for key, count in zip(self._keys, self._counts.tolist(), strict=True) if count}
 
 
-def _merged(counters: Sequence[_Counter]) -> dict[Any, int]:
+def _merged(counters: Sequence[_KeyCounter]) -> dict[Any, int]:
     return {key: count for counter in counters for key, count in counter.counts().items()}

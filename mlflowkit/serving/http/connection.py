@@ -1,18 +1,17 @@
-"""One HTTP connection of a gateway's listener: uvicorn's httptools protocol, with deadlines, bounds and less work.
+"""One HTTP connection of a gateway: uvicorn's httptools protocol, with deadlines, limits and less work per request.
 
-What is added to uvicorn: deadlines for headers and for bodies, a bound on connections and on headers, errors in the
-gateway's own form, and refusal of requests when too many wait. What is left out: replies in several parts (a gateway's
-are whole, so head and body leave in one write), checks of headers that the gateway made itself, and trailers of
-lifespan and websockets.
+Added to uvicorn: deadlines for headers and bodies, limits on connections and headers, errors in the gateway's format,
+and refusal of requests under overload. Left out: replies in several parts (a gateway's are complete, so head and body
+leave in one write), validation of headers that the gateway built itself, and lifespan and websocket handling.
 
-**Overload.** A request that is read is a task, and a loop that is behind has many tasks that have not begun. They are
-counted here, where a request's headers are complete, together with those that wait for a thread or another process:
-when there are ``max_queue``, a POST is answered with 503 and Retry-After from here, at a tenth of the cost of a task,
-and its body is dropped as it comes. So those that were let in are answered in time, and memory does not grow.
+**Overload.** A parsed request is a task, and a loop that lags has many tasks that have not started. They are counted
+when a request's headers are complete, together with the requests that wait for a thread or another process: at
+``max_queue``, a POST is answered here with 503 and Retry-After, at a tenth of the cost of a task, and its body is
+discarded. So admitted requests are answered in time, and memory does not grow.
 
-**At once.** A request that came whole in one packet, as the first in its turn of the loop, is answered from where it
-was read, without a task: that saves a turn of the loop, which is felt where there are few clients. The others of the
-turn wait as tasks, where they count.
+**Eager start.** A request that arrived complete in one packet, as the first of its loop iteration, is answered
+directly, without a task: that saves a loop iteration, which matters with few clients. The other requests of the
+iteration become tasks, where they count as waiting.
 """
 
 from __future__ import annotations
@@ -26,174 +25,155 @@ import sys
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, MutableMapping
+from functools import lru_cache
+from types import coroutine as generator_coroutine
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlflowkit.serving.http.gateway import Gateway
+from mlflowkit.serving.inference.data_plane import DataPlane
 
-HEADER_BYTES = 64 << 10
-"""Headers that arrive in several packets are read up to this size."""
+MAX_HEADER_BYTES = 64 << 10
+"""Limit on headers that arrive in several packets."""
 MAX_CONNECTIONS = 4096
-HIGH_WATER = 256 << 10
-"""Bytes of a body that wait to be taken before no more are read from the connection."""
-ONE_WRITE = 64 << 10
-"""A body of at most this size leaves in one piece with its head; a larger one is not copied for that."""
-DROPPED_BYTES = 64 << 10
-"""A refused body of at most this size is read and dropped; for a larger one the connection is closed."""
+HIGH_WATER_BYTES = 256 << 10
+"""Unread body bytes at which the connection stops reading."""
+JOINED_WRITE_BYTES = 64 << 10
+"""A body of at most this size is copied behind its head for a single write."""
+MAX_DISCARD_BYTES = 64 << 10
+"""A refused body of at most this size is read and discarded; for a larger one the connection is closed."""
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _log = logging.getLogger("mlflowkit.serving")
 
 
-def _closing(status: int, message: str) -> bytes:
-    """A whole reply that is sent past the application, before the connection is closed."""
+def _final_reply(status: int, message: str) -> bytes:
+    """A complete error reply, sent without the application before the connection is closed."""
     body = json.dumps({"error": message}).encode()
     head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
     return _STATUS[status] + head + body
 
 
-TOO_SLOW = _closing(408, "the body did not arrive in time")
-TOO_LONG = _closing(431, f"headers of at most {HEADER_BYTES} bytes are read")
-NOT_HTTP = _closing(400, "this is not a request of HTTP/1.1")
-FAILED = _closing(500, "the server failed; its log says why")
-_BUSY = (
+BODY_TIMEOUT_REPLY = _final_reply(408, "the body did not arrive in time")
+HEADERS_TOO_LARGE_REPLY = _final_reply(431, f"headers of at most {MAX_HEADER_BYTES} bytes are read")
+NOT_HTTP_REPLY = _final_reply(400, "this is not a request of HTTP/1.1")
+SERVER_ERROR_REPLY = _final_reply(500, "the server failed; its log says why")
+_OVERLOAD_REPLY = (
     _STATUS[503]
     + b"content-type: application/json\r\nretry-after: 1\r\nx-mlkit-request-id: %s\r\n%scontent-length: %d\r\n\r\n%s"
 )
 
 
-class Load:
-    """What the connections of one listener share: how many requests were read and have not begun to be answered."""
+class ServerLoad:
+    """Shared by the connections of one server. ``pending`` counts requests that were read and have not started."""
 
-    __slots__ = ("_turn", "arriving", "gateway", "header_seconds", "paths")
+    __slots__ = ("_iteration", "header_seconds", "pending", "plane")
 
-    def __init__(self, gateway: Gateway, header_seconds: float) -> None:
-        self.gateway = gateway
+    def __init__(self, plane: DataPlane, header_seconds: float) -> None:
+        self.plane = plane
         self.header_seconds = header_seconds
-        self.arriving = 0
-        self.paths: dict[bytes, tuple[str, bytes, bytes]] = {}
-        self._turn = -1.0
+        self.pending = 0
+        self._iteration = -1.0
 
     @property
     def full(self) -> bool:
-        """Whether as many requests wait as may."""
-        dispatcher = self.gateway.dispatcher
-        return self.arriving + dispatcher.waiting >= dispatcher.settings.max_queue
+        dispatcher = self.plane.dispatcher
+        return self.pending + dispatcher.waiting >= dispatcher.settings.max_queue
 
-    def at_once(self, turn: float) -> bool:
-        """Whether a request may be answered from where it was read.
+    def can_start_eagerly(self, loop_time: float) -> bool:
+        """Whether a request may be answered without a task: the first of its loop iteration, with none pending."""
+        # libuv updates the loop's time once an iteration, in whole milliseconds
+        first, self._iteration = loop_time != self._iteration, loop_time
+        return first and not self.pending
 
-        ``turn`` is the loop's time, which libuv takes once a turn, in whole milliseconds.
-        """
-        first, self._turn = turn != self._turn, turn
-        return first and not self.arriving
+    def overload_reply(self, *, close: bool) -> bytes:
+        body = b'{"error":"%d requests are waiting already"}' % (self.pending + self.plane.dispatcher.waiting)
+        request_id = self.plane.new_call(0.0).id.encode()
+        return _OVERLOAD_REPLY % (request_id, b"connection: close\r\n" if close else b"", len(body), body)
 
-    def busy(self, *, close: bool) -> bytes:
-        """The reply to a request that there is no room for."""
-        body = b'{"error":"%d requests are waiting already"}' % (self.arriving + self.gateway.dispatcher.waiting)
-        number = self.gateway.call("", 0.0).id.encode()
-        return _BUSY % (number, b"connection: close\r\n" if close else b"", len(body), body)
 
-    def path(self, url: bytes) -> tuple[str, bytes, bytes]:
-        """Path, raw path and query of a URL. Raises what httptools raises for one that is none."""
-        found = self.paths.get(url)
-        if found is None:
-            parsed = httptools.parse_url(url)
-            raw: bytes = parsed.path
-            path = raw.decode("ascii")
-            found = (urllib.parse.unquote(path) if "%" in path else path, raw, parsed.query or b"")
-            if len(self.paths) < 64:
-                self.paths[url] = found
-        return found
+@lru_cache(maxsize=64)
+def parse_url(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, raw path and query of a URL. Raises httptools' error for an invalid one."""
+    parsed = httptools.parse_url(url)
+    path = parsed.path.decode("ascii")
+    return urllib.parse.unquote(path) if "%" in path else path, parsed.path, parsed.query or b""
 
 
 class Exchange:
-    """One request and its reply, in the place of uvicorn's RequestResponseCycle."""
+    """One request and its reply; replaces uvicorn's RequestResponseCycle."""
 
     __slots__ = (
-        "body",
-        "connection",
-        "disconnected",
-        "expects",
-        "head",
-        "keep_alive",
-        "more_body",
-        "news",
-        "response_complete",
-        "response_started",
-        "scope",
-        "task",
-        "waiter",
-    )
+        "body", "connection", "disconnected", "expects_continue", "head", "keep_alive", "more_body",
+        "response_complete", "response_started", "scope", "task", "unread", "waiter",
+    )  # fmt: skip
 
-    def __init__(self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
+    def __init__(
+        self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
+    ) -> None:
         self.connection = connection
         self.scope = scope
         self.keep_alive = keep_alive
-        self.expects = expects
+        self.expects_continue = expects_continue
         self.body: bytes | bytearray = b""
         self.more_body = True
-        self.news = False
+        self.unread = self.disconnected = self.response_started = self.response_complete = False
         self.waiter: asyncio.Future[None] | None = None
-        self.disconnected = False
-        self.response_started = False
-        self.response_complete = False
         self.head: tuple[int, Iterable[tuple[bytes, bytes]]] = (500, ())
         self.task: asyncio.Task[None] | None = None
 
     @property
     def message_event(self) -> Exchange:
-        """What uvicorn sets when the connection is lost."""
+        """The event that uvicorn sets when the connection is lost."""
         return self
 
     def set(self) -> None:
-        """Something came that `receive` waits for."""
-        self.news = True
+        """Wake `receive`: body bytes, the end of the body or a disconnect arrived."""
+        self.unread = True
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
     async def run(self, app: Callable[..., Any]) -> None:
-        """Have the application answer, as a task that has begun."""
-        self.connection.load.arriving -= 1
+        """Answer as a task, which is pending until now."""
+        self.connection.load.pending -= 1
         await self.answer(app)
 
     async def answer(self, app: Callable[..., Any]) -> None:
-        """Have the application answer."""
+        """Call the application; a failure ends this connection only."""
         connection = self.connection
         try:
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
                 raise RuntimeError("the application ended without a reply")
-        except Exception:  # noqa: BLE001 - the application logs its own; whatever else it is ends this connection only
+        except Exception:  # noqa: BLE001 - logged; ends this connection only
             _log.exception("%s %s", self.scope["method"], self.scope["path"])
             if not self.response_started:
-                connection.transport.write(FAILED)
+                connection.transport.write(SERVER_ERROR_REPLY)
             connection.transport.close()
         finally:
             if self.task is not None:
                 connection.tasks.discard(self.task)
 
     async def receive(self) -> MutableMapping[str, Any]:
-        """What came of the body since the last call (ASGI)."""
+        """The body bytes since the last call (ASGI)."""
         connection = self.connection
-        if self.expects and not connection.transport.is_closing():
+        if self.expects_continue and not connection.transport.is_closing():
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.expects = False
+            self.expects_continue = False
         if not self.disconnected and not self.response_complete:
             connection.flow.resume_reading()
-            if not self.news:
+            if not self.unread:
                 self.waiter = connection.loop.create_future()
                 await self.waiter
-            self.news = False
+            self.unread = False
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         body, self.body = self.body, b""
         return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Keep the head; write it with the body, which comes whole (ASGI)."""
+        """Keep the head; write it together with the body, which comes in one message (ASGI)."""
         if message["type"] == "http.response.start":
             self.head = (message["status"], message["headers"])
             return
@@ -203,11 +183,11 @@ class Exchange:
         if self.disconnected:
             return
         if message.get("more_body"):
-            raise RuntimeError("replies are sent whole")
+            raise RuntimeError("a reply is sent in one message")
         body = message["body"]
-        head = self._head()
+        head = self._render_head()
         self.response_started = True
-        if len(body) <= ONE_WRITE:
+        if len(body) <= JOINED_WRITE_BYTES:
             connection.transport.write(head + body)
         else:
             connection.transport.writelines((head, body))
@@ -217,13 +197,13 @@ class Exchange:
             connection.transport.close()
         connection.on_response_complete()
 
-    def _head(self) -> bytes:
+    def _render_head(self) -> bytes:
         status, headers = self.head
         parts = [_STATUS[status]]
         closes = False
         for name, value in headers:
             if b"\n" in value or b"\r" in value:
-                raise RuntimeError(f"header {name.decode()} would end in the middle")
+                raise RuntimeError(f"header {name.decode()} contains a line break")
             if name == b"connection" and value == b"close":
                 closes = True
                 self.keep_alive = False
@@ -235,16 +215,16 @@ class Exchange:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. ``_clock`` runs while a request is due, beyond the packet that it began in."""
+    """One connection. ``_deadline`` is scheduled while a request is incomplete after its first packet."""
 
-    load: Load
+    load: ServerLoad
     cycle: Any
     pipeline: deque[Any]
-    _fresh: Exchange | None = None
-    _clock: Any = None
-    _due = False
+    _eager: Exchange | None = None
+    _deadline: Any = None
+    _incomplete = False
     _in_body = False
-    _dropping = False
+    _discarding = False
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -252,49 +232,49 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
-        self._clock = self.loop.call_later(self.load.header_seconds, transport.abort)
+        self._deadline = self.loop.call_later(self.load.header_seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        if not self._due and b"pgrade" in data:
+        if not self._incomplete and b"pgrade" in data:
             data = without_upgrade(data)
         super().data_received(data)
-        if self._fresh is not None:
-            self._begin_fresh(self._fresh)
-        if not self._due:
+        if self._eager is not None:
+            self._start_eager(self._eager)
+        if not self._incomplete:
             return
         if not self._in_body:
             self._head_bytes += len(data)
-            if self._head_bytes > HEADER_BYTES:
-                self._refuse(TOO_LONG)
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._reply_and_close(HEADERS_TOO_LARGE_REPLY)
                 return
-        if self._clock is None:
+        if self._deadline is None:
             if self._in_body:
-                seconds = self.load.gateway.settings.timeout_seconds
-                self._clock = self.loop.call_later(seconds, self._too_slow)
+                seconds = self.load.plane.settings.timeout_seconds
+                self._deadline = self.loop.call_later(seconds, self._body_timed_out)
             else:
-                self._clock = self.loop.call_later(self.load.header_seconds, self.transport.abort)
+                self._deadline = self.loop.call_later(self.load.header_seconds, self.transport.abort)
 
     def on_message_begin(self) -> None:
-        self._due, self._in_body, self._head_bytes = True, False, 0
+        self._incomplete, self._in_body, self._head_bytes = True, False, 0
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
         self._in_body = True
-        self._stop_clock()
+        self._cancel_deadline()
         if self.transport.is_closing():
-            self._dropping = True
+            self._discarding = True
             return
         parser, load = self.parser, self.load
         method = parser.get_method()
-        before = self.cycle
-        idle = before is None or before.response_complete
+        previous = self.cycle
+        idle = previous is None or previous.response_complete
         keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
         if idle and load.full and method == b"POST":
-            self._drop(keep_alive)
+            self._refuse_overload(keep_alive)
             return
-        path, raw, query = load.path(self.url)
+        path, raw, query = parse_url(self.url)
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -309,31 +289,31 @@ class Connection(HttpToolsProtocol):
             "query_string": query,
             "headers": self.headers,
         }
-        self.cycle = Exchange(self, scope, keep_alive=keep_alive, expects=self.expect_100_continue)
+        self.cycle = Exchange(self, scope, keep_alive=keep_alive, expects_continue=self.expect_100_continue)
         if idle:
-            self._fresh = self.cycle
+            self._eager = self.cycle
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         exchange = self.cycle
-        if self._dropping or exchange.response_complete:
+        if self._discarding or exchange.response_complete:
             return
         if exchange.body:
             exchange.body = bytearray(exchange.body) if type(exchange.body) is bytes else exchange.body
             exchange.body += body
         else:
             exchange.body = body
-        if len(exchange.body) > HIGH_WATER:
+        if len(exchange.body) > HIGH_WATER_BYTES:
             self.flow.pause_reading()
         exchange.set()
 
     def on_message_complete(self) -> None:
-        self._due = False
-        self._stop_clock()
-        if self._dropping:
-            self._dropping = False
+        self._incomplete = False
+        self._cancel_deadline()
+        if self._discarding:
+            self._discarding = False
             self.on_response_complete()
             return
         if not self.cycle.response_complete:
@@ -341,124 +321,118 @@ class Connection(HttpToolsProtocol):
             self.cycle.set()
 
     def on_response_complete(self) -> None:
-        """The reply is written: begin with the next request, or wait for one."""
+        """After a reply: start the next pipelined request, or wait for one."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         if self.pipeline:
-            self._begin(self.pipeline.pop())
+            self._start_task(self.pipeline.pop())
         else:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._due = False
-        self._stop_clock()
+        self._incomplete = False
+        self._cancel_deadline()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is answered as every other error is. ``msg`` is uvicorn's sentence for it."""
-        self._refuse(NOT_HTTP)
+        """Answer malformed HTTP in the gateway's error format; ``msg`` is uvicorn's text."""
+        self._reply_and_close(NOT_HTTP_REPLY)
 
-    def _begin_fresh(self, exchange: Exchange) -> None:
-        """Begin with a request at the end of the packet in which its headers ended."""
-        self._fresh = None
+    def _start_eager(self, exchange: Exchange) -> None:
+        """Answer a request at the end of the packet that completed its headers, without a task if possible."""
+        self._eager = None
         load = self.load
-        whole = not exchange.more_body and len(exchange.body) <= load.gateway.settings.max_body_bytes
-        if not whole or not load.at_once(self.loop.time()):
-            self._begin(exchange)
+        complete = not exchange.more_body and len(exchange.body) <= load.plane.settings.max_body_bytes
+        if not complete or not load.can_start_eagerly(self.loop.time()):
+            self._start_task(exchange)
             return
-        exchange.task = begun(exchange.answer(self.app), self.loop)
+        exchange.task = start_eagerly(exchange.answer(self.app), self.loop)
         if exchange.task is not None:
             self.tasks.add(exchange.task)
 
-    def _begin(self, exchange: Exchange) -> None:
-        self.load.arriving += 1
+    def _start_task(self, exchange: Exchange) -> None:
+        self.load.pending += 1
         exchange.task = self.loop.create_task(exchange.run(self.app))
         self.tasks.add(exchange.task)
 
-    def _drop(self, keep_alive: bool) -> None:
-        """Answer a request that there is no room for, and forget its body."""
+    def _refuse_overload(self, keep_alive: bool) -> None:
+        """Answer 503 and discard the body."""
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        small = length.isdigit() and int(length) <= DROPPED_BYTES
+        small = length.isdigit() and int(length) <= MAX_DISCARD_BYTES
         close = not (keep_alive and small) or self.expect_100_continue or self.flow.write_paused
-        self._dropping = True
-        self.load.gateway.telemetry.overloaded()
-        self.transport.write(self.load.busy(close=close))
+        self._discarding = True
+        self.load.plane.telemetry.record_overload()
+        self.transport.write(self.load.overload_reply(close=close))
         if close:
             self.transport.close()
 
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
-    def _too_slow(self) -> None:
-        """Answer 408 past the application, which learns that the client is gone."""
-        if self._dropping or self.cycle.response_started:
+    def _body_timed_out(self) -> None:
+        """Answer 408 without the application, which sees a disconnect."""
+        if self._discarding or self.cycle.response_started:
             self.transport.close()
         else:
-            self._refuse(TOO_SLOW)
+            self._reply_and_close(BODY_TIMEOUT_REPLY)
 
-    def _refuse(self, reply: bytes) -> None:
+    def _reply_and_close(self, reply: bytes) -> None:
         self.transport.write(reply)
         self.transport.close()
 
 
-def begun(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-    """Run a coroutine to its end, or until it first waits: then it goes on as a task, which is returned.
+def start_eagerly(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+    """Run a coroutine until it first waits; it then continues as a task, which is returned. None when it completed.
 
-    As `asyncio.eager_task_factory` does from Python 3.12 on; before that, what asks for the current task
-    (`asyncio.timeout` does) must not come before the first wait.
+    Equals `asyncio.eager_task_factory` of Python 3.12. On 3.11, code that asks for the current task (as
+    `asyncio.timeout` does) must not run before the first wait.
     """
     if sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, eager_start=True)
         return None if task.done() else task
     try:
-        waited = coroutine.send(None)
+        awaited = coroutine.send(None)
     except StopIteration:
         return None
-    return loop.create_task(_rest(coroutine, waited))
+
+    async def remainder() -> None:
+        await _resume(coroutine, awaited)
+
+    return loop.create_task(remainder())
 
 
-async def _rest(coroutine: Coroutine[Any, Any, None], waited: Any) -> None:
-    await _Rest(coroutine, waited)
-
-
-class _Rest:
-    """The rest of a coroutine that waits for ``waited``: a future, which its task is still to take up."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], waited: Any) -> None:
-        self._coroutine = coroutine
-        self._waited = waited
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waited = self._waited
-        while True:
+@generator_coroutine
+def _resume(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+    """The rest of a started coroutine that waits for the future ``awaited``."""
+    while True:
+        try:
             try:
-                try:
-                    value = yield waited
-                except BaseException as error:  # noqa: BLE001 - cancellation too is the coroutine's own
-                    waited = self._coroutine.throw(error)
-                else:
-                    waited = self._coroutine.send(value)
-            except StopIteration:
-                return
+                value = yield awaited
+            except BaseException as error:  # noqa: BLE001 - cancellation is passed on too
+                awaited = coroutine.throw(error)
+            else:
+                awaited = coroutine.send(value)
+        except StopIteration:
+            return
 
 
-def connections(gateway: Gateway, header_seconds: float) -> type[Connection]:
-    """The protocol of one listener's connections, which share their `Load`."""
-    return type("Connection", (Connection,), {"load": Load(gateway, header_seconds)})
+def connection_class(plane: DataPlane, header_seconds: float) -> type[Connection]:
+    """The protocol class of one server's connections, which share a `ServerLoad`."""
+    return type("Connection", (Connection,), {"load": ServerLoad(plane, header_seconds)})
 
 
 def without_upgrade(data: bytes) -> bytes:
-    """The first request's head without its offer to change the protocol, which a server may decline by ignoring it.
+    """Mask the ``upgrade`` header of the first request's head, which declines the protocol upgrade.
 
-    The parser would take what follows the head of a request with such an offer (Java's client makes one with every
-    request over plain HTTP) for the other protocol, and the body would be lost. Lengths stay as they are.
+    After a head with an upgrade offer (Java's client sends one with every request over plain HTTP), the parser would
+    take the body for the other protocol and lose it. Lengths are unchanged.
 
     >>> without_upgrade(b"POST / HTTP/1.1\\r\\nUpgrade: h2c\\r\\n\\r\\n\\nupgrade: 1")
     b'POST / HTTP/1.1\\r\\nx-grade: h2c\\r\\n\\r\\n\\nupgrade: 1'

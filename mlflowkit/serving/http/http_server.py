@@ -1,7 +1,7 @@
-"""A gateway's own HTTP listener: uvicorn with uvloop and httptools, on a SO_REUSEPORT socket, in its own thread.
+"""A gateway's own HTTP server: uvicorn with uvloop and httptools, on a SO_REUSEPORT socket, in its own thread.
 
-Every replica on a machine binds the same port, and the kernel shares connections out among them; a replica that
-dies takes only its own connections along. What one connection may do, and for how long, says `connection`.
+Every replica on a machine binds the same port and the kernel distributes connections among them; a replica that dies
+loses only its own connections. Limits of one connection: see `connection`.
 """
 
 from __future__ import annotations
@@ -18,40 +18,30 @@ if TYPE_CHECKING:
     from mlflowkit.serving.http.gateway import Gateway
 
 HEADER_SECONDS = 10.0
-"""From the connection, or the first byte of a request, to the end of its headers."""
+"""Deadline for a request's headers, from the connection or the request's first byte."""
 IDLE_SECONDS = 75.0
-"""How long a connection without a request is kept."""
+"""How long a connection without a request is kept open."""
 BACKLOG = 2048
 
 
-class Listener:
-    """Serves a gateway on (host, port) from the moment it is made until `stop`.
-
-    Raises ServiceError when the port cannot be had.
-    """
+class HttpServer:
+    """Serves a gateway on (host, port) from construction until `stop`. Raises ServiceError when it cannot bind."""
 
     def __init__(self, gateway: Gateway, host: str, port: int, *, header_seconds: float = HEADER_SECONDS) -> None:
         self._socket = bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         self.host = host
         self.loop: asyncio.AbstractEventLoop
-        self._server = _server(gateway, header_seconds)
+        self._server = _uvicorn_server(gateway, header_seconds)
         self._thread = threading.Thread(target=self._serve, name=f"mlkit-http-{self.port}", daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + 30
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise ServiceError(
-                    f"the listener on {host}:{self.port} did not start", hint="mlkit down, then mlkit up RECIPE"
-                )
-            time.sleep(0.005)
+        start(self._thread, self._server, f"the listener on {host}:{self.port}")
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
     def stop(self, seconds: float = 10.0) -> None:
-        """Accept no more, let requests in flight end for up to ``seconds``, close."""
+        """Stop accepting, let requests in flight finish for up to ``seconds``, close."""
         self._server.should_exit = True
         self._thread.join(seconds)
         if self._thread.is_alive():
@@ -66,45 +56,41 @@ class Listener:
             runner.run(self._server.serve(sockets=[self._socket]))
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening SO_REUSEPORT socket. Raises ServiceError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+def start(thread: threading.Thread, server: Any, name: str) -> None:
+    """Start the thread of a uvicorn server and wait until it listens. Raises ServiceError."""
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise ServiceError(f"{name} did not start", hint="mlkit down, then mlkit up RECIPE")
+        time.sleep(0.005)
+
+
+def bind(host: str, port: int, *, setting: str = "serve.port", shared: bool = True) -> socket.socket:
+    """A listening socket, with SO_REUSEPORT if ``shared``. Raises ServiceError that names the port's ``setting``."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.bind((host, port))
-        found.listen(BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
-        found.close()
-        raise ServiceError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="choose another: serve.port=0 takes a free one",
-        ) from error
-    found.setblocking(False)
-    return found
+        listener.close()
+        problem, hint = error.strerror or error, f"choose another: {setting}=0 takes a free one"
+        raise ServiceError(f"cannot listen on {host}:{port}: {problem}", hint=hint) from error
+    listener.setblocking(False)
+    return listener
 
 
-def _server(gateway: Gateway, header_seconds: float) -> Any:
+def _uvicorn_server(gateway: Gateway, header_seconds: float) -> Any:
     import uvicorn
 
-    from mlflowkit.serving.http.connection import connections
+    from mlflowkit.serving.http.connection import connection_class
 
+    # log_level: a warning for each malformed request would let anybody fill the disk
     config = uvicorn.Config(
-        gateway,
-        http=connections(gateway, header_seconds),
-        ws="none",
-        loop="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="error",  # a warning for whatever is no HTTP would let anybody fill the disk
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=int(IDLE_SECONDS),
-        timeout_graceful_shutdown=10,
-        backlog=BACKLOG,
-    )
+        gateway, http=connection_class(gateway.plane, header_seconds), ws="none", loop="none", lifespan="off",
+        interface="asgi3", log_config=None, log_level="error", access_log=False, server_header=False, date_header=False,
+        proxy_headers=False, timeout_keep_alive=int(IDLE_SECONDS), timeout_graceful_shutdown=10, backlog=BACKLOG,
+    )  # fmt: skip
     return uvicorn.Server(config)

@@ -1,60 +1,41 @@
-"""A gateway's OpenAPI 3.1 document, from the signature of its champion and the roads that there are."""
+"""A gateway's OpenAPI 3.1 document, from its routes and the signature of its champion."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlflowkit
-from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.service_state.records import Settings
+from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.service_state.records import GatewaySettings
 from mlflowkit.serving.inference import metadata
-from mlflowkit.serving.inference.variants import Loaded
+from mlflowkit.serving.inference.variants import ActiveTable
 from mlflowkit.serving.protocol.json_tensors import DTYPES, FLOATING
 
 Document = dict[str, Any]
-_INFINITE = {"FP16": 65520.0, "FP32": 3.4028235677973366e38}
-"""What rounds to an infinity, and is refused; beyond FP64, the parser of JSON refuses it."""
-_SAID = {
-    "400": "The body is wrong; the sentence says where, what was found and what is allowed.",
-    "401": "No API key that is known here.",
-    "403": "An API key without the scope, or what no key may do.",
+_OVERFLOW = {"FP16": 65520.0, "FP32": 3.4028235677973366e38}
+"""Smallest numbers that round to infinity, which are refused; beyond FP64, the JSON parser refuses them."""
+_ERRORS = {
+    "400": "The body is malformed; the message says where, what was found and what is allowed.",
+    "401": "No valid API key.",
+    "403": "An API key without the scope, or an operation that no key permits.",
     "404": "No such model or version.",
-    "408": "The body came too slowly.",
+    "408": "The body arrived too slowly.",
     "413": "Too many bytes or rows.",
     "422": "The model has no finite answer for these values.",
-    "503": "No model yet, or too many requests are waiting: ask again after Retry-After.",
+    "503": "No model yet, or too many requests are waiting: retry after Retry-After.",
     "504": "The deadline passed.",
 }
-_ALWAYS = ("401", "403", "503")
-_ASKED = ("400", "404", "408", "413", "422", "504")
+_COMMON_ERRORS = ("401", "403", "503")
+_INFERENCE_ERRORS = ("400", "404", "408", "413", "422", "504")
+_TEXT: Document = {"type": "string"}
+_COUNT: Document = {"type": "integer", "minimum": 0}
+_BOOLEAN: Document = {"type": "boolean"}
 
 
-def openapi(service: str, active: Loaded | None, settings: Settings) -> Document:
-    """The document of a service; its inputs are those of the champion, if there is one."""
+def openapi(service: str, active: ActiveTable | None, settings: GatewaySettings) -> Document:
+    """The document of a service, with the inputs of its champion if there is one."""
     signature = None if active is None else active.champion.bundle.signature
-    one, version = f"/v2/models/{service}", f"/v2/models/{service}/versions/{{version}}"
-    paths: Document = {
-        "/v2": {"get": _told("serverMetadata", "Server metadata", "ServerMetadata")},
-        "/v2/health/live": {"get": _told("serverLive", "Whether the process answers", "Live")},
-        "/v2/health/ready": {"get": _told("serverReady", "Whether there is a model", "Ready")},
-        "/v2/models/stats": {"get": _told("allStatistics", "Statistics of every version", "Statistics")},
-        "/v2/repository/index": {"post": _index()},
-        f"/v2/repository/models/{service}/load": {"post": _refused("load")},
-        f"/v2/repository/models/{service}/unload": {"post": _refused("unload")},
-        "/predict": {"post": _posted("predict", "Ask with plain rows", "Rows", "Predictions")},
-        "/v2/feedback": {"post": _feedback()},
-        "/metrics": {"get": _metrics()},
-        "/openapi.json": {"get": _told("openapi", "This document", "Document")},
-    }
-    for path, named in ((one, ""), (version, "Version")):
-        parts = {
-            "": {"get": _told(f"model{named}Metadata", "Model metadata", "ModelMetadata", "404")},
-            "/ready": {"get": _told(f"model{named}Ready", "Whether the model answers", "ModelReady", "404")},
-            "/stats": {"get": _told(f"model{named}Statistics", "Statistics", "Statistics", "404")},
-            "/infer": {"post": _posted(f"model{named}Infer", "Ask with tensors", "InferRequest", "InferReply")},
-        }
-        for part, item in parts.items():
-            paths[path + part] = {**item, **({"parameters": [_version(active)]} if named else {})}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -63,9 +44,13 @@ def openapi(service: str, active: Loaded | None, settings: Settings) -> Document
             "description": f"Open Inference Protocol v2, answered by mlflowkit {mlflowkit.__version__}. "
             "Tensors may also be sent as bytes: see the binary tensor data extension.",
         },
-        "paths": paths,
+        "paths": _paths(service, active),
         "components": {
-            "schemas": {**_schemas(service), **_of_feedback(settings), **_of_signature(signature, settings)},
+            "schemas": {
+                **_protocol_schemas(service),
+                **_feedback_schemas(settings.max_rows),
+                **_model_schemas(signature, settings),
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -75,98 +60,98 @@ def openapi(service: str, active: Loaded | None, settings: Settings) -> Document
     }
 
 
-def _version(active: Loaded | None) -> Document:
-    known = [] if active is None else list(active.by_version)
-    return {
-        "name": "version",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", **({"enum": known} if known else {})},
+def _paths(service: str, active: ActiveTable | None) -> Document:
+    load_text = f"Refused: {metadata.load_not_allowed().message}"
+    metrics = {"200": {"description": "Metrics", "content": {"text/plain": {"schema": _TEXT}}}}
+    ready_filter = {"required": False, "content": {"application/json": {"schema": _object((), ready=_BOOLEAN)}}}
+    feedback_text = "Report ground truth by request id"
+    paths: Document = {
+        "/v2": {"get": _operation("serverMetadata", "Server metadata", "ServerMetadata")},
+        "/v2/health/live": {"get": _operation("serverLive", "Whether the process answers", "Live")},
+        "/v2/health/ready": {"get": _operation("serverReady", "Whether there is a model", "Ready")},
+        "/v2/models/stats": {"get": _operation("allStatistics", "Statistics of every version", "Statistics")},
+        "/v2/repository/index": {
+            "post": {
+                **_operation("repositoryIndex", "Loaded versions", "Index", "400", "408", "413"),
+                "requestBody": ready_filter,
+            }
+        },
+        "/predict": {"post": _inference("predict", "Predict from plain rows", "Rows", "Predictions")},
+        "/v2/feedback": {
+            "post": {
+                **_operation("feedback", feedback_text, "Accepted", "400", "404", "408", "413", status="202"),
+                "requestBody": {"required": True, "content": _json_content("Feedback")},
+            }
+        },
+        "/metrics": {"get": _operation("metrics", "Metrics for Prometheus", None, responses=metrics)},
+        "/openapi.json": {"get": _operation("openapi", "This document", "Document")},
     }
+    for verb in ("load", "unload"):
+        operation = _operation(f"repository{verb.capitalize()}", load_text, None, "404")
+        paths[f"/v2/repository/models/{service}/{verb}"] = {"post": operation}
+    versions = {"enum": list(active.by_version)} if active is not None and active.by_version else {}
+    version = {"name": "version", "in": "path", "required": True, "schema": {**_TEXT, **versions}}
+    for path, infix, item in (("", "", {}), ("/versions/{version}", "Version", {"parameters": [version]})):
+        prefix, name = f"/v2/models/{service}{path}", f"model{infix}"
+        paths |= {
+            prefix: {"get": _operation(f"{name}Metadata", "Model metadata", "ModelMetadata", "404"), **item},
+            f"{prefix}/ready": {
+                "get": _operation(f"{name}Ready", "Whether the model answers", "ModelReady", "404"), **item,
+            },
+            f"{prefix}/stats": {"get": _operation(f"{name}Statistics", "Statistics", "Statistics", "404"), **item},
+            f"{prefix}/infer": {
+                "post": _inference(f"{name}Infer", "Infer from tensors", "InferRequest", "InferReply"), **item,
+            },
+        }  # fmt: skip
+    return paths
 
 
-def _json(schema: str) -> Document:
+def _json_content(schema: str) -> Document:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
-def _failures(*statuses: str) -> Document:
-    return {status: {"description": _SAID[status], "content": _json("Error")} for status in sorted(statuses)}
-
-
-def _told(operation: str, summary: str, schema: str, *more: str) -> Document:
-    """A GET operation."""
-    return {
-        "operationId": operation,
-        "summary": summary,
-        "responses": {"200": {"description": summary, "content": _json(schema)}, **_failures(*_ALWAYS, *more)},
+def _operation(
+    operation: str,
+    summary: str,
+    schema: str | None,
+    *errors: str,
+    status: str = "200",
+    responses: Document | None = None,
+) -> Document:
+    """An operation with one successful response (a named schema, or ``responses``) and its errors."""
+    if schema is not None:
+        responses = {status: {"description": summary, "content": _json_content(schema)}}
+    failures = {
+        code: {"description": _ERRORS[code], "content": _json_content("Error")}
+        for code in sorted((*_COMMON_ERRORS, *errors))
     }
+    return {"operationId": operation, "summary": summary, "responses": {**(responses or {}), **failures}}
 
 
-def _posted(operation: str, summary: str, request: str, reply: str) -> Document:
-    """A POST operation that asks a model."""
-    headers = {
-        name: {"schema": {"type": "string"}} for name in ("x-mlkit-variant", "x-mlkit-version", "x-mlkit-request-id")
-    }
-    answered = {"description": "The answers", "headers": headers, "content": _json(reply)}
+def _inference(operation: str, summary: str, request: str, reply: str) -> Document:
+    names = ("x-mlkit-variant", "x-mlkit-version", "x-mlkit-request-id")
+    headers = {name: {"schema": _TEXT} for name in names}
+    answer = {"200": {"description": "The answers", "headers": headers, "content": _json_content(reply)}}
     return {
-        "operationId": operation,
-        "summary": summary,
-        "requestBody": {"required": True, "content": _json(request)},
-        "responses": {"200": answered, **_failures(*_ALWAYS, *_ASKED)},
-    }
-
-
-def _index() -> Document:
-    found = _told("repositoryIndex", "What is loaded", "Index", "400", "408", "413")
-    schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-    return {**found, "requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
-
-
-def _refused(verb: str) -> Document:
-    return {
-        "operationId": f"repository{verb.capitalize()}",
-        "summary": f"Refused: {metadata.refuse_change().message}",
-        "responses": _failures(*_ALWAYS, "404"),
-    }
-
-
-def _feedback() -> Document:
-    summary = "Say what turned out to be true, by request id"
-    return {
-        "operationId": "feedback",
-        "summary": summary,
-        "requestBody": {"required": True, "content": _json("Feedback")},
-        "responses": {
-            "202": {"description": "It is kept", "content": _json("Accepted")},
-            **_failures(*_ALWAYS, "400", "404", "408", "413"),
-        },
-    }
-
-
-def _metrics() -> Document:
-    page = {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
-    return {
-        "operationId": "metrics",
-        "summary": "Metrics for Prometheus",
-        "responses": {"200": page, **_failures(*_ALWAYS)},
+        **_operation(operation, summary, None, *_INFERENCE_ERRORS, responses=answer),
+        "requestBody": {"required": True, "content": _json_content(request)},
     }
 
 
 def _object(required: tuple[str, ...], **properties: Any) -> Document:
-    return {"type": "object", "required": list(required), "properties": properties}
+    return {"type": "object", **({"required": list(required)} if required else {}), "properties": properties}
 
 
-def _list(items: Document, **more: Any) -> Document:
-    return {"type": "array", "items": items, **more}
+def _closed(schema: Document) -> Document:
+    return {**schema, "additionalProperties": False}
 
 
-_TEXT: Document = {"type": "string"}
-_COUNT: Document = {"type": "integer", "minimum": 0}
-_TRUTH: Document = {"type": "boolean"}
+def _list(items: Document, **limits: Any) -> Document:
+    return {"type": "array", "items": items, **limits}
 
 
-def _schemas(service: str) -> Document:
-    """What does not depend on the model."""
+def _protocol_schemas(service: str) -> Document:
+    """Schemas that do not depend on the model."""
     name = {"const": service}
     tensor = _object(
         ("name", "datatype", "shape"), name=_TEXT, datatype={"enum": sorted(set(DTYPES) - {"BF16"})},
@@ -183,12 +168,12 @@ def _schemas(service: str) -> Document:
     return {
         "Error": _object(("error",), error=_TEXT),
         "Document": {"type": "object"},
-        "Live": _object(("live",), live=_TRUTH),
-        "Ready": _object(("ready",), ready=_TRUTH),
+        "Live": _object(("live",), live=_BOOLEAN),
+        "Ready": _object(("ready",), ready=_BOOLEAN),
         "ServerMetadata": _object(
             ("name", "version", "extensions"), name=_TEXT, version=_TEXT, extensions=_list(_TEXT), models=_list(name)
         ),
-        "ModelReady": _object(("name", "ready"), name=name, ready=_TRUTH),
+        "ModelReady": _object(("name", "ready"), name=name, ready=_BOOLEAN),
         "ModelMetadata": _object(
             ("name", "versions", "platform", "inputs", "outputs"), name=name, versions=_list(_TEXT), platform=_TEXT,
             inputs=_list(tensor), outputs=_list(tensor), parameters={"type": "object"},
@@ -198,100 +183,74 @@ def _schemas(service: str) -> Document:
     }  # fmt: skip
 
 
-def _of_feedback(settings: Settings) -> Document:
-    """Items of feedback: a label or a target each, one a row."""
+def _feedback_schemas(max_items: int) -> Document:
+    """Feedback items: a label or a target each, one value a row."""
     label = {"type": ["string", "integer", "boolean"], "maxLength": 256, "minimum": -(2**53), "maximum": 2**53}
     target = {"type": "number", "exclusiveMinimum": -1e300, "exclusiveMaximum": 1e300}
-    kinds = {}
-    for kind, one in (("label", label), ("target", target)):
-        told = {"anyOf": [one, _list({"anyOf": [one, {"type": "null"}]}, contains=one)]}
-        kinds[kind] = {
-            **_object(
-                ("id", kind), id={"type": "string", "minLength": 1, "maxLength": 256},
-                time={"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1e11}, **{kind: told},
-            ),
-            "additionalProperties": False,
-        }  # fmt: skip
-    item = {"oneOf": list(kinds.values())}
-    many = _object(("feedback",), feedback=_list(item, minItems=1, maxItems=settings.max_rows))
+    request_id = {"type": "string", "minLength": 1, "maxLength": 256}
+    when = {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1e11}
+    items = []
+    for kind, value in (("label", label), ("target", target)):
+        values = {"anyOf": [value, _list({"anyOf": [value, {"type": "null"}]}, contains=value)]}
+        items.append(_closed(_object(("id", kind), id=request_id, time=when, **{kind: values})))
+    batch = _object(("feedback",), feedback=_list({"oneOf": items}, minItems=1, maxItems=max_items))
+    return {"Feedback": {"oneOf": [*items, _closed(batch)]}, "Accepted": _object(("accepted",), accepted=_COUNT)}
+
+
+def _model_schemas(signature: Signature | None, settings: GatewaySettings) -> Document:
+    """Requests and replies of a model; without a signature, any object."""
+    if signature is None:
+        return {name: {"type": "object"} for name in ("Rows", "Predictions", "InferRequest", "InferReply")}
+    request = {"id": {"type": "string", "maxLength": 256}, "parameters": {"type": ["object", "null"]}}
+    reply = {"model_name": {"const": settings.service}, "model_version": _TEXT, "id": _TEXT}
+    tensors = [_tensor_schema(tensor) for tensor in signature.inputs]
+    count = len(tensors)
+    inputs = {"type": "array", "prefixItems": tensors, "items": False, "minItems": count, "maxItems": count}
+    output = _object(("name",), name={"enum": [tensor.name for tensor in signature.outputs]})
+    cells = {column: _value_schema(tensor, row=True) for tensor in signature.inputs for column in tensor.columns}
+    row = {"type": "object", "required": list(cells), "properties": cells, "additionalProperties": False}
+    rows = _list(row, minItems=1, maxItems=settings.max_rows)
+    predictions = _list(_prediction_schema(signature), minItems=1)
+    outputs = _list(_object(("name", "datatype", "shape"), name=_TEXT, datatype=_TEXT, shape=_list(_COUNT)))
     return {
-        "Feedback": {"oneOf": [*kinds.values(), {**many, "additionalProperties": False}]},
-        "Accepted": _object(("accepted",), accepted=_COUNT),
+        "Rows": _closed(_object(("rows",), rows=rows, **request)),
+        "Predictions": _object((*reply, "predictions"), **reply, predictions=predictions),
+        "InferRequest": _object(("inputs",), **request, inputs=inputs, outputs=_list(output)),
+        "InferReply": _object((*reply, "outputs"), **reply, outputs=outputs),
     }
 
 
-def _of_signature(signature: Signature | None, settings: Settings) -> Document:
-    """Requests and replies of a model; without one, any object."""
-    if signature is None:
-        return {name: {"type": "object"} for name in ("Rows", "Predictions", "InferRequest", "InferReply")}
-    identity = {"type": "string", "maxLength": 256}
-    parameters = {"type": ["object", "null"]}
-    stamp = {"model_name": {"const": settings.service}, "model_version": _TEXT, "id": _TEXT}
-    inputs = [_tensor(tensor) for tensor in signature.inputs]
-    return {
-        "Rows": {
-            **_object(
-                ("rows",), rows=_list(_row(signature), minItems=1, maxItems=settings.max_rows), id=identity,
-                parameters=parameters,
-            ),
-            "additionalProperties": False,
-        },
-        "Predictions": _object(
-            (*stamp, "predictions"), **stamp, predictions=_list(_prediction(signature), minItems=1)
-        ),
-        "InferRequest": _object(
-            ("inputs",), id=identity, parameters=parameters,
-            inputs={
-                "type": "array", "prefixItems": inputs, "items": False, "minItems": len(inputs),
-                "maxItems": len(inputs),
-            },
-            outputs=_list(_object(("name",), name={"enum": [tensor.name for tensor in signature.outputs]})),
-        ),
-        "InferReply": _object(
-            (*stamp, "outputs"), **stamp,
-            outputs=_list(_object(("name", "datatype", "shape"), name=_TEXT, datatype=_TEXT, shape=_list(_COUNT))),
-        ),
-    }  # fmt: skip
-
-
-def _element(tensor: Tensor, *, loose: bool = False) -> Document:
+def _value_schema(tensor: TensorSpec, *, row: bool = False) -> Document:
+    """One element of a tensor; in a row, a boolean is a number too."""
     if tensor.datatype == "BYTES":
         return {"type": ["string", "null"]}
     if tensor.datatype == "BOOL":
-        return _TRUTH
+        return _BOOLEAN
     if tensor.datatype in FLOATING:
-        kinds = ["number", "null", *(["boolean"] if loose else [])]
-        limit = _INFINITE.get(tensor.datatype)
-        return {"type": kinds, **({"exclusiveMinimum": -limit, "exclusiveMaximum": limit} if limit else {})}
+        types = ["number", "null", *(["boolean"] if row else [])]
+        limit = _OVERFLOW.get(tensor.datatype)
+        return {"type": types, **({"exclusiveMinimum": -limit, "exclusiveMaximum": limit} if limit else {})}
     bits = int(tensor.datatype.lstrip("UINT"))
     low, high = (0, 2**bits - 1) if tensor.datatype.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-def _tensor(tensor: Tensor) -> Document:
-    """One row of a tensor: what a shape and its data have to do with each other, a schema cannot say."""
+def _tensor_schema(tensor: TensorSpec) -> Document:
+    """One row of a tensor: a schema cannot relate a shape to the length of its data."""
     width = [1 if size == -1 else size for size in tensor.shape[1:]]
-    count = 1
-    for size in width:
-        count *= size
+    count = math.prod(width)
     return _object(
         ("name", "datatype", "shape", "data"), name={"const": tensor.name}, datatype={"const": tensor.datatype},
-        shape={"const": [1, *width]}, data=_list(_element(tensor), minItems=count, maxItems=count),
+        shape={"const": [1, *width]}, data=_list(_value_schema(tensor), minItems=count, maxItems=count),
     )  # fmt: skip
 
 
-def _row(signature: Signature) -> Document:
-    columns = {column: _element(tensor, loose=True) for tensor in signature.inputs for column in tensor.columns}
-    return {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False}
-
-
-def _prediction(signature: Signature) -> Document:
+def _prediction_schema(signature: Signature) -> Document:
     names = {tensor.name for tensor in signature.outputs}
     if names >= {"label", "probabilities"}:
-        share = {"type": "number", "minimum": 0}
-        classes = {str(label): share for label in signature.classes}
+        classes = {str(label): {"type": "number", "minimum": 0} for label in signature.classes}
         return _object(
             ("label", "probabilities"), label={"type": ["string", "integer"]},
-            probabilities={**_object(tuple(classes), **classes), "additionalProperties": False},
+            probabilities=_closed(_object(tuple(classes), **classes)),
         )  # fmt: skip
     return _object(tuple(sorted(names)))

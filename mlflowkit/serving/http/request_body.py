@@ -1,6 +1,6 @@
-"""Reads request bodies, bounded: each in bytes (413), and all that are being read together (503).
+"""Reads request bodies within limits: bytes of each (413), and bytes of all that are being read together (503).
 
-Their time is bounded by the listener, which need not start a clock for a body that is there already.
+The listener bounds the time, because a body that arrived with its headers needs no timer.
 """
 
 from __future__ import annotations
@@ -10,77 +10,71 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from mlflowkit.serving.protocol.binary_tensors import ALIGNMENT, Buffer
-from mlflowkit.serving.protocol.http_error import Refusal
+from mlflowkit.serving.protocol.http_error import CLOSE, RETRY, RequestError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-RETRY = ((b"retry-after", b"1"),)
-CLOSE = ((b"connection", b"close"),)
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 2.0
 
 
-class Bodies:
-    """The bodies that one gateway is reading."""
+class RequestBodyReader:
+    """Reads the bodies of one gateway's requests and counts the bytes buffered for incomplete ones."""
 
     def __init__(self) -> None:
         self._buffered = 0
 
     async def read(self, receive: Receive, length: int, limit: int, header: int = 0) -> Buffer:
-        """A whole body of at most ``limit`` bytes. Raises Refusal.
+        """A whole body of at most ``limit`` bytes. Raises RequestError.
 
-        ``length`` is what its headers announce, -1 for nothing. A body in several pieces is put together so that its
-        byte ``header``, where binary tensors begin, is aligned: they need not be copied then.
+        ``length`` is the announced content length, -1 for none. A body that arrives in several chunks is assembled so
+        that its byte ``header``, where binary tensors begin, is aligned: they need not be copied then.
         """
         if length > limit:
             await drain(receive)
-            raise Refusal(413, f"the body has {length} bytes; at most {limit} are read", CLOSE)
+            raise RequestError(413, f"the body has {length} bytes; at most {limit} are read", CLOSE)
         message = await receive()
-        if not message.get("more_body"):
-            return _checked(message, limit)
-        return await self._chunks(receive, message, limit, header)
+        if message.get("more_body"):
+            return await self._assemble(receive, message, limit, header)
+        if message["type"] == "http.disconnect":
+            raise _disconnected()
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise RequestError(413, f"the body has {len(body)} bytes; at most {limit} are read", CLOSE)
+        return body
 
-    async def _chunks(self, receive: Receive, message: Message, limit: int, header: int) -> Buffer:
+    async def _assemble(self, receive: Receive, message: Message, limit: int, header: int) -> Buffer:
         begin = -header % ALIGNMENT
-        found = bytearray(begin)
+        buffer = bytearray(begin)
         size = 0
         try:
             while True:
                 if message["type"] == "http.disconnect":
-                    raise _gone()
+                    raise _disconnected()
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 self._buffered += len(chunk)
                 if size > limit:
                     if message.get("more_body"):
                         await drain(receive)
-                    raise Refusal(413, f"the body has more than {limit} bytes; at most {limit} are read", CLOSE)
+                    raise RequestError(413, f"the body has more than {limit} bytes; at most {limit} are read", CLOSE)
                 if self._buffered > max(8 * limit, 64 << 20):
-                    raise Refusal(503, "too many large requests are being read already", (*RETRY, *CLOSE))
-                found += chunk
+                    raise RequestError(503, "too many large requests are being read already", (*RETRY, *CLOSE))
+                buffer += chunk
                 if not message.get("more_body"):
-                    return memoryview(found)[begin:]
+                    return memoryview(buffer)[begin:]
                 message = await receive()
         finally:
             self._buffered -= size
 
 
-def _checked(message: Message, limit: int) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise _gone()
-    body: bytes = message.get("body", b"")
-    if len(body) > limit:
-        raise Refusal(413, f"the body has {len(body)} bytes; at most {limit} are read", CLOSE)
-    return body
-
-
-def _gone() -> Refusal:
-    return Refusal(408, "the body did not arrive in time, or the client went away", CLOSE)
+def _disconnected() -> RequestError:
+    return RequestError(408, "the body did not arrive in time, or the client disconnected", CLOSE)
 
 
 async def drain(receive: Receive) -> None:
-    """Read on for a moment, so that a client that is still sending gets to read the reply."""
+    """Discard more of a body for a moment, so that a client that is still sending gets to read the reply."""
     size = 0
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):

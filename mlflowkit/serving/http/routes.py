@@ -1,13 +1,14 @@
-"""A gateway's paths: which door a path leads to, for which model and version, and by which method."""
+"""Maps a gateway's URL paths to endpoints, with the model, version and method of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from mlflowkit.serving.protocol.http_error import Refusal
+from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
 
-FIXED: Mapping[tuple[str, ...], str] = {
+FIXED_ROUTES: Mapping[tuple[str, ...], str] = {
     ("predict",): "predict",
     ("metrics",): "metrics",
     ("openapi.json",): "openapi",
@@ -18,46 +19,44 @@ FIXED: Mapping[tuple[str, ...], str] = {
     ("v2", "models", "stats"): "stats",
     ("v2", "repository", "index"): "index",
 }
-OF_MODEL: Mapping[tuple[str, ...], str] = {
-    (): "model",
-    ("ready",): "model-ready",
-    ("infer",): "infer",
-    ("stats",): "stats",
-}
-POSTED = frozenset({"predict", "infer", "index", "load", "feedback"})
-"""Doors that take POST; the others take GET and HEAD."""
+MODEL_ROUTES: Mapping[tuple[str, ...], str] = {
+    (): "model", ("ready",): "model-ready", ("infer",): "infer", ("stats",): "stats",
+}  # fmt: skip
+POST_ENDPOINTS = frozenset({"predict", "infer", "index", "load", "feedback"})
+"""Endpoints that take POST; the others take GET and HEAD."""
 
 
-class Road(NamedTuple):
-    """Where a path leads. ``model`` and ``version`` are "" where the path names none."""
+class Route(NamedTuple):
+    """The target of a path. ``model`` and ``version`` are "" where the path names none."""
 
-    door: str
+    endpoint: str
     model: str = ""
     version: str = ""
 
     def check_method(self, method: str) -> None:
-        """Raise Refusal(405) for a method that the door does not take."""
-        posted = self.door in POSTED
+        """Raise RequestError(405) for a method that the endpoint does not support."""
+        posted = self.endpoint in POST_ENDPOINTS
         if method != "POST" if posted else method not in ("GET", "HEAD"):
             allowed = "POST" if posted else "GET"
-            raise Refusal(405, f"this path takes {allowed}", ((b"allow", allowed.encode()), (b"connection", b"close")))
+            raise RequestError(405, f"this path takes {allowed}", ((b"allow", allowed.encode()), *CLOSE))
 
 
-def road_of(path: str) -> Road:
-    """The road of a path. Raises Refusal(404).
+@lru_cache(maxsize=64)
+def match_route(path: str) -> Route:
+    """The route of a path, cached. Raises RequestError(404).
 
-    >>> road_of("/v2/models/lending/versions/7/infer")
-    Road(door='infer', model='lending', version='7')
+    >>> match_route("/v2/models/lending/versions/7/infer")
+    Route(endpoint='infer', model='lending', version='7')
     """
     parts = tuple(path.rstrip("/").split("/")[1:])
-    if parts in FIXED:
-        return Road(FIXED[parts])
+    if parts in FIXED_ROUTES:
+        return Route(FIXED_ROUTES[parts])
     if parts[:2] == ("v2", "models") and len(parts) > 2 and parts[2]:
         rest, version = parts[3:], ""
         if len(rest) >= 2 and rest[0] == "versions" and rest[1]:
             version, rest = rest[1], rest[2:]
-        if rest in OF_MODEL:
-            return Road(OF_MODEL[rest], parts[2], version)
+        if rest in MODEL_ROUTES:
+            return Route(MODEL_ROUTES[rest], parts[2], version)
     if parts[:3] == ("v2", "repository", "models") and len(parts) == 5 and parts[4] in ("load", "unload"):
-        return Road("load", parts[3])
-    raise Refusal(404, f"no such path: {path[:200]}; see GET /openapi.json")
+        return Route("load", parts[3])
+    raise RequestError(404, f"no such path: {path[:200]}; see GET /openapi.json")

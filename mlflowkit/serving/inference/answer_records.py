@@ -1,26 +1,26 @@
-"""What leaves the hot path: a record an answer, one a mirrored request. A `Tap` takes them, may drop, and counts."""
+"""Records that leave the request path: of each answer, and of each mirrored request. A `RecordSink` takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-How = Literal["hash", "override", "version"]
+AssignedBy = Literal["hash", "override", "version"]
+"""How a request got its variant: the split, the override header, or a version in the path."""
 
 
 @dataclass(slots=True)
 class Record:
-    """One answered request; not frozen, because a frozen one takes three times as long to make.
+    """One answered request; not frozen, because a frozen one takes three times as long to construct.
 
-    time      seconds since the epoch, when it was answered
-    variant   the name that the router gave the request to; ``answered`` is the one that answered in the end
-    how       by the split, by a tester's header, or by a version in the path: only the split is evidence
+    time      when it was answered, in seconds since the epoch
+    variant   the variant that the request was routed to; ``answered`` is the variant that answered in the end
+    how       how it was routed; only "hash" (the split) is evidence
     seconds   from the request's headers to the answer
-    inputs    arrays by tensor, as the graph took them; answers, arrays by output
+    inputs    arrays by tensor, as the graph took them; answers: arrays by output
     error     why ``variant`` failed; "" when it did not
     """
 
@@ -32,7 +32,7 @@ class Record:
     variant: str
     version: str
     answered: str
-    how: How
+    how: AssignedBy
     seconds: float
     rows: int
     inputs: Mapping[str, np.ndarray]
@@ -41,8 +41,8 @@ class Record:
 
 
 @dataclass(slots=True)
-class Mirrored:
-    """One mirrored request: the answer that the client got, and the shadow's. ``answers`` is None when it failed."""
+class MirrorRecord:
+    """One mirrored request: the client's record, and the shadow's answers (None when it failed)."""
 
     record: Record
     shadow: str
@@ -52,27 +52,22 @@ class Mirrored:
     error: str = ""
 
 
-class Tap(Protocol):
-    """Where records go. Both verbs return at once and never raise."""
+class RecordSink(Protocol):
+    """Takes records. Both methods return at once and never raise; a sink may drop records and counts those."""
 
     def answered(self, record: Record) -> None: ...
-    def compared(self, mirrored: Mirrored) -> None: ...
+    def compared(self, mirrored: MirrorRecord) -> None: ...
 
 
-class Mirror(Protocol):
-    """Hands answered requests on to shadows. Returns at once and never raises; what does not fit is counted."""
+class RequestMirror(Protocol):
+    """Queues answered requests for shadows. Returns at once and never raises; dropped requests are counted."""
 
     def offer(self, record: Record) -> None: ...
 
 
-class NoTap:
-    """Takes everything and keeps nothing."""
+class NullSink:
+    """A sink and mirror that discards everything."""
 
-    def answered(self, record: Record) -> None:
-        return None
-
-    def compared(self, mirrored: Mirrored) -> None:
-        return None
-
-    def offer(self, record: Record) -> None:
-        return None
+    def answered(self, record: Record) -> None: ...
+    def compared(self, mirrored: MirrorRecord) -> None: ...
+    def offer(self, record: Record) -> None: ...

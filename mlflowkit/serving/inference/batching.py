@@ -1,115 +1,116 @@
-"""Adaptive batching: while one call is in flight, calls gather for the next. No timer: an idle model is asked at once.
+"""Adaptive batching: while one call is in flight, calls gather for the next. No timer: an idle model runs at once.
 
-Pure asyncio and NumPy: whatever answers is handed in. Source of the idea: D. Crankshaw et al., "Clipper: A Low-Latency
-Online Prediction Serving System" (NSDI 2017), section 4.3; here the batch is what came while the model was busy.
+Pure asyncio and NumPy; the function that runs a batch is passed in. After D. Crankshaw et al., "Clipper: A Low-Latency
+Online Prediction Serving System" (NSDI 2017), section 4.3; here a batch is the calls that arrived while the model was
+busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from mlflowkit.errors import EngineError
-from mlflowkit.serving.protocol.http_error import Refusal
+from mlflowkit.serving.protocol.http_error import RETRY, RequestError
 
-if TYPE_CHECKING:
-    Inputs = Mapping[str, np.ndarray]
-    Answers = Mapping[str, np.ndarray]
-    Ask = Callable[[Inputs, int], Awaitable[Answers]]
-
+T = TypeVar("T")
+Inputs = Mapping[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
+Run = Callable[[Inputs, int], Awaitable[Outputs]]
 MAX_WAITING = 1024
-"""Calls that may wait for one model in one process; more are refused."""
+"""Limit on the calls that wait for one model in one process; more are refused."""
 
 
 class LostError(EngineError):
-    """What was to answer is gone, or too late: there is no point in asking it the same in smaller parts."""
+    """The model's process is gone, or too late: retrying with smaller batches is pointless."""
 
 
 @dataclass(slots=True)
-class _Call:
+class _PendingCall:
     inputs: Inputs
     rows: int
-    answer: asyncio.Future[Answers]
+    outputs: asyncio.Future[Outputs]
 
 
 class Batcher:
-    """Gathers calls into batches of at most ``max_rows`` rows and hands them to ``ask``. Lives on one event loop.
+    """Gathers calls into batches of at most ``max_rows`` rows for ``run_batch``. Lives on one event loop.
 
-    ``lanes`` is how many calls of ``ask`` may be in flight at once; it may be changed at any time. A call whose caller
-    is cancelled while it waits is left out; one in flight is answered for the others. A call with more rows than
-    ``max_rows`` goes alone.
+    ``max_in_flight`` limits the concurrent calls of ``run_batch`` and may change at any time. A waiting call whose
+    caller is cancelled is left out of the batch. A call with more rows than ``max_rows`` is a batch of its own.
     """
 
-    def __init__(self, ask: Ask, *, max_rows: int, max_waiting: int = MAX_WAITING, lanes: int = 1) -> None:
-        self.lanes = lanes
-        self._ask = ask
+    def __init__(
+        self, run_batch: Run, *, max_rows: int, max_waiting: int = MAX_WAITING, max_in_flight: int = 1
+    ) -> None:
+        self.max_in_flight = max_in_flight
+        self._run_batch = run_batch
         self._max_rows = max_rows
         self._max_waiting = max_waiting
-        self._waiting: deque[_Call] = deque()
-        self._flying: set[asyncio.Task[None]] = set()
+        self._waiting: deque[_PendingCall] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
 
-    async def run(self, inputs: Inputs, rows: int) -> Answers:
-        """Answers of one call, ``rows`` long each. Raises EngineError, or Refusal(503) when too many calls wait."""
+    async def run(self, inputs: Inputs, rows: int) -> Outputs:
+        """Outputs of one call, ``rows`` long each. Raises EngineError; RequestError(503) when the queue is full."""
         if len(self._waiting) >= self._max_waiting:
-            raise Refusal(503, f"{self._max_waiting} requests wait for this model already", ((b"retry-after", b"1"),))
-        call = _Call(inputs, rows, asyncio.get_running_loop().create_future())
+            raise RequestError(503, f"{self._max_waiting} requests wait for this model already", RETRY)
+        call = _PendingCall(inputs, rows, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
-        self.pump()
-        return await call.answer
+        self.dispatch()
+        return await call.outputs
 
-    def pump(self) -> None:
-        """Send what waits down the lanes that are free."""
-        while self._waiting and len(self._flying) < self.lanes:
-            batch = self._take()
+    def dispatch(self) -> None:
+        """Start batches of the waiting calls while ``max_in_flight`` allows."""
+        while self._waiting and len(self._in_flight) < self.max_in_flight:
+            batch = self._next_batch()
             if batch:
-                flight = asyncio.get_running_loop().create_task(self._carry(batch))
-                self._flying.add(flight)
-                flight.add_done_callback(self._landed)
+                task = asyncio.get_running_loop().create_task(self._run(batch))
+                self._in_flight.add(task)
+                task.add_done_callback(self._finished)
 
     def fail(self, error: EngineError) -> None:
-        """Give up on all that waits."""
         while self._waiting:
-            settle(self._waiting.popleft().answer, error)
+            resolve(self._waiting.popleft().outputs, error)
 
-    def _landed(self, flight: asyncio.Task[None]) -> None:
-        self._flying.discard(flight)
-        self.pump()
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self.dispatch()
 
-    def _take(self) -> list[_Call]:
-        """The next batch: calls in their order, as long as their tensors are alike and their rows fit."""
-        batch: list[_Call] = []
-        rows, alike = 0, None
+    def _next_batch(self) -> list[_PendingCall]:
+        """The next batch: calls in order, as long as their tensors have one layout and their rows fit."""
+        batch: list[_PendingCall] = []
+        rows, batch_layout = 0, None
         while self._waiting:
             call = self._waiting[0]
-            if not call.answer.done():
-                kind = _kind(call.inputs)
-                if batch and (kind != alike or rows + call.rows > self._max_rows):
+            if not call.outputs.done():
+                layout = [(name, array.dtype, array.shape[1:]) for name, array in call.inputs.items()]
+                if batch and (layout != batch_layout or rows + call.rows > self._max_rows):
                     break
                 batch.append(call)
-                rows, alike = rows + call.rows, kind
+                rows, batch_layout = rows + call.rows, layout
             self._waiting.popleft()
         return batch
 
-    async def _carry(self, batch: list[_Call]) -> None:
+    async def _run(self, batch: list[_PendingCall]) -> None:
         try:
-            answers = await ask_together(self._ask, [call.inputs for call in batch], [call.rows for call in batch])
+            results = await run_batched(self._run_batch, [call.inputs for call in batch], [call.rows for call in batch])
         except BaseException as error:
             for call in batch:
-                settle(call.answer, error if isinstance(error, Exception) else LostError("the gateway is stopping"))
+                resolve(call.outputs, error if isinstance(error, Exception) else LostError("the gateway is stopping"))
             if not isinstance(error, Exception):
                 raise
         else:
-            for call, answer in zip(batch, answers, strict=True):
-                settle(call.answer, answer)
+            for call, result in zip(batch, results, strict=True):
+                resolve(call.outputs, result)
 
 
-def settle(future: asyncio.Future[Answers], outcome: Answers | Exception) -> None:
-    """Give a future its outcome, unless whoever waited for it is gone."""
+def resolve(future: asyncio.Future[T], outcome: T | Exception) -> None:
+    """Set a future's result or exception, unless it was cancelled meanwhile."""
     if future.done():
         return
     if isinstance(outcome, Exception):
@@ -118,27 +119,27 @@ def settle(future: asyncio.Future[Answers], outcome: Answers | Exception) -> Non
         future.set_result(outcome)
 
 
-async def ask_together(ask: Ask, parts: Sequence[Inputs], rows: Sequence[int]) -> list[Answers | EngineError]:
-    """Ask several parts with one call. What fails is asked again by halves, so that one bad part fails alone.
+async def run_batched(run: Run, parts: Sequence[Inputs], rows: Sequence[int]) -> list[Outputs | EngineError]:
+    """Run several parts as one batch; returns outputs or an EngineError for each part.
 
-    A part's answer is its EngineError where it has none. A LostError is the answer of every part at once.
+    A batch that fails is retried by halves, so that one bad part fails alone; after a LostError, all parts fail.
     """
     try:
-        return list(split(await ask(join(parts), sum(rows)), rows))
+        return list(split_rows(await run(concatenate(parts), sum(rows)), rows))
     except LostError as error:
         return [error] * len(parts)
     except EngineError as error:
         if len(parts) == 1:
             return [error]
     middle = len(parts) // 2
-    left = await ask_together(ask, parts[:middle], rows[:middle])
-    return left + await ask_together(ask, parts[middle:], rows[middle:])
+    left = await run_batched(run, parts[:middle], rows[:middle])
+    return left + await run_batched(run, parts[middle:], rows[middle:])
 
 
-def join(parts: Sequence[Inputs]) -> Inputs:
-    """Tensors of several calls one below the other; they must be alike but for their rows.
+def concatenate(parts: Sequence[Inputs]) -> Inputs:
+    """Concatenate the tensors of several calls by rows; their layouts must be equal.
 
-    >>> join([{"x": np.zeros((1, 2))}, {"x": np.ones((2, 2))}])["x"].shape
+    >>> concatenate([{"x": np.zeros((1, 2))}, {"x": np.ones((2, 2))}])["x"].shape
     (3, 2)
     """
     if len(parts) == 1:
@@ -146,23 +147,14 @@ def join(parts: Sequence[Inputs]) -> Inputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def split(answers: Answers, rows: Sequence[int]) -> list[Answers]:
-    """Each call's share of the answers, as views. Raises EngineError when they do not have a row for each row asked."""
+def split_rows(outputs: Outputs, rows: Sequence[int]) -> list[Outputs]:
+    """Each call's rows of a batch's outputs, as views. Raises EngineError when the row counts differ."""
     total = sum(rows)
-    for name, array in answers.items():
+    for name, array in outputs.items():
         if array.ndim == 0 or len(array) != total:
-            found = "a single value" if array.ndim == 0 else f"{len(array)} rows"
-            raise EngineError(f"output {name} has {found} for {total} rows")
+            size = "a single value" if array.ndim == 0 else f"{len(array)} rows"
+            raise EngineError(f"output {name} has {size} for {total} rows")
     if len(rows) == 1:
-        return [answers]
-    shares: list[Answers] = []
-    begin = 0
-    for count in rows:
-        end = begin + count
-        shares.append({name: array[begin:end] for name, array in answers.items()})
-        begin = end
-    return shares
-
-
-def _kind(inputs: Inputs) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
-    return [(name, array.dtype, array.shape[1:]) for name, array in inputs.items()]
+        return [outputs]
+    spans = zip(rows, itertools.accumulate(rows), strict=True)
+    return [{name: array[end - count : end] for name, array in outputs.items()} for count, end in spans]

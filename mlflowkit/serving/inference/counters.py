@@ -1,4 +1,4 @@
-"""Exact counts of each variant, kept on the request path: an addition or two a request, read by another thread."""
+"""Exact counts of each variant, kept on the request path: one or two additions a request, read by another thread."""
 
 from __future__ import annotations
 
@@ -10,92 +10,87 @@ from mlflowkit.values import RoutingTable
 _BINS = latency_bin(3600.0) + 1
 
 
-class Tally:
+class VariantCounter:
     """Counts of one variant under one routing table. Written by the event loop only.
 
-    A list is copied in one step of the interpreter, so a reader sees counts of one moment, at most one request apart.
+    Copying a list is atomic in the interpreter, so a reader's counts are at most one request apart.
     """
 
-    __slots__ = ("_seen", "_written", "dropped", "errors", "latency", "mirrored", "requests", "rows")
+    __slots__ = ("_json", "_json_revision", "dropped", "errors", "latency", "mirrored", "requests", "rows")
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.errors = 0
-        self.rows = 0
+        self.requests = self.errors = self.rows = self.mirrored = self.dropped = 0
         self.latency = [0] * _BINS
-        self.mirrored = 0
-        self.dropped = 0
-        self._seen = (0, 0, 0)
-        self._written = b"{}"
+        self._json_revision = (0, 0, 0)
+        self._json = b"{}"
 
-    def answered(self, seconds: float, rows: int) -> None:
-        """The variant answered a request that the split gave it."""
+    def record_answer(self, seconds: float, rows: int) -> None:
+        """Count an answered request that the split routed to the variant."""
         self.rows += rows
         self.latency[min(latency_bin(seconds), _BINS - 1)] += 1
         self.requests += 1  # last: a reader that sees it sees the rest
 
-    def failed(self) -> None:
-        """The variant failed a request that the split gave it."""
+    def record_failure(self) -> None:
+        """Count a failed request that the split routed to the variant."""
         self.errors += 1
         self.requests += 1
 
     @property
-    def mark(self) -> tuple[int, int, int]:
+    def revision(self) -> tuple[int, int, int]:
         """Changes whenever the counts do."""
         return self.requests, self.mirrored, self.dropped
 
     def counts(self) -> VariantCounts:
-        """What was counted until now."""
         latency = {index: count for index, count in enumerate(self.latency.copy()) if count}
-        return VariantCounts(
-            self.requests, self.errors, self.rows, latency, mirrored=self.mirrored, dropped=self.dropped
-        )
+        counts = (self.requests, self.errors, self.rows)
+        return VariantCounts(*counts, latency, mirrored=self.mirrored, dropped=self.dropped)
 
-    def written(self) -> bytes:
-        """JSON of the counts, made anew only when they changed: most tables of a long experiment are past."""
-        mark = self.mark
-        if mark != self._seen:
-            whole = Evidence("", {0: {"": self.counts()}}).to_json()
-            self._written, self._seen = orjson.dumps(whole["epochs"]["0"][""]), mark
-        return self._written
+    def to_json(self) -> bytes:
+        """The counts as JSON, cached until they change: most tables of a long experiment are past."""
+        revision = self.revision
+        if revision != self._json_revision:
+            document = Evidence("", {0: {"": self.counts()}}).to_json()
+            self._json, self._json_revision = orjson.dumps(document["epochs"]["0"][""]), revision
+        return self._json
 
 
-class Tallies:
-    """Tallies by epoch of the routing table, of the present experiment. A new experiment begins with none."""
+class VariantCounters:
+    """Counters by epoch of the routing table, for the current experiment; a new experiment starts with none."""
 
     def __init__(self) -> None:
         self._experiment = ""
-        self._epochs: dict[int, dict[str, Tally]] = {}
+        self._epochs: dict[int, dict[str, VariantCounter]] = {}
 
-    def of(self, table: RoutingTable) -> dict[str, Tally]:
-        """The tallies of a table's variants by name; new ones until `adopt` says that the table answers."""
-        known = self._epochs.get(table.epoch) if table.experiment == self._experiment else None
-        return known or {variant.name: Tally() for variant in table.variants}
+    def for_table(self, table: RoutingTable) -> dict[str, VariantCounter]:
+        """The counters of a table's variants by name; new ones until `adopt` is called with the table."""
+        counters = self._epochs.get(table.epoch) if table.experiment == self._experiment else None
+        return counters or {variant.name: VariantCounter() for variant in table.variants}
 
-    def adopt(self, table: RoutingTable, tallies: dict[str, Tally]) -> None:
-        """Count a table's tallies in; those of another experiment go, as do older ones outside of any."""
+    def adopt(self, table: RoutingTable, counters: dict[str, VariantCounter]) -> None:
+        """Add an activated table's counters; those of another experiment, or of none, are discarded."""
         if table.experiment != self._experiment or not table.experiment:
             self._epochs = {}
         self._experiment = table.experiment
-        self._epochs = {**self._epochs, table.epoch: tallies}
+        self._epochs = {**self._epochs, table.epoch: counters}
 
     @property
-    def mark(self) -> object:
+    def revision(self) -> object:
         """Changes whenever `evidence` does."""
         epochs = self._epochs
-        return self._experiment, [(epoch, [tally.mark for tally in epochs[epoch].values()]) for epoch in epochs]
+        return self._experiment, [(epoch, [counter.revision for counter in epochs[epoch].values()]) for epoch in epochs]
 
     def evidence(self) -> Evidence:
-        """Everything that was counted of the present experiment."""
+        """All counts of the current experiment."""
         epochs = {
-            epoch: {name: tally.counts() for name, tally in tallies.items()} for epoch, tallies in self._epochs.items()
+            epoch: {name: counter.counts() for name, counter in counters.items()}
+            for epoch, counters in self._epochs.items()
         }
         return Evidence(self._experiment, epochs)
 
-    def document(self) -> bytes:
-        """The JSON of `evidence`, at the price of what changed since it was last asked for."""
+    def to_json(self) -> bytes:
+        """`evidence` as JSON; only counters that changed are serialised again."""
         epochs = {
-            str(epoch): {name: orjson.Fragment(tally.written()) for name, tally in tallies.items()}
-            for epoch, tallies in self._epochs.items()
+            str(epoch): {name: orjson.Fragment(counter.to_json()) for name, counter in counters.items()}
+            for epoch, counters in self._epochs.items()
         }
         return orjson.dumps({"experiment": self._experiment, "epochs": epochs})

@@ -1,8 +1,8 @@
-"""From a call to an answer, whatever door the call came through: route, parse, run, and once more by the champion.
+"""From a call to an answer, for every front end: route, parse, run, and fall back to the champion.
 
-A request that the split gave to a challenger which then fails (raises, is late, has no finite answer, or its circuit
-is open) is answered by the champion. The challenger is charged with the failure all the same: variants are judged by
-the requests that they were given, not by those that they chose to answer.
+A request that the split routed to a challenger which then fails (raises, is late, has no finite answer, or its circuit
+is open) is answered by the champion. The failure counts against the challenger all the same: variants are judged by
+the requests that were routed to them, not by those that they answered.
 """
 
 from __future__ import annotations
@@ -15,36 +15,34 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from mlflowkit.errors import MlkitError
-from mlflowkit.service_state.records import Settings
-from mlflowkit.serving.inference.answer_records import How, Mirror, NoTap, Record, Tap
+from mlflowkit.ports import Session
+from mlflowkit.service_state.records import GatewaySettings
+from mlflowkit.serving.inference.answer_records import AssignedBy, NullSink, Record, RecordSink, RequestMirror
 from mlflowkit.serving.inference.batching import LostError
-from mlflowkit.serving.inference.gateway_metrics import Telemetry
-from mlflowkit.serving.inference.variants import Loaded, Model, Versions
-from mlflowkit.serving.protocol.open_inference import Query, Refusal, Schema, finite
+from mlflowkit.serving.inference.gateway_metrics import Telemetry, VersionStats
+from mlflowkit.serving.inference.variants import ActiveTable, LoadedModel, Versions
+from mlflowkit.serving.protocol.http_error import RETRY, RequestError
+from mlflowkit.serving.protocol.input_schema import Query, Schema
+from mlflowkit.serving.protocol.responses import require_finite
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mlflowkit.ports import Session
-
-    _Ran = tuple[Mapping[str, np.ndarray], float]
-
+_Outputs = Mapping[str, np.ndarray]
+_TimedOutputs = tuple[_Outputs, float]
 CHALLENGER_SHARE = 0.5
-"""Share of a request's time that a challenger may use up; the rest is the champion's."""
+"""Share of a request's deadline that a challenger may use; the rest is reserved for the champion."""
 _log = logging.getLogger("mlflowkit.serving")
-RETRY = ((b"retry-after", b"1"),)
 
 
 @dataclass(slots=True)
-class Call:
-    """One request to be answered. ``parse`` makes the query of a schema and raises Refusal; it may be asked twice.
+class InferenceCall:
+    """One request to be answered. ``parse`` returns the query for a schema or raises RequestError; may run twice.
 
-    ``key`` is what the split goes by, "" for the request's id; ``override`` names a variant, ``version`` a version.
-    ``begin`` is time.perf_counter() when the request's headers were there.
+    ``key`` is the affinity key, "" for the request's id; ``override`` names a variant, ``version`` a version.
+    ``begin`` is time.perf_counter() when the request's headers were complete.
     """
 
     id: str
@@ -56,249 +54,237 @@ class Call:
 
 
 @dataclass(slots=True)
-class Answer:
-    """What a call came to. ``failed`` names the challenger that failed it first; "" when none did."""
+class InferenceAnswer:
+    """The outcome of a call. ``fallback_from`` names the challenger that failed first, "" for none."""
 
-    model: Model
+    model: LoadedModel
     query: Query
-    answers: Mapping[str, np.ndarray]
-    failed: str = ""
+    outputs: _Outputs
+    fallback_from: str = ""
 
 
-class Failure(Exception):
-    """A model that did not answer a well-formed query; ``refusal`` is what its client would be told."""
+class InferenceFailure(Exception):
+    """A model did not answer a well-formed query; ``error`` is the client's reply if nothing else answers."""
 
-    def __init__(self, reason: str, refusal: Refusal) -> None:
+    def __init__(self, reason: str, error: RequestError) -> None:
         super().__init__(reason)
-        self.refusal = refusal
+        self.error = error
 
 
-class _Lane:
-    """The threads that run one colocated model, so that one that never returns holds up nobody else's.
+class _ModelThreadPool:
+    """The threads of one colocated model, so that a run that never returns blocks no other model."""
 
-    A call is pending until its thread returns, which may be long after its time was up.
-    """
-
-    __slots__ = ("__weakref__", "_deadlines", "pool", "seconds", "workers")
+    __slots__ = ("__weakref__", "_deadlines", "executor", "seconds", "workers")
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.pool = ThreadPoolExecutor(workers, "mlkit-infer")
+        self.executor = ThreadPoolExecutor(workers, "mlkit-infer")
         self.seconds = 0.0
-        """What a run took lately: an average in which each weighs a tenth."""
-        self._deadlines: dict[Future[_Ran], float] = {}
+        """Duration of a run: an exponential moving average with weight 0.1."""
+        self._deadlines: dict[Future[_TimedOutputs], float] = {}
 
     @property
     def pending(self) -> int:
-        """Calls that wait for a thread or are in one."""
+        """Calls whose thread has not returned, which may be long after their deadline."""
         return len(self._deadlines)
 
     @property
     def stuck(self) -> bool:
-        """Whether every thread is held by a call whose time is up: nobody knows when the next one is free."""
+        """Whether every thread is occupied by a call past its deadline, so that no wait can be predicted."""
         if self.pending < self.workers:
             return False
         now = time.monotonic()  # threads end calls meanwhile, hence the list
         return sum(deadline < now for deadline in list(self._deadlines.values())) >= self.workers
 
     @property
-    def wait(self) -> float:
-        """Seconds that one more call is expected to wait for its turn."""
+    def expected_wait(self) -> float:
+        """Seconds that one more call is expected to wait for a thread."""
         return self.seconds * max(0, self.pending - self.workers + 1) / self.workers
 
-    async def run(self, session: Session, inputs: Mapping[str, np.ndarray], seconds: float) -> _Ran:
-        """Answers, and how long they took. Raises TimeoutError after ``seconds``."""
-        running = self.pool.submit(_timed, session, inputs)
+    async def run(self, session: Session, inputs: Mapping[str, np.ndarray], seconds: float) -> _TimedOutputs:
+        """Outputs, and the duration of the run. Raises TimeoutError after ``seconds``."""
+        running = self.executor.submit(_run_timed, session, inputs)
         self._deadlines[running] = time.monotonic() + seconds
-        running.add_done_callback(self._returned)
-        found = await asyncio.wait_for(asyncio.wrap_future(running), seconds)
-        self.seconds += (found[1] - self.seconds) * (0.1 if self.seconds else 1.0)
-        return found
-
-    def _returned(self, running: Future[_Ran]) -> None:
-        """Said by its thread, or by the loop of a call that was given up before a thread began it."""
-        del self._deadlines[running]
+        # Called by the thread, or by the loop of a call that was cancelled before a thread started it.
+        running.add_done_callback(self._deadlines.pop)
+        result = await asyncio.wait_for(asyncio.wrap_future(running), seconds)
+        self.seconds += (result[1] - self.seconds) * (0.1 if self.seconds else 1.0)
+        return result
 
 
 class Dispatcher:
-    """Answers calls with what ``versions`` points at. Lives on one event loop.
+    """Answers calls with the table that ``versions`` points at. Lives on one event loop.
 
-    ``waiting`` counts the calls that wait for a thread or another process; a call that is answered on the event loop
-    waits for nothing.
+    ``waiting`` counts the calls that wait for a thread or another process; a call that runs on the event loop does
+    not wait.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: GatewaySettings,
         versions: Versions,
         telemetry: Telemetry,
-        tap: Tap | None = None,
-        mirror: Mirror | None = None,
+        sink: RecordSink | None = None,
+        mirror: RequestMirror | None = None,
     ) -> None:
         self.settings = settings
         self.versions = versions
         self.telemetry = telemetry
         telemetry.versions = versions
-        self.tap: Tap = tap or NoTap()
-        self.mirror: Mirror = mirror or NoTap()
+        self.sink: RecordSink = sink or NullSink()
+        self.mirror: RequestMirror = mirror or NullSink()
         self.waiting = 0
-        self._lanes: WeakKeyDictionary[Session, _Lane] = WeakKeyDictionary()
+        self._pools: WeakKeyDictionary[Session, _ModelThreadPool] = WeakKeyDictionary()
 
-    def active(self) -> Loaded:
-        """What the pointer points at. Raises Refusal(503) when there is nothing yet."""
-        found = self.versions.active
-        if found is None:
-            raise Refusal(503, f"{self.settings.service} has no model yet", RETRY)
-        return found
+    def active(self) -> ActiveTable:
+        """The active table. Raises RequestError(503) when there is none yet."""
+        active = self.versions.active
+        if active is None:
+            raise RequestError(503, f"{self.settings.service} has no model yet", RETRY)
+        return active
 
-    def route(self, call: Call, active: Loaded) -> tuple[Model, How]:
-        """The model that a call goes to, and why. Raises Refusal(404) for a version or variant that is not there."""
+    def route(self, call: InferenceCall, active: ActiveTable) -> tuple[LoadedModel, AssignedBy]:
+        """The model for a call, and how it was assigned. Raises RequestError(404) for an unknown version or variant."""
         if call.version:
             model = active.by_version.get(call.version)
             if model is None:
-                raise Refusal(
-                    404,
-                    f"no version {call.version[:80]!r} of {self.settings.service} here; "
-                    f"loaded: {', '.join(active.by_version)}",
-                )
+                loaded, version = ", ".join(active.by_version), call.version[:80]
+                raise RequestError(404, f"no version {version!r} of {self.settings.service} here; loaded: {loaded}")
             return model, "version"
         if call.override:
             model = active.by_name.get(call.override)
             if model is None:
-                raise Refusal(404, f"no variant {call.override[:80]!r} here; there is {', '.join(active.by_name)}")
+                raise RequestError(404, f"no variant {call.override[:80]!r} here; there is {', '.join(active.by_name)}")
             return model, "override"
         return active.by_name[active.router.assign(call.key or call.id)], "hash"
 
-    async def answer(self, call: Call) -> Answer:
-        """Answer a call. Raises Refusal."""
+    async def answer(self, call: InferenceCall) -> InferenceAnswer:
+        """Answer a call. Raises RequestError."""
         active = self.active()
-        asked, how = self.route(call, active)
-        model, error = asked, ""
+        assigned, how = self.route(call, active)
+        model, error = assigned, ""
         try:
-            query = self._parse(call, asked, active, how)
-            answers, ran = await self._ask(asked, query, self._left(call, asked, how))
-        except Failure as failure:
-            again = how == "hash" and asked is not active.champion
-            self._charge(call, asked, active, how, fallback=again)
-            if not again:
-                raise failure.refusal from failure
+            query = self._parse(call, assigned, active, how)
+            outputs, run_seconds = await self._run_checked(assigned, query, self._seconds_left(call, assigned, how))
+        except InferenceFailure as failure:
+            falls_back = how == "hash" and assigned is not active.champion
+            if how == "hash":
+                active.counters[assigned.variant.name].record_failure()
+            self._record_failure(call, assigned).fallbacks += falls_back
+            if not falls_back:
+                raise failure.error from failure
             model, error = active.champion, str(failure)
             query = call.parse(model.schema)
-            answers, ran = await self._instead(call, model, query)
+            try:
+                outputs, run_seconds = await self._run_checked(model, query, self._seconds_left(call, model, how))
+            except InferenceFailure as second:
+                self._record_failure(call, model)
+                raise second.error from second
         now, seconds = time.time(), time.perf_counter() - call.begin
         if how == "hash" and not error:
-            active.tallies[asked.variant.name].answered(seconds, query.rows)
+            active.counters[assigned.variant.name].record_answer(seconds, query.rows)
         telemetry = self.telemetry
-        telemetry.of(model.variant.name, model.variant.version).answer(seconds, query.rows, ran, now)
+        telemetry.stats(model.variant.name, model.variant.version).record_answer(seconds, query.rows, run_seconds, now)
         if query.unseen:
-            telemetry.unseen(query.unseen)
+            telemetry.record_unseen(query.unseen)
         record = Record(
-            now, call.id, call.key, active.table.experiment, active.table.epoch, asked.variant.name,
-            asked.variant.version, model.variant.name, how, seconds, query.rows, query.inputs, answers, error,
+            now, call.id, call.key, active.table.experiment, active.table.epoch, assigned.variant.name,
+            assigned.variant.version, model.variant.name, how, seconds, query.rows, query.inputs, outputs, error,
         )  # fmt: skip
-        self.tap.answered(record)
+        self.sink.answered(record)
         if active.shadows and how == "hash":
             self.mirror.offer(record)
-        return Answer(model, query, answers, asked.variant.name if error else "")
+        return InferenceAnswer(model, query, outputs, assigned.variant.name if error else "")
 
-    def _charge(self, call: Call, model: Model, active: Loaded, how: How, *, fallback: bool) -> None:
-        """Count a request that a model failed."""
-        if how == "hash":
-            active.tallies[model.variant.name].failed()
-        served = self.telemetry.of(model.variant.name, model.variant.version)
-        served.fail(time.perf_counter() - call.begin)
-        served.fallbacks += fallback
-
-    async def _instead(self, call: Call, champion: Model, query: Query) -> _Ran:
-        """The champion's answer to what a challenger failed. Raises Refusal."""
-        try:
-            return await self._ask(champion, query, self._left(call, champion, "hash"))
-        except Failure as failure:
-            self.telemetry.of(champion.variant.name, champion.variant.version).fail(time.perf_counter() - call.begin)
-            raise failure.refusal from failure
+    def _record_failure(self, call: InferenceCall, model: LoadedModel) -> VersionStats:
+        stats = self.telemetry.stats(model.variant.name, model.variant.version)
+        stats.record_failure(time.perf_counter() - call.begin)
+        return stats
 
     @staticmethod
-    def _parse(call: Call, model: Model, active: Loaded, how: How) -> Query:
-        """The query as a model takes it.
+    def _parse(call: InferenceCall, model: LoadedModel, active: ActiveTable, how: AssignedBy) -> Query:
+        """Parse the query for a model.
 
-        Raises Refusal for a request that is wrong, and Failure for one that only this challenger, whose inputs are
-        others than the champion's, cannot take: clients of a service know its champion's inputs.
+        Raises RequestError for a malformed request, and InferenceFailure for a request that fits the champion's inputs
+        but not this challenger's: clients of a service know its champion's inputs.
         """
         try:
             return call.parse(model.schema)
-        except Refusal as refusal:
+        except RequestError as error:
             if how != "hash" or model.bundle.signature == active.champion.bundle.signature:
                 raise
             call.parse(active.champion.schema)
-            raise Failure(f"it takes other inputs: {refusal.message}", refusal) from refusal
+            raise InferenceFailure(f"it takes other inputs: {error.message}", error) from error
 
-    async def _ask(self, model: Model, query: Query, seconds: float) -> _Ran:
-        """Answers of one model, all finite, and how long its graph took. Raises Failure."""
-        breaks = model.variant.role != "champion"
-        if breaks and not model.breaker.allows(time.monotonic()):
-            raise Failure("its circuit is open", Refusal(503, f"{model.variant.name} keeps failing", RETRY))
+    async def _run_checked(self, model: LoadedModel, query: Query, seconds: float) -> _TimedOutputs:
+        """Finite outputs of one model and the duration of its run; keeps its circuit. Raises InferenceFailure."""
+        breakable = model.variant.role != "champion"
+        if breakable and not model.breaker.allows(time.monotonic()):
+            error = RequestError(503, f"{model.variant.name} keeps failing", RETRY)
+            raise InferenceFailure("its circuit is open", error)
         try:
-            found = await self._run(model, query, seconds)
-            for name, array in found[0].items():
-                finite(array, name)
-        except Refusal as refusal:  # no finite answer for these values, or no room: neither breaks a circuit
-            raise Failure(refusal.message, refusal) from refusal
-        except TimeoutError as error:
-            model.breaker.failed(time.monotonic())
-            late = f"no answer within {self.settings.timeout_seconds:g} s; fewer rows take less"
-            raise Failure("late", Refusal(504, late)) from error
-        except LostError as error:  # its process is gone, and comes back
-            model.breaker.failed(time.monotonic())
-            raise Failure(error.message, Refusal(503, error.message, RETRY)) from error
-        except MlkitError as error:
-            model.breaker.failed(time.monotonic())
-            raise Failure(error.message, Refusal(500, error.message)) from error
-        except Exception as error:
-            model.breaker.failed(time.monotonic())
-            _log.exception("%s %s", model.variant.name, model.variant.version)
-            raise Failure(repr(error), Refusal(500, "the model failed; the server's log says why")) from error
-        if breaks:
-            model.breaker.succeeded()
-        return found
+            result = await self._run(model, query, seconds)
+            for name, array in result[0].items():
+                require_finite(array, name)
+        except RequestError as refusal:  # not finite for these values, or no capacity: neither breaks a circuit
+            raise InferenceFailure(refusal.message, refusal) from refusal
+        except Exception as exception:
+            model.breaker.record_failure(time.monotonic())
+            raise self._to_failure(model, exception) from exception
+        if breakable:
+            model.breaker.record_success()
+        return result
 
-    async def _run(self, model: Model, query: Query, seconds: float) -> _Ran:
-        """Answers and seconds. Raises Refusal(503) when there is no room, TimeoutError, or whatever the model does."""
+    def _to_failure(self, model: LoadedModel, error: Exception) -> InferenceFailure:
+        if isinstance(error, TimeoutError):
+            late = f"no answer within {self.settings.timeout_seconds:g} s; fewer rows take less"
+            return InferenceFailure("late", RequestError(504, late))
+        if isinstance(error, LostError):  # its process is restarting
+            return InferenceFailure(error.message, RequestError(503, error.message, RETRY))
+        if isinstance(error, MlkitError):
+            return InferenceFailure(error.message, RequestError(500, error.message))
+        _log.error("%s %s", model.variant.name, model.variant.version, exc_info=error)
+        return InferenceFailure(repr(error), RequestError(500, "the model failed; the server's log says why"))
+
+    async def _run(self, model: LoadedModel, query: Query, seconds: float) -> _TimedOutputs:
+        """Outputs and run seconds. Raises RequestError(503) without capacity, TimeoutError, or the model's error."""
         if model.remote is None and query.rows <= model.inline_rows:
-            return _timed(model.session, query.inputs)
+            return _run_timed(model.session, query.inputs)
         if self.waiting >= self.settings.max_queue:
-            raise Refusal(503, f"{self.waiting} requests are waiting already", RETRY)
+            raise RequestError(503, f"{self.waiting} requests are waiting already", RETRY)
         self.waiting += 1
         try:
             if model.remote is not None:
                 begin = time.perf_counter()
-                answers = await asyncio.wait_for(model.remote.run(query.inputs, query.rows), seconds)
-                return answers, time.perf_counter() - begin
-            lane = self._lanes.get(model.session)
-            if lane is None:
+                outputs = await asyncio.wait_for(model.remote.run(query.inputs, query.rows), seconds)
+                return outputs, time.perf_counter() - begin
+            pool = self._pools.get(model.session)
+            if pool is None:
                 workers = max(2, (os.cpu_count() or 2) // self.settings.threads)
-                lane = self._lanes[model.session] = _Lane(workers)
-            if lane.stuck:
-                raise Refusal(503, f"{model.variant.name} is held up by earlier requests", RETRY)
-            if lane.wait > seconds:
-                retry = ((b"retry-after", b"%d" % math.ceil(lane.wait)),)
-                raise Refusal(503, f"an answer would take {lane.wait:.1f} s; {seconds:.1f} s are left", retry)
-            return await lane.run(model.session, query.inputs, seconds)
+                pool = self._pools[model.session] = _ModelThreadPool(workers)
+            if pool.stuck:
+                raise RequestError(503, f"{model.variant.name} is held up by earlier requests", RETRY)
+            if pool.expected_wait > seconds:
+                retry = ((b"retry-after", b"%d" % math.ceil(pool.expected_wait)),)
+                message = f"an answer would take {pool.expected_wait:.1f} s; {seconds:.1f} s are left"
+                raise RequestError(503, message, retry)
+            return await pool.run(model.session, query.inputs, seconds)
         finally:
             self.waiting -= 1
 
-    def _left(self, call: Call, model: Model, how: How) -> float:
-        """Seconds that a model may take, so that the champion has time to answer what a challenger does not."""
-        whole = self.settings.timeout_seconds
+    def _seconds_left(self, call: InferenceCall, model: LoadedModel, how: AssignedBy) -> float:
+        """Seconds that a model may take; a challenger's leave the champion time for a fallback."""
+        budget = self.settings.timeout_seconds
         if how == "hash" and model.variant.role != "champion":
-            whole *= CHALLENGER_SHARE
-        return max(0.0, whole - (time.perf_counter() - call.begin))
+            budget *= CHALLENGER_SHARE
+        return max(0.0, budget - (time.perf_counter() - call.begin))
 
     def close(self) -> None:
-        """Let the threads go. Requests in them are answered first, but those of a thread that never returns."""
-        for lane in self._lanes.values():
-            lane.pool.shutdown(wait=False, cancel_futures=True)
+        """Shut the thread pools down: running calls finish (a hung thread is abandoned), queued ones are cancelled."""
+        for pool in self._pools.values():
+            pool.executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _timed(session: Session, inputs: Mapping[str, np.ndarray]) -> _Ran:
+def _run_timed(session: Session, inputs: Mapping[str, np.ndarray]) -> _TimedOutputs:
     begin = time.perf_counter()
     return session.run(inputs), time.perf_counter() - begin

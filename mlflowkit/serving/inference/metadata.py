@@ -1,70 +1,55 @@
-"""What a gateway says of itself and its models, whatever door asks: metadata, repository index, statistics.
+"""Protocol documents about the gateway and its models: metadata, repository index, statistics.
 
 Sources: Open Inference Protocol v2; Triton Inference Server, "Model Repository Extension" and "Statistics Extension".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import mlflowkit
-from mlflowkit.bundle import Tensor
-from mlflowkit.serving.inference.gateway_metrics import Served, Telemetry
-from mlflowkit.serving.inference.variants import Loaded, Model
-from mlflowkit.serving.protocol.http_error import Refusal
+from mlflowkit.bundle import TensorSpec
+from mlflowkit.serving.inference.gateway_metrics import Telemetry, VersionStats
+from mlflowkit.serving.inference.variants import ActiveTable, LoadedModel
+from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.values import Json
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
-"""Of the model repository, the index: versions come and go by rollouts, and `refuse_change` says so."""
+"""Of the model repository, the index only: see `load_not_allowed`."""
 PLATFORM = "onnx_onnxruntime"
 
 
 def server(service: str) -> Json:
-    """Server metadata."""
-    return {
-        "name": "mlflowkit",
-        "version": mlflowkit.__version__,
-        "extensions": list(EXTENSIONS),
-        "models": [service],
-    }
+    return {"name": "mlflowkit", "version": mlflowkit.__version__, "extensions": list(EXTENSIONS), "models": [service]}
 
 
-def model(active: Loaded, found: Model) -> Json:
+def model(active: ActiveTable, loaded: LoadedModel) -> Json:
     """Model metadata, from the bundle's signature."""
-    signature = found.bundle.signature
+    signature = loaded.bundle.signature
     return {
         "name": active.table.service,
         "versions": list(active.by_version),
         "platform": PLATFORM,
-        "inputs": [tensor(one) for one in signature.inputs],
-        "outputs": [tensor(one) for one in signature.outputs],
+        "inputs": [_tensor(spec) for spec in signature.inputs],
+        "outputs": [_tensor(spec) for spec in signature.outputs],
         "parameters": {
-            "version": found.variant.version,
-            "identity": found.variant.digest,
+            "version": loaded.variant.version,
+            "identity": loaded.variant.digest,
             "task": signature.task,
             "classes": list(signature.classes),
         },
     }
 
 
-def tensor(described: Tensor) -> Json:
-    """One tensor's metadata."""
-    found: dict[str, Json] = {
-        "name": described.name,
-        "datatype": described.datatype,
-        "shape": list(described.shape),
-    }
-    if described.columns:
-        found["parameters"] = {"columns": list(described.columns)}
-    return found
+def _tensor(spec: TensorSpec) -> Json:
+    columns = {"parameters": {"columns": list(spec.columns)}} if spec.columns else {}
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape), **columns}
 
 
-def index(service: str, active: Loaded | None) -> list[dict[str, str]]:
-    """The repository's index: every version that is loaded, and why it is."""
-    if active is None:
-        return []
+def index(service: str, active: ActiveTable | None) -> list[dict[str, str]]:
+    """The repository index: every loaded version, with its roles as the reason."""
     roles: dict[str, list[str]] = {}
-    for name, loaded in active.by_name.items():
+    for name, loaded in () if active is None else active.by_name.items():
         role = loaded.variant.role
         roles.setdefault(loaded.variant.version, []).append(name if name == role else f"{name} ({role})")
     return [
@@ -73,48 +58,40 @@ def index(service: str, active: Loaded | None) -> list[dict[str, str]]:
     ]
 
 
-def refuse_change() -> Refusal:
-    """Why versions are not loaded or unloaded by request."""
-    return Refusal(
-        403,
-        "versions are governed by rollouts: mlkit run RECIPE deploys one, mlkit rollout promotes it or rolls it back",
-    )
+def load_not_allowed() -> RequestError:
+    """The reply to requests that load or unload a version."""
+    advice = "mlkit run RECIPE deploys one, mlkit rollout promote SERVICE promotes it"
+    return RequestError(403, f"versions are governed by rollouts: {advice}")
 
 
 def statistics(service: str, telemetry: Telemetry, versions: Iterable[str]) -> Json:
-    """Statistics of versions, as this replica counted them since it started. What it does not measure is 0.
+    """Statistics of versions, as this replica counted them since it started; unmeasured durations are 0.
 
-    A version that served under several names is counted once, with all of them.
+    A version that served under several variant names is the sum of all of them.
     """
-    served = telemetry.served.copy()
-    return {
-        "model_stats": [
-            _of_version(service, version, [counts for (_, had), counts in served.items() if had == version])
-            for version in versions
-        ]
-    }
+    by_version: dict[str, list[VersionStats]] = {}
+    for (_, version), stats in telemetry.by_variant.copy().items():
+        by_version.setdefault(version, []).append(stats)
+    return {"model_stats": [_version_statistics(service, name, by_version.get(name, [])) for name in versions]}
 
 
-def _of_version(service: str, version: str, parts: list[Served]) -> Json:
-    answered = sum(part.answered.count for part in parts)
-    seconds = sum(part.answered.total for part in parts)
-    running = sum(part.run_seconds for part in parts)
-    success = _duration(answered, seconds)
-    nothing = _duration(0, 0.0)
+def _version_statistics(service: str, version: str, stats: Sequence[VersionStats]) -> Json:
+    answered = sum(item.answered.count for item in stats)
+    zero = _duration(0, 0.0)
     return {
         "name": service,
         "version": version,
-        "last_inference": int(1000 * max((part.last for part in parts), default=0.0)),
-        "inference_count": sum(part.rows for part in parts),
+        "last_inference": int(1000 * max((item.last for item in stats), default=0.0)),
+        "inference_count": sum(item.rows for item in stats),
         "execution_count": answered,
         "inference_stats": {
-            "success": success,
-            "fail": _duration(sum(part.failed for part in parts), sum(part.failed_seconds for part in parts)),
-            "queue": nothing,
-            "compute_input": nothing,
-            "compute_infer": _duration(answered, running),
-            "compute_output": nothing,
-            "cache_hit": nothing,
+            "success": _duration(answered, sum(item.answered.total for item in stats)),
+            "fail": _duration(sum(item.failed for item in stats), sum(item.failed_seconds for item in stats)),
+            "queue": zero,
+            "compute_input": zero,
+            "compute_infer": _duration(answered, sum(item.run_seconds for item in stats)),
+            "compute_output": zero,
+            "cache_hit": zero,
         },
         "batch_stats": [],
     }

@@ -1,9 +1,9 @@
-"""Mirroring: answered requests go on to shadows, in batches, behind queues that drop and count.
+"""Mirroring: answered requests are forwarded to shadows in batches, through queues that drop and count.
 
-A shadow has one call in flight, with a deadline, and a queue that is bounded in requests and bytes. What does not fit
-is dropped and counted; a shadow that fails or hangs is left alone for a moment, while its queue fills up and drops. So
-the worst that a shadow can do to the event loop is a few microseconds a request. A colocated shadow runs in a
-thread of its own, under the same interpreter lock as the champion: `isolated` is the placement for shadows.
+A shadow has one call in flight, with a deadline, and a queue bounded in requests and bytes. What does not fit is
+dropped and counted; a shadow that fails or hangs is paused while its queue fills up and drops. So a shadow costs the
+event loop a few microseconds a request at most. A colocated shadow runs in a thread of its own, under the same
+interpreter lock as the champion: `isolated` is the placement for shadows.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflowkit.errors import EngineError, MlkitError
-from mlflowkit.serving.inference.answer_records import Mirrored, Record, Tap
-from mlflowkit.serving.inference.batching import LostError, ask_together, settle
-from mlflowkit.serving.inference.counters import Tally
-from mlflowkit.serving.inference.router import mirrored
-from mlflowkit.serving.inference.variants import Loaded, Model, Versions
-from mlflowkit.serving.protocol.open_inference import Refusal, Schema, finite
+from mlflowkit.ports import Session
+from mlflowkit.serving.inference.answer_records import MirrorRecord, Record, RecordSink
+from mlflowkit.serving.inference.batching import LostError, resolve, run_batched
+from mlflowkit.serving.inference.counters import VariantCounter
+from mlflowkit.serving.inference.router import is_mirrored
+from mlflowkit.serving.inference.variants import ActiveTable, LoadedModel, Versions
+from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.input_schema import Schema
+from mlflowkit.serving.protocol.json_tensors import DTYPES
+from mlflowkit.serving.protocol.responses import require_finite
 
-if TYPE_CHECKING:
-    from mlflowkit.ports import Session
-
-    Inputs = Mapping[str, np.ndarray]
-
+Tensors = Mapping[str, np.ndarray]
 GATHER_SECONDS = 0.01
-"""How long requests gather after the first of a batch: a shadow's answer is nobody's to wait for."""
+"""How long requests gather after the first of a batch: no client waits for a shadow."""
 MAX_QUEUED = 2048
 """Requests that may wait for one shadow."""
 MAX_BYTES = 64 << 20
@@ -44,159 +43,153 @@ MAX_ROWS = 256
 DEADLINE_SECONDS = 2.0
 """A batch that takes longer counts as failed."""
 PAUSE_SECONDS = 0.25
-"""How long a shadow that answered nothing of a batch is left alone."""
+"""How long a shadow is paused after a batch of which it answered nothing."""
 _log = logging.getLogger("mlflowkit.serving")
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _QueuedRequest:
     record: Record
-    source: Model
-    tally: Tally
+    source: LoadedModel
+    counter: VariantCounter
     size: int
 
 
 class ShadowMirror:
-    """A `records.Mirror` over the shadows of whatever table ``versions`` points at. Lives on one event loop.
+    """An `answer_records.RequestMirror` over the shadows of the active table. Lives on one event loop.
 
-    Each request that the shadow's sampling takes counts as mirrored in its tally, and one that the queue does not take
-    as dropped. One that the shadow was asked counts among its requests, and among its errors when it had no answer;
-    its latency is not tallied, because a batch's is no request's.
+    A request that the shadow's sampling selects counts as mirrored in its counter, and as dropped when the queue does
+    not take it. A request that the shadow ran counts among its requests, and among its errors when it failed; its
+    latency is not counted, because a batch's latency is not a request's.
     """
 
-    def __init__(self, versions: Versions, tap: Tap, *, deadline: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, versions: Versions, sink: RecordSink, *, deadline: float = DEADLINE_SECONDS) -> None:
         self._versions = versions
-        self._tap = tap
+        self._sink = sink
         self._deadline = deadline
-        self._active: Loaded | None = None
-        self._lanes: list[tuple[_Lane, Tally]] = []
+        self._active: ActiveTable | None = None
+        self._queues: list[tuple[_ShadowQueue, VariantCounter]] = []
 
     def offer(self, record: Record) -> None:
-        """Queue a request for each shadow that takes it. Returns at once, never raises."""
+        """Queue a request for each shadow that samples it. Returns at once, never raises."""
         active = self._versions.active
         if active is None:
             return
         if active is not self._active:
-            self._follow(active)
-        for lane, tally in self._lanes:
-            variant = lane.shadow.variant
-            if variant.sampling < 1.0 and not mirrored(active.table, variant.name, variant.sampling, record.id):
+            self._apply_table(active)
+        for queue, counter in self._queues:
+            variant = queue.shadow.variant
+            if variant.sampling < 1.0 and not is_mirrored(active.table, variant.name, variant.sampling, record.id):
                 continue
-            tally.mirrored += 1
+            counter.mirrored += 1
             source = active.by_name.get(record.answered)
-            if source is None or not lane.take(record, source, tally):
-                tally.dropped += 1
+            if source is None or not queue.put(record, source, counter):
+                counter.dropped += 1
 
-    def _follow(self, active: Loaded) -> None:
-        """Keep the lanes of shadows that stay, so that what waits for them is not lost; close the others."""
-        before = {lane.key: lane for lane, _ in self._lanes}
-        self._active, self._lanes = active, []
+    def _apply_table(self, active: ActiveTable) -> None:
+        """Keep the queues of shadows that stay, with their requests; close the others."""
+        previous = {queue.key: queue for queue, _ in self._queues}
+        self._active, self._queues = active, []
         for shadow in active.shadows:
-            lane = before.pop(_key(shadow), None) or _Lane(shadow, self._tap, self._deadline)
-            lane.shadow = shadow
-            self._lanes.append((lane, active.tallies[shadow.variant.name]))
-        for gone in before.values():
-            gone.close()
+            queue = previous.pop(_shadow_key(shadow), None) or _ShadowQueue(shadow, self._sink, self._deadline)
+            queue.shadow = shadow
+            self._queues.append((queue, active.counters[shadow.variant.name]))
+        for removed in previous.values():
+            removed.close()
 
 
-def _key(model: Model) -> tuple[str, int]:
+def _shadow_key(model: LoadedModel) -> tuple[str, int]:
     return model.variant.name, id(model.session if model.remote is None else model.remote)
 
 
-class _Lane:
-    """One shadow's queue, and the task that empties it; there is none while the queue is empty."""
+class _ShadowQueue:
+    """One shadow's queue, and the task that drains it; there is no task while the queue is empty."""
 
-    def __init__(self, shadow: Model, tap: Tap, deadline: float) -> None:
+    def __init__(self, shadow: LoadedModel, sink: RecordSink, deadline: float) -> None:
         self.shadow = shadow
-        self.key = _key(shadow)
-        self._tap = tap
+        self.key = _shadow_key(shadow)
+        self._sink = sink
         self._deadline = deadline
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_QueuedRequest] = deque()
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._thread = _Thread(shadow.session) if shadow.remote is None else None
+        self._thread = _SessionThread(shadow.session) if shadow.remote is None else None
 
-    def take(self, record: Record, source: Model, tally: Tally) -> bool:
-        """Whether there was room for a record."""
-        size = 0
-        for array in record.inputs.values():
-            size += array.nbytes
+    def put(self, record: Record, source: LoadedModel, counter: VariantCounter) -> bool:
+        """Queue a record; False when it does not fit."""
+        size = sum(array.nbytes for array in record.inputs.values())
         if len(self._queue) >= MAX_QUEUED or self._bytes + size > MAX_BYTES:
             return False
-        self._queue.append(_Waiting(record, source, tally, size))
+        self._queue.append(_QueuedRequest(record, source, counter, size))
         self._bytes += size
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._empty())
+            self._task = asyncio.get_running_loop().create_task(self._drain())
         return True
 
     def close(self) -> None:
-        """Drop what waits; a call in flight may end."""
+        """Drop the queued requests; a call in flight may finish."""
         while self._queue:
-            self._queue.popleft().tally.dropped += 1
+            self._queue.popleft().counter.dropped += 1
         self._bytes = 0
         if self._thread is not None:
             self._thread.stop()
 
-    async def _empty(self) -> None:
+    async def _drain(self) -> None:
         try:
             while self._queue:
                 await asyncio.sleep(GATHER_SECONDS)
-                batch = self._next()
-                if batch and not await self._ask(batch):
+                batch = self._next_batch()
+                if batch and not await self._run_batch(batch):
                     await asyncio.sleep(PAUSE_SECONDS)
         finally:
             self._task = None
 
-    def _next(self) -> list[_Waiting]:
-        """The next batch: records in their order whose tensors are those of one signature."""
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_QueuedRequest]:
+        """The next batch: requests in order, as long as they were parsed for one signature."""
+        batch: list[_QueuedRequest] = []
         rows = 0
         while self._queue:
             first = self._queue[0]
-            if batch and (
-                rows + first.record.rows > MAX_ROWS
-                or first.source.bundle.signature is not batch[0].source.bundle.signature
-            ):
+            same = not batch or first.source.bundle.signature is batch[0].source.bundle.signature
+            if batch and (rows + first.record.rows > MAX_ROWS or not same):
                 break
             batch.append(self._queue.popleft())
             rows += first.record.rows
             self._bytes -= first.size
         return batch
 
-    async def _ask(self, batch: list[_Waiting]) -> bool:
-        """Ask the shadow a batch and hand on what it says; returns whether it answered any of it."""
+    async def _run_batch(self, batch: list[_QueuedRequest]) -> bool:
+        """Run a batch on the shadow and record its results; returns whether it answered any request."""
         begin = time.perf_counter()
-        answers: list[Inputs | EngineError]
+        results: list[Tensors | EngineError]
         try:
-            parts = self._parts(batch)
-            asking = ask_together(self._run, parts, [one.record.rows for one in batch])
-            answers = await asyncio.wait_for(asking, self._deadline)
+            inputs = [item.record.inputs for item in batch]
+            source, target = batch[0].source.schema, self.shadow.schema
+            if source.signature != target.signature:
+                inputs = [translate(tensors, source, target) for tensors in inputs]
+            running = run_batched(self._run, inputs, [item.record.rows for item in batch])
+            results = await asyncio.wait_for(running, self._deadline)
         except TimeoutError:
-            answers = [LostError(f"no answer within {self._deadline:g} s")] * len(batch)
+            results = [LostError(f"no answer within {self._deadline:g} s")] * len(batch)
         except EngineError as error:
-            answers = [error] * len(batch)
-        except Exception as error:  # noqa: BLE001 - a fault of ours costs this batch, not those that wait behind it
+            results = [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - a bug here costs this batch, not the queued requests
             _log.exception("shadow %s", self.shadow.variant.name)
-            answers = [EngineError(repr(error))] * len(batch)
+            results = [EngineError(repr(error))] * len(batch)
         seconds = time.perf_counter() - begin
-        version = self.shadow.variant.version
+        variant = self.shadow.variant
         answered = False
-        for one, answer in zip(batch, answers, strict=True):
-            found, error_ = _judge(answer)
-            one.tally.rows += one.record.rows if found is not None else 0
-            one.tally.errors += found is None
-            one.tally.requests += 1
-            answered = answered or found is not None
-            self._tap.compared(Mirrored(one.record, self.shadow.variant.name, version, seconds, found, error_))
+        for item, result in zip(batch, results, strict=True):
+            outputs, reason = _check_result(result)
+            counter = item.counter
+            counter.rows += item.record.rows if outputs is not None else 0
+            counter.errors += outputs is None
+            counter.requests += 1
+            answered = answered or outputs is not None
+            self._sink.compared(MirrorRecord(item.record, variant.name, variant.version, seconds, outputs, reason))
         return answered
 
-    def _parts(self, batch: list[_Waiting]) -> list[Inputs]:
-        source, target = batch[0].source.schema, self.shadow.schema
-        if source.signature == target.signature:
-            return [one.record.inputs for one in batch]
-        return [translate(one.record.inputs, source, target) for one in batch]
-
-    async def _run(self, inputs: Inputs, rows: int) -> Inputs:
+    async def _run(self, inputs: Tensors, rows: int) -> Tensors:
         remote, thread = self.shadow.remote, self._thread
         try:
             if remote is not None:
@@ -204,85 +197,82 @@ class _Lane:
             if thread is None:
                 raise LostError("the shadow has no process")
             return await thread.run(inputs)
-        except Refusal as refusal:
-            raise LostError(refusal.message) from refusal
+        except RequestError as error:
+            raise LostError(error.message) from error
         except EngineError:
             raise
         except MlkitError as error:
             raise EngineError(error.message) from error
 
 
-class _Thread:
-    """Runs one session in one daemon thread, so that one that never returns keeps no process from ending."""
+class _SessionThread:
+    """Runs one session in one daemon thread, so that a run that never returns does not block process exit."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._stuck: asyncio.Future[Inputs] | None = None
+        self._last: asyncio.Future[Tensors] | None = None
         threading.Thread(target=self._work, name="mlkit-shadow", daemon=True).start()
 
-    async def run(self, inputs: Inputs) -> Inputs:
-        """Answers by output name. Raises EngineError, LostError while an earlier call has not come back."""
-        if self._stuck is not None and not self._stuck.done():
+    async def run(self, inputs: Tensors) -> Tensors:
+        """Outputs by name. Raises EngineError; LostError while the previous call has not returned."""
+        if self._last is not None and not self._last.done():
             raise LostError("the call before has not come back")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Inputs] = loop.create_future()
-        self._stuck = answer
+        outputs: asyncio.Future[Tensors] = loop.create_future()
+        self._last = outputs
 
         def job() -> None:
-            outcome: Inputs | Exception
+            outcome: Tensors | Exception
             try:
                 outcome = self._session.run(inputs)
             except MlkitError as error:
                 outcome = error
-            except Exception as error:  # noqa: BLE001 - a runtime of someone else's; told as what it is
+            except Exception as error:  # noqa: BLE001 - any error of the runtime, with its type
                 outcome = EngineError(f"{type(error).__name__}: {error}")
-            loop.call_soon_threadsafe(settle, answer, outcome)
+            loop.call_soon_threadsafe(resolve, outputs, outcome)
 
         self._jobs.put(job)
-        return await asyncio.shield(answer)
-
-    def stop(self) -> None:
-        self._jobs.put(None)
+        return await asyncio.shield(outputs)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
 
+    def stop(self) -> None:
+        self._jobs.put(None)
 
-def _judge(answer: Inputs | EngineError) -> tuple[Inputs | None, str]:
-    """The answers when all of them are finite, otherwise None and why not."""
-    if isinstance(answer, EngineError):
-        return None, answer.message
+
+def _check_result(result: Tensors | EngineError) -> tuple[Tensors | None, str]:
+    """The outputs when all of them are finite, otherwise None and the reason."""
+    if isinstance(result, EngineError):
+        return None, result.message
     try:
-        for name, array in answer.items():
-            finite(array, name)
-    except Refusal as refusal:
-        return None, refusal.message
-    return answer, ""
+        for name, array in result.items():
+            require_finite(array, name)
+    except RequestError as error:
+        return None, error.message
+    return result, ""
 
 
-def translate(inputs: Inputs, source: Schema, target: Schema) -> Inputs:
-    """The tensors that another model takes, put together column by column. Raises EngineError where one is missing."""
-    found = {}
+def translate(inputs: Tensors, source: Schema, target: Schema) -> Tensors:
+    """Rearrange a request's columns into another model's tensors. Raises EngineError where one is missing."""
+    translated: dict[str, np.ndarray] = {}
     for tensor in target.signature.inputs:
         if not tensor.columns:
             same = source.tensors.get(tensor.name)
             if same is None or same.datatype != tensor.datatype or same.shape != tensor.shape:
                 raise EngineError(f"the request has no tensor {tensor.name} such as this version takes")
-            found[tensor.name] = inputs[tensor.name]
+            translated[tensor.name] = inputs[tensor.name]
             continue
         cells = []
         for column in tensor.columns:
             if column not in source.columns:
                 raise EngineError(f"the request has no column {column}, which this version takes")
-            given, place = source.columns[column]
-            if (given.datatype == "BYTES") != (tensor.datatype == "BYTES"):
-                raise EngineError(f"column {column} is {given.datatype} in the request and {tensor.datatype} here")
-            cells.append(inputs[given.name][:, place])
+            origin, index = source.columns[column]
+            if (origin.datatype == "BYTES") != (tensor.datatype == "BYTES"):
+                raise EngineError(f"column {column} is {origin.datatype} in the request and {tensor.datatype} here")
+            cells.append(inputs[origin.name][:, index])
         stacked = np.stack(cells, axis=1)
-        found[tensor.name] = stacked if tensor.datatype == "BYTES" else stacked.astype(_DTYPES[tensor.datatype])
-    return found
-
-
-_DTYPES = {"FP32": np.float32, "FP64": np.float64, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
+        translated[tensor.name] = stacked if tensor.datatype == "BYTES" else stacked.astype(DTYPES[tensor.datatype])
+    return translated

@@ -1,4 +1,4 @@
-"""What the observer needs of the bundles that a routing table names."""
+"""The parts of a bundle that the observer needs, cached per variant."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mlflowkit.values import Json, RoutingTable, Variant
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What the observer needs of a bundle."""
+class BundleInfo:
+    """Signature and reference profile of a bundle."""
 
     signature: Signature
     reference: Json
@@ -22,22 +22,19 @@ class Known:
 
 
 @lru_cache(maxsize=64)
-def known(variant: Variant) -> Known:
-    """Signature and reference profile of a variant's bundle, which the gateway has verified.
-
-    Raises ServiceError when it cannot be read.
-    """
+def bundle_info(variant: Variant) -> BundleInfo:
+    """Read a variant's bundle, which the gateway has verified. Raises ServiceError when it cannot be read."""
     folder = Path(variant.bundle)
     try:
         signature = Signature.model_validate_json((folder / "signature.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ServiceError(f"{folder}: signature.json cannot be read: {error}", hint="mlkit status") from error
-    return Known(signature, read_json(folder / "evidence" / "reference.json"), variant.digest)
+    return BundleInfo(signature, read_json(folder / "evidence" / "reference.json"), variant.digest)
 
 
-def variant_of(table: RoutingTable, name: str) -> Variant:
-    """The variant of that name. Raises ServiceError where the table has none."""
-    found = next((variant for variant in table.variants if variant.name == name), None)
-    if found is None:
-        raise ServiceError(f"routing table {table.epoch} has no variant {name}", hint="mlkit status")
-    return found
+def find_variant(table: RoutingTable, name: str) -> Variant:
+    """Return the variant called ``name``. Raises ServiceError when the table has none."""
+    for variant in table.variants:
+        if variant.name == name:
+            return variant
+    raise ServiceError(f"routing table {table.epoch} has no variant {name}", hint="mlkit status")

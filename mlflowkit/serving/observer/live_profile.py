@@ -1,11 +1,11 @@
-"""Profiles of live traffic: one a version and WINDOW_SECONDS, mergeable with every other and with the reference.
+"""Profiles of live traffic: one per version and WINDOW_SECONDS, mergeable with each other and with the reference.
 
 ::
 
-    <service>/profiles/<version>/<beginning of the window, seconds since the epoch>.<replica>.profile
+    <service>/profiles/<version>/<start of the window, seconds since the epoch>.<replica>.profile
 
-Rows are gathered and profiled many at a time, because a profiler's cost is by call and column more than by row. The
-columns are those of the reference profile, by name, and what was answered: ``output.label``, ``output.prediction``,
+Rows are gathered and profiled in bulk, because a profiler's cost is per call and column more than per row. The columns
+are those of the reference profile and the answers: ``output.label``, ``output.prediction``,
 ``output.probability.<class>``.
 """
 
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as compute
 
 from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.log_once import LogOnce
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +40,7 @@ _log = logging.getLogger("mlflowkit.observer")
 
 @dataclass(slots=True)
 class _Window:
-    waiting: list[pa.Table] = field(default_factory=list)
+    pending: list[pa.Table] = field(default_factory=list)
     rows: int = 0
     since: float = 0.0
     profile: bytes = b""
@@ -47,7 +49,7 @@ class _Window:
 class LiveProfiles:
     """Writes one replica's profiles. Used by one thread; the profiler is imported when the first rows are profiled.
 
-    ``profiler`` is the ``module:class`` of a MergingProfiler.
+    ``profiler`` is the ``module:class`` of a MergingProfiler; profiles older than ``days`` are removed.
     """
 
     def __init__(self, folder: Path, replica: str, profiler: str, *, days: float) -> None:
@@ -55,76 +57,73 @@ class LiveProfiles:
         self.days = days
         self.profiled = self.dropped = 0
         self._replica = replica
-        self._named = profiler
+        self._profiler_name = profiler
         self._profiler: MergingProfiler | None = None
         self._windows: dict[tuple[str, int], _Window] = {}
-        self._complaint = ""
+        self._errors = LogOnce(_log)
 
-    def add(self, rows: pa.Table, version: str, when: float) -> None:
-        """Take rows of the prediction log (with or without it) that ``version`` answered at about ``when``."""
-        window = self._windows.setdefault((version, int(when // WINDOW_SECONDS)), _Window())
-        if not window.waiting:
+    def add(self, rows: pa.Table, version: str, time_answered: float) -> None:
+        """Add rows in the prediction log's format that ``version`` answered at about ``time_answered``."""
+        number = int(time_answered // WINDOW_SECONDS)
+        window = self._windows.setdefault((version, number), _Window())
+        if not window.pending:
             window.since = time.monotonic()
-        window.waiting.append(rows)
+        window.pending.append(rows)
         window.rows += rows.num_rows
         if window.rows >= GATHER_ROWS:
-            self._fold(version, int(when // WINDOW_SECONDS), window)
+            self._update_profile(version, number, window)
 
     def tick(self) -> None:
-        """Profile what has waited long enough; forget windows that are over, remove files that are too old."""
-        self._do(time.monotonic() - GATHER_SECONDS)
+        """Profile rows that have waited GATHER_SECONDS, forget finished windows and remove old files."""
+        self._flush(time.monotonic() - GATHER_SECONDS)
 
     def close(self) -> None:
-        """Profile what is left."""
-        self._do(float("inf"))
+        self._flush(float("inf"))
 
-    def _do(self, before: float) -> None:
-        present = int(time.time() // WINDOW_SECONDS)
+    def _flush(self, before: float) -> None:
+        current = int(time.time() // WINDOW_SECONDS)
         for (version, number), window in list(self._windows.items()):
-            if window.waiting and window.since <= before:
-                self._fold(version, number, window)
-            elif not window.waiting and number < present - 1:
+            if window.pending and window.since <= before:
+                self._update_profile(version, number, window)
+            elif not window.pending and number < current - 1:
                 del self._windows[version, number]
-                self._sweep(version)
+                self._remove_old_files(version)
 
-    def _fold(self, version: str, number: int, window: _Window) -> None:
-        """Profile the rows that wait and write the window's profile; what cannot be profiled or kept is counted."""
+    def _update_profile(self, version: str, number: int, window: _Window) -> None:
+        """Merge pending rows into the window's profile and write it; rows that fail are counted as dropped."""
         rows, window.rows = window.rows, 0
-        tables, window.waiting = window.waiting, []
+        tables, window.pending = window.pending, []
         try:
-            found = self._load().profile(_frame(tables))
-            window.profile = self._load().merge([window.profile, found]) if window.profile else found
+            profiler = self._load_profiler()
+            profile = profiler.profile(_to_frame(tables))
+            window.profile = profiler.merge([window.profile, profile]) if window.profile else profile
             path = self.folder / version / f"{number * WINDOW_SECONDS}.{self._replica}{SUFFIX}"
             replace_file(path, window.profile, durable=False)
-        except Exception as error:  # noqa: BLE001 - whatever a profiler raises must not end the observer: counted, told
+        except Exception as error:  # noqa: BLE001 - a profiler may raise anything, and must not end the observer
             self.dropped += rows
-            if str(error) != self._complaint:
-                _log.error("live profile of version %s: %r", version, error)
-            self._complaint = str(error)
+            self._errors.error(f"live profile of version {version}: {error!r}", key=version)
             if not isinstance(error, StoreError):
                 window.profile = b""
         else:
             self.profiled += rows
 
-    def _load(self) -> MergingProfiler:
+    def _load_profiler(self) -> MergingProfiler:
         if self._profiler is None:
-            module, separator, name = self._named.partition(":")
+            module, separator, name = self._profiler_name.partition(":")
             if not separator:
-                raise UsageError(f"{self._named!r} names no profiler", hint="module:class")
+                raise UsageError(f"{self._profiler_name!r} names no profiler", hint="module:class")
             self._profiler = getattr(importlib.import_module(module), name)()
         return self._profiler
 
-    def _sweep(self, version: str) -> None:
+    def _remove_old_files(self, version: str) -> None:
         oldest = time.time() - self.days * 86_400
         for path in (self.folder / version).glob(f"*{SUFFIX}"):
             if int(path.name.partition(".")[0]) < oldest:
                 path.unlink(missing_ok=True)
 
 
-def _frame(tables: list[pa.Table]) -> pd.DataFrame:
-    """Logged rows as the profiler takes them: inputs under their own names, a missing text as None."""
-    import pyarrow.compute as compute
-
+def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
+    """Convert logged rows to the profiler's columns: inputs under their own names, a missing text as None."""
     table = pa.concat_tables(tables, promote_options="default")
     columns: dict[str, pa.ChunkedArray] = {}
     for name in table.column_names:
@@ -140,14 +139,11 @@ def _frame(tables: list[pa.Table]) -> pd.DataFrame:
     return frame
 
 
-def profiles(folder: Path, version: str, since: float, until: float) -> Mapping[int, list[bytes]]:
-    """Profiles of a version by the beginning of their window, those of all replicas, of windows within [since, until).
-
-    A Profiler's ``merge`` makes one of several.
-    """
-    found: dict[int, list[bytes]] = {}
+def read_profiles(folder: Path, version: str, since: float, until: float) -> Mapping[int, list[bytes]]:
+    """Read the profiles of a version, by the start of their window, one per replica, for windows in [since, until)."""
+    profiles: dict[int, list[bytes]] = {}
     for path in sorted((folder / version).glob(f"*{SUFFIX}")):
-        begin = int(path.name.partition(".")[0])
-        if since <= begin < until:
-            found.setdefault(begin, []).append(path.read_bytes())
-    return found
+        start = int(path.name.partition(".")[0])
+        if since <= start < until:
+            profiles.setdefault(start, []).append(path.read_bytes())
+    return profiles

@@ -1,10 +1,10 @@
-"""Takes records off the request path and hands them to the replica's observer, a process of its own.
+"""Takes records off the request path and hands them to the replica's observer, a separate process.
 
-`ObserverTap.answered` and `ObserverTap.compared` append to a bounded queue and return. A thread empties it every
-TURN_SECONDS, makes Arrow batches of what it found and writes them to the observer's pipe without ever waiting for it
-longer than a turn. What does not fit is dropped and counted: an observer that hangs fills its pipe, then the backlog,
-and costs nothing more; one that ended is started again, after ever longer pauses; one that reads nothing for
-STALL_SECONDS is ended first.
+`ObserverClient.answered` and `ObserverClient.compared` append to a bounded queue and return. A thread empties the queue
+every FLUSH_SECONDS, encodes Arrow batches and writes them to the observer's pipe, without blocking on the pipe for
+longer than one flush. Records that do not fit are dropped and counted: an observer that hangs fills its pipe, then the
+backlog, and costs nothing more. An observer that exits is restarted with growing pauses; one that reads nothing for
+STALL_SECONDS is killed and restarted.
 """
 
 from __future__ import annotations
@@ -20,90 +20,78 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.serving.inference.answer_records import Mirrored, Record
+from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
 from mlflowkit.serving.observer import frames
 from mlflowkit.values import RoutingTable
 
-TURN_SECONDS = 0.05
-QUEUE_RECORDS = 32_768
-"""Records that wait for a turn; more are dropped."""
+FLUSH_SECONDS = 0.05
+MAX_QUEUED_RECORDS = 32_768
 BACKLOG_BYTES = 32 << 20
-"""Encoded batches that wait for the observer; while there are more, records are dropped unread."""
+"""Encoded batches that wait for the observer; while there are more, records are dropped unencoded."""
 STALL_SECONDS = 30.0
-"""An observer that has read nothing for as long, with something to read, is ended."""
-PAUSES = (0.1, 0.5, 2.0, 10.0, 30.0)
-"""Seconds before an observer that ended is started again; the last holds from then on."""
-STEADY_SECONDS = 60.0
-"""One that lasted as long begins with the first pause again."""
+RESTART_PAUSES = (0.1, 0.5, 2.0, 10.0, 30.0)
+"""Seconds before the first, second, ... restart of an observer that exits; the last repeats."""
+STABLE_SECONDS = 60.0
+"""An observer that ran this long resets the restart pauses."""
 PIPE_BYTES = 1 << 20
-TABLES = 64
-"""Routing tables that a restarted observer is told again."""
+MAX_TABLES = 64
+"""Routing tables that are sent again to a restarted observer."""
 _log = logging.getLogger("mlflowkit.serving")
-Encoder = Callable[[Any, Any], Any]
 
 
-def command(folder: Path, replica: str, profiler: str) -> list[str]:
-    """How an observer is started; ``profiler`` is the ``module:class`` of a Profiler, or "" for no profiles."""
+def observer_command(folder: Path, replica: str, profiler: str) -> list[str]:
+    """The observer's command line; ``profiler`` is the ``module:class`` of a profiler, or "" for no profiles."""
     return [sys.executable, "-m", "mlflowkit.serving.observer.observer_process", str(folder), replica, profiler]
 
 
-class ObserverTap:
-    """The Tap of a gateway replica. Neither verb waits, fails or takes longer than a microsecond.
-
-    ``argv`` is the command line of the observer (see `command`).
-    """
+class ObserverClient:
+    """The RecordSink of a gateway replica, given an `observer_command`. Its methods do not block or raise."""
 
     def __init__(self, argv: Sequence[str], *, backlog_bytes: int = BACKLOG_BYTES) -> None:
         self._argv = list(argv)
         self._limit = backlog_bytes
-        self._queue: deque[Record | Mirrored | RoutingTable] = deque()
-        self._tables: deque[RoutingTable] = deque(maxlen=TABLES)
+        self._queue: deque[Record | MirrorRecord | RoutingTable] = deque()
+        self._tables: deque[RoutingTable] = deque(maxlen=MAX_TABLES)
         self._backlog: deque[tuple[memoryview, memoryview]] = deque()
-        self._backlog_bytes = 0
-        self._sent = 0
+        self._backlog_bytes = self._sent = self._failures = self._overflowed = 0
         self._observer: subprocess.Popen[bytes] | None = None
-        self._started = self._progress = self._next_start = 0.0
-        self._failures = 0
-        self._reported = b""
-        self._overflowed = 0
+        self._started = self._last_write = self._next_start = 0.0
         self._counts = {"observed": 0, "dropped": 0, "unencodable": 0, "restarts": 0, "stalls": 0}
-        self._theirs: Mapping[str, float] = {}
+        self._report_buffer = b""
+        self._observer_counts: Mapping[str, float] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mlkit-tap", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mlkit-observer-client", daemon=True)
         self._thread.start()
 
-    def answered(self, record: Record) -> None:
-        """Take the record of an answered request, or drop and count it."""
-        if len(self._queue) < QUEUE_RECORDS:
+    def answered(self, record: Record | MirrorRecord) -> None:
+        """Queue the record of an answered request, or drop and count it."""
+        if len(self._queue) < MAX_QUEUED_RECORDS:
             self._queue.append(record)
         else:
             self._overflowed += 1
 
-    def compared(self, mirrored: Mirrored) -> None:
-        """Take a mirrored request with the shadow's answer, or drop and count it."""
-        if len(self._queue) < QUEUE_RECORDS:
-            self._queue.append(mirrored)
-        else:
-            self._overflowed += 1
+    def compared(self, mirrored: MirrorRecord) -> None:
+        """Queue a mirrored request with the shadow's answer, or drop and count it."""
+        self.answered(mirrored)
 
-    def follow(self, table: RoutingTable) -> None:
-        """Tell the observer of a table, before the first record that is made under it."""
+    def send_table(self, table: RoutingTable) -> None:
+        """Queue a routing table; call it before the first record that is answered under the table."""
         self._queue.append(table)
 
     def counters(self) -> Mapping[str, float]:
-        """What was counted, by name: gauges ``queued`` and ``backlog_bytes``, the rest only grows.
+        """Return counters by name: gauges ``queued`` and ``backlog_bytes``; the others only grow.
 
         observed (records handed over), dropped, unencodable (records whose arrays do not fit together), restarts and
-        stalls of the observer; and what the observer last said of itself, prefixed with ``observer_``.
+        stalls of the observer; and the observer's own last report, prefixed with ``observer_``.
         """
-        theirs = {f"observer_{name}": value for name, value in self._theirs.items()}
+        reported = {f"observer_{name}": value for name, value in self._observer_counts.items()}
         counts = {**self._counts, "dropped": self._counts["dropped"] + self._overflowed}
-        return {"queued": len(self._queue), "backlog_bytes": self._backlog_bytes, **counts, **theirs}
+        return {"queued": len(self._queue), "backlog_bytes": self._backlog_bytes, **counts, **reported}
 
     @property
     def pid(self) -> int | None:
@@ -112,13 +100,12 @@ class ObserverTap:
         return None if observer is None else observer.pid
 
     def stop(self, seconds: float = 3.0) -> None:
-        """Hand over what is queued, let the observer write it down for up to ``seconds``, and end it."""
+        """Hand over what is queued, let the observer write for up to ``seconds``, and end it."""
         self._stopping.set()
         self._thread.join(seconds)
-        observer = self._observer
+        observer, self._observer = self._observer, None
         if observer is None:
             return
-        self._observer = None
         assert observer.stdin is not None  # it was started with a pipe
         observer.stdin.close()
         try:
@@ -128,113 +115,108 @@ class ObserverTap:
             observer.wait()
 
     def _run(self) -> None:
-        while True:
+        last = False
+        while not last:
             last = self._stopping.is_set()
             begin = time.monotonic()
             try:
-                self._turn(begin + (1.0 if last else TURN_SECONDS))
-            except Exception:  # noqa: BLE001 - the thread must go on; told with its traceback
-                _log.exception("the tap lost what it had gathered in one turn")
-            if last:
-                return
-            self._stopping.wait(max(0.001, TURN_SECONDS - (time.monotonic() - begin)))
+                self._flush(begin + (1.0 if last else FLUSH_SECONDS))
+            except Exception:  # noqa: BLE001 - the thread must go on
+                _log.exception("the observer client lost the records of one flush")
+            self._stopping.wait(max(0.001, FLUSH_SECONDS - (time.monotonic() - begin)))
 
-    def _turn(self, until: float) -> None:
-        """Keep the observer running, gather what is queued, hand over what fits."""
+    def _flush(self, deadline: float) -> None:
+        """Keep the observer running, encode what is queued and write what fits."""
         self._supervise()
-        records: list[Record | Mirrored] = []
+        records: list[Record | MirrorRecord] = []
         for _ in range(len(self._queue)):
-            taken = self._queue.popleft()
-            if isinstance(taken, RoutingTable):
-                self._gather(records)
+            item = self._queue.popleft()
+            if isinstance(item, RoutingTable):
+                self._encode_records(records)
                 records = []
-                self._tables.append(taken)
-                self._put(frames.TABLE, json.dumps(asdict(taken)).encode())
+                self._tables.append(item)
+                self._append_frame(frames.TABLE, json.dumps(asdict(item)).encode())
             else:
-                records.append(taken)
-        self._gather(records)
+                records.append(item)
+        self._encode_records(records)
         if self._observer is not None:
-            self._write(self._observer, until)
-            self._listen(self._observer)
+            self._write(self._observer, deadline)
+            self._read_report(self._observer)
 
-    def _gather(self, records: Sequence[Record | Mirrored]) -> None:
+    def _encode_records(self, records: Sequence[Record | MirrorRecord]) -> None:
         if self._backlog_bytes > self._limit:
             self._counts["dropped"] += len(records)
             return
-        answered = [record for record in records if isinstance(record, Record) and record.rows]
-        compared = [record for record in records if isinstance(record, Mirrored) and record.record.rows]
-        self._encode(frames.ANSWERED, frames.answered_groups(answered), frames.answered_payload)
-        self._encode(frames.COMPARED, frames.compared_groups(compared), frames.compared_payload)
-
-    def _encode(self, kind: bytes, groups: Iterable[tuple[Any, Sequence[Any]]], payload: Encoder) -> None:
-        for head, members in groups:
+        filled = [item for item in records if (item.rows if isinstance(item, Record) else item.record.rows)]
+        for header, members in frames.group_records(filled):
             try:
-                self._put(kind, payload(head, members))
-            except Exception as error:  # noqa: BLE001 - whatever an array does not allow: counted, told once
+                if header.shadow:
+                    self._append_frame(frames.COMPARED, frames.encode_mirrored(header, members))
+                else:
+                    self._append_frame(frames.ANSWERED, frames.encode_records(header, members))
+            except Exception as error:  # noqa: BLE001 - arrays may be anything; logged the first time
                 if not self._counts["unencodable"]:
-                    _log.error("records of version %s cannot be observed: %r", head.version, error)
+                    _log.error("records of version %s cannot be observed: %r", header.version, error)
                 self._counts["unencodable"] += len(members)
             else:
                 self._counts["observed"] += len(members)
 
-    def _put(self, kind: bytes, payload: Any) -> None:
-        head, content = frames.frame(kind, payload)
-        prefix, body = memoryview(head), memoryview(content)
+    def _append_frame(self, kind: bytes, payload: Any) -> None:
+        header, content = frames.encode_frame(kind, payload)
+        prefix, body = memoryview(header), memoryview(content)
         self._backlog.append((prefix, body))
         self._backlog_bytes += len(prefix) + len(body)
 
-    def _write(self, observer: subprocess.Popen[bytes], until: float) -> None:
-        """Write until the backlog is empty or the turn is over; the pipe never blocks."""
+    def _write(self, observer: subprocess.Popen[bytes], deadline: float) -> None:
+        """Write until the backlog is empty or the deadline is over; the pipe is non-blocking."""
         pipe = _fd(observer.stdin)
         while self._backlog:
             prefix, body = self._backlog[0]
-            left = len(prefix) - self._sent
+            rest = [prefix[self._sent :], body[max(0, self._sent - len(prefix)) :]]
             try:
-                self._sent += os.writev(pipe, [prefix[self._sent :], body] if left > 0 else [body[-left:]])
+                self._sent += os.writev(pipe, rest)
             except BlockingIOError:
-                if not select.select([], [pipe], [], max(0.0, until - time.monotonic()))[1]:
+                if not select.select([], [pipe], [], max(0.0, deadline - time.monotonic()))[1]:
                     return
                 continue
             except BrokenPipeError:
                 return
-            self._progress = time.monotonic()
+            self._last_write = time.monotonic()
             if self._sent == len(prefix) + len(body):
                 self._backlog.popleft()
                 self._backlog_bytes -= self._sent
                 self._sent = 0
-        self._progress = time.monotonic()
+        self._last_write = time.monotonic()
 
-    def _listen(self, observer: subprocess.Popen[bytes]) -> None:
-        """Read what the observer counted: a line of JSON a second, the last whole one holds."""
-        assert observer.stdout is not None  # it was started with a pipe
+    def _read_report(self, observer: subprocess.Popen[bytes]) -> None:
+        """Read the observer's counters: it prints a line of JSON per second, and the last complete line holds."""
         try:
-            self._reported += os.read(observer.stdout.fileno(), 65_536)
+            self._report_buffer += os.read(_fd(observer.stdout), 65_536)
         except BlockingIOError:
             return
-        *lines, self._reported = self._reported.split(b"\n")
+        *lines, self._report_buffer = self._report_buffer.split(b"\n")
         if lines:
-            self._theirs = json.loads(lines[-1])
+            self._observer_counts = json.loads(lines[-1])
 
     def _supervise(self) -> None:
-        """Start the observer where there is none, after a pause that grows; end one that has stopped reading."""
+        """Start the observer when there is none and the restart pause is over; kill it when it has stalled."""
         now = time.monotonic()
         observer = self._observer
         if observer is not None and observer.poll() is None:
-            if self._backlog and now - self._progress > STALL_SECONDS:
+            if self._backlog and now - self._last_write > STALL_SECONDS:
                 self._counts["stalls"] += 1
-                _log.error("the observer (process %d) reads nothing; it is started again", observer.pid)
+                _log.error("the observer (process %d) reads nothing; restarting it", observer.pid)
                 observer.kill()
-                self._progress = now
+                self._last_write = now
             return
         if observer is not None:
-            self._lost(observer, now)
+            self._clean_up_after(observer, now)
         if now >= self._next_start and not self._stopping.is_set():
             self._start(now)
 
-    def _lost(self, observer: subprocess.Popen[bytes], now: float) -> None:
-        """Note that an observer ended; a frame that it got a part of is sent anew, one that it had is gone."""
-        self._failures = 0 if now - self._started > STEADY_SECONDS else self._failures
-        self._next_start = now + PAUSES[min(self._failures, len(PAUSES) - 1)]
+    def _clean_up_after(self, observer: subprocess.Popen[bytes], now: float) -> None:
+        self._failures = 0 if now - self._started > STABLE_SECONDS else self._failures
+        self._next_start = now + RESTART_PAUSES[min(self._failures, len(RESTART_PAUSES) - 1)]
         self._failures += 1
         _log.error("the observer (process %d) ended with %s", observer.pid, observer.returncode)
         for stream in (observer.stdin, observer.stdout):
@@ -242,7 +224,7 @@ class ObserverTap:
                 if stream is not None:
                     stream.close()
         self._observer = None
-        self._theirs, self._reported = {}, b""
+        self._observer_counts, self._report_buffer = {}, b""
 
     def _start(self, now: float) -> None:
         if self._started:
@@ -250,24 +232,21 @@ class ObserverTap:
         try:
             observer = subprocess.Popen(self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         except OSError as error:
-            self._next_start = now + PAUSES[-1]
+            self._next_start = now + RESTART_PAUSES[-1]
             _log.error("the observer does not start: %s", error)
             return
         for stream in (observer.stdin, observer.stdout):
             os.set_blocking(_fd(stream), False)
-        with contextlib.suppress(OSError):  # a smaller pipe does as well
+        with contextlib.suppress(OSError):  # a smaller pipe works too
             fcntl.fcntl(_fd(observer.stdin), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._observer = observer
-        self._started = self._progress = now
-        self._restore()
-
-    def _restore(self) -> None:
-        """Have a new observer begin with the tables that it needs, and with a whole frame."""
+        self._started = self._last_write = now
+        # The known tables go before the backlog; a frame that the last observer read in part is sent again whole.
         waiting = list(self._backlog)
         self._backlog.clear()
         self._backlog_bytes = self._sent = 0
         for table in self._tables:
-            self._put(frames.TABLE, json.dumps(asdict(table)).encode())
+            self._append_frame(frames.TABLE, json.dumps(asdict(table)).encode())
         self._backlog.extend(waiting)
         self._backlog_bytes += sum(len(prefix) + len(body) for prefix, body in waiting)
 

@@ -1,16 +1,11 @@
-"""The observer: the process beside a gateway replica that looks at what it answers.
+"""The observer: the process beside a gateway replica that counts, compares, logs and profiles its answers.
 
-``python -m mlflowkit.serving.observer.observer_process FOLDER REPLICA PROFILER`` reads frames (see `frames`) from
-stdin until it
-ends. It counts predictions and compares shadows for the evidence, appends to the prediction log and keeps live
-profiles; once a second it writes a line of JSON on stdout with what it counted of itself. FOLDER is the service's.
+``python -m mlflowkit.serving.observer.observer_process FOLDER REPLICA PROFILER`` reads frames (see `frames`) from stdin
+until it ends. It counts predictions and compares shadows for the evidence, appends to the prediction log and keeps live
+profiles; once a second it prints its own counters as a line of JSON. FOLDER is the service's.
 
-Evidence first: the log and the profiles are written by threads of their own, behind bounded queues, so that neither a
-slow disk nor the import of a profiler holds evidence up. The process is nice: where cores are scarce they are the
-gateway's.
-
-This file receives; `counting` counts, `tenths` tells how a regression's predictions are counted, `disagreements`
-compares and publishes, `keeping` logs and profiles.
+Evidence comes first: log and profiles are written by threads behind bounded queues (`sinks`), so that neither a slow
+disk nor the import of a profiler delays evidence. The process runs at lower priority than the gateway.
 """
 
 from __future__ import annotations
@@ -25,180 +20,243 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from mlflowkit.errors import MlkitError, ServiceError
-from mlflowkit.judging.online.evidence import Evidence
-from mlflowkit.service_state.records import ServiceFiles, Settings, read_json, write_json
+from mlflowkit.errors import ConflictError, MlkitError, ServiceError
+from mlflowkit.judging.online.evidence import Evidence, VariantCounts
+from mlflowkit.service_state.records import GatewaySettings, ServiceFiles
 from mlflowkit.serving.observer import frames, shadow_comparison
-from mlflowkit.serving.observer.bundle_info import known, variant_of
-from mlflowkit.serving.observer.deciles import Tenths
+from mlflowkit.serving.observer.bundle_info import bundle_info, find_variant
 from mlflowkit.serving.observer.frames import Batch
-from mlflowkit.serving.observer.prediction_counts import Counting
-from mlflowkit.serving.observer.shadow_report import Disagreements
-from mlflowkit.serving.observer.sinks import Keeping
+from mlflowkit.serving.observer.shadow_report import ShadowReports
+from mlflowkit.serving.observer.sinks import RecordSinks
+from mlflowkit.system.log_once import LogOnce
 from mlflowkit.values import RoutingTable
 
 WRITE_SECONDS = 0.25
-"""Evidence that changed is written at most this often."""
+"""Shortest time between two writes of evidence."""
 PUBLISH_SECONDS = 1.0
-"""Comparisons that changed are written at most this often."""
+"""Shortest time between two writes of shadow reports."""
 SETTINGS_SECONDS = 2.0
-TABLES = 64
-HELD_BATCHES = 4096
-"""Batches of a regression that wait until the tenths of the champion's predictions are known."""
+REPORT_SECONDS = 1.0
+MAX_TABLES = 64
+MAX_HELD_BATCHES = 4096
+"""Batches of a regression that wait until the champion's decile edges are known."""
 NICE = 5
 _log = logging.getLogger("mlflowkit.observer")
 
 
+class PredictionCounts:
+    """Evidence of the current experiment, cumulative over restarts of the observer."""
+
+    def __init__(self, evidence: Evidence | None = None) -> None:
+        evidence = evidence or Evidence("")
+        self.experiment = evidence.experiment
+        self.changed = False
+        self._newest = max(evidence.epochs, default=-1)
+        self._epochs = {epoch: dict(variants) for epoch, variants in evidence.epochs.items()}
+
+    def accepts(self, experiment: str, epoch: int) -> bool:
+        """Whether records count: late ones of an earlier experiment do not. A new experiment starts at 0."""
+        if experiment != self.experiment:
+            if epoch < self._newest:
+                return False
+            self.experiment, self._epochs = experiment, {}
+        self._newest = max(self._newest, epoch)
+        return True
+
+    def add(self, epoch: int, variant: str, counts: VariantCounts) -> None:
+        """Add counts of accepted records."""
+        variants = self._epochs.setdefault(epoch, {})
+        variants[variant] = variants.get(variant, VariantCounts()) + counts
+        self.changed = True
+
+    def evidence(self) -> Evidence:
+        """Return all counts of the current experiment."""
+        return Evidence(self.experiment, {epoch: dict(variants) for epoch, variants in self._epochs.items()})
+
+
+class DecileEdges:
+    """Decile edges of champions' predictions, by which the predictions of a regression are counted.
+
+    The first replica whose champion has answered EDGE_ROWS rows computes the edges and stores them beside the evidence;
+    all replicas, now and later, count by those.
+    """
+
+    def __init__(self, files: ServiceFiles) -> None:
+        self._files = files
+        self._edges: dict[str, tuple[float, ...]] = {}
+        self._samples: dict[str, list[np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._edges)
+
+    def get(self, table: RoutingTable, batch: Batch | None) -> tuple[float, ...] | None:
+        """Return the edges of the table's champion: () for a classification, None while they are not known.
+
+        ``batch`` holds answered rows; those of the champion are sampled until there are enough.
+        """
+        champion = table.champion
+        if bundle_info(champion).signature.task != "regression":
+            return ()
+        if champion.digest not in self._edges:
+            name = f"tenths/{champion.digest[:32]}.json"
+            edges = self._files.read_json(name)
+            if edges is None and batch is not None and batch.header.variant == champion.name:
+                edges = self._sample(champion.digest, batch)
+                if edges is not None:
+                    try:
+                        self._files.create_json(name, edges)
+                    except ConflictError:  # the first edges to be written hold for all replicas
+                        edges = self._files.read_json(name)
+            if edges is None:
+                return None
+            self._edges[champion.digest] = tuple(edges)
+        return self._edges[champion.digest]
+
+    def _sample(self, digest: str, batch: Batch) -> tuple[float, ...] | None:
+        sample = self._samples.setdefault(digest, [])
+        sample.append(np.array(batch.answers["prediction"]).reshape(-1))
+        if sum(map(len, sample)) < shadow_comparison.EDGE_ROWS:
+            return None
+        return shadow_comparison.decile_edges(np.concatenate(self._samples.pop(digest)))
+
+
 class Observer:
-    """Looks at one replica's batches. `table`, `answered` and `compared` in the order of the stream, then `tick`."""
+    """Observes one replica. Call `add_table`, `answered` and `compared` in the order of the stream, then `tick`."""
 
     def __init__(self, folder: Path, replica: str, profiler: str) -> None:
         self.files = ServiceFiles(folder)
         self.replica = replica
         self.counts = {"batches": 0, "rows": 0, "refused": 0, "held_dropped": 0, "write_failures": 0}
-        self.keeping = Keeping(folder, replica, profiler, self._read_settings())
-        self._path = folder / "evidence" / f"{replica}.observer.json"
-        self.counting = Counting(self._before())
-        self._disagreements = Disagreements(self.files, replica, self._attempt)
-        self._tenths = Tenths(self.files)
+        self.sinks = RecordSinks(folder, replica, profiler, self._read_settings())
+        self._evidence = f"evidence/{replica}.observer.json"
+        self.predictions = PredictionCounts(self._read_evidence())
+        self._reports = ShadowReports(self.files, replica, self._attempt)
+        self._deciles = DecileEdges(self.files)
         self._tables: dict[int, RoutingTable] = {}
         self._held: list[tuple[Batch, RoutingTable, bool]] = []
-        self._complaint = ""
-        self._wrote = self._published = self._looked = self._told = 0.0
+        self._errors = LogOnce(_log)
+        self._written = self._published = self._settings_read = self._reported = 0.0
 
-    def table(self, payload: bytes) -> None:
-        """Learn a routing table."""
+    def add_table(self, payload: bytes) -> None:
         table = RoutingTable.from_json(json.loads(payload))
         self._tables[table.epoch] = table
-        for epoch in sorted(self._tables)[:-TABLES]:
+        for epoch in sorted(self._tables)[:-MAX_TABLES]:
             del self._tables[epoch]
 
     def answered(self, batch: Batch) -> None:
         """Count, log and profile answered rows."""
-        table, head = self._table_of(batch), batch.head
-        answering = known(variant_of(table, head.answered))
-        self.keeping.answered(batch, answering.signature)
-        if head.how == "hash" and head.answered == head.variant:
+        table = self._table_of(batch)
+        self.sinks.answered(batch, bundle_info(find_variant(table, batch.header.answered)).signature)
+        if batch.header.is_evidence:
             self._count(batch, table)
 
     def compared(self, batch: Batch) -> None:
-        """Compare and log rows that a shadow answered too."""
+        """Compare and log rows that a shadow also answered."""
         if batch.shadow is None:
             return
-        table = self._table_of(batch)
-        if self.keeping.settings.log:
-            self.keeping.shadowed(batch, known(variant_of(table, batch.head.shadow)).signature)
-        if batch.head.how == "hash" and batch.head.answered == table.champion.name:
+        table, header = self._table_of(batch), batch.header
+        if self.sinks.settings.log:
+            self.sinks.shadowed(batch, bundle_info(find_variant(table, header.shadow)).signature)
+        if header.how == "hash" and header.answered == table.champion.name:
             self._compare(batch, table)
 
     def tick(self, *, last: bool = False) -> None:
-        """Write what changed, look at the settings, say what was counted."""
+        """Do what is due: read the settings, write evidence and reports, print the counters."""
         now = time.monotonic()
-        if now - self._looked > SETTINGS_SECONDS:
-            self._looked = now
-            self._follow_settings()
-        if last or now - self._wrote > WRITE_SECONDS:
-            self._wrote = now
-            self._write(all_of_it=last)
-        if last or now - self._told > 1.0:
-            self._told = now
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # nobody listens any more
+        if now - self._settings_read > SETTINGS_SECONDS:
+            self._settings_read = now
+            try:
+                self.sinks.apply_settings(self._read_settings())
+            except ServiceError as error:
+                _log.error("%s; the settings stay as they are", error.message)
+        if last or now - self._written > WRITE_SECONDS:
+            self._written = now
+            if self.predictions.changed:
+                document = self.predictions.evidence().to_json()
+                self.predictions.changed = not self._attempt(
+                    lambda: self.files.write_json(self._evidence, document, durable=False)
+                )
+        if last or now - self._published > PUBLISH_SECONDS:
+            self._published = now
+            self._reports.publish()
+        if last or now - self._reported > REPORT_SECONDS:
+            self._reported = now
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the gateway does not read any more
                 os.write(sys.stdout.fileno(), json.dumps(self.counters()).encode() + b"\n")
 
     def counters(self) -> dict[str, int]:
-        """What the observer counted of itself; all of it only grows."""
-        return {**self.counts, **self.keeping.counters()}
+        """Return the observer's own counters; they only grow."""
+        return {**self.counts, **self.sinks.counters()}
 
     def close(self) -> None:
-        """Write everything down."""
         self.tick(last=True)
-        self.keeping.close()
+        self.sinks.close()
 
     def _count(self, batch: Batch, table: RoutingTable) -> None:
         edges = self._edges(batch, table, compared=False)
         if edges is None:
             return
-        signature = known(variant_of(table, batch.head.variant)).signature
-        counts = self.counting.of(batch.head.experiment, batch.head.epoch, batch.head.variant)
-        if counts is not None:
-            counts.predicted(shadow_comparison.prediction_counts(signature, batch.answers, edges))
+        header = batch.header
+        signature = bundle_info(find_variant(table, header.variant)).signature
+        if self.predictions.accepts(header.experiment, header.epoch):
+            counts = shadow_comparison.prediction_counts(signature, batch.answers, edges)
+            self.predictions.add(header.epoch, header.variant, VariantCounts(predictions=counts))
 
     def _compare(self, batch: Batch, table: RoutingTable) -> None:
-        edges = self._edges(batch, table, compared=True)
-        if edges is None:
-            return
-        counts = self.counting.of(batch.head.experiment, batch.head.epoch, batch.head.shadow)
-        if counts is not None:
-            self._disagreements.add(batch, table, edges, counts)
+        edges, header = self._edges(batch, table, compared=True), batch.header
+        if edges is not None and self.predictions.accepts(header.experiment, header.epoch):
+            self.predictions.add(header.epoch, header.shadow, self._reports.add(batch, table, edges))
 
     def _edges(self, batch: Batch, table: RoutingTable, *, compared: bool) -> tuple[float, ...] | None:
-        """The tenths to count by; None while they are not known: the batch is held until they are."""
-        before = self._tenths.found
-        edges = self._tenths.of(table, None if compared else batch)
+        """Return the decile edges; while they are not known, hold the batch and return None."""
+        champions = len(self._deciles)
+        edges = self._deciles.get(table, None if compared else batch)
         if edges is None:
-            if len(self._held) < HELD_BATCHES:
+            if len(self._held) < MAX_HELD_BATCHES:
                 self._held.append((batch, table, compared))
             else:
                 self.counts["held_dropped"] += batch.rows
-        elif self._tenths.found > before:
+        elif len(self._deciles) > champions:
             held, self._held = self._held, []
-            for one, its_table, was_compared in held:
-                (self._compare if was_compared else self._count)(one, its_table)
+            for held_batch, held_table, held_compared in held:
+                (self._compare if held_compared else self._count)(held_batch, held_table)
         return edges
 
     def _table_of(self, batch: Batch) -> RoutingTable:
-        table = self._tables.get(batch.head.epoch)
+        table = self._tables.get(batch.header.epoch)
         if table is None:
-            raise ServiceError(
-                f"rows came of routing table {batch.head.epoch}, which was not told", hint="mlkit status"
-            )
+            raise ServiceError(f"routing table {batch.header.epoch} was not received", hint="mlkit status")
         return table
 
-    def _write(self, *, all_of_it: bool) -> None:
-        if self.counting.changed:
-            document = self.counting.evidence().to_json()
-            self.counting.changed = not self._attempt(lambda: write_json(self._path, document, durable=False))
-        if all_of_it or time.monotonic() - self._published > PUBLISH_SECONDS:
-            self._published = time.monotonic()
-            self._disagreements.publish()
-
     def _attempt(self, write: Callable[[], None]) -> bool:
-        """Whether the disk took it; it is tried again the next time."""
+        """Run a write and return whether it succeeded; a failure is counted and logged once."""
         try:
             write()
         except (ServiceError, OSError) as error:
-            if str(error) != self._complaint:
-                _log.error("%s", error)
-            self._complaint = str(error)
+            self._errors.error(str(error))
             self.counts["write_failures"] += 1
             return False
-        self._complaint = ""
+        self._errors.clear()
         return True
 
-    def _before(self) -> Evidence | None:
-        """What an observer of this replica had counted before this one took over."""
+    def _read_evidence(self) -> Evidence | None:
         try:
-            found = read_json(self._path)
-            return None if found is None else Evidence.from_json(found)
+            document = self.files.read_json(self._evidence)
+            return None if document is None else Evidence.from_json(document)
         except (ServiceError, AttributeError, KeyError, TypeError, ValueError) as error:
-            _log.error("%s is damaged, counting begins anew: %r", self._path, error)
+            _log.error("%s is damaged, counting starts from zero: %r", self.files.location(self._evidence), error)
             return None
 
-    def _read_settings(self) -> Settings:
+    def _read_settings(self) -> GatewaySettings:
         desired = self.files.desired()
-        return Settings(self.files.service) if desired is None else desired.settings
-
-    def _follow_settings(self) -> None:
-        try:
-            self.keeping.follow(self._read_settings())
-        except ServiceError as error:
-            _log.error("%s; the settings stay as they are", error.message)
+        return GatewaySettings(self.files.service) if desired is None else desired.settings
 
 
 def main(arguments: list[str]) -> int:
-    """Observe what comes on stdin until it ends; returns the exit code."""
+    """Observe the stream on stdin until it ends; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     os.nice(NICE)
     os.set_blocking(sys.stdout.fileno(), False)
@@ -206,24 +264,24 @@ def main(arguments: list[str]) -> int:
     pa.set_io_thread_count(1)
     folder, replica, profiler = arguments
     observer = Observer(Path(folder), replica, profiler)
-    stream, pieces = sys.stdin.fileno(), frames.Frames()
+    stream, parser = sys.stdin.fileno(), frames.FrameParser()
     while True:
         if select.select([stream], [], [], WRITE_SECONDS)[0]:
             data = os.read(stream, 1 << 20)
             if not data:
                 break
-            for kind, payload in pieces.feed(data):
-                _take(observer, kind, payload)
+            for kind, payload in parser.feed(data):
+                _process_frame(observer, kind, payload)
         observer.tick()
     observer.close()
     return 0
 
 
-def _take(observer: Observer, kind: bytes, payload: bytes) -> None:
-    """Look at one frame; one that cannot be looked at is counted, and told the first time."""
+def _process_frame(observer: Observer, kind: bytes, payload: bytes) -> None:
+    """Process one frame; a frame that fails is counted, and the first failure logged."""
     try:
         if kind == frames.TABLE:
-            observer.table(payload)
+            observer.add_table(payload)
             return
         batch = frames.decode(payload)
         observer.counts["batches"] += 1
@@ -231,7 +289,7 @@ def _take(observer: Observer, kind: bytes, payload: bytes) -> None:
         (observer.answered if kind == frames.ANSWERED else observer.compared)(batch)
     except (MlkitError, KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         if not observer.counts["refused"]:
-            _log.error("a batch was not looked at: %r", error)
+            _log.error("a batch could not be processed: %r", error)
         observer.counts["refused"] += 1
 
 

@@ -1,152 +1,138 @@
-"""What a replica's observer compares of the champion and its shadows, and publishes for people to look at.
+"""Reports of how shadows compare with the champion, published for people to look at.
 
 ::
 
-    <service>/disagreements/<replica>/<shadow>.json   what one replica saw
-    <service>/disagreements/<shadow>.json             what all of them saw
+    <service>/disagreements/<replica>/<shadow>.json   the report of one replica
+    <service>/disagreements/<shadow>.json             the sum over all replicas
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import ServiceError
-from mlflowkit.service_state.records import ServiceFiles, read_json, write_json
-from mlflowkit.serving.observer import frames, shadow_comparison
-from mlflowkit.serving.observer.bundle_info import Known, known, variant_of
+from mlflowkit.judging.online.evidence import VariantCounts
+from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.serving.observer import shadow_comparison
+from mlflowkit.serving.observer.bundle_info import BundleInfo, bundle_info, find_variant
 from mlflowkit.serving.observer.frames import Batch
-from mlflowkit.serving.observer.prediction_counts import Counts
+from mlflowkit.serving.observer.shadow_comparison import RowComparison, ShadowComparison
+from mlflowkit.system.log_once import LogOnce
 from mlflowkit.values import Json, RoutingTable
 
 _log = logging.getLogger("mlflowkit.observer")
 
 
-class Disagreements:
-    """What one replica saw of each shadow. ``attempt`` does a write and says whether the disk took it."""
+class ShadowReports:
+    """One replica's report on each shadow. ``attempt`` runs a write and returns whether it succeeded."""
 
     def __init__(self, files: ServiceFiles, replica: str, attempt: Callable[[Callable[[], None]], bool]) -> None:
         self._files = files
         self._replica = replica
         self._attempt = attempt
-        self._comparisons: dict[str, shadow_comparison.Comparison] = {}
-        self._touched: set[str] = set()
+        self._reports: dict[str, ShadowComparison] = {}
+        self._changed: set[str] = set()
         self._slices: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
-        self._damaged: set[Path] = set()
+        self._errors = LogOnce(_log)
 
-    def add(self, batch: Batch, table: RoutingTable, edges: tuple[float, ...], counts: Counts) -> None:
-        """Compare rows that champion and shadow answered, and count them."""
-        head, answers, seconds = batch.head, batch.shadow, batch.shadow_seconds
-        assert answers is not None  # rows are compared where there is an answer
-        assert seconds is not None  # there where a shadow is
-        champion, shadow = known(table.champion), known(variant_of(table, head.shadow))
+    def add(self, batch: Batch, table: RoutingTable, edges: tuple[float, ...]) -> VariantCounts:
+        """Compare rows that champion and shadow answered; return the counts to add to the shadow's evidence."""
+        header, answers, seconds = batch.header, batch.shadow, batch.shadow_seconds
+        assert answers is not None
+        assert seconds is not None  # a batch has both or neither
+        champion, shadow = bundle_info(table.champion), bundle_info(find_variant(table, header.shadow))
         within = shadow_comparison.tolerance(edges) if edges else 0.0
-        found = shadow_comparison.compare(champion.signature, batch.answers, answers, shadow.signature, within)
-        texts = _texts(batch, champion.signature)
-        sliced = self._sliced(champion, head.experiment)
-        agreement = {"": shadow_comparison.moments(found.agrees)}
-        for column, values in sliced.items():
-            agreement |= shadow_comparison.slice_moments(found.agrees, column, texts[column], values)
-        counts.compared(agreement, shadow_comparison.moments(found.difference))
-        counts.predicted(shadow_comparison.prediction_counts(shadow.signature, answers, edges))
-        seen = self._comparison(head)
-        seen.add(found, agreement, seconds - batch.seconds)
-        for row in np.flatnonzero(~found.agrees):
-            place = seen.examples.place()
-            if place is not None:
-                slices = [
-                    shadow_comparison.slice_name(name, texts[name][row], values) for name, values in sliced.items()
-                ]
-                one = {**example(batch, int(row), found, champion.signature), "slices": slices}
-                seen.examples.items[place : place + 1] = [one]
-        self._touched.add(head.shadow)
+        rows = shadow_comparison.compare(champion.signature, batch.answers, answers, shadow.signature, within)
+        inputs = _input_columns(batch, champion.signature)
+        slices = self._slice_values(champion, header.experiment)
+        agreement = {"": shadow_comparison.moments(rows.agrees)}
+        for column, values in slices.items():
+            agreement |= shadow_comparison.slice_moments(rows.agrees, column, inputs[column], values)
+        report = self._reports.get(header.shadow)
+        if report is None or (report.experiment, report.version) != (header.experiment, header.shadow_version):
+            report = ShadowComparison(header.shadow, header.shadow_version, header.experiment)
+            self._reports[header.shadow] = report
+        report.add(rows, agreement, seconds - batch.seconds)
+        for row in np.flatnonzero(~rows.agrees):
+            index = report.examples.next_index()
+            if index is not None:
+                names = [shadow_comparison.slice_name(name, inputs[name][row], slices[name]) for name in slices]
+                item = {**example(batch, int(row), rows, inputs), "slices": names}
+                report.examples.items[index : index + 1] = [item]
+        self._changed.add(header.shadow)
+        predictions = shadow_comparison.prediction_counts(shadow.signature, answers, edges)
+        difference = shadow_comparison.moments(rows.difference)
+        return VariantCounts(predictions=predictions, agreement=agreement, difference=difference)
 
     def publish(self) -> None:
-        """Write what changed; what the disk does not take is tried again the next time."""
-        self._touched = {shadow for shadow in self._touched if not self._publish(self._comparisons[shadow])}
+        """Write the reports that changed; a failed write is repeated the next time."""
+        self._changed = {name for name in self._changed if not self._attempt(partial(self._write, self._reports[name]))}
 
-    def _comparison(self, head: frames.Head) -> shadow_comparison.Comparison:
-        seen = self._comparisons.get(head.shadow)
-        if seen is None or (seen.experiment, seen.version) != (head.experiment, head.shadow_version):
-            seen = shadow_comparison.Comparison(head.shadow, head.shadow_version, head.experiment)
-            self._comparisons[head.shadow] = seen
-        return seen
-
-    def _sliced(self, champion: Known, experiment: str) -> Mapping[str, frozenset[str]]:
+    def _slice_values(self, champion: BundleInfo, experiment: str) -> Mapping[str, frozenset[str]]:
         key = (champion.digest, experiment)
         if key not in self._slices:
             named: tuple[str, ...] = ()
             try:
-                named = agreement_columns(read_json(self._files.folder / "rollout.json"), experiment)
+                named = agreement_columns(self._files.read_json("rollout.json"), experiment)
             except (ServiceError, AttributeError, KeyError, TypeError) as error:
-                _log.error("rollout.json is damaged, agreement is told by columns of few values: %r", error)
+                _log.error("rollout.json is damaged; agreement is sliced by the default columns: %r", error)
             self._slices = {key: shadow_comparison.sliced_columns(champion.signature, champion.reference, named)}
         return self._slices[key]
 
-    def _publish(self, seen: shadow_comparison.Comparison) -> bool:
-        """Write what this replica saw of a shadow, and beside it what all replicas saw."""
-        folder, name = self._files.folder / "disagreements", f"{seen.shadow}.json"
+    def _write(self, report: ShadowComparison) -> None:
+        name = f"{report.shadow}.json"
+        own = f"disagreements/{self._replica}/{name}"
+        self._files.write_json(own, report.to_json(), durable=False)
+        with self._files.lock("disagreements"):
+            others = [entry.key for entry in self._files.list(f"disagreements/*/{name}") if entry.key != own]
+            self._files.write_json(f"disagreements/{name}", self._merge(report, others), durable=False)
 
-        def write() -> None:
-            own = folder / self._replica / name
-            write_json(own, seen.to_json(), durable=False)
-            with self._files.lock("disagreements"):
-                others = (path for path in sorted(folder.glob(f"*/{name}")) if path != own)
-                write_json(folder / name, self._with_others(seen, others), durable=False)
-
-        return self._attempt(write)
-
-    def _with_others(self, seen: shadow_comparison.Comparison, paths: Iterable[Path]) -> Json:
-        """What this replica saw of a shadow together with what others did; a file that is damaged is left out."""
-        whole = seen.to_json()
-        for path in paths:
+    def _merge(self, report: ShadowComparison, names: Iterable[str]) -> Json:
+        """Add other replicas' reports to this one; a damaged file is left out."""
+        total = report.to_json()
+        for name in names:
             try:
-                part = read_json(path)
-                if part is not None and part["experiment"] == seen.experiment:
-                    whole = shadow_comparison.merged([whole, part])
-                self._damaged.discard(path)
+                part = self._files.read_json(name)
+                if part is not None and part["experiment"] == report.experiment:
+                    total = shadow_comparison.merge_comparisons([total, part])
+                self._errors.clear(name)
             except (ServiceError, AttributeError, KeyError, TypeError, ValueError) as error:
-                if path not in self._damaged:
-                    _log.error("%s is damaged and was left out: %r", path, error)
-                self._damaged.add(path)
-        return whole
+                place = self._files.location(name)
+                self._errors.error(f"{place} is damaged and was left out: {error!r}", key=name)
+        return total
 
 
-def example(batch: Batch, row: int, found: shadow_comparison.Compared, signature: Signature) -> Json:
-    """One row on which a shadow disagreed: inputs by column and both answers."""
-    assert batch.shadow is not None  # rows are compared where there is an answer
-    inputs = {
-        column: _plain(batch.inputs[tensor.name].reshape(batch.rows, -1)[row, place])
-        for tensor in signature.inputs
-        for place, column in enumerate(tensor.columns)
-    }
+def example(batch: Batch, row: int, rows: RowComparison, inputs: Mapping[str, np.ndarray]) -> Json:
+    """One row on which the shadow disagreed: inputs by column and both answers."""
+    assert batch.shadow is not None  # rows are compared only when the shadow answered
     request = int(batch.request[row])
     return {
         "time": float(batch.times[request]),
         "id": batch.ids[request],
         "row": int(batch.row[row]),
-        "inputs": inputs,
-        "champion": {name: _plain(array[row]) for name, array in batch.answers.items()},
-        "shadow": {name: _plain(array[row]) for name, array in batch.shadow.items()},
-        "difference": _plain(found.difference[row]),
+        "inputs": {name: _to_json(values[row]) for name, values in inputs.items()},
+        "champion": {name: _to_json(array[row]) for name, array in batch.answers.items()},
+        "shadow": {name: _to_json(array[row]) for name, array in batch.shadow.items()},
+        "difference": _to_json(rows.difference[row]),
     }
 
 
-def _plain(value: Any) -> Json:
-    """A cell as JSON; a number that is none is null."""
+def _to_json(value: Any) -> Json:
+    """Convert a cell to JSON; NaN and infinities become null."""
     if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     plain = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
 def agreement_columns(saved: Json, experiment: str) -> tuple[str, ...]:
-    """The columns by whose values the rollout of an experiment judges agreement, from ``rollout.json``.
+    """The columns by which the rollout of an experiment judges agreement, from the content of ``rollout.json``.
 
     >>> plan = {"metrics": [{"metric": "agreement", "columns": ["term"]}]}
     >>> agreement_columns({"state": {"experiment": "e1", "plan": plan}}, "e1")
@@ -159,11 +145,9 @@ def agreement_columns(saved: Json, experiment: str) -> tuple[str, ...]:
     return tuple(column for metric in metrics for column in metric["columns"])
 
 
-def _texts(batch: Batch, signature: Signature) -> dict[str, np.ndarray]:
-    """Text columns by name."""
+def _input_columns(batch: Batch, signature: Signature) -> dict[str, np.ndarray]:
     return {
-        column: batch.inputs[tensor.name].reshape(batch.rows, -1)[:, place]
+        column: batch.inputs[tensor.name].reshape(batch.rows, -1)[:, index]
         for tensor in signature.inputs
-        if tensor.datatype == "BYTES" and tensor.name in batch.inputs
-        for place, column in enumerate(tensor.columns)
+        for index, column in enumerate(tensor.columns)
     }

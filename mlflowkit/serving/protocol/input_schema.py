@@ -1,4 +1,4 @@
-"""A request's tensors or rows, held against a bundle's signature: what comes out is what the graph takes."""
+"""Parses a request's tensors or rows against a bundle's signature, into the graph's input arrays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from mlflowkit.bundle import Signature, Tensor
-from mlflowkit.features.tensors import category_text
-from mlflowkit.serving.protocol.binary_tensors import Buffer, decode, flag
-from mlflowkit.serving.protocol.http_error import Refusal, kind, listing, show, suggestion
-from mlflowkit.serving.protocol.json_tensors import DTYPES, NUMERIC, converted, flat, numbers, texts
+from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter, decode
+from mlflowkit.serving.protocol.http_error import (
+    RequestError,
+    bad_request,
+    join_names,
+    json_type,
+    short_json,
+    suggestion,
+)
+from mlflowkit.serving.protocol.json_tensors import DTYPES, NUMERIC, convert, flatten, to_numeric, to_text
+from mlflowkit.system.text import category_text
 
 _INTEGER = frozenset({int})
 _TEXT = frozenset({str})
@@ -24,9 +31,11 @@ _NO_RAW: Mapping[str, Buffer] = {}
 
 @dataclass(slots=True)
 class Query:
-    """A request, parsed; not frozen, because a frozen one takes three times as long to make.
+    """A parsed request; not frozen, because a frozen one takes three times as long to construct.
 
-    ``inputs`` is what the graph takes; ``outputs`` names the outputs asked for (all if empty).
+    outputs   names of the requested outputs, all if empty
+    unseen    cells, by column, with a category that was not in the training data
+    binary    outputs to send as bytes after the JSON part of the reply
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -34,20 +43,18 @@ class Query:
     id: str = ""
     outputs: tuple[str, ...] = ()
     unseen: Mapping[str, int] = field(default_factory=dict)
-    """Cells, by column, that hold a category which training never saw."""
     binary: frozenset[str] = frozenset()
-    """Outputs that are sent as bytes after the JSON part of the reply."""
 
 
 class Schema:
-    """A signature made ready for parsing: names looked up once, not once a request.
+    """A signature prepared for parsing: names are looked up once, not once a request.
 
-    ``categories`` has the complete set of values that training saw, for the columns where it is known.
+    ``categories`` has the complete set of a column's training values, where it is known.
 
-    >>> from mlflowkit.bundle import Signature, Tensor
+    >>> from mlflowkit.bundle import Signature, TensorSpec
     >>> schema = Schema(Signature(task="regression",
-    ...     inputs=(Tensor(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),),
-    ...     outputs=(Tensor(name="prediction", datatype="FP32", shape=(-1,)),)))
+    ...     inputs=(TensorSpec(name="numeric", datatype="FP32", shape=(-1, 2), columns=("age", "income")),),
+    ...     outputs=(TensorSpec(name="prediction", datatype="FP32", shape=(-1,)),)))
     >>> schema.rows({"rows": [{"age": 41, "income": None}]}, limit=10).inputs["numeric"]
     array([[41., nan]], dtype=float32)
     """
@@ -57,303 +64,270 @@ class Schema:
         self.tensors = {tensor.name: tensor for tensor in signature.inputs}
         self.outputs = {tensor.name: tensor for tensor in signature.outputs}
         self.columns = {
-            column: (tensor, place) for tensor in signature.inputs for place, column in enumerate(tensor.columns)
+            column: (tensor, index) for tensor in signature.inputs for index, column in enumerate(tensor.columns)
         }
         self.widths = {tensor.name: tuple(tensor.shape[1:]) for tensor in signature.inputs}
         self.by_rows = all(tensor.columns for tensor in signature.inputs)
         self.categories = dict(categories or {})
-        self._watched = {
-            tensor.name: tuple(
-                (column, place) for place, column in enumerate(tensor.columns) if column in self.categories
-            )
-            for tensor in signature.inputs
-            if tensor.datatype == "BYTES"
-        }
+        self._category_columns: dict[str, list[tuple[str, int]]] = {}
+        for column, (tensor, index) in self.columns.items():
+            if tensor.datatype == "BYTES" and column in self.categories:
+                self._category_columns.setdefault(tensor.name, []).append((column, index))
 
     def infer(self, document: Mapping[str, Any], *, limit: int, raw: Mapping[str, Buffer] = _NO_RAW) -> Query:
-        """Parse an infer request of at most ``limit`` rows. Raises Refusal.
-
-        ``raw`` has the bytes of the inputs, by name, that do not come as JSON's ``data``.
-        """
-        given = document.get("inputs")
-        if type(given) is not list or not given:
-            raise Refusal(400, 'inputs: a list of tensors is needed, such as {"inputs": [{"name": ..., "shape": ..., '
-                               '"datatype": ..., "data": [...]}]}')  # fmt: skip
+        """Parse an infer request of at most ``limit`` rows; ``raw`` has the binary inputs. Raises RequestError."""
+        tensors = document.get("inputs")
+        if type(tensors) is not list or not tensors:
+            example = '{"inputs": [{"name": ..., "shape": ..., "datatype": ..., "data": [...]}]}'
+            raise bad_request(f"inputs: a list of tensors is needed, such as {example}")
         named: dict[str, dict[str, Any]] = {}
-        for index, tensor in enumerate(given):
+        for index, tensor in enumerate(tensors):
             name = tensor.get("name") if type(tensor) is dict else None
             if type(name) is not str:
-                raise Refusal(400, f"inputs[{index}]: an object with a name is needed, found {kind(tensor)}")
+                raise bad_request(f"inputs[{index}]: an object with a name is needed, found {json_type(tensor)}")
             if name in named:
-                raise Refusal(400, f"inputs[{index}]: tensor {show(name)} is given twice")
+                raise bad_request(f"inputs[{index}]: tensor {short_json(name)} is given twice")
             named[name] = tensor
         if named.keys().isdisjoint(self.tensors):
-            inputs, rows = self._by_column(named, raw, limit)
+            inputs, rows = self._parse_columns(named, raw, limit)
         else:
-            inputs, rows = self._tensors(named, raw, limit)
-        outputs, binary = self._asked(document) if "outputs" in document or "parameters" in document else ((), None)
-        return Query(inputs, rows, _identity(document), outputs, self._unseen(inputs), binary or frozenset())
+            inputs, rows = self._parse_tensors(named, raw, limit)
+        query = Query(inputs, rows, unseen=self._count_unseen(inputs))
+        if "outputs" in document or "parameters" in document:
+            query.outputs, query.binary = self._requested_outputs(document)
+        query.id = _parse_id(document)
+        return query
 
     def rows(self, document: Mapping[str, Any], *, limit: int) -> Query:
-        """Parse a /predict request, ``{"rows": [{column: value}]}``. Raises Refusal."""
+        """Parse a /predict request, ``{"rows": [{column: value}]}``. Raises RequestError."""
         rows = document.get("rows")
         if type(rows) is not list or not rows:
-            raise Refusal(400, 'rows: a list of at least one row is needed, such as {"rows": [{"column": value}]}')
+            raise bad_request('rows: a list of at least one row is needed, such as {"rows": [{"column": value}]}')
+        allowed = ("rows", "id", "parameters")
         for key in document:
-            if key not in ("rows", "id", "parameters"):
-                allowed = ("rows", "id", "parameters")
-                raise Refusal(
-                    400, f"{show(key)} is not known here; allowed: {listing(allowed)}{suggestion(key, allowed)}"
-                )
+            if key not in allowed:
+                hint = f"allowed: {join_names(allowed)}{suggestion(key, allowed)}"
+                raise bad_request(f"{short_json(key)} is not known here; {hint}")
         if len(rows) > limit:
-            raise Refusal(413, f"{len(rows)} rows; at most {limit} are answered at once")
-        identity = _identity(document)
-        inputs = self.arrays(rows)
-        return Query(inputs, len(rows), identity, (), self._unseen(inputs))
+            raise RequestError(413, f"{len(rows)} rows; at most {limit} are answered at once")
+        request_id, inputs = _parse_id(document), self.arrays(rows)
+        return Query(inputs, len(rows), request_id, (), self._count_unseen(inputs))
 
     def arrays(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Rows of ``{column: value}`` as the tensors of the signature. Raises Refusal naming row and column."""
+        """Rows of ``{column: value}`` as the signature's tensors. Raises RequestError naming row and column."""
         if not self.by_rows:
-            raise Refusal(400, "this model's inputs have no columns with names: send tensors, see GET /openapi.json")
-        wanted = self.columns.keys()
+            raise bad_request("this model's inputs have no columns with names: send tensors, see GET /openapi.json")
+        columns = self.columns.keys()
         for index, row in enumerate(rows):
             if type(row) is not dict:
-                raise Refusal(400, f"row {index}: an object of column: value is needed, found {kind(row)}")
-            if row.keys() != wanted:
-                self._wrong_columns(index, row)
+                raise bad_request(f"row {index}: an object of column: value is needed, found {json_type(row)}")
+            if row.keys() != columns:
+                self._raise_wrong_columns(index, row)
         inputs: dict[str, np.ndarray] = {}
         for tensor in self.signature.inputs:
-            columns = tensor.columns
-            cells = [row[column] for row in rows for column in columns]
+            cells = [row[column] for row in rows for column in tensor.columns]
             if tensor.datatype == "BYTES":
                 if not set(map(type, cells)) <= _TEXT:
-                    cells = self._categories(cells, columns)
+                    cells = self._to_categories(cells, tensor.columns)
                 array = np.array(cells, dtype=object)
             else:
-                array = _cells(cells, tensor)
+                array = _parse_cells(cells, tensor)
             inputs[tensor.name] = array.reshape(len(rows), *self.widths[tensor.name])
         return inputs
 
-    def _categories(self, cells: Sequence[Any], columns: Sequence[str]) -> list[str]:
-        """Cells as the text that they are to the graph. A number or a boolean passes where training saw it as one."""
-        found = []
-        for place, cell in enumerate(cells):
-            column = columns[place % len(columns)]
-            known = self.categories.get(column)
+    def _to_categories(self, cells: Sequence[Any], columns: Sequence[str]) -> list[str]:
+        """Cells as the graph's category text. A number or boolean passes if its text is a training value."""
+        texts = []
+        for index, cell in enumerate(cells):
+            column = columns[index % len(columns)]
+            categories = self.categories.get(column)
             text = category_text(cell) if type(cell) in _SCALARS else None
-            if text is None or (known is not None and text not in known and type(cell) is not str and text):
-                raise Refusal(
-                    400,
-                    f"row {place // len(columns)}, column {column}: {kind(cell)} ({show(cell)}); "
-                    "a string or null is expected",
-                )
-            found.append(text)
-        return found
+            if text is None or (categories is not None and text not in categories and type(cell) is not str and text):
+                where = f"row {index // len(columns)}, column {column}"
+                raise bad_request(f"{where}: {json_type(cell)} ({short_json(cell)}); a string or null is expected")
+            texts.append(text)
+        return texts
 
-    def _wrong_columns(self, index: int, row: Mapping[str, Any]) -> None:
+    def _raise_wrong_columns(self, index: int, row: Mapping[str, Any]) -> None:
         for column in row:
             if column not in self.columns:
-                raise Refusal(
-                    400,
-                    f"row {index}: column {show(column)} is not known; allowed: {listing(self.columns)}"
-                    f"{suggestion(column, self.columns)}",
-                )
+                allowed = join_names(self.columns) + suggestion(column, self.columns)
+                raise bad_request(f"row {index}: column {short_json(column)} is not known; allowed: {allowed}")
         missing = [column for column in self.columns if column not in row]
-        raise Refusal(
-            400, f"row {index}: column {missing[0]} is not given; null says that a value is missing"
-            + (f" (also not given: {listing(missing[1:])})" if len(missing) > 1 else "")
-        )  # fmt: skip
+        also = f" (also not given: {join_names(missing[1:])})" if len(missing) > 1 else ""
+        raise bad_request(f"row {index}: column {missing[0]} is not given; null says that a value is missing{also}")
 
-    def _tensors(
+    def _parse_tensors(
         self, named: Mapping[str, dict[str, Any]], raw: Mapping[str, Buffer], limit: int
     ) -> tuple[dict[str, np.ndarray], int]:
         inputs: dict[str, np.ndarray] = {}
         rows = -1
-        for name, given in named.items():
+        for name, item in named.items():
             tensor = self.tensors.get(name)
             if tensor is None:
-                raise self._unknown_input(name)
-            if given.get("datatype") != tensor.datatype:
-                raise Refusal(
-                    400, f"inputs[{name}]: datatype {show(given.get('datatype'))}; {tensor.datatype} is expected"
-                )
+                raise self._unknown_tensor(name)
+            sent = item.get("datatype")
+            if sent != tensor.datatype:
+                raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected")
             width = self.widths[name]
-            shape = given.get("shape")
-            if type(shape) is not list or not _integers(shape[1:]) or not _fits(shape[1:], width):
-                raise Refusal(
-                    400, f"inputs[{name}]: shape {show(shape)}; {show(list(tensor.shape))} is expected (-1: any)"
-                    if -1 in width else
-                    f"inputs[{name}]: shape {show(shape)}; {_shape_text(tensor)} is expected (-1: rows)"
-                )  # fmt: skip
-            rows = _same_rows(name, shape, rows, limit)
-            inputs[name] = _elements(given, tensor.datatype, shape, raw).reshape(shape)
+            shape = item.get("shape")
+            if type(shape) is not list or not _shape_matches(shape[1:], width):
+                expected = f"{list(tensor.shape)} is expected (-1: {'any' if -1 in width else 'rows'})"
+                raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; {expected}")
+            rows = _check_rows(name, shape, rows, limit)
+            inputs[name] = _parse_values(item, tensor.datatype, shape, raw).reshape(shape)
         for name in self.tensors:
             if name not in inputs:
-                raise Refusal(400, f"inputs: tensor {name} is missing; expected {listing(self.tensors)}")
+                raise bad_request(f"inputs: tensor {name} is missing; expected {join_names(self.tensors)}")
         return inputs, rows
 
-    def _by_column(
+    def _parse_columns(
         self, named: Mapping[str, dict[str, Any]], raw: Mapping[str, Buffer], limit: int
     ) -> tuple[dict[str, np.ndarray], int]:
         parts: dict[str, np.ndarray] = {}
         rows = -1
-        for name, given in named.items():
+        for name, item in named.items():
             if name not in self.columns:
-                raise self._unknown_input(name)
+                raise self._unknown_tensor(name)
             tensor, _ = self.columns[name]
-            sent = given.get("datatype")
+            sent = item.get("datatype")
             allowed = _BYTES if tensor.datatype == "BYTES" else NUMERIC
             if type(sent) is not str or sent not in allowed:
                 more = "" if tensor.datatype == "BYTES" else " (or another numeric one)"
-                raise Refusal(400, f"inputs[{name}]: datatype {show(sent)}; {tensor.datatype} is expected{more}")
-            shape = given.get("shape")
-            if type(shape) is not list or shape[1:] not in ([], [1]) or not _integers(shape[1:]):
-                raise Refusal(400, f"inputs[{name}]: shape {show(shape)}; [-1] or [-1, 1] is expected (-1: rows)")
-            rows = _same_rows(name, shape, rows, limit)
-            parts[name] = _column(given, tensor, shape, raw)
+                raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected{more}")
+            shape = item.get("shape")
+            if type(shape) is not list or not (_shape_matches(shape[1:], ()) or _shape_matches(shape[1:], (1,))):
+                raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; [-1] or [-1, 1] is expected (-1: rows)")
+            rows = _check_rows(name, shape, rows, limit)
+            parts[name] = _parse_column(item, tensor, shape, raw)
         missing = [column for column in self.columns if column not in parts]
         if missing:
-            raise Refusal(400, f"inputs: columns {listing(missing)} are missing; null says that a value is missing")
-        inputs = {
-            tensor.name: np.stack([parts[column] for column in tensor.columns], axis=1)
-            if len(tensor.shape) > 1
-            else parts[tensor.columns[0]]
-            for tensor in self.signature.inputs
-        }
+            raise bad_request(f"inputs: columns {join_names(missing)} are missing; null says that a value is missing")
+        inputs = {}
+        for tensor in self.signature.inputs:
+            arrays = [parts[column] for column in tensor.columns]
+            inputs[tensor.name] = np.stack(arrays, axis=1) if len(tensor.shape) > 1 else arrays[0]
         return inputs, rows
 
-    def _unknown_input(self, name: str) -> Refusal:
-        allowed = [*self.tensors, *self.columns]
-        by_column = f", or one tensor for each of {listing(self.columns)}" if self.by_rows else ""
-        return Refusal(
-            400,
-            f"inputs: tensor {show(name)} is not known; expected {listing(self.tensors)}{by_column}"
-            f"{suggestion(name, allowed)}",
-        )
+    def _unknown_tensor(self, name: str) -> RequestError:
+        by_column = f", or one tensor for each of {join_names(self.columns)}" if self.by_rows else ""
+        expected = join_names(self.tensors) + by_column + suggestion(name, [*self.tensors, *self.columns])
+        return bad_request(f"inputs: tensor {short_json(name)} is not known; expected {expected}")
 
-    def _asked(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The outputs asked for, and those of them that are asked for as bytes. Raises Refusal."""
-        every = flag(document.get("parameters"), "binary_data_output", "the request") or False
+    def _requested_outputs(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
+        """The requested outputs, and those of them to send as bytes. Raises RequestError."""
+        all_binary = boolean_parameter(document.get("parameters"), "binary_data_output", "the request") or False
         outputs = document.get("outputs", [])
         if type(outputs) is not list:
-            raise Refusal(400, f"outputs: a list is needed, found {kind(outputs)}")
-        asked: dict[str, bool] = {}
+            raise bad_request(f"outputs: a list is needed, found {json_type(outputs)}")
+        requested: dict[str, bool] = {}
         for index, output in enumerate(outputs):
             name = output.get("name") if type(output) is dict else None
             if type(name) is not str or name not in self.outputs:
-                raise Refusal(
-                    400, f"outputs[{index}]: {show(name)} is not known; allowed: {listing(self.outputs)}"
-                    f"{suggestion(name, self.outputs)}"
-                )  # fmt: skip
+                allowed = join_names(self.outputs) + suggestion(name, self.outputs)
+                raise bad_request(f"outputs[{index}]: {short_json(name)} is not known; allowed: {allowed}")
             parameters = output.get("parameters")
-            binary = flag(parameters, "binary_data", f"outputs[{index}]")
+            binary = boolean_parameter(parameters, "binary_data", f"outputs[{index}]")
             if parameters and parameters.keys() & {"classification", "shared_memory_region"}:
-                unserved = "classification" if "classification" in parameters else "shared memory"
-                raise Refusal(400, f"outputs[{index}]: {unserved} is not served; see the extensions of GET /v2")
-            asked[name] = every if binary is None else binary
-        names = asked or dict.fromkeys(self.outputs, every)
-        return tuple(asked), frozenset(name for name, binary in names.items() if binary)
+                extension = "classification" if "classification" in parameters else "shared memory"
+                raise bad_request(f"outputs[{index}]: {extension} is not supported; see the extensions of GET /v2")
+            requested[name] = all_binary if binary is None else binary
+        names = requested or dict.fromkeys(self.outputs, all_binary)
+        return tuple(requested), frozenset(name for name, binary in names.items() if binary)
 
-    def _unseen(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    def _count_unseen(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
         unseen: dict[str, int] = {}
-        for name, watched in self._watched.items():
-            if not watched:
-                continue
+        for name, columns in self._category_columns.items():
             cells = inputs[name].ravel().tolist()
             width = len(self.tensors[name].columns)
-            for column, place in watched:
-                found = cells[place::width]
-                strange = set(found) - self.categories[column] - {""}
-                if strange:
-                    unseen[column] = sum(1 for value in found if value in strange)
+            for column, index in columns:
+                values = cells[index::width]
+                new_values = set(values) - self.categories[column] - {""}
+                if new_values:
+                    unseen[column] = sum(1 for value in values if value in new_values)
         return unseen
 
 
 def zeros(signature: Signature, rows: int) -> dict[str, np.ndarray]:
-    """Inputs of the right shapes for a warm-up: zeros and empty strings, one of what a shape leaves open."""
+    """Warm-up inputs: zeros and empty strings, with open dimensions set to 1."""
     inputs: dict[str, np.ndarray] = {}
     for tensor in signature.inputs:
         shape = (rows, *(1 if size == -1 else size for size in tensor.shape[1:]))
-        inputs[tensor.name] = (
-            np.full(shape, "", dtype=object) if tensor.datatype == "BYTES" else np.zeros(shape, DTYPES[tensor.datatype])
-        )
+        text = tensor.datatype == "BYTES"
+        inputs[tensor.name] = np.full(shape, "", object) if text else np.zeros(shape, DTYPES[tensor.datatype])
     return inputs
 
 
-def _identity(document: Mapping[str, Any]) -> str:
-    """The client's id for its request. Raises Refusal for one that is none, or for parameters that are no object."""
+def _parse_id(document: Mapping[str, Any]) -> str:
+    """The client's id for its request. Raises RequestError for an invalid id, or parameters that are no object."""
     if type(document.get("parameters")) not in (dict, _NULL):
-        raise Refusal(400, f"parameters: an object is needed, found {kind(document['parameters'])}")
-    identity = document.get("id", "")
-    if type(identity) is not str or len(identity) > 256:
-        raise Refusal(400, "id: a string of at most 256 characters is needed")
-    return identity
+        raise bad_request(f"parameters: an object is needed, found {json_type(document['parameters'])}")
+    request_id = document.get("id", "")
+    if type(request_id) is not str or len(request_id) > 256:
+        raise bad_request("id: a string of at most 256 characters is needed")
+    return request_id
 
 
-def _elements(given: Mapping[str, Any], datatype: str, shape: Sequence[int], raw: Mapping[str, Buffer]) -> np.ndarray:
-    """The flat array of one tensor as it was sent, in JSON or in bytes. Raises Refusal."""
-    name = given["name"]
+def _parse_values(
+    item: Mapping[str, Any], datatype: str, shape: Sequence[int], raw: Mapping[str, Buffer]
+) -> np.ndarray:
+    """The flat array of one tensor, from JSON or bytes. Raises RequestError."""
+    name = item["name"]
 
-    def place(index: int) -> str:
+    def locate(index: int) -> str:
         return f"inputs[{name}], value {index}"
 
     if name in raw:
-        return decode(raw[name], datatype, shape, name, place)
-    data = given.get("data")
+        return decode(raw[name], datatype, shape, name, locate)
+    data = item.get("data")
     if type(data) is not list:
-        parameters = given.get("parameters")
+        parameters = item.get("parameters")
         if data is None and type(parameters) is dict and "shared_memory_region" in parameters:
-            raise Refusal(400, f"inputs[{name}]: shared memory is not served; send the tensor itself")
-        raise Refusal(400, f"inputs[{name}]: data must be a list, found {kind(data)}")
-    data = flat(data, name, shape)
-    return texts(data, place) if datatype == "BYTES" else numbers(data, datatype, place)
+            raise bad_request(f"inputs[{name}]: shared memory is not supported; send the tensor itself")
+        raise bad_request(f"inputs[{name}]: data must be a list, found {json_type(data)}")
+    data = flatten(data, name, shape)
+    return to_text(data, locate) if datatype == "BYTES" else to_numeric(data, datatype, locate)
 
 
-def _column(given: Mapping[str, Any], tensor: Tensor, shape: Sequence[int], raw: Mapping[str, Buffer]) -> np.ndarray:
-    """One column in its tensor's datatype. Raises Refusal."""
-    name, sent, datatype = given["name"], given["datatype"], tensor.datatype
-    data = given.get("data")
-    if datatype.startswith("FP") and sent not in ("BOOL", datatype) and type(data) is list and None in data:
-        sent = datatype  # a gap has no place in an integer; the tensor that it goes to has one
-    found = _elements(given, sent, shape, raw).reshape(-1)
-    return found if datatype == "BYTES" else converted(found, datatype, lambda place: f"inputs[{name}], value {place}")
+def _parse_column(
+    item: Mapping[str, Any], tensor: TensorSpec, shape: Sequence[int], raw: Mapping[str, Buffer]
+) -> np.ndarray:
+    """One column, converted to its tensor's datatype. Raises RequestError."""
+    name, datatype_sent, datatype = item["name"], item["datatype"], tensor.datatype
+    data = item.get("data")
+    if datatype.startswith("FP") and datatype_sent not in ("BOOL", datatype) and type(data) is list and None in data:
+        datatype_sent = datatype  # an integer datatype has no null; the floating tensor has NaN
+    values = _parse_values(item, datatype_sent, shape, raw).reshape(-1)
+    if datatype == "BYTES":
+        return values
+    return convert(values, datatype, lambda index: f"inputs[{name}], value {index}")
 
 
-def _cells(cells: list[Any], tensor: Tensor) -> np.ndarray:
-    """Cells of rows as a flat array; a boolean is 0 or 1. Raises Refusal that names row and column."""
+def _parse_cells(cells: list[Any], tensor: TensorSpec) -> np.ndarray:
+    """Row cells as a flat array; a boolean is 0 or 1. Raises RequestError that names row and column."""
     columns = tensor.columns
 
-    def place(index: int) -> str:
+    def locate(index: int) -> str:
         return f"row {index // len(columns)}, column {columns[index % len(columns)]}"
 
     if tensor.datatype != "BOOL" and bool in set(map(type, cells)):
         cells = [int(cell) if type(cell) is bool else cell for cell in cells]
-    return numbers(cells, tensor.datatype, place)
+    return to_numeric(cells, tensor.datatype, locate)
 
 
-def _integers(sizes: list[Any]) -> bool:
-    """Whether all are integers; true and 1.0 equal 1, and are none."""
-    return set(map(type, sizes)) <= _INTEGER
+def _shape_matches(sizes: Sequence[Any], width: Sequence[int]) -> bool:
+    """Whether sizes are integers (true and 1.0 equal 1 but are not) that fit a width, where -1 is any size."""
+    if len(sizes) != len(width) or not set(map(type, sizes)) <= _INTEGER:
+        return False
+    return all(size > 0 if expected == -1 else size == expected for size, expected in zip(sizes, width, strict=True))
 
 
-def _fits(sizes: Sequence[int], width: Sequence[int]) -> bool:
-    if tuple(sizes) == width:
-        return -1 not in width
-    return len(sizes) == len(width) and all(
-        size == wanted or (wanted == -1 and size > 0) for size, wanted in zip(sizes, width, strict=True)
-    )
-
-
-def _same_rows(name: str, shape: Sequence[Any], rows: int, limit: int) -> int:
-    found = shape[0] if shape else None
-    if type(found) is not int or found < 1:
-        raise Refusal(400, f"inputs[{name}]: shape {show(shape)}; one row or more is expected")
-    if found > limit:
-        raise Refusal(413, f"inputs[{name}]: {found} rows; at most {limit} are answered at once")
-    if rows not in (-1, found):
-        raise Refusal(400, f"inputs[{name}]: {found} rows, another tensor has {rows}")
-    return int(found)
-
-
-def _shape_text(tensor: Tensor) -> str:
-    return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
+def _check_rows(name: str, shape: Sequence[Any], rows: int, limit: int) -> int:
+    count = shape[0] if shape else None
+    if type(count) is not int or count < 1:
+        raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; one row or more is expected")
+    if count > limit:
+        raise RequestError(413, f"inputs[{name}]: {count} rows; at most {limit} are answered at once")
+    if rows not in (-1, count):
+        raise bad_request(f"inputs[{name}]: {count} rows, another tensor has {rows}")
+    return int(count)

@@ -1,24 +1,23 @@
 """JSON values to arrays: the elements of one tensor, in the datatypes of the Open Inference Protocol.
 
-What is decided here:
-
 - ``null`` is a missing value: NaN in a floating tensor, the empty string in BYTES; elsewhere it is refused.
 - A number beyond the range of its datatype is refused, not made infinite or wrapped.
 - An integer datatype takes 3 and 3.0, not 3.5. BOOL takes true, false, 1 and 0. Numbers are not booleans elsewhere.
-- A column may be sent in another datatype than its tensor's. It is `converted` when every value keeps its meaning: a
-  boolean is 0 or 1, a floating number is rounded to the nearest (as JSON's numbers are), an integer keeps its value
-  in an integer datatype; what is out of range, and a fraction or a gap in an integer datatype, is refused.
-- BF16 has no NumPy type: it is read as FP32, which holds each of its values, and no answer is given in it.
+- A column may be sent in another datatype than its tensor's. `convert` takes it when every value keeps its meaning: a
+  boolean is 0 or 1, a floating number is rounded to the nearest (like JSON's numbers), an integer keeps its value in
+  an integer datatype; values out of range, and fractions or gaps in an integer datatype, are refused.
+- BF16 has no NumPy type: it is read as FP32, which holds each of its values, and no output has it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mlflowkit.serving.protocol.http_error import Refusal, kind, show
+from mlflowkit.serving.protocol.http_error import RequestError, bad_request, json_type, short_json
 
 DTYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
@@ -36,97 +35,98 @@ DTYPES: Mapping[str, Any] = {
     "BF16": np.float32,
     "BYTES": np.object_,
 }
-"""NumPy's type for each datatype; BF16 is widened."""
+"""The NumPy type of each datatype; BF16 is widened."""
 FLOATING = frozenset({"FP16", "BF16", "FP32", "FP64"})
 NUMERIC = frozenset(DTYPES) - {"BYTES"}
-Place = Callable[[int], str]
-"""Says where the n-th value of a tensor is."""
+ValueLocation = Callable[[int], str]
+"""Describes the location of a tensor's n-th value, for error messages."""
 _NULL: type = type(None)
 _REAL: frozenset[type] = frozenset({float, int})
 _REAL_OR_NULL: frozenset[type] = _REAL | {_NULL}
 _INTEGER = frozenset({int})
 _BOOLEAN: frozenset[type] = frozenset({bool, int})
-_TEXT = frozenset({str})
+_TEXT: frozenset[type] = frozenset({str})
+_TEXT_OR_NULL: frozenset[type] = _TEXT | {_NULL}
 _FP32_LIMIT = 3.4028235e38
 _BF16_LIMIT = 3.3895314e38
 
 
-def numbers(values: list[Any], datatype: str, place: Place) -> np.ndarray:
-    """JSON values as a flat array of a numeric datatype. Raises Refusal that names the place.
+def to_numeric(values: list[Any], datatype: str, locate: ValueLocation) -> np.ndarray:
+    """JSON values as a flat array of a numeric datatype. Raises RequestError with the location.
 
-    >>> numbers([1, 2.5, None], "FP32", lambda place: f"value {place}")
+    >>> to_numeric([1, 2.5, None], "FP32", lambda index: f"value {index}")
     array([1. , 2.5, nan], dtype=float32)
-    >>> numbers([1, 300], "UINT8", lambda place: f"value {place}")
+    >>> to_numeric([1, 300], "UINT8", lambda index: f"value {index}")
     Traceback (most recent call last):
-    mlflowkit.serving.protocol.http_error.Refusal: value 1: 300 is beyond the range of UINT8
+    mlflowkit.serving.protocol.http_error.RequestError: value 1: 300 is beyond the range of UINT8
     """
-    kinds = set(map(type, values))
-    if datatype == "FP32" and kinds <= _REAL and min(values) > -_FP32_LIMIT and max(values) < _FP32_LIMIT:
-        return np.array(values, dtype=np.float32)  # the road that nearly every request takes
+    types = set(map(type, values))
+    if datatype == "FP32" and types <= _REAL and min(values) > -_FP32_LIMIT and max(values) < _FP32_LIMIT:
+        return np.array(values, dtype=np.float32)  # nearly every request
     if datatype in FLOATING:
-        _only(values, kinds, _REAL_OR_NULL, "a number or null", place)
-        return _floating(values, datatype, place)
+        _check_types(values, types, _REAL_OR_NULL, "a number or null", locate)
+        return _to_floats(values, datatype, locate)
     if datatype == "BOOL":
-        _only(values, kinds, _BOOLEAN, "true or false", place)
+        _check_types(values, types, _BOOLEAN, "true or false", locate)
         if not set(values) <= {0, 1}:
-            raise _first(values, lambda value: value not in (0, 1), "no value of BOOL", place)
+            raise _value_error(values, lambda value: value not in (0, 1), "no value of BOOL", locate)
         return np.array(values, dtype=np.bool_)
-    _only(values, kinds, _REAL, f"a number of {datatype}", place)
-    return _whole(values, kinds, datatype, place)
+    _check_types(values, types, _REAL, f"a number of {datatype}", locate)
+    return _to_integers(values, types, datatype, locate)
 
 
-def _whole(values: list[Any], kinds: set[type], datatype: str, place: Place) -> np.ndarray:
-    if kinds != _INTEGER:
+def _to_integers(values: list[Any], types: set[type], datatype: str, locate: ValueLocation) -> np.ndarray:
+    if types != _INTEGER:
         if any(value % 1 for value in values):
-            raise _first(values, lambda value: bool(value % 1), f"no value of {datatype}", place)
+            raise _value_error(values, lambda value: bool(value % 1), f"no value of {datatype}", locate)
         values = [int(value) for value in values]
     try:
         return np.array(values, dtype=DTYPES[datatype])
     except OverflowError:
         bounds = np.iinfo(DTYPES[datatype])
         beyond = f"beyond the range of {datatype}"
-        raise _first(values, lambda value: not bounds.min <= value <= bounds.max, beyond, place) from None
+        raise _value_error(values, lambda value: not bounds.min <= value <= bounds.max, beyond, locate) from None
 
 
-def _floating(values: list[Any], datatype: str, place: Place) -> np.ndarray:
+def _to_floats(values: list[Any], datatype: str, locate: ValueLocation) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=DTYPES[datatype])
-    except OverflowError:  # an integer that no float64 holds
+    except OverflowError:  # an integer beyond float64
         beyond = f"beyond the range of {datatype}"
-        raise _first(values, lambda value: value is not None and abs(value) > 1e308, beyond, place) from None
+        raise _value_error(values, lambda value: value is not None and abs(value) > 1e308, beyond, locate) from None
     wrong = np.abs(array) > _BF16_LIMIT if datatype == "BF16" else np.isinf(array)
     if wrong.any():
-        at = int(np.argmax(wrong))
-        raise Refusal(400, f"{place(at)}: {values[at]!r} is beyond the range of {datatype}")
+        index = int(np.argmax(wrong))
+        raise bad_request(f"{locate(index)}: {values[index]!r} is beyond the range of {datatype}")
     return array
 
 
-def texts(values: list[Any], place: Place) -> np.ndarray:
-    """JSON values as a flat array of str; null is the empty string. Raises Refusal that names the place."""
-    kinds = set(map(type, values))
-    if not kinds <= _TEXT:
-        _only(values, kinds, frozenset({str, _NULL}), "a string or null", place)
+def to_text(values: list[Any], locate: ValueLocation) -> np.ndarray:
+    """JSON values as a flat array of str; null is the empty string. Raises RequestError with the location."""
+    types = set(map(type, values))
+    if not types <= _TEXT:
+        _check_types(values, types, _TEXT_OR_NULL, "a string or null", locate)
         values = ["" if value is None else value for value in values]
     return np.array(values, dtype=object)
 
 
-def converted(array: np.ndarray, datatype: str, place: Place) -> np.ndarray:
-    """A numeric array in another datatype, every value with its meaning. Raises Refusal that names the place.
+def convert(array: np.ndarray, datatype: str, locate: ValueLocation) -> np.ndarray:
+    """A numeric array in another datatype, without changing the meaning of a value. Raises RequestError.
 
-    >>> converted(np.array([1.0, 2.0]), "INT8", lambda place: f"value {place}")
+    >>> convert(np.array([1.0, 2.0]), "INT8", lambda index: f"value {index}")
     array([1, 2], dtype=int8)
-    >>> converted(np.array([1.0, np.nan]), "INT8", lambda place: f"value {place}")
+    >>> convert(np.array([1.0, np.nan]), "INT8", lambda index: f"value {index}")
     Traceback (most recent call last):
-    mlflowkit.serving.protocol.http_error.Refusal: value 1: NaN is no value of INT8
+    mlflowkit.serving.protocol.http_error.RequestError: value 1: NaN is no value of INT8
     """
     dtype = np.dtype(DTYPES[datatype])
     if array.dtype == dtype:
         return array
     with np.errstate(all="ignore"):
-        found = array.astype(dtype)
+        result = array.astype(dtype)
         if dtype.kind == "f":
-            wrong = np.isinf(found)
+            wrong = np.isinf(result)
         elif dtype.kind == "b":
             wrong = (array != 0) & (array != 1)
         elif array.dtype.kind == "f":
@@ -136,46 +136,41 @@ def converted(array: np.ndarray, datatype: str, place: Place) -> np.ndarray:
             inside = (wide >= float(bounds.min)) & (wide < float(bounds.max // 2 + 1) * 2)
             wrong = ~inside | (wide != np.floor(wide))
         else:
-            wrong = (found.astype(array.dtype) != array) | ((found < 0) != (array < 0))
+            wrong = (result.astype(array.dtype) != array) | ((result < 0) != (array < 0))
     if wrong.any():
-        at = int(np.argmax(wrong))
-        value = array.reshape(-1)[at]
-        raise Refusal(400, f"{place(at)}: {'NaN' if value != value else value} is no value of {datatype}")
-    return found
+        index = int(np.argmax(wrong))
+        value = array.reshape(-1)[index]
+        raise bad_request(f"{locate(index)}: {'NaN' if value != value else value} is no value of {datatype}")
+    return result
 
 
-def flat(data: list[Any], name: str, shape: Sequence[int]) -> list[Any]:
-    """Data, flat or nested as deep as its shape, as one list, row-major. Raises Refusal."""
-    if data and type(data[0]) is list:
-        data = _unnested(data, name, shape)
-    count = 1
-    for size in shape:
-        count *= size
-    if len(data) != count:
-        raise Refusal(400, f"inputs[{name}]: {len(data)} values in data; shape {show(shape)} needs {count}")
-    return data
-
-
-def _unnested(data: list[Any], name: str, shape: Sequence[int]) -> list[Any]:
-    if len(data) != shape[0]:
-        raise Refusal(400, f"inputs[{name}]: data has {len(data)} rows; shape {show(list(shape))} needs {shape[0]}")
-    for size in shape[1:]:
-        found: list[Any] = []
+def flatten(data: list[Any], name: str, shape: Sequence[int]) -> list[Any]:
+    """Flatten data that is flat or nested as its shape, row-major. Raises RequestError."""
+    nested, count = data and type(data[0]) is list, math.prod(shape)
+    if nested and len(data) != shape[0]:
+        problem = f"data has {len(data)} rows; shape {short_json(list(shape))} needs {shape[0]}"
+        raise bad_request(f"inputs[{name}]: {problem}")
+    for size in shape[1:] if nested else ():
+        merged: list[Any] = []
         for part in data:
             if type(part) is not list or len(part) != size:
-                raise Refusal(400, f"inputs[{name}]: data is not nested as shape {show(list(shape))} says")
-            found += part
-        data = found
+                raise bad_request(f"inputs[{name}]: data is not nested as shape {short_json(list(shape))} says")
+            merged += part
+        data = merged
+    if len(data) != count:
+        raise bad_request(f"inputs[{name}]: {len(data)} values in data; shape {short_json(shape)} needs {count}")
     return data
 
 
-def _only(values: list[Any], kinds: set[type], allowed: frozenset[type], expected: str, place: Place) -> None:
-    if not kinds <= allowed:
-        at = next(index for index, value in enumerate(values) if type(value) not in allowed)
-        raise Refusal(400, f"{place(at)}: {kind(values[at])} ({show(values[at])}); {expected} is expected")
+def _check_types(
+    values: list[Any], types: set[type], allowed: frozenset[type], expected: str, locate: ValueLocation
+) -> None:
+    if not types <= allowed:
+        index, value = next((index, value) for index, value in enumerate(values) if type(value) not in allowed)
+        raise bad_request(f"{locate(index)}: {json_type(value)} ({short_json(value)}); {expected} is expected")
 
 
-def _first(values: list[Any], wrong: Callable[[Any], bool], what: str, place: Place) -> Refusal:
-    """The refusal of the first value that is wrong; there is one."""
-    at = next(index for index, value in enumerate(values) if wrong(value))
-    return Refusal(400, f"{place(at)}: {values[at]} is {what}")
+def _value_error(values: list[Any], wrong: Callable[[Any], bool], problem: str, locate: ValueLocation) -> RequestError:
+    """The error for the first wrong value, which exists."""
+    index, value = next((index, value) for index, value in enumerate(values) if wrong(value))
+    return bad_request(f"{locate(index)}: {value} is {problem}")

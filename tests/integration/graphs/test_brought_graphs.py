@@ -26,8 +26,7 @@ import mlflowkit as mk
 from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import DataError, EngineError, MlkitError, UsageError
 from mlflowkit.features.tensors import inputs_from_table
-
-from .conftest import World, bunch, loans, write_data
+from tests.support.export_world import ExportWorld, bunch, loans, write_data
 
 RECIPE = """
 name: brought
@@ -70,9 +69,9 @@ def write_recipe(folder: Path, cells: pd.DataFrame, model: onnx.ModelProto, text
 
 def test_from_a_graph_of_scikit_learn_to_a_blessed_bundle(cells: pd.DataFrame, logistic: Any, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, cells, converted(logistic, 30))
-    found = mk.run(recipe).raise_for_status()
-    assert found.bundle is not None
-    bundle = open_bundle(found.bundle, blessed=True)
+    result = mk.run(recipe).raise_for_status()
+    assert result.bundle is not None
+    bundle = open_bundle(result.bundle, blessed=True)
     assert bundle.signature.classes == ("malignant", "benign"), "the positive class is the last, whatever the graph has"
     inputs = inputs_from_table(bundle.signature, cells)
     session = onnxruntime.InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
@@ -94,14 +93,14 @@ def test_another_graph_at_the_same_path_is_another_model(cells: pd.DataFrame, lo
     assert plan[2].reason == "model: model.onnx changed"
 
 
-def brought(world: World, model: onnx.ModelProto, **said: Any) -> World:
+def import_external(world: ExportWorld, model: onnx.ModelProto, **model_keys: Any) -> ExportWorld:
     onnx.save(model, world.base / "model.onnx")
-    world.train({"kind": "onnx", "path": "model.onnx", **said})
+    world.train({"kind": "onnx", "path": "model.onnx", **model_keys})
     world.export()
     return world
 
 
-def answers_of(world: World) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+def answers_of(world: ExportWorld) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """The test rows and what the exported graph answers."""
     from mlflowkit.stages.base import read_signature
 
@@ -127,11 +126,11 @@ def test_one_input_a_column_strings_among_them(tmp_path: Path) -> None:
     model.fit(frame.drop(columns="homeownership"), frame["homeownership"])
     types = [("loan_amount", FloatTensorType([None, 1])), ("annual_income", FloatTensorType([None, 1]))]
     types.insert(1, ("state", StringTensorType([None, 1])))
-    world = brought(world, to_onnx(model, initial_types=types, options={id(model): {"zipmap": False}}))
-    table, found = answers_of(world)
+    world = import_external(world, to_onnx(model, initial_types=types, options={id(model): {"zipmap": False}}))
+    table, predictions = answers_of(world)
     expected = model.predict_proba(table[["state", "annual_income", "loan_amount"]])
-    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
-    assert found["label"].dtype == object
+    np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)
+    assert predictions["label"].dtype == object
 
 
 class Network(torch.nn.Module):
@@ -159,15 +158,15 @@ def test_logits_of_columns_in_another_order(tmp_path: Path) -> None:
     keep = ["proline", "alcohol", "hue"]
     table = pd.read_parquet(tmp_path / "data" / "train.parquet")
     only(world, [*keep, "target"])
-    brought(world, model, inputs={"x": keep}, outputs={"logits": "scores"})
-    table, found = answers_of(world)
+    import_external(world, model, inputs={"x": keep}, outputs={"logits": "scores"})
+    table, predictions = answers_of(world)
     with torch.no_grad():
         expected = network(torch.tensor(table[keep].to_numpy(np.float32))).softmax(dim=1).numpy()
-    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
-    assert found["label"].tolist() == expected.argmax(axis=1).tolist()
+    np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)
+    assert predictions["label"].tolist() == expected.argmax(axis=1).tolist()
 
 
-def only(world: World, columns: list[str]) -> None:
+def only(world: ExportWorld, columns: list[str]) -> None:
     """Leave these columns in the data stage's folder, as data.drop does."""
     path = world.base / "data" / "table.json"
     about = json.loads(path.read_text())
@@ -178,36 +177,36 @@ def only(world: World, columns: list[str]) -> None:
 def test_one_column_of_logits_is_of_the_last_class(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("breast_cancer"), "target", "classification")
     network = Network(30, 1)
-    brought(world, exported(network, 30, tmp_path / "n.onnx"), outputs={"logits": "scores"}, classes=[1, 0])
-    table, found = answers_of(world)
+    import_external(world, exported(network, 30, tmp_path / "n.onnx"), outputs={"logits": "scores"}, classes=[1, 0])
+    table, predictions = answers_of(world)
     with torch.no_grad():
         x = torch.tensor(table.drop(columns="target").to_numpy(np.float32))
         expected = network(x).sigmoid().numpy().ravel()
-    np.testing.assert_allclose(found["probabilities"][:, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(predictions["probabilities"][:, 0], expected, atol=1e-5)
 
 
 def test_a_regression(tmp_path: Path) -> None:
     frame = bunch("diabetes")
     world = write_data(tmp_path, frame, "target", "regression")
     model = Ridge().fit(frame.drop(columns="target").to_numpy(np.float32), frame["target"])
-    brought(world, converted(model, 10))
-    table, found = answers_of(world)
+    import_external(world, converted(model, 10))
+    table, predictions = answers_of(world)
     expected = model.predict(table.drop(columns="target").to_numpy(np.float32))
-    np.testing.assert_allclose(found["prediction"], expected, rtol=1e-4)
+    np.testing.assert_allclose(predictions["prediction"], expected, rtol=1e-4)
 
 
 def test_logits_taken_for_probabilities_are_found_out(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("wine"), "target", "classification")
     model = exported(Network(13, 3), 13, tmp_path / "network.onnx")
     with pytest.raises(EngineError, match=r"row 0 has probabilities \[") as caught:
-        brought(world, model)
+        import_external(world, model)
     assert "model.outputs" in caught.value.hint
 
 
 def test_an_operator_that_no_runtime_has_is_named_with_its_node(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
     with pytest.raises(MlkitError, match="Whirl") as caught:
-        brought(world, plain("Whirl", domain="org.example"))
+        import_external(world, plain("Whirl", domain="org.example"))
     assert "spin" in caught.value.message
 
 
@@ -231,16 +230,16 @@ def test_columns_that_the_graph_leaves_open_are_the_tables(tmp_path: Path) -> No
     world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
     model = plain("Identity")
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "columns"
-    table, found = answers_of(brought(world, model))
+    table, predictions = answers_of(import_external(world, model))
     expected = table[COLUMNS].to_numpy(np.float32).sum(axis=1)
-    np.testing.assert_allclose(found["prediction"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predictions["prediction"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_graph_for_a_fixed_number_of_rows_is_refused(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("wine"), "target", "classification")
     model = exported(Network(13, 3), 13, tmp_path / "network.onnx", fixed=True)
     with pytest.raises(UsageError, match=r"input x takes exactly 2 rows; requests and batches need any") as caught:
-        brought(world, model, outputs={"logits": "scores"})
+        import_external(world, model, outputs={"logits": "scores"})
     assert "dynamic_axes={'x': {0: 'rows'}}" in caught.value.hint
 
 
@@ -265,11 +264,11 @@ def test_weights_outside_the_graphs_folder_are_refused(location: str, tmp_path: 
 def test_a_graph_whose_answers_are_not_finite_is_refused(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
     with pytest.raises(EngineError, match=r"row \d+ has prediction \[nan\]"):
-        brought(world, plain("Sqrt"))
+        import_external(world, plain("Sqrt"))
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("model_keys", "problem"),
     [
         ({"inputs": {"x": ["age", "bmi"]}}, "input x takes 10 columns, and 2 are listed"),
         ({"inputs": {"z": ["age"]}}, "no input 'z'"),
@@ -277,17 +276,17 @@ def test_a_graph_whose_answers_are_not_finite_is_refused(tmp_path: Path) -> None
         ({"outputs": {"prediction": "q"}}, "no output 'q'"),
     ],
 )
-def test_what_does_not_fit_is_refused(said: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(model_keys: dict[str, Any], problem: str, tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
     with pytest.raises((UsageError, DataError), match=problem):
-        brought(world, plain("Identity"), **said)
+        import_external(world, plain("Identity"), **model_keys)
 
 
 def test_columns_that_go_nowhere_are_named(tmp_path: Path) -> None:
     world = write_data(tmp_path, bunch("diabetes"), "target", "regression")
     columns = COLUMNS[1:]
     with pytest.raises(DataError, match="column 'age' of the table goes into no input") as caught:
-        brought(world, plain("Identity", width=9), inputs={"x": columns})
+        import_external(world, plain("Identity", width=9), inputs={"x": columns})
     assert "data.drop: [age]" in caught.value.hint
 
 
@@ -300,4 +299,4 @@ def test_a_gap_does_not_go_into_an_integer_input(tmp_path: Path) -> None:
     model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
     with pytest.raises(DataError, match=r"missing values .* input months_since_last_delinq is int64"):
-        brought(world, model)
+        import_external(world, model)

@@ -22,10 +22,9 @@ from mlflowkit.adapters.onnx_exporter import OnnxExporter, graph_parts
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
 from mlflowkit.features.tensors import inputs_from_table
+from tests.support.export_world import CASES, ExportWorld, sklearn
 
-from .conftest import CASES, World, sklearn
-
-Make = Callable[[str], World]
+Make = Callable[[str], ExportWorld]
 RUNTIME_TYPES = {"FP32": "tensor(float)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
 
 
@@ -33,11 +32,11 @@ def session_of(folder: Path) -> Any:
     return onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
-def signature_of(world: World) -> Signature:
+def signature_of(world: ExportWorld) -> Signature:
     return Signature.model_validate_json((world.base / "export" / "signature.json").read_bytes())
 
 
-def rows_of(world: World, part: str = "test") -> dict[str, np.ndarray]:
+def rows_of(world: ExportWorld, part: str = "test") -> dict[str, np.ndarray]:
     return inputs_from_table(signature_of(world), pd.read_parquet(world.base / "data" / f"{part}.parquet"))
 
 
@@ -50,13 +49,13 @@ def test_graph_answers_as_the_python_model_does(case: str, exported: Make) -> No
     assert parity["rows"] > 1.2 * parity["real_rows"], "rows with gaps and unseen categories are part of it"
     inputs = rows_of(world)  # rows that neither parity nor training saw
     expected = OnnxExporter().predict(world.base / "train", world.base, inputs)
-    found = dict(zip(expected, session_of(world.base / "export").run(list(expected), inputs), strict=True))
+    outputs = dict(zip(expected, session_of(world.base / "export").run(list(expected), inputs), strict=True))
     for name, answer in expected.items():
-        assert answer.dtype == found[name].dtype, name
+        assert answer.dtype == outputs[name].dtype, name
         if answer.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], answer, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(outputs[name], answer, rtol=1e-4, atol=1e-5)
         else:
-            assert answer.tolist() == found[name].tolist()
+            assert answer.tolist() == outputs[name].tolist()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -78,10 +77,10 @@ def test_signature_says_what_the_graph_takes_and_gives(case: str, exported: Make
 
 def test_a_regression_answers_in_units_of_the_target(exported: Make) -> None:
     world = exported("network, strings, gaps, regression")
-    (found,) = session_of(world.base / "export").run(["prediction"], rows_of(world))
+    (predictions,) = session_of(world.base / "export").run(["prediction"], rows_of(world))
     target = pd.read_parquet(world.base / "data" / "train.parquet")["interest_rate"]
-    assert found.shape == (len(rows_of(world)["numeric"]),)
-    assert target.min() - 5 < found.mean() < target.max() + 5
+    assert predictions.shape == (len(rows_of(world)["numeric"]),)
+    assert target.min() - 5 < predictions.mean() < target.max() + 5
     assert target.mean() > 8, "a graph that forgot to undo the scale would answer about 0"
 
 
@@ -247,8 +246,8 @@ def test_the_graph_has_no_leftovers(exported: Make) -> None:
         assert (model.producer_name, model.producer_version, list(model.metadata_props)) == ("mlflowkit", "", [])
         assert {entry.domain for entry in model.opset_import} == {"", "ai.onnx.ml"}
         assert all(not node.doc_string for node in model.graph.node)
-        known = {entry.name: entry for entry in model.graph.value_info}
-        assert graph_parts.FEATURES in known
+        value_info = {entry.name: entry for entry in model.graph.value_info}
+        assert graph_parts.FEATURES in value_info
 
 
 def test_export_leaves_its_inputs_alone(exported: Make, tmp_path: Path) -> None:

@@ -13,21 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import trial_processes
 from mlflowkit.adapters.trials import ProcessTrials
 from mlflowkit.adapters.trials.process import ProcessTrial
-from mlflowkit.bench.environment import description
+from mlflowkit.bench.environment import machine_info
 from mlflowkit.errors import EngineError
 from mlflowkit.judging import metrics
 from mlflowkit.optimization import early_stopping, selection, tournament
-from mlflowkit.optimization.objective import Figures
+from mlflowkit.optimization.objective import CandidateFigures
 from mlflowkit.ports import TrialJob
 from mlflowkit.stages import optimize
 from mlflowkit.values import Event
+from tests.support import trial_processes
+from tests.support.export_world import ExportWorld
 
-from .conftest import World
-
-Make = Callable[[str], World]
+Make = Callable[[str], ExportWorld]
 BOTH = ["onnx", "onnx-int8"]
 MLP = "network, strings, gaps, three classes"
 
@@ -36,27 +35,27 @@ MLP = "network, strings, gaps, three classes"
 def copy(exported: Make, tmp_path: Path) -> Make:
     """A case's world, copied so that the stage can write beside it."""
 
-    def make(case: str) -> World:
+    def make(case: str) -> ExportWorld:
         world = exported(case)
         for stage in ("data", "train", "export"):
             shutil.copytree(world.base / stage, tmp_path / stage)
-        return World(tmp_path, world.task)
+        return ExportWorld(tmp_path, world.task)
 
     return make
 
 
-def published(world: World, name: str) -> Any:
+def published(world: ExportWorld, name: str) -> Any:
     return json.loads((world.base / "optimize" / name).read_text())
 
 
-def row_of(world: World, name: str) -> dict[str, Any]:
+def row_of(world: ExportWorld, name: str) -> dict[str, Any]:
     return next(row for row in published(world, "candidates.json") if row["name"] == name)
 
 
 def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     world = copy(MLP)
-    whole = {"stop_early": False}
-    result = world.optimize(candidates=BOTH, max_metric_drop=1.0, metric="accuracy", samples=240, search=whole)
+    search = {"stop_early": False}
+    result = world.optimize(candidates=BOTH, max_metric_drop=1.0, metric="accuracy", samples=240, search=search)
     rows = published(world, "candidates.json")
     assert [row["name"] for row in rows] == BOTH
     assert [row["status"] for row in rows] == ["ok", "ok"]
@@ -65,9 +64,9 @@ def test_the_stage_publishes_the_pick_and_what_was_measured(copy: Make) -> None:
     assert "times that of" in other["reason"]
     assert result.summary["picked"] == picked["name"]
     latency = published(world, "latency.json")
-    told = published(world, "machine.json")
-    assert (told["machine"]["processor"], len(told["moments"])) == (description().processor, 2)
-    assert all(isinstance(words, str) for words in told["notes"])
+    evidence = published(world, "machine.json")
+    assert (evidence["machine"]["processor"], len(evidence["moments"])) == (machine_info().processor, 2)
+    assert all(isinstance(words, str) for words in evidence["notes"])
     for row in rows:
         assert (row["runtime"], row["batch"], row["samples"]) == ("ort-cpu", 1, 240)
         assert row["size_bytes"] > 1000
@@ -137,7 +136,7 @@ def test_rows_that_cannot_say_reject_all_but_the_float_graph(copy: Make) -> None
     result = world.optimize(candidates=["onnx-int8", "onnx"], metric="balanced_accuracy")
     rough, exact = published(world, "candidates.json")
     assert (rough["status"], rough["picked"]) == ("rejected", False)
-    assert "cannot say what it loses" in rough["reason"]
+    assert "do not determine its loss" in rough["reason"]
     assert (exact["picked"], exact["metric"]) == (True, None)
     assert not [name for name in result.metrics if name.startswith("validation_")]
 
@@ -183,8 +182,8 @@ def test_what_an_answer_costs_is_said(copy: Make) -> None:
     world = copy(MLP)
     world.optimize(candidates=["onnx"], objective="cost", cost_per_hour=2.0)
     row = row_of(world, "onnx")
-    said = next(note for note in row["notes"] if "a million rows cost" in note)
-    assert float(said.split()[4]) == pytest.approx(2.0 / 3600 * 1e6 / row["throughput"], rel=1e-3)
+    note = next(note for note in row["notes"] if "a million rows cost" in note)
+    assert float(note.split()[4]) == pytest.approx(2.0 / 3600 * 1e6 / row["throughput"], rel=1e-3)
 
 
 def test_a_graph_of_fixed_rows_may_serve_and_answers_all_rows(copy: Make) -> None:
@@ -210,13 +209,14 @@ def test_a_space_is_searched_whole_and_the_float_graph_is_added_where_it_lacks(c
     names = [row["name"] for row in published(world, "candidates.json")]
     assert names == ["onnx", "onnx-int8", "float ort-cpu(graph_level=off)", "float ort-cpu(graph_level=basic)",
                      "int8-dynamic ort-cpu(graph_level=off)", "int8-dynamic ort-cpu(graph_level=basic)"]  # fmt: skip
-    assert any("onnx is added" in said for said in events)
+    assert any("onnx is added" in event for event in events)
 
 
+@pytest.mark.slow
 def test_a_search_by_optuna_keeps_to_its_trials_and_measures_the_best_together(
     copy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tournament, "GROUP", 3)
+    monkeypatch.setattr(tournament, "MAX_GROUP", 3)
     world = copy(MLP)
     space = {"graph_level": ["off", "basic", "extended", "all"], "threads": [1, 2, 3, 4]}
     world.optimize(candidates=["onnx"], samples=200, search={"method": "optuna", "trials": 5, "space": space})
@@ -226,30 +226,32 @@ def test_a_search_by_optuna_keeps_to_its_trials_and_measures_the_best_together(
     assert picked["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_what_a_cut_run_made_and_measured_is_not_made_again(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     world = copy(MLP)
-    asked = {"candidates": BOTH, "max_metric_drop": 1.0, "metric": "accuracy"}
-    world.optimize(**asked)
+    options = {"candidates": BOTH, "max_metric_drop": 1.0, "metric": "accuracy"}
+    world.optimize(**options)
     first = published(world, "latency.json")
     shutil.rmtree(world.base / "optimize")
     monkeypatch.setenv("MLKIT_FAILPOINT", "segv:trial.passing")
-    world.optimize(**asked)
+    world.optimize(**options)
     assert published(world, "latency.json") == first, "the samples are those of the run before"
     assert row_of(world, "onnx-int8")["status"] == "ok", "no pass was applied"
     shutil.rmtree(world.base / "scratch")
     shutil.rmtree(world.base / "optimize")
-    world.optimize(**asked)
+    world.optimize(**options)
     assert published(world, "latency.json") != first
     assert row_of(world, "onnx-int8")["status"] == "ok", "another run takes the graph that this one made"
 
 
+@pytest.mark.slow
 def test_another_search_takes_what_is_known_of_a_candidate_and_measures_anew_only_what_may_be_picked(
     copy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = copy(MLP)
     dynamic = {"name": "dynamic", "passes": [{"kind": "int8-dynamic"}]}
-    whole = {"max_metric_drop": 1.0, "metric": "accuracy", "search": {"stop_early": False}}
-    world.optimize(candidates=["onnx", "onnx-int8", dynamic], **whole)
+    options = {"max_metric_drop": 1.0, "metric": "accuracy", "search": {"stop_early": False}}
+    world.optimize(candidates=["onnx", "onnx-int8", dynamic], **options)
     (world.base / "scratch").rename(world.base / "first")
     tries, events = [], []
     start = ProcessTrials.start
@@ -265,11 +267,11 @@ def test_another_search_takes_what_is_known_of_a_candidate_and_measures_anew_onl
     )  # fmt: skip
     second.scratch.mkdir()
     basic = {"name": "basic", "engine": {"graph_level": "basic"}}
-    asked = {
+    section = {
         "candidates": ["onnx", "onnx-int8", {**dynamic, "name": "renamed"}, basic],
-        **whole, "samples": 200, "max_metric_drop": 0.0,
+        **options, "samples": 200, "max_metric_drop": 0.0,
     }  # fmt: skip
-    optimize.run(optimize.Spec.model_validate({"task": world.task, "optimize": asked}), second)
+    optimize.run(optimize.Spec.model_validate({"task": world.task, "optimize": section}), second)
     assert "3 of 4 candidates are known from an earlier search" in events
     rows = {row["name"]: row for row in published(world, "candidates.json")}
     earlier = {name for name, row in rows.items() if any("by an earlier search" in note for note in row["notes"])}
@@ -294,6 +296,7 @@ def test_early_stopping_leaves_the_pick_alone_and_says_who_was_better(copy: Make
         assert "times that of onnx, which is no worse in the rest" in row["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["segv:trial.passing", "trial.measuring", "segv:trial.loading"])
 def test_a_candidate_that_crashes_is_marked_and_the_others_go_on(
     at: str, copy: Make, monkeypatch: pytest.MonkeyPatch
@@ -322,6 +325,7 @@ def test_without_the_float_graph_there_is_nothing_to_hold_others_against(
     assert not trial_processes.running()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", ["building", "measuring"])
 def test_an_interrupt_leaves_no_process_behind(begun: str, copy: Make) -> None:
     world = copy(MLP)
@@ -348,15 +352,17 @@ def test_a_float_graph_that_nobody_asked_for_stops_no_candidate(copy: Make, monk
 
 def test_what_was_faster_by_luck_of_one_start_is_not_picked(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first time that two candidates are held against one another, the later one seems to be twice as fast."""
-    world, asked = copy(MLP), []
+    world, objectives = copy(MLP), []
 
-    def lucky(objective: str, later: Figures, earlier: Figures, *, confidence: float) -> tuple[float, float]:
-        asked.append(objective)
-        return (0.4, 0.5) if len(asked) == 1 else (0.9, 1.1)
+    def lucky(
+        objective: str, later: CandidateFigures, earlier: CandidateFigures, *, confidence: float
+    ) -> tuple[float, float]:
+        objectives.append(objective)
+        return (0.4, 0.5) if len(objectives) == 1 else (0.9, 1.1)
 
     monkeypatch.setattr(selection, "ratio", lucky)
     basic = {"name": "basic", "engine": {"graph_level": "basic"}}
     world.optimize(candidates=["onnx", basic], search={"stop_early": False})
-    assert len(asked) == 2
+    assert len(objectives) == 2
     assert row_of(world, "onnx")["picked"]
     assert row_of(world, "basic")["reason"] == "faster than onnx at first, but not in processes that were started anew"

@@ -17,21 +17,22 @@ from typing import Any
 
 import pytest
 
-import rollout_drill as drill
 from mlflowkit.bundle import Bundle
 from mlflowkit.cli.progress import describe
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.rollout import commands, requests, webhooks
 from mlflowkit.rollout import state as states
-from mlflowkit.rollout.evidence_reader import EvidenceFolder, Prometheus, instant
+from mlflowkit.rollout.evidence_reader import EvidenceReader, PrometheusPoller, query_instant
 from mlflowkit.rollout.settings import Rollout, Webhook
-from mlflowkit.rollout.state import Request, Tell
+from mlflowkit.rollout.state import Notify, Request
 from mlflowkit.service_state import controller_lease, version_history
 from mlflowkit.service_state.records import ReplicaReport, ServiceFiles, process_started, write_json
 from mlflowkit.stages import deploy
 from mlflowkit.values import Event, RoutingTable
-
-from .conftest import InProcess, table, wait_for
+from tests.support import rollout_drill as drill
+from tests.support.gateways import InProcess
+from tests.support.lending_bundle import table
+from tests.support.waiting import wait_for
 
 
 class Hook:
@@ -88,7 +89,7 @@ def told(tmp_path: Path, *hooks: Webhook) -> ServiceFiles:
     files = drill.set_up(tmp_path, drill.PLAN.model_copy(update={"webhooks": list(hooks)}))
     plan = Request.from_json(json.loads((files.folder / "request.json").read_bytes())).plan
     state = states.RolloutState("e1", "lending", plan, drill.CHAMPION, drill.CANDIDATE, phase="running")
-    tell = Tell("started", "canary, step 1", "e1-started", 1_764_000_000.0, 0, 0.05)
+    tell = Notify("started", "canary, step 1", "e1-started", 1_764_000_000.0, 0, 0.05)
     webhooks.enqueue(files, state, tell)
     webhooks.enqueue(files, state, tell)
     return files
@@ -101,7 +102,7 @@ def test_an_event_is_signed_fresh_at_every_attempt_and_told_once(
     taking = hook(lambda number: (503, b"") if number < 3 else (200, b""))
     files = told(tmp_path, Webhook(url=f"{taking.url}/x?token=hidden", secret_env="HOOK_KEY"))
     clock = Clock()
-    courier = webhooks.Courier(tmp_path, clock)
+    courier = webhooks.WebhookSender(tmp_path, clock)
     for _ in range(6):
         courier.deliver()
         clock.now += 3.0
@@ -111,7 +112,11 @@ def test_an_event_is_signed_fresh_at_every_attempt_and_told_once(
         assert not webhooks.verify(b"a-secret-key", body + b" ", headers, now=clock.now)
         assert not webhooks.verify(b"another", body, headers, now=clock.now)
         assert not webhooks.verify(b"a-secret-key", body, headers, now=clock.now + 1000)  # replayed later
-    assert len({headers["x-mlkit-timestamp"] for headers, _ in taking.taken}) == 3
+        legacy = webhooks.legacy_signature(b"a-secret-key", body, headers["x-mlkit-timestamp"])
+        assert headers["x-mlkit-signature"] == legacy
+        assert headers["webhook-id"] == headers["x-mlkit-delivery"]
+        assert headers["webhook-timestamp"] == headers["x-mlkit-timestamp"]
+    assert len({headers["webhook-timestamp"] for headers, _ in taking.taken}) == 3
     assert {headers["x-mlkit-delivery"] for headers, _ in taking.taken} == {"e1-started-0"}
     body = json.loads(taking.taken[0][1])
     assert (body["event"], body["service"], body["candidate"], body["weight"]) == ("started", "lending", "2", 0.05)
@@ -132,15 +137,15 @@ def test_what_is_not_delivered_is_recorded(tmp_path: Path, hook: Callable[..., H
         Webhook(url=refusing.url, events=["promoted"]),
     )
     clock = Clock()
-    courier = webhooks.Courier(tmp_path, clock)
-    for _ in range(webhooks.ATTEMPTS):
+    courier = webhooks.WebhookSender(tmp_path, clock)
+    for _ in range(webhooks.MAX_ATTEMPTS):
         courier.deliver()
         clock.now += 200.0
     found = {one["id"]: one for one in webhooks.history(files)}
     assert found["e1-started-0"]["error"] == "HTTP 404"
     assert found["e1-started-0"]["attempts"] == 1
     assert "NOBODY_SET_THIS" in found["e1-started-1"]["error"]
-    assert found["e1-started-2"]["attempts"] == webhooks.ATTEMPTS
+    assert found["e1-started-2"]["attempts"] == webhooks.MAX_ATTEMPTS
     assert not any(one["ok"] for one in found.values())
     assert len(found) == 3
     assert len(refusing.taken) == 1  # what cannot be signed is not sent
@@ -157,7 +162,7 @@ def test_a_hook_that_hangs_keeps_no_rollout_waiting(tmp_path: Path, hook: Callab
     hanging = hook(hang)
     plan = drill.PLAN.model_copy(update={"webhooks": [Webhook(url=hanging.url)]})
     files = drill.set_up(tmp_path, plan)
-    with webhooks.Courier(tmp_path):
+    with webhooks.WebhookSender(tmp_path):
         drill.control(tmp_path, 0.3)
         assert drill.ended(files) is not None
         release.set()
@@ -173,10 +178,10 @@ def test_prometheus_is_asked_and_what_it_does_not_say_is_not_a_number(hook: Call
         {"status": "error"},
     ]
     server = hook(lambda number: (200, json.dumps(answers[min(number, 4) - 1]).encode()))
-    found = [instant(server.url, "up") for _ in range(4)]
+    found = [query_instant(server.url, "up") for _ in range(4)]
     assert found[:2] == [0.25, 3.0]
     assert all(math.isnan(value) for value in found[2:])
-    assert math.isnan(instant("http://127.0.0.1:9", "up"))
+    assert math.isnan(query_instant("http://127.0.0.1:9", "up"))
 
 
 def test_the_values_of_a_query_come_in_without_waiting(hook: Callable[..., Hook]) -> None:
@@ -185,7 +190,7 @@ def test_the_values_of_a_query_come_in_without_waiting(hook: Callable[..., Hook]
     metric = {"metric": "prometheus", "url": server.url, "query": 'errors{v="{version}"}', "max": 9}
     plan = Rollout.model_validate({"strategy": "canary", "metrics": [metric]})
     state = states.RolloutState("e1", "lending", plan, drill.CHAMPION, drill.CANDIDATE)
-    asked = Prometheus()
+    asked = PrometheusPoller()
     assert asked.values(state) == ((),)
     assert wait_for(lambda: asked.values(state)[0]) == (7.0,)
 
@@ -194,7 +199,7 @@ def test_evidence_that_is_damaged_counts_as_it_last_could_be_read(tmp_path: Path
     files = drill.set_up(tmp_path)
     files.write_table(RoutingTable("lending", 4, (drill.CHAMPION,), "e1"))
     drill.answer_requests(files, 0.0)
-    folder = EvidenceFolder(files.folder / "evidence")
+    folder = EvidenceReader(files)
     evidence, changed = folder.read("e1")
     assert (evidence.of("champion").requests, changed) == (1000, True)
     assert folder.read("e1")[1] is False
@@ -202,12 +207,12 @@ def test_evidence_that_is_damaged_counts_as_it_last_could_be_read(tmp_path: Path
     (files.folder / "evidence" / "r2.json").write_text('{"experiment": "e1", "epochs": 3}')
     evidence, _ = folder.read("e1")
     assert evidence.of("champion").requests == 1000
-    assert folder.damaged == {"r1.json", "r2.json"}
+    assert folder.damaged == {"evidence/r1.json", "evidence/r2.json"}
 
 
 def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    held = controller_lease.take(tmp_path)
+    held = controller_lease.acquire(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
@@ -215,7 +220,7 @@ def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_
     with pytest.raises(ServiceError, match="version 2 is already being rolled out") as refused:
         requests.check(files, other)
     assert "mlkit rollout abort lending" in refused.value.hint
-    commands.say(files, "rollback", "smells")
+    commands.submit(files, "rollback", "smells")
     one.step()
     assert drill.ended(files) is not None
     with pytest.raises(ServiceError, match="cools down"):
@@ -224,13 +229,13 @@ def test_one_rollout_at_a_time_and_a_failed_version_only_when_somebody_asks(tmp_
     same = replace(other, candidate=drill.CANDIDATE, plan=other.plan.model_copy(update={"cooldown_seconds": 0.0}))
     with pytest.raises(ServiceError, match="was rolled back: smells"):
         requests.check(files, same)
-    (gone,) = version_history.forget(files, "2")
+    (gone,) = version_history.forget_rejections(files, "2")
     assert gone.digest == "d2"
     requests.check(files, same)
 
 
 def test_a_run_that_meets_its_version_in_another_rollout_says_so(tmp_path: Path) -> None:
-    files, held = drill.set_up(tmp_path), controller_lease.take(tmp_path)
+    files, held = drill.set_up(tmp_path), controller_lease.acquire(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     for _ in range(3):
@@ -247,7 +252,7 @@ def test_a_run_that_meets_its_version_in_another_rollout_says_so(tmp_path: Path)
     assert [event.kind for event in events] == ["progress"]
     told = run(strategy="ab", steps=[50])
     assert told.startswith("canary, step 1 of 3 mirroring 100 %; ")
-    assert "a canary rollout that was asked for before; the ab of this recipe was not begun" in told
+    assert "a canary rollout that was requested before; the ab of this recipe was not started" in told
     (warning,) = [event.message for event in events if event.kind == "warning"]
     assert warning in describe(Event("deploy", "warning", warning))
     assert "canary" in warning
@@ -260,7 +265,7 @@ def test_a_request_that_waits_is_neither_replaced_nor_removed_by_another(tmp_pat
     files = drill.set_up(tmp_path)
     waiting = (files.folder / "request.json").read_bytes()
     other = Request("e2", "lending", replace(drill.CANDIDATE, digest="d3", version="3"), drill.PLAN, time.time())
-    with pytest.raises(ServiceError, match="another run has just asked for a rollout of lending"):
+    with pytest.raises(ServiceError, match="another run has just requested a rollout of lending"):
         requests.begin(files, other)
     assert (files.folder / "request.json").read_bytes() == waiting
 
@@ -268,16 +273,16 @@ def test_a_request_that_waits_is_neither_replaced_nor_removed_by_another(tmp_pat
 def test_a_command_that_was_said_to_a_rollout_that_has_ended_is_void(tmp_path: Path) -> None:
     """A rollback told while the rollout was being rolled back must not go back one version more."""
     files = drill.set_up(tmp_path)
-    version_history.crown(files, replace(drill.CHAMPION, version="0", digest="d0"), {}, 0.0)
-    version_history.crown(files, drill.CHAMPION, {}, 1.0)
-    held = controller_lease.take(tmp_path)
+    version_history.record_champion(files, replace(drill.CHAMPION, version="0", digest="d0"), {}, 0.0)
+    version_history.record_champion(files, drill.CHAMPION, {}, 1.0)
+    held = controller_lease.acquire(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
-    first, second = commands.say(files, "rollback"), commands.say(files, "rollback")
+    first, second = commands.submit(files, "rollback"), commands.submit(files, "rollback")
     for _ in range(3):
         one.step()
-    early, late = commands.answered(files, first.id), commands.answered(files, second.id)
+    early, late = commands.read_reply(files, first.id), commands.read_reply(files, second.id)
     assert early is not None
     assert late is not None
     assert (early.ok, late.ok) == (True, False)
@@ -285,18 +290,18 @@ def test_a_command_that_was_said_to_a_rollout_that_has_ended_is_void(tmp_path: P
     table = files.table()
     assert table is not None
     assert table.champion.digest == "d1"
-    commands.say(files, "rollback")  # said now, with no rollout running, it does go back
+    commands.submit(files, "rollback")  # said now, with no rollout running, it does go back
     one.step()
     table = files.table()
     assert table is not None
     assert table.champion.digest == "d0"
     with pytest.raises(UsageError, match="no version before the present one"):
-        commands.say(files, "rollback")
+        commands.submit(files, "rollback")
 
 
 def test_damaged_requests_and_commands_end_no_rollout(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    held = controller_lease.take(tmp_path)
+    held = controller_lease.acquire(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
     one.step()
@@ -313,17 +318,17 @@ def test_damaged_requests_and_commands_end_no_rollout(tmp_path: Path) -> None:
 
 def test_a_version_that_gateways_refuse_is_turned_down_and_one_that_nobody_could_take_is_not(tmp_path: Path) -> None:
     files = drill.set_up(tmp_path)
-    held = controller_lease.take(tmp_path)
+    held = controller_lease.acquire(tmp_path)
     assert held is not None
     one = drill.controller(files, held)
-    works = one.world.platform
+    works = one.deps.platform
 
     def refuse(table: RoutingTable) -> None:
         if len(table.variants) > 1:
             raise ServiceError("lending refuses the new version: its graph does not load")
         works.publish(table)
 
-    object.__setattr__(one.world, "platform", SimpleNamespace(publish=refuse))
+    object.__setattr__(one.deps, "platform", SimpleNamespace(publish=refuse))
     for _ in range(3):
         with pytest.raises(ServiceError):
             one.step()  # no gateway is up: it is tried again
@@ -337,13 +342,13 @@ def test_a_version_that_gateways_refuse_is_turned_down_and_one_that_nobody_could
     assert state is not None
     assert (state.phase, state.by) == ("rolled_back", "policy")
     assert "its graph does not load" in state.reason
-    assert list(version_history.failures(files)) == ["d2"]
+    assert list(version_history.rejections(files)) == ["d2"]
 
 
 def test_a_rollout_that_ends_meanwhile_does_not_hide_what_is_wrong_with_its_version(
     tmp_path: Path, start: Callable[..., InProcess], first: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, held = drill.set_up(tmp_path), controller_lease.take(tmp_path)
+    files, held = drill.set_up(tmp_path), controller_lease.acquire(tmp_path)
     assert held is not None
     candidate = replace(drill.CANDIDATE, digest=first.manifest.identity, bundle=str(first.path))
     plan = drill.PLAN.model_copy(update={"webhooks": []})
@@ -353,15 +358,15 @@ def test_a_rollout_that_ends_meanwhile_does_not_hide_what_is_wrong_with_its_vers
     running = start()
     running.swap(table(1, first))  # of no variant that is called challenger
     spec = deploy.Spec(name="", serve=deploy.ServeSection(service="lending"))
-    say = commands.say
+    submit = commands.submit
 
     def too_late(*arguments: Any) -> None:
-        say(files, "rollback", "smells")
+        submit(files, "rollback", "smells")
         one.step()
-        say(*arguments)
+        submit(*arguments)
 
-    monkeypatch.setattr(commands, "say", too_late)
+    monkeypatch.setattr(commands, "submit", too_late)
     with pytest.raises(ServiceError, match="as it was packaged: HTTP 404") as caught:
-        deploy._ask(spec, SimpleNamespace(), files, running.url, first, None)  # type: ignore[arg-type]
+        deploy._check_sample_rows(spec, SimpleNamespace(), files, running.url, first, None)  # type: ignore[arg-type]
     assert "not aborted: no rollout of lending is running" in caught.value.message
     assert caught.value.hint == "mlkit status"

@@ -30,8 +30,8 @@ from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import RoutingTable
-
-from .conftest import make_bundle, wait_for
+from tests.support.lending_bundle import make_bundle
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -39,13 +39,13 @@ ERRORS = {"metric": "error_rate", "margin": 0.05}
 QUICK = {"min_samples": 50, "bake_seconds": 0, "max_seconds": 60, "cooldown_seconds": 0}
 
 
-class World:
+class RayRollouts:
     """A state folder with its platform and controller, and what a deploy stage needs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.state = folder / ".mlkit"
-        self.platform = RayServePlatform(self.state, companions=("mlflowkit.processes.controller_main",))
+        self.platform = RayServePlatform(self.state, sidecars=("mlflowkit.processes.controller_main",))
         self.files = ServiceFiles(self.state / "services" / "lending")
 
     def deploy(self, made: Bundle, **rollout: Any) -> Any:
@@ -59,7 +59,7 @@ class World:
         return deploy.run(deploy.Spec(name="", serve=ServeSection.model_validate(section)), context).summary
 
     def rollout(self) -> RolloutState:
-        saved = states.read(self.files.folder / "rollout.json")
+        saved = states.read(self.files)
         assert saved is not None
         return saved.state
 
@@ -95,7 +95,7 @@ class World:
 class Traffic:
     """Clients that ask until they are told to stop; a quarter of the rows are of people of 50 and more."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: RayRollouts) -> None:
         self.endpoint = next(one.endpoint for one in world.platform.status() if one.service == "lending")
         self.failures: list[tuple[int, str]] = []
         self.variants: Counter[str] = Counter()
@@ -131,22 +131,22 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, Bundle]) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("rollouts"))
+def world(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, Bundle]) -> Iterator[RayRollouts]:
+    made = RayRollouts(tmp_path_factory.mktemp("rollouts"))
     made.deploy(bundles["one"])
     yield made
     made.platform.down()
 
 
 @pytest.fixture
-def traffic(world: World) -> Iterator[Traffic]:
+def traffic(world: RayRollouts) -> Iterator[Traffic]:
     running = Traffic(world)
     yield running
     running.stop()
 
 
 def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
-    world: World, traffic: Traffic, bundles: dict[str, Bundle]
+    world: RayRollouts, traffic: Traffic, bundles: dict[str, Bundle]
 ) -> None:
     champion = bundles["one"].manifest.identity
     told = world.deploy(bundles["bad"], strategy="canary", steps=[20, 50], metrics=[ERRORS], **QUICK)
@@ -159,17 +159,17 @@ def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
     assert incident["counts"]["challenger"]["errors"] > 0
     assert incident["candidate"]["digest"] == bundles["bad"].manifest.identity
 
-    with pytest.raises(ServiceError, match=r"was rolled back.*not tried again") as refused:
+    with pytest.raises(ServiceError, match=r"was rolled back.*stays blocked") as refused:
         world.deploy(bundles["bad"], strategy="canary", metrics=[ERRORS], **QUICK)
     assert "mlkit rollout forget" in refused.value.hint
 
     told = world.deploy(bundles["two"], strategy="canary", steps=[0, 20, 50], metrics=[ERRORS], **QUICK)
-    holder = controller_lease.read(world.state)
+    holder = controller_lease.read_holder(world.state)
     assert holder is not None
     os.kill(holder.pid, signal.SIGKILL)  # another one is started, and goes on
     assert world.ended(told["experiment"]).phase == "promoted"
     assert world.champion() == bundles["two"].manifest.identity
-    newer = controller_lease.read(world.state)
+    newer = controller_lease.read_holder(world.state)
     assert newer is not None
     assert newer.fence > holder.fence
 
@@ -177,8 +177,9 @@ def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
     assert traffic.variants["challenger"] > 50
 
 
+@pytest.mark.slow
 def test_a_person_holds_promotes_and_goes_back_by_the_command_line(
-    world: World, traffic: Traffic, bundles: dict[str, Bundle]
+    world: RayRollouts, traffic: Traffic, bundles: dict[str, Bundle]
 ) -> None:
     """After the test before: the second version is champion, the first is what to go back to."""
     three = bundles["three"]
@@ -203,7 +204,7 @@ def test_a_person_holds_promotes_and_goes_back_by_the_command_line(
     (seen,) = world.mlkit("rollout", "status", "lending")["services"]
     assert seen["incidents"][0]["reason"] == "complaints"
     assert three.manifest.version in [one["version"] for one in seen["turned_down"]]
-    with pytest.raises(ServiceError, match="not tried again"):
+    with pytest.raises(ServiceError, match="stays blocked"):
         world.deploy(three)
     world.mlkit("rollout", "forget", three.manifest.version)
 

@@ -9,20 +9,19 @@ import numpy as np
 import orjson
 import pytest
 
-from mlflowkit.service_state.records import Settings
-from mlflowkit.serving.grpc.message_codec import FIELDS
-from mlflowkit.serving.grpc.messages import messages
+from mlflowkit.service_state.records import GatewaySettings
+from mlflowkit.serving.grpc.message_codec import TYPED_CONTENT_FIELDS, messages
 from mlflowkit.serving.protocol.binary_tensors import encode
-
-from .conftest import Grpc, InProcess, table
-from .kinds import VALUES, array, echo
+from tests.support.datatypes_bundle import VALUES, array, echo
+from tests.support.gateways import Grpc, InProcess
+from tests.support.lending_bundle import table
 
 PATH = "/v2/models/kinds/infer"
 
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
-    running = InProcess(Settings("kinds"))
+    running = InProcess(GatewaySettings("kinds"))
     running.swap(table(1, echo(tmp_path_factory.mktemp("kinds") / "echo"), "kinds"))
     yield running
     running.close()
@@ -125,11 +124,11 @@ def test_all_of_them_over_grpc_raw_and_typed(grpc_kinds: Grpc) -> None:
     reply = grpc_kinds.ask("ModelInfer", raw)
     for output, found in zip(reply.outputs, reply.raw_output_contents, strict=True):
         assert decoded(found, output.datatype) == array(output.datatype).tolist()
-    without_half = {name: rows for name, rows in VALUES.items() if name in FIELDS}
+    without_half = {name: rows for name, rows in VALUES.items() if name in TYPED_CONTENT_FIELDS}
     typed = messages().ModelInferRequest(model_name="kinds")
     for name, rows in without_half.items():
         values = [value.encode() if name == "BYTES" else value for row in rows for value in row]
-        typed.inputs.append(tensor(name, {FIELDS[name]: values}))
+        typed.inputs.append(tensor(name, {TYPED_CONTENT_FIELDS[name]: values}))
     error = grpc_kinds.refused("ModelInfer", typed)
     assert error == (
         "INVALID_ARGUMENT",

@@ -11,38 +11,37 @@ import pytest
 
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.adapters.ray_serve.reconciler import Isolated, Steward
+from mlflowkit.adapters.ray_serve.reconciler import IsolatedDeployments, Reconciler
 from mlflowkit.errors import ServiceError
-from mlflowkit.service_state.records import Desired, ServiceFiles, Settings, process_started
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles, process_started
 from mlflowkit.stages.deploy import ServeSection
-
-from .conftest import wait_for
+from tests.support.waiting import wait_for
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '"x"', '{"generation": 1, "up": true, "settings": {"port": 1}}'])
 @pytest.mark.parametrize("name", ["service.json", "table.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     files = ServiceFiles(tmp_path / "services" / "lending")
-    files.write_desired(Desired(1, True, Settings("lending")))
+    files.write_desired(Desired(1, True, GatewaySettings("lending")))
     (files.folder / name).write_text(content)
     with pytest.raises(ServiceError, match=name) as told:
         RayServePlatform(tmp_path).status()
     assert told.value.hint.startswith("remove ")
 
 
-def test_a_damaged_service_does_not_stop_the_steward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_service_does_not_stop_the_reconciler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = (ServiceFiles(tmp_path / "services" / name) for name in ("good", "bad"))
     bad.folder.mkdir(parents=True)
-    bad.desired_path.write_text("{")
-    good.write_desired(Desired(1, True, Settings("good")))
+    (bad.folder / "service.json").write_text("{")
+    good.write_desired(Desired(1, True, GatewaySettings("good")))
     scaled: list[tuple[str, int]] = []
-    monkeypatch.setattr(Steward, "_scale", lambda self, files, replicas: scaled.append((files.service, replicas)))
-    monkeypatch.setattr(Isolated, "follow", lambda self, desired: None)  # no Ray is started here
+    monkeypatch.setattr(Reconciler, "_scale", lambda self, files, replicas: scaled.append((files.service, replicas)))
+    monkeypatch.setattr(IsolatedDeployments, "reconcile", lambda self, desired: None)  # no Ray is started here
     stop = threading.Event()
-    thread = threading.Thread(target=Steward(tmp_path, "").follow, args=(stop,), daemon=True)
+    thread = threading.Thread(target=Reconciler(tmp_path, "").run, args=(stop,), daemon=True)
     thread.start()
     wait_for(lambda: good.observed())
-    bad.write_desired(Desired(1, True, Settings("bad")))
+    bad.write_desired(Desired(1, True, GatewaySettings("bad")))
     wait_for(lambda: bad.observed())
     stop.set()
     thread.join(10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,9 @@ import orjson
 import pytest
 
 from mlflowkit.bundle import Bundle
-
-from .conftest import CATEGORIES, LABELS, NUMERIC, ROWS, InProcess, expected, table
+from tests.support.gateways import InProcess
+from tests.support.lending_bundle import CATEGORIES, LABELS, NUMERIC, ROWS, expected, table
+from tests.support.waiting import wait_for
 
 HUGE = b'{"inputs": [{"name": "numeric", "shape": [99999999999999, 3], "datatype": "FP32", "data": []}]}'
 
@@ -198,7 +198,7 @@ def test_what_is_not_http_is_refused(served: InProcess) -> None:
 def test_compressed_bodies_are_refused_in_words(served: InProcess, coding: str) -> None:
     reply = served.client.post("/v2/models/lending/infer", content=b"{}", headers={"content-encoding": coding})
     assert reply.status_code == 400
-    assert "not served" in reply.json()["error"]
+    assert "not supported" in reply.json()["error"]
 
 
 def test_without_a_model_the_service_is_alive_but_not_ready(start: Callable[..., InProcess], first: Bundle) -> None:
@@ -258,10 +258,7 @@ def test_a_full_queue_is_503_with_retry_after_and_keeps_its_promises(
     ]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 10
-    while running.gateway.in_flight < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: running.plane.in_flight >= 2, 10, "two requests in flight")
     refused = running.client.post("/predict", json={"rows": ROWS})
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "1"

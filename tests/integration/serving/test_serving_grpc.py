@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from mlflowkit.bundle import Bundle
-from mlflowkit.serving.auth import Keyring, make
-from mlflowkit.serving.grpc.grpc_server import GrpcListener
-from mlflowkit.serving.grpc.messages import SERVICE, messages
+from mlflowkit.serving.auth import Keyring, make_key
+from mlflowkit.serving.grpc.grpc_server import GrpcServer
+from mlflowkit.serving.grpc.message_codec import SERVICE, messages
 from mlflowkit.serving.protocol.binary_tensors import encode
 from mlflowkit.values import Affinity, RoutingTable, Variant
-
-from .conftest import CATEGORIES, NUMERIC, ROWS, Grpc, InProcess, expected, table
+from tests.support.gateways import Grpc, InProcess
+from tests.support.lending_bundle import CATEGORIES, NUMERIC, ROWS, expected, table
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +192,8 @@ def test_keys_affinity_and_overrides_come_in_metadata(
         for name, made in zip(names, (first, second), strict=True)
     )
     running.swap(RoutingTable("lending", 1, variants, salt="s", affinity=Affinity("header", "x-user")))
-    key, token = make(["infer"], now=0.0)
-    running.gateway.keys = Keyring([key])
+    key, token = make_key(["infer"], now=0.0)
+    running.plane.keys = Keyring([key])
     with Grpc(running) as door:
         assert door.ask("ServerLive").live
         assert door.refused("ModelInfer", request())[0] == "UNAUTHENTICATED"
@@ -213,8 +213,8 @@ def test_keys_affinity_and_overrides_come_in_metadata(
         ]
         assert {dealt(("x-user", str(user))) for user in range(12)} == set(names)
         assert [dealt(("x-mlkit-variant", name)) for name in names] == list(names)
-        key, feedback = make(["feedback"], now=0.0)
-        running.gateway.keys = Keyring([key])
+        key, feedback = make_key(["feedback"], now=0.0)
+        running.plane.keys = Keyring([key])
         assert door.refused("ModelInfer", request(), metadata=[("x-api-key", feedback)])[0] == "PERMISSION_DENIED"
 
 
@@ -263,14 +263,14 @@ def test_many_calls_at_once_are_each_answered_their_own(door: Grpc, first: Bundl
 def test_two_listeners_share_a_port_and_a_taken_one_is_told(door: Grpc, served: InProcess) -> None:
     from mlflowkit.errors import ServiceError
 
-    beside = GrpcListener(served.gateway, "127.0.0.1", door.listener.port, served.listener.loop)
+    beside = GrpcServer(served.plane, "127.0.0.1", door.listener.port, served.listener.loop)
     assert beside.port == door.listener.port
     beside.stop(1.0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ServiceError, match="cannot listen"):
-            GrpcListener(served.gateway, "127.0.0.1", taken.getsockname()[1], served.listener.loop)
+            GrpcServer(served.plane, "127.0.0.1", taken.getsockname()[1], served.listener.loop)
 
 
 def test_bytes_that_are_no_grpc_are_dropped_and_calls_go_on(door: Grpc) -> None:
@@ -293,7 +293,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 file = descriptor_pb2.FileDescriptorProto(name="grpc_service.proto", package="inference")
 file.message_type.add(name="ModelInferRequest").field.add(name="other", number=9, type=9, label=1)
 descriptor_pool.Default().Add(file)
-from mlflowkit.serving.grpc.messages import messages
+from mlflowkit.serving.grpc.message_codec import messages
 print(messages().ModelInferRequest(model_name="x").model_name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -20,26 +20,27 @@ from hypothesis.extra import numpy as arrays
 
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.adapters.ray_serve import isolated, wire
-from mlflowkit.adapters.ray_serve.isolated import Server, reports_path, write_report
+from mlflowkit.adapters.ray_serve.isolated import FrameServer, write_address
 from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
-from mlflowkit.bundle import Bundle, Signature, Tensor
+from mlflowkit.bundle import Bundle, Signature, TensorSpec
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.graphs.candidates import Engine
 from mlflowkit.ports import RemoteModels, Runtime, Session
-from mlflowkit.service_state.records import Desired, ServiceFiles, Settings
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
 from mlflowkit.serving.http.gateway import Gateway
-from mlflowkit.serving.http.http_server import Listener
+from mlflowkit.serving.http.http_server import HttpServer
 from mlflowkit.serving.inference import shadow as mirroring
-from mlflowkit.serving.inference.answer_records import Mirrored, Record
-from mlflowkit.serving.inference.counters import Tally
+from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
+from mlflowkit.serving.inference.counters import VariantCounter
+from mlflowkit.serving.inference.data_plane import DataPlane
 from mlflowkit.serving.inference.gateway_metrics import Telemetry
-from mlflowkit.serving.inference.router import mirrored
+from mlflowkit.serving.inference.router import is_mirrored
 from mlflowkit.serving.inference.shadow import ShadowMirror, translate
 from mlflowkit.serving.inference.variants import Versions, load_table
-from mlflowkit.serving.protocol.open_inference import Schema
+from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import RoutingTable, Variant
-
-from .conftest import ROWS, expected, wait_for
+from tests.support.lending_bundle import ROWS, expected
+from tests.support.waiting import wait_for
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -49,12 +50,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self.mirrored: list[Mirrored] = []
+        self.mirrored: list[MirrorRecord] = []
 
     def answered(self, record: Record) -> None:
         self.records.append(record)
 
-    def compared(self, mirrored: Mirrored) -> None:
+    def compared(self, mirrored: MirrorRecord) -> None:
         self.mirrored.append(mirrored)
 
 
@@ -66,8 +67,8 @@ class Mirroring:
         self.versions = Versions()
         mirror = ShadowMirror(self.versions, self.tap, deadline=deadline)
         telemetry = Telemetry("lending", "test")
-        self.gateway = Gateway(Settings("lending"), self.versions, telemetry, tuple, self.tap, mirror)
-        self.listener = Listener(self.gateway, "127.0.0.1", 0)
+        self.plane = DataPlane(GatewaySettings("lending"), self.versions, telemetry, self.tap, mirror)
+        self.listener = HttpServer(Gateway(self.plane), "127.0.0.1", 0)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.listener.port}", timeout=20)
 
     def swap(
@@ -76,9 +77,9 @@ class Mirroring:
         table = RoutingTable("lending", epoch, variants, experiment="e", salt="salt")
         self.versions.activate(load_table(table, runtime or OnnxRuntime(), 1, remotes=remotes))
 
-    def tally(self, name: str) -> Tally:
+    def counter(self, name: str) -> VariantCounter:
         assert self.versions.active is not None
-        return self.versions.active.tallies[name]
+        return self.versions.active.counters[name]
 
     def ask(self, count: int) -> list[str]:
         """Ask; every answer must be the champion's. Returns the ids."""
@@ -92,20 +93,20 @@ class Mirroring:
     def close(self) -> None:
         self.client.close()
         self.listener.stop()
-        self.gateway.close()
+        self.plane.close()
 
 
 @pytest.fixture
 def mirroring_gateway() -> Iterator[Mirroring]:
-    made = Mirroring()
-    yield made
-    made.close()
+    world = Mirroring()
+    yield world
+    world.close()
 
 
-def variant(name: str, made: Bundle, role: str = "champion", **more: object) -> Variant:
+def variant(name: str, bundle: Bundle, role: str = "champion", **more: object) -> Variant:
     weight = 1.0 if role == "champion" else 0.0
-    made_variant = Variant(name, made.manifest.version, made.manifest.identity, str(made.path), weight=weight)
-    return replace(made_variant, role=role, **more)  # type: ignore[arg-type]
+    result = Variant(name, bundle.manifest.version, bundle.manifest.identity, str(bundle.path), weight=weight)
+    return replace(result, role=role, **more)  # type: ignore[arg-type]
 
 
 class Planned:
@@ -141,18 +142,18 @@ def test_each_shadow_answers_the_requests_that_its_sampling_takes(
     )  # fmt: skip
     ids = world.ask(60)
     table = world.versions.active.table  # type: ignore[union-attr]
-    part = {number for number in ids if mirrored(table, "part", 0.3, number)}
+    part = {number for number in ids if is_mirrored(table, "part", 0.3, number)}
     assert 0 < len(part) < 60
     wait_for(lambda: len(world.tap.mirrored) == 60 + len(part))
     assert {one.record.id for one in world.tap.mirrored if one.shadow == "part"} == part
-    truth, other = (expected(made.path, ROWS)["probabilities"] for made in (second, first))
+    truth, other = (expected(bundle.path, ROWS)["probabilities"] for bundle in (second, first))
     for one in world.tap.mirrored:
         assert one.error == ""
         assert one.answers is not None
         np.testing.assert_allclose(one.answers["probabilities"], truth, rtol=1e-5)
         np.testing.assert_allclose(one.record.answers["probabilities"], other, rtol=1e-5)
         assert one.version == second.manifest.version
-    whole, some = world.tally("whole"), world.tally("part")
+    whole, some = world.counter("whole"), world.counter("part")
     assert (whole.mirrored, whole.dropped, whole.requests, whole.rows, whole.errors) == (60, 0, 60, 120, 0)
     assert (some.mirrored, some.requests) == (len(part), len(part))
     assert sum(whole.latency) == 0
@@ -170,15 +171,15 @@ def test_a_hung_shadow_is_counted_and_costs_nothing_else(
         world.swap(1, variant("champion", first), variant("shadow", second, "shadow"), runtime=runtime)
         hang.set()
         world.ask(1)
-        tally = world.tally("shadow")
-        wait_for(lambda: tally.errors == 1)
+        counter = world.counter("shadow")
+        wait_for(lambda: counter.errors == 1)
         assert world.tap.mirrored[0].answers is None
         assert world.tap.mirrored[0].error == "no answer within 0.05 s"
         monkeypatch.setattr(mirroring, "PAUSE_SECONDS", 60.0)  # until the next failure
         world.ask(40)
-        wait_for(lambda: tally.dropped > 0)
-        assert tally.mirrored == 41
-        assert tally.requests - tally.errors == 0
+        wait_for(lambda: counter.dropped > 0)
+        assert counter.mirrored == 41
+        assert counter.requests - counter.errors == 0
         assert world.tap.mirrored[-1].error in ("the call before has not come back", "no answer within 0.05 s")
     finally:
         release.set()
@@ -226,37 +227,37 @@ def test_what_waits_for_a_shadow_that_leaves_is_dropped_and_what_stays_is_not_lo
     world.ask(1)
     assert busy.wait(10)
     world.ask(5)
-    before = world.tally("leaves")
+    before = world.counter("leaves")
     stays = variant("stays", first, "shadow")
     world.swap(2, champion, stays, runtime=runtime)
     world.ask(3)
     assert (before.mirrored, before.dropped) == (6, 5)
     gate.set()
     wait_for(lambda: before.requests == 1)
-    wait_for(lambda: world.tally("stays").requests == 3)
+    wait_for(lambda: world.counter("stays").requests == 3)
     world.swap(3, champion, replace(stays, sampling=0.999999), runtime=runtime)
     world.ask(2)
     wait_for(lambda: len([one for one in world.tap.mirrored if one.shadow == "stays"]) == 5)
 
 
 def test_inputs_are_put_together_anew_for_a_shadow_of_another_signature() -> None:
-    def schema(*tensors: Tensor) -> Schema:
-        output = Tensor(name="prediction", datatype="FP32", shape=(-1,))
+    def schema(*tensors: TensorSpec) -> Schema:
+        output = TensorSpec(name="prediction", datatype="FP32", shape=(-1,))
         return Schema(Signature(task="regression", inputs=tensors, outputs=(output,)))
 
-    numeric = Tensor(name="numeric", datatype="FP32", shape=(-1, 3), columns=("a", "b", "c"))
-    words = Tensor(name="words", datatype="BYTES", shape=(-1, 1), columns=("w",))
+    numeric = TensorSpec(name="numeric", datatype="FP32", shape=(-1, 3), columns=("a", "b", "c"))
+    words = TensorSpec(name="words", datatype="BYTES", shape=(-1, 1), columns=("w",))
     given = {"numeric": np.array([[1, 2, np.nan]], dtype=np.float32), "words": np.array([["x"]], dtype=object)}
-    swapped = Tensor(name="n", datatype="FP64", shape=(-1, 2), columns=("c", "a"))
-    text = Tensor(name="t", datatype="BYTES", shape=(-1, 1), columns=("w",))
-    found = translate(given, schema(numeric, words), schema(swapped, text))
-    np.testing.assert_array_equal(found["n"], [[np.nan, 1]])
-    assert found["n"].dtype == np.float64
-    assert found["t"].tolist() == [["x"]]
-    lacking = schema(Tensor(name="n", datatype="FP32", shape=(-1, 1), columns=("d",)))
+    swapped = TensorSpec(name="n", datatype="FP64", shape=(-1, 2), columns=("c", "a"))
+    text = TensorSpec(name="t", datatype="BYTES", shape=(-1, 1), columns=("w",))
+    translated = translate(given, schema(numeric, words), schema(swapped, text))
+    np.testing.assert_array_equal(translated["n"], [[np.nan, 1]])
+    assert translated["n"].dtype == np.float64
+    assert translated["t"].tolist() == [["x"]]
+    lacking = schema(TensorSpec(name="n", datatype="FP32", shape=(-1, 1), columns=("d",)))
     with pytest.raises(EngineError, match="no column d"):
         translate(given, schema(numeric, words), lacking)
-    other = schema(Tensor(name="n", datatype="FP32", shape=(-1, 1), columns=("w",)))
+    other = schema(TensorSpec(name="n", datatype="FP32", shape=(-1, 1), columns=("w",)))
     with pytest.raises(EngineError, match="column w is BYTES in the request and FP32 here"):
         translate(given, schema(numeric, words), other)
 
@@ -277,11 +278,11 @@ def test_a_frame_brings_back_what_was_packed(tensors: dict[str, np.ndarray]) -> 
     frame = wire.pack({"rows": 1}, {name: array.T for name, array in tensors.items()})
     head, body = wire.sizes(frame[:8])
     assert len(frame) == 8 + head + body
-    _, found = wire.unpack(frame[8 : 8 + head], frame[8 + head :])
-    assert list(found) == list(tensors)
+    _, decoded = wire.unpack(frame[8 : 8 + head], frame[8 + head :])
+    assert list(decoded) == list(tensors)
     for name, array in tensors.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array.T)
+        assert decoded[name].dtype == array.dtype
+        np.testing.assert_array_equal(decoded[name], array.T)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=20))
@@ -295,13 +296,15 @@ def test_what_is_no_frame_is_an_engine_error(head: bytes, body: bytes) -> None:
 class Apart:
     """An isolated version that this process serves over a socket, and a service's folder that says where."""
 
-    def __init__(self, folder: Path, made: Bundle, session: Session) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, session: Session) -> None:
         self.files = ServiceFiles(folder / "services" / "lending")
-        self.files.write_desired(Desired(1, True, Settings("lending", timeout_seconds=2.0, isolated_max_batch=16)))
-        self.server = Server(session, made.manifest.identity, "127.0.0.1")
-        self.report = reports_path(self.files.folder, made.manifest.identity) / "r1.json"
-        write_report(self.report, self.server.report)
-        self.variant = variant("challenger", made, "challenger", placement="isolated")
+        self.files.write_desired(
+            Desired(1, True, GatewaySettings("lending", timeout_seconds=2.0, isolated_max_batch=16))
+        )
+        self.server = FrameServer(session, bundle.manifest.identity, "127.0.0.1")
+        self.address_path = self.files.folder / "isolated" / bundle.manifest.identity[:16] / "r1.json"
+        write_address(self.files, bundle.manifest.identity, "r1", self.server.address)
+        self.variant = variant("challenger", bundle, "challenger", placement="isolated")
         self.remotes = RayRemoteModels(self.files.folder)
 
 
@@ -331,10 +334,10 @@ def test_calls_to_an_isolated_version_are_answered_in_batches_and_each_with_its_
 
     async def test() -> None:
         remote = apart.remotes.connect("lending", apart.variant, 5.0)
-        whole = inputs(40)
-        parts = [{name: array[index : index + 1] for name, array in whole.items()} for index in range(40)]
-        found = await asyncio.gather(*(remote.run(part, 1) for part in parts))
-        for index, answers in enumerate(found):
+        batch = inputs(40)
+        parts = [{name: array[index : index + 1] for name, array in batch.items()} for index in range(40)]
+        replies = await asyncio.gather(*(remote.run(part, 1) for part in parts))
+        for index, answers in enumerate(replies):
             np.testing.assert_allclose(answers["probabilities"], truth[index : index + 1], rtol=1e-5)
             assert answers["label"].dtype == object
         assert sum(seen) == 40
@@ -346,7 +349,7 @@ def test_calls_to_an_isolated_version_are_answered_in_batches_and_each_with_its_
 
 def test_a_version_that_is_not_up_is_waited_for_only_when_that_was_asked(tmp_path: Path, first: Bundle) -> None:
     apart = Apart(tmp_path, first, OnnxRuntime().load(first.model))
-    apart.report.rename(tmp_path / "away.json")
+    apart.address_path.rename(tmp_path / "away.json")
     with pytest.raises(ServiceError, match=r"is not up .* no process has started"):
         apart.remotes.connect("lending", apart.variant, 0.2)
 
@@ -354,7 +357,7 @@ def test_a_version_that_is_not_up_is_waited_for_only_when_that_was_asked(tmp_pat
         remote = apart.remotes.connect("lending", apart.variant)
         with pytest.raises(EngineError, match="no process has started"):
             await remote.run(inputs(1), 1)
-        (tmp_path / "away.json").rename(apart.report)
+        (tmp_path / "away.json").rename(apart.address_path)
         while True:
             try:
                 answers = await remote.run(inputs(1), 1)
@@ -384,9 +387,9 @@ def test_a_call_that_does_not_come_back_is_given_up_and_the_next_fails_at_once(t
 
 def test_without_the_token_nothing_is_answered_and_the_token_is_its_owners(tmp_path: Path, first: Bundle) -> None:
     apart = Apart(tmp_path, first, OnnxRuntime().load(first.model))
-    assert stat.S_IMODE(apart.report.stat().st_mode) == 0o600
-    assert stat.S_IMODE(apart.report.parent.stat().st_mode) == 0o700
-    report = apart.server.report
+    assert stat.S_IMODE(apart.address_path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(apart.address_path.parent.stat().st_mode) == 0o700
+    address = apart.server.address
     openings = (
         wire.pack({"token": "0" * 64}),
         wire.pack({"rows": 1}, inputs(1)),
@@ -396,16 +399,16 @@ def test_without_the_token_nothing_is_answered_and_the_token_is_its_owners(tmp_p
         wire.pack({}),
     )
     for opening in openings:
-        with socket.create_connection((report.host, report.port), 5) as connection:
+        with socket.create_connection((address.host, address.port), 5) as connection:
             # The server may hang up before the opening is whole: that is an answer too.
             with contextlib.suppress(OSError):
                 connection.sendall(opening)
                 connection.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1) == b""
-    assert isolated.listening(report, first.manifest.identity) == ""
-    assert isolated.listening(replace(report, token="x"), first.manifest.identity) != ""
-    assert isolated.listening(report, "other") == "another version answers there"
+    assert isolated.unreachable_reason(address, first.manifest.identity) == ""
+    assert isolated.unreachable_reason(replace(address, token="x"), first.manifest.identity) != ""
+    assert isolated.unreachable_reason(address, "other") == "another version answers there"
 
 
 def test_a_gateway_without_a_way_to_isolated_versions_says_so(first: Bundle, second: Bundle) -> None:

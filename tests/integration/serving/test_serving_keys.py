@@ -18,8 +18,10 @@ from mlflowkit.errors import ServiceError
 from mlflowkit.service_state.records import Desired, ServiceFiles
 from mlflowkit.serving import auth
 from mlflowkit.serving.replica import Replica
+from tests.support.gateways import InProcess
+from tests.support.lending_bundle import ROWS, table
+from tests.support.waiting import wait_for
 
-from .conftest import ROWS, InProcess, table, wait_for
 from .test_serving_gateway import tensors
 from .test_serving_versions import report, service
 
@@ -27,12 +29,12 @@ from .test_serving_versions import report, service
 @pytest.fixture(scope="module")
 def locked(first: Bundle):  # type: ignore[no-untyped-def]
     """A gateway with a key for each scope, and their tokens."""
-    from mlflowkit.service_state.records import Settings
+    from mlflowkit.service_state.records import GatewaySettings
 
-    running = InProcess(Settings("lending"))
+    running = InProcess(GatewaySettings("lending"))
     running.swap(table(1, first))
-    made = {scope: auth.make([scope]) for scope in auth.SCOPES}
-    running.gateway.keys = auth.Keyring(key for key, _ in made.values())
+    made = {scope: auth.make_key([scope]) for scope in auth.SCOPES}
+    running.plane.keys = auth.Keyring(key for key, _ in made.values())
     yield running, {scope: token for scope, (_, token) in made.items()}
     running.close()
 
@@ -114,8 +116,8 @@ def problems(files: ServiceFiles) -> list[str]:
 
 def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle) -> None:
     path = tmp_path / "keys.json"
-    key, token = auth.make(["infer"])
-    auth.write(path, [key])
+    key, token = auth.make_key(["infer"])
+    auth.write_keys(path, [key])
     files = service(tmp_path, keys=str(path))
     files.write_table(table(1, first))
     replica = Replica(files.folder, OnnxRuntime(), "r1")
@@ -127,21 +129,21 @@ def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle)
             return httpx.post(f"{url}/predict", json={"rows": ROWS}, headers={"x-api-key": token}).status_code
 
         assert (code(token), code("")) == (200, 401)
-        other, second = auth.make(["infer"])
-        auth.write(path, [other])
+        other, second = auth.make_key(["infer"])
+        auth.write_keys(path, [other])
         wait_for(lambda: (code(token), code(second)) == (401, 200))
         path.write_text("{ damaged")
-        third, _ = auth.make(["infer"])
+        third, _ = auth.make_key(["infer"])
         told = report(files, lambda found: found.warning != "")
         assert f"API keys: {path} is not JSON" in told.warning
-        assert "the keys before it still hold; mlkit key create" in told.warning
+        assert "the previous keys stay valid; mlkit key create" in told.warning
         assert told.state == "serving"
         assert problems(files) == [told.warning]
         assert code(second) == 200
         path.unlink()
         wait_for(lambda: code(second) == 401)
-        assert "nobody is let in" in report(files, lambda found: "there is no file" in found.warning).warning
-        auth.write(path, [other, third])
+        assert "every request is rejected" in report(files, lambda found: "there is no file" in found.warning).warning
+        auth.write_keys(path, [other, third])
         wait_for(lambda: code(second) == 200)
         report(files, lambda found: found.warning == "")
         assert problems(files) == []
@@ -155,7 +157,7 @@ def test_a_replica_refuses_to_be_reached_without_keys(tmp_path: Path, first: Bun
     with pytest.raises(ServiceError, match="no API keys"):
         Replica(files.folder, OnnxRuntime(), "r1")
     path = tmp_path / "keys.json"
-    auth.write(path, [auth.make(["infer"])[0]])
+    auth.write_keys(path, [auth.make_key(["infer"])[0]])
     desired = files.desired()
     assert desired is not None
     files.write_desired(replace(desired, settings=replace(desired.settings, keys=str(path))))
@@ -181,7 +183,7 @@ def test_the_platform_maps_the_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     from mlflowkit.stages.deploy import ServeSection
 
     files = ServiceFiles(tmp_path / "state" / "services" / "lending")
-    wanted: Callable[[ServeSection], object] = lambda section: platform._wanted(files, section)  # noqa: E731
+    wanted: Callable[[ServeSection], object] = lambda section: platform.requested_settings(files, section)  # noqa: E731
     with pytest.raises(ServiceError, match="no API keys"):
         wanted(ServeSection(service="lending", port=0, host="0.0.0.0"))
     path = tmp_path / "keys.json"
@@ -190,16 +192,16 @@ def test_the_platform_maps_the_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     with pytest.raises(ServiceError, match="no file of API keys"):
         wanted(named)
-    auth.write(path, [auth.make(["infer"])[0]])
-    assert platform._wanted(files, named).keys == str(path)
+    auth.write_keys(path, [auth.make_key(["infer"])[0]])
+    assert platform.requested_settings(files, named).keys == str(path)
     section = ServeSection.model_validate({"service": "lending", "port": 0, "auth": {"keys_env": "LENDING_KEYS"}})
     monkeypatch.delenv("LENDING_KEYS", raising=False)
     with pytest.raises(ServiceError, match="LENDING_KEYS is not set"):
         wanted(section)
     monkeypatch.setenv("LENDING_KEYS", path.read_text())
-    settings = platform._wanted(files, section)
-    platform._materialise(files, section)
-    assert auth.read(Path(settings.keys)) == auth.read(path)
+    settings = platform.requested_settings(files, section)
+    platform.write_environment_keys(files, section)
+    assert auth.read_keys(Path(settings.keys)) == auth.read_keys(path)
     assert stat.S_IMODE(Path(settings.keys).stat().st_mode) == 0o600
 
 

@@ -17,13 +17,13 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
 from mlflowkit.cli.app import main
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts
-from mlflowkit.service_state.records import Desired, ServiceFiles, Settings
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
 from mlflowkit.serving.feedback.join import FeedbackJoin
 from mlflowkit.serving.observer.prediction_log import read_log
 from mlflowkit.serving.replica import Replica
 from mlflowkit.values import RoutingTable, Variant
-
-from .conftest import CATEGORIES, expected, wait_for
+from tests.support.lending_bundle import CATEGORIES, expected
+from tests.support.waiting import wait_for
 
 TERMS = CATEGORIES["term"]
 
@@ -72,7 +72,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory, first: Bundle, second: Bu
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    files.write_desired(Desired(1, True, Settings("lending", port=port, profile=False)))
+    files.write_desired(Desired(1, True, GatewaySettings("lending", port=port, profile=False)))
     champion = Variant("champion", first.manifest.version, first.manifest.identity, str(first.path))
     shadow = Variant(
         "candidate", second.manifest.version, second.manifest.identity, str(second.path), role="shadow", weight=0.0
@@ -214,7 +214,7 @@ def test_a_wrong_file_of_feedback_is_told_with_its_place(
 def test_counting_goes_on_where_a_killed_observer_left_it(observed: Served) -> None:
     wait_for(lambda: sum(observed.counts("champion").predictions.values()) >= 80)
     before = sum(observed.counts("champion").predictions.values())
-    tap = observed.replica._tap
+    tap = observed.replica._observer
     assert tap.pid is not None
     dead = tap.pid
     os.kill(dead, signal.SIGKILL)

@@ -13,8 +13,10 @@ import orjson
 import pytest
 
 from mlflowkit.bundle import Bundle
+from tests.support.gateways import InProcess
+from tests.support.lending_bundle import ROWS, table
+from tests.support.waiting import wait_for
 
-from .conftest import ROWS, InProcess, table, wait_for
 from .test_serving_gateway import Held, hold
 
 BODY = orjson.dumps({"rows": ROWS})
@@ -88,7 +90,7 @@ def full(start: Callable[..., InProcess], first: Bundle, monkeypatch: pytest.Mon
         waiting = [connect(running, stack) for _ in range(2)]
         for one in waiting:
             one.sendall(post())
-        wait_for(lambda: running.gateway.dispatcher.waiting == 2)
+        wait_for(lambda: running.plane.dispatcher.waiting == 2)
         yield running
         held.gate.set()
         assert [reply(one)[0] for one in waiting] == [200, 200]
@@ -133,7 +135,7 @@ def test_slow_senders_keep_nobody_out(start: Callable[..., InProcess], first: Bu
         slow = [connect(running, stack) for _ in range(6)]
         for number, one in enumerate(slow, 1):
             one.sendall(post()[:-10])
-            wait_for(lambda number=number: running.gateway.in_flight == number)  # type: ignore[misc]
+            wait_for(lambda number=number: running.plane.in_flight == number)  # type: ignore[misc]
         for _ in range(5):
             assert running.client.post("/predict", json={"rows": ROWS}).status_code == 200
         for one in slow:
@@ -166,8 +168,8 @@ def test_what_would_wait_longer_than_its_deadline_is_refused_at_once(
         waiting = [connect(running, stack) for _ in range(20)]
         for one in waiting:
             one.sendall(post())
-        wait_for(lambda: running.gateway.dispatcher.waiting == 20)
-        running.gateway.dispatcher._lanes[held].seconds = 2.0
+        wait_for(lambda: running.plane.dispatcher.waiting == 20)
+        running.plane.dispatcher._pools[held].seconds = 2.0
         refused = running.client.post("/predict", json={"rows": ROWS})
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 5
@@ -183,7 +185,7 @@ def test_threads_that_do_not_return_keep_nobody_waiting_until_they_do(
     held = hold(running, monkeypatch)
     ask = partial(running.client.post, "/predict", json={"rows": ROWS})
     assert ask().status_code == 504
-    lane = running.gateway.dispatcher._lanes[held]
+    lane = running.plane.dispatcher._pools[held]
     for number in range(2, lane.workers + 1):
         assert ask().status_code == 504
         assert lane.pending == number

@@ -20,8 +20,8 @@ from mlflowkit.stages.deploy import ServeSection
 def test_two_deploys_at_once_do_not_share_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replicas: list[Replica] = []
 
-    def spawn(state: Path, runtime: str, companions: tuple[str, ...]) -> None:
-        """In the place of the steward, which starts a replica as a process of its own."""
+    def spawn(state: Path, runtime: str, sidecars: tuple[str, ...]) -> None:
+        """In place of the supervisor: starts a replica as a process of its own."""
         replicas.append(Replica(state / "services" / "lending", OnnxRuntime(), f"r{len(replicas)}"))
 
     ready = clusters.Cluster("ready", os.getpid(), 0.0, str(tmp_path), True)

@@ -95,13 +95,13 @@ def test_a_field_may_be_long(service: _Service) -> None:
         (b"age,city\n1e999,x\n", b"stdin:2: age: '1e999' is not a finite number"),
         (b"age,city\ninf,x\n", b"stdin:2: age: 'inf' is not a finite number"),
         (b"age,city\n1,x,y\n", b"stdin:2: 3 fields; the header has 2"),
-        (b"age,age\n1,2\n", b"stdin:1: column 'age' is there twice"),
+        (b"age,age\n1,2\n", b"stdin:1: column 'age' occurs twice"),
         (b'age,city\n1,"x', b"stdin:2: not CSV"),
         (b"age,city\n1,\xff\n", b"stdin is not UTF-8"),
-        (b'[{"age": NaN}]', b"null says that a value is missing"),
-        (b'[{"age": 1e999}]', b"null says that a value is missing"),
+        (b'[{"age": NaN}]', b"use null for a missing value"),
+        (b'[{"age": 1e999}]', b"use null for a missing value"),
         (b"[" * 100_000, b"stdin is not JSON"),
-        (b"", b"there are no rows to ask"),
+        (b"", b"there are no rows to predict"),
     ],
 )
 def test_wrong_rows_are_refused_with_a_sentence(service: _Service, given: bytes, told: bytes) -> None:

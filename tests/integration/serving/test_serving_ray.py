@@ -22,15 +22,16 @@ import pytest
 
 from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.adapters.ray_serve.isolated import read_reports, reports_path
+from mlflowkit.adapters.ray_serve.isolated import read_addresses
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import BundleError, ServiceError
 from mlflowkit.service_state.records import ServiceFiles, process_started, read_json
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
-
-from .conftest import ROWS, expected, make_bundle, table, wait_for
+from tests.support import ROOT
+from tests.support.lending_bundle import ROWS, expected, make_bundle, table
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -46,7 +47,7 @@ serve: {service: lending, port: 0}
 """
 
 
-class World:
+class RayService:
     """A state folder with its platform, and what a deploy stage needs."""
 
     def __init__(self, folder: Path) -> None:
@@ -55,13 +56,13 @@ class World:
         self.recipe = folder / "recipe.yaml"
         self.recipe.write_text(RECIPE)
         (folder / "rows.csv").write_text("age,outcome\n1,bad\n")
-        self.platform = RayServePlatform(self.state, companions=("companion", "no.such_companion"))
+        self.platform = RayServePlatform(self.state, sidecars=("tests.support.sidecar", "no.such_sidecar"))
 
-    def deploy(self, made: Bundle, **serve: Any) -> Any:
+    def deploy(self, bundle: Bundle, **serve: Any) -> Any:
         out = self.folder / "out" / f"{time.monotonic_ns()}"
         out.mkdir(parents=True)
         context: Any = SimpleNamespace(
-            inputs={"package": made.path.parent},
+            inputs={"package": bundle.path.parent},
             out=out,
             ports=self,
             folder=self.folder,
@@ -72,7 +73,7 @@ class World:
         return deploy.run(spec, context), json.loads((out / "service.json").read_text())
 
     def status(self) -> ServiceStatus:
-        return next(found for found in self.platform.status() if found.service == "lending")
+        return next(status for status in self.platform.status() if status.service == "lending")
 
     def mlkit(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         code = "from mlflowkit.cli.app import main; main()"
@@ -102,32 +103,32 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
     """A state folder whose Ray is started once; whatever a test leaves, nothing outlives the module."""
-    made = World(tmp_path_factory.mktemp("world"))
+    world = RayService(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        made.platform.prewarm()
-        yield made
-        made.platform.down()
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        world.platform.prewarm()
+        yield world
+        world.platform.down()
 
 
 @pytest.fixture
-def lending(world: World, one: Bundle) -> World:
+def lending(world: RayService, one: Bundle) -> RayService:
     """The service, answering with the first bundle."""
     world.deploy(one)
     assert world.status().variants[0].version == one.manifest.version
     return world
 
 
-def ask(world: World) -> dict[str, Any]:
+def ask(world: RayService) -> dict[str, Any]:
     reply = httpx.post(f"{world.status().endpoint}/predict", json={"rows": ROWS}, timeout=20)
     assert reply.status_code == 200
     return dict(reply.json())
 
 
 def test_a_port_in_use_is_told_before_ray_is_started(tmp_path: Path, one: Bundle) -> None:
-    other = World(tmp_path)
+    other = RayService(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServiceError, match=f"port {port} on 127.0.0.1 is in use") as refused:
@@ -138,36 +139,38 @@ def test_a_port_in_use_is_told_before_ray_is_started(tmp_path: Path, one: Bundle
 
 
 def test_what_a_dead_machine_left_is_down(tmp_path: Path, one: Bundle) -> None:
-    from mlflowkit.service_state.records import Desired, ReplicaReport, Settings
+    from mlflowkit.service_state.records import Desired, GatewaySettings, ReplicaReport
 
     files = ServiceFiles(tmp_path / "services" / "lending")
-    files.write_desired(Desired(1, True, Settings("lending", port=1)))
+    files.write_desired(Desired(1, True, GatewaySettings("lending", port=1)))
     files.write_table(table(3, one))
     files.write_report(
         ReplicaReport("r1", 2**22 + 1, socket.gethostname(), 1.0, 1, 1, "serving", 3, heartbeat=time.time())
     )
-    (found,) = RayServePlatform(tmp_path).status()
-    assert (found.state, found.ready, found.replicas, found.epoch) == ("down", False, 0, 3)
+    (status,) = RayServePlatform(tmp_path).status()
+    assert (status.state, status.ready, status.replicas, status.epoch) == ("down", False, 0, 3)
     assert RayServePlatform(tmp_path).down() == ["lending"]
     assert RayServePlatform(tmp_path).down() == []
 
 
-def test_deploy_prints_a_curl_line_that_answers_and_is_idempotent(lending: World, one: Bundle, two: Bundle) -> None:
+def test_deploy_prints_a_curl_line_that_answers_and_is_idempotent(
+    lending: RayService, one: Bundle, two: Bundle
+) -> None:
     result, served = lending.deploy(one)
     assert served == {key: result.summary[key] for key in ("service", "endpoint", "version", "epoch")}
     assert served["version"] == one.manifest.version
     answered = subprocess.run(result.summary["curl"], shell=True, capture_output=True, text=True, timeout=30)
     share = json.loads(answered.stdout)["predictions"][0]["probabilities"]["bad"]
     assert share == pytest.approx(expected(one.path, ROWS)["probabilities"][0][0], rel=1e-5)
-    again, _ = lending.deploy(one)
-    assert again.summary["epoch"] == served["epoch"]
+    redeployed, _ = lending.deploy(one)
+    assert redeployed.summary["epoch"] == served["epoch"]
     later, _ = lending.deploy(two)
     assert later.summary["epoch"] == served["epoch"] + 1
     assert later.summary["endpoint"] == served["endpoint"]
     assert ask(lending)["model_version"] == two.manifest.version
 
 
-def test_a_swap_under_load_fails_no_request(lending: World, one: Bundle, two: Bundle) -> None:
+def test_a_swap_under_load_fails_no_request(lending: RayService, one: Bundle, two: Bundle) -> None:
     url = lending.status().endpoint
     seen: list[tuple[int, str]] = []
     stop = threading.Event()
@@ -193,7 +196,9 @@ def test_a_swap_under_load_fails_no_request(lending: World, one: Bundle, two: Bu
     assert {version for _, version in seen} == {one.manifest.version, two.manifest.version}
 
 
-def test_a_bad_bundle_is_refused_while_the_version_before_answers(lending: World, one: Bundle, tmp_path: Path) -> None:
+def test_a_bad_bundle_is_refused_while_the_version_before_answers(
+    lending: RayService, one: Bundle, tmp_path: Path
+) -> None:
     epoch = lending.status().epoch
     tampered = packaged(tmp_path / "tampered", 3)
     (tampered.path / "model.onnx").write_bytes(b"x")
@@ -207,7 +212,7 @@ def test_a_bad_bundle_is_refused_while_the_version_before_answers(lending: World
     assert (lending.status().epoch, lending.status().state) == (epoch, "serving")
 
 
-def test_a_table_of_a_controller_that_lost_its_lease_is_refused(lending: World, one: Bundle) -> None:
+def test_a_table_of_a_controller_that_lost_its_lease_is_refused(lending: RayService, one: Bundle) -> None:
     files = ServiceFiles(lending.state / "services" / "lending")
 
     def publish(fence: int) -> int:
@@ -228,7 +233,7 @@ def test_a_table_of_a_controller_that_lost_its_lease_is_refused(lending: World, 
 
 
 def test_weights_roles_and_fewer_versions_are_swapped_to_without_a_proposal(
-    lending: World, one: Bundle, two: Bundle, monkeypatch: pytest.MonkeyPatch
+    lending: RayService, one: Bundle, two: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = ServiceFiles(lending.state / "services" / "lending")
     epoch = lending.status().epoch
@@ -248,36 +253,38 @@ def test_weights_roles_and_fewer_versions_are_swapped_to_without_a_proposal(
         assert {report.epoch for report in files.reports()} == {epoch}
 
 
+@pytest.mark.slow
 def test_an_isolated_version_that_cannot_be_loaded_is_refused_and_one_that_can_answers(
-    lending: World, one: Bundle, two: Bundle, tmp_path: Path
+    lending: RayService, one: Bundle, two: Bundle, tmp_path: Path
 ) -> None:
     lending.deploy(one, isolated={"cpus": 0.1})
     files = ServiceFiles(lending.state / "services" / "lending")
     epoch = lending.status().epoch
     champion = replace(table(0, one).champion, weight=0.5)
 
-    def beside(made: Bundle) -> tuple[Variant, Variant]:
-        other = replace(table(0, made).champion, name="challenger", role="challenger", weight=0.5)
+    def beside(bundle: Bundle) -> tuple[Variant, Variant]:
+        other = replace(table(0, bundle).champion, name="challenger", role="challenger", weight=0.5)
         return champion, replace(other, placement="isolated")
 
     tampered = packaged(tmp_path / "tampered", 7)
     (tampered.path / "model.onnx").write_bytes(b"x")
     with pytest.raises(ServiceError, match=r"own.*model\.onnx was altered.*still answers"):
         lending.platform.publish(RoutingTable("lending", epoch + 1, beside(tampered), salt="s"))
-    assert not files.proposal_path.exists()
+    assert not (files.folder / "proposal.json").exists()
     assert ask(lending)["model_version"] == one.manifest.version
 
     lending.platform.publish(RoutingTable("lending", epoch + 1, beside(two), salt="s"))
     truth = expected(two.path, ROWS)["probabilities"][0][0]
-    versions = wait_for(lambda: (found := ask(lending))["model_version"] == two.manifest.version and found)
+    versions = wait_for(lambda: (answer := ask(lending))["model_version"] == two.manifest.version and answer)
     assert versions["predictions"][0]["probabilities"]["bad"] == pytest.approx(truth, rel=1e-5)
-    processes = read_reports(files.folder, two.manifest.identity)
+    processes = read_addresses(files, two.manifest.identity)
     assert len(processes) == 1
     lending.platform.publish(table(epoch + 2, one))
 
 
+@pytest.mark.slow
 def test_two_replicas_share_the_port_and_a_killed_one_comes_back_with_the_same_table(
-    lending: World, one: Bundle
+    lending: RayService, one: Bundle
 ) -> None:
     lending.deploy(one, replicas=2)
     files = ServiceFiles(lending.state / "services" / "lending")
@@ -299,7 +306,7 @@ def test_two_replicas_share_the_port_and_a_killed_one_comes_back_with_the_same_t
     assert ask(lending)["model_version"] == one.manifest.version
 
 
-def test_limits_of_a_changed_recipe_hold_without_a_restart(lending: World, one: Bundle) -> None:
+def test_limits_of_a_changed_recipe_hold_without_a_restart(lending: RayService, one: Bundle) -> None:
     pid = ServiceFiles(lending.state / "services" / "lending").reports()[0].pid
     lending.deploy(one, max_body_mb=0.0005)
     big = httpx.post(f"{lending.status().endpoint}/predict", json={"rows": ROWS * 5})
@@ -309,20 +316,20 @@ def test_limits_of_a_changed_recipe_hold_without_a_restart(lending: World, one: 
     assert ask(lending)["predictions"]
 
 
-def test_the_token_is_private_and_ray_listens_on_loopback_only(lending: World) -> None:
+def test_the_token_is_private_and_ray_listens_on_loopback_only(lending: RayService) -> None:
     import psutil
 
     cluster = clusters.wait(lending.state)
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert cluster.address.startswith("127.0.0.1:")
-    family = {cluster.pid, *(child.pid for child in psutil.Process(cluster.pid).children(recursive=True))}
-    ours = [c for c in psutil.net_connections("tcp") if c.pid in family and c.status == "LISTEN"]
+    processes = {cluster.pid, *(child.pid for child in psutil.Process(cluster.pid).children(recursive=True))}
+    ours = [c for c in psutil.net_connections("tcp") if c.pid in processes and c.status == "LISTEN"]
     assert int(lending.status().endpoint.rsplit(":")[-1]) in {c.laddr.port for c in ours}
     assert {c.laddr.ip.removeprefix("::ffff:") for c in ours} == {"127.0.0.1"}, ours
 
 
-def test_the_command_line_asks_shows_stops_and_starts_again(lending: World, one: Bundle, tmp_path: Path) -> None:
+def test_the_command_line_asks_shows_stops_and_starts_again(lending: RayService, one: Bundle, tmp_path: Path) -> None:
     truth = expected(one.path, ROWS)["probabilities"]
 
     def shares(done: subprocess.CompletedProcess[str]) -> list[float]:
@@ -344,7 +351,8 @@ def test_the_command_line_asks_shows_stops_and_starts_again(lending: World, one:
     assert lending.mlkit("predict", "landing", "--rows", "[]").returncode == 2
 
     shown = json.loads(lending.mlkit("status", "--json").stdout)["services"]
-    assert [(found["service"], found["endpoint"], found["state"]) for found in shown] == [("lending", url, "serving")]
+    listed = [(service["service"], service["endpoint"], service["state"]) for service in shown]
+    assert listed == [("lending", url, "serving")]
     variant = {
         "name": "champion",
         "version": one.manifest.version,
@@ -352,7 +360,7 @@ def test_the_command_line_asks_shows_stops_and_starts_again(lending: World, one:
         "weight": 1.0,
         "state": "serving",
     }
-    assert [{key: found[key] for key in variant} for found in shown[0]["variants"]] == [variant]
+    assert [{key: shown_variant[key] for key in variant} for shown_variant in shown[0]["variants"]] == [variant]
 
     assert lending.mlkit("down", "lendin").returncode == 2
     assert json.loads(lending.mlkit("down", "lending", "--json").stdout) == {"stopped": ["lending"]}
@@ -366,7 +374,7 @@ def test_the_command_line_asks_shows_stops_and_starts_again(lending: World, one:
     assert ask(lending)["model_version"] == one.manifest.version
 
 
-def test_status_loads_neither_ray_nor_the_libraries_of_models(lending: World) -> None:
+def test_status_loads_neither_ray_nor_the_libraries_of_models(lending: RayService) -> None:
     code = (
         "import sys; from mlflowkit.adapters.ray_serve import RayServePlatform; from pathlib import Path; "
         "assert RayServePlatform(Path(sys.argv[1])).status()[0].ready; "
@@ -376,52 +384,55 @@ def test_status_loads_neither_ray_nor_the_libraries_of_models(lending: World) ->
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_a_steward_that_is_killed_takes_ray_along_and_the_next_one_serves_the_same(lending: World, one: Bundle) -> None:
+@pytest.mark.slow
+def test_killing_the_supervisor_kills_ray_and_the_next_one_serves_the_same(lending: RayService, one: Bundle) -> None:
     cluster = clusters.wait(lending.state)
     epoch = lending.status().epoch
-    family = clusters.family(cluster)
-    assert len(family) > 3
+    processes = clusters.process_group(cluster)
+    assert len(processes) > 3
     os.kill(cluster.pid, signal.SIGKILL)
     wait_for(lambda: lending.status().state == "down")
     assert lending.platform.ensure(ServeSection(service="lending", port=0)) == lending.status().endpoint
-    assert not [pid for pid, started in family if process_started(pid) == started]
+    assert not [pid for pid, started in processes if process_started(pid) == started]
     assert ask(lending)["model_version"] == one.manifest.version
     assert lending.status().epoch == epoch
 
 
-def test_an_isolated_version_that_no_table_has_any_more_is_stopped(lending: World, two: Bundle) -> None:
+def test_an_isolated_version_that_no_table_has_any_more_is_stopped(lending: RayService, two: Bundle) -> None:
     files = ServiceFiles(lending.state / "services" / "lending")
-    wait_for(lambda: not reports_path(files.folder, two.manifest.identity).exists(), 60)  # it is kept for a while
+    addresses = files.folder / "isolated" / two.manifest.identity[:16]
+    wait_for(lambda: not addresses.exists(), 60)  # they are kept for a while
     wait_for(lambda: read_json(files.folder / "isolated.json") == {})
 
 
-def test_a_steward_or_a_companion_that_dies_is_started_again(lending: World, one: Bundle) -> None:
+@pytest.mark.slow
+def test_a_reconciler_or_a_sidecar_that_dies_is_restarted(lending: RayService, one: Bundle) -> None:
     import psutil
 
     cluster = clusters.wait(lending.state)
     epoch, endpoint = lending.status().epoch, lending.status().endpoint
-    note = lending.state / "companion.pid"
-    companion = int(wait_for(lambda: note.exists() and note.read_text()))
-    os.kill(companion, signal.SIGKILL)
-    again = int(wait_for(lambda: int(note.read_text()) != companion and note.read_text()))
-    steward = next(child.pid for child in psutil.Process(cluster.pid).children() if child.pid != again)
-    ray = clusters.family(cluster) - {(again, process_started(again))}
-    os.kill(steward, signal.SIGKILL)
+    pid_file = lending.state / "sidecar.pid"
+    sidecar = int(wait_for(lambda: pid_file.exists() and pid_file.read_text()))
+    os.kill(sidecar, signal.SIGKILL)
+    restarted = int(wait_for(lambda: int(pid_file.read_text()) != sidecar and pid_file.read_text()))
+    reconciler = next(child.pid for child in psutil.Process(cluster.pid).children() if child.pid != restarted)
+    ray = clusters.process_group(cluster) - {(restarted, process_started(restarted))}
+    os.kill(reconciler, signal.SIGKILL)
     wait_for(lambda: not [pid for pid, started in ray if process_started(pid) == started])
     wait_for(lambda: lending.status().ready, 60)
     assert (lending.status().epoch, lending.status().endpoint) == (epoch, endpoint)
     assert ask(lending)["model_version"] == one.manifest.version
     assert clusters.wait(lending.state).pid == cluster.pid
-    assert int(note.read_text()) == again
-    assert process_started(again) is not None
+    assert int(pid_file.read_text()) == restarted
+    assert process_started(restarted) is not None
 
 
-def test_down_leaves_no_process_and_no_folder(lending: World, two: Bundle) -> None:
+def test_down_leaves_no_process_and_no_folder(lending: RayService, two: Bundle) -> None:
     cluster = clusters.wait(lending.state)
-    family = {*clusters.family(cluster), (cluster.pid, cluster.started)}
+    processes = {*clusters.process_group(cluster), (cluster.pid, cluster.started)}
     assert list(lending.platform.down()) == ["lending"]
-    assert [pid for pid, started in family if process_started(pid) == started] == []
-    assert clusters.family(cluster) == set()
+    assert [pid for pid, started in processes if process_started(pid) == started] == []
+    assert clusters.process_group(cluster) == set()
     assert not Path(cluster.temp_dir).exists()
     with pytest.raises(ServiceError, match="not up"):
         lending.platform.publish(RoutingTable("lending", 99, table(99, two).variants))

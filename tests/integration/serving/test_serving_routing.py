@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflowkit.bundle import Bundle, Signature, Tensor
+from mlflowkit.bundle import Bundle, Signature, TensorSpec
 from mlflowkit.errors import EngineError
-from mlflowkit.serving.inference.answer_records import Mirrored, Record
-from mlflowkit.serving.inference.circuit_breaker import FAILURES
+from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
+from mlflowkit.serving.inference.circuit_breaker import MAX_FAILURES
 from mlflowkit.serving.inference.router import Router
 from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import Affinity, RoutingTable, Variant
+from tests.support.gateways import InProcess
+from tests.support.lending_bundle import ROWS, table
+from tests.support.waiting import wait_for
 
-from .conftest import ROWS, InProcess, table, wait_for
 from .test_serving_gateway import Held, tensors
 
 VARIANT, VERSION, FALLBACK = "x-mlkit-variant", "x-mlkit-version", "x-mlkit-fallback-from"
@@ -42,7 +44,7 @@ class Kept:
     def answered(self, record: Record) -> None:
         self.records.append(record)
 
-    def compared(self, mirrored: Mirrored) -> None:
+    def compared(self, mirrored: MirrorRecord) -> None:
         raise AssertionError("nothing is mirrored here")
 
 
@@ -71,7 +73,7 @@ def replaced(running: InProcess, session: Any) -> None:
 
 def counts(running: InProcess) -> dict[str, tuple[int, int]]:
     """Requests and errors by variant, as the evidence has them."""
-    found = running.versions.tallies.evidence()
+    found = running.versions.counters.evidence()
     return {name: (found.of(name).requests, found.of(name).errors) for name in ("champion", "challenger")}
 
 
@@ -151,7 +153,7 @@ def test_a_tester_names_the_variant_and_is_no_evidence(running: InProcess) -> No
 def test_the_champion_answers_what_a_challenger_fails_and_the_challenger_is_charged(
     running: InProcess, first: Bundle, session: Any
 ) -> None:
-    running.gateway.dispatcher.tap = kept = Kept()
+    running.plane.dispatcher.sink = kept = Kept()
     replaced(running, session)
     reply = ask(running, users(running, "challenger", 1)[0])
     assert reply.status_code == 200
@@ -195,19 +197,19 @@ def test_a_challenger_that_keeps_failing_is_left_alone_and_still_charged_a_champ
         raise EngineError("out of order")
 
     replaced(running, Broken(fail))
-    for user in users(running, "challenger", FAILURES + 5):
+    for user in users(running, "challenger", MAX_FAILURES + 5):
         assert ask(running, user).status_code == 200
-    assert len(asked) == FAILURES
-    assert counts(running)["challenger"] == (FAILURES + 5, FAILURES + 5)
+    assert len(asked) == MAX_FAILURES
+    assert counts(running)["challenger"] == (MAX_FAILURES + 5, MAX_FAILURES + 5)
     page = running.client.get("/metrics").text
     breakers = {line.split("{")[1]: line[-3:] for line in page.splitlines() if line.startswith("mlkit_breaker_open{")}
     assert sorted(value for key, value in breakers.items() if 'variant="challenger"' in key) == ["1.0"]
 
     object.__setattr__(running.versions.active.champion, "session", raises(EngineError("out of order")))  # type: ignore[union-attr]
-    for user in users(running, "champion", FAILURES + 5):
+    for user in users(running, "champion", MAX_FAILURES + 5):
         reply = ask(running, user)
         assert (reply.status_code, reply.json()["error"]) == (500, "out of order")
-    assert counts(running)["champion"] == (FAILURES + 5, FAILURES + 5)
+    assert counts(running)["champion"] == (MAX_FAILURES + 5, MAX_FAILURES + 5)
 
 
 def test_a_circuit_stays_with_its_variant_when_weights_change_and_not_with_another(
@@ -230,7 +232,7 @@ def test_a_circuit_stays_with_its_variant_when_weights_change_and_not_with_anoth
 def test_a_challenger_that_takes_other_inputs_is_charged_and_a_wrong_request_is_nobodys(running: InProcess) -> None:
     model = running.versions.active.by_name["challenger"]  # type: ignore[union-attr]
     signature = model.bundle.signature
-    wider = Tensor(name="numeric", datatype="FP32", shape=(-1, 4), columns=("age", "income", "debt", "height"))
+    wider = TensorSpec(name="numeric", datatype="FP32", shape=(-1, 4), columns=("age", "income", "debt", "height"))
     other = signature.model_copy(update={"inputs": (wider, signature.inputs[1])})
     assert isinstance(other, Signature)
     object.__setattr__(model, "schema", Schema(other))
@@ -274,5 +276,5 @@ def test_a_swap_mid_flight_answers_by_the_table_that_the_request_met(
         assert ask(running, user).headers[VARIANT] == "champion"
         held.gate.set()
         assert asked.result().headers[VARIANT] == "challenger"
-    found = running.versions.tallies.evidence()
+    found = running.versions.counters.evidence()
     assert (found.of("challenger", [1]).requests, found.of("champion", [2]).requests) == (1, 1)

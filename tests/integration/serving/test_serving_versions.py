@@ -19,12 +19,13 @@ from mlflowkit.bundle import Bundle
 from mlflowkit.errors import BundleError, EngineError, MlkitError, ServiceError
 from mlflowkit.graphs.candidates import Engine
 from mlflowkit.judging.online.evidence import Evidence
-from mlflowkit.service_state.records import Desired, Proposal, ReplicaReport, ServiceFiles, Settings
+from mlflowkit.service_state.records import Desired, GatewaySettings, Proposal, ReplicaReport, ServiceFiles
 from mlflowkit.serving.inference.variants import load_table
 from mlflowkit.serving.replica import Replica
 from mlflowkit.values import Lineage, RoutingTable, Variant
-
-from .conftest import ROWS, InProcess, expected, make_bundle, table, wait_for
+from tests.support.gateways import InProcess
+from tests.support.lending_bundle import ROWS, expected, make_bundle, table
+from tests.support.waiting import wait_for
 
 
 def rewrite(folder: Path, **changes: str) -> Bundle:
@@ -136,7 +137,7 @@ def test_a_swap_under_load_fails_no_request_and_frees_the_version_before(
 
 def service(tmp_path: Path, **settings: object) -> ServiceFiles:
     files = ServiceFiles(tmp_path / "services" / "lending")
-    files.write_desired(Desired(1, True, Settings("lending", port=free_port(), **settings)))  # type: ignore[arg-type]
+    files.write_desired(Desired(1, True, GatewaySettings("lending", port=free_port(), **settings)))  # type: ignore[arg-type]
     return files
 
 
@@ -186,7 +187,7 @@ def test_a_replica_follows_its_files(tmp_path: Path, first: Bundle, second: Bund
         files.write_proposal(Proposal("t3", table(3, first)))
         report(files, lambda found: found.prepared == "t3" and not found.refused)
 
-        moved = Settings("lending", port=free_port(), max_body_bytes=64)
+        moved = GatewaySettings("lending", port=free_port(), max_body_bytes=64)
         files.write_desired(Desired(2, True, moved))
         report(files, lambda found: found.generation == 2 and found.port == moved.port)
         assert http_client.request(moved.endpoint, "POST", "/predict", {"rows": ROWS})[0] == 413

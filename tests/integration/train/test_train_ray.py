@@ -7,20 +7,18 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from mlflowkit.adapters.ray_train.attach import running
+from mlflowkit.adapters.ray_train import ray_environment
 from mlflowkit.errors import UsageError, UserCodeError
 from mlflowkit.service_state.records import process_started
 from mlflowkit.values import Event
+from tests.support.train_world import TrainWorld
 
-pytestmark = pytest.mark.ray
-World = Any
-"""conftest.World"""
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NET = """
 import os
@@ -56,7 +54,7 @@ def two_cpus() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
 def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(
-    world: World, binary: Path, capsys: pytest.CaptureFixture[str]
+    world: TrainWorld, binary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pids = world.base / "pids"
     pids.mkdir()
@@ -90,15 +88,15 @@ def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(
     assert together.curves["epoch"] == alone.curves["epoch"]
     np.testing.assert_allclose(together.curves["train_loss"], alone.curves["train_loss"], rtol=1e-3)
     assert capsys.readouterr().out == "", "stdout is for results"
-    expected, found = load(alone.weights), load(together.weights)
-    assert expected.keys() == found.keys()
+    expected, actual = load(alone.weights), load(together.weights)
+    assert expected.keys() == actual.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, atol=2e-3)
+        np.testing.assert_allclose(actual[name], value, atol=2e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
-def test_an_error_in_a_worker_reaches_the_user_with_its_line(world: World, binary: Path) -> None:
+def test_an_error_in_a_worker_reaches_the_user_with_its_line(world: TrainWorld, binary: Path) -> None:
     world.module(NET)
     model = {"kind": "torch", "module": "net:Net", "args": {"fail_at": 3}}
     with pytest.raises(UserCodeError) as caught:
@@ -106,22 +104,22 @@ def test_an_error_in_a_worker_reaches_the_user_with_its_line(world: World, binar
     assert "net.py:18: net:Net raised ZeroDivisionError: the third step is one too many" in caught.value.message
 
 
-def test_a_batch_smaller_than_the_group_is_refused_before_ray_starts(world: World, binary: Path) -> None:
+def test_a_batch_smaller_than_the_group_is_refused_before_ray_starts(world: TrainWorld, binary: Path) -> None:
     with pytest.raises(UsageError, match=r"batch_size 3 is smaller than train\.workers 4") as caught:
         world.train(binary, {"kind": "torch"}, {"batch_size": 3, "workers": 4})
     assert caught.value.hint == "train.batch_size=128"
 
 
-def test_only_the_ray_of_a_living_steward_is_joined(tmp_path: Path) -> None:
+def test_only_the_ray_of_a_living_supervisor_is_joined(tmp_path: Path) -> None:
     (tmp_path / "ray").mkdir()
     path = tmp_path / "ray" / "cluster.json"
     environment = {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "token"}
-    steward = {"pid": os.getpid(), "started": process_started(os.getpid())}
-    assert running(tmp_path) is None
-    path.write_text(json.dumps({"state": "starting", "steward": steward, "environment": {}}))
-    assert running(tmp_path) is None
-    path.write_text(json.dumps({"state": "ready", "steward": steward, "environment": environment}))
-    assert running(tmp_path) == environment
-    dead = {**steward, "started": steward["started"] - 1}
+    supervisor = {"pid": os.getpid(), "started": process_started(os.getpid())}
+    assert ray_environment(tmp_path) is None
+    path.write_text(json.dumps({"state": "starting", "steward": supervisor, "environment": {}}))
+    assert ray_environment(tmp_path) is None
+    path.write_text(json.dumps({"state": "ready", "steward": supervisor, "environment": environment}))
+    assert ray_environment(tmp_path) == environment
+    dead = {**supervisor, "started": supervisor["started"] - 1}
     path.write_text(json.dumps({"state": "ready", "steward": dead, "environment": environment}))
-    assert running(tmp_path) is None
+    assert ray_environment(tmp_path) is None

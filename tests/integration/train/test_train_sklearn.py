@@ -12,13 +12,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from mlflowkit.errors import UserCodeError
 from mlflowkit.features.preprocess import load_sklearn
+from tests.support.train_world import TrainWorld
 
 BOOSTING = {"kind": "sklearn", "module": "sklearn.ensemble:HistGradientBoostingClassifier", "args": {"max_iter": 20}}
-World = Any
-"""conftest.World"""
 
 
-def test_a_classifier_is_what_scikit_learn_fits_itself(world: World, binary: Path) -> None:
+def test_a_classifier_is_what_scikit_learn_fits_itself(world: TrainWorld, binary: Path) -> None:
     trained = world.train(binary, BOOSTING, {"class_weights": "balanced"})
     x, y = trained.matrix("train")
     weights = np.where(y == 1, len(y) / (2 * y.sum()), len(y) / (2 * (len(y) - y.sum())))
@@ -32,7 +31,7 @@ def test_a_classifier_is_what_scikit_learn_fits_itself(world: World, binary: Pat
     )
 
 
-def test_boosting_has_curves_by_stage_and_others_a_point(world: World, binary: Path) -> None:
+def test_boosting_has_curves_by_stage_and_others_a_point(world: TrainWorld, binary: Path) -> None:
     curves = world.train(binary, BOOSTING).curves
     assert curves["epoch"] == list(range(1, 21))
     assert curves["train_loss"][-1] < curves["train_loss"][0]
@@ -53,7 +52,7 @@ def test_boosting_has_curves_by_stage_and_others_a_point(world: World, binary: P
     ],
 )
 def test_regressors_learn_the_values_themselves(
-    world: World, regression: Path, module: str, args: dict[str, Any]
+    world: TrainWorld, regression: Path, module: str, args: dict[str, Any]
 ) -> None:
     trained = world.train(regression, {"kind": "sklearn", "module": module, "args": args})
     x, y = trained.matrix()
@@ -63,7 +62,7 @@ def test_regressors_learn_the_values_themselves(
     assert trained.read("spec.json")["target_scale"] is None
 
 
-def test_the_seed_is_the_estimators_unless_it_has_its_own(world: World, binary: Path) -> None:
+def test_the_seed_is_the_estimators_unless_it_has_its_own(world: TrainWorld, binary: Path) -> None:
     def fitted(seed: int, **args: int) -> Any:
         forest = {"kind": "sklearn", "module": "sklearn.ensemble:RandomForestClassifier", "args": {"n_estimators": 5}}
         forest["args"] = {"n_estimators": 5, **args}
@@ -94,7 +93,7 @@ class Plain:
 """
 
 
-def test_an_estimator_beside_the_recipe(world: World, binary: Path) -> None:
+def test_an_estimator_beside_the_recipe(world: TrainWorld, binary: Path) -> None:
     world.module(USER)
     trained = world.train(binary, {"kind": "sklearn", "module": "net:Prior", "args": {"strategy": "prior"}})
     assert trained.result.metrics["val_roc_auc"] == 0.5
@@ -115,7 +114,7 @@ def test_an_estimator_beside_the_recipe(world: World, binary: Path) -> None:
     ],
 )
 def test_what_is_no_usable_estimator_is_said(
-    world: World, binary: Path, module: str, args: dict[str, Any], message: str, hint: str
+    world: TrainWorld, binary: Path, module: str, args: dict[str, Any], message: str, hint: str
 ) -> None:
     world.module(USER)
     with pytest.raises(UserCodeError) as caught:
@@ -124,7 +123,7 @@ def test_what_is_no_usable_estimator_is_said(
     assert hint in caught.value.hint
 
 
-def test_weights_for_an_estimator_that_takes_none(world: World, binary: Path) -> None:
+def test_weights_for_an_estimator_that_takes_none(world: TrainWorld, binary: Path) -> None:
     neighbours = {"kind": "sklearn", "module": "sklearn.neighbors:KNeighborsClassifier"}
     with pytest.raises(UserCodeError, match="takes no sample weights"):
         world.train(binary, neighbours, {"class_weights": "balanced"})

@@ -18,9 +18,8 @@ import torch
 from mlflowkit.errors import DataError, EngineError, StoreError, UsageError, UserCodeError
 from mlflowkit.models import load_trained
 from mlflowkit.values import Event
-
-World = Any
-"""conftest.World"""
+from tests.support import ROOT
+from tests.support.train_world import TrainWorld
 
 MLP = {"kind": "torch", "args": {"hidden": [16], "dropout": 0.2}}
 NOISY = """
@@ -45,7 +44,7 @@ class Net(nn.Module):
 """
 
 
-def test_a_classifier_learns_and_leaves_what_the_docstring_says(world: World, binary: Path) -> None:
+def test_a_classifier_learns_and_leaves_what_the_docstring_says(world: TrainWorld, binary: Path) -> None:
     events: list[Event] = []
     trained = world.train(
         binary, MLP, {"epochs": 30, "batch_size": 32, "optimizer": {"lr": 0.01}}, progress=events.append
@@ -66,7 +65,7 @@ def test_a_classifier_learns_and_leaves_what_the_docstring_says(world: World, bi
     assert [event.metrics["epoch"] for event in events] == sorted(event.metrics["epoch"] for event in events)
 
 
-def test_a_regression_keeps_the_scale_of_its_target(world: World, regression: Path) -> None:
+def test_a_regression_keeps_the_scale_of_its_target(world: TrainWorld, regression: Path) -> None:
     trained = world.train(regression, MLP, {"epochs": 60, "batch_size": 32, "optimizer": {"lr": 0.01}})
     x, y = trained.matrix()
     scale = trained.read("spec.json")["target_scale"]
@@ -76,7 +75,7 @@ def test_a_regression_keeps_the_scale_of_its_target(world: World, regression: Pa
     assert rmse < 0.5 * y.std()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(world: World, binary: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(world: TrainWorld, binary: Path) -> None:
     world.module(NOISY)
     fit = {"epochs": 3, "batch_size": 32}
     model = {"kind": "torch", "module": "net:Net"}
@@ -95,14 +94,14 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from conftest import World
-world = World.__new__(World)
+from tests.support.train_world import TrainWorld
+world = TrainWorld.__new__(TrainWorld)
 world.base, world.folder, world.count = Path({base!r}), Path({folder!r}), 100
 world.train(Path({data!r}), {model!r}, {fit!r}, scratch=Path({scratch!r}))
 """
 
 
-def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(world: World, binary: Path) -> None:
+def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(world: TrainWorld, binary: Path) -> None:
     world.module(NOISY)
     model = {"kind": "torch", "module": "net:Net"}
     fit = {
@@ -112,11 +111,11 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(world: World, bina
         "schedule": {"name": "onecycle"},
         "early_stopping": {"patience": 8},
     }
-    whole = world.train(binary, model, fit)
-    steps = len(torch.arange(len(whole.matrix("train")[1])).split(32))
+    uninterrupted = world.train(binary, model, fit)
+    steps = len(torch.arange(len(uninterrupted.matrix("train")[1])).split(32))
     scratch = world.base / "scratch"
     source = KILLED.format(
-        tests=str(Path(__file__).parent), base=str(world.base), folder=str(world.folder), data=str(binary),
+        tests=str(ROOT), base=str(world.base), folder=str(world.folder), data=str(binary),
         model=model, fit=fit, scratch=str(scratch),
     )  # fmt: skip
     environment = {**os.environ, "KILL_AT_STEP": str(4 * steps + 3)}
@@ -124,12 +123,12 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(world: World, bina
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     resumed = world.train(binary, model, fit, scratch=scratch)
     assert resumed.result.summary["resumed_from"] == 4
-    assert resumed.weights == whole.weights
-    assert resumed.curves == whole.curves
+    assert resumed.weights == uninterrupted.weights
+    assert resumed.curves == uninterrupted.curves
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
-def test_every_optimizer_resumes_exactly(world: World, binary: Path, optimizer: str) -> None:
+def test_every_optimizer_resumes_exactly(world: TrainWorld, binary: Path, optimizer: str) -> None:
     def stop(event: Event) -> None:
         if event.metrics["epoch"] == 1:
             raise KeyboardInterrupt
@@ -137,14 +136,14 @@ def test_every_optimizer_resumes_exactly(world: World, binary: Path, optimizer: 
     world.module(NOISY)
     model = {"kind": "torch", "module": "net:Net"}
     fit = {"epochs": 3, "batch_size": 64, "optimizer": {"name": optimizer, "lr": 0.01}}
-    whole = world.train(binary, model, fit)
+    uninterrupted = world.train(binary, model, fit)
     scratch = world.base / "scratch"
     with pytest.raises(KeyboardInterrupt):
         world.train(binary, model, fit, scratch=scratch, progress=stop)
-    assert world.train(binary, model, fit, scratch=scratch).weights == whole.weights
+    assert world.train(binary, model, fit, scratch=scratch).weights == uninterrupted.weights
 
 
-def test_early_stopping_keeps_the_best_epoch(world: World) -> None:
+def test_early_stopping_keeps_the_best_epoch(world: TrainWorld) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(200, 20)), columns=[f"x{k}" for k in range(20)])
     frame["y"] = rng.integers(0, 2, 200)
@@ -163,18 +162,18 @@ def test_early_stopping_keeps_the_best_epoch(world: World) -> None:
     )
 
 
-def test_balanced_weights_lift_the_rare_class(world: World, binary: Path) -> None:
+def test_balanced_weights_lift_the_rare_class(world: TrainWorld, binary: Path) -> None:
     fit = {"epochs": 8, "batch_size": 32}
-    found = {}
+    mean_probabilities = {}
     for weights in (None, "balanced", {"yes": 20.0}):
         trained = world.train(binary, MLP, {**fit, "class_weights": weights})
         x, _ = trained.matrix()
         answers = load_trained(trained.out, world.folder)(torch.from_numpy(x)).detach()
-        found[str(weights)] = float(answers.softmax(dim=1)[:, 1].mean())
-    assert found["None"] < found["balanced"] < found["{'yes': 20.0}"]
+        mean_probabilities[str(weights)] = float(answers.softmax(dim=1)[:, 1].mean())
+    assert mean_probabilities["None"] < mean_probabilities["balanced"] < mean_probabilities["{'yes': 20.0}"]
 
 
-def test_clipping_bounds_each_step(world: World, regression: Path) -> None:
+def test_clipping_bounds_each_step(world: TrainWorld, regression: Path) -> None:
     linear = {"kind": "torch", "args": {"hidden": []}}
     fit = {"epochs": 1, "batch_size": 100_000, "optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 0.0}}
     still = world.train(regression, linear, {**fit, "optimizer": {**fit["optimizer"], "lr": 1e-12}})
@@ -184,7 +183,7 @@ def test_clipping_bounds_each_step(world: World, regression: Path) -> None:
     assert float(length) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_precision(world: World, binary: Path) -> None:
+def test_precision(world: TrainWorld, binary: Path) -> None:
     trained = world.train(binary, MLP, {"epochs": 20, "batch_size": 32, "precision": "bf16", "optimizer": {"lr": 0.01}})
     assert trained.result.summary["precision"] == "bf16"
     assert trained.result.metrics["val_roc_auc"] > 0.8
@@ -193,14 +192,14 @@ def test_precision(world: World, binary: Path) -> None:
             world.train(binary, MLP, {"epochs": 1, "precision": "fp16"})
 
 
-def test_a_validation_part_of_one_class_is_watched_by_accuracy(world: World, table: Any) -> None:
+def test_a_validation_part_of_one_class_is_watched_by_accuracy(world: TrainWorld, table: Any) -> None:
     frame = table(210).drop(columns="v")
     frame.loc[np.arange(210) % 7 == 1, "y"] = "no"
     trained = world.train(world.data(frame, "y", ("no", "yes")), MLP, {"epochs": 1})
     assert "val_accuracy" in trained.result.metrics
 
 
-def test_images_through_the_built_in_network(world: World) -> None:
+def test_images_through_the_built_in_network(world: TrainWorld) -> None:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -253,7 +252,7 @@ class Late(Base):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Narrow", "net:Narrow.forward returned [2] for 2 rows; expected [2, 2] (one column a class)"),
+        ("Narrow", "net:Narrow.forward returned [2] for 2 rows; expected [2, 2] (one column per class)"),
         ("Labels", "without a gradient"),
         ("Tuple", "returned a tuple"),
         ("Broken", "net.py:24: net:Broken raised RuntimeError"),
@@ -261,7 +260,9 @@ class Late(Base):
         ("Late", "net.py:33: net:Late raised KeyError: 'rows of thumb'"),
     ],
 )
-def test_a_model_that_cannot_answer_is_named_with_its_line(world: World, binary: Path, name: str, message: str) -> None:
+def test_a_model_that_cannot_answer_is_named_with_its_line(
+    world: TrainWorld, binary: Path, name: str, message: str
+) -> None:
     world.module(BAD)
     with pytest.raises(UserCodeError) as caught:
         world.train(binary, {"kind": "torch", "module": f"net:{name}"}, {"epochs": 1})
@@ -269,20 +270,20 @@ def test_a_model_that_cannot_answer_is_named_with_its_line(world: World, binary:
     assert caught.value.hint
 
 
-def test_a_loss_that_explodes_names_epoch_and_remedy(world: World, regression: Path) -> None:
+def test_a_loss_that_explodes_names_epoch_and_remedy(world: TrainWorld, regression: Path) -> None:
     fit = {"epochs": 50, "optimizer": {"name": "sgd", "lr": 1e6}}
     with pytest.raises(EngineError, match=r"loss became (nan|inf) in epoch \d+") as caught:
         world.train(regression, {"kind": "torch"}, fit)
     assert "lower train.optimizer.lr (now 1e+06), try 100000" in caught.value.hint
 
 
-def test_class_weights_of_an_unknown_class(world: World, binary: Path) -> None:
+def test_class_weights_of_an_unknown_class(world: TrainWorld, binary: Path) -> None:
     with pytest.raises(UsageError, match="names 'maybe'") as caught:
         world.train(binary, MLP, {"class_weights": {"maybe": 2.0}})
     assert "no, yes" in caught.value.hint
 
 
-def test_infinite_numbers_and_constant_targets_are_refused(world: World, table: Any) -> None:
+def test_infinite_numbers_and_constant_targets_are_refused(world: TrainWorld, table: Any) -> None:
     frame = table(70)
     infinite = frame.assign(a=np.where(np.arange(70) == 30, np.inf, frame["a"]))
     with pytest.raises(DataError, match="column 'a' holds 1 infinite"):
@@ -296,7 +297,7 @@ def test_infinite_numbers_and_constant_targets_are_refused(world: World, table: 
         world.train(world.data(frame.drop(columns="v"), "y", ("no", "perhaps", "yes")), MLP)
 
 
-def test_a_damaged_checkpoint_is_said_and_not_skipped(world: World, binary: Path) -> None:
+def test_a_damaged_checkpoint_is_said_and_not_skipped(world: TrainWorld, binary: Path) -> None:
     scratch = world.base / "scratch"
     scratch.mkdir()
     (scratch / "checkpoint.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0half a he")
@@ -305,10 +306,10 @@ def test_a_damaged_checkpoint_is_said_and_not_skipped(world: World, binary: Path
     assert caught.value.hint.startswith("rm ")
 
 
-def test_a_disk_that_refuses_a_checkpoint_stops_the_run(world: World, binary: Path) -> None:
+def test_a_disk_that_refuses_a_checkpoint_stops_the_run(world: TrainWorld, binary: Path) -> None:
     """A file-size limit stands in for the full disk: writing fails in the same place, with the same kind of error."""
     source = KILLED.format(
-        tests=str(Path(__file__).parent), base=str(world.base), folder=str(world.folder), data=str(binary),
+        tests=str(ROOT), base=str(world.base), folder=str(world.folder), data=str(binary),
         model=MLP, fit={"epochs": 2}, scratch=str(world.base / "scratch"),
     )  # fmt: skip
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -319,6 +320,6 @@ def test_a_disk_that_refuses_a_checkpoint_stops_the_run(world: World, binary: Pa
     assert list((world.base / "scratch").iterdir()) == []
 
 
-def test_summary_is_json(world: World, binary: Path) -> None:
+def test_summary_is_json(world: TrainWorld, binary: Path) -> None:
     result: Any = world.train(binary, MLP, {"epochs": 1}).result
     assert json.loads(json.dumps(dict(result.summary)))["model"] == "mlflowkit.models:TabularMLP"

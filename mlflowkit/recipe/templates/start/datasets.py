@@ -1,4 +1,4 @@
-"""The table of the recipe beside this file: replace it with yours."""
+"""The table of the recipe in this folder: replace it with yours."""
 
 from __future__ import annotations
 

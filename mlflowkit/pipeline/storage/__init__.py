@@ -1,0 +1,1 @@
+"""Where runs and results are kept: the journal (SQLite), leases, and the content-addressed store."""

@@ -1,0 +1,464 @@
+"""The journal: runs, steps, results, leases and aliases in one SQLite file. Trackers only mirror it.
+
+Every write is one immediate transaction between two failpoints. Readers do not wait for writers (WAL).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Update,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import DBAPIError
+
+from mlflowkit.errors import StoreError, UsageError
+from mlflowkit.pipeline import JOURNAL
+from mlflowkit.pipeline.storage import codec, journal_tables
+from mlflowkit.pipeline.storage.journal_tables import aliases, file_digests, leases, meta, results, runs, steps
+from mlflowkit.pipeline.storage.step_lease import is_alive
+from mlflowkit.system import failpoint
+from mlflowkit.system.files import disk_errors
+from mlflowkit.values import (
+    Alias,
+    HeldLease,
+    Json,
+    Lineage,
+    Owner,
+    Published,
+    RunEnd,
+    RunRecord,
+    StageResult,
+    StepLease,
+    StepRecord,
+    StepResult,
+    candidate_alias,
+)
+
+BUSY_SECONDS = 60.0
+SHARED_MEMORY_BYTES = 1 << 20
+"""With less free space SQLite cannot allocate its WAL index and reports an I/O error."""
+
+
+@dataclass
+class SqliteJournal:
+    """The journal of a state folder. With ``create`` false a missing one reads as empty and is not created.
+
+    Raises StoreError when the file is not a journal or was written by a newer mlflowkit.
+
+    >>> import tempfile
+    >>> with SqliteJournal(Path(tempfile.mkdtemp()), create=False) as journal:
+    ...     journal.runs()
+    ()
+    """
+
+    state: Path
+    create: bool = True
+    engine: Engine = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        path = self.state / JOURNAL
+        exists = path.exists()
+        url = f"sqlite:///{path}" if exists or self.create else "sqlite://"
+        if self.create:
+            with disk_errors(self.state):
+                self.state.mkdir(parents=True, exist_ok=True)
+                if not (ignore := self.state / ".gitignore").exists():
+                    ignore.write_text("*\n")
+        self.engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
+        event.listen(self.engine, "begin", _begin)
+        with self._translate_errors():
+            self._prepare(exists)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def __enter__(self) -> SqliteJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def runs(self, limit: int | None = None, name: str = "") -> tuple[RunRecord, ...]:
+        """Runs, newest first."""
+        query = select(runs).order_by(runs.c.started.desc(), runs.c.run.desc())
+        if name:
+            query = query.where(runs.c.name == name)
+        return self._run_records(query.limit(limit))
+
+    def run(self, name: str) -> RunRecord:
+        """A run by its id, a unique prefix of it, or ``last``. Raises UsageError."""
+        with self._read() as connection:
+            ids = list(connection.scalars(select(runs.c.run).order_by(runs.c.started.desc())))
+        return self._run_records(select(runs).where(runs.c.run == _resolve_run(name, ids)))[0]
+
+    def result(self, fingerprint: str) -> StepResult | None:
+        row = self._first(select(results).where(results.c.fingerprint == fingerprint))
+        return None if row is None else _step_result(row)
+
+    def latest(self, name: str, stage: str) -> StepResult | None:
+        """The newest result of a stage of a recipe, of any fingerprint."""
+        query = select(results).where(results.c.name == name, results.c.stage == stage)
+        row = self._first(query.order_by(results.c.created.desc()))
+        return None if row is None else _step_result(row)
+
+    def alias(self, name: str, alias: str) -> Alias | None:
+        row = self._first(select(aliases).where(aliases.c.name == name, aliases.c.alias == alias))
+        return None if row is None else Alias(**row._mapping)
+
+    def finished_run(self, name: str, fingerprints: Sequence[str]) -> RunRecord | None:
+        """The newest finished run whose steps published exactly these fingerprints."""
+        if not fingerprints:
+            return None
+        query = (
+            select(steps.c.run)
+            .join(runs, runs.c.run == steps.c.run)
+            .where(steps.c.fingerprint == fingerprints[-1], steps.c.status == "done", runs.c.name == name)
+            .where(runs.c.status.in_(("done", "gate-failed", "inconclusive")))
+            .order_by(runs.c.started.desc())
+        )
+        with self._read() as connection:
+            candidates = list(connection.scalars(query))
+        for run in candidates:
+            record = self.run(run)
+            if [step.fingerprint for step in record.steps if step.status == "done"] == list(fingerprints):
+                return record
+        return None
+
+    def untracked(self) -> tuple[RunRecord, ...]:
+        """Finished runs that the tracker lacks, oldest first."""
+        return self._run_records(select(runs).where(runs.c.tracked.is_(False)).order_by(runs.c.started))
+
+    def held_lease(self, fingerprint: str) -> HeldLease | None:
+        """The lease of a fingerprint, if it is held."""
+        with self._read() as connection:
+            return self._held_lease(connection, fingerprint)
+
+    def live_fingerprints(self) -> set[str]:
+        """Fingerprints whose lease has an owner not known to be dead."""
+        query = select(leases.c.fingerprint, leases.c.owner).where(leases.c.owner != "")
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        return {row.fingerprint for row in rows if is_alive(Owner.parse(row.owner)) is not False}
+
+    def finished_fingerprints(self, fingerprints: Sequence[str]) -> set[str]:
+        """Those of the fingerprints that have a result."""
+        query = select(results.c.fingerprint).where(results.c.fingerprint.in_(fingerprints))
+        with self._read() as connection:
+            return set(connection.scalars(query))
+
+    def file_digests(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Stored (stat, digest) of files by path."""
+        query = select(file_digests).where(file_digests.c.path.in_(paths))
+        with self._read() as connection:
+            return {row.path: (row.stat, row.digest) for row in connection.execute(query)}
+
+    def save_file_digests(self, digests: Mapping[str, tuple[str, str]]) -> None:
+        """Store (stat, digest) of files by path."""
+        if not digests or not self.create:
+            return
+        rows = [{"path": path, "stat": stat, "digest": digest} for path, (stat, digest) in digests.items()]
+        with self._write() as connection:
+            connection.execute(delete(file_digests).where(file_digests.c.path.in_(list(digests))))
+            connection.execute(insert(file_digests), rows)
+
+    def start_run(self, record: RunRecord, owner: Owner) -> None:
+        """Insert a run and its pending steps."""
+        with self._write("start-run") as connection:
+            connection.execute(insert(runs), {**_run_row(record), "owner": str(owner), "tracked": True})
+            rows = [_step_row(record.run, position, step) for position, step in enumerate(record.steps)]
+            connection.execute(insert(steps), rows)
+
+    def set_lineage(self, run: str, lineage: Lineage) -> None:
+        """Replace a run's lineage (the data stage adds the data version)."""
+        self._update(update(runs).where(runs.c.run == run).values(lineage=codec.dumps(asdict(lineage))), "set-lineage")
+
+    def take_lease(
+        self, fingerprint: str, owner: Owner, run: str, stage: str, *, over: HeldLease | None = None
+    ) -> StepLease | HeldLease:
+        """Take the lease if it is free or unchanged since ``over`` (whose owner is dead); else return the holder."""
+        with self._write("take-lease", stage) as connection:
+            held = self._held_lease(connection, fingerprint)
+            if held is not None and is_alive(held.owner) is not False and held != over:
+                return held
+            fence = connection.scalar(select(leases.c.fence).where(leases.c.fingerprint == fingerprint)) or 0
+            connection.execute(delete(leases).where(leases.c.fingerprint == fingerprint))
+            row = {"fence": fence + 1, "owner": str(owner), "run": run, "stage": stage, "heartbeat": 0}
+            connection.execute(insert(leases), {"fingerprint": fingerprint, **row})
+        return StepLease(fingerprint, fence + 1)
+
+    def renew_lease(self, lease: StepLease) -> None:
+        """Increment the heartbeat of a lease."""
+        self._update(update(leases).where(*_is_lease(lease)).values(heartbeat=leases.c.heartbeat + 1))
+
+    def release_lease(self, lease: StepLease, stage: str = "") -> None:
+        """Release a lease; its fence stays."""
+        self._update(update(leases).where(*_is_lease(lease)).values(owner=""), "release-lease", stage)
+
+    def begin_step(self, run: str, stage: str) -> None:
+        """Mark a step as running."""
+        where = (steps.c.run == run, steps.c.stage == stage)
+        self._update(update(steps).where(*where).values(status="running"), "begin-step", stage)
+
+    def publish(self, result: StepResult, lease: StepLease, alias: Alias | None = None) -> None:
+        """Insert a result and its alias. Raises StoreError when the lease's fence is no longer current."""
+        with self._write("publish", result.stage) as connection:
+            where = (*_is_lease(lease), leases.c.owner != "")
+            if connection.scalar(select(func.count()).select_from(leases).where(*where)) != 1:
+                raise StoreError(
+                    f"{result.stage}: another run took over while this one was suspended; its result is kept",
+                    hint="run the same command again",
+                )
+            connection.execute(delete(results).where(results.c.fingerprint == result.fingerprint))
+            connection.execute(insert(results), _result_row(result))
+            if alias is not None:
+                _put_alias(connection, alias)
+
+    def finish_step(self, run: str, step: StepRecord) -> None:
+        """Update a step."""
+        values = _step_row(run, 0, step)
+        del values["position"]
+        where = (steps.c.run == run, steps.c.stage == step.stage)
+        self._update(update(steps).where(*where).values(values), "finish-step", step.stage)
+
+    def finish_run(self, run: str, finish: RunEnd) -> None:
+        """Update a run with its final state."""
+        values: dict[str, Any] = {**asdict(finish), "finished": time.time(), "tracked": not finish.track}
+        del values["track"]
+        self._update(update(runs).where(runs.c.run == run).values(values), "finish-run")
+
+    def put_alias(self, alias: Alias) -> None:
+        """Insert or replace an alias."""
+        with self._write() as connection:
+            _put_alias(connection, alias)
+
+    def mark_tracked(self, run: str, *, tracked: bool = True) -> None:
+        """Mark whether the tracker has a run."""
+        self._update(update(runs).where(runs.c.run == run).values(tracked=tracked), "mark-tracked")
+
+    def sweep(self) -> tuple[str, ...]:
+        """Mark runs whose process is dead as interrupted; returns their ids."""
+        running = select(runs.c.run, runs.c.owner).where(runs.c.status == "running")
+        with self._read() as connection:
+            rows = connection.execute(running).all()
+        dead = tuple(row.run for row in rows if is_alive(Owner.parse(row.owner)) is False)
+        if dead:
+            with self._write() as connection:
+                ended = {"status": "interrupted", "finished": time.time(), "error": "the process was killed"}
+                connection.execute(update(runs).where(runs.c.run.in_(dead)).values(ended))
+                cut = (steps.c.run.in_(dead), steps.c.status == "running")
+                connection.execute(update(steps).where(*cut).values(status="interrupted"))
+        return dead
+
+    def _held_lease(self, connection: Connection, fingerprint: str) -> HeldLease | None:
+        row = connection.execute(select(leases).where(leases.c.fingerprint == fingerprint)).one_or_none()
+        if row is None or not row.owner:
+            return None
+        return HeldLease(Owner.parse(row.owner), row.run, row.stage, row.heartbeat, row.fence)
+
+    def _run_records(self, query: Select[Any]) -> tuple[RunRecord, ...]:
+        with self._read() as connection:
+            records = []
+            for row in connection.execute(query).all():
+                own = select(steps).where(steps.c.run == row.run).order_by(steps.c.position)
+                records.append(_run_record(row, tuple(map(_step_record, connection.execute(own)))))
+        return tuple(records)
+
+    def _first(self, query: Select[Any]) -> Row[Any] | None:
+        with self._read() as connection:
+            return connection.execute(query.limit(1)).first()
+
+    def _update(self, statement: Update, transition: str = "", stage: str = "") -> None:
+        with self._write(transition, stage) as connection:
+            connection.execute(statement)
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._translate_errors(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self, transition: str = "", stage: str = "") -> Iterator[Connection]:
+        with self._translate_errors():
+            if transition:
+                failpoint.hit(f"{transition}.before", stage)
+            with self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
+                yield connection
+            if transition:
+                failpoint.hit(f"{transition}.after", stage)
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise _store_error(error, self.state / JOURNAL) from error
+
+    def _prepare(self, exists: bool) -> None:
+        if exists:
+            with self.engine.connect() as connection:
+                version = _version(connection)
+            if version is not None and version > journal_tables.VERSION:
+                reads = f"this one reads {journal_tables.VERSION}"
+                raise StoreError(
+                    f"{self.state / JOURNAL} was written by a newer mlflowkit (journal {version}; {reads})",
+                    hint="pip install --upgrade mlflowkit, or use another state folder with --state DIR",
+                )
+            if version is not None:
+                return
+        if self.create:
+            _use_wal(self.engine)
+        with self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
+            if _version(connection) is None:
+                journal_tables.metadata.create_all(connection)
+                connection.execute(insert(meta), {"key": "version", "value": str(journal_tables.VERSION)})
+
+
+def _begin(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _use_wal(engine: Engine) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        finally:
+            connection.close()
+
+
+def _version(connection: Connection) -> int | None:
+    query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'meta'"
+    if not connection.exec_driver_sql(query).scalar():
+        return None
+    value = connection.scalar(select(meta.c.value).where(meta.c.key == "version"))
+    return None if value is None else int(value)
+
+
+def _is_lease(lease: StepLease) -> tuple[ColumnElement[bool], ...]:
+    return leases.c.fingerprint == lease.fingerprint, leases.c.fence == lease.fence
+
+
+def _store_error(error: DBAPIError, path: Path) -> StoreError:
+    text = str(error.orig)
+    if "full" in text or ("disk I/O" in text and shutil.disk_usage(path.parent).free < SHARED_MEMORY_BYTES):
+        return StoreError(
+            f"the disk is full while writing {path}",
+            hint="free some space (or use another state folder with --state DIR) and run the same command again: "
+            "finished steps are kept",
+        )
+    if "not a database" in text or "malformed" in text:
+        hint = f"mv {path} {path}.damaged and run again: every step will run"
+        return StoreError(f"{path} is damaged: {text}", hint=hint)
+    if "locked" in text:
+        return StoreError(f"{path} was locked for {BUSY_SECONDS:.0f} s", hint="is another program holding it open?")
+    if "disk I/O" in text:
+        return StoreError(f"{path}: {text}", hint=f"check the disk under {path.parent}, its quota and `ulimit -f`")
+    if "readonly" in text or "unable to open" in text:
+        return StoreError(f"{path}: {text}", hint=f"check the permissions of {path.parent}")
+    return StoreError(f"{path}: {text}", hint="mlkit runs")
+
+
+def _resolve_run(name: str, ids: Sequence[str]) -> str:
+    if not ids:
+        raise UsageError("there is no run yet", hint="mlkit run RECIPE, or name the state folder with --state DIR")
+    if name == "last":
+        return ids[0]
+    matches = [run for run in ids if run.startswith(name)] if name else []
+    if name in ids or len(matches) == 1:
+        return name if name in ids else matches[0]
+    if matches:
+        several = f"{len(matches)} runs: {', '.join(matches[:5])}"
+        raise UsageError(f"{name!r} is the prefix of {several}", hint="type more digits")
+    near = get_close_matches(name, ids, n=3, cutoff=0.5) or list(ids[:3])
+    raise UsageError(f"no run {name!r}", hint=f"did you mean {' or '.join(near)}? `mlkit runs` lists them")
+
+
+def _run_row(record: RunRecord) -> dict[str, Json]:
+    row = {name: getattr(record, name) for name in ("run", "name", "recipe_path", "status", "started", "finished")}
+    row |= {name: getattr(record, name) for name in ("bundle", "blessed", "endpoint", "report", "error")}
+    row["lineage"] = codec.dumps(asdict(record.lineage))
+    row["recipe"] = codec.dumps(record.recipe)
+    row["overrides"] = codec.dumps(list(record.overrides))
+    return row
+
+
+def _run_record(row: Row[Any], steps: tuple[StepRecord, ...]) -> RunRecord:
+    values = dict(row._mapping)
+    owner = Owner.parse(values.pop("owner"))
+    del values["tracked"]
+    values["lineage"] = Lineage(**codec.loads(row.lineage))
+    values["recipe"] = codec.loads(row.recipe)
+    values["overrides"] = tuple(codec.loads(row.overrides))
+    record = RunRecord(**values, steps=steps)
+    if record.status == "running" and is_alive(owner) is False:
+        return replace(record, status="interrupted", error="the process was killed")
+    return record
+
+
+def _step_row(run: str, position: int, step: StepRecord) -> dict[str, Json]:
+    row = {name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint", "status")}
+    row |= {"run": run, "position": position, "seconds": step.seconds, "digest": step.digest, "error": step.error}
+    row["result"] = None if step.result is None else codec.dumps(codec.result_json(step.result))
+    return row
+
+
+def _step_record(row: Row[Any]) -> StepRecord:
+    values = dict(row._mapping)
+    del values["run"], values["position"]
+    return StepRecord(**values | {"result": codec.result_from(codec.loads(row.result or "null"))})
+
+
+def _result_row(result: StepResult) -> dict[str, Json]:
+    row = {name: getattr(result, name) for name in ("fingerprint", "stage", "name", "run", "seconds")}
+    row |= {"created": result.created or time.time(), "digest": result.published.digest}
+    mappings = {"files": result.published.files, "ingredients": result.ingredients, "inputs": result.inputs}
+    row |= {name: codec.dumps(dict(mapping)) for name, mapping in mappings.items()}
+    return {**row, "result": codec.dumps(codec.result_json(result.result))}
+
+
+def _step_result(row: Row[Any]) -> StepResult:
+    published = Published(row.digest, codec.loads(row.files))
+    result = codec.result_from(codec.loads(row.result)) or StageResult()
+    ingredients, inputs = codec.loads(row.ingredients), codec.loads(row.inputs)
+    return StepResult(
+        row.fingerprint, row.stage, row.name, published, result, ingredients, inputs, row.run, row.seconds, row.created
+    )
+
+
+def _put_alias(connection: Connection, alias: Alias) -> None:
+    """Replace an alias. A replaced champion keeps a candidate alias, for rollbacks."""
+    present = (aliases.c.name == alias.name, aliases.c.alias == alias.alias)
+    if alias.alias == "champion":
+        row = connection.execute(select(aliases).where(*present)).one_or_none()
+        if row is not None and row.identity != alias.identity:
+            _put_alias(connection, replace(Alias(**row._mapping), alias=candidate_alias(row.identity)))
+    connection.execute(delete(aliases).where(*present))
+    connection.execute(insert(aliases), {**asdict(alias), "created": alias.created or time.time()})

@@ -1,0 +1,227 @@
+"""Gates of a recipe: the sections, and their verdicts on the evidence of the evaluate stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from mlflowkit.judging import gates, metrics
+from mlflowkit.judging.gates import GateSpec, undecided_verdict
+from mlflowkit.judging.metrics import LabelledPredictions
+from mlflowkit.judging.paired_metrics import difference
+from mlflowkit.judging.stats import Estimate, UndefinedMetricError
+from mlflowkit.sections import Section
+from mlflowkit.system.entry_points import METRICS
+from mlflowkit.system.text import category_text
+from mlflowkit.values import Outcome, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+MISSING = "(missing)"
+
+
+class Slice(Section):
+    """The rows of the test part, by the values of a column."""
+
+    column: str
+    """A column declared under data.columns or in a schema check."""
+    min_rows: int = Field(default=30, ge=2)
+    """Values with fewer rows are reported and not judged."""
+
+
+class Gate(Section):
+    """One condition. A value threshold has min or max; a change threshold has against and margin."""
+
+    metric: str
+    """The metric to judge."""
+    min: float | None = None
+    """PASSED needs the whole interval at or above it."""
+    max: float | None = None
+    """PASSED needs the whole interval at or below it."""
+    against: Literal["champion"] | None = None
+    """Compare with the model that serves now, paired on the test rows that both or neither of the two were trained on.
+    PASSED when there is none; INCONCLUSIVE when its bundle does not record its training rows."""
+    margin: float = Field(default=0.0, ge=0)
+    """Non-inferiority margin: how much worse than the champion is allowed."""
+    slice: Slice | None = None
+    """Judge each slice, corrected for their number (Holm)."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence of the two-sided interval. One bound of it decides: PASSED and FAILED are each wrong with
+    probability (1 - confidence) / 2 at most."""
+    on_inconclusive: Literal["block", "allow"] = "block"
+    """Whether INCONCLUSIVE prevents the blessing of the bundle."""
+    dry_run: bool = False
+    """Report only."""
+
+    def plugin_names(self) -> tuple[tuple[str, str], ...]:
+        return () if metrics.is_built_in(self.metric) else ((METRICS, self.metric),)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRows:
+    """The test rows on which champion and candidate are compared: those that both or neither were trained on."""
+
+    mask: np.ndarray
+    """bool [rows]"""
+    why_others_excluded: str
+
+    def among(self, rows: np.ndarray | None) -> np.ndarray:
+        """Those of these rows (None: all) that are compared."""
+        import numpy as np
+
+        return np.flatnonzero(self.mask) if rows is None else rows[self.mask[rows]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChampionEvidence:
+    """The predictions of the serving model on the same rows; or why there are none, and the outcome of gates then."""
+
+    version: str
+    predictions: LabelledPredictions | None
+    fault: str = ""
+    outcome: Outcome = Outcome.ERROR
+    compared: ComparedRows | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationEvidence:
+    """All data that gates are judged on."""
+
+    table: pd.DataFrame
+    predictions: LabelledPredictions
+    fault: str
+    champion: ChampionEvidence | None
+    latency: Callable[[str], Estimate]
+
+
+def judge_gates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -> Iterator[Verdict]:
+    """The verdicts of all gates, in order; ERROR for a gate that cannot be judged."""
+    if evidence.fault:
+        spec = GateSpec("the model answers", "answers", 0.0, "min")
+        yield undecided_verdict(spec, Outcome.ERROR, evidence.fault)
+    for gate in gates_of_recipe:
+        specs = tuple(_gate_specs(gate))
+        if not specs:
+            spec = GateSpec(gate.metric, gate.metric, 0.0, "min", dry_run=gate.dry_run)
+            yield undecided_verdict(spec, Outcome.ERROR, "the gate has neither min nor max nor against")
+        for spec in specs:
+            yield from _verdicts(gate, spec, evidence)
+
+
+def _gate_specs(gate: Gate) -> Iterator[GateSpec]:
+    by = f" by {gate.slice.column}" if gate.slice else ""
+    allow = gate.on_inconclusive == "allow"
+    if gate.min is not None:
+        name = f"{gate.metric} >= {gate.min:g}{by}"
+        yield GateSpec(name, gate.metric, gate.min, "min", gate.confidence, False, allow, gate.dry_run)
+    if gate.max is not None:
+        name = f"{gate.metric} <= {gate.max:g}{by}"
+        yield GateSpec(name, gate.metric, gate.max, "max", gate.confidence, False, allow, gate.dry_run)
+    if gate.against is not None:
+        name = f"{gate.metric} against {gate.against}, margin {gate.margin:g}{by}"
+        less = metrics.lower_is_better(gate.metric)
+        margin = gate.margin if less or gate.margin == 0 else -gate.margin
+        direction: Literal["min", "max"] = "max" if less else "min"
+        yield GateSpec(name, gate.metric, margin, direction, gate.confidence, True, allow, gate.dry_run)
+
+
+def _verdicts(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> Iterator[Verdict]:
+    """One verdict, or one for each slice that is large enough."""
+    fault = _fault(gate, spec, evidence)
+    if fault is not None:
+        yield undecided_verdict(spec, *fault)
+    elif gate.slice is not None:
+        yield from _slice_verdicts(gate.slice, spec, evidence)
+    else:
+        try:
+            yield gates.judge(spec, _estimate(spec, evidence, None))
+        except UndefinedMetricError as error:
+            yield undecided_verdict(spec, Outcome.INCONCLUSIVE, error.message)
+
+
+def _fault(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> tuple[Outcome, str] | None:
+    """Why a gate cannot be judged, with its outcome."""
+    is_latency = gate.metric in metrics.LATENCY
+    task, classes = evidence.predictions.task, evidence.predictions.classes
+    if not is_latency and not metrics.is_defined(gate.metric, task, classes):
+        names = metrics.metrics_of(task, classes)
+        return Outcome.ERROR, f"no such metric for this task; it has {', '.join((*names, *metrics.LATENCY))}"
+    if is_latency and (gate.slice is not None or spec.change):
+        return Outcome.ERROR, "latency is judged by max alone: not by slice, and not against the champion"
+    if gate.slice is not None and gate.slice.column not in evidence.table.columns:
+        return Outcome.ERROR, f"the test part has no column {gate.slice.column!r}"
+    if evidence.fault and not is_latency:
+        return Outcome.ERROR, evidence.fault
+    if spec.change:
+        if evidence.champion is None:
+            return Outcome.PASSED, "no champion yet: nothing to compare with"
+        if evidence.champion.predictions is None:
+            return evidence.champion.outcome, evidence.champion.fault
+    return None
+
+
+def _slice_verdicts(section: Slice, spec: GateSpec, evidence: EvaluationEvidence) -> Iterator[Verdict]:
+    estimates: dict[str, Estimate] = {}
+    undefined: dict[str, str] = {}
+    slices = rows_by_value(evidence.table[section.column])
+    for value, rows in slices:
+        if len(rows) < section.min_rows:
+            continue
+        name = f"{section.column}={value}"
+        try:
+            estimates[name] = _estimate(spec, evidence, rows, section.min_rows)
+        except UndefinedMetricError as error:
+            undefined[name] = error.message if spec.change else f"{len(rows):,} rows: {error.message}"
+    yield from gates.judge_family(spec, estimates, size=len(estimates) + len(undefined))
+    for name, reason in undefined.items():
+        yield undecided_verdict(spec, Outcome.INCONCLUSIVE, reason, name)
+    if not estimates and not undefined:
+        largest = max((len(rows) for _, rows in slices), default=0)
+        required = f"has {section.min_rows} test rows (the largest {largest})"
+        reason = f"none of {len(slices):,} values of {section.column} {required}"
+        yield undecided_verdict(spec, Outcome.INCONCLUSIVE, reason)
+
+
+def _estimate(spec: GateSpec, evidence: EvaluationEvidence, rows: np.ndarray | None, min_rows: int = 0) -> Estimate:
+    if spec.metric in metrics.LATENCY:
+        return evidence.latency(spec.metric)
+    if spec.change:
+        return _difference(spec.metric, evidence, rows, min_rows)
+    return metrics.estimate(spec.metric, evidence.predictions if rows is None else evidence.predictions.take(rows))
+
+
+def _difference(metric: str, evidence: EvaluationEvidence, rows: np.ndarray | None, min_rows: int) -> Estimate:
+    """Candidate minus champion on the compared rows among these; the basis states how many were excluded."""
+    champion = evidence.champion
+    if champion is None or champion.predictions is None or champion.compared is None:
+        raise UndefinedMetricError("no champion to compare with")  # _fault precludes this
+    total = evidence.predictions.rows if rows is None else len(rows)
+    compared = champion.compared.among(rows)
+    ours, theirs = evidence.predictions.take(compared), champion.predictions.take(compared)
+    if len(compared) == total:
+        return difference(metric, ours, theirs)
+    positive = f"{int((ours.actual == 1).sum()):,} positive; " if ours.classes == 2 else ""
+    basis = f"{len(compared):,} of {total:,} test rows ({positive}{champion.compared.why_others_excluded})"
+    if len(compared) < min_rows:
+        raise UndefinedMetricError(f"{basis}: the gate asks for {min_rows:,} or more")
+    try:
+        return replace(difference(metric, ours, theirs), basis=basis)
+    except UndefinedMetricError as error:
+        raise UndefinedMetricError(f"{basis}: {error.message}") from error
+
+
+def rows_by_value(column: pd.Series) -> list[tuple[str, np.ndarray]]:
+    """Row numbers by value, the most frequent value first, ties in the order of the text."""
+    import numpy as np
+    import pandas as pd
+
+    texts = np.array([category_text(value) or MISSING for value in column], dtype=object)
+    codes, values = pd.factorize(texts)
+    order = np.argsort(codes, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    return sorted(zip(map(str, values), groups, strict=True), key=lambda group: (-len(group[1]), group[0]))

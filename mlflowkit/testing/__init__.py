@@ -1,0 +1,34 @@
+"""Contract suites for adapters and plugins, shipped so that code outside this repository can pass them too.
+
+Each suite is a class of pytest tests. Subclass it in a test module and override its first method::
+
+    class TestFileRecords(ControlRecordsContract):
+        def open(self, folder: Path) -> ControlRecords:
+            return FileRecords(folder)
+"""
+
+from mlflowkit.testing.plugin_suites import MetricContract, PassContract, SourceContract
+from mlflowkit.testing.runtime_suites import (
+    PROFILED_ROWS,
+    ProfilerContract,
+    RuntimeContract,
+    profiled_table,
+    runtime_graph,
+    runtime_inputs,
+)
+from mlflowkit.testing.state_suites import ControlRecordsContract, JournalContract, ObjectStoreContract
+
+__all__ = [
+    "PROFILED_ROWS",
+    "ControlRecordsContract",
+    "JournalContract",
+    "MetricContract",
+    "ObjectStoreContract",
+    "PassContract",
+    "ProfilerContract",
+    "RuntimeContract",
+    "SourceContract",
+    "profiled_table",
+    "runtime_graph",
+    "runtime_inputs",
+]

@@ -1,0 +1,27 @@
+"""Waiting for a condition, with a deadline that fails the test."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def wait_for(
+    condition: Callable[[], Any], seconds: float = 30.0, what: object = "a condition", *, poll: float = 0.01
+) -> Any:
+    """Return the first true value of ``condition``. Raises AssertionError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(poll)
+    return value
+
+
+async def wait_for_async(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Let the event loop run until ``condition`` holds. Raises AssertionError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for a condition"
+        await asyncio.sleep(0.001)
