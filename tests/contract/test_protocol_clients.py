@@ -146,7 +146,7 @@ def test_mlserver_infer(
 
 def test_the_descriptors_are_those_of_the_proto(tmp_path: Path) -> None:
     python = tool("clients", "python")
-    folder = ROOT / "mlflowkit" / "serving"
+    folder = ROOT / "mlflowkit" / "serving" / "grpc"
     made = tmp_path / "made.binpb"
     command = (python, "-m", "grpc_tools.protoc", f"-I{folder}", f"--descriptor_set_out={made}", "open_inference.proto")
     subprocess.run(command, check=True, timeout=60)
