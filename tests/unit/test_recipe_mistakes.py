@@ -89,7 +89,9 @@ def is_required(site: Site, text: str) -> bool:
         return site.path[0] == "gates"
     if site.dotted == "model.module":
         return "kind: sklearn" in text
-    return site.name in REQUIRED or site.dotted == "name"
+    if site.name == "name":
+        return site.path[:-1] == () or site.path[:2] == ("optimize", "candidates")
+    return site.name in REQUIRED
 
 
 def is_number(site: Site) -> bool:
