@@ -76,8 +76,13 @@ def test_both_doors_answer_what_onnx_runtime_alone_answers(served: InProcess, fi
 def test_a_request_keeps_the_id_that_its_client_gave(served: InProcess) -> None:
     given = served.client.post("/predict", json={"rows": ROWS}, headers={"x-request-id": "abc-1"})
     assert given.headers["x-mlkit-request-id"] == given.json()["id"] == "abc-1"
-    made = [served.client.get("/v2").headers["x-mlkit-request-id"] for _ in range(3)]
-    assert len(set(made)) == 3
+
+
+def test_a_generated_request_id_is_not_to_be_guessed_from_earlier_ones(served: InProcess) -> None:
+    made = [served.client.get("/v2").headers["x-mlkit-request-id"] for _ in range(300)]
+    assert {len(request_id) for request_id in made} == {24}
+    for part in (slice(0, 12), slice(12, 24)):  # 48 random bits: two of 300 are equal once in six billion runs
+        assert len({request_id[part] for request_id in made}) == 300
 
 
 @pytest.mark.parametrize(
