@@ -23,6 +23,7 @@ from typing import Any
 
 from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import EngineError
+from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.values import Json, Outcome, RunRecord
 
 TIMEOUT_SECONDS = 120.0
@@ -176,8 +177,8 @@ class _MlflowProcess:
         command = [sys.executable, "-P", "-m", "mlflowkit.adapters.mlflow_worker", str(state)]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}  # not an argument: it may contain a password
         try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("ab") as log:
+            make_folder(self.log.parent)
+            with open(self.log, "ab", opener=private_opener) as log:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
                     start_new_session=True,

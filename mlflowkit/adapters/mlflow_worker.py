@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.text import first_line
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ def main() -> NoReturn:
     """Run the worker. Standard output carries only replies; other output goes to the log."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    use_private_umask()
     os.nice(NICENESS)
     for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)

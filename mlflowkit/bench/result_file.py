@@ -102,7 +102,7 @@ def document(result: Mapping[str, Json], starts: Mapping[Key, Sequence[Samples]]
 
 def write(path: Path, results: Mapping[str, Json]) -> None:
     """Write a document atomically. Raises StoreError if it cannot be written."""
-    replace_file(path, json.dumps(results, indent=1).encode() + b"\n")
+    replace_file(path, json.dumps(results, indent=1).encode() + b"\n", shared=True)
 
 
 def read(path: Path) -> SavedResults:

@@ -6,10 +6,13 @@ import json
 import os
 import sys
 
+from mlflowkit.system.files import use_private_umask
+
 
 def main() -> None:
     """Entry point of ``mlkit``; exits with the code of the error tree."""
     _open_missing_streams()
+    use_private_umask()
     try:
         _main()
     except KeyboardInterrupt:  # before a command could handle it: nothing has started

@@ -11,6 +11,6 @@ from mlflowkit.system.files import replace_file
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically. Raises UsageError if that fails."""
     try:
-        replace_file(path, text.encode())
+        replace_file(path, text.encode(), shared=True)
     except StoreError as error:
         raise UsageError(error.message, hint=f"ls -ld {path.parent}") from error

@@ -27,7 +27,7 @@ from typing import Any
 
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.graphs.engine_key import EngineKey
-from mlflowkit.system.files import disk_errors, replace_file
+from mlflowkit.system.files import FOLDER_MODE, disk_errors, make_folder, private_opener, replace_file
 
 PLAN, KEY = "engine.plan", "key.json"
 ENVIRONMENT = "MLKIT_ENGINES"
@@ -93,8 +93,8 @@ class EngineStore:
         """Hold the store's lock of a name; the lock is released when the process dies."""
         path = self.folder / f"{name}.lock"
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("ab")
+            make_folder(path.parent)
+            stream = open(path, "ab", opener=private_opener)  # noqa: SIM115  (closed below)
         with stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
@@ -108,7 +108,7 @@ class EngineStore:
             replace_file(staging / PLAN, plan)
             replace_file(staging / KEY, json.dumps(manifest, indent=1, sort_keys=True).encode())
             with disk_errors(target):
-                staging.chmod(0o755)
+                staging.chmod(FOLDER_MODE)
                 staging.rename(target)
         except StoreError as error:
             raise StoreError(error.message, hint="free some space, or choose another folder with --store") from error

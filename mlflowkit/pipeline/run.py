@@ -28,13 +28,14 @@ from mlflowkit.pipeline.plan import ExecutionPlan, build_plan
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.step_executor import ACTIVITIES, Stage, StepExecutor
+from mlflowkit.pipeline.storage.permissions import close_state
 from mlflowkit.pipeline.storage.step_lease import this_owner
 from mlflowkit.ports import Journal, ObjectStore, Ports, RunPorts, RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import FULL, disk_error, replace_file
-from mlflowkit.values import STAGES, Lineage, Outcome, RunRecord, RunStatus, StepRecord
+from mlflowkit.values import STAGES, Event, Lineage, Outcome, RunRecord, RunStatus, StepRecord
 
 Reporter = Callable[[RunRecord, Mapping[str, Path]], str]
 
@@ -57,6 +58,8 @@ def execute(
     InterruptedRunError on SIGINT or SIGTERM; finished steps are kept and the next run resumes after them.
     Raises EngineError before any step when a library that a step needs is not installed.
     """
+    if warning := close_state(state):
+        progress(Event("state", "warning", warning))
     store = ports.objects
     with ports.open_journal() as journal:
         journal.sweep()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlflowkit.system.files import use_private_umask
 from mlflowkit.values import Variant
 
 _log = logging.getLogger("mlflowkit.rollout")
@@ -21,6 +22,7 @@ _log = logging.getLogger("mlflowkit.rollout")
 
 def main(arguments: list[str]) -> int:
     """Control the rollouts of a state folder until SIGTERM or SIGINT; returns the exit code."""
+    use_private_umask()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m mlflowkit.processes.controller_main STATE\n")

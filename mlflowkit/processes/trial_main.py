@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlflowkit.system.files import use_private_umask
+
 
 def main(arguments: list[str]) -> int:
     """Run one trial until stdin is closed; returns the exit code."""
+    use_private_umask()
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m mlflowkit.processes.trial_main PLAN\n")
         return 2

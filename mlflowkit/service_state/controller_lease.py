@@ -20,6 +20,7 @@ from pathlib import Path
 from mlflowkit.errors import ServiceError
 from mlflowkit.ports import ControlRecords
 from mlflowkit.service_state.records import control_records, process_started
+from mlflowkit.system.files import make_folder
 
 _KEY = "controller.json"
 _LOCK = "controller"
@@ -98,7 +99,7 @@ def acquire(state: Path, clock: Callable[[], float] = time.time) -> ControllerLe
     >>> first.release(); acquire(state).fence
     2
     """
-    state.mkdir(parents=True, exist_ok=True)
+    make_folder(state)
     records = control_records(state)
     with records.lock(_LOCK):
         holder = _read(records)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlflowkit.errors import ConflictError, ServiceError, StoreError
 from mlflowkit.ports import ControlRecord, RecordEntry
-from mlflowkit.system.files import staged_file
+from mlflowkit.system.files import FOLDER_MODE, make_folder, private_opener, staged_file
 
 POLL_SECONDS = 0.02
 """Interval at which `FileRecords.watch` reads the stamps."""
@@ -59,13 +59,12 @@ class FileRecords:
                 return None
 
     def put(self, key: str, value: bytes, *, durable: bool = True, private: bool = False) -> str:
-        """Replace a file; a private one has mode 0600, in a folder of mode 0700. Raises ServiceError."""
+        """Replace a file, of mode 0600; the folder of a private one is set to 0700. Raises ServiceError."""
         path = self._path(key)
         with _write_errors():
             if private:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                path.parent.chmod(0o700)
-            with staged_file(path, value, durable=durable, private=private) as temporary:
+                make_folder(path.parent).chmod(FOLDER_MODE)
+            with staged_file(path, value, durable=durable) as temporary:
                 return _replace(temporary, path, _status(path))
 
     def put_if(self, key: str, value: bytes, version: str | None) -> str:
@@ -120,7 +119,7 @@ class FileRecords:
         with contextlib.ExitStack() as held:
             with _read_errors(path):
                 if path.parent != self.state:
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(path.parent)
                 held.enter_context(_exclusive(path))
             yield
 
@@ -198,7 +197,7 @@ def _lock_path(path: Path) -> Path:
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """Hold a file lock; the system releases it when the process dies."""
-    with path.open("w") as stream:
+    with open(path, "w", opener=private_opener) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

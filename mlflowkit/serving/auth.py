@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 from mlflowkit.errors import ServiceError, StoreError, UsageError
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
-from mlflowkit.system.files import disk_errors, replace_file
+from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
 
 Scope = Literal["infer", "feedback", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -178,7 +178,7 @@ def write_keys(path: Path, keys: Iterable[Key]) -> None:
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file atomically by one that has mode 0600 from its creation. Raises ServiceError."""
     try:
-        replace_file(path, content, private=True)
+        replace_file(path, content)
     except StoreError as error:
         raise ServiceError(error.message, hint=error.hint) from error
 
@@ -187,8 +187,8 @@ def write_private(path: Path, content: bytes) -> None:
 def edit_keys(path: Path) -> Iterator[list[Key]]:
     """Yield a file's keys for in-place changes, written when the block succeeds. One writer at a time (a file lock)."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock").open("w")
+        make_folder(path.parent)
+        lock = open(path.with_name(f".{path.name}.lock"), "w", opener=private_opener)  # noqa: SIM115  (closed below)
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = list(read_keys(path)) if path.exists() else []

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import process_started, read_json, write_json
+from mlflowkit.system.files import make_folder, private_opener
 
 FORMAT = 2
 """Version of the files that reconciler, gateways and commands share. Processes of another format cannot read them."""
@@ -98,15 +99,15 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
     Returns at once; `wait` blocks until the cluster is ready.
     """
     folder = record_path(state).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "start.lock").open("w") as lock:
+    make_folder(folder)
+    with open(folder / "start.lock", "w", opener=private_opener) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if read(state) is not None:
             return
         owned = not os.environ.get("RAY_ADDRESS")
         _remove_leftovers(_read_record(state))
         quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
-        with log_path(state).open("ab") as log:
+        with open(log_path(state), "ab", opener=private_opener) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", SUPERVISOR, str(state.resolve()), runtime, *sidecars],
                 stdin=subprocess.DEVNULL,

@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 
 from mlflowkit.adapters.ray_serve.loopback import keep_to_loopback
+from mlflowkit.system.files import use_private_umask
 
 PROFILER = "mlflowkit.adapters.whylogs:WhylogsProfiler"
 """Profiler of live traffic, loaded in the observer's process."""
@@ -25,6 +26,7 @@ class GatewayReplica:
         from mlflowkit.adapters.ray_serve.remote import RayRemoteModels
         from mlflowkit.serving.replica import Replica
 
+        use_private_umask()  # a Ray of someone else's did not inherit ours
         keep_to_loopback()
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(Path(folder), resolve_name(runtime)(), name, RayRemoteModels(Path(folder)), PROFILER)

@@ -24,6 +24,7 @@ from typing import Any
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import Desired, GatewaySettings, ReconciledState, ServiceFiles
+from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.values import Json, Variant
 
@@ -40,6 +41,7 @@ _log = logging.getLogger("mlflowkit.reconciler")
 
 def main(arguments: list[str]) -> int:
     """Reconcile a state folder until terminated; returns the exit code."""
+    use_private_umask()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     state, runtime = Path(arguments[0]), arguments[1]
     stop = threading.Event()

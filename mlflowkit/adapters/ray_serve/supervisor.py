@@ -26,6 +26,7 @@ from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
 from mlflowkit.service_state.records import process_started
 from mlflowkit.system.child_process import die_with_parent_command
+from mlflowkit.system.files import use_private_umask
 
 POLL_SECONDS = 0.1
 STABLE_SECONDS = 30.0
@@ -134,6 +135,7 @@ class Supervisor:
 
 def main(arguments: list[str]) -> int:
     """Supervise a state folder until terminated; returns the exit code."""
+    use_private_umask()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     state, (runtime, *sidecars) = Path(arguments[0]), arguments[1:]
     stop = threading.Event()

@@ -32,7 +32,7 @@ from torch import Tensor, distributed, nn
 from mlflowkit import errors
 from mlflowkit.adapters.ray_train import checkpoint, loop
 from mlflowkit.errors import EngineError, MlkitError
-from mlflowkit.system.files import replace_file
+from mlflowkit.system.files import private_opener, replace_file
 
 RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -167,7 +167,7 @@ class _ScratchFiles:
             raise getattr(errors, failure["type"])(failure["message"], hint=failure["hint"])
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        with self.progress.open("a") as stream:
+        with open(self.progress, "a", opener=private_opener) as stream:
             stream.write(json.dumps([epoch, dict(metrics)]) + "\n")
 
     def read_result(self, job: loop.TrainingJob) -> loop.FittedModel:

@@ -23,7 +23,7 @@ from mlflowkit.ports import TrialJob
 from mlflowkit.sections import used_plugins
 from mlflowkit.system import arrays, machine
 from mlflowkit.system.digests import digest_file, digest_json
-from mlflowkit.system.files import disk_errors, file_stamp
+from mlflowkit.system.files import disk_errors, file_stamp, make_folder
 from mlflowkit.system.own_modules import adapter_modules, own_modules
 
 LIBRARIES = ("mlflowkit", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch")
@@ -54,9 +54,9 @@ class ProcessTrials:
         graph_cache = cache.parent / graph_digest_key(job)
         with disk_errors(cache):
             for folder in (cache, graph_cache):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 folder.touch()
-            job.scratch.mkdir(parents=True, exist_ok=True)
+            make_folder(job.scratch)
         plan = {  # absolute paths: a script can run the plan from anywhere
             "candidate": job.candidate.model_dump(mode="json"),
             "model": str(job.model.resolve()),

@@ -24,7 +24,7 @@ from mlflowkit.ports import BuiltGraph, LoadedGraph, TrialJob
 from mlflowkit.system import arrays
 from mlflowkit.system.child_process import die_with_parent_command
 from mlflowkit.system.digests import digest_file, digest_json
-from mlflowkit.system.files import disk_error, replace_file
+from mlflowkit.system.files import disk_error, private_opener, replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,7 @@ class ProcessTrial:
         }
         command = die_with_parent_command(ENTRY, json.dumps(self._plan))
         try:
-            with self._log.open("wb") as log:
+            with open(self._log, "wb", opener=private_opener) as log:
                 return subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
                     process_group=0,

@@ -198,7 +198,7 @@ def _measure(request: _BenchRequest, output: _Output, as_json: bool) -> int:
             from mlflowkit.report.bench_page import render
             from mlflowkit.system.files import replace_file
 
-            replace_file(output.page, render(document).encode())
+            replace_file(output.page, render(document).encode(), shared=True)
     except StoreError:
         if not as_json:  # with --json, the error is the only document
             show(value)

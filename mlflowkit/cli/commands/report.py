@@ -41,7 +41,7 @@ def report(
         record = journal.run(run)
     own = Path(record.report) if record.report else folder / "reports" / f"{record.run}.html"
     path = own if output is None else output.expanduser().resolve()
-    replace_file(path, render(record, _published_folders(record, wiring.objects)).encode())
+    replace_file(path, render(record, _published_folders(record, wiring.objects)).encode(), shared=output is not None)
     value = {"run": record.run, "name": record.name, "status": record.status, "report": str(path)}
     print_result(value, str(path), json)
     if open_it and not webbrowser.open(path.as_uri()):

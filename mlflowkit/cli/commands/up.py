@@ -10,6 +10,7 @@ from mlflowkit.cli.app import (
     RecipeArgument,
     StateOption,
     app,
+    note,
     print_result,
     state_folder,
 )
@@ -25,6 +26,7 @@ def up(
 ) -> None:
     """Start the recipe's service with the version it served last; nothing is trained."""
     from mlflowkit.pipeline.requirements import require_installed
+    from mlflowkit.pipeline.storage.permissions import close_state
     from mlflowkit.recipe.check import load
     from mlflowkit.wiring import Wiring
 
@@ -34,6 +36,8 @@ def up(
     if section is None:
         raise UsageError(f"{recipe} has no serve section", hint="add serve: {service: " + loaded.recipe.name + "}")
     folder = state_folder(state, recipe)
+    if warning := close_state(folder):
+        note(f"warning: {warning}")
     platform = Wiring(folder).platform
     before = next((status for status in platform.status() if status.service == section.service), None)
     champion = None if before is not None and before.variants else _champion(folder, loaded.recipe.name)

@@ -5,6 +5,7 @@ Every write is one immediate transaction between two failpoints. Readers do not 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -38,7 +39,7 @@ from mlflowkit.pipeline.storage import codec, journal_tables
 from mlflowkit.pipeline.storage.journal_tables import aliases, file_digests, leases, meta, results, runs, steps
 from mlflowkit.pipeline.storage.step_lease import is_alive
 from mlflowkit.system import failpoint
-from mlflowkit.system.files import disk_errors
+from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
 from mlflowkit.values import (
     Alias,
     HeldLease,
@@ -82,9 +83,10 @@ class SqliteJournal:
         url = f"sqlite:///{path}" if exists or self.create else "sqlite://"
         if self.create:
             with disk_errors(self.state):
-                self.state.mkdir(parents=True, exist_ok=True)
+                make_folder(self.state)
                 if not (ignore := self.state / ".gitignore").exists():
-                    ignore.write_text("*\n")
+                    replace_file(ignore, b"*\n", durable=False)
+                os.close(private_opener(str(path), os.O_RDWR | os.O_CREAT))  # SQLite gives its log the same mode
         self.engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
         event.listen(self.engine, "begin", _begin)
         with self._translate_errors():

@@ -16,8 +16,11 @@ from mlflowkit.errors import StoreError
 from mlflowkit.pipeline import OBJECTS
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_file, digest_json
-from mlflowkit.system.files import disk_errors
+from mlflowkit.system.files import FOLDER_MODE, disk_errors, make_folder
 from mlflowkit.values import Published
+
+PUBLISHED_MODE = 0o400
+"""Of published files: read-only, for their owner."""
 
 
 class FolderStore:
@@ -47,14 +50,14 @@ class FolderStore:
             for stale in self.tmp.glob(f"{fingerprint[:32]}.*"):
                 shutil.rmtree(stale)
             folder = self.tmp / f"{fingerprint[:32]}.{fence}"
-            folder.mkdir(parents=True)
+            make_folder(folder)
         return folder
 
     def scratch(self, fingerprint: str) -> Path:
         """The scratch folder of a fingerprint, which survives a kill."""
         folder = self.scratches / fingerprint
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         return folder
 
     def publish(self, folder: Path, stage: str = "") -> Published:
@@ -65,7 +68,7 @@ class FolderStore:
         with disk_errors(folder):
             published = describe(folder, flush=True)
             failpoint.hit("store.synced", stage)
-            self.objects.mkdir(parents=True, exist_ok=True)
+            make_folder(self.objects)
             self._move(folder, self.path(published.digest))
             _sync(self.objects)
             failpoint.hit("store.renamed", stage)
@@ -130,8 +133,8 @@ class FolderStore:
 def describe(folder: Path, *, flush: bool = False) -> Published:
     """Digest a folder: SHA-256 over the sorted names and contents of its files.
 
-    With ``flush``, files are made read-only, and files and folders are synced to disk. Raises StoreError for anything
-    but regular files and folders.
+    With ``flush``, files are made read-only, files and folders are closed to others and synced to disk. Raises
+    StoreError for anything but regular files and folders.
     """
     digests: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -139,11 +142,13 @@ def describe(folder: Path, *, flush: bool = False) -> Published:
         if file.is_symlink() or not (file.is_file() or file.is_dir()):
             raise StoreError(f"{file} is neither a file nor a folder; a stage may publish plain files only")
         if file.is_dir():
+            if flush:
+                file.chmod(FOLDER_MODE)
             continue
         name = file.relative_to(folder).as_posix()
         if flush:
             _sync(file)
-            file.chmod(0o444)
+            file.chmod(PUBLISHED_MODE)
         digests[name] = digest_file(file)
         sizes[name] = file.stat().st_size
     if flush:

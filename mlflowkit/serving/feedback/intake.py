@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Literal
 from mlflowkit.errors import closest_match
 from mlflowkit.serving.inference.batching import resolve
 from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.values import Json
 
 Kind = Literal["label", "target"]
@@ -204,9 +205,10 @@ class Intake:
             if self._stream is not None:
                 self._stream.close()
                 self._stream = None
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._number += 1
-            self._stream = (self.folder / f"{self._writer}-{self._number:06d}{SUFFIX}").open("ab", buffering=0)
+            path = self.folder / f"{self._writer}-{self._number:06d}{SUFFIX}"
+            self._stream = open(path, "ab", buffering=0, opener=private_opener)  # noqa: SIM115  (open until it is full)
         try:
             view = memoryview(lines)
             while view:

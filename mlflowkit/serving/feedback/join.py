@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.serving.feedback import intake
 from mlflowkit.serving.feedback.intake import Feedback
 from mlflowkit.serving.observer import prediction_log
+from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.system.text import category_text
 from mlflowkit.values import Json
 
@@ -348,7 +350,7 @@ class FeedbackJoin:
 def _open(path: Path) -> sqlite3.Connection:
     """Open the index; a damaged one is removed and rebuilt from the logs."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             return _connect(path)
         except sqlite3.DatabaseError as error:
@@ -363,6 +365,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    os.close(private_opener(str(path), os.O_RDWR | os.O_CREAT))  # SQLite gives its log the same mode
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -31,6 +31,7 @@ from mlflowkit.serving.observer.bundle_info import bundle_info, find_variant
 from mlflowkit.serving.observer.frames import Batch
 from mlflowkit.serving.observer.shadow_report import ShadowReports
 from mlflowkit.serving.observer.sinks import RecordSinks
+from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.values import RoutingTable
 
@@ -257,6 +258,7 @@ class Observer:
 
 def main(arguments: list[str]) -> int:
     """Observe the stream on stdin until it ends; returns the exit code."""
+    use_private_umask()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     os.nice(NICE)
     os.set_blocking(sys.stdout.fileno(), False)

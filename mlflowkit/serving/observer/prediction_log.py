@@ -39,6 +39,7 @@ import pyarrow.parquet as parquet
 from mlflowkit.bundle import Signature
 from mlflowkit.serving.observer.frames import Batch
 from mlflowkit.serving.observer.shadow_comparison import label_texts
+from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.system.text import category_text
 
@@ -253,11 +254,11 @@ def merge(folder: Path, sources: Sequence[Segment], target: Segment) -> None:
 def _store(
     folder: Path, segment: Segment, tables: Iterable[pa.Table], schema: pa.Schema, parts: Sequence[tuple[int, int]]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     temporary = folder / f".{segment.name}{_TEMPORARY}"
     schema = schema.with_metadata({_PARTS: json.dumps(parts).encode()})
     try:
-        with temporary.open("wb") as stream:
+        with open(temporary, "wb", opener=private_opener) as stream:
             with parquet.ParquetWriter(stream, schema, compression="zstd", compression_level=1) as writer:
                 for table in tables:
                     writer.write_table(table.replace_schema_metadata(schema.metadata))
