@@ -124,7 +124,7 @@ def test_a_size_that_does_not_fit_is_refused(size: Any, words: str) -> None:
     assert words in refusal.value.message
 
 
-@pytest.mark.parametrize(("cut", "words"), [(1, "not JSON"), (-1, "not JSON"), (10_000, "the body has")])
+@pytest.mark.parametrize(("cut", "words"), [(1, "goes on after its JSON"), (-1, "not JSON"), (10_000, "the body has")])
 def test_a_wrong_header_length_is_refused(cut: int, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         both(cut=cut)

@@ -29,6 +29,7 @@ from mlflowkit.serving.inference import metadata
 from mlflowkit.serving.inference.data_plane import DataPlane, RequestHead, internal_error_message
 from mlflowkit.serving.inference.router import parameter_key
 from mlflowkit.serving.protocol.http_error import RequestError, bad_request
+from mlflowkit.serving.protocol.responses import answer_notes, note_headers
 
 T = TypeVar("T")
 MAX_CONCURRENT_STREAMS = 1024
@@ -164,8 +165,12 @@ class InferenceServicer:
         model, query = answer.model, answer.query
         name, version = plane.settings.service, model.variant.version
         reply = infer_reply(model.schema, query, answer.outputs, model=name, version=version, id=query.id or call.id)
-        fallback = (("x-mlkit-fallback-from", answer.fallback_from),) if answer.fallback_from else ()
-        return reply, (("x-mlkit-variant", model.variant.name), ("x-mlkit-version", version), *fallback)
+        trailer: Trailer = (("x-mlkit-variant", model.variant.name), ("x-mlkit-version", version))
+        if answer.fallback_from:
+            trailer = (*trailer, ("x-mlkit-fallback-from", answer.fallback_from))
+        if notes := answer_notes(query):
+            trailer = (*trailer, *((name.decode(), text.decode()) for name, text in note_headers(notes)))
+        return reply, trailer
 
     def _answer(self, endpoint: str, request: Any) -> Any:
         """The reply of a call that runs no model: health, metadata, statistics, and load (refused)."""

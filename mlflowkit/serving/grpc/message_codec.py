@@ -18,6 +18,7 @@ from mlflowkit.bundle import Signature
 from mlflowkit.serving.protocol.binary_tensors import encode
 from mlflowkit.serving.protocol.http_error import bad_request, join_names, short_json
 from mlflowkit.serving.protocol.input_schema import Query, Schema
+from mlflowkit.serving.protocol.responses import answer_notes, note_texts
 from mlflowkit.values import Json
 
 SERVICE = "inference.GRPCInferenceService"
@@ -121,6 +122,8 @@ def infer_reply(
         array = outputs[name]
         reply.outputs.add(name=name, datatype=schema.outputs[name].datatype, shape=array.shape)
         reply.raw_output_contents.append(bytes(encode(array)))
+    for name, text in note_texts(answer_notes(query)).items():
+        reply.parameters[name].string_param = text
     return reply
 
 

@@ -44,7 +44,7 @@ from mlflowkit.serving.inference.gateway_metrics import CONTENT_TYPE, merge_page
 from mlflowkit.serving.inference.router import parameter_key
 from mlflowkit.serving.protocol.binary_tensors import binary_inputs, read_document, split_body
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError, bad_request, json_type
-from mlflowkit.serving.protocol.responses import render_infer, render_rows
+from mlflowkit.serving.protocol.responses import answer_notes, note_headers, render_infer, render_rows
 from mlflowkit.values import Json
 
 Scope = MutableMapping[str, Any]
@@ -157,8 +157,10 @@ class Gateway:
         headers: Headers = model.response_headers
         if answer.fallback_from:
             headers = (*headers, (b"x-mlkit-fallback-from", answer.fallback_from.encode()))
+        if notes := answer_notes(query):
+            headers = (*headers, *note_headers(notes))
         if endpoint == "predict":
-            return 200, render_rows(model.schema, answer.outputs, **names), headers
+            return 200, render_rows(model.schema, query, answer.outputs, **names), headers
         body, binary_headers = render_infer(model.schema, query, answer.outputs, **names)
         if binary_headers:
             headers = (*binary_headers, *(pair for pair in headers if pair[0] != b"content-type"))

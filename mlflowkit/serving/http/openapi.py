@@ -31,6 +31,8 @@ _INFERENCE_ERRORS = ("400", "404", "408", "413", "422", "504")
 _TEXT: Document = {"type": "string"}
 _COUNT: Document = {"type": "integer", "minimum": 0}
 _BOOLEAN: Document = {"type": "boolean"}
+_NOTES: Document = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": _COUNT}}
+"""What the client should know about the rows, by note: cells by column."""
 
 
 def openapi(service: str, active: ActiveTable | None, settings: GatewaySettings) -> Document:
@@ -214,16 +216,16 @@ def _model_schemas(signature: Signature | None, settings: GatewaySettings) -> Do
     outputs = _list(_object(("name", "datatype", "shape"), name=_TEXT, datatype=_TEXT, shape=_list(_COUNT)))
     return {
         "Rows": _closed(_object(("rows",), rows=rows, **request)),
-        "Predictions": _object((*reply, "predictions"), **reply, predictions=predictions),
+        "Predictions": _object((*reply, "predictions"), **reply, predictions=predictions, notes=_NOTES),
         "InferRequest": _object(("inputs",), **request, inputs=inputs, outputs=_list(output)),
-        "InferReply": _object((*reply, "outputs"), **reply, outputs=outputs),
+        "InferReply": _object((*reply, "outputs"), **reply, outputs=outputs, parameters={"type": "object"}),
     }
 
 
 def _value_schema(tensor: TensorSpec, *, row: bool = False) -> Document:
     """One element of a tensor; in a row, a boolean is a number too."""
     if tensor.datatype == "BYTES":
-        return {"type": ["string", "null"]}
+        return {"type": ["string", "number", "boolean", "null"]}
     if tensor.datatype == "BOOL":
         return _BOOLEAN
     if tensor.datatype in FLOATING:

@@ -10,14 +10,17 @@ message that names the location, the value found and the values allowed. Rules:
   (see `binary_tensors`) must be exactly as long as their shape needs.
 - ``null`` is a missing value: NaN in a numeric tensor, the empty string in a categorical one. The literals
   ``NaN`` and ``Infinity`` are not JSON, and a number beyond the range of FP32 is refused, not made infinite.
+- A value of a categorical column may be sent as text, a number or a boolean, in any datatype; `categories` says which
+  category it is, the same one for every request format.
 - A row of ``/predict`` names every column, with null for a missing value: an absent column is more often a mistake
   than a missing value, and silent imputation would hide the mistake.
-- A category that was not in the training data is answered (the graph encodes it as zeros) and counted.
+- A category that was not in the training data is answered (the graph encodes it as zeros), counted, and told in the
+  answer.
 - Unknown request parameters are ignored, as the protocol says; those of unsupported extensions (classification,
   shared memory) are refused.
 
-`http_error` has the messages, `json_tensors` JSON values, `binary_tensors` bytes, `input_schema` the signature,
-`responses` the replies.
+`http_error` has the messages, `json_tensors` JSON values, `categories` those of categorical columns, `binary_tensors`
+bytes, `input_schema` the signature, `responses` the replies.
 
 Source: Open Inference Protocol, "inference_rest" of the KServe project; Triton's extensions of it.
 """

@@ -12,6 +12,7 @@ Sources: Triton Inference Server, "Binary Tensor Data Extension"; grpc_service.p
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ _WIRE: Mapping[str, np.dtype[Any]] = {
     name: np.dtype(dtype).newbyteorder("<") for name, dtype in DTYPES.items() if name not in ("BYTES", "BF16")
 }
 JSON_LENGTH_HEADER = b"inference-header-content-length"
+_EXPLAINED_BYTES = 1 << 20
+"""How much of a body that is no JSON is read again for a better message."""
 
 
 def parse_json_length(value: bytes) -> int:
@@ -57,10 +60,35 @@ def read_document(body: Buffer) -> dict[str, Any]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise bad_request(f"the body is not JSON: {error}") from error
+        raise bad_request(_explain_not_json(bytes(body), error)) from error
     if type(document) is not dict:
         raise bad_request(f"the body must be a JSON object, found {json_type(document)}")
     return document
+
+
+def _explain_not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why a body is no JSON, with what to send instead where it is a known mistake."""
+    text = body[:_EXPLAINED_BYTES].decode("latin-1")
+    try:
+        _, end = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text, len(text) - len(text.lstrip()))
+    except _ConstantError as constant:
+        return f"{constant} is no JSON: send a finite number, or null for a missing value"
+    except (ValueError, RecursionError):
+        return f"the body is not JSON: {error}"
+    if len(body) > end:
+        return (
+            f"the body goes on after its JSON, which ends at byte {end}: one document is expected, and where binary "
+            "tensors follow it the header Inference-Header-Content-Length, which is missing or wrong"
+        )
+    return f"the body is not JSON: {error}"
+
+
+class _ConstantError(Exception):
+    """A number of Python's or JavaScript's that JSON does not have."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _ConstantError(name)
 
 
 def binary_inputs(inputs: Any, tail: memoryview) -> dict[str, memoryview]:

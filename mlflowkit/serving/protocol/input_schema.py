@@ -10,6 +10,7 @@ import numpy as np
 
 from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter, decode
+from mlflowkit.serving.protocol.categories import NONE_KNOWN, SCALARS, to_categories, to_category
 from mlflowkit.serving.protocol.http_error import (
     RequestError,
     bad_request,
@@ -18,14 +19,11 @@ from mlflowkit.serving.protocol.http_error import (
     short_json,
     suggestion,
 )
-from mlflowkit.serving.protocol.json_tensors import DTYPES, NUMERIC, convert, flatten, to_numeric, to_text
-from mlflowkit.system.text import category_text
+from mlflowkit.serving.protocol.json_tensors import DTYPES, NUMERIC, ValueLocation, convert, flatten, to_numeric
 
 _INTEGER = frozenset({int})
 _TEXT = frozenset({str})
-_BYTES = frozenset({"BYTES"})
 _NULL: type = type(None)
-_SCALARS: frozenset[type] = frozenset({str, int, float, bool, _NULL})
 _NO_RAW: Mapping[str, Buffer] = {}
 
 
@@ -69,10 +67,16 @@ class Schema:
         self.widths = {tensor.name: tuple(tensor.shape[1:]) for tensor in signature.inputs}
         self.by_rows = all(tensor.columns for tensor in signature.inputs)
         self.categories = dict(categories or {})
-        self._category_columns: dict[str, list[tuple[str, int]]] = {}
+        self._known = {
+            tensor.name: tuple(self.categories.get(column, NONE_KNOWN) for column in tensor.columns)
+            for tensor in signature.inputs
+            if tensor.datatype == "BYTES"
+        }
+        self._category_columns: dict[str, list[tuple[str, int, frozenset[str]]]] = {}
         for column, (tensor, index) in self.columns.items():
             if tensor.datatype == "BYTES" and column in self.categories:
-                self._category_columns.setdefault(tensor.name, []).append((column, index))
+                counted = (column, index, self.categories[column] | {""})
+                self._category_columns.setdefault(tensor.name, []).append(counted)
 
     def infer(self, document: Mapping[str, Any], *, limit: int, raw: Mapping[str, Buffer] = _NO_RAW) -> Query:
         """Parse an infer request of at most ``limit`` rows; ``raw`` has the binary inputs. Raises RequestError."""
@@ -128,25 +132,12 @@ class Schema:
             cells = [row[column] for row in rows for column in tensor.columns]
             if tensor.datatype == "BYTES":
                 if not set(map(type, cells)) <= _TEXT:
-                    cells = self._to_categories(cells, tensor.columns)
+                    cells = _to_texts(cells, self._known[tensor.name], _row_location(tensor.columns))
                 array = np.array(cells, dtype=object)
             else:
                 array = _parse_cells(cells, tensor)
             inputs[tensor.name] = array.reshape(len(rows), *self.widths[tensor.name])
         return inputs
-
-    def _to_categories(self, cells: Sequence[Any], columns: Sequence[str]) -> list[str]:
-        """Cells as the graph's category text. A number or boolean passes if its text is a training value."""
-        texts = []
-        for index, cell in enumerate(cells):
-            column = columns[index % len(columns)]
-            categories = self.categories.get(column)
-            text = category_text(cell) if type(cell) in _SCALARS else None
-            if text is None or (categories is not None and text not in categories and type(cell) is not str and text):
-                where = f"row {index // len(columns)}, column {column}"
-                raise bad_request(f"{where}: {json_type(cell)} ({short_json(cell)}); a string or null is expected")
-            texts.append(text)
-        return texts
 
     def _raise_wrong_columns(self, index: int, row: Mapping[str, Any]) -> None:
         for column in row:
@@ -167,7 +158,7 @@ class Schema:
             if tensor is None:
                 raise self._unknown_tensor(name)
             sent = item.get("datatype")
-            if sent != tensor.datatype:
+            if sent != tensor.datatype and not (tensor.datatype == "BYTES" and tensor.columns and sent in NUMERIC):
                 raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected")
             width = self.widths[name]
             shape = item.get("shape")
@@ -175,7 +166,10 @@ class Schema:
                 expected = f"{list(tensor.shape)} is expected (-1: {'any' if -1 in width else 'rows'})"
                 raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; {expected}")
             rows = _check_rows(name, shape, rows, limit)
-            inputs[name] = _parse_values(item, tensor.datatype, shape, raw).reshape(shape)
+            if tensor.datatype == "BYTES":
+                inputs[name] = _parse_texts(item, shape, raw, self._known[name]).reshape(shape)
+            else:
+                inputs[name] = _parse_values(item, tensor.datatype, shape, raw).reshape(shape)
         for name in self.tensors:
             if name not in inputs:
                 raise bad_request(f"inputs: tensor {name} is missing; expected {join_names(self.tensors)}")
@@ -189,17 +183,19 @@ class Schema:
         for name, item in named.items():
             if name not in self.columns:
                 raise self._unknown_tensor(name)
-            tensor, _ = self.columns[name]
+            tensor, position = self.columns[name]
             sent = item.get("datatype")
-            allowed = _BYTES if tensor.datatype == "BYTES" else NUMERIC
-            if type(sent) is not str or sent not in allowed:
-                more = "" if tensor.datatype == "BYTES" else " (or another numeric one)"
-                raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected{more}")
+            if type(sent) is not str or (sent not in NUMERIC and sent != tensor.datatype):
+                more = "(or a numeric one)" if tensor.datatype == "BYTES" else "(or another numeric one)"
+                raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected {more}")
             shape = item.get("shape")
             if type(shape) is not list or not (_shape_matches(shape[1:], ()) or _shape_matches(shape[1:], (1,))):
                 raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; [-1] or [-1, 1] is expected (-1: rows)")
             rows = _check_rows(name, shape, rows, limit)
-            parts[name] = _parse_column(item, tensor, shape, raw)
+            if tensor.datatype == "BYTES":
+                parts[name] = _parse_texts(item, shape, raw, self._known[tensor.name][position : position + 1])
+            else:
+                parts[name] = _parse_numbers(item, tensor.datatype, shape, raw)
         missing = [column for column in self.columns if column not in parts]
         if missing:
             raise bad_request(f"inputs: columns {join_names(missing)} are missing; null says that a value is missing")
@@ -240,11 +236,10 @@ class Schema:
         for name, columns in self._category_columns.items():
             cells = inputs[name].ravel().tolist()
             width = len(self.tensors[name].columns)
-            for column, index in columns:
+            for column, index, known in columns:
                 values = cells[index::width]
-                new_values = set(values) - self.categories[column] - {""}
-                if new_values:
-                    unseen[column] = sum(1 for value in values if value in new_values)
+                if not known.issuperset(values):
+                    unseen[column] = sum(value not in known for value in values)
         return unseen
 
 
@@ -279,40 +274,77 @@ def _parse_values(
 
     if name in raw:
         return decode(raw[name], datatype, shape, name, locate)
-    data = item.get("data")
+    data = _json_values(item, shape)
+    return to_numeric(data, datatype, locate)
+
+
+def _json_values(item: Mapping[str, Any], shape: Sequence[int]) -> list[Any]:
+    """The flat values of ``data``. Raises RequestError."""
+    name, data = item["name"], item.get("data")
     if type(data) is not list:
         parameters = item.get("parameters")
         if data is None and type(parameters) is dict and "shared_memory_region" in parameters:
             raise bad_request(f"inputs[{name}]: shared memory is not supported; send the tensor itself")
         raise bad_request(f"inputs[{name}]: data must be a list, found {json_type(data)}")
-    data = flatten(data, name, shape)
-    return to_text(data, locate) if datatype == "BYTES" else to_numeric(data, datatype, locate)
+    return flatten(data, name, shape)
 
 
-def _parse_column(
-    item: Mapping[str, Any], tensor: TensorSpec, shape: Sequence[int], raw: Mapping[str, Buffer]
+def _parse_numbers(
+    item: Mapping[str, Any], datatype: str, shape: Sequence[int], raw: Mapping[str, Buffer]
 ) -> np.ndarray:
-    """One column, converted to its tensor's datatype. Raises RequestError."""
-    name, datatype_sent, datatype = item["name"], item["datatype"], tensor.datatype
-    data = item.get("data")
-    if datatype.startswith("FP") and datatype_sent not in ("BOOL", datatype) and type(data) is list and None in data:
-        datatype_sent = datatype  # an integer datatype has no null; the floating tensor has NaN
-    values = _parse_values(item, datatype_sent, shape, raw).reshape(-1)
-    if datatype == "BYTES":
-        return values
+    """One column in any numeric datatype, converted to its tensor's. Raises RequestError."""
+    name, sent, data = item["name"], item["datatype"], item.get("data")
+    if datatype.startswith("FP") and sent not in ("BOOL", datatype) and type(data) is list and None in data:
+        sent = datatype  # an integer datatype has no null; the floating tensor has NaN
+    values = _parse_values(item, sent, shape, raw).reshape(-1)
     return convert(values, datatype, lambda index: f"inputs[{name}], value {index}")
+
+
+def _parse_texts(
+    item: Mapping[str, Any], shape: Sequence[int], raw: Mapping[str, Buffer], known: Sequence[frozenset[str]]
+) -> np.ndarray:
+    """The flat texts of a BYTES tensor or of one of its columns, sent in any datatype. Raises RequestError.
+
+    ``known`` has the training values of each column.
+    """
+    name, sent = item["name"], item["datatype"]
+
+    def locate(index: int) -> str:
+        return f"inputs[{name}], value {index}"
+
+    if name in raw:
+        array = decode(raw[name], sent, shape, name, locate)
+        return array if sent == "BYTES" else to_categories(array, known).reshape(-1)
+    data = _json_values(item, shape)
+    if sent == "BYTES":
+        texts = data if set(map(type, data)) <= _TEXT else _to_texts(data, known, locate)
+        return np.array(texts, dtype=object)
+    missing = [index for index, value in enumerate(data) if value is None]
+    values = to_numeric([0 if value is None else value for value in data] if missing else data, sent, locate)
+    array = to_categories(values, known).reshape(-1)
+    array[missing] = ""
+    return array
+
+
+def _to_texts(cells: Sequence[Any], known: Sequence[frozenset[str]], locate: ValueLocation) -> list[str]:
+    """JSON values as text, by `to_category`. Raises RequestError for a list or an object."""
+    wrong = next((index for index, cell in enumerate(cells) if type(cell) not in SCALARS), None)
+    if wrong is not None:
+        value = f"{json_type(cells[wrong])} ({short_json(cells[wrong])})"
+        raise bad_request(f"{locate(wrong)}: {value}; a string, a number, a boolean or null is expected")
+    width = max(1, len(known))
+    return [to_category(cell, known[index % width] if known else NONE_KNOWN) for index, cell in enumerate(cells)]
 
 
 def _parse_cells(cells: list[Any], tensor: TensorSpec) -> np.ndarray:
     """Row cells as a flat array; a boolean is 0 or 1. Raises RequestError that names row and column."""
-    columns = tensor.columns
-
-    def locate(index: int) -> str:
-        return f"row {index // len(columns)}, column {columns[index % len(columns)]}"
-
     if tensor.datatype != "BOOL" and bool in set(map(type, cells)):
         cells = [int(cell) if type(cell) is bool else cell for cell in cells]
-    return to_numeric(cells, tensor.datatype, locate)
+    return to_numeric(cells, tensor.datatype, _row_location(tensor.columns))
+
+
+def _row_location(columns: Sequence[str]) -> ValueLocation:
+    return lambda index: f"row {index // len(columns)}, column {columns[index % len(columns)]}"
 
 
 def _shape_matches(sizes: Sequence[Any], width: Sequence[int]) -> bool:

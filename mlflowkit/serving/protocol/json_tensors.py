@@ -1,6 +1,6 @@
 """JSON values to arrays: the elements of one tensor, in the datatypes of the Open Inference Protocol.
 
-- ``null`` is a missing value: NaN in a floating tensor, the empty string in BYTES; elsewhere it is refused.
+- ``null`` is a missing value: NaN in a floating tensor, the empty string in a categorical one; elsewhere it is refused.
 - A number beyond the range of its datatype is refused, not made infinite or wrapped.
 - An integer datatype takes 3 and 3.0, not 3.5. BOOL takes true, false, 1 and 0. Numbers are not booleans elsewhere.
 - A column may be sent in another datatype than its tensor's. `convert` takes it when every value keeps its meaning: a
@@ -45,8 +45,6 @@ _REAL: frozenset[type] = frozenset({float, int})
 _REAL_OR_NULL: frozenset[type] = _REAL | {_NULL}
 _INTEGER = frozenset({int})
 _BOOLEAN: frozenset[type] = frozenset({bool, int})
-_TEXT: frozenset[type] = frozenset({str})
-_TEXT_OR_NULL: frozenset[type] = _TEXT | {_NULL}
 _FP32_LIMIT = 3.4028235e38
 _BF16_LIMIT = 3.3895314e38
 
@@ -100,15 +98,6 @@ def _to_floats(values: list[Any], datatype: str, locate: ValueLocation) -> np.nd
         index = int(np.argmax(wrong))
         raise bad_request(f"{locate(index)}: {values[index]!r} is beyond the range of {datatype}")
     return array
-
-
-def to_text(values: list[Any], locate: ValueLocation) -> np.ndarray:
-    """JSON values as a flat array of str; null is the empty string. Raises RequestError with the location."""
-    types = set(map(type, values))
-    if not types <= _TEXT:
-        _check_types(values, types, _TEXT_OR_NULL, "a string or null", locate)
-        values = ["" if value is None else value for value in values]
-    return np.array(values, dtype=object)
 
 
 def convert(array: np.ndarray, datatype: str, locate: ValueLocation) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,39 @@ from mlflowkit.serving.protocol.input_schema import Query, Schema
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _SMALL = 64
+MAX_NOTED_COLUMNS = 20
+"""Columns that a note of a reply names; the rest are counted under "...". Headers have a limit."""
+
+
+def answer_notes(query: Query) -> dict[str, dict[str, int]]:
+    """What the client should know about an answered query: cells by column, by note. Mostly empty.
+
+    unseen_categories   cells with a category that was not in the training data
+    """
+    return {"unseen_categories": _first_columns(query.unseen)} if query.unseen else {}
+
+
+def note_texts(notes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """Each note as ASCII JSON, for headers and for the protocol's parameters, which are scalars.
+
+    >>> note_texts({"unseen_categories": {"café": 2}})
+    {'unseen_categories': '{"caf\\u00e9": 2}'}
+    """
+    return {name: json.dumps(columns) for name, columns in notes.items()}
+
+
+def note_headers(notes: Mapping[str, Mapping[str, int]]) -> Headers:
+    """The notes as headers: ``x-mlkit-unseen-categories: {"term": 1}``."""
+    return tuple(
+        (b"x-mlkit-" + name.replace("_", "-").encode(), text.encode()) for name, text in note_texts(notes).items()
+    )
+
+
+def _first_columns(cells: Mapping[str, int]) -> dict[str, int]:
+    columns = list(cells.items())
+    first = {name[:80]: count for name, count in columns[:MAX_NOTED_COLUMNS]}
+    rest = sum(count for _, count in columns[MAX_NOTED_COLUMNS:])
+    return first | {"...": rest} if rest else first
 
 
 def render_infer(
@@ -31,7 +65,9 @@ def render_infer(
         else:
             output["data"] = array.ravel().tolist() if array.dtype == object else np.ascontiguousarray(array).ravel()
         outputs.append(output)
-    reply = {"model_name": model, "model_version": version, "id": id, "outputs": outputs}
+    reply: dict[str, Any] = {"model_name": model, "model_version": version, "id": id, "outputs": outputs}
+    if notes := answer_notes(query):
+        reply["parameters"] = note_texts(notes)
     front = orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
     if not parts:
         return front, ()
@@ -39,9 +75,14 @@ def render_infer(
     return b"".join((front, *parts)), headers
 
 
-def render_rows(schema: Schema, arrays: Mapping[str, np.ndarray], *, model: str, version: str, id: str) -> bytes:
-    """The body of a /predict reply with finite outputs: one prediction a row."""
-    reply = {"model_name": model, "model_version": version, "id": id, "predictions": predictions(schema, arrays)}
+def render_rows(
+    schema: Schema, query: Query, arrays: Mapping[str, np.ndarray], *, model: str, version: str, id: str
+) -> bytes:
+    """The body of a /predict reply with finite outputs: one prediction a row, and the query's notes, if any."""
+    reply: dict[str, Any] = {"model_name": model, "model_version": version, "id": id}
+    reply["predictions"] = predictions(schema, arrays)
+    if notes := answer_notes(query):
+        reply["notes"] = notes
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -191,7 +191,7 @@ def test_a_column_may_come_in_another_type_that_keeps_its_meaning(
         ("INT8_a", "BYTES", ["1", "2"], "INT8 is expected"),
         ("INT8_a", "BF17", [1, 2], "INT8 is expected"),
         ("INT8_a", None, [1, 2], "INT8 is expected"),
-        ("BYTES_a", "INT8", [1, 2], "BYTES is expected"),
+        ("BYTES_a", "INT8", [1, 200], "200 is beyond the range of INT8"),
         ("BOOL_a", "BOOL", [0.5, 0], "true or false is expected"),
         ("INT8_a", "INT8", [1.5, 0], "1.5 is no value of INT8"),
         ("INT8_a", "INT8", [True, 0], "a boolean"),

@@ -140,6 +140,11 @@ def test_unseen_categories_are_answered_and_counted(served: InProcess, first: Bu
     truth = expected(first.path, [row])["probabilities"][0]
     assert list(reply.json()["predictions"][0]["probabilities"].values()) == pytest.approx(truth, rel=1e-5)
     assert count() == before + 1
+    assert reply.headers["x-mlkit-unseen-categories"] == '{"purpose": 1}'
+    assert reply.json()["notes"] == {"unseen_categories": {"purpose": 1}}
+    seen = served.client.post("/predict", json={"rows": ROWS})
+    assert "x-mlkit-unseen-categories" not in seen.headers
+    assert "notes" not in seen.json()
 
 
 def test_no_finite_answer_is_422_and_names_the_row(served: InProcess) -> None:

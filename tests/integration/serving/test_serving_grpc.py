@@ -59,6 +59,21 @@ def test_it_answers_what_onnx_runtime_alone_answers(door: Grpc, first: Bundle) -
     assert door.ask("ModelInfer", request(model_version=version)).model_version == version
 
 
+def test_whole_numbers_of_a_categorical_column_are_its_text_and_unseen_ones_are_told(door: Grpc, first: Bundle) -> None:
+    asked = messages().ModelInferRequest(model_name="lending")
+    row = {**ROWS[0], "purpose": "7"}
+    for name in NUMERIC:
+        asked.inputs.add(name=name, datatype="FP64", shape=[1])
+        asked.raw_input_contents.append(np.float64(np.nan if row[name] is None else row[name]).tobytes())
+    asked.inputs.add(name="term", datatype="BYTES", shape=[1])
+    asked.inputs.add(name="purpose", datatype="INT64", shape=[1])
+    asked.raw_input_contents.extend([bytes(encode(np.array([row["term"]], dtype=object))), np.int64(7).tobytes()])
+    reply = door.ask("ModelInfer", asked)
+    np.testing.assert_allclose(probabilities(reply), expected(first.path, [row])["probabilities"], rtol=1e-6)
+    assert reply.parameters["unseen_categories"].string_param == '{"purpose": 1}'
+    assert door.trailer["x-mlkit-unseen-categories"] == '{"purpose": 1}'
+
+
 def test_health_metadata_index_and_statistics(door: Grpc, first: Bundle) -> None:
     version = first.manifest.version
     assert door.ask("ServerLive").live
