@@ -14,6 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mlflowkit.system import telemetry
+
+telemetry.switch_off()
+
 __version__ = "0.1.0"
 __all__ = ["Plan", "Recipe", "Run", "__version__", "benchmark", "errors", "load", "plan", "run"]
 

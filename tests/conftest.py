@@ -31,15 +31,10 @@ import pytest
 
 pytest.register_assert_rewrite("tests.support")
 
+from mlflowkit.system import telemetry  # noqa: E402
 from tests.support.golden import Golden, assert_golden  # noqa: E402
 
-os.environ.update(
-    WHYLOGS_NO_ANALYTICS="1",
-    MLFLOW_DISABLE_TELEMETRY="true",
-    DO_NOT_TRACK="1",
-    RAY_USAGE_STATS_ENABLED="0",
-    OMP_NUM_THREADS="1",
-)
+os.environ.update(telemetry.SETTINGS, OMP_NUM_THREADS="1")
 
 TESTS = Path(__file__).parent
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")

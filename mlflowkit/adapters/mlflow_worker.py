@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ENVIRONMENT_DEFAULTS: Mapping[str, str] = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }

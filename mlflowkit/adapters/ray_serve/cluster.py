@@ -106,7 +106,6 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
             return
         owned = not os.environ.get("RAY_ADDRESS")
         _remove_leftovers(_read_record(state))
-        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
         with open(log_path(state), "ab", opener=private_opener) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", SUPERVISOR, str(state.resolve()), runtime, *sidecars],
@@ -114,7 +113,7 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **quiet, **(ray_environment(state) if owned else {})},
+                env={**os.environ, **(ray_environment(state) if owned else {})},
             )
         started = process_started(process.pid)
         _children.append(process)

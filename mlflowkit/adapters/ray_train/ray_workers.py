@@ -35,7 +35,6 @@ from mlflowkit.errors import EngineError, MlkitError
 from mlflowkit.system.files import private_opener, replace_file
 
 RAY_DEFAULTS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process: a local machine is not preempted
     "RAY_TRAIN_METRICS_ENABLED": "0",
