@@ -1,4 +1,4 @@
-"""mlkit predict: request predictions from a service."""
+"""mlkit predict: predict rows by a service, or by a bundle in this process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, StateOption, app, print_result, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, app, note, print_result, state_folder
+from mlflowkit.cli.score_file import MISSING, ScoringRequest, score_with_bundle, score_with_service
 from mlflowkit.cli.service_lookup import endpoint_of, reason
 from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.system.text import format_list
 
 BATCH = 1000
 """Rows of one request."""
-MISSING = frozenset((
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL",
-    "NaN", "n/a", "nan", "null",
-))  # fmt: skip
-"""Texts of a missing value in a CSV: those of the data stage (pyarrow's)."""
 _NOT_FINITE = "a number that is not finite cannot be sent; use null for a missing value"
 
 
@@ -51,7 +48,30 @@ def predict(
     endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Use this URL instead.")] = None,
     rows: Annotated[str | None, typer.Option(metavar="JSON", help='Rows as JSON: [{"column": value}].')] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rows from a .json or .csv file; - is stdin.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Rows from a .csv, .parquet, .jsonl or .json file; - is stdin (JSON or CSV)."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="BUNDLE", help="Predict here, without a service: a bundle's folder, or RECIPE@champion."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the rows with their predictions to a .csv, .parquet or .jsonl file."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="With --out: a column to write beside the predictions [default: all]."),
+    ] = None,
+    prefix: Annotated[str, typer.Option(metavar="TEXT", help="With --out: prefix of the predictions' columns.")] = "",
+    missing_columns: Annotated[
+        str,
+        typer.Option(metavar="error|null", help="With --out or --model: when the file lacks a column of the model."),
+    ] = "error",
+    separator: Annotated[
+        str | None, typer.Option(metavar="CHARACTER", help="Between the fields of a CSV, with --out or --model.")
     ] = None,
     key: Annotated[
         str | None, typer.Option(envvar="MLKIT_API_KEY", metavar="KEY", help="An API key with scope infer.")
@@ -59,20 +79,34 @@ def predict(
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Request predictions from a service; rows come from --rows, --file or stdin (JSON or CSV)."""
+    """Predict rows from --rows, --file or stdin, by a service or (--model) by a bundle in this process.
+
+    With --out or --model a file of any size is read in batches, and columns that the model does not take are ignored.
+    """
     if service is not None and endpoint is not None:
         raise UsageError("give a service or --endpoint, not both", hint="mlkit predict --help")
     if rows is not None and file is not None:
         raise UsageError("give --rows or --file, not both", hint="mlkit predict --help")
+    if missing_columns not in ("error", "null"):
+        raise UsageError(f"--missing-columns {missing_columns}: error or null is expected", hint="mlkit predict --help")
+    request = ScoringRequest(file, rows, out, keep, prefix, missing_columns == "null", separator, json)
+    if model is not None:
+        if service is not None or endpoint is not None:
+            raise UsageError("give --model or a service, not both", hint="mlkit predict --help")
+        score_with_bundle(state_folder(state), model, request)
+        return
     url = endpoint or endpoint_of(state_folder(state), service, "mlkit predict")
     client = _Client(url, {} if key is None else {"authorization": f"Bearer {key}"})
+    if out is not None or (file is not None and file.suffix not in (".json", ".csv", "")):
+        score_with_service(url, client.request, request)
+        return
     inputs = _rows(rows, file, client)
     if not inputs:
         raise UsageError("there are no rows to predict", hint="--rows '[{\"column\": value}]'")
     replies = list(_predict(client, inputs))
     predictions = [prediction for reply in replies for prediction in reply["predictions"]]
-    model = {name: replies[-1][name] for name in ("model_name", "model_version")}
-    value = {"endpoint": url, **model, "predictions": predictions}
+    served = {name: replies[-1][name] for name in ("model_name", "model_version")}
+    value = {"endpoint": url, **served, "predictions": predictions}
     print_result(value, "\n".join(map(_format_prediction, predictions)), json)
 
 
@@ -121,12 +155,15 @@ def _read(file: Path | None) -> str:
 
 def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
     """Parse rows of a CSV, with the model's metadata for numeric columns and `MISSING` for missing values."""
-    numeric = _numeric_columns(client)
+    numeric, columns = _model_columns(client)
     lines = _csv_lines(text, where)
     _, header = next(lines, (0, []))
     repeated = [column for index, column in enumerate(header) if column in header[:index]]
     if repeated:
         raise UsageError(f"{where}:1: column {repeated[0]!r} occurs twice", hint="name each column once")
+    ignored = [column for column in header if column not in columns] if columns else []
+    if ignored:
+        note(f"ignored, because the model does not take them: {format_list(ignored, 12)}")
     rows = []
     for number, fields in lines:
         if len(fields) != len(header):
@@ -134,6 +171,8 @@ def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
             raise UsageError(f"{where}:{number}: {problem}", hint='a field with a comma in it is quoted: "a, b"')
         row: dict[str, Any] = {}
         for column, value in zip(header, fields, strict=True):
+            if column in ignored:
+                continue
             category = None if value in MISSING else value
             row[column] = _number(value, f"{where}:{number}: {column}") if column in numeric else category
         rows.append(row)
@@ -168,14 +207,16 @@ def _number(text: str, where: str) -> float | bool | None:
         raise UsageError(problem, hint="an empty field is a missing value") from error
 
 
-def _numeric_columns(client: _Client) -> frozenset[str]:
+def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str]]:
+    """The numeric columns of the service's model, and all of them."""
     server = _get(client, "/v2")
     models = server.get("models") if isinstance(server, dict) else None
     if not models:
         raise ServiceError(f"{client.url} does not list its models", hint="is it a service of mlkit? mlkit status")
-    inputs = _get(client, f"/v2/models/{models[0]}")["inputs"]
-    numeric = [tensor for tensor in inputs if tensor["datatype"] != "BYTES"]
-    return frozenset(column for tensor in numeric for column in tensor.get("parameters", {}).get("columns", ()))
+    columns: dict[bool, set[str]] = {True: set(), False: set()}
+    for tensor in _get(client, f"/v2/models/{models[0]}")["inputs"]:
+        columns[tensor["datatype"] != "BYTES"].update(tensor.get("parameters", {}).get("columns", ()))
+    return frozenset(columns[True]), frozenset(columns[True] | columns[False])
 
 
 def _get(client: _Client, path: str) -> Any:

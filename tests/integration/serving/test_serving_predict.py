@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.cli.commands.predict import MISSING
+from mlflowkit.cli.score_file import MISSING
 
 COLUMNS = (("numeric", "FP32", ["age"]), ("categorical", "BYTES", ["city"]))
 
