@@ -65,6 +65,27 @@ class TensorSpec(_FrozenModel):
     columns: tuple[str, ...] = ()
 
 
+class TextRule(_FrozenModel):
+    """What a text is, in a file, a request and a sample row alike; `features.cells` applies it.
+
+    A category is its text. Without a rule (bundles of version 0.1, tables without texts) only the empty text is
+    missing.
+    """
+
+    missing: tuple[str, ...] = ()
+    """Texts that say that a value is missing, besides the empty one; a text of blanks alone is one of them if any."""
+    verbatim: tuple[str, ...] = ()
+    """Columns declared categorical: only the empty text is missing there."""
+    trim: bool = False
+    """Whether blanks around a text are removed."""
+    decimal: str = "."
+    """The decimal mark of numbers written as text."""
+    thousands: str = ""
+    """What separates the digits of such a number into groups."""
+    units: tuple[str, ...] = ()
+    """Signs and units before or after such a number, which are not part of it."""
+
+
 class Signature(_FrozenModel):
     """Inputs and outputs of a bundle.
 
@@ -79,6 +100,8 @@ class Signature(_FrozenModel):
     outputs: tuple[TensorSpec, ...]
     classes: tuple[str | int, ...] = ()
     """Labels in the order of ``probabilities``; the positive class of a binary task is the last."""
+    texts: TextRule = TextRule()
+    """What the texts of requests and files mean."""
 
 
 class _ChecksummedFile(_FrozenModel):

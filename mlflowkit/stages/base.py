@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from mlflowkit.bundle import Signature
+from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import StoreError
 from mlflowkit.sections import Section
 from mlflowkit.values import Json
@@ -92,6 +92,8 @@ class TableInfo(Section):
     """Columns kept in the parts that are not features (group, time, ignore)."""
     dropped: tuple[str, ...] = ()
     """Columns of the source that the recipe drops."""
+    texts: TextRule = TextRule()
+    """What the texts of the source mean, for the service."""
 
     @property
     def numeric(self) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     trained, data = context.inputs["train"], context.inputs["data"]
     context.progress(Event("export", "progress", "converting to ONNX", fraction=0.0))
     context.ports.exporter.export(trained, context.folder, context.out)
-    signature = read_signature(context.out)
+    signature = _with_text_rule(context.out, data)
     context.progress(Event("export", "progress", "measuring parity with the Python model", fraction=0.5))
     rows = sample_rows(data / "validation.parquet", signature, spec.export.parity_rows, context.seed)
     real = inputs_from_table(signature, rows)
@@ -116,6 +116,13 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     }
     summary = {"parity": asdict(parity), "signature": signature.model_dump(mode="json")}
     return StageResult(metrics=metrics, summary=summary)
+
+
+def _with_text_rule(out: Path, data: Path) -> Signature:
+    """The exporter's signature, with what the table's texts mean: the service reads them as the data stage did."""
+    signature = read_signature(out).model_copy(update={"texts": read_table_info(data).texts})
+    (out / "signature.json").write_text(signature.model_dump_json(indent=1))
+    return signature
 
 
 def invalid_reason(outputs: Tensors, classes: Sequence[str | int]) -> str:

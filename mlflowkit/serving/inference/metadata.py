@@ -37,6 +37,7 @@ def model(active: ActiveTable, loaded: LoadedModel) -> Json:
             "identity": loaded.variant.digest,
             "task": signature.task,
             "classes": list(signature.classes),
+            "texts": signature.texts.model_dump(mode="json"),
         },
     }
 

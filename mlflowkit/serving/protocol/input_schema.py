@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.features.cells import categorical_columns, category_rules
 from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter, decode
 from mlflowkit.serving.protocol.categories import NONE_KNOWN, SCALARS, to_categories, to_category
 from mlflowkit.serving.protocol.http_error import (
@@ -77,6 +78,11 @@ class Schema:
             if tensor.datatype == "BYTES" and column in self.categories:
                 counted = (column, index, self.categories[column] | {""})
                 self._category_columns.setdefault(tensor.name, []).append(counted)
+        self._rules = category_rules(signature.texts, categorical_columns(signature))
+        self._ruled_columns: dict[str, list[tuple[str, int]]] = {}
+        for column, (tensor, index) in self.columns.items():
+            if column in self._rules and not self._rules[column].is_identity:
+                self._ruled_columns.setdefault(tensor.name, []).append((column, index))
 
     def infer(self, document: Mapping[str, Any], *, limit: int, raw: Mapping[str, Buffer] = _NO_RAW) -> Query:
         """Parse an infer request of at most ``limit`` rows; ``raw`` has the binary inputs. Raises RequestError."""
@@ -96,6 +102,7 @@ class Schema:
             inputs, rows = self._parse_columns(named, raw, limit)
         else:
             inputs, rows = self._parse_tensors(named, raw, limit)
+        self._apply_rules(inputs)
         query = Query(inputs, rows, unseen=self._count_unseen(inputs))
         if "outputs" in document or "parameters" in document:
             query.outputs, query.binary = self._requested_outputs(document)
@@ -137,7 +144,25 @@ class Schema:
             else:
                 array = _parse_cells(cells, tensor)
             inputs[tensor.name] = array.reshape(len(rows), *self.widths[tensor.name])
+        self._apply_rules(inputs)
         return inputs
+
+    def _apply_rules(self, inputs: dict[str, np.ndarray]) -> None:
+        """Replace texts that say that a value is missing by "", as the data stage did in the training rows."""
+        for name, columns in self._ruled_columns.items():
+            matrix = inputs[name].reshape(len(inputs[name]), -1)
+            changed = {}
+            for column, index in columns:
+                rule = self._rules[column]
+                cells = matrix[:, index].tolist()
+                texts = [rule.text(cell) for cell in cells]
+                if texts != cells:
+                    changed[index] = texts
+            if changed:  # a tensor of a binary request may be read-only
+                matrix = matrix.copy()
+                for index, texts in changed.items():
+                    matrix[:, index] = texts
+                inputs[name] = matrix.reshape(inputs[name].shape)
 
     def _raise_wrong_columns(self, index: int, row: Mapping[str, Any]) -> None:
         for column in row:
