@@ -77,7 +77,15 @@ def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]]) -> di
         return None
     if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
         return None
-    unchanged = (
+    try:
+        return dict(receipt["answer"]) if _unchanged(key, receipt, services) else None
+    except (LookupError, TypeError, ValueError, AttributeError):  # damaged: the planner decides
+        return None
+
+
+def _unchanged(key: NoopKey, receipt: Mapping[str, Json], services: Callable[[], Sequence[ServiceStatus]]) -> bool:
+    """Whether everything that a receipt depends on is as it was."""
+    return (
         all(_stat(path) == stat for path, stat in receipt["stats"].items())
         and all(_listing(Path(path)) == listing for path, listing in receipt["listings"].items())
         and all(_matches(pattern) == files for pattern, files in receipt["globs"].items())
@@ -85,7 +93,6 @@ def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]]) -> di
         and _champion(key.state, receipt["name"]) == receipt["champion"]
         and (not receipt["service"] or _serves(services(), receipt["service"], receipt["identity"]))
     )
-    return dict(receipt["answer"]) if unchanged else None
 
 
 def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary: Mapping[str, Json]) -> bool:

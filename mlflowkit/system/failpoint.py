@@ -35,6 +35,9 @@ ROLLOUT_POINTS = ("rollout.begun", "rollout.decided", "rollout.saved", "rollout.
 TRIAL_POINTS = ("trial.building", "trial.passing", "trial.loading", "trial.answering", "trial.measuring")
 """Points of a trial's process; the passes run in a fork of it."""
 
+STATE_POINTS = ("journal.copied", "journal.migrating")
+"""Points of a journal's migration: its copy is made; one version's step is done, not committed."""
+
 _PATTERN = re.compile(
     r"(?:(enospc|edquot|raise|segv|hang):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z](?:[a-z0-9-]*[a-z0-9])?))?(?::(\d+))?"
 )
@@ -58,7 +61,7 @@ def parse(text: str) -> Mapping[str, str]:
     {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
     """
     match = _PATTERN.fullmatch(text)
-    points = (*POINTS, *ROLLOUT_POINTS, *TRIAL_POINTS)
+    points = (*POINTS, *ROLLOUT_POINTS, *TRIAL_POINTS, *STATE_POINTS)
     if match is None or match[2] not in points:
         raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(points)}")
     return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}

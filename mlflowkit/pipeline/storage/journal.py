@@ -36,20 +36,30 @@ from sqlalchemy.exc import DBAPIError
 from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.pipeline import JOURNAL
 from mlflowkit.pipeline.storage import codec, journal_tables
-from mlflowkit.pipeline.storage.journal_tables import aliases, file_digests, leases, meta, results, runs, steps
+from mlflowkit.pipeline.storage import journal_migrations as migrations
+from mlflowkit.pipeline.storage.journal_rows import (
+    alias_from,
+    damaged_rows,
+    held_lease,
+    result_row,
+    run_record,
+    run_row,
+    start_over,
+    step_record,
+    step_result,
+    step_row,
+)
+from mlflowkit.pipeline.storage.journal_tables import aliases, file_digests, leases, results, runs, steps
 from mlflowkit.pipeline.storage.step_lease import is_alive
 from mlflowkit.system import failpoint
 from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
 from mlflowkit.values import (
     Alias,
     HeldLease,
-    Json,
     Lineage,
     Owner,
-    Published,
     RunEnd,
     RunRecord,
-    StageResult,
     StepLease,
     StepRecord,
     StepResult,
@@ -87,8 +97,7 @@ class SqliteJournal:
                 if not (ignore := self.state / ".gitignore").exists():
                     replace_file(ignore, b"*\n", durable=False)
                 os.close(private_opener(str(path), os.O_RDWR | os.O_CREAT))  # SQLite gives its log the same mode
-        self.engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
-        event.listen(self.engine, "begin", _begin)
+        self.engine = _engine(url)
         with self._translate_errors():
             self._prepare(exists)
 
@@ -116,17 +125,17 @@ class SqliteJournal:
 
     def result(self, fingerprint: str) -> StepResult | None:
         row = self._first(select(results).where(results.c.fingerprint == fingerprint))
-        return None if row is None else _step_result(row)
+        return self._result(row)
 
     def latest(self, name: str, stage: str) -> StepResult | None:
         """The newest result of a stage of a recipe, of any fingerprint."""
         query = select(results).where(results.c.name == name, results.c.stage == stage)
-        row = self._first(query.order_by(results.c.created.desc()))
-        return None if row is None else _step_result(row)
+        return self._result(self._first(query.order_by(results.c.created.desc())))
 
     def alias(self, name: str, alias: str) -> Alias | None:
         row = self._first(select(aliases).where(aliases.c.name == name, aliases.c.alias == alias))
-        return None if row is None else Alias(**row._mapping)
+        with damaged_rows(self.state / JOURNAL, f"the alias {alias} of {name}"):
+            return None if row is None else alias_from(row)
 
     def finished_run(self, name: str, fingerprints: Sequence[str]) -> RunRecord | None:
         """The newest finished run whose steps published exactly these fingerprints."""
@@ -161,7 +170,8 @@ class SqliteJournal:
         query = select(leases.c.fingerprint, leases.c.owner).where(leases.c.owner != "")
         with self._read() as connection:
             rows = connection.execute(query).all()
-        return {row.fingerprint for row in rows if is_alive(Owner.parse(row.owner)) is not False}
+        with damaged_rows(self.state / JOURNAL, "a lease"):
+            return {row.fingerprint for row in rows if is_alive(Owner.parse(row.owner)) is not False}
 
     def finished_fingerprints(self, fingerprints: Sequence[str]) -> set[str]:
         """Those of the fingerprints that have a result."""
@@ -187,8 +197,8 @@ class SqliteJournal:
     def start_run(self, record: RunRecord, owner: Owner) -> None:
         """Insert a run and its pending steps."""
         with self._write("start-run") as connection:
-            connection.execute(insert(runs), {**_run_row(record), "owner": str(owner), "tracked": True})
-            rows = [_step_row(record.run, position, step) for position, step in enumerate(record.steps)]
+            connection.execute(insert(runs), {**run_row(record), "owner": str(owner), "tracked": True})
+            rows = [step_row(record.run, position, step) for position, step in enumerate(record.steps)]
             connection.execute(insert(steps), rows)
 
     def set_lineage(self, run: str, lineage: Lineage) -> None:
@@ -232,13 +242,13 @@ class SqliteJournal:
                     hint="run the same command again",
                 )
             connection.execute(delete(results).where(results.c.fingerprint == result.fingerprint))
-            connection.execute(insert(results), _result_row(result))
+            connection.execute(insert(results), result_row(result))
             if alias is not None:
                 _put_alias(connection, alias)
 
     def finish_step(self, run: str, step: StepRecord) -> None:
         """Update a step."""
-        values = _step_row(run, 0, step)
+        values = step_row(run, 0, step)
         del values["position"]
         where = (steps.c.run == run, steps.c.stage == step.stage)
         self._update(update(steps).where(*where).values(values), "finish-step", step.stage)
@@ -263,7 +273,8 @@ class SqliteJournal:
         running = select(runs.c.run, runs.c.owner).where(runs.c.status == "running")
         with self._read() as connection:
             rows = connection.execute(running).all()
-        dead = tuple(row.run for row in rows if is_alive(Owner.parse(row.owner)) is False)
+        with damaged_rows(self.state / JOURNAL, "the owner of a run"):
+            dead = tuple(row.run for row in rows if is_alive(Owner.parse(row.owner)) is False)
         if dead:
             with self._write() as connection:
                 ended = {"status": "interrupted", "finished": time.time(), "error": "the process was killed"}
@@ -274,16 +285,22 @@ class SqliteJournal:
 
     def _held_lease(self, connection: Connection, fingerprint: str) -> HeldLease | None:
         row = connection.execute(select(leases).where(leases.c.fingerprint == fingerprint)).one_or_none()
-        if row is None or not row.owner:
+        with damaged_rows(self.state / JOURNAL, f"the lease of {fingerprint[:12]}"):
+            return None if row is None else held_lease(row)
+
+    def _result(self, row: Row[Any] | None) -> StepResult | None:
+        if row is None:
             return None
-        return HeldLease(Owner.parse(row.owner), row.run, row.stage, row.heartbeat, row.fence)
+        with damaged_rows(self.state / JOURNAL, f"the result {str(row.fingerprint)[:12]}"):
+            return step_result(row)
 
     def _run_records(self, query: Select[Any]) -> tuple[RunRecord, ...]:
         with self._read() as connection:
             records = []
             for row in connection.execute(query).all():
                 own = select(steps).where(steps.c.run == row.run).order_by(steps.c.position)
-                records.append(_run_record(row, tuple(map(_step_record, connection.execute(own)))))
+                with damaged_rows(self.state / JOURNAL, f"the run {row.run}"):
+                    records.append(run_record(row, tuple(map(step_record, connection.execute(own)))))
         return tuple(records)
 
     def _first(self, query: Select[Any]) -> Row[Any] | None:
@@ -317,23 +334,35 @@ class SqliteJournal:
             raise _store_error(error, self.state / JOURNAL) from error
 
     def _prepare(self, exists: bool) -> None:
-        if exists:
-            with self.engine.connect() as connection:
-                version = _version(connection)
-            if version is not None and version > journal_tables.VERSION:
-                reads = f"this one reads {journal_tables.VERSION}"
-                raise StoreError(
-                    f"{self.state / JOURNAL} was written by a newer mlflowkit (journal {version}; {reads})",
-                    hint="pip install --upgrade mlflowkit, or use another state folder with --state DIR",
-                )
-            if version is not None:
-                return
-        if self.create:
+        path = self.state / JOURNAL
+        version = self._version() if exists else None
+        if version == journal_tables.VERSION:
+            return
+        if version is None and self.create:
             _use_wal(self.engine)
+        elif version is None:  # missing, or being created at this moment: read as empty
+            self.engine.dispose()
+            self.engine = _engine("sqlite://")
+        else:
+            with disk_errors(path):
+                migrations.back_up(path, version)
+            failpoint.hit("journal.copied")
         with self.engine.connect().execution_options(immediate=True) as connection, connection.begin():
-            if _version(connection) is None:
-                journal_tables.metadata.create_all(connection)
-                connection.execute(insert(meta), {"key": "version", "value": str(journal_tables.VERSION)})
+            version = migrations.journal_version(connection, path)
+            if version is None:
+                migrations.create(connection)
+            else:
+                migrations.migrate(connection, path, version)
+
+    def _version(self) -> int | None:
+        with self.engine.connect() as connection:
+            return migrations.journal_version(connection, self.state / JOURNAL)
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
+    event.listen(engine, "begin", _begin)
+    return engine
 
 
 def _begin(connection: Connection) -> None:
@@ -356,14 +385,6 @@ def _use_wal(engine: Engine) -> None:
             connection.close()
 
 
-def _version(connection: Connection) -> int | None:
-    query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'meta'"
-    if not connection.exec_driver_sql(query).scalar():
-        return None
-    value = connection.scalar(select(meta.c.value).where(meta.c.key == "version"))
-    return None if value is None else int(value)
-
-
 def _is_lease(lease: StepLease) -> tuple[ColumnElement[bool], ...]:
     return leases.c.fingerprint == lease.fingerprint, leases.c.fence == lease.fence
 
@@ -377,15 +398,19 @@ def _store_error(error: DBAPIError, path: Path) -> StoreError:
             "finished steps are kept",
         )
     if "not a database" in text or "malformed" in text:
-        hint = f"mv {path} {path}.damaged and run again: every step will run"
-        return StoreError(f"{path} is damaged: {text}", hint=hint)
+        return StoreError(f"{path} is damaged: {text}", hint=start_over(path))
+    if "no such table" in text or "no such column" in text:
+        return StoreError(f"{path} is damaged, or not a journal of mlflowkit: {text}", hint=start_over(path))
     if "locked" in text:
-        return StoreError(f"{path} was locked for {BUSY_SECONDS:.0f} s", hint="is another program holding it open?")
+        return StoreError(
+            f"{path} was locked for {BUSY_SECONDS:.0f} s",
+            hint=f"fuser -v {path} names who holds it open",
+        )
     if "disk I/O" in text:
-        return StoreError(f"{path}: {text}", hint=f"check the disk under {path.parent}, its quota and `ulimit -f`")
+        return StoreError(f"{path}: {text}", hint=f"df {path.parent} shows its room; a quota or ulimit -f may be less")
     if "readonly" in text or "unable to open" in text:
-        return StoreError(f"{path}: {text}", hint=f"check the permissions of {path.parent}")
-    return StoreError(f"{path}: {text}", hint="mlkit runs")
+        return StoreError(f"{path}: {text}", hint=f"ls -ld {path.parent} shows its permissions")
+    return StoreError(f"{path}: {text}", hint=start_over(path))
 
 
 def _resolve_run(name: str, ids: Sequence[str]) -> str:
@@ -401,58 +426,6 @@ def _resolve_run(name: str, ids: Sequence[str]) -> str:
         raise UsageError(f"{name!r} is the prefix of {several}", hint="type more digits")
     near = get_close_matches(name, ids, n=3, cutoff=0.5) or list(ids[:3])
     raise UsageError(f"no run {name!r}", hint=f"did you mean {' or '.join(near)}? `mlkit runs` lists them")
-
-
-def _run_row(record: RunRecord) -> dict[str, Json]:
-    row = {name: getattr(record, name) for name in ("run", "name", "recipe_path", "status", "started", "finished")}
-    row |= {name: getattr(record, name) for name in ("bundle", "blessed", "endpoint", "report", "error")}
-    row["lineage"] = codec.dumps(asdict(record.lineage))
-    row["recipe"] = codec.dumps(record.recipe)
-    row["overrides"] = codec.dumps(list(record.overrides))
-    return row
-
-
-def _run_record(row: Row[Any], steps: tuple[StepRecord, ...]) -> RunRecord:
-    values = dict(row._mapping)
-    owner = Owner.parse(values.pop("owner"))
-    del values["tracked"]
-    values["lineage"] = Lineage(**codec.loads(row.lineage))
-    values["recipe"] = codec.loads(row.recipe)
-    values["overrides"] = tuple(codec.loads(row.overrides))
-    record = RunRecord(**values, steps=steps)
-    if record.status == "running" and is_alive(owner) is False:
-        return replace(record, status="interrupted", error="the process was killed")
-    return record
-
-
-def _step_row(run: str, position: int, step: StepRecord) -> dict[str, Json]:
-    row = {name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint", "status")}
-    row |= {"run": run, "position": position, "seconds": step.seconds, "digest": step.digest, "error": step.error}
-    row["result"] = None if step.result is None else codec.dumps(codec.result_json(step.result))
-    return row
-
-
-def _step_record(row: Row[Any]) -> StepRecord:
-    values = dict(row._mapping)
-    del values["run"], values["position"]
-    return StepRecord(**values | {"result": codec.result_from(codec.loads(row.result or "null"))})
-
-
-def _result_row(result: StepResult) -> dict[str, Json]:
-    row = {name: getattr(result, name) for name in ("fingerprint", "stage", "name", "run", "seconds")}
-    row |= {"created": result.created or time.time(), "digest": result.published.digest}
-    mappings = {"files": result.published.files, "ingredients": result.ingredients, "inputs": result.inputs}
-    row |= {name: codec.dumps(dict(mapping)) for name, mapping in mappings.items()}
-    return {**row, "result": codec.dumps(codec.result_json(result.result))}
-
-
-def _step_result(row: Row[Any]) -> StepResult:
-    published = Published(row.digest, codec.loads(row.files))
-    result = codec.result_from(codec.loads(row.result)) or StageResult()
-    ingredients, inputs = codec.loads(row.ingredients), codec.loads(row.inputs)
-    return StepResult(
-        row.fingerprint, row.stage, row.name, published, result, ingredients, inputs, row.run, row.seconds, row.created
-    )
 
 
 def _put_alias(connection: Connection, alias: Alias) -> None:
