@@ -13,7 +13,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from typing import Any
 
 from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import EngineError
+from mlflowkit.system.child_process import module_command
 from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.values import Json, Outcome, RunRecord
 
@@ -174,7 +174,7 @@ class _MlflowProcess:
 
     def __init__(self, state: Path, uri: str) -> None:
         self.log = state / "logs" / "mlflow.log"
-        command = [sys.executable, "-P", "-m", "mlflowkit.adapters.mlflow_worker", str(state)]
+        command = module_command("mlflowkit.adapters.mlflow_worker", str(state))
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}  # not an argument: it may contain a password
         try:
             make_folder(self.log.parent)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlflowkit.errors import ConflictError, ServiceError, StoreError
 from mlflowkit.ports import ControlRecord, RecordEntry
-from mlflowkit.system.files import FOLDER_MODE, make_folder, private_opener, staged_file
+from mlflowkit.system.files import FOLDER_MODE, leads_elsewhere, make_folder, private_opener, staged_file
 
 POLL_SECONDS = 0.02
 """Interval at which `FileRecords.watch` reads the stamps."""
@@ -79,8 +79,10 @@ class FileRecords:
             return _replace(temporary, path, before)
 
     def delete(self, key: str, *, version: str | None = None) -> None:
-        """Remove a file, or a folder of files. Raises ConflictError, ServiceError."""
+        """Remove a file, or a folder of files. Raises ConflictError, ServiceError (also beyond a link out of state)."""
         path = self._path(key)
+        if leads_elsewhere(path.parent, self.state):
+            raise ServiceError(f"{path.parent} is a link out of {self.state}", hint=f"ls -ld {path.parent}")
         with _read_errors(path):
             if version is None:
                 _remove(path)

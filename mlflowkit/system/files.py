@@ -134,6 +134,27 @@ def _make_shared_folder(path: Path) -> None:
             folder.chmod(0o777 & ~_users_umask)
 
 
+def create_private_file(path: Path, content: bytes) -> None:
+    """Create a file with mode 0600 unless it exists; no reader ever sees it empty. Raises StoreError."""
+    if path.exists():
+        return
+    with staged_file(path, content) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a rename, does not replace what another process created meanwhile
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def leads_elsewhere(folder: Path, root: Path) -> bool:
+    """Whether ``folder``, below ``root``, is reached through a symbolic link that leaves ``root``.
+
+    What such a folder holds is not removed: a state folder may have been unpacked from anywhere.
+    """
+    return not folder.resolve().is_relative_to(root.resolve())
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Convert an OSError in the block to a StoreError (see `disk_error`)."""

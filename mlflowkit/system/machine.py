@@ -25,6 +25,36 @@ def process_ticks(pid: int) -> int | None:
 
 
 @lru_cache(maxsize=1)
+def boot_identity() -> str:
+    """Identifies what process ids are valid in: this boot of this machine and this namespace of process ids.
+
+    "" without /proc. A record of another identity says nothing about the processes here.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def is_own_process(pid: int) -> bool:
+    """Whether a process exists and belongs to this user."""
+    try:
+        return pid > 0 and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """Arguments of a process; () when it is gone. A process may overwrite its own."""
+    try:
+        content = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(os.fsdecode(part) for part in content.split(b"\0")[:-1])
+
+
+@lru_cache(maxsize=1)
 def processor() -> str:
     """The processor's model name; "" when /proc does not have it."""
     try:

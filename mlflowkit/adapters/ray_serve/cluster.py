@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
-import shutil
 import signal
+import stat
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from mlflowkit.adapters.ray_serve import ownership
+from mlflowkit.adapters.ray_serve.ownership import ProcessKey, temp_dir
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import process_started, read_json, write_json
-from mlflowkit.system.files import make_folder, private_opener
+from mlflowkit.system.child_process import SAFE_PATH, module_command, python_path
+from mlflowkit.system.files import create_private_file, make_folder, private_opener
+from mlflowkit.system.machine import boot_identity, command_line, is_own_process
 
 FORMAT = 2
 """Version of the files that reconciler, gateways and commands share. Processes of another format cannot read them."""
@@ -30,7 +31,11 @@ STOP_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where the Ray of a state folder is. ``owned``: we started it, rather than attached to it."""
+    """Where the Ray of a state folder is. ``owned``: we started it, rather than attached to it.
+
+    ``folder`` and ``boot`` say where it was started: the resolved state folder, and `machine.boot_identity`. Both are
+    empty in records of earlier releases.
+    """
 
     state: str
     pid: int
@@ -41,11 +46,40 @@ class Cluster:
     environment: Mapping[str, str] = field(default_factory=dict)
     message: str = ""
     format: int = FORMAT
+    folder: str = ""
+    boot: str = ""
+
+    @property
+    def key(self) -> ProcessKey:
+        """The supervisor, which leads the session of all processes that it started."""
+        return self.pid, self.started
 
     @property
     def alive(self) -> bool:
         """Whether the supervisor runs; it restarts a dead reconciler."""
-        return process_started(self.pid) == self.started
+        return process_started(self.pid) == self.started and is_own_process(self.pid)
+
+    def started_by(self, state: Path) -> bool:
+        """Whether ``state`` started these processes, under its present path and in this boot of this machine.
+
+        False for the record of a copied, moved or forged folder, and after a reboot. A record of an earlier release is
+        believed where the supervisor runs and its command line names the folder.
+        """
+        if record_path(state).lstat().st_uid != os.geteuid():
+            return False
+        folder, line = str(state.resolve()), command_line(self.pid)
+        if self.alive and SUPERVISOR not in line:
+            return False
+        if self.folder or self.boot:
+            return self.folder == folder and self.boot == boot_identity()
+        return self.alive and folder in line
+
+
+def this_cluster(state: Path, pid: int, *, owned: bool) -> Cluster:
+    """The record of a supervisor that starts now, as process ``pid``."""
+    started = process_started(pid) or 0.0
+    folder, boot = str(state.resolve()), boot_identity()
+    return Cluster("starting", pid, started, str(temp_dir(state)), owned, folder=folder, boot=boot)
 
 
 def record_path(state: Path) -> Path:
@@ -57,17 +91,21 @@ def log_path(state: Path) -> Path:
 
 
 def read(state: Path) -> Cluster | None:
-    """The cluster of a state folder, or None when no supervisor runs (for example after a reboot)."""
+    """The cluster of a state folder, or None when no supervisor of its own runs (for example after a reboot)."""
     cluster = _read_record(state)
-    return cluster if cluster is not None and cluster.alive else None
+    return cluster if cluster is not None and cluster.alive and cluster.started_by(state) else None
 
 
 def _read_record(state: Path) -> Cluster | None:
     value = read_json(record_path(state))
     if value is None:
         return None
-    supervisor = value.pop("steward")
-    return Cluster(**{"format": 1, **value, **supervisor})
+    try:
+        supervisor = value.pop("steward")
+        return Cluster(**{"format": 1, **value, "pid": int(supervisor["pid"]), "started": float(supervisor["started"])})
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        path = record_path(state)
+        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"rm {path}") from error
 
 
 def check_format(state: Path) -> None:
@@ -86,13 +124,6 @@ def write(state: Path, cluster: Cluster) -> None:
     write_json(record_path(state), {**value, "steward": supervisor})
 
 
-def temp_dir(state: Path) -> Path:
-    """Ray's folder: short, because Ray puts sockets 70 characters deeper and a socket path is limited to 107."""
-    digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
-    base = tempfile.gettempdir()
-    return Path(base if len(base) <= 16 else "/tmp") / f"mlkit-{os.getuid()}-{digest}"
-
-
 def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
     """Start the supervisor of the reconciler and the sidecar modules, unless one runs.
 
@@ -105,19 +136,19 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
         if read(state) is not None:
             return
         owned = not os.environ.get("RAY_ADDRESS")
-        _remove_leftovers(_read_record(state))
+        _remove_leftovers(state, _read_record(state))
         with open(log_path(state), "ab", opener=private_opener) as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", SUPERVISOR, str(state.resolve()), runtime, *sidecars],
+                module_command(SUPERVISOR, str(state.resolve()), runtime, *sidecars),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **(ray_environment(state) if owned else {})},
+                cwd="/",  # Ray's workers import from the working directory of the process that started it
+                env={**os.environ, **SAFE_PATH, **python_path(), **(ray_environment(state) if owned else {})},
             )
-        started = process_started(process.pid)
         _children.append(process)
-        write(state, Cluster("starting", process.pid, started or 0.0, str(temp_dir(state)), owned))
+        write(state, this_cluster(state, process.pid, owned=owned))
 
 
 _children: list[subprocess.Popen[bytes]] = []
@@ -147,40 +178,34 @@ def stop(state: Path) -> bool:
     cluster = _read_record(state)
     if cluster is None:
         return False
+    if not cluster.started_by(state):  # of another folder or boot: whatever it names is not ours to stop
+        write(state, replace(cluster, state="stopped", address="", environment={}))
+        return False
     alive = cluster.alive
     if alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(cluster.pid, signal.SIGTERM)
-        _await_end([(cluster.pid, cluster.started)], STOP_SECONDS)
-    _remove_leftovers(cluster)
+        ownership.await_end([cluster.key], STOP_SECONDS, _reap)
+    _remove_leftovers(state, cluster)
     write(state, replace(cluster, state="stopped", address="", environment={}))
     return alive
 
 
-def process_group(cluster: Cluster) -> set[tuple[int, float]]:
-    """Every process that the supervisor started, directly or not: (process id, start time).
-
-    The supervisor leads a session and all of Ray stays in it, even after supervisor and reconciler ended. (Ray's
-    processes change their titles, which overwrites command line and environment, so neither identifies them.)
-    """
-    members = set()
-    if process_started(cluster.pid) in (None, cluster.started):  # otherwise the id has been reused
-        for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
-            with contextlib.suppress(ProcessLookupError):
-                started = process_started(pid) if os.getsid(pid) == cluster.pid != pid else None
-                if started is not None and started >= cluster.started:
-                    members.add((pid, started))
-    return members
+def process_group(cluster: Cluster) -> set[ProcessKey]:
+    """Every process that the supervisor of a verified record started, directly or not."""
+    return ownership.session_members(cluster.key)
 
 
 def _auth_token(state: Path) -> Path:
-    """The file with this cluster's token, readable by its owner only; created when absent."""
+    """The file with this cluster's token, readable by its owner only; created when absent. Raises EngineError."""
     path = state.resolve() / "ray" / "auth_token"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_hex(32))
+    create_private_file(path, secrets.token_hex(32).encode())
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        raise EngineError(f"{path} is not a file of this user", hint=f"rm {path}")
+    if not status.st_size:  # of an earlier release, killed before it wrote the token
+        path.unlink()
+        return _auth_token(state)
     path.chmod(0o600)
     return path
 
@@ -202,30 +227,20 @@ def ray_environment(state: Path) -> dict[str, str]:
     }
 
 
-def _remove_leftovers(cluster: Cluster | None) -> None:
+def _remove_leftovers(state: Path, cluster: Cluster | None) -> None:
     """Kill the remaining processes of a cluster of ours (Ray's helpers notice its end late) and remove its folder."""
     if cluster is None or not cluster.owned or cluster.state == "stopped":
         return
-    _kill({*process_group(cluster), (cluster.pid, cluster.started)})
-    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    if cluster.started_by(state):
+        ownership.kill({*process_group(cluster), cluster.key}, _reap)
+    ownership.remove_temp_dir(Path(cluster.temp_dir), state)
 
 
 def kill_group(cluster: Cluster, spared: Collection[int] = ()) -> None:
     """Kill every process the supervisor started, directly or not, except the process ids in ``spared``."""
-    _kill({(pid, started) for pid, started in process_group(cluster) if pid not in spared})
+    ownership.kill({(pid, started) for pid, started in process_group(cluster) if pid not in spared}, _reap)
 
 
-def _kill(processes: Collection[tuple[int, float]]) -> None:
-    for pid, started in processes:
-        if process_started(pid) == started:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    _await_end(processes, 10.0)
-
-
-def _await_end(processes: Iterable[tuple[int, float]], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(process_started(pid) == started for pid, started in processes):
-        for child in _children:
-            child.poll()
-        time.sleep(0.05)
+def _reap() -> None:
+    for child in _children:
+        child.poll()

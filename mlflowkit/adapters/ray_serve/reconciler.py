@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
+from mlflowkit.adapters.ray_serve import ownership
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import Desired, GatewaySettings, ReconciledState, ServiceFiles
 from mlflowkit.system.files import use_private_umask
@@ -61,7 +60,7 @@ def _running_ray(state: Path) -> Iterator[bool]:
     if record is None:
         raise EngineError(f"no supervisor runs on {state}", hint="mlkit up RECIPE")
     if record.owned:
-        shutil.rmtree(record.temp_dir, ignore_errors=True)  # of the previous reconciler
+        ownership.remove_temp_dir(Path(record.temp_dir), state)  # of the previous reconciler
     import ray
 
     try:
@@ -84,9 +83,7 @@ def _connect(state: Path, temp_dir: Path, owned: bool) -> dict[str, Any]:
     from ray import serve
 
     if owned:
-        temp_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if temp_dir.stat().st_uid != os.getuid():
-            raise EngineError(f"{temp_dir} belongs to someone else", hint="set TMPDIR to a short path of your own")
+        ownership.create_temp_dir(temp_dir)
         ray.init(
             "local", include_dashboard=False, log_to_driver=False, configure_logging=False, namespace="mlkit",
             object_store_memory=OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1", _temp_dir=str(temp_dir),

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
-from mlflowkit.service_state.records import process_started
 from mlflowkit.system.child_process import die_with_parent_command
 from mlflowkit.system.files import use_private_umask
 
@@ -147,9 +146,7 @@ def main(arguments: list[str]) -> int:
         except BlockingIOError:
             _log.info("another supervisor runs on %s", state)
             return 0
-        pid, owned = os.getpid(), not os.environ.get("RAY_ADDRESS")
-        record = Cluster("starting", pid, process_started(pid) or 0.0, str(clusters.temp_dir(state)), owned)
-        clusters.write(state, record)
+        clusters.write(state, clusters.this_cluster(state, os.getpid(), owned=not os.environ.get("RAY_ADDRESS")))
         return Supervisor(state, runtime, sidecars).run(stop)
 
 

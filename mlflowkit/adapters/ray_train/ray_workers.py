@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.job_config import JobConfig
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save
@@ -32,12 +33,14 @@ from torch import Tensor, distributed, nn
 from mlflowkit import errors
 from mlflowkit.adapters.ray_train import checkpoint, loop
 from mlflowkit.errors import EngineError, MlkitError
+from mlflowkit.system.child_process import SAFE_PATH
 from mlflowkit.system.files import private_opener, replace_file
 
 RAY_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process: a local machine is not preempted
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    **SAFE_PATH,
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # delay until a lost worker, or the end, is noticed; default 2
 }
 """Default environment variables for Ray Train."""
@@ -234,7 +237,7 @@ def local_ray(environment: Mapping[str, str] | None, workers: int) -> Iterator[N
 def _connect(address: str, workers: int) -> bool:
     """Connect to a running Ray; False (and disconnected) when it is gone or lacks free CPUs."""
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config())
     except (ConnectionError, RuntimeError):
         return False
     if ray.available_resources().get("CPU", 0) >= workers * WORKER_CPUS:
@@ -243,11 +246,27 @@ def _connect(address: str, workers: int) -> bool:
     return False
 
 
+class _NoPaths(list[str]):
+    """An empty list that stays empty."""
+
+    def extend(self, values: Iterable[str]) -> None:
+        """Add nothing."""
+
+
+def _job_config() -> JobConfig:
+    """A job whose workers do not import from this working directory.
+
+    Ray puts it first on their ``sys.path`` (ray 2.60, ``ray/_private/worker.py``), and has no option against it. User
+    code is loaded by path (`usercode`).
+    """
+    return JobConfig(_py_driver_sys_path=_NoPaths())
+
+
 def _start_ray(workers: int) -> None:
     try:
         ray.init(
             "local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES, job_config=_job_config(),
         )  # fmt: skip
     except Exception as error:
         hint = "train.workers=0 trains in this process"

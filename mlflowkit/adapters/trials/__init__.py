@@ -23,7 +23,7 @@ from mlflowkit.ports import TrialJob
 from mlflowkit.sections import used_plugins
 from mlflowkit.system import arrays, machine
 from mlflowkit.system.digests import digest_file, digest_json
-from mlflowkit.system.files import disk_errors, file_stamp, make_folder
+from mlflowkit.system.files import disk_errors, file_stamp, leads_elsewhere, make_folder
 from mlflowkit.system.own_modules import adapter_modules, own_modules
 
 LIBRARIES = ("mlflowkit", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch")
@@ -72,6 +72,8 @@ class ProcessTrials:
 
     def _sweep(self) -> None:
         """Remove cache folders that were unused for long, as far as possible."""
+        if leads_elsewhere(self.state / "trials", self.state):
+            return
         oldest = time.time() - MAX_UNUSED_SECONDS
         for folder in (self.state / "trials").glob("*"):
             if folder.stat().st_mtime < oldest:

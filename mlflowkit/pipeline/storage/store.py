@@ -16,7 +16,7 @@ from mlflowkit.errors import StoreError
 from mlflowkit.pipeline import OBJECTS
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_file, digest_json
-from mlflowkit.system.files import FOLDER_MODE, disk_errors, make_folder
+from mlflowkit.system.files import FOLDER_MODE, disk_errors, leads_elsewhere, make_folder
 from mlflowkit.values import Published
 
 PUBLISHED_MODE = 0o400
@@ -46,6 +46,9 @@ class FolderStore:
 
     def workspace(self, fingerprint: str, fence: int) -> Path:
         """Create an empty folder for the holder of a lease; removes those of earlier holders."""
+        if leads_elsewhere(self.tmp, self.tmp.parent):
+            target = self.tmp.resolve()
+            raise StoreError(f"{self.tmp} is a link to {target}, outside the state folder", hint=f"rm {self.tmp}")
         with disk_errors(self.tmp):
             for stale in self.tmp.glob(f"{fingerprint[:32]}.*"):
                 shutil.rmtree(stale)
@@ -116,7 +119,8 @@ class FolderStore:
 
         Lists the folders before it calls ``live`` and ``finished``, so that folders created meanwhile are kept.
         """
-        workspaces, scratches = list(self.tmp.glob("*")), list(self.scratches.glob("*"))
+        own = [folder for folder in (self.tmp, self.scratches) if not leads_elsewhere(folder, folder.parent)]
+        workspaces, scratches = (list(root.glob("*")) if root in own else [] for root in (self.tmp, self.scratches))
         if not workspaces and not scratches:
             return
         held = live()

@@ -220,7 +220,7 @@ class Intake:
             raise
 
     def _remove_old_files(self, now: float) -> None:
-        for path in self.folder.glob(f"*{SUFFIX}"):
+        for path in () if self.folder.is_symlink() else self.folder.glob(f"*{SUFFIX}"):
             try:
                 if now - path.stat().st_mtime > self.days * 86_400:
                     path.unlink(missing_ok=True)

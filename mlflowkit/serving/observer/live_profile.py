@@ -117,7 +117,8 @@ class LiveProfiles:
 
     def _remove_old_files(self, version: str) -> None:
         oldest = time.time() - self.days * 86_400
-        for path in (self.folder / version).glob(f"*{SUFFIX}"):
+        folder = self.folder / version
+        for path in () if folder.is_symlink() or self.folder.is_symlink() else folder.glob(f"*{SUFFIX}"):
             if int(path.name.partition(".")[0]) < oldest:
                 path.unlink(missing_ok=True)
 

@@ -16,7 +16,6 @@ import logging
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from typing import Any
 
 from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
 from mlflowkit.serving.observer import frames
+from mlflowkit.system.child_process import module_command
 from mlflowkit.values import RoutingTable
 
 FLUSH_SECONDS = 0.05
@@ -46,7 +46,7 @@ _log = logging.getLogger("mlflowkit.serving")
 
 def observer_command(folder: Path, replica: str, profiler: str) -> list[str]:
     """The observer's command line; ``profiler`` is the ``module:class`` of a profiler, or "" for no profiles."""
-    return [sys.executable, "-m", "mlflowkit.serving.observer.observer_process", str(folder), replica, profiler]
+    return module_command("mlflowkit.serving.observer.observer_process", str(folder), replica, profiler)
 
 
 class ObserverClient:

@@ -278,7 +278,7 @@ def _parts(file: Any) -> list[tuple[int, int]]:
 def sweep(folder: Path, *, days: float, megabytes: float) -> None:
     """Remove segments older than ``days``, the oldest beyond ``megabytes``, and temporary files of dead writers."""
     now, remaining = time.time(), []
-    for path in folder.glob("*") if folder.is_dir() else ():
+    for path in folder.glob("*") if folder.is_dir() and not folder.is_symlink() else ():
         try:
             status = path.stat()
         except FileNotFoundError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from mlflowkit.adapters.ray_serve import RayServePlatform
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.reconciler import IsolatedDeployments, Reconciler
 from mlflowkit.errors import ServiceError
-from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles, process_started
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
 from mlflowkit.stages.deploy import ServeSection
+from tests.support.processes import supervisor_process
 from tests.support.waiting import wait_for
 
 
@@ -49,8 +50,12 @@ def test_a_damaged_service_does_not_stop_the_reconciler(tmp_path: Path, monkeypa
 
 
 def test_services_of_another_release_are_left_alone_until_they_are_stopped(tmp_path: Path) -> None:
-    pid = os.getpid()
-    clusters.write(tmp_path, clusters.Cluster("ready", pid, process_started(pid) or 0.0, str(tmp_path), True))
+    with supervisor_process(tmp_path) as pid:
+        clusters.write(tmp_path, replace(clusters.this_cluster(tmp_path, pid, owned=True), state="ready"))
+        _is_left_alone(tmp_path)
+
+
+def _is_left_alone(tmp_path: Path) -> None:
     record = json.loads(clusters.record_path(tmp_path).read_bytes())
     del record["format"]  # as the release before wrote it
     clusters.record_path(tmp_path).write_text(json.dumps(record))

@@ -108,9 +108,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
     world = RayService(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        world.platform.prewarm()
+        with patch.context() as there:
+            there.chdir(hostile_folder(world.folder))
+            world.platform.prewarm()
         yield world
         world.platform.down()
+
+
+VENDORS = ("ray", "onnxruntime", "numpy", "uvicorn", "orjson", "starlette", "pyarrow", "psutil", "mlflowkit", "json")
+
+
+def hostile_folder(folder: Path) -> Path:
+    """A working directory with modules named like those that services import; each would leave a file if it ran."""
+    hostile = folder / "hostile"
+    hostile.mkdir()
+    for name in VENDORS:
+        (hostile / f"{name}.py").write_text(f"import pathlib; pathlib.Path({str(folder / name)!r}).touch()\n")
+    return hostile
 
 
 @pytest.fixture
@@ -168,6 +182,11 @@ def test_deploy_prints_a_curl_line_that_answers_and_is_idempotent(
     assert later.summary["epoch"] == served["epoch"] + 1
     assert later.summary["endpoint"] == served["endpoint"]
     assert ask(lending)["model_version"] == two.manifest.version
+
+
+def test_no_process_of_a_service_imports_from_the_directory_that_it_was_started_in(lending: RayService) -> None:
+    assert ask(lending)["predictions"]
+    assert [name for name in VENDORS if (lending.folder / name).exists()] == []
 
 
 def test_a_swap_under_load_fails_no_request(lending: RayService, one: Bundle, two: Bundle) -> None:
@@ -402,7 +421,7 @@ def test_an_isolated_version_that_no_table_has_any_more_is_stopped(lending: RayS
     files = ServiceFiles(lending.state / "services" / "lending")
     addresses = files.folder / "isolated" / two.manifest.identity[:16]
     wait_for(lambda: not addresses.exists(), 60)  # they are kept for a while
-    wait_for(lambda: read_json(files.folder / "isolated.json") == {})
+    wait_for(lambda: not read_json(files.folder / "isolated.json"))
 
 
 @pytest.mark.slow
