@@ -96,6 +96,8 @@ def _rollout(rollout: RolloutView) -> list[RenderableType]:
         parts.append(Text.assemble(("waiting for ", "dim"), " · ".join(rollout.waiting)))
     if rollout.ended and rollout.reason:
         parts.append(Text(rollout.reason))
+    if not rollout.ended:
+        parts += [Text.assemble(("warning ", "yellow"), warning) for warning in rollout.warnings]
     if rollout.findings and not rollout.ended:
         parts += ["", _findings(rollout.findings)]
     return parts

@@ -69,12 +69,24 @@ def plan_steps(
     force: Sequence[str] = (),
     services: ServiceQuery | None = None,
 ) -> tuple[Step, ...]:
-    """The steps of a run now. Does not create a journal.
+    """The steps of `preview`."""
+    return preview(loaded, storage, until=until, force=force, services=services).steps
+
+
+def preview(
+    loaded: LoadedRecipe,
+    storage: StatePorts,
+    *,
+    until: str | None = None,
+    force: Sequence[str] = (),
+    services: ServiceQuery | None = None,
+) -> ExecutionPlan:
+    """The plan of a run now. Does not create a journal.
 
     ``services`` lists the running services (a Platform's ``status``); without it none is considered running.
     """
     with storage.open_journal(create=False) as journal:
-        return build_plan(loaded, journal, storage.objects, until=until, force=force, services=services).steps
+        return build_plan(loaded, journal, storage.objects, until=until, force=force, services=services)
 
 
 def build_plan(

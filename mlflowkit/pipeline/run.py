@@ -23,6 +23,7 @@ from mlflowkit.errors import (
     WorldError,
 )
 from mlflowkit.judging.gates import is_blocking
+from mlflowkit.pipeline import client_changes
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import ExecutionPlan, build_plan
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
@@ -183,12 +184,20 @@ class _RunSession:
             else:
                 self.executor.execute(step)
             self.recorder.update_record(step.stage)
+            if step.stage == "data" and self._deploys():
+                client_changes.require_unbroken_clients(
+                    self.loaded, self.recorder.results, self.recorder.store, lambda: self.ports.platform.status()
+                )
             if step.stage == "evaluate":
                 verdicts = self.recorder.results["evaluate"].result.verdicts
                 outcomes = {verdict.outcome for verdict in verdicts if is_blocking(verdict)}
                 if outcomes:
                     return "inconclusive" if outcomes == {Outcome.INCONCLUSIVE} else "gate-failed"
         return "done"
+
+    def _deploys(self) -> bool:
+        """Whether the plan ends in a deployment that has yet to be made."""
+        return any(step.stage == "deploy" and step.action == "run" for step in self.plan.steps)
 
     def _finish(self, status: RunStatus, reporter: Reporter | None) -> RunRecord:
         recorder = self.recorder

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.judging.compatibility import breaking_changes, summarize_changes
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.state import RolloutState
 from mlflowkit.service_state import version_history
@@ -53,11 +54,17 @@ class CommandReply:
 
 
 def submit(
-    files: ServiceFiles, kind: CommandKind, reason: str = "", *, full: bool = False, variant: str = ""
-) -> OperatorCommand:
-    """Write a command for the controller. Raises UsageError if it would have no effect now."""
+    files: ServiceFiles, kind: CommandKind, reason: str = "", *, full: bool = False, variant: str = "",
+    allow_breaking: bool = False,
+) -> OperatorCommand:  # fmt: skip
+    """Write a command for the controller. Raises UsageError if it would have no effect now.
+
+    Promoting past the rest of a rollout also raises it when the version breaks clients, unless ``allow_breaking``.
+    """
     _validate(files, kind, variant)
     state = running_rollout(files)
+    if kind == "promote" and state is not None and not (allow_breaking or state.plan.allow_breaking):
+        _require_unbroken_clients(state, full)
     experiment = "" if state is None else state.experiment
     id = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     command = OperatorCommand(id, kind, reason, full, variant, time.time(), experiment)
@@ -133,6 +140,17 @@ def running_rollout(files: ServiceFiles) -> RolloutState | None:
     """The running rollout of a service, if any."""
     saved = states.read(files)
     return None if saved is None or saved.state.ended else saved.state
+
+
+def _require_unbroken_clients(state: RolloutState, full: bool) -> None:
+    """Raise UsageError if a promotion now would move all traffic to a version that breaks clients."""
+    breaking = breaking_changes(state.signature_changes)
+    if breaking and (full or state.step == len(state.steps) - 1):
+        service, skip = state.service, " --full" if full else ""
+        raise UsageError(
+            f"version {state.candidate.version} breaks the clients of {service}: {summarize_changes(breaking)}",
+            hint=f"mlkit rollout promote {service}{skip} --allow-breaking, or mlkit rollout abort {service}",
+        )
 
 
 def _validate(files: ServiceFiles, kind: CommandKind, variant: str) -> None:

@@ -59,6 +59,7 @@ def build_incident(
         "plan": state_json["plan"],
         "origin": dict(state.origin),
         "lineage": lineage,
+        "signature_changes": state_json["signature_changes"],
         "disagreements": list(examples),
     }
 
@@ -98,6 +99,12 @@ def markdown(incident: Mapping[str, Json]) -> str:
         "",
         *(f"- {_format_time(change['time'])}: {change['weight']:.0%} of the traffic" for change in incident["weights"]),
     ]
+    if incident.get("signature_changes"):
+        lines += ["", "For clients of the champion:", ""]
+        lines += [
+            f"- {'breaking: ' if change['breaking'] else ''}{change['message']}"
+            for change in incident["signature_changes"]
+        ]
     if incident["lineage"]:
         lines += ["", *(f"- {key}: `{value}`" for key, value in incident["lineage"].items())]
     return "\n".join(lines) + "\n"

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mlflowkit.judging.compatibility import breaking_changes, summarize_changes
 from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.judging.online.judge import MetricResult, MetricSpec
 from mlflowkit.rollout.settings import EventName, Rollout
@@ -97,6 +98,7 @@ def begin(request: Request, table: RoutingTable, *, now: float, fence: int = 0) 
         affinity=request.affinity,
         override_header=request.override_header,
         origin=request.origin,
+        signature_changes=request.signature_changes,
     )
 
 
@@ -142,7 +144,8 @@ def advance(
         return _end_on_command(state, command) or _enter_step(state, 0)
     if state.phase == "preparing":
         state = replace(state, phase="running", elapsed=0.0, step_started=now)
-        return _end_on_command(state, command) or (state, (_notify(state, "started", _describe_step(state)),))
+        started = _notify(state, "started", _describe_step(state) + _describe_breaking(state))
+        return _end_on_command(state, command) or (state, (started,))
     if state.phase == "promoting":
         return _finish(state, "promoted", f"version {state.candidate.version} is the champion")
     if state.phase == "rolling_back":
@@ -408,6 +411,17 @@ def _describe_step(state: RolloutState) -> str:
     step = state.steps[state.step]
     share = f"at {step.weight:g} %" if step.weight else f"mirroring {(step.sampling or 1.0) * 100:g} %"
     return f"{state.strategy}, step {state.step + 1} of {len(state.steps)} {share}"
+
+
+def warnings(state: RolloutState) -> tuple[str, ...]:
+    """What an operator should know about a rollout besides its verdicts."""
+    changes = state.signature_changes
+    return tuple(f"breaks clients: {change.message}" if change.breaking else change.message for change in changes)
+
+
+def _describe_breaking(state: RolloutState) -> str:
+    breaking = breaking_changes(state.signature_changes)
+    return f"; it breaks clients: {summarize_changes(breaking)}" if breaking else ""
 
 
 def _notify(state: RolloutState, event: EventName, message: str) -> Notify:

@@ -121,6 +121,9 @@ class Rollout(Section):
     """Seconds after a rollback during which no other rollout of the service can begin."""
     webhooks: list[Webhook] = Field(default_factory=list)
     """Receivers of events."""
+    allow_breaking: bool = False
+    """Whether all traffic may move at once to a version whose signature breaks clients (other columns, kinds of
+    columns, classes or outputs); `mlkit run --allow-breaking` says so for one run."""
 
     @property
     def sequence(self) -> tuple[RolloutStep, ...]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mlflowkit.errors import ServiceError
+from mlflowkit.judging.compatibility import SignatureChange
 from mlflowkit.judging.online.judge import MetricResult
 from mlflowkit.rollout.settings import EventName, Rollout, RolloutStep
 from mlflowkit.service_state.records import ServiceFiles
@@ -76,7 +77,8 @@ class StepCounts:
 class Request:
     """``<service>/request.json``: the request for a rollout of a candidate. ``id`` becomes the experiment.
 
-    ``origin`` is the candidate's source: ``name`` of the recipe and ``run``.
+    ``origin`` is the candidate's source: ``name`` of the recipe and ``run``. ``signature_changes`` are what changes for
+    the champion's clients.
     """
 
     id: str
@@ -87,6 +89,7 @@ class Request:
     affinity: Affinity = Affinity()  # noqa: RUF009 - frozen
     override_header: str = "x-mlkit-variant"
     origin: Mapping[str, str] = field(default_factory=dict)
+    signature_changes: tuple[SignatureChange, ...] = ()
 
     def to_json(self) -> Json:
         return {**asdict(self), "plan": self.plan.model_dump(mode="json")}
@@ -95,7 +98,7 @@ class Request:
     def from_json(cls, value: Mapping[str, Json]) -> Request:
         """Parse the JSON of `to_json`. Raises KeyError, TypeError or ValueError when it is malformed."""
         parsed = {"candidate": Variant(**value["candidate"]), "plan": Rollout.model_validate(value["plan"]),
-                  "affinity": Affinity(**value["affinity"])}  # fmt: skip
+                  "affinity": Affinity(**value["affinity"]), "signature_changes": _parse_changes(value)}  # fmt: skip
         return cls(**{**value, **parsed})
 
 
@@ -115,6 +118,7 @@ class RolloutState:
     ending        final phase of a rollout that is rolling back
     traces        memory of the judges between observations
     by            who decided the end: "policy" or "person"
+    signature_changes  what changes for the champion's clients
     """
 
     experiment: str
@@ -145,6 +149,7 @@ class RolloutState:
     findings: tuple[MetricResult, ...] = ()
     traces: Mapping[str, Json] = field(default_factory=dict)
     history: tuple[Observation, ...] = ()
+    signature_changes: tuple[SignatureChange, ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -186,6 +191,7 @@ class RolloutState:
             "counts": StepCounts(**value["counts"]),
             "findings": tuple(map(_parse_finding, value["findings"])),
             "history": tuple(map(_parse_observation, value["history"])),
+            "signature_changes": _parse_changes(value),
         }
         return cls(**{**value, **parsed})
 
@@ -318,6 +324,11 @@ def _parse_finding(value: Mapping[str, Json]) -> MetricResult:
     parsed = {"verdict": Verdict.from_json(verdict), "samples": tuple(value["samples"])}
     fields = {**_restore_nan(value), **parsed}
     return MetricResult(**{**{name: fields.pop(key) for name, key in _FINDING_KEYS.items()}, **fields})
+
+
+def _parse_changes(value: Mapping[str, Json]) -> tuple[SignatureChange, ...]:
+    """The signature changes of a record; () in one of a release that did not compare signatures."""
+    return tuple(SignatureChange(**change) for change in value.get("signature_changes", ()))
 
 
 def _parse_observation(value: Mapping[str, Json]) -> Observation:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from mlflowkit.bundle import Signature, TextRule
+from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import StoreError
 from mlflowkit.sections import Section
 from mlflowkit.values import Json
@@ -115,6 +115,31 @@ def read_table_info(folder: Path) -> TableInfo:
     except (OSError, ValidationError) as error:
         message = f"{folder / 'table.json'} cannot be read: {error}"
         raise StoreError(message, hint="mlkit run RECIPE --force data") from error
+
+
+def expected_signature(info: TableInfo) -> Signature:
+    """The signature of a graph that is trained and exported from a table.
+
+    >>> columns = (Column(name="age", kind="numeric"), Column(name="term", kind="categorical"))
+    >>> info = TableInfo(task="regression", target="y", features=columns, rows={}, data_version="")
+    >>> [(tensor.name, tensor.columns) for tensor in expected_signature(info).inputs]
+    [('numeric', ('age',)), ('categorical', ('term',))]
+    """
+    inputs = [
+        TensorSpec(name=name, datatype=datatype, shape=(-1, len(columns)), columns=columns)
+        for name, datatype, columns in (("numeric", "FP32", info.numeric), ("categorical", "BYTES", info.categorical))
+        if columns
+    ]
+    if info.task == "regression":
+        prediction = TensorSpec(name="prediction", datatype="FP32", shape=(-1,))
+        return Signature(task="regression", inputs=tuple(inputs), outputs=(prediction,), texts=info.texts)
+    label: Literal["BYTES", "INT64"] = "BYTES" if isinstance(info.classes[0], str) else "INT64"
+    labels = TensorSpec(name="label", datatype=label, shape=(-1,))
+    probabilities = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(info.classes)))
+    outputs = (labels, probabilities)
+    return Signature(
+        task="classification", inputs=tuple(inputs), outputs=outputs, classes=info.classes, texts=info.texts
+    )
 
 
 def read_signature(folder: Path) -> Signature:

@@ -21,6 +21,7 @@ from mlflowkit.stages.base import write_json
 from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
+    from mlflowkit.judging.compatibility import SignatureChange
     from mlflowkit.rollout.state import Request, RolloutState
     from mlflowkit.service_state.records import ServiceFiles
 
@@ -152,6 +153,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 
     Raises:
         BundleError: The bundle is corrupted or not blessed.
+        UsageError: A swap at once would break clients (see `mlflowkit.judging.compatibility`).
         ServiceError: The port is taken; the gateway rejects the version; the sample rows are not answered as they were
             when packaged (the version before it then serves again); or the version may not be rolled out now, since it
             was rejected before, another rollout is running, or the service is in its cooldown.
@@ -161,23 +163,26 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 
     bundle = open_bundle(context.inputs["package"] / "bundle", blessed=True)
     platform, service = context.ports.platform, spec.serve.service
+    files, manifest = ServiceFiles(platform.folder(service)), bundle.manifest
+    candidate = Variant("champion", manifest.version, manifest.identity, str(bundle.path.resolve()))
+    changes = _signature_changes(spec, context, files.table(), candidate)
     context.progress(Event("deploy", "progress", f"starting service {service}", fraction=0.1))
     endpoint = platform.ensure(spec.serve.beside(context.folder))
     _service_status(platform, service)
-    files = ServiceFiles(platform.folder(service))
     table = files.table()
-    manifest = bundle.manifest
-    candidate = Variant("champion", manifest.version, manifest.identity, str(bundle.path.resolve()))
     champion = None if table is None else table.champion
     is_new = champion is not None and champion.digest != candidate.digest
-    deploy = _roll_out if is_new and spec.serve.rollout.strategy != "direct" else _replace_champion
-    deployed = deploy(spec, context, files, candidate)
+    if is_new and spec.serve.rollout.strategy != "direct":
+        deployed = _roll_out(spec, context, files, candidate, changes)
+    else:
+        deployed = _replace_champion(spec, context, files, candidate)
     context.progress(Event("deploy", "progress", "sending the sample rows", fraction=0.9))
     rows = _check_sample_rows(spec, context, files, endpoint, bundle, table)
     if "rollout" not in deployed:
         origin = {"name": spec.name, "run": context.run}
         version_history.record_champion(files, candidate, origin, time.time(), before=champion)
-    result = {"service": service, "endpoint": endpoint, "version": manifest.version, **deployed}
+    notes = {"signature_changes": [change.to_json() for change in changes]} if changes else {}
+    result = {"service": service, "endpoint": endpoint, "version": manifest.version, **deployed, **notes}
     write_json(context.out / "service.json", result)
     has_keys = bool(spec.serve.auth.keys or spec.serve.auth.keys_env)
     return StageResult(summary={**result, "curl": curl(endpoint, rows[:1], keyed=has_keys)})
@@ -199,6 +204,31 @@ def _service_status(platform: Platform, service: str) -> ServiceStatus:
     if status is None:
         raise ServiceError(f"service {service} is gone right after it was started", hint="run the same command again")
     return status
+
+
+def _signature_changes(
+    spec: Spec, context: StageContext, table: RoutingTable | None, candidate: Variant
+) -> tuple[SignatureChange, ...]:
+    """What changes for the champion's clients, also reported as warnings.
+
+    Raises UsageError when a swap at once would break clients, unless the recipe allows it.
+    """
+    from mlflowkit.rollout import signature_check
+
+    if table is None or table.champion.digest == candidate.digest:
+        return ()
+    rollout, leniency = spec.serve.rollout, signature_check.leniency_of(spec.serve)
+    changes = signature_check.compare_bundles(table.champion, Path(candidate.bundle), leniency)
+    if changes is None:
+        message = f"the signature of version {table.champion.version} cannot be read: whether clients break is unknown"
+        context.progress(Event("deploy", "warning", message))
+        return ()
+    if rollout.strategy == "direct" and not rollout.allow_breaking:
+        signature_check.require_compatible(spec.serve.service, f"version {candidate.version}", changes)
+    for change in changes:
+        prefix = "breaks clients: " if change.breaking else ""
+        context.progress(Event("deploy", "warning", f"{prefix}{change.message}"))
+    return changes
 
 
 def _replace_champion(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
@@ -225,13 +255,16 @@ def _replace_champion(spec: Spec, context: StageContext, files: ServiceFiles, ca
     return {"epoch": table.epoch}
 
 
-def _roll_out(spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant) -> dict[str, Any]:
+def _roll_out(
+    spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant, changes: tuple[SignatureChange, ...]
+) -> dict[str, Any]:
     """Request a rollout, unless this version is in one, and wait until its first step is live."""
     from mlflowkit.rollout import commands, policy, requests
 
     running, difference = commands.running_rollout(files), ""
     if running is None or running.candidate.digest != candidate.digest:
-        experiment = requests.begin(files, _rollout_request(spec, context, candidate))
+        request = replace(_rollout_request(spec, context, candidate), signature_changes=changes)
+        experiment = requests.begin(files, request)
     else:
         experiment, difference = running.experiment, unapplied_changes(running, spec.serve.rollout)
     if difference:

@@ -24,6 +24,7 @@ RECORDS_ONLY = {"files", "_files", "records", "_records"}
 ALLOWED = {
     "rollout/feedback_loop.py": "looks for the feedback log, which is appended",
     "rollout/incidents.py": "reads a bundle's manifest",
+    "rollout/signature_check.py": "reads the signatures of two bundles",
     "serving/auth.py": "files of API keys, which an operator names and edits",
     "serving/feedback/intake.py": "the feedback log, appended and synced by line",
     "serving/feedback/join.py": "the index join.sqlite, of one process and rebuilt from the logs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -18,6 +19,19 @@ from mlflowkit.cli.app import (
 
 UntilOption = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
 ForceOption = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage again.")]
+BreakingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-breaking",
+        help="Let all traffic move at once to a version whose signature breaks clients; the same as "
+        "serve.rollout.allow_breaking=true.",
+    ),
+]
+
+
+def with_breaking(overrides: Sequence[str] | None, allow_breaking: bool) -> list[str]:
+    """The overrides, with that of ``--allow-breaking``."""
+    return [*(overrides or ()), *(["serve.rollout.allow_breaking=true"] if allow_breaking else [])]
 
 
 @app.command()
@@ -26,20 +40,33 @@ def plan(
     overrides: OverridesArgument = None,
     until: UntilOption = None,
     force: ForceOption = None,
+    allow_breaking: BreakingOption = False,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print each step with run or reuse, and the reason. Changes nothing."""
-    from mlflowkit.pipeline.plan import plan_steps
+    """Print each step with run or reuse, the reason, and what changes for a service's clients. Changes nothing."""
+    from mlflowkit.pipeline.client_changes import find_changes
+    from mlflowkit.pipeline.plan import preview
     from mlflowkit.recipe.check import load
     from mlflowkit.wiring import Wiring
 
     folder = state_folder(state, recipe)
-    loaded = load(recipe, overrides or ())
+    loaded = load(recipe, with_breaking(overrides, allow_breaking))
     wiring = Wiring(folder)
-    steps = plan_steps(loaded, wiring, until=until, force=force or (), services=lambda: wiring.platform.status())
+    planned = preview(loaded, wiring, until=until, force=force or (), services=lambda: wiring.platform.status())
+    steps = planned.steps
+    changes = None
+    if any((step.stage, step.action) == ("deploy", "run") for step in steps):
+        changes = find_changes(loaded, planned.results, wiring.objects, lambda: wiring.platform.status())
     rows = [{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")} for step in steps]
     lines = [f"{step.stage:<9} {step.action:<6} {step.fingerprint[:12]}  {step.reason}" for step in steps]
+    lines += [f"warning: {'breaks clients: ' if change.breaking else ''}{change.message}" for change in changes or ()]
     running = sum(step.action == "run" for step in steps)
     lines.append(f"{running} to run, {len(steps) - running} to reuse" if running else "nothing to do")
-    print_result({"recipe": str(loaded.path), "name": loaded.recipe.name, "steps": rows}, "\n".join(lines), json)
+    value = {
+        "recipe": str(loaded.path),
+        "name": loaded.recipe.name,
+        "steps": rows,
+        "signature_changes": None if changes is None else [change.to_json() for change in changes],
+    }
+    print_result(value, "\n".join(lines), json)

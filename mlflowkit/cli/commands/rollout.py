@@ -66,13 +66,16 @@ def status(service: ServiceArgument = None, state: StateOption = None, json: Jso
 def promote(
     service: ServiceArgument = None,
     full: Annotated[bool, typer.Option("--full", help="Skip all remaining steps.")] = False,
+    allow_breaking: Annotated[
+        bool, typer.Option("--allow-breaking", help="Also where the version's signature breaks clients.")
+    ] = False,
     reason: ReasonOption = "",
     dry_run: DryOption = False,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> int:
     """Advance without waiting: to the next step, or from the last one to promotion."""
-    return _send(state, service, "promote", reason, dry_run, json, full=full)
+    return _send(state, service, "promote", reason, dry_run, json, full=full, allow_breaking=allow_breaking)
 
 
 def _add_command(kind: CommandKind, description: str) -> None:
@@ -169,7 +172,7 @@ def _service(folder: Path, name: str | None) -> ServiceFiles:
 
 def _send(
     state: Path | None, service: str | None, kind: CommandKind, reason: str, dry_run: bool, json: bool, *,
-    full: bool = False, variant: str = "",
+    full: bool = False, variant: str = "", allow_breaking: bool = False,
 ) -> int:  # fmt: skip
     """Send a command to the controller and wait for its effect. Raises UsageError or ServiceError."""
     from mlflowkit.rollout import commands
@@ -180,7 +183,7 @@ def _send(
         _print_outcome(files, kind, f"would {effect}", json)
         return 0
     before = commands.running_rollout(files)
-    command = commands.submit(files, kind, reason, full=full, variant=variant)
+    command = commands.submit(files, kind, reason, full=full, variant=variant, allow_breaking=allow_breaking)
     reply = commands.wait_for_reply(files, command.id, REPLY_SECONDS)
     if not reply.ok:
         raise ServiceError(reply.message, hint=reply.hint)
@@ -264,6 +267,7 @@ def _rollout_lines(rollout: RolloutView) -> list[str]:
     lines = [f"  {rollout.summary}", f"  {versions}  {' > '.join(weights)}"]
     if rollout.reason:
         lines.append(f"  reason  {rollout.reason}")
+    lines += [f"  warning  {warning}" for warning in rollout.warnings]
     if rollout.waiting:
         lines.append(f"  waiting for {', '.join(rollout.waiting)}")
     lines += [f"    {line}" for line in findings_table.lines(rollout.findings)]

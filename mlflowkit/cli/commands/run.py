@@ -10,7 +10,7 @@ import typer
 from typer import echo
 
 from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, StateOption, app, emit_json, state_folder
-from mlflowkit.cli.commands.plan import ForceOption, UntilOption
+from mlflowkit.cli.commands.plan import BreakingOption, ForceOption, UntilOption, with_breaking
 from mlflowkit.errors import MlkitError
 from mlflowkit.values import Json
 
@@ -24,6 +24,7 @@ def run(
     overrides: OverridesArgument = None,
     until: UntilOption = None,
     force: ForceOption = None,
+    allow_breaking: BreakingOption = False,
     multirun: Annotated[
         bool, typer.Option("--multirun", "-m", help="Run once for each combination of swept overrides (a=1,2).")
     ] = False,
@@ -34,9 +35,10 @@ def run(
     from mlflowkit.cli.fast_path import format_run
 
     folder = state_folder(state, recipe)
+    overrides = with_breaking(overrides, allow_breaking)
     if multirun:
-        return _sweep(recipe, overrides or [], folder, until or SWEEP_UNTIL, force or [], json)
-    value, error = run_once(recipe, overrides or [], folder, until, force or [])
+        return _sweep(recipe, overrides, folder, until or SWEEP_UNTIL, force or [], json)
+    value, error = run_once(recipe, overrides, folder, until, force or [])
     if json:
         emit_json(value if error is None else {**value, "error": error.to_json()})
     else:

@@ -103,6 +103,7 @@ def _rollout_lines(rollout: RolloutView) -> list[str]:
         output.append(f"  waiting for {', '.join(rollout.waiting)}")
     if rollout.ended:
         return output
+    output += [f"  warning  {warning}" for warning in rollout.warnings]
     return output + [f"  {line}" for line in findings_table.lines(rollout.findings)]
 
 

@@ -157,6 +157,7 @@ def rollout_progress(rollout: RolloutView, service: str) -> View:
         "by": "a person" if rollout.by == "person" else "the policy",
         "steps": [step_row(step) for step in rollout.steps],
         "waiting": rollout.waiting,
+        "warnings": rollout.warnings,
         "buttons": buttons(rollout, service),
     }
 

@@ -203,6 +203,8 @@ def rollout_view(state: RolloutState, evidence: Evidence) -> RolloutView:
         predictions=prediction_histogram(champion.predictions, candidate.predictions),
         fence=state.fence,
         looked=state.clock,
+        signature_changes=state.signature_changes,
+        warnings=policy.warnings(state),
     )
 
 

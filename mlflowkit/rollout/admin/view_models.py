@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from mlflowkit.judging.compatibility import SignatureChange
 from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.rollout.commands import CommandKind
 from mlflowkit.rollout.state import RolloutState
@@ -258,6 +259,10 @@ class RolloutView:
     fence: int
     looked: float
     """Time of the controller's last observation."""
+    signature_changes: tuple[SignatureChange, ...] = ()
+    """What changes for the champion's clients; breaking changes first."""
+    warnings: tuple[str, ...] = ()
+    """What an operator should know: changes for clients, and what the metrics cannot show."""
 
 
 @dataclass(frozen=True, slots=True)

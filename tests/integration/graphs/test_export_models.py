@@ -22,6 +22,7 @@ from mlflowkit.adapters.onnx_exporter import OnnxExporter, graph_parts
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError
 from mlflowkit.features.tensors import inputs_from_table
+from mlflowkit.stages.base import expected_signature, read_table_info
 from tests.support.export_world import CASES, ExportWorld, sklearn
 
 Make = Callable[[str], ExportWorld]
@@ -73,6 +74,7 @@ def test_signature_says_what_the_graph_takes_and_gives(case: str, exported: Make
     for name in ("numeric", "categorical"):
         columns = [feature["name"] for feature in about["features"] if feature["kind"] == name]
         assert listed.get(name, []) == columns
+    assert expected_signature(read_table_info(world.base / "data")) == signature
 
 
 def test_a_regression_answers_in_units_of_the_target(exported: Make) -> None:
