@@ -100,6 +100,11 @@ class GatewaySettings:
     log_days: float = 7.0
     log_mb: float = 1024.0
     profile: bool = True
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header that are served besides this machine's own, where no API keys are asked for."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allowed_hosts", tuple(self.allowed_hosts))  # JSON has lists
 
     @property
     def endpoint(self) -> str:

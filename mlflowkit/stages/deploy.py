@@ -8,7 +8,7 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import Field
 
@@ -81,6 +81,10 @@ class PredictionLogSettings(Section):
     """Whether live traffic is profiled with whylogs."""
 
 
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
+"""A DNS name or an IPv4 address, without a port."""
+
+
 class ServeSection(Section):
     """The service that answers requests."""
 
@@ -104,6 +108,9 @@ class ServeSection(Section):
     """Port of the Open Inference Protocol in gRPC; 0 takes a free one, null serves none."""
     admin_port: int = Field(default=0, ge=0, le=65535)
     """Port of the admin page, on loopback; 0 takes a free one."""
+    allowed_hosts: list[HostName] = Field(default_factory=list)
+    """Names that clients use for the service besides localhost and ``host``, such as that of a proxy in front; another
+    Host is refused (421) as long as no API keys are asked for."""
     routing: Routing = Field(default_factory=Routing)
     """How clients are assigned to variants."""
     auth: Auth = Field(default_factory=Auth)

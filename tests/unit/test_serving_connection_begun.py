@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import uvloop
 
-from mlflowkit.serving.http.connection import start_eagerly
+from mlflowkit.serving.http.exchange import start_eagerly
 
 
 def test_what_never_waits_is_over_at_once_and_needs_no_task() -> None:

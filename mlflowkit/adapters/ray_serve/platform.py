@@ -332,6 +332,7 @@ def _section_settings(service: Any, before: Desired | None) -> GatewaySettings:
         log_days=service.log.days,
         log_mb=service.log.max_mb,
         profile=service.log.profile,
+        allowed_hosts=tuple(service.allowed_hosts),
     )
 
 

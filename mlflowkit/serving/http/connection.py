@@ -1,8 +1,15 @@
-"""One HTTP connection of a gateway: uvicorn's httptools protocol, with deadlines, limits and less work per request.
+"""One HTTP connection of a gateway: an asyncio protocol over httptools (llhttp, strict), with deadlines and limits.
 
-Added to uvicorn: deadlines for headers and bodies, limits on connections and headers, errors in the gateway's format,
-and refusal of requests under overload. Left out: replies in several parts (a gateway's are complete, so head and body
-leave in one write), validation of headers that the gateway built itself, and lifespan and websocket handling.
+uvicorn's server accepts connections and stops them gracefully; this takes the place of its protocol class. Replies are
+complete, so head and body leave in one write; there is neither websocket nor any other upgrade.
+
+**Limits.** A head has at most MAX_HEAD_BYTES and MAX_FIELDS; so have trailers, which are read and dropped: a field that
+arrives after the body is never a header (RFC 9110, section 6.5.1), because what a proxy in front strips from the head
+would come back through it. Heads, bodies, idle connections and unread replies have deadlines.
+
+**Upgrades.** An offer of another protocol (Java's client sends ``Upgrade: h2c`` with every first request) is declined
+as RFC 9110, section 7.8, allows. The parser ends at the head of such a request and would take its body for the other
+protocol, so a new parser continues, from the same head without the offer: see `Connection._feed`.
 
 **Overload.** A parsed request is a task, and a loop that lags has many tasks that have not started. They are counted
 when a request's headers are complete, together with the requests that wait for a thread or another process: at
@@ -17,80 +24,33 @@ iteration become tasks, where they count as waiting.
 from __future__ import annotations
 
 import asyncio
-import http
-import json
-import logging
-import re
-import sys
 import urllib.parse
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, MutableMapping
 from functools import lru_cache
-from types import coroutine as generator_coroutine
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mlflowkit.serving.http import replies
+from mlflowkit.serving.http.exchange import Exchange, start_eagerly
+from mlflowkit.serving.http.replies import MAX_FIELDS, MAX_HEAD_BYTES, refusal
+from mlflowkit.serving.http.server_load import NEVER, ServerLoad
 from mlflowkit.serving.inference.data_plane import DataPlane
 
-MAX_HEADER_BYTES = 64 << 10
-"""Limit on headers that arrive in several packets."""
-MAX_CONNECTIONS = 4096
+IDLE_SECONDS = 75.0
+"""How long a connection without a request is kept open."""
 HIGH_WATER_BYTES = 256 << 10
 """Unread body bytes at which the connection stops reading."""
-JOINED_WRITE_BYTES = 64 << 10
-"""A body of at most this size is copied behind its head for a single write."""
 MAX_DISCARD_BYTES = 64 << 10
 """A refused body of at most this size is read and discarded; for a larger one the connection is closed."""
-_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
-_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_log = logging.getLogger("mlflowkit.serving")
-
-
-def _final_reply(status: int, message: str) -> bytes:
-    """A complete error reply, sent without the application before the connection is closed."""
-    body = json.dumps({"error": message}).encode()
-    head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-    return _STATUS[status] + head + body
-
-
-BODY_TIMEOUT_REPLY = _final_reply(408, "the body did not arrive in time")
-HEADERS_TOO_LARGE_REPLY = _final_reply(431, f"headers of at most {MAX_HEADER_BYTES} bytes are read")
-NOT_HTTP_REPLY = _final_reply(400, "this is not a request of HTTP/1.1")
-SERVER_ERROR_REPLY = _final_reply(500, "the server failed; its log says why")
-_OVERLOAD_REPLY = (
-    _STATUS[503]
-    + b"content-type: application/json\r\nretry-after: 1\r\nx-mlkit-request-id: %s\r\n%scontent-length: %d\r\n\r\n%s"
-)
-
-
-class ServerLoad:
-    """Shared by the connections of one server. ``pending`` counts requests that were read and have not started."""
-
-    __slots__ = ("_iteration", "header_seconds", "pending", "plane")
-
-    def __init__(self, plane: DataPlane, header_seconds: float) -> None:
-        self.plane = plane
-        self.header_seconds = header_seconds
-        self.pending = 0
-        self._iteration = -1.0
-
-    @property
-    def full(self) -> bool:
-        dispatcher = self.plane.dispatcher
-        return self.pending + dispatcher.waiting >= dispatcher.settings.max_queue
-
-    def can_start_eagerly(self, loop_time: float) -> bool:
-        """Whether a request may be answered without a task: the first of its loop iteration, with none pending."""
-        # libuv updates the loop's time once an iteration, in whole milliseconds
-        first, self._iteration = loop_time != self._iteration, loop_time
-        return first and not self.pending
-
-    def overload_reply(self, *, close: bool) -> bytes:
-        body = b'{"error":"%d requests are waiting already"}' % (self.pending + self.plane.dispatcher.waiting)
-        request_id = self.plane.new_call(0.0).id.encode()
-        return _OVERLOAD_REPLY % (request_id, b"connection: close\r\n" if close else b"", len(body), body)
+MAX_IGNORED_BYTES = 1 << 20
+"""Limit on what a client still sends after the last reply; it is read, since a close would discard the reply."""
+MAX_PIPELINED = 64
+"""Limit on the requests of one connection that wait for the answer to an earlier one."""
+MIN_READ_BYTES = 16 << 10
+"""A client that reads less of its replies than this within a head's deadline is disconnected."""
+_FRAMING = frozenset({b"host", b"transfer-encoding", b"expect"})
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
 
 
 @lru_cache(maxsize=64)
@@ -101,247 +61,299 @@ def parse_url(url: bytes) -> tuple[str, bytes, bytes]:
     return urllib.parse.unquote(path) if "%" in path else path, parsed.path, parsed.query or b""
 
 
-class Exchange:
-    """One request and its reply; replaces uvicorn's RequestResponseCycle."""
+class Connection(asyncio.Protocol):
+    """One connection, as uvicorn's server constructs it.
 
-    __slots__ = (
-        "body", "connection", "disconnected", "expects_continue", "head", "keep_alive", "more_body",
-        "response_complete", "response_started", "scope", "task", "unread", "waiter",
-    )  # fmt: skip
-
-    def __init__(
-        self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
-    ) -> None:
-        self.connection = connection
-        self.scope = scope
-        self.keep_alive = keep_alive
-        self.expects_continue = expects_continue
-        self.body: bytes | bytearray = b""
-        self.more_body = True
-        self.unread = self.disconnected = self.response_started = self.response_complete = False
-        self.waiter: asyncio.Future[None] | None = None
-        self.head: tuple[int, Iterable[tuple[bytes, bytes]]] = (500, ())
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def message_event(self) -> Exchange:
-        """The event that uvicorn sets when the connection is lost."""
-        return self
-
-    def set(self) -> None:
-        """Wake `receive`: body bytes, the end of the body or a disconnect arrived."""
-        self.unread = True
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def run(self, app: Callable[..., Any]) -> None:
-        """Answer as a task, which is pending until now."""
-        self.connection.load.pending -= 1
-        await self.answer(app)
-
-    async def answer(self, app: Callable[..., Any]) -> None:
-        """Call the application; a failure ends this connection only."""
-        connection = self.connection
-        try:
-            await app(self.scope, self.receive, self.send)
-            if not self.response_complete and not self.disconnected:
-                raise RuntimeError("the application ended without a reply")
-        except Exception:  # noqa: BLE001 - logged; ends this connection only
-            _log.exception("%s %s", self.scope["method"], self.scope["path"])
-            if not self.response_started:
-                connection.transport.write(SERVER_ERROR_REPLY)
-            connection.transport.close()
-        finally:
-            if self.task is not None:
-                connection.tasks.discard(self.task)
-
-    async def receive(self) -> MutableMapping[str, Any]:
-        """The body bytes since the last call (ASGI)."""
-        connection = self.connection
-        if self.expects_continue and not connection.transport.is_closing():
-            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.expects_continue = False
-        if not self.disconnected and not self.response_complete:
-            connection.flow.resume_reading()
-            if not self.unread:
-                self.waiter = connection.loop.create_future()
-                await self.waiter
-            self.unread = False
-        if self.disconnected or self.response_complete:
-            return {"type": "http.disconnect"}
-        body, self.body = self.body, b""
-        return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
-
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Keep the head; write it together with the body, which comes in one message (ASGI)."""
-        if message["type"] == "http.response.start":
-            self.head = (message["status"], message["headers"])
-            return
-        connection = self.connection
-        if connection.flow.write_paused and not self.disconnected:
-            await connection.flow.drain()
-        if self.disconnected:
-            return
-        if message.get("more_body"):
-            raise RuntimeError("a reply is sent in one message")
-        body = message["body"]
-        head = self._render_head()
-        self.response_started = True
-        if len(body) <= JOINED_WRITE_BYTES:
-            connection.transport.write(head + body)
-        else:
-            connection.transport.writelines((head, body))
-        self.response_complete = True
-        self.set()
-        if not self.keep_alive:
-            connection.transport.close()
-        connection.on_response_complete()
-
-    def _render_head(self) -> bytes:
-        status, headers = self.head
-        parts = [_STATUS[status]]
-        closes = False
-        for name, value in headers:
-            if b"\n" in value or b"\r" in value:
-                raise RuntimeError(f"header {name.decode()} contains a line break")
-            if name == b"connection" and value == b"close":
-                closes = True
-                self.keep_alive = False
-            parts += (name, b": ", value, b"\r\n")
-        if not self.keep_alive and not closes:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
-
-
-class Connection(HttpToolsProtocol):
-    """One connection. ``_deadline`` is scheduled while a request is incomplete after its first packet."""
+    ``deadline`` is for what the client owes (a head, a body, a next request), ``write_deadline`` for reading what was
+    written; `ServerLoad` calls `expire` after either. ``writable`` is set while the client reads too slowly.
+    """
 
     load: ServerLoad
-    cycle: Any
-    pipeline: deque[Any]
-    _eager: Exchange | None = None
-    _deadline: Any = None
-    _incomplete = False
-    _in_body = False
-    _discarding = False
-    _head_bytes = 0
+
+    def __init__(self, config: Any, server_state: Any, app_state: object = None, _loop: Any = None) -> None:
+        self.app = config.loaded_app
+        self.loop: asyncio.AbstractEventLoop = _loop or asyncio.get_event_loop()
+        self.tasks: set[asyncio.Task[None]] = server_state.tasks
+        self.transport: Any = None
+        self.peer: tuple[Any, ...] | None = None
+        self.network = ""
+        self.deadline = self.write_deadline = NEVER
+        self.writable: asyncio.Future[None] | None = None
+        self._served: set[Any] = server_state.connections
+        self._parser = httptools.HttpRequestParser(self)
+        self._pipeline: deque[Exchange] = deque()
+        self._answering: Exchange | None = None
+        self._reading: Exchange | None = None
+        self._eager: Exchange | None = None
+        self._last_reply = b""
+        self._server: tuple[Any, ...] | None = None
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._codings: list[bytes] = []
+        self._incomplete = self._in_body = self._discarding = self._upgrade = False
+        self._deaf = self._read_paused = self._expects_continue = self._large = False
+        self._hosts = self._head_bytes = self._trailers = self._unsent = self._ignored = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether the client owes a next request, and no reply is due."""
+        return self._answering is None and not self._incomplete
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self.transport = transport
+        self.peer, self._server = (_address(transport.get_extra_info(name)) for name in ("peername", "sockname"))
+        if not self.load.admit(self, self.loop):
             transport.abort()
             return
-        self._deadline = self.loop.call_later(self.load.header_seconds, transport.abort)
+        self._served.add(self)
+        self.deadline = self.loop.time() + self.load.header_seconds
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._served.discard(self)
+        self.load.forget(self)
+        self._deaf, self.deadline, self.write_deadline = True, NEVER, NEVER
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.wake()
+        self._pipeline.clear()
+        self.resume_writing()
+
+    def shutdown(self) -> None:
+        """Close now, or after the reply that is due (called by uvicorn's graceful stop)."""
+        if self._answering is None:
+            self.close()
+        else:
+            self._answering.keep_alive = False
+
+    def close(self) -> None:
+        """Close when what was written has been read; a client that does not read it is cut off."""
+        self._deaf, self.deadline = True, NEVER
+        self.transport.close()
+        if self.write_deadline == NEVER and self.transport.get_write_buffer_size():
+            self._watch_writing()
+
+    def _say_last(self, reply: bytes) -> None:
+        """Write a reply and end the sending side; the client closes, or is late.
+
+        Closing at once, with bytes unread that the client sent, would make the kernel discard the reply.
+        """
+        if self.transport.is_closing():
+            return
+        self.transport.write(reply)
+        self.transport.write_eof()
+        self._deaf, self.deadline = True, self.loop.time() + self.load.header_seconds
+        if self._read_paused:
+            self._read_paused = False
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close now, without what the client has not read."""
+        self._deaf = True
+        self.transport.abort()
+
+    def expire(self, now: float) -> None:
+        """A deadline is over."""
+        if self.write_deadline <= now:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent and self._unsent - unsent < MIN_READ_BYTES:
+                self.abort()
+                return
+            self._watch_writing()
+        if self.deadline <= now:
+            self._client_is_late()
+
+    def pause_writing(self) -> None:
+        self.writable = self.loop.create_future()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        writable, self.writable = self.writable, None
+        if writable is not None:
+            if not self.transport.is_closing():
+                self.write_deadline = NEVER
+            if not writable.done():
+                writable.set_result(None)
+
+    def resume_reading(self) -> None:
+        if self._read_paused and not self._deaf:
+            self._read_paused = False
+            self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._read_paused:
+            self._read_paused = True
+            self.transport.pause_reading()
+
+    def _watch_writing(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self.write_deadline = self.loop.time() + self.load.header_seconds if self._unsent else NEVER
 
     def data_received(self, data: bytes) -> None:
-        if not self._incomplete and b"pgrade" in data:
-            data = without_upgrade(data)
-        super().data_received(data)
+        if self._deaf:
+            self._ignored += len(data)
+            if self._ignored > MAX_IGNORED_BYTES:
+                self.abort()
+            return
+        new = not self._incomplete
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._large = True
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(replies.NOT_HTTP)
         if self._eager is not None:
             self._start_eager(self._eager)
-        if not self._incomplete:
+        if not self._incomplete or self._deaf:
             return
-        if not self._in_body:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEADER_BYTES:
-                self._reply_and_close(HEADERS_TOO_LARGE_REPLY)
-                return
-        if self._deadline is None:
-            if self._in_body:
-                seconds = self.load.plane.settings.timeout_seconds
-                self._deadline = self.loop.call_later(seconds, self._body_timed_out)
-            else:
-                self._deadline = self.loop.call_later(self.load.header_seconds, self.transport.abort)
+        if self._head_bytes > MAX_HEAD_BYTES + (len(data) if new else 0):
+            self._refuse(replies.TRAILERS_TOO_LARGE if self._in_body else replies.HEADERS_TOO_LARGE)
+        elif self.deadline == NEVER:
+            waits = self.load.plane.settings.timeout_seconds if self._in_body else self.load.header_seconds
+            self.deadline = self.loop.time() + waits
 
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse data, past every head that offers an upgrade. Raises httptools' error."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._deaf:
+                    return
+                head = self._head_without_offer()
+                self._upgrade = False
+                self._parser = httptools.HttpRequestParser(self)
+                self._parser.feed_data(head)
+                data = memoryview(data)[upgrade.args[0] :]
+
+    def _head_without_offer(self) -> bytes:
+        lines = [b"%s %s HTTP/%s" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())]
+        lines += [b"%s: %s" % (name, value) for name, value in self._headers if name not in _OFFERS]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    # What the parser calls: url, header and body, as they arrive.
     def on_message_begin(self) -> None:
-        self._incomplete, self._in_body, self._head_bytes = True, False, 0
-        self.url = b""
-        self.expect_100_continue = False
-        self.headers = []
+        self._incomplete, self._in_body, self._upgrade, self.deadline = True, False, False, NEVER
+        self._hosts = self._trailers = 0
+        self._url, self._headers, self._expects_continue = b"", [], False
+        if self._codings:
+            self._codings = []
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:  # a trailer, which is dropped
+            self._trailers += 1
+            if self._trailers > MAX_FIELDS:
+                self._refuse(replies.TRAILERS_TOO_LARGE)
+            return
+        if len(self._headers) >= MAX_FIELDS:
+            self._refuse(replies.HEADERS_TOO_LARGE)
+            return
+        name = name.lower()
+        if name in _FRAMING:
+            if name == b"host":
+                self._hosts += 1
+            elif name == b"transfer-encoding":
+                self._codings.append(value)
+            else:
+                self._expects_continue = value.lower() == b"100-continue"
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._in_body = True
-        self._cancel_deadline()
-        if self.transport.is_closing():
-            self._discarding = True
+        if self._deaf:
             return
-        parser, load = self.parser, self.load
-        method = parser.get_method()
-        previous = self.cycle
-        idle = previous is None or previous.response_complete
-        keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
-        if idle and load.full and method == b"POST":
+        parser, headers = self._parser, self._headers
+        method, version = parser.get_method(), parser.get_http_version()
+        reply = refusal(method, version, self._hosts, self._codings)
+        if reply is not None:
+            self._refuse(reply)
+            return
+        if self._large and self._head_size() > MAX_HEAD_BYTES:
+            self._refuse(replies.HEADERS_TOO_LARGE)
+            return
+        if parser.should_upgrade():
+            self._upgrade = True
+            return
+        self._in_body, self._head_bytes, self.deadline = True, 0, NEVER
+        keep_alive = parser.should_keep_alive() and version == "1.1"
+        load = self.load
+        if self._answering is None and load.full and method == b"POST":
             self._refuse_overload(keep_alive)
             return
-        path, raw, query = parse_url(self.url)
+        path, raw, query = parse_url(self._url)
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": parser.get_http_version(),
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
+            "http_version": version,
+            "server": self._server,
+            "client": self.peer,
+            "scheme": "http",
             "method": method.decode("ascii"),
             "root_path": "",
             "path": path,
             "raw_path": raw,
             "query_string": query,
-            "headers": self.headers,
+            "headers": headers,
         }
-        self.cycle = Exchange(self, scope, keep_alive=keep_alive, expects_continue=self.expect_100_continue)
-        if idle:
-            self._eager = self.cycle
+        exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=self._expects_continue)
+        self._reading = exchange
+        if self._answering is None:
+            self._answering = self._eager = exchange
+        elif len(self._pipeline) < MAX_PIPELINED:
+            self._pause_reading()
+            self._pipeline.append(exchange)
         else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft(self.cycle)
+            self._refuse(replies.TOO_MANY_PIPELINED)
 
     def on_body(self, body: bytes) -> None:
-        exchange = self.cycle
-        if self._discarding or exchange.response_complete:
+        self._head_bytes = 0
+        exchange = self._reading
+        if exchange is None or exchange.complete or self._discarding or self._deaf:
             return
-        if exchange.body:
-            exchange.body = bytearray(exchange.body) if type(exchange.body) is bytes else exchange.body
-            exchange.body += body
-        else:
-            exchange.body = body
-        if len(exchange.body) > HIGH_WATER_BYTES:
-            self.flow.pause_reading()
-        exchange.set()
+        if exchange.add_body(body) > HIGH_WATER_BYTES:
+            self._pause_reading()
 
     def on_message_complete(self) -> None:
-        self._incomplete = False
-        self._cancel_deadline()
+        if self._upgrade or self._deaf:
+            return
+        self._incomplete, self._head_bytes, self.deadline = False, 0, NEVER
+        exchange, self._reading = self._reading, None
         if self._discarding:
             self._discarding = False
-            self.on_response_complete()
-            return
-        if not self.cycle.response_complete:
-            self.cycle.more_body = False
-            self.cycle.set()
+            self._await_request()
+        elif exchange is not None and not exchange.complete:
+            exchange.more_body = False
+            exchange.wake()
+        elif exchange is not None:
+            self._await_request()
 
-    def on_response_complete(self) -> None:
+    def reply_written(self, exchange: Exchange) -> None:
         """After a reply: start the next pipelined request, or wait for one."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        self._answering = None
+        if not exchange.keep_alive:
+            self.close()
             return
-        self._unset_keepalive_if_required()
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_task(self.pipeline.pop())
+        if self._pipeline:
+            self._answering = self._pipeline.popleft()
+            if not self._pipeline:
+                self.resume_reading()
+            self._start_task(self._answering)
+        elif self._last_reply:
+            self._say_last(self._last_reply)
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self.resume_reading()
+            self._await_request()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._incomplete = False
-        self._cancel_deadline()
-        super().connection_lost(exc)
+    def _await_request(self) -> None:
+        if self._answering is None and not self._incomplete and not self._deaf:
+            self.deadline = self.loop.time() + IDLE_SECONDS
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer malformed HTTP in the gateway's error format; ``msg`` is uvicorn's text."""
-        self._reply_and_close(NOT_HTTP_REPLY)
+    def _head_size(self) -> int:
+        """Bytes of the head that was parsed: what it arrived with may be a body, or other requests."""
+        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
 
     def _start_eager(self, exchange: Exchange) -> None:
         """Answer a request at the end of the packet that completed its headers, without a task if possible."""
@@ -362,80 +374,55 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_overload(self, keep_alive: bool) -> None:
         """Answer 503 and discard the body."""
-        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        length = next((value for name, value in self._headers if name == b"content-length"), b"")
         small = length.isdigit() and int(length) <= MAX_DISCARD_BYTES
-        close = not (keep_alive and small) or self.expect_100_continue or self.flow.write_paused
+        close = not (keep_alive and small) or self._expects_continue or self.writable is not None
         self._discarding = True
         self.load.plane.telemetry.record_overload()
-        self.transport.write(self.load.overload_reply(close=close))
+        reply = self.load.overload_reply(close=close)
         if close:
-            self.transport.close()
-
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _body_timed_out(self) -> None:
-        """Answer 408 without the application, which sees a disconnect."""
-        if self._discarding or self.cycle.response_started:
-            self.transport.close()
+            self._say_last(reply)
         else:
-            self._reply_and_close(BODY_TIMEOUT_REPLY)
+            self.transport.write(reply)
 
-    def _reply_and_close(self, reply: bytes) -> None:
-        self.transport.write(reply)
-        self.transport.close()
-
-
-def start_eagerly(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-    """Run a coroutine until it first waits; it then continues as a task, which is returned. None when it completed.
-
-    Equals `asyncio.eager_task_factory` of Python 3.12. On 3.11, code that asks for the current task (as
-    `asyncio.timeout` does) must not run before the first wait.
-    """
-    if sys.version_info >= (3, 12):
-        task = asyncio.Task(coroutine, loop=loop, eager_start=True)
-        return None if task.done() else task
-    try:
-        awaited = coroutine.send(None)
-    except StopIteration:
-        return None
-
-    async def remainder() -> None:
-        await _resume(coroutine, awaited)
-
-    return loop.create_task(remainder())
-
-
-@generator_coroutine
-def _resume(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
-    """The rest of a started coroutine that waits for the future ``awaited``."""
-    while True:
-        try:
-            try:
-                value = yield awaited
-            except BaseException as error:  # noqa: BLE001 - cancellation is passed on too
-                awaited = coroutine.throw(error)
+    def _client_is_late(self) -> None:
+        """Disconnect without a word where no request was begun or its head is incomplete; answer 408 for a body."""
+        exchange = self._reading
+        if self._deaf:
+            self.abort()
+        elif not (self._incomplete and self._in_body):
+            if self.idle and self._headers:
+                self.close()  # idle after a reply
             else:
-                awaited = coroutine.send(value)
-        except StopIteration:
+                self.abort()
+        elif self._discarding or exchange is None or exchange.complete:
+            self.close()
+        else:
+            self._refuse(replies.BODY_TIMEOUT)
+
+    def _refuse(self, reply: bytes) -> None:
+        """Read no more; answer the request that is being read, after the replies that are due before it, and close."""
+        if self._deaf:
             return
+        self._deaf, self.deadline = True, NEVER
+        exchange = self._reading
+        if exchange is not None and exchange in self._pipeline:
+            self._pipeline.remove(exchange)
+        if self._discarding or (exchange is not None and exchange.complete):
+            self.close()  # its reply has been written
+        elif self._answering is None or self._answering is exchange:
+            if exchange is not None:
+                exchange.disconnected, self._eager = True, None
+                exchange.wake()
+            self._say_last(reply)
+        else:
+            self._last_reply = reply
+
+
+def _address(name: object) -> tuple[Any, ...] | None:
+    return name[:2] if isinstance(name, tuple) else None
 
 
 def connection_class(plane: DataPlane, header_seconds: float) -> type[Connection]:
     """The protocol class of one server's connections, which share a `ServerLoad`."""
     return type("Connection", (Connection,), {"load": ServerLoad(plane, header_seconds)})
-
-
-def without_upgrade(data: bytes) -> bytes:
-    """Mask the ``upgrade`` header of the first request's head, which declines the protocol upgrade.
-
-    After a head with an upgrade offer (Java's client sends one with every request over plain HTTP), the parser would
-    take the body for the other protocol and lose it. Lengths are unchanged.
-
-    >>> without_upgrade(b"POST / HTTP/1.1\\r\\nUpgrade: h2c\\r\\n\\r\\n\\nupgrade: 1")
-    b'POST / HTTP/1.1\\r\\nx-grade: h2c\\r\\n\\r\\n\\nupgrade: 1'
-    """
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"x-grade", head) + end + rest

@@ -14,10 +14,11 @@
     GET  /openapi.json                              the OpenAPI document of these endpoints
     GET  /metrics                                   Prometheus
 
-Errors are ``{"error": "..."}``. 400 malformed body · 401 no valid API key · 403 a key without the scope · 404 no such
-path, model or version · 405 · 408 body too slow (see `connection`) · 413 too many bytes or rows · 422 no finite answer
-for these values · 503 (with Retry-After) no model yet, or too many requests waiting · 504 deadline passed. Malformed
-input is never answered with 500.
+Errors are ``{"error": "..."}``. 400 malformed body · 401 no valid API key · 403 a key without the scope, or a page of
+another origin · 404 no such path, model or version · 405 · 408 body too slow (see `connection`) · 413 too many bytes or
+rows · 415 a content type of HTML forms · 421 a foreign Host · 422 no finite answer for these values · 503 (with
+Retry-After) no model yet, or too many requests waiting · 504 deadline passed. Malformed input is never answered with
+500.
 
 Written against ASGI itself: a framework's routing and request objects cost more than the model does. A small graph
 runs on the event loop, a large request in a thread (see `variants.INLINE_SECONDS`).
@@ -32,11 +33,13 @@ from typing import Any
 
 import orjson
 
+from mlflowkit.service_state.records import GatewaySettings
 from mlflowkit.serving.feedback.intake import Intake
 from mlflowkit.serving.feedback.intake import parse as parse_feedback
+from mlflowkit.serving.http.browser_guard import BrowserGuard
 from mlflowkit.serving.http.openapi import openapi
 from mlflowkit.serving.http.request_body import Receive, RequestBodyReader
-from mlflowkit.serving.http.routes import Route, match_route
+from mlflowkit.serving.http.routes import Route, match_raw
 from mlflowkit.serving.inference import metadata
 from mlflowkit.serving.inference.data_plane import DataPlane, RequestHead, internal_error_message
 from mlflowkit.serving.inference.dispatcher import InferenceAnswer
@@ -71,6 +74,7 @@ class Gateway:
         self.other_pages = other_pages
         self.feedback = feedback
         self._body_reader = RequestBodyReader()
+        self._guard: tuple[GatewaySettings | None, BrowserGuard] = (None, BrowserGuard(""))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3). Lifespan events are acknowledged; websockets are closed."""
@@ -84,10 +88,12 @@ class Gateway:
         try:
             head = plane.read_headers(scope["headers"], begin)
             request_id = head.call.id
-            route = match_route(scope["path"])
+            route = match_raw(scope.get("raw_path") or scope["path"].encode())
             endpoint = route.endpoint
             if plane.keys is not None:
                 plane.authorize(endpoint, head.token)
+            else:
+                self._browser_guard().check(scope["method"], scope["headers"])
             route.check_method(scope["method"])
             if endpoint == "infer" or endpoint == "predict":
                 status, body, headers = await self._infer(receive, route, head)
@@ -109,6 +115,13 @@ class Gateway:
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         plane.telemetry.record_request(endpoint, status, time.perf_counter() - begin)
+
+    def _browser_guard(self) -> BrowserGuard:
+        """The checks on requests without a key, for the settings of now."""
+        settings = self.plane.settings
+        if self._guard[0] is not settings:
+            self._guard = (settings, BrowserGuard(settings.host, settings.allowed_hosts))
+        return self._guard[1]
 
     async def _infer(self, receive: Receive, route: Route, head: RequestHead) -> Reply:
         """Read, parse, run and render an infer or predict request."""

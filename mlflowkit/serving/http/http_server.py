@@ -1,4 +1,4 @@
-"""A gateway's own HTTP server: uvicorn with uvloop and httptools, on a SO_REUSEPORT socket, in its own thread.
+"""A gateway's own HTTP server: uvicorn's server on uvloop, on a SO_REUSEPORT socket, in its own thread.
 
 Every replica on a machine binds the same port and the kernel distributes connections among them; a replica that dies
 loses only its own connections. Limits of one connection: see `connection`.
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 HEADER_SECONDS = 10.0
 """Deadline for a request's headers, from the connection or the request's first byte."""
-IDLE_SECONDS = 75.0
-"""How long a connection without a request is kept open."""
 BACKLOG = 2048
 
 
@@ -91,6 +89,6 @@ def _uvicorn_server(gateway: Gateway, header_seconds: float) -> Any:
     config = uvicorn.Config(
         gateway, http=connection_class(gateway.plane, header_seconds), ws="none", loop="none", lifespan="off",
         interface="asgi3", log_config=None, log_level="error", access_log=False, server_header=False, date_header=False,
-        proxy_headers=False, timeout_keep_alive=int(IDLE_SECONDS), timeout_graceful_shutdown=10, backlog=BACKLOG,
+        proxy_headers=False, timeout_graceful_shutdown=10, backlog=BACKLOG,
     )  # fmt: skip
     return uvicorn.Server(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
 
@@ -60,3 +61,21 @@ def match_route(path: str) -> Route:
     if parts[:3] == ("v2", "repository", "models") and len(parts) == 5 and parts[4] in ("load", "unload"):
         return Route("load", parts[3])
     raise RequestError(404, f"no such path: {path[:200]}; see GET /openapi.json")
+
+
+@lru_cache(maxsize=64)
+def match_raw(path: bytes) -> Route:
+    """The route of a path as it was sent, percent-encoded. Raises RequestError(404).
+
+    A slash divides only where it is one: to a proxy that allows paths by their prefix, ``lending%2Finfer`` is one
+    segment, and it must be none other here.
+
+    >>> match_raw(b"/v2/models/lend%69ng/ready").model
+    'lending'
+    """
+    if b"%" not in path:
+        return match_route(path.decode("latin-1"))
+    parts = [unquote(part) for part in path.decode("latin-1").split("/")]
+    if any("/" in part for part in parts):
+        raise RequestError(404, "no such path: a slash within a name, which was sent as %2F; see GET /openapi.json")
+    return match_route("/".join(parts))

@@ -132,7 +132,7 @@ def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle)
         other, second = auth.make_key(["infer"])
         auth.write_keys(path, [other])
         wait_for(lambda: (code(token), code(second)) == (401, 200))
-        path.write_text("{ damaged")
+        auth.write_private(path, b"{ damaged")
         third, _ = auth.make_key(["infer"])
         told = report(files, lambda found: found.warning != "")
         assert f"API keys: {path} is not JSON" in told.warning

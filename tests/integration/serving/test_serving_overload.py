@@ -23,7 +23,7 @@ BODY = orjson.dumps({"rows": ROWS})
 
 
 def post(body: bytes = BODY, more: bytes = b"") -> bytes:
-    return b"POST /predict HTTP/1.1\r\nhost: x\r\n%scontent-length: %d\r\n\r\n%s" % (more, len(body), body)
+    return b"POST /predict HTTP/1.1\r\nhost: localhost\r\n%scontent-length: %d\r\n\r\n%s" % (more, len(body), body)
 
 
 def reply(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
@@ -102,7 +102,7 @@ def test_a_refused_body_is_forgotten_and_the_connection_serves_on(full: InProces
         head, body = post()[: -len(BODY)], BODY
         one.sendall(head + body[:10])
         assert reply(one)[0] == 503
-        one.sendall(body[10:] + b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        one.sendall(body[10:] + b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert reply(one)[0] == 200
         for _ in range(3):
             one.sendall(post())
@@ -118,7 +118,7 @@ def test_a_refusal_closes_where_the_body_is_large_or_not_yet_sent(full: InProces
             assert (status, headers["connection"]) == (503, "close")
             assert one.recv(1) == b""
         large = connect(full, stack)
-        large.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        large.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n")
         status, headers, _ = reply(large)
         assert (status, headers["connection"]) == (503, "close")
 
