@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlflowkit.errors import Fault, RecipeError
-from mlflowkit.recipe import compose, reference_rules, rules, schema_errors, yaml_tree
+from mlflowkit.recipe import column_rules, compose, reference_rules, rules, schema_errors, yaml_tree
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema
 from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Node
 from mlflowkit.values import Json
@@ -92,7 +92,9 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> ExaminedRecipe:
     faults = _FaultCollector(composition.faults)
     values = _resolve_values(root, faults)
     recipe = _validate(root, values, faults, complete=composition.complete)
-    for problem in [*rules.problems(values), *reference_rules.problems(values, absolute.parent)]:
+    folder = absolute.parent
+    references = [*reference_rules.problems(values, folder), *column_rules.problems(values, folder)]
+    for problem in [*rules.problems(values), *references]:
         node = yaml_tree.nearest_node(root, problem.path)
         faults.add(schema_errors.fault_at(node, problem.path, problem.message, problem.hint, at_key=problem.at_key))
     order = {name: index for index, name in enumerate([shown, *composition.texts, OVERRIDE_FILE])}

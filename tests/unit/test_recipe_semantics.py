@@ -58,7 +58,7 @@ if LIMIT:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("semantics")
-    (folder / "loans.csv").write_text("id,rate,bad\n1,2,0\n")
+    (folder / "loans.csv").write_text("id,rate,bad,grade,term,when\n1,2,0,A,36,2024-01-31\n")
     (folder / "empty").mkdir()
     (folder / "code.py").write_text(CODE)
     (folder / "broken.py").write_text("def load(:\n")
