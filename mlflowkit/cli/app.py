@@ -15,6 +15,7 @@ import typer
 
 from mlflowkit.errors import InterruptedRunError, MlkitError, RecipeError, UsageError, closest_match
 from mlflowkit.system.files import FULL, disk_error
+from mlflowkit.system.text import printable, printable_json, printable_line
 
 COMMANDS = (
     "init", "validate", "plan", "run", "runs", "show", "diff", "report", "explain", "schema", "predict", "feedback",
@@ -71,13 +72,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout a
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1, default=str) + "\n")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1, default=str)
+    sys.stdout.write(printable_json(text) + "\n")
     sys.stdout.flush()
 
 
 def echo(text: str = "") -> None:
-    """Print a line for people on stdout."""
-    typer.echo(text)
+    """Print a text for people on stdout, without terminal escapes."""
+    typer.echo(printable(text))
 
 
 def print_result(value: Any, text: str, as_json: bool) -> None:
@@ -90,6 +92,7 @@ def print_result(value: Any, text: str, as_json: bool) -> None:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in aligned columns: the first two left-aligned, the others right-aligned."""
+    rows = [[printable_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         pairs = enumerate(zip(row, widths, strict=True))
@@ -98,8 +101,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line for people on stderr: progress, warnings."""
-    typer.echo(text, err=True)
+    """Print a text for people on stderr, without terminal escapes: progress, warnings."""
+    typer.echo(printable(text), err=True)
 
 
 def state_folder(state: Path | None, recipe: Path | None = None) -> Path:
@@ -122,7 +125,10 @@ def fail(error: MlkitError, as_json: bool) -> NoReturn:
     if as_json:
         emit_json({"error": error.to_json()})
     else:
-        note(render(error) if isinstance(error, RecipeError) else f"error: {error.message}")
+        if isinstance(error, RecipeError):
+            typer.echo(render(error), err=True)  # with its own colours; what it quotes is printable
+        else:
+            note(f"error: {error.message}")
         if error.hint:
             note(f"hint: {error.hint}")
     raise SystemExit(error.exit_code)
@@ -138,6 +144,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for command in (arguments[0],) if arguments[0] in COMMANDS else COMMANDS:
         importlib.import_module(f"mlflowkit.cli.commands.{command}")
     as_json = "--json" in arguments
+    _escape_vendors_output()
     try:
         code = app(args=arguments, prog_name="mlkit", standalone_mode=False)
     except MlkitError as error:
@@ -157,6 +164,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         hint = INTERRUPTED.get(arguments[0], "run the same command again")
         fail(InterruptedRunError("interrupted", hint=hint), as_json)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _escape_vendors_output() -> None:
+    """Keep terminal escapes out of what libraries warn of and log: they quote columns and values too."""
+    import logging
+    import warnings
+
+    from mlflowkit.system.logs import PrintableFormatter
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
+    if not hasattr(warnings.formatwarning, "escapes"):
+        formatted = warnings.formatwarning
+
+        def escaped(*arguments: Any, **options: Any) -> str:
+            return printable(formatted(*arguments, **options))
+
+        escaped.escapes = True  # type: ignore[attr-defined]
+        warnings.formatwarning = escaped
 
 
 def _usage_error(error: Exception) -> MlkitError | None:
@@ -179,7 +205,7 @@ def _crash(error: Exception, as_json: bool) -> NoReturn:
     """Print the traceback of an unexpected error and exit."""
     import traceback
 
-    traceback.print_exception(error, file=sys.stderr)
+    note("".join(traceback.format_exception(error)).rstrip())
     crash = MlkitError(
         f"mlflowkit failed unexpectedly: {type(error).__name__}: {error}",
         hint="this is a bug in mlflowkit: report it with the traceback above",

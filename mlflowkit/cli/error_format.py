@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlflowkit.errors import Fault, RecipeError
-from mlflowkit.system.text import format_count
+from mlflowkit.system.text import format_count, printable
 
 BOLD, RED, BLUE = "1", "1;31", "34"
 """Codes of terminal colours."""
@@ -30,7 +30,7 @@ def render(error: RecipeError, *, color: bool | None = None) -> str:
     color = sys.stderr.isatty() and not os.environ.get("NO_COLOR") if color is None else color
 
     def paint(code: str, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if color else text
+        return f"\x1b[{code}m{printable(text)}\x1b[0m" if color else printable(text)
 
     lines = [line for fault in error.faults for line in _fault_lines(fault, error.sources, paint)]
     return "\n".join([*lines, paint(BOLD, format_count(len(error.faults), "error"))])
@@ -39,17 +39,17 @@ def render(error: RecipeError, *, color: bool | None = None) -> str:
 def _fault_lines(fault: Fault, sources: Mapping[str, str], paint: Callable[[str, str], str]) -> list[str]:
     where = f"{fault.file}:{fault.line}:{fault.column}:"
     key = f"{fault.key}: " if fault.key and not fault.message.startswith(fault.key) else ""
-    lines = [f"{paint(BOLD, where)} {paint(RED, 'error:')} {key}{fault.message}"]
+    lines = [f"{paint(BOLD, where)} {paint(RED, 'error:')} {printable(key + fault.message)}"]
     source = _source_line(fault, sources)
     if source:
         start = fault.column - 1
         token = _TOKEN.match(source, start)
         width = len(token.group()) if token else 1
         margin = re.sub(r"[^\t]", " ", source[:start])
-        lines.append(f"{paint(BLUE, f'{fault.line:5d} |')} {source}")
+        lines.append(f"{paint(BLUE, f'{fault.line:5d} |')} {printable(source)}")
         lines.append(f"{paint(BLUE, '      |')} {margin}{paint(RED, '^' * width)}")
     if fault.hint:
-        lines.append(f"      {paint(BLUE, '=')} {fault.hint}")
+        lines.append(f"      {paint(BLUE, '=')} {printable(fault.hint)}")
     return lines
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflowkit.system.text import printable, printable_json
 from mlflowkit.values import Json, ServiceStatus
 
 
@@ -72,7 +73,10 @@ def nothing_to_do(arguments: Sequence[str]) -> int | None:
     summary = look_up(NoopKey(run.recipe, run.overrides, run.until, run.state), services)
     if summary is None:
         return None
-    text = json.dumps(summary, ensure_ascii=False, allow_nan=False, indent=1) if run.json else format_run(summary)
+    if run.json:
+        text = printable_json(json.dumps(summary, ensure_ascii=False, allow_nan=False, indent=1))
+    else:
+        text = printable(format_run(summary))
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
     return 0

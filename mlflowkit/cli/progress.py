@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mlflowkit.ports import RunProgress
+from mlflowkit.system.text import printable_line
 from mlflowkit.values import Event
 
 if TYPE_CHECKING:
@@ -115,4 +116,4 @@ def describe(event: Event) -> str:
     if event.kind == "progress" and event.fraction is not None:
         text = f"{text} ({event.fraction:.0%})"
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(event.metrics.items())[:4])
-    return f"{text}  {metrics}" if metrics and event.kind != "reused" else text
+    return printable_line(f"{text}  {metrics}" if metrics and event.kind != "reused" else text)

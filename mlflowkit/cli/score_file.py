@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflowkit.cli.app import emit_json, note
 from mlflowkit.errors import UsageError, closest_match
+from mlflowkit.system.text import printable_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +152,8 @@ class _Printed:
 
     def write(self, table: pa.Table) -> None:
         for row in table.to_pylist():
-            sys.stdout.write("  ".join(_format_cell(name, value) for name, value in row.items()) + "\n")
+            line = "  ".join(_format_cell(name, value) for name, value in row.items())
+            sys.stdout.write(printable_line(line) + "\n")
 
 
 def _format_cell(name: str, value: Any) -> str:

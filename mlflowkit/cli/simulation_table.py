@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mlflowkit.cli.app import echo, print_table
+from mlflowkit.cli.app import echo, note, print_table
+from mlflowkit.system.text import printable_line
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
@@ -73,10 +74,12 @@ class ScenarioProgress:
         now = time.monotonic()
         if self._live and (done == self._total or now - self._last >= QUIET_SECONDS):
             self._last = now
-            sys.stderr.write(f"\r\x1b[K{self._name}: {done} of {self._total}" + "\r\x1b[K" * (done == self._total))
+            sys.stderr.write(
+                f"\r\x1b[K{printable_line(self._name)}: {done} of {self._total}" + "\r\x1b[K" * (done == self._total)
+            )
             sys.stderr.flush()
         elif not self._live and done == self._total:
-            sys.stderr.write(f"{self._name}: {done} of {self._total}\n")
+            note(f"{self._name}: {done} of {self._total}")
 
 
 def print_outcomes(summaries: Sequence[Summary], conclusions: Sequence[str]) -> None:

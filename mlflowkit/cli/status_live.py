@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
+from mlflowkit.system.text import printable_line
 
 if TYPE_CHECKING:
     from mlflowkit.rollout.admin.view_models import FindingView, RolloutView, ServiceView, StepView, VariantView
@@ -40,8 +43,21 @@ def show(
 def screen(folder: Path, services: Sequence[ServiceStatusView]) -> RenderableType:
     """Render the services of a state folder."""
     if not services:
-        return Text(f"no services in {folder}; `mlkit run RECIPE` makes one")
-    return Group(*(_service(service.state, view) for service, view in services))
+        return Text(f"no services in {printable_line(str(folder))}; `mlkit run RECIPE` makes one")
+    return Group(*(_service(printable_line(service.state), _printable(view)) for service, view in services))
+
+
+def _printable(value: Any) -> Any:
+    """A view with all its texts free of terminal escapes."""
+    if isinstance(value, str):
+        return printable_line(value)
+    if isinstance(value, tuple | list):
+        return type(value)(map(_printable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{item.name: _printable(getattr(value, item.name)) for item in fields(value) if item.init}
+        )
+    return value
 
 
 def _service(state: str, view: ServiceView) -> Panel:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlflowkit.system.files import use_private_umask
+from mlflowkit.system.logs import configure_logging
 from mlflowkit.values import Variant
 
 _log = logging.getLogger("mlflowkit.rollout")
@@ -23,7 +24,7 @@ _log = logging.getLogger("mlflowkit.rollout")
 def main(arguments: list[str]) -> int:
     """Control the rollouts of a state folder until SIGTERM or SIGINT; returns the exit code."""
     use_private_umask()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    configure_logging()
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m mlflowkit.processes.controller_main STATE\n")
         return 2

@@ -1,10 +1,19 @@
-"""Short texts: lists of names, counts with a noun, shortened values, first lines of errors, categorical cells."""
+"""Short texts: lists of names, counts with a noun, shortened values, first lines of errors, categorical cells;
+and texts that a terminal may show, whatever is in them."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but newline and tab: escape sequences begin with one
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # bidirectional overrides, and Unicode's own line ends
+    "\ufeff\ud800-\udfff\U000e0000-\U000e007f]"  # invisible ones, and bytes that are no UTF-8
+)
+"""Characters that may change what a terminal does or what a reader sees."""
 MAX_LISTED = 5
 """Names that a message lists before it counts the rest."""
 
@@ -85,3 +94,36 @@ def category_text(value: object) -> str:
         if math.isfinite(number) and number.is_integer() and abs(number) < 2**53:
             return str(int(number))
     return str(value)
+
+
+def printable(text: str) -> str:
+    """A text with every character escaped that could drive a terminal or hide what is written.
+
+    Names come from recipes, data files, file names and replies. Newlines and tabs stay.
+
+    >>> print(printable("a\\x1b]0;title\\x07, b\\u202e, c\\r"))
+    a\\x1b]0;title\\x07, b\\u202e, c\\r
+    """
+    return text if text.isprintable() else _UNSAFE.sub(_escape, text)
+
+
+def printable_line(text: str) -> str:
+    """Like `printable`, in one line: newlines and tabs are escaped too.
+
+    >>> print(printable_line("a\\nb"))
+    a\\nb
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def printable_json(text: str) -> str:
+    """A JSON document with the same characters written as JSON escapes: it says the same.
+
+    >>> printable_json('{"a": "\\x9b"}')
+    '{"a": "\\\\u009b"}'
+    """
+    return text if text.isprintable() else _UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")

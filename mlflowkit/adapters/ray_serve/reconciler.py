@@ -25,6 +25,7 @@ from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import Desired, GatewaySettings, ReconciledState, ServiceFiles
 from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.log_once import LogOnce
+from mlflowkit.system.logs import configure_logging
 from mlflowkit.values import Json, Variant
 
 POLL_SECONDS = 0.1
@@ -41,7 +42,7 @@ _log = logging.getLogger("mlflowkit.reconciler")
 def main(arguments: list[str]) -> int:
     """Reconcile a state folder until terminated; returns the exit code."""
     use_private_umask()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    configure_logging()
     state, runtime = Path(arguments[0]), arguments[1]
     stop = threading.Event()
     with _running_ray(state) as connected:

@@ -26,6 +26,7 @@ from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.cluster import Cluster
 from mlflowkit.system.child_process import die_with_parent_command
 from mlflowkit.system.files import use_private_umask
+from mlflowkit.system.logs import configure_logging
 
 POLL_SECONDS = 0.1
 STABLE_SECONDS = 30.0
@@ -135,7 +136,7 @@ class Supervisor:
 def main(arguments: list[str]) -> int:
     """Supervise a state folder until terminated; returns the exit code."""
     use_private_umask()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    configure_logging()
     state, (runtime, *sidecars) = Path(arguments[0]), arguments[1:]
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,6 +17,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note, print_table
 from mlflowkit.errors import GateFailedError, GateInconclusiveError, UsageError, closest_match
+from mlflowkit.system.text import printable_line
 
 if TYPE_CHECKING:
     from mlflowkit.bench.result import BenchSettings
@@ -264,7 +265,8 @@ def _stderr_progress() -> Iterator[Callable[[str, float], None]]:
         now = time.monotonic()
         if now - last >= (LIVE_SECONDS if live else QUIET_SECONDS):
             last = now
-            sys.stderr.write(f"\r\x1b[K{activity} ({done:.0%})" if live else f"{activity} ({done:.0%})\n")
+            line = f"{printable_line(activity)} ({done:.0%})"
+            sys.stderr.write(f"\r\x1b[K{line}" if live else f"{line}\n")
             sys.stderr.flush()
 
     try:

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import echo
 
-from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, StateOption, app, emit_json, state_folder
+from mlflowkit.cli.app import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    StateOption,
+    app,
+    echo,
+    emit_json,
+    state_folder,
+)
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import echo
 
-from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, StateOption, app, emit_json, state_folder
+from mlflowkit.cli.app import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    StateOption,
+    app,
+    echo,
+    emit_json,
+    note,
+    state_folder,
+)
 from mlflowkit.cli.commands.plan import BreakingOption, ForceOption, UntilOption, with_breaking
 from mlflowkit.errors import MlkitError
 from mlflowkit.values import Json
@@ -44,7 +53,7 @@ def run(
     else:
         echo(format_run(value))
         if error is not None:
-            echo(f"error: {error.message}\nhint: {error.hint}", err=True)
+            note(f"error: {error.message}\nhint: {error.hint}")
     return 0 if error is None else error.exit_code
 
 
@@ -71,7 +80,7 @@ def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, for
     values: list[Mapping[str, Json]] = []
     worst = 0
     for number, job in enumerate(jobs, 1):
-        echo(f"job {number} of {len(jobs)}: {' '.join(job)}", err=True)
+        note(f"job {number} of {len(jobs)}: {' '.join(job)}")
         value, error = run_once(recipe, job, folder, until, force)
         values.append(value if error is None else {**value, "error": error.to_json()})
         worst = worst or (0 if error is None else error.exit_code)

@@ -33,6 +33,7 @@ from mlflowkit.serving.observer.shadow_report import ShadowReports
 from mlflowkit.serving.observer.sinks import RecordSinks
 from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.log_once import LogOnce
+from mlflowkit.system.logs import configure_logging
 from mlflowkit.values import RoutingTable
 
 WRITE_SECONDS = 0.25
@@ -259,7 +260,7 @@ class Observer:
 def main(arguments: list[str]) -> int:
     """Observe the stream on stdin until it ends; returns the exit code."""
     use_private_umask()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    configure_logging(logging.WARNING)
     os.nice(NICE)
     os.set_blocking(sys.stdout.fileno(), False)
     pa.set_cpu_count(1)
