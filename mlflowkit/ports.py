@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,8 +104,33 @@ class Exporter(Protocol):
     def export(self, trained: Path, folder: Path, out: Path) -> None:
         """Read the train stage's folder ``trained``, write ``model.onnx`` and ``signature.json`` into ``out``."""
 
-    def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Predict with the Python model instead of the graph: the reference for parity."""
+    def reference(self, trained: Path, folder: Path) -> ReferenceModel:
+        """The trained Python model, which the graph must agree with."""
+
+
+class ReferenceModel(Protocol):
+    """A trained model in Python, with preprocessing: the reference for parity.
+
+    ``inputs`` are by name as the graph's, with numbers in double precision; outputs are named as the graph's.
+    """
+
+    @property
+    def kind(self) -> Literal["torch", "sklearn", "onnx"]: ...
+
+    @property
+    def name(self) -> str:
+        """The class, or the file."""
+
+    @property
+    def remedy(self) -> str:
+        """What to write instead where the graph does not agree."""
+
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Predictions from the features that the model was fitted on, in its own precision."""
+
+    def predict_double(self, inputs: Mapping[str, np.ndarray]) -> Sequence[Mapping[str, np.ndarray]]:
+        """Predictions in double precision throughout: exact, and with each feature moved down and up by what rounding
+        to float32 may change (a tree's answer jumps at its thresholds). Empty where there is no such model."""
 
 
 class Session(Protocol):

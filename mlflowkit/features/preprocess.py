@@ -179,15 +179,15 @@ def _most_frequent(values: np.ndarray, limit: int) -> tuple[str, ...]:
     return tuple(sorted(str(uniques[code]) for code in order))
 
 
-def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The input matrix of a model: float32, C-contiguous [rows, width]."""
+def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray], dtype: Any = np.float32) -> np.ndarray:
+    """The input matrix of a model, C-contiguous [rows, width]: in float32 as the graph computes it, or in float64."""
     rows = len(next(iter(inputs.values())))
-    matrix = np.zeros((rows, preprocess.width), dtype=np.float32)
+    matrix = np.zeros((rows, preprocess.width), dtype=dtype)
     start = len(preprocess.fill)
     if start:
-        numeric = inputs["numeric"]
-        filled = np.where(np.isnan(numeric), preprocess.fill, numeric)
-        matrix[:, :start] = (filled - preprocess.center) / preprocess.scale
+        numeric = inputs["numeric"].astype(dtype)
+        filled = np.where(np.isnan(numeric), preprocess.fill.astype(dtype), numeric)
+        matrix[:, :start] = (filled - preprocess.center.astype(dtype)) / preprocess.scale.astype(dtype)
     for index, categories in enumerate(preprocess.categories):
         values = pd.Index(inputs["categorical"][:, index], dtype=object)
         codes = pd.Index(categories, dtype=object).get_indexer(values)

@@ -7,6 +7,7 @@ The conversion of a cell does not depend on the dtype pandas chose for its colum
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,8 @@ from mlflowkit.errors import DataError
 from mlflowkit.system.text import category_text
 
 
-def numeric_matrix(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Columns as float32 [rows, columns]; a missing value is NaN, booleans are 0 and 1.
+def numeric_matrix(table: pd.DataFrame, columns: Sequence[str], dtype: Any = np.float32) -> np.ndarray:
+    """Columns as float32 (or float64) [rows, columns]; a missing value is NaN, booleans are 0 and 1.
 
     Raises DataError when a column is absent or not numeric.
 
@@ -25,7 +26,7 @@ def numeric_matrix(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     [[1.0, 1.0], [0.0, nan]]
     """
     _require_columns(table, columns)
-    matrix = np.empty((len(table), len(columns)), dtype=np.float32)
+    matrix = np.empty((len(table), len(columns)), dtype=dtype)
     for index, name in enumerate(columns):
         if pd.api.types.is_datetime64_any_dtype(table[name].dtype):
             hint = f"declare data.columns.{name}: time, or drop it"
@@ -71,6 +72,16 @@ def inputs_from_table(signature: Signature, table: pd.DataFrame) -> dict[str, np
             message = f"input {tensor.name} of the graph is {tensor.datatype}; a table gives FP32 and BYTES inputs"
             raise DataError(message, hint="export the model again with this version of mlflowkit")
         inputs[tensor.name] = matrices[tensor.datatype](table, tensor.columns)
+    return inputs
+
+
+def double_inputs(signature: Signature, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """As `inputs_from_table`, with numbers in double precision. Raises DataError when a column is missing."""
+    inputs = {}
+    for tensor in signature.inputs:
+        is_text = tensor.datatype == "BYTES"
+        columns = tensor.columns
+        inputs[tensor.name] = categorical_matrix(table, columns) if is_text else numeric_matrix(table, columns, float)
     return inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -10,9 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from mlflowkit.errors import UserCodeError
 from mlflowkit.system import telemetry
+from mlflowkit.values import StageResult
+from tests.support.export_world import ExportWorld, write_data
 
 MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 OWN_CACHE = Path(".cache/mlflowkit")
@@ -92,3 +98,104 @@ def test_importing_mlflowkit_switches_telemetry_off_and_keeps_what_the_user_set(
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                            env={**environment, "DO_NOT_TRACK": "0"})  # fmt: skip
     assert ended.stdout.split() == ["1", "0"]
+
+
+NETS = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.a, self.b = nn.Linear(features, outputs), nn.Linear(features, outputs)
+
+    def forward(self, x):
+        {body}
+"""
+BODIES = {
+    "a branch on values": (
+        "return self.a(x) if x.mean() > 0 else self.b(x)",
+        r"turns values of a tensor into Python's.*nets.py line 11: return self.a\(x\) if x.mean\(\) > 0",
+        "torch.where",
+    ),
+    "a branch on values in a helper": (
+        "return self.a(x) * float(x.abs().max())",
+        r"turns values of a tensor into Python's.*nets.py line 11",
+        "torch.where",
+    ),
+    "values through NumPy": (
+        "return self.a(x) + torch.from_numpy(x.detach().numpy()).mean()",
+        "depends on values|nets.py line 11",
+        "torch.where",
+    ),
+    "rows as a number": (
+        "return self.a(x.reshape(int(x.shape[0]), -1))",
+        r"3 rows are baked into the graph: forward of Net turns .*x.shape\[0\].*nets.py line 11",
+        "x.flatten",
+    ),
+    "a loop over rows": (
+        "return torch.stack([self.a(row) for row in x])",
+        "3 rows are baked into the graph.*nets.py line 11",
+        "no loop",
+    ),
+    "dropout in evaluation": (
+        "return nn.functional.dropout(self.a(x), 0.5)",
+        r"Net answers at random: asked twice for the same \d+ rows .* \d+ of \d+ labels differ",
+        "training=self.training",
+    ),
+    "the mean of the batch": (
+        "return self.a(x - x.mean(dim=0))",
+        r"answer for a row depends on the rows that it is asked with: row \d+",
+        "its own columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_module_that_no_graph_can_hold_is_refused_by_its_line(body: str, tmp_path: Path) -> None:
+    forward, message, hint = BODIES[body]
+    world = torch_world(tmp_path, forward)
+    with pytest.raises(UserCodeError, match=message) as caught:
+        train_and_export(world)
+    assert hint in caught.value.hint
+
+
+SOUND = {
+    "a check of the width": "assert x.shape[1] == 5 and x.shape[0] > 0; return self.a(x)",
+    "a check that is not traced": "assert torch.jit.is_tracing() or not x.isnan().any(); return self.a(x)",
+    "torch.where": "return torch.where(x.sum(1, keepdim=True) > 0, self.a(x), self.b(x))",
+    "float32 tensors in forward": "return self.a(x) + torch.zeros(1, dtype=torch.float32)",
+    "a state of the batch's size": "return self.a(x) + torch.zeros(x.shape[0], 1)",
+}
+
+
+@pytest.mark.parametrize("body", SOUND)
+def test_a_module_that_a_graph_can_hold_is_exported(body: str, tmp_path: Path) -> None:
+    world = torch_world(tmp_path, SOUND[body])
+    assert train_and_export(world).metrics["parity_max_abs_difference"] < 1e-5
+
+
+def train_and_export(world: ExportWorld) -> StageResult:
+    world.train({"kind": "torch", "module": "nets:Net"})
+    return world.export()
+
+
+def torch_world(folder: Path, forward: str) -> ExportWorld:
+    generator = np.random.default_rng(0)
+    frame = pd.DataFrame(generator.normal(size=(400, 5)), columns=list("abcde"))
+    frame["y"] = (frame["a"] + generator.normal(0, 0.5, 400) > 0).astype(int)
+    world = write_data(folder, frame, "y", "classification")
+    (folder / "nets.py").write_text(NETS.format(body=forward))
+    return world
+
+
+def test_a_branch_on_values_ends_the_run_with_the_line(case: Case) -> None:
+    generator = random.Random(2)
+    rows = [[generator.gauss(0, 1) for _ in range(5)] for _ in range(300)]
+    case.data("a,b,c,d,e,y", [",".join(f"{cell:.4f}" for cell in row) + f",{int(row[0] > 0)}" for row in rows])
+    case.recipe("{kind: torch, module: 'nets:Net'}")
+    (case.folder / "nets.py").write_text(NETS.format(body=BODIES["a branch on values"][0]))
+    answer = case.mlkit("run", "recipe.yaml", "--until", "export", "--json", "train.epochs=2")
+    assert answer.code == 3
+    assert "nets.py line 11" in json.loads(answer.out)["error"]["message"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflowkit.bundle import Signature, TensorSpec
-from mlflowkit.stages.export import UNSEEN, compare, describe, with_gaps
+from mlflowkit.graphs.parity import UNSEEN, compare, describe, with_gaps
 
 
 def classes(*probabilities: float, labels: list[str] | None = None) -> dict[str, np.ndarray]:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from onnx import TensorProto, helper
 
-from mlflowkit.adapters.onnx_exporter import external_model, graph_parts
+from mlflowkit.adapters.onnx_exporter import external_model, graph_parts, reference_models, torch_trace
+from mlflowkit.adapters.onnx_exporter.trained_model import TrainedModel, read_trained
 from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.errors import EngineError
-from mlflowkit.features.preprocess import load_preprocess, load_sklearn, transform
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
-    """The contents of a train folder's spec.json. Regression targets were scaled as ``(value - mean) / scale``."""
-
-    folder: Path
-    kind: Literal["torch", "sklearn", "onnx"]
-    task: Literal["classification", "regression"]
-    numeric: tuple[str, ...]
-    categorical: tuple[str, ...]
-    classes: tuple[str | int, ...]
-    width: int
-    mean: float = 0.0
-    scale: float = 1.0
+from mlflowkit.features.preprocess import load_preprocess, load_sklearn
+from mlflowkit.ports import ReferenceModel
 
 
 class OnnxExporter:
@@ -52,48 +35,13 @@ class OnnxExporter:
         (out / "model.onnx").write_bytes(content)
         (out / "signature.json").write_text(signature.model_dump_json(indent=1))
 
-    def predict(self, trained: Path, folder: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predictions of the Python model or the external graph, under the bundle's names and types."""
+    def reference(self, trained: Path, folder: Path) -> ReferenceModel:
+        """The Python model or the external graph, with its outputs under the bundle's names and types."""
         model = read_trained(trained)
         if model.kind == "onnx":
-            return external_model.predict_external(external_model.read_external(trained), inputs)
-        features = transform(load_preprocess(trained), inputs)
-        classify = model.task == "classification"
-        if model.kind == "torch":
-            import torch
-
-            from mlflowkit.models import load_trained
-
-            with torch.inference_mode():
-                scores = load_trained(trained, folder)(torch.from_numpy(features))
-            values = (scores.argmax(dim=1) if classify else scores).numpy()
-            probabilities = scores.softmax(dim=1).numpy()
-        else:
-            fitted = load_sklearn(trained / "model.skops")
-            values = fitted.predict(features)
-            probabilities = fitted.predict_proba(features).astype(np.float32) if classify else None
-        if not classify:
-            return {"prediction": (values.ravel() * model.scale + model.mean).astype(np.float32)}
-        dtype = object if isinstance(model.classes[0], str) else np.int64
-        labels = np.array(model.classes, dtype=dtype)[values.astype(np.int64)]
-        return {"label": labels, "probabilities": probabilities}
-
-
-def read_trained(trained: Path) -> TrainedModel:
-    """Read a train folder's spec.json."""
-    info = json.loads((trained / "spec.json").read_text())
-    target = info.get("target_scale") or {}
-    return TrainedModel(
-        folder=trained,
-        kind=info["spec"]["model"]["kind"],
-        task=info["spec"]["task"],
-        numeric=tuple(info["features"]["numeric"]),
-        categorical=tuple(info["features"]["categorical"]),
-        classes=tuple(info["classes"]),
-        width=info["width"],
-        mean=float(target.get("mean", 0.0)),
-        scale=float(target.get("scale", 1.0)),
-    )
+            return reference_models.ExternalReference(trained)
+        kind = reference_models.TorchReference if model.kind == "torch" else reference_models.SklearnReference
+        return kind(model, folder)
 
 
 def signature_of(model: TrainedModel) -> Signature:
@@ -123,7 +71,7 @@ def _value_info(tensor: TensorSpec) -> Any:
 def _network_part(model: TrainedModel, folder: Path) -> Any:
     from mlflowkit.models import load_trained
 
-    part = graph_parts.network(load_trained(model.folder, folder), model.width)
+    part = graph_parts.part_from_model(torch_trace.convert(load_trained(model.folder, folder), model.width, folder))
     if model.task == "classification":
         graph_parts.add_class_outputs(part, model.classes, scores="network/scores")
     else:

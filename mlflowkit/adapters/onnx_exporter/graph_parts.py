@@ -8,8 +8,6 @@ graph of lending's 22 columns takes 19 µs a row instead of 14. skl2onnx convert
 from __future__ import annotations
 
 import copy
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,30 +93,6 @@ def _categorical(part: GraphPart, categories: Sequence[Sequence[str]]) -> str:
         return parts[0]
     part.add("Concat", parts, "categorical/encoded", axis=1)
     return "categorical/encoded"
-
-
-def network(module: Any, width: int) -> GraphPart:
-    """A torch module from FEATURES to ``network/scores`` [rows, outputs].
-
-    Uses the tracing exporter: 0.04 s instead of 3 s through torch.export. Tracing errors (branches on values, a
-    fixed batch size) are caught by the parity check. Raises EngineError.
-    """
-    import torch
-
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            torch.onnx.export(
-                module, (torch.zeros(3, width),), buffer, input_names=["features"], output_names=["scores"],
-                dynamic_axes={"features": {0: "rows"}, "scores": {0: "rows"}}, opset_version=OPSET, dynamo=False,
-            )  # fmt: skip
-    except Exception as error:
-        raise EngineError(
-            f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}",
-            hint="use only operators that ONNX supports in forward, and no code that depends on values",
-        ) from error
-    return part_from_model(onnx.load_from_string(buffer.getvalue()))
 
 
 def estimator(fitted: Any, width: int) -> GraphPart:

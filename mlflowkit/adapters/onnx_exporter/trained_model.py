@@ -1,0 +1,48 @@
+"""The train stage's folder as the exporter reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """The contents of a train folder's spec.json. Regression targets were scaled as ``(value - mean) / scale``."""
+
+    folder: Path
+    kind: Literal["torch", "sklearn", "onnx"]
+    task: Literal["classification", "regression"]
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    classes: tuple[str | int, ...]
+    width: int
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def labels(self, codes: np.ndarray) -> np.ndarray:
+        """The classes at these indices; object [rows] for text, else int64."""
+        is_text = isinstance(self.classes[0], str)
+        labels: np.ndarray = np.array(self.classes, dtype=object if is_text else np.int64).take(codes)
+        return labels
+
+
+def read_trained(trained: Path) -> TrainedModel:
+    """Read a train folder's spec.json."""
+    info = json.loads((trained / "spec.json").read_text())
+    target = info.get("target_scale") or {}
+    return TrainedModel(
+        folder=trained,
+        kind=info["spec"]["model"]["kind"],
+        task=info["spec"]["task"],
+        numeric=tuple(info["features"]["numeric"]),
+        categorical=tuple(info["features"]["categorical"]),
+        classes=tuple(info["classes"]),
+        width=info["width"],
+        mean=float(target.get("mean", 0.0)),
+        scale=float(target.get("scale", 1.0)),
+    )
