@@ -338,8 +338,11 @@ class Platform(Protocol):
         Raises ServiceError when ``service`` (a stages.deploy.ServeSection) cannot listen on its address.
         """
 
-    def ensure(self, service: Any) -> str:
-        """Start the gateway of a stages.deploy.ServeSection unless it is up; returns its endpoint URL."""
+    def ensure(self, service: Any, progress: Callable[[str], None] = ...) -> str:
+        """Start the gateway of a stages.deploy.ServeSection unless it is up; returns its endpoint URL.
+
+        ``progress`` is told, in words, what a start that takes long waits for.
+        """
 
     def publish(self, table: RoutingTable) -> None:
         """Send a table to every replica; returns once all have loaded, verified, warmed and activated it."""

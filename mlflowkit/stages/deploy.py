@@ -174,7 +174,10 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     candidate = Variant("champion", manifest.version, manifest.identity, str(bundle.path.resolve()))
     changes = _signature_changes(spec, context, files.table(), candidate)
     context.progress(Event("deploy", "progress", f"starting service {service}", fraction=0.1))
-    endpoint = platform.ensure(spec.serve.beside(context.folder))
+    endpoint = platform.ensure(
+        spec.serve.beside(context.folder),
+        lambda message: context.progress(Event("deploy", "warning", message)),
+    )
     _service_status(platform, service)
     table = files.table()
     champion = None if table is None else table.champion

@@ -164,13 +164,17 @@ def test_a_link_in_the_place_of_rays_folder_is_neither_followed_nor_removed(tmp_
         folder.unlink()
 
 
-def test_a_folder_that_others_can_enter_is_not_taken_for_rays(tmp_path: Path) -> None:
+def test_rays_folder_is_private_and_told_from_that_of_another_state(tmp_path: Path) -> None:
     folder = tmp_path / clusters.temp_dir(tmp_path).name
-    folder.mkdir(mode=0o700)
+    inner = ownership.create_temp_dir(folder)
+    assert inner.parent == folder, "Ray opens its own folder to every user"
+    assert folder.stat().st_mode & 0o777 == 0o700
     assert ownership.owns_temp_dir(folder, tmp_path)
     assert not ownership.owns_temp_dir(folder, tmp_path / "other")
-    folder.chmod(0o750)
-    assert not ownership.owns_temp_dir(folder, tmp_path)
+    assert not ownership.owns_temp_dir(Path(folder.name), tmp_path)
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+        assert not ownership.owns_temp_dir(folder, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '"x"', '{"steward": 1}', '{"steward": {"pid": "x", "started": 1}}'])

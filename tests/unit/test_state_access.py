@@ -35,6 +35,7 @@ ALLOWED = {
     "serving/observer/prediction_log.py": "the prediction log, Parquet segments",
     "adapters/ray_serve/cluster.py": "the Ray cluster of this machine: its record, its token, its lock",
     "adapters/ray_serve/isolated.py": "reads /proc/self/status",
+    "adapters/ray_serve/ray_logs.py": "reads and keeps the logs of Ray",
     "adapters/ray_serve/ownership.py": "lists /proc and removes Ray's temporary folder",
     "adapters/ray_serve/remote.py": "opens a connection",
     "adapters/ray_serve/supervisor.py": "the log and the lock of this machine's supervisor",

@@ -10,11 +10,11 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from mlflowkit.adapters.ray_serve import ownership
+from mlflowkit.adapters.ray_serve import ownership, ray_logs, starting
 from mlflowkit.adapters.ray_serve.ownership import ProcessKey, temp_dir
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import process_started, read_json, write_json
@@ -25,7 +25,6 @@ from mlflowkit.system.machine import boot_identity, command_line, is_own_process
 FORMAT = 2
 """Version of the files that reconciler, gateways and commands share. Processes of another format cannot read them."""
 SUPERVISOR = "mlflowkit.adapters.ray_serve.supervisor"
-START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
 
@@ -48,6 +47,8 @@ class Cluster:
     format: int = FORMAT
     folder: str = ""
     boot: str = ""
+    reason: str = ""
+    """Why the last try to start Ray failed; ``message`` is for whoever waits."""
 
     @property
     def key(self) -> ProcessKey:
@@ -135,7 +136,10 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if read(state) is not None:
             return
-        owned = not os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS", "")
+        starting.check_address(address)
+        starting.first_seconds()  # raises here rather than in the supervisor
+        owned = not address
         _remove_leftovers(state, _read_record(state))
         with open(log_path(state), "ab", opener=private_opener) as log:
             process = subprocess.Popen(
@@ -155,22 +159,42 @@ _children: list[subprocess.Popen[bytes]] = []
 """Supervisors started by this process, kept so that ended ones are reaped at the next spawn or stop."""
 
 
-def wait(state: Path, seconds: float = START_SECONDS) -> Cluster:
-    """The cluster, once it is ready. Raises EngineError when it fails or takes longer than ``seconds``."""
-    deadline = time.monotonic() + seconds
+def wait(state: Path, seconds: float | None = None, progress: Callable[[str], None] = lambda message: None) -> Cluster:
+    """The cluster, once it is ready; ``progress`` is told what happens meanwhile.
+
+    Raises EngineError when it fails or takes longer than ``seconds``, by default than all tries may take.
+    """
+    limit = starting.total_seconds() if seconds is None else seconds
+    deadline, message = time.monotonic() + limit, ""
     while True:
         cluster = read(state)
         if cluster is not None and cluster.state == "ready":
             return cluster
         if cluster is None or cluster.state == "failed":
-            record = _read_record(state)
-            reason = "" if record is None else record.message
-            raise EngineError(
-                f"the local Ray did not start: {reason or 'the supervisor ended'}", hint=f"its log: {log_path(state)}"
-            )
+            raise _not_started(state, "")
+        if cluster.message not in ("", message):
+            message = cluster.message
+            progress(message)
         if time.monotonic() > deadline:
-            raise EngineError(f"the local Ray is not up after {seconds:g} s", hint=f"its log: {log_path(state)}")
+            raise _not_started(state, f"it is not up after {limit:g} s")
         time.sleep(0.05)
+
+
+def _not_started(state: Path, reason: str) -> EngineError:
+    """The error for a Ray that did not start, with the cause that its logs give."""
+    record = _read_record(state)
+    if record is None:
+        return EngineError("the local Ray was stopped while it started", hint="mlkit up RECIPE")
+    told = reason or record.message or "the supervisor ended"
+    cause = ray_logs.cause(Path(record.temp_dir)) if record.owned else ""
+    if cause and cause not in told:
+        told = f"{told}; {cause}"
+    if not record.owned:
+        address = os.environ.get("RAY_ADDRESS", "") or record.address
+        message = f"the Ray that RAY_ADDRESS names ({address}) cannot be used: {told}"
+        return EngineError(message, hint="unset RAY_ADDRESS to use a local one, or look at that cluster: ray status")
+    hint = f"give it more time: export {starting.SETTING}={2 * starting.first_seconds():g}"
+    return EngineError(f"the local Ray did not start: {told}", hint=f"{hint}; its log is {log_path(state)}")
 
 
 def stop(state: Path) -> bool:
@@ -186,7 +210,7 @@ def stop(state: Path) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(cluster.pid, signal.SIGTERM)
         ownership.await_end([cluster.key], STOP_SECONDS, _reap)
-    _remove_leftovers(state, cluster)
+    _remove_leftovers(state, cluster, crashed=not alive or cluster.state == "failed")
     write(state, replace(cluster, state="stopped", address="", environment={}))
     return alive
 
@@ -227,12 +251,17 @@ def ray_environment(state: Path) -> dict[str, str]:
     }
 
 
-def _remove_leftovers(state: Path, cluster: Cluster | None) -> None:
-    """Kill the remaining processes of a cluster of ours (Ray's helpers notice its end late) and remove its folder."""
+def _remove_leftovers(state: Path, cluster: Cluster | None, *, crashed: bool = True) -> None:
+    """Kill the remaining processes of a cluster of ours (Ray's helpers notice its end late) and remove its folder.
+
+    The logs of one that ``crashed`` are kept.
+    """
     if cluster is None or not cluster.owned or cluster.state == "stopped":
         return
     if cluster.started_by(state):
         ownership.kill({*process_group(cluster), cluster.key}, _reap)
+    if crashed:
+        ray_logs.keep(Path(cluster.temp_dir), state)
     ownership.remove_temp_dir(Path(cluster.temp_dir), state)
 
 

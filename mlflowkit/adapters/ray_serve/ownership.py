@@ -1,7 +1,7 @@
 """What a state folder may remove and signal: Ray's temporary folder and the processes that it started. Imports no Ray.
 
 Files can be copied, restored or forged, so no file is believed alone. A folder is removed only if its name is the one
-that the state folder's path gives, it is no link, and only this user can enter it. A process is signalled only if it is
+that the state folder's path gives, and it is this user's and no link. A process is signalled only if it is
 this user's and has the start time, boot and namespace of process ids that were recorded, by this same path.
 """
 
@@ -26,10 +26,14 @@ ProcessKey = tuple[int, float]
 """Process id and start time."""
 
 
+RAY = "r"
+"""Ray's own folder in the private one: Ray opens what it is given to every user (mode 0777)."""
+
+
 def temp_dir(state: Path) -> Path:
-    """Ray's folder: short, because Ray puts sockets 70 characters deeper and a socket path is limited to 107."""
+    """The private folder of Ray: short, because Ray puts sockets 72 characters deeper, of at most 107."""
     base = tempfile.gettempdir()
-    return Path(base if len(base) <= 16 else "/tmp") / _temp_name(state)
+    return Path(base if len(base) <= 14 else "/tmp") / _temp_name(state)
 
 
 def _temp_name(state: Path) -> str:
@@ -38,13 +42,13 @@ def _temp_name(state: Path) -> str:
 
 
 def owns_temp_dir(folder: Path, state: Path) -> bool:
-    """Whether ``folder`` is Ray's folder of this state folder: named for it, no link, and private to this user."""
+    """Whether ``folder`` is Ray's folder of this state folder: named for it, no link, and of this user."""
     try:
         status = folder.lstat()
     except OSError:
         return False
-    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    return private and folder.is_absolute() and folder.name == _temp_name(state)
+    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return own and folder.is_absolute() and folder.name == _temp_name(state)
 
 
 def remove_temp_dir(folder: Path, state: Path) -> None:
@@ -53,8 +57,11 @@ def remove_temp_dir(folder: Path, state: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def create_temp_dir(folder: Path) -> None:
-    """Create Ray's folder. Raises EngineError when something else has its name, such as a link of another user."""
+def create_temp_dir(folder: Path) -> Path:
+    """Create Ray's folder, and return the one in it that Ray may use.
+
+    Raises EngineError when something else has its name, such as a link of another user.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError as error:
@@ -62,6 +69,7 @@ def create_temp_dir(folder: Path) -> None:
             f"{folder} exists and is not this service's private folder",
             hint=f"look at it (ls -ld {folder}) and remove it, or set TMPDIR to a short path of your own",
         ) from error
+    return folder / RAY
 
 
 def session_members(leader: ProcessKey) -> set[ProcessKey]:

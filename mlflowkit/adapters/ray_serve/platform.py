@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
+from mlflowkit.adapters.ray_serve import starting
 from mlflowkit.errors import ServiceError, UsageError, closest_match
 from mlflowkit.service_state import http_client
 from mlflowkit.service_state.records import (
@@ -54,10 +55,11 @@ class RayServePlatform:
             requested_settings(ServiceFiles(self.state / "services" / service.service), service)
         clusters.spawn(self.state, self.runtime, self.sidecars)
 
-    def ensure(self, service: Any) -> str:
+    def ensure(self, service: Any, progress: Callable[[str], None] = lambda message: None) -> str:
         """Start the gateways of a stages.deploy.ServeSection if they are not up; returns the endpoint's URL.
 
-        Running gateways apply changed limits, threads, replicas or address. Raises ServiceError when the port is taken
+        ``progress`` is told what the start waits for. Running gateways apply changed limits, threads, replicas or
+        address. Raises ServiceError when the port is taken
         (before starting Ray) or the gateway does not come up, EngineError when Ray does not.
         """
         clusters.check_format(self.state)
@@ -73,11 +75,11 @@ class RayServePlatform:
                 files.write_desired(desired)
             write_environment_keys(files, service)
             clusters.spawn(self.state, self.runtime, self.sidecars)
-            clusters.wait(self.state)
+            clusters.wait(self.state, progress=progress)
             generation = desired.generation  # a replica that rejected its table counts: the next table repairs it
             self._await(
                 files, desired, lambda report: report.generation >= generation and report.state != "starting",
-                "started", ENSURE_SECONDS,
+                "started", max(ENSURE_SECONDS, starting.limit_of(1)),
             )  # fmt: skip
         return settings.endpoint
 

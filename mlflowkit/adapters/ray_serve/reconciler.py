@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.adapters.ray_serve import ownership
+from mlflowkit.adapters.ray_serve import ownership, ray_logs, starting
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import Desired, GatewaySettings, ReconciledState, ServiceFiles
 from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.system.logs import configure_logging
+from mlflowkit.system.text import first_line
 from mlflowkit.values import Json, Variant
 
 POLL_SECONDS = 0.1
@@ -51,17 +52,21 @@ def main(arguments: list[str]) -> int:
                 signal.signal(number, lambda *_: stop.set())
             Reconciler(state, runtime).run(stop)
             return 0
-    return 1
+    return starting.FAILED_START
 
 
 @contextlib.contextmanager
 def _running_ray(state: Path) -> Iterator[bool]:
-    """Start Ray and Serve; yields False, with the reason in the record, when they do not start."""
+    """Start Ray and Serve; yields False, with the reason in the record, when they do not start.
+
+    Whether that is final is the supervisor's to say.
+    """
     record = clusters.read(state)
     if record is None:
         raise EngineError(f"no supervisor runs on {state}", hint="mlkit up RECIPE")
-    if record.owned:
-        ownership.remove_temp_dir(Path(record.temp_dir), state)  # of the previous reconciler
+    if record.owned:  # of the previous reconciler
+        ray_logs.keep(Path(record.temp_dir), state)
+        ownership.remove_temp_dir(Path(record.temp_dir), state)
     import ray
 
     try:
@@ -69,7 +74,9 @@ def _running_ray(state: Path) -> Iterator[bool]:
             ready = replace(record, **_connect(state, Path(record.temp_dir), record.owned))
         except Exception as error:  # noqa: BLE001 - Ray may raise anything; the record holds the reason
             traceback.print_exc()
-            clusters.write(state, replace(record, state="failed", message=str(error).strip()[:2000]))
+            cause = ray_logs.cause(Path(record.temp_dir)) if record.owned else ""
+            reason = "; ".join(filter(None, (first_line(error), cause)))
+            clusters.write(state, replace(record, reason=reason[:2000]))
             yield False
             return
         clusters.write(state, ready)
@@ -84,10 +91,11 @@ def _connect(state: Path, temp_dir: Path, owned: bool) -> dict[str, Any]:
     from ray import serve
 
     if owned:
-        ownership.create_temp_dir(temp_dir)
+        folder = ownership.create_temp_dir(temp_dir)
+        _be_patient(starting.seconds_of(starting.this_try()))
         ray.init(
             "local", include_dashboard=False, log_to_driver=False, configure_logging=False, namespace="mlkit",
-            object_store_memory=OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1", _temp_dir=str(temp_dir),
+            object_store_memory=OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
         )  # fmt: skip
     else:
         ray.init(log_to_driver=False, namespace="mlkit")
@@ -95,6 +103,35 @@ def _connect(state: Path, temp_dir: Path, owned: bool) -> dict[str, Any]:
     address = ray.get_runtime_context().gcs_address
     environment = {"RAY_ADDRESS": address, **(clusters.ray_environment(state) if owned else {})}
     return {"state": "ready", "address": address, "environment": environment}
+
+
+def _be_patient(seconds: float) -> None:
+    """Let the raylet take ``seconds`` to register: Ray waits for 30 (ray 2.60, ``ray/_private/node.py``), then fails.
+
+    Ray looks the node up until then, so a look-up that waits makes it wait. One whose raylet has ended does not.
+    """
+    from ray._private import services
+
+    look_up, deadline = services.get_node, time.monotonic() + seconds
+
+    def get_node(*arguments: Any) -> Any:
+        while True:
+            try:
+                return look_up(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline or not _has_raylet():
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = get_node
+
+
+def _has_raylet() -> bool:
+    """Whether a child of this process is a raylet that runs."""
+    import psutil
+
+    children = psutil.Process().children()
+    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
 class IsolatedDeployments:

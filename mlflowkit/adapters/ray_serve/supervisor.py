@@ -18,11 +18,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
+from mlflowkit.adapters.ray_serve import starting
 from mlflowkit.adapters.ray_serve.cluster import Cluster
 from mlflowkit.system.child_process import die_with_parent_command
 from mlflowkit.system.files import use_private_umask
@@ -46,6 +47,9 @@ class ManagedProcess:
     def __init__(self, module: str, arguments: Sequence[str], log: Path | None, stop_seconds: float) -> None:
         self.module, self._arguments, self._log_path, self._stop_seconds = module, arguments, log, stop_seconds
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: Mapping[str, str] = {}
+        self.lasted = 0.0
+        """Seconds that the last process ran."""
         self._started_at = self._restart_at = 0.0
         self._backoff = FIRST_BACKOFF
 
@@ -55,6 +59,7 @@ class ManagedProcess:
         if code is None:
             return None
         now = time.monotonic()
+        self.lasted = now - self._started_at
         stable = now - self._started_at > STABLE_SECONDS
         self._backoff = FIRST_BACKOFF if stable else min(LAST_BACKOFF, 2 * self._backoff)
         self._restart_at = now if stable else now + self._backoff
@@ -72,18 +77,25 @@ class ManagedProcess:
             if self._log_path is not None:
                 too_long = self._log_path.exists() and self._log_path.stat().st_size > MAX_LOG_BYTES
                 log = stack.enter_context(self._log_path.open("wb" if too_long else "ab"))
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            environment = {**os.environ, **self.environment}
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
-    def stop(self) -> None:
-        """Terminate the process; kill it after ``stop_seconds``."""
+    @property
+    def seconds(self) -> float:
+        """How long the process has run."""
+        return 0.0 if self.process is None else time.monotonic() - self._started_at
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Terminate the process; kill it after ``stop_seconds``, or at once."""
         if self.process is None:
             return
-        self.process.terminate()
+        self.process.kill() if kill else self.process.terminate()
         try:
             self.process.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.lasted = time.monotonic() - self._started_at
         self.process = None
 
 
@@ -95,6 +107,7 @@ class Supervisor:
         folder = clusters.record_path(state).parent
         self._reconciler = ManagedProcess(RECONCILER, (str(state), runtime), None, RECONCILER_STOP_SECONDS)
         self._sidecars: list[ManagedProcess] = []
+        self._try, self._ready = 1, False
         for module in sidecars:
             with contextlib.suppress(ModuleNotFoundError):  # raised when a parent package is missing
                 if importlib.util.find_spec(module) is not None:
@@ -103,20 +116,19 @@ class Supervisor:
 
     def run(self, stop: threading.Event) -> int:
         """Run until ``stop`` is set, the state folder is gone, or Ray never came up; returns the exit code."""
-        ready = False
         try:
             while True:
+                self._reconciler.environment = starting.ray_limits(self._try)
                 self._reconciler.start()
-                if stop.wait(POLL_SECONDS):
+                if stop.wait(POLL_SECONDS) or not self._state.is_dir():
                     return 0
-                cluster = clusters.read(self._state) if self._state.is_dir() else None
-                ready = ready or (cluster is not None and cluster.state == "ready")
-                code = self._reconciler.poll()
-                if code is not None and (not ready or not self._state.is_dir()):
+                cluster = clusters.read(self._state)
+                if cluster is not None and cluster.state == "ready":
+                    self._ready, self._try = True, starting.TRIES  # a restart takes what time it needs
+                code = self._ended(cluster)
+                if code is not None and cluster is not None and not self._restart(code, cluster):
                     return code
-                if code is not None and cluster is not None:
-                    self._clean_up_after(code, cluster)
-                for sidecar in self._sidecars if ready else ():
+                for sidecar in self._sidecars if self._ready else ():
                     if (code := sidecar.poll()) is not None:
                         _log.warning("%s ended with %d", sidecar.module, code)
                     sidecar.start()
@@ -125,10 +137,33 @@ class Supervisor:
                 sidecar.stop()
             self._reconciler.stop()
 
+    def _ended(self, cluster: Cluster | None) -> int | None:
+        """Exit code of the reconciler if it has ended, also because it took too long to start Ray."""
+        limit, is_starting = starting.limit_of(self._try), cluster is not None and cluster.state == "starting"
+        if is_starting and self._reconciler.seconds > limit:
+            _log.warning("the reconciler has not started Ray within %g s", limit)
+            self._reconciler.stop(kill=True)
+            return starting.FAILED_START
+        return self._reconciler.poll()
+
+    def _restart(self, code: int, cluster: Cluster) -> bool:
+        """Prepare a restart of the reconciler; False, with the reason in the record, when Ray will not start."""
+        message = ""
+        if not self._ready:
+            lasted = self._reconciler.lasted
+            reason = cluster.reason or f"Ray and Serve were not ready after {lasted:.0f} s"
+            if code != starting.FAILED_START or self._try >= starting.TRIES or not cluster.owned:
+                clusters.write(self._state, replace(cluster, state="failed", message=reason))
+                return False
+            message = starting.retry_message(self._try, lasted, os.getloadavg()[0], cluster.reason)
+            self._try += 1
+        self._clean_up_after(code, replace(cluster, message=message))
+        return True
+
     def _clean_up_after(self, code: int, cluster: Cluster) -> None:
         """Kill what a dead reconciler left, so that the next one has the ports and the folder to itself."""
         _log.warning("the reconciler ended with %d; restarting it", code)
-        clusters.write(self._state, replace(cluster, state="starting", address="", environment={}))
+        clusters.write(self._state, replace(cluster, state="starting", address="", environment={}, reason=""))
         spared = {sidecar.process.pid for sidecar in self._sidecars if sidecar.process is not None}
         clusters.kill_group(cluster, spared)
 

@@ -41,7 +41,7 @@ def up(
     platform = Wiring(folder).platform
     before = next((status for status in platform.status() if status.service == section.service), None)
     champion = None if before is not None and before.variants else _champion(folder, loaded.recipe.name)
-    endpoint = platform.ensure(section.beside(loaded.folder))
+    endpoint = platform.ensure(section.beside(loaded.folder), note)
     if champion is not None:
         from mlflowkit.bundle import open_bundle
         from mlflowkit.values import RoutingTable, Variant

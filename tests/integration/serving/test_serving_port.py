@@ -26,7 +26,7 @@ def test_two_deploys_at_once_do_not_share_a_port(tmp_path: Path, monkeypatch: py
 
     ready = clusters.Cluster("ready", os.getpid(), 0.0, str(tmp_path), True)
     monkeypatch.setattr(clusters, "spawn", spawn)
-    monkeypatch.setattr(clusters, "wait", lambda state: ready)
+    monkeypatch.setattr(clusters, "wait", lambda state, progress: ready)
     monkeypatch.setattr(clusters, "read", lambda state: ready)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -341,6 +341,7 @@ def test_the_token_is_private_and_ray_listens_on_loopback_only(lending: RayServi
     cluster = clusters.wait(lending.state)
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(cluster.temp_dir).stat().st_mode) == 0o700
     assert cluster.address.startswith("127.0.0.1:")
     processes = {cluster.pid, *(child.pid for child in psutil.Process(cluster.pid).children(recursive=True))}
     ours = [c for c in psutil.net_connections("tcp") if c.pid in processes and c.status == "LISTEN"]
