@@ -19,7 +19,7 @@ STAGE_INPUTS: Mapping[str, tuple[str, ...]] = {
     "train": ("data",),
     "export": ("data", "train"),
     "optimize": ("data", "export"),
-    "evaluate": ("data", "optimize"),
+    "evaluate": ("data", "export", "optimize"),
     "package": ("data", "validate", "export", "optimize", "evaluate"),
     "deploy": ("package",),
 }
@@ -85,6 +85,8 @@ class Verdict:
     """``column=value`` for a slice, else empty."""
     change: bool = False
     """Whether the measurement is a difference, candidate minus champion."""
+    remeasure: bool = False
+    """Whether a time was measured that did not decide: the next run measures it anew instead of reusing it."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> Verdict:

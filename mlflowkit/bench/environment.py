@@ -6,6 +6,7 @@ A fact that the system hides is None, with the reason in ``unknown``. GPUs are i
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -152,6 +153,16 @@ class MachineMoment:
     throttled_seconds: float | None
     """Seconds since its start in which the container was throttled at its CPU quota."""
     gpus: GpuReadings
+    clock: float = 0.0
+    """Monotonic time in seconds."""
+    thread_seconds: float = 0.0
+    """Processor time of the calling thread."""
+    preempted: int | None = None
+    """Involuntary context switches of the calling thread."""
+    running: int | None = None
+    """Processes that run or wait for a core now, the calling one included."""
+    pressure_seconds: float | None = None
+    """Seconds since boot in which a process waited for a core (pressure stall information)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | self.gpus.to_json()
@@ -169,7 +180,36 @@ def read_moment() -> MachineMoment:
         stolen_ticks=ticks[7] if ticks else None,
         throttled_seconds=_throttled(),
         gpus=read_gpus(),
+        clock=time.monotonic(),
+        thread_seconds=time.thread_time(),
+        preempted=_preempted(),
+        running=_running(),
+        pressure_seconds=_pressure(),
     )
+
+
+def _preempted() -> int | None:
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    except (ImportError, AttributeError):
+        return None
+
+
+def _running() -> int | None:
+    """Return the number of runnable processes of /proc/loadavg ("0.64 0.84 1.58 2/104 32592")."""
+    fields = _read("/proc/loadavg").split()
+    count = fields[3].partition("/")[0] if len(fields) > 3 else ""
+    return int(count) if count.isdigit() else None
+
+
+def _pressure() -> float | None:
+    """Return the seconds of ``some`` in the cgroup's cpu.pressure, or in the machine's where the cgroup has none."""
+    text = _read(_cgroup("cpu") / "cpu.pressure") or _read("/proc/pressure/cpu")
+    first = text.partition("\n")[0]
+    total = first.rpartition("total=")[2]
+    return int(total) / 1e6 if first.startswith("some") and total.isdigit() else None
 
 
 def _read(path: str | Path) -> str:

@@ -117,13 +117,14 @@ def measure_blocks(
     lead_in: int = LEAD_IN,
     warm_up: int = MAX_WARM_UP,
     progress: Callable[[float], None] | None = None,
+    started: Callable[[], None] | None = None,
     stop: Stop | None = None,
 ) -> dict[str, Samples]:
     """Measure every source in interleaved blocks of ``size`` requests, at least ``samples`` requests each.
 
     The order of turns rotates, so that no source always follows the same one. This process collects garbage before each
-    round and not during it. A source that ``stop`` returns gets no more turns. Raises what a source raises, and
-    UsageError if it returns a wrong number of times.
+    round and not during it. ``started`` is called after the warm-up. A source that ``stop`` returns gets no more turns.
+    Raises what a source raises, and UsageError if it returns a wrong number of times.
     """
     import numpy as np
 
@@ -133,6 +134,8 @@ def measure_blocks(
     blocks: dict[str, list[Sequence[int]]] = {name: [] for name in names}
     with gc_disabled():
         warm = {name: _warm_up(partial(take_block, name, source), size, warm_up) for name, source in sources.items()}
+        if started is not None:
+            started()
         for index in range(rounds):
             gc.collect(0)
             turn = index % len(names)

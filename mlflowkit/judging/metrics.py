@@ -43,7 +43,11 @@ BINARY = ("roc_auc", "average_precision", "precision", "recall", "f1", "brier")
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "log_loss", "macro_f1", "macro_roc_auc")
 REGRESSION = ("rmse", "mae", "r2", "median_absolute_error")
 LATENCY = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
-_LOWER_IS_BETTER = ("brier", "log_loss", "rmse", "mae", "median_absolute_error", *LATENCY)
+LATENCY_RATIOS: Mapping[str, float] = {"latency_ratio": 0.5, "latency_p95_ratio": 0.95, "latency_p99_ratio": 0.99}
+"""Ratios of a latency quantile of two graphs that were measured in the same rounds, and the quantile of each."""
+TIMES = (*LATENCY, *LATENCY_RATIOS)
+"""Metrics that are measured on a machine, and not on rows."""
+_LOWER_IS_BETTER = ("brier", "log_loss", "rmse", "mae", "median_absolute_error", *TIMES)
 _UNIT_INTERVAL = (*BINARY, "accuracy", "balanced_accuracy", "macro_f1", "macro_roc_auc")
 
 BoundsFunction = Callable[[float], Bounds]
@@ -98,7 +102,7 @@ def metrics_of(task: str, classes: int) -> tuple[str, ...]:
 
 def is_built_in(metric: str) -> bool:
     """Whether mlflowkit itself has a metric, of predictions or of latency."""
-    return metric in _ESTIMATES or metric in LATENCY
+    return metric in _ESTIMATES or metric in TIMES
 
 
 def is_defined(metric: str, task: str, classes: int | None = None) -> bool:

@@ -97,13 +97,13 @@ def _unchanged(key: NoopKey, receipt: Mapping[str, Json], services: Callable[[],
 
 def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary: Mapping[str, Json]) -> bool:
     """Write a receipt of a finished run; returns False when a file changed during or shortly before the run,
-    and for a data source whose content only the planner can identify."""
+    for a data source whose content only the planner can identify, and for times that did not decide a gate."""
     from mlflowkit.pipeline.fingerprint import input_files
     from mlflowkit.system import failpoint
     from mlflowkit.system.files import replace_file
 
     patterns = loaded.recipe.data.source.watched_patterns(loaded.folder)
-    if patterns is None:
+    if patterns is None or any(verdict["remeasure"] for verdict in summary["verdicts"]):
         return False
     inputs = {str(path): _stat(str(path)) for path in [*_watched_files(loaded), *input_files(loaded)]}
     settled = snapshot.time_ns - SETTLED_NS

@@ -24,6 +24,7 @@ from mlflowkit.errors import (
 )
 from mlflowkit.judging.gates import is_blocking
 from mlflowkit.pipeline import client_changes
+from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import ExecutionPlan, build_plan
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
@@ -81,7 +82,8 @@ def raise_for(record: RunRecord) -> None:
         results = (step.result for step in record.steps if step.stage == "evaluate" and step.result)
         verdicts = [verdict for result in results for verdict in result.verdicts if is_blocking(verdict)]
         lines = [f"{verdict.outcome}: {verdict.gate}: {verdict.message}" for verdict in verdicts]
-        hint = f"the report has the intervals: {record.report}" if record.report else "mlkit show last"
+        hint = gate_hint(record, verdicts)
+        hint = hint or (f"the report has the intervals: {record.report}" if record.report else "mlkit show last")
         kind = GateFailedError if record.status == "gate-failed" else GateInconclusiveError
         raise kind("not blessed: " + "; ".join(lines), hint=hint)
     if record.error:

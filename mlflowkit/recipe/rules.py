@@ -45,13 +45,17 @@ def problems(values: Json) -> list[Problem]:
     return [problem for rule in (*RULES, *rollout_rules.RULES) for problem in rule(view)]
 
 
+RATIOS = dict(zip(metrics.LATENCY, metrics.LATENCY_RATIOS, strict=True))
+"""The ratio in place of each latency in milliseconds."""
+
+
 def metrics_of(task: str) -> tuple[str, ...]:
     """The metrics of a task; all metrics for an unknown task."""
     if task == "regression":
-        return (*metrics.REGRESSION, *metrics.LATENCY)
+        return (*metrics.REGRESSION, *metrics.TIMES)
     if task == "classification":
-        return (*metrics.BINARY, *metrics.CLASSIFICATION, *metrics.LATENCY)
-    return (*metrics.BINARY, *metrics.CLASSIFICATION, *metrics.REGRESSION, *metrics.LATENCY)
+        return (*metrics.BINARY, *metrics.CLASSIFICATION, *metrics.TIMES)
+    return (*metrics.BINARY, *metrics.CLASSIFICATION, *metrics.REGRESSION, *metrics.TIMES)
 
 
 def _metric(view: RecipeView, path: KeyPath, allowed: Sequence[str]) -> Iterator[Problem]:
@@ -87,16 +91,25 @@ def _gates(view: RecipeView) -> Iterator[Problem]:
 
 
 def _gate_form(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
-    """A value threshold has min or max, a change threshold has against and margin; nothing else."""
+    """A value threshold has min or max, a change threshold has against and margin, a ratio max; nothing else."""
     bounds = [name for name in ("min", "max") if gate.get(name) is not None]
     against = gate.get("against") is not None
+    if str(gate.get("metric")) in metrics.LATENCY_RATIOS:
+        yield from _ratio_form(path, gate)
+        return
     if not bounds and not against:
         better = "max" if metrics.lower_is_better(str(gate.get("metric"))) else "min"
         message = "a gate needs min or max (a value threshold), or against (a change threshold)"
         yield Problem(path, message, f"add {better}: to it, or against: champion")
-    if bounds and against:
+    metric = gate.get("metric")
+    may_be_ratio = not isinstance(metric, str) or not (
+        metrics.is_built_in(metric) or entry_points.find(METRICS, metric)
+    )
+    if bounds and against and not may_be_ratio:
         message = f"against and {bounds[0]} in one gate: a gate is a change threshold or a value threshold"
         yield Problem((*path, "against"), message, "make two gates of it")
+    elif gate.get("against") == "float":
+        yield Problem((*path, "against"), "only a latency ratio is against the float graph", "write champion")
     if "margin" in gate and not against:
         yield Problem((*path, "margin"), "margin belongs to against", "add against: champion, or drop margin")
     low, high = view.number(*path, "min"), view.number(*path, "max")
@@ -105,8 +118,19 @@ def _gate_form(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Iter
         yield Problem((*path, "max"), message, "swap them")
 
 
+def _ratio_form(path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
+    """A latency ratio has max, against and nothing else."""
+    if gate.get("max") is None:
+        message = f"{gate['metric']} needs max: how many times the other graph's latency is allowed"
+        yield Problem(path, message, "add max: 1.5")
+    for name in ("min", "margin", "slice"):
+        if gate.get(name) is not None:
+            message = f"{gate['metric']} has no {name}: it is judged by max alone, for all rows"
+            yield Problem((*path, name), message, f"drop {name}")
+
+
 def _gate_reach(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Iterator[Problem]:
-    """Thresholds that no value meets; latency gates by slice or against the champion."""
+    """Thresholds that no value meets; latency by slice or as a difference; machine where it means nothing."""
     metric = str(gate.get("metric"))
     low, high = view.number(*path, "min"), view.number(*path, "max")
     floor, ceiling = metrics.limits(metric)
@@ -117,10 +141,15 @@ def _gate_reach(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Ite
         message = f"{metric} is at least 0: max {format_value(high)} never passes"
         yield Problem((*path, "max"), message, "write a number above 0")
     if metric in metrics.LATENCY:
-        for name in ("against", "slice"):
-            if gate.get(name) is not None:
-                message = f"a latency gate has no {name}: latency is measured on the machine of the run, for all rows"
-                yield Problem((*path, name), message, "give it max: MILLISECONDS only")
+        if gate.get("slice") is not None:
+            message = "a latency gate has no slice: latency is measured on the machine of the run, for all rows"
+            yield Problem((*path, "slice"), message, "give it max: MILLISECONDS only")
+        if gate.get("against") is not None:
+            message = f"{metric} has no against: milliseconds of different moments do not compare"
+            hint = f"compare in the same rounds: metric: {RATIOS[metric]}, against: champion, max: 1.5"
+            yield Problem((*path, "against"), message, hint)
+    elif gate.get("machine") is not None:
+        yield Problem((*path, "machine"), f"{metric} does not depend on a machine's class", "drop machine")
 
 
 def _slices(view: RecipeView) -> Iterator[Problem]:
@@ -388,7 +417,7 @@ def _imported_columns(view: RecipeView) -> Iterator[Problem]:
 
 
 def _optimize(view: RecipeView) -> Iterator[Problem]:
-    allowed = [metric for metric in metrics_of(view.task) if metric not in metrics.LATENCY]
+    allowed = [metric for metric in metrics_of(view.task) if metric not in metrics.TIMES]
     yield from _metric(view, ("optimize", "metric"), allowed)
     if view.text("optimize", "objective") == "cost" and not view.has("optimize", "cost_per_hour"):
         message = "the cost of an answer follows from what an hour of the machine costs, and that is not given"

@@ -14,7 +14,7 @@ from mlflowkit.stages import data as data_stage
 from mlflowkit.stages import deploy as deploy_stage
 from mlflowkit.stages import evaluate as evaluate_stage
 from mlflowkit.stages import export as export_stage
-from mlflowkit.stages import gating
+from mlflowkit.stages import gating, timing
 from mlflowkit.stages import optimize as optimize_stage
 from mlflowkit.stages import package as package_stage
 from mlflowkit.stages import train as train_stage
@@ -48,6 +48,8 @@ class RecipeSchema(Section):
     """Which graphs to try and how to choose."""
     gates: list[gating.Gate] = Field(default_factory=list)
     """What must hold before the bundle is blessed."""
+    latency: timing.LatencySection = Field(default_factory=timing.LatencySection)
+    """How long gates on latency may measure."""
     serve: deploy_stage.ServeSection | None = None
     """The service; without it a run ends at the bundle."""
 
@@ -62,7 +64,7 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
         "train": train_stage.Spec(task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train),
         "export": export_stage.Spec(export=recipe.export),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
-        "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates),
+        "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates, latency=recipe.latency),
         "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe)),
     }
     if recipe.serve is not None:

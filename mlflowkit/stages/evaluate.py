@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mlflowkit.bench.sequential.sampling import LatencyBudget, TimedRounds
 from mlflowkit.bundle import Bundle, Signature, open_bundle, read_engine
 from mlflowkit.errors import BundleError, DataError, MlkitError, StoreError
 from mlflowkit.judging import gates, metrics
@@ -15,6 +16,7 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
+from mlflowkit.stages import timing
 from mlflowkit.stages.base import TableInfo, read_signature, read_table_info, write_json
 from mlflowkit.stages.gating import (
     ChampionEvidence,
@@ -23,8 +25,12 @@ from mlflowkit.stages.gating import (
     Gate,
     Slice,
     judge_gates,
+    rivals,
     rows_by_value,
+    undecided_times,
 )
+from mlflowkit.stages.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
+from mlflowkit.system.machine import describe_machine
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
 if TYPE_CHECKING:
@@ -49,6 +55,7 @@ class Spec(Section):
     task: Literal["classification", "regression"]
     gates: list[Gate]
     """Also the policy: its digest is bound by the blessing."""
+    latency: LatencySection = LatencySection()
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
@@ -72,10 +79,11 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         message = f"comparing with the champion on {int(champion.compared.mask.sum()):,} test rows"
         context.progress(Event("evaluate", "progress", message, fraction=0.5))
     fault = metrics.unusable_reason(predicted)
-    evidence = EvaluationEvidence(table, predicted, fault, champion, _latency_estimates(optimized))
-    context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.6))
+    times = _time_graphs(spec, context, signature, table)
+    evidence = EvaluationEvidence(table, predicted, fault, champion, times)
+    context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.95))
     verdicts = tuple(judge_gates(spec.gates, evidence))
-    evaluation = _evaluation_json(spec, evidence, signature)
+    evaluation = _evaluation_json(spec, evidence, signature, _latency_estimates(optimized, times))
     write_json(context.out / "evaluation.json", evaluation)
     write_json(context.out / "verdicts.json", [asdict(verdict) for verdict in verdicts])
     _write_predictions(context.out / "predictions.parquet", predicted, signature)
@@ -190,16 +198,67 @@ def _reorder_classes(
     return LabelledPredictions(predicted.task, codes[predicted.actual], codes[predicted.predicted], scores)
 
 
-def _latency_estimates(optimized: Path) -> Callable[[str], Estimate]:
-    """A function from a latency metric to its estimate for the picked graph; it may raise UndefinedMetricError."""
+# ------------------------------------------------------------------------------------------------------------- times
+
+
+def _time_graphs(spec: Spec, context: StageContext, signature: Signature, table: pd.DataFrame) -> TimingEvidence:
+    """Measure what gates on time are judged on, until all are decided or the budget of the recipe ends."""
+    timed = [gate for gate in spec.gates if gate.metric in metrics.TIMES]
+    budget = LatencyBudget(spec.latency.seconds, spec.latency.rounds)
+    evidence = TimingEvidence(describe_machine(), budget=budget)
+    if not timed:
+        return evidence
+    for gate in timed:
+        if gate.metric in metrics.LATENCY and gate.machine is None:
+            context.progress(Event("evaluate", "warning", _unnamed_class(gate, evidence.machine)))
+    optimized = context.inputs["optimize"]
+    picked = TimedGraph(optimized / "model.onnx", read_engine(optimized), signature)
+    others, settled = timing.rival_graphs(rivals(timed), context, picked)
+    alike = frozenset(name for name, graph in others.items() if picked.single_threaded and graph.single_threaded)
+    evidence = replace(evidence, settled=settled, alike=alike)
+    if not undecided_times(timed, evidence):
+        return evidence
+    batch = int(_picked_candidate(optimized).get("batch", 1))
+
+    def decided(rounds: TimedRounds) -> bool:
+        return not undecided_times(timed, replace(evidence, rounds=rounds))
+
+    rounds = timing.measure(context, table, {PICKED: picked, **others}, batch, budget, decided)
+    return replace(evidence, rounds=rounds)
+
+
+def _unnamed_class(gate: Gate, machine: str) -> str:
+    limit = f"{gate.metric} <= {gate.max:g}" if gate.max is not None else gate.metric
+    return (
+        f"{limit} holds for one class of machines and names none: add machine: {json.dumps(machine)} to the gate, or "
+        "judge a ratio, which holds on any: {metric: latency_ratio, against: champion, max: 1.5}"
+    )
+
+
+def _picked_candidate(optimized: Path) -> Mapping[str, Json]:
+    candidates = _read_json(optimized / "candidates.json")
+    return next((candidate for candidate in candidates if candidate["picked"]), {"name": ""})
+
+
+def _read_json(path: Path) -> Json:
     try:
-        candidates = json.loads((optimized / "candidates.json").read_bytes())
-        samples = json.loads((optimized / "latency.json").read_bytes())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        message = f"{optimized}: latency cannot be read: {error}"
+        message = f"{path}: latency cannot be read: {error}"
         raise StoreError(message, hint="mlkit run RECIPE --force optimize") from error
-    name = next((candidate["name"] for candidate in candidates if candidate["picked"]), "")
-    picked = samples.get(name, {})
+
+
+def _latency_estimates(optimized: Path, evidence: TimingEvidence) -> Callable[[str], Estimate]:
+    """A function from a latency metric to its estimate for the picked graph; it may raise UndefinedMetricError.
+
+    From the rounds of this stage where gates needed them, else from those of the optimize stage.
+    """
+    rounds = evidence.rounds
+    if rounds is not None:
+        quiet = rounds.undisturbed()
+        blocks = (quiet if quiet.rounds else rounds).blocks[PICKED]
+        return lambda metric: metrics.latency(metric, blocks.ravel(), blocks.shape[1])
+    picked = _read_json(optimized / "latency.json").get(_picked_candidate(optimized)["name"], {})
 
     def estimate(metric: str) -> Estimate:
         import numpy as np
@@ -231,7 +290,9 @@ def _measure_all(spec: Spec, predicted: LabelledPredictions) -> tuple[dict[str, 
     return measurements, undefined
 
 
-def _evaluation_json(spec: Spec, evidence: EvaluationEvidence, signature: Signature) -> dict[str, Json]:
+def _evaluation_json(
+    spec: Spec, evidence: EvaluationEvidence, signature: Signature, latency: Callable[[str], Estimate]
+) -> dict[str, Json]:
     from mlflowkit.judging import curves
 
     predicted = evidence.predictions
@@ -246,10 +307,11 @@ def _evaluation_json(spec: Spec, evidence: EvaluationEvidence, signature: Signat
         **dict.fromkeys(("roc", "pr", "calibration", "residuals", "champion")),
         "slices": [],
         "slices_too_small": [],
+        "latency": evidence.timing.to_json(),
     }
     for metric in metrics.LATENCY:
         try:
-            evaluation["metrics"][metric] = asdict(evidence.latency(metric).at(0.95))
+            evaluation["metrics"][metric] = asdict(latency(metric).at(0.95))
         except UndefinedMetricError as error:
             evaluation["undefined"][metric] = error.message
     if evidence.fault:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from mlflowkit.bench.sequential.sampling import FIRST_LOOK, TimedRounds
 from mlflowkit.judging import gates, metrics
 from mlflowkit.judging.gates import GateSpec, undecided_verdict
 from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
+from mlflowkit.stages.timing import TimingEvidence, is_of_class, time_estimate
 from mlflowkit.system.entry_points import METRICS
 from mlflowkit.system.text import category_text
 from mlflowkit.values import Outcome, Verdict
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "(missing)"
+MIN_UNDISTURBED = 0.25
+"""Share of the rounds that must be undisturbed for a verdict on them alone."""
 
 
 class Slice(Section):
@@ -43,9 +47,10 @@ class Gate(Section):
     """PASSED needs the whole interval at or above it."""
     max: float | None = None
     """PASSED needs the whole interval at or below it."""
-    against: Literal["champion"] | None = None
+    against: Literal["champion", "float"] | None = None
     """Compare with the model that serves now, paired on the test rows that both or neither of the two were trained on.
-    PASSED when there is none; INCONCLUSIVE when its bundle does not record its training rows."""
+    PASSED when there is none; INCONCLUSIVE when its bundle does not record its training rows. A latency ratio is
+    against the float graph (its default), or against the champion, measured in the same rounds."""
     margin: float = Field(default=0.0, ge=0)
     """Non-inferiority margin: how much worse than the champion is allowed."""
     slice: Slice | None = None
@@ -53,6 +58,9 @@ class Gate(Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence of the two-sided interval. One bound of it decides: PASSED and FAILED are each wrong with
     probability (1 - confidence) / 2 at most."""
+    machine: str | None = Field(default=None, min_length=1)
+    """Class of machines that a limit in milliseconds holds for: words of the machine's description, such as
+    "EPYC 7B13 x4" (`mlkit doctor` prints it). INCONCLUSIVE on every other machine."""
     on_inconclusive: Literal["block", "allow"] = "block"
     """Whether INCONCLUSIVE prevents the blessing of the bundle."""
     dry_run: bool = False
@@ -96,7 +104,7 @@ class EvaluationEvidence:
     predictions: LabelledPredictions
     fault: str
     champion: ChampionEvidence | None
-    latency: Callable[[str], Estimate]
+    timing: TimingEvidence = field(default_factory=TimingEvidence)
 
 
 def judge_gates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -> Iterator[Verdict]:
@@ -113,7 +121,30 @@ def judge_gates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -
             yield from _verdicts(gate, spec, evidence)
 
 
+def undecided_times(gates_of_recipe: Sequence[Gate], timing: TimingEvidence) -> bool:
+    """Whether more rounds may decide a gate on time."""
+    return any(
+        judge_time(gate, spec, timing).remeasure
+        for gate in gates_of_recipe
+        if gate.metric in metrics.TIMES and gate.slice is None
+        for spec in _gate_specs(gate)
+    )
+
+
+def rivals(gates_of_recipe: Sequence[Gate]) -> tuple[str, ...]:
+    """The graphs that latency ratios of these gates are against.
+
+    >>> rivals([Gate(metric="latency_ratio", max=2), Gate(metric="roc_auc", against="champion")])
+    ('float',)
+    """
+    ratios = [gate for gate in gates_of_recipe if gate.metric in metrics.LATENCY_RATIOS]
+    return tuple(dict.fromkeys(gate.against or "float" for gate in ratios))
+
+
 def _gate_specs(gate: Gate) -> Iterator[GateSpec]:
+    if gate.metric in metrics.LATENCY_RATIOS:
+        yield from _ratio_specs(gate)
+        return
     by = f" by {gate.slice.column}" if gate.slice else ""
     allow = gate.on_inconclusive == "allow"
     if gate.min is not None:
@@ -130,11 +161,20 @@ def _gate_specs(gate: Gate) -> Iterator[GateSpec]:
         yield GateSpec(name, gate.metric, margin, direction, gate.confidence, True, allow, gate.dry_run)
 
 
+def _ratio_specs(gate: Gate) -> Iterator[GateSpec]:
+    allow = gate.on_inconclusive == "allow"
+    if gate.max is not None:
+        name = f"{gate.metric} against {gate.against or 'float'} <= {gate.max:g}"
+        yield GateSpec(name, gate.metric, gate.max, "max", gate.confidence, False, allow, gate.dry_run)
+
+
 def _verdicts(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> Iterator[Verdict]:
     """One verdict, or one for each slice that is large enough."""
     fault = _fault(gate, spec, evidence)
     if fault is not None:
         yield undecided_verdict(spec, *fault)
+    elif gate.metric in metrics.TIMES:
+        yield judge_time(gate, spec, evidence.timing)
     elif gate.slice is not None:
         yield from _slice_verdicts(gate.slice, spec, evidence)
     else:
@@ -146,13 +186,15 @@ def _verdicts(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> Itera
 
 def _fault(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> tuple[Outcome, str] | None:
     """Why a gate cannot be judged, with its outcome."""
-    is_latency = gate.metric in metrics.LATENCY
+    is_latency = gate.metric in metrics.TIMES
     task, classes = evidence.predictions.task, evidence.predictions.classes
     if not is_latency and not metrics.is_defined(gate.metric, task, classes):
         names = metrics.metrics_of(task, classes)
-        return Outcome.ERROR, f"no such metric for this task; it has {', '.join((*names, *metrics.LATENCY))}"
+        return Outcome.ERROR, f"no such metric for this task; it has {', '.join((*names, *metrics.TIMES))}"
     if is_latency and (gate.slice is not None or spec.change):
-        return Outcome.ERROR, "latency is judged by max alone: not by slice, and not against the champion"
+        return Outcome.ERROR, "latency is judged by max alone: not by slice, and against the champion as latency_ratio"
+    if gate.against == "float" and not is_latency:
+        return Outcome.ERROR, "only latency_ratio is against the float graph"
     if gate.slice is not None and gate.slice.column not in evidence.table.columns:
         return Outcome.ERROR, f"the test part has no column {gate.slice.column!r}"
     if evidence.fault and not is_latency:
@@ -163,6 +205,50 @@ def _fault(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> tuple[Ou
         if evidence.champion.predictions is None:
             return evidence.champion.outcome, evidence.champion.fault
     return None
+
+
+def judge_time(gate: Gate, spec: GateSpec, timing: TimingEvidence) -> Verdict:
+    """The verdict on a time. What was measured while the machine was disturbed never makes it FAILED, except a ratio
+    of graphs that a disturbance slows alike."""
+    against = gate.against or "float" if gate.metric in metrics.LATENCY_RATIOS else ""
+    if against in timing.settled:
+        return undecided_verdict(spec, *timing.settled[against])
+    if gate.machine is not None and not is_of_class(timing.machine, gate.machine):
+        reason = f"the limit holds for machines of the class {gate.machine!r}; this one is {timing.machine!r}"
+        return undecided_verdict(spec, Outcome.INCONCLUSIVE, reason)
+    if timing.rounds is None:
+        return replace(undecided_verdict(spec, Outcome.INCONCLUSIVE, "no latency was measured"), remeasure=True)
+    verdict = _judge_rounds(spec, timing.rounds, against, alike=against in timing.alike)
+    if verdict.outcome is not Outcome.INCONCLUSIVE:
+        return verdict
+    ended = f"the budget ended after {timing.rounds.rounds:,} rounds in {timing.rounds.seconds:.1f} s"
+    reasons = filter(None, (verdict.message, timing.rounds.describe_disturbance(), ended))
+    return replace(verdict, message="; ".join(reasons), remeasure=True)
+
+
+def _judge_rounds(spec: GateSpec, rounds: TimedRounds, against: str, *, alike: bool) -> Verdict:
+    """The verdict on undisturbed rounds where there are enough; else what disturbed ones show as well.
+
+    A disturbance only adds time: a limit that holds in spite of it holds. It slows both sides of a ratio, which is
+    paired by round, where both run alike.
+    """
+    quiet = rounds.undisturbed()
+    if quiet.rounds >= max(FIRST_LOOK, MIN_UNDISTURBED * rounds.rounds):
+        return _judge_estimate(spec, quiet, against)
+    verdict = _judge_estimate(spec, rounds, against)
+    shown = {Outcome.PASSED, Outcome.FAILED} if alike else {Outcome.PASSED} if not against else set()
+    if verdict.outcome in shown and spec.direction == "max":
+        return verdict
+    measured = verdict.measurement
+    figure = f"{measured.value:.3g} {measured.unit}" if measured else "too few requests"
+    return undecided_verdict(spec, Outcome.INCONCLUSIVE, f"{figure} on a disturbed machine decides nothing")
+
+
+def _judge_estimate(spec: GateSpec, rounds: TimedRounds, against: str) -> Verdict:
+    try:
+        return gates.judge(spec, time_estimate(spec.metric, rounds, against))
+    except UndefinedMetricError as error:
+        return undecided_verdict(spec, Outcome.INCONCLUSIVE, error.message)
 
 
 def _slice_verdicts(section: Slice, spec: GateSpec, evidence: EvaluationEvidence) -> Iterator[Verdict]:
@@ -188,8 +274,6 @@ def _slice_verdicts(section: Slice, spec: GateSpec, evidence: EvaluationEvidence
 
 
 def _estimate(spec: GateSpec, evidence: EvaluationEvidence, rows: np.ndarray | None, min_rows: int = 0) -> Estimate:
-    if spec.metric in metrics.LATENCY:
-        return evidence.latency(spec.metric)
     if spec.change:
         return _difference(spec.metric, evidence, rows, min_rows)
     return metrics.estimate(spec.metric, evidence.predictions if rows is None else evidence.predictions.take(rows))
