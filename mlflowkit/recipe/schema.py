@@ -14,11 +14,11 @@ from mlflowkit.stages import data as data_stage
 from mlflowkit.stages import deploy as deploy_stage
 from mlflowkit.stages import evaluate as evaluate_stage
 from mlflowkit.stages import export as export_stage
-from mlflowkit.stages import gating, timing
 from mlflowkit.stages import optimize as optimize_stage
 from mlflowkit.stages import package as package_stage
 from mlflowkit.stages import train as train_stage
 from mlflowkit.stages import validate as validate_stage
+from mlflowkit.stages.evaluation import gating, timing
 from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Json
 

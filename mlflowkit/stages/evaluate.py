@@ -16,9 +16,9 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
-from mlflowkit.stages import timing
 from mlflowkit.stages.base import TableInfo, read_signature, read_table_info, write_json
-from mlflowkit.stages.gating import (
+from mlflowkit.stages.evaluation import timing
+from mlflowkit.stages.evaluation.gating import (
     ChampionEvidence,
     ComparedRows,
     EvaluationEvidence,
@@ -29,7 +29,7 @@ from mlflowkit.stages.gating import (
     rows_by_value,
     undecided_times,
 )
-from mlflowkit.stages.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
+from mlflowkit.stages.evaluation.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
 from mlflowkit.system.machine import describe_machine
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 

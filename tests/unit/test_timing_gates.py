@@ -10,9 +10,9 @@ import pytest
 
 from mlflowkit.bench.sequential.disturbance import Disturbance, describe, observe
 from mlflowkit.bench.sequential.sampling import LatencyBudget, spend
-from mlflowkit.stages.gating import Gate, judge_time, rivals, undecided_times
-from mlflowkit.stages.gating import _gate_specs as specs_of
-from mlflowkit.stages.timing import PICKED, TimingEvidence, is_of_class
+from mlflowkit.stages.evaluation.gating import Gate, judge_time, rivals, undecided_times
+from mlflowkit.stages.evaluation.gating import _gate_specs as specs_of
+from mlflowkit.stages.evaluation.timing import PICKED, TimingEvidence, is_of_class
 from mlflowkit.values import Outcome, Verdict
 from tests.support.fake_machine import CORES, FakeMachine
 

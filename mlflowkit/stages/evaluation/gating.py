@@ -15,7 +15,7 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
-from mlflowkit.stages.timing import TimingEvidence, is_of_class, time_estimate
+from mlflowkit.stages.evaluation.timing import TimingEvidence, is_of_class, time_estimate
 from mlflowkit.system.entry_points import METRICS
 from mlflowkit.system.text import category_text
 from mlflowkit.values import Outcome, Verdict
