@@ -12,6 +12,7 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       proposal.json       Proposal: a RoutingTable that replicas should prepare
       evidence/           judging.online.evidence.Evidence: <replica>.json by a gateway, <replica>.observer.json by its
                           observer, feedback.json by the join of feedback with the prediction log
+      feedback.json       what the join counted and left out: {experiment, counters, withheld: {API key: share}}
       disagreements/      shadow reports: <shadow>.json over all replicas; <replica>/<shadow>.json of one replica
       tenths/             decile edges of a champion's predictions (for drift of a regression), by its digest
       request.json        rollout.state.Request: a rollout requested by a deploy, until the controller has taken it
@@ -100,6 +101,10 @@ class GatewaySettings:
     log_days: float = 7.0
     log_mb: float = 1024.0
     profile: bool = True
+    feedback_mb: float = 1024.0
+    """Largest size of the feedback as received, and of its index, each in MiB."""
+    feedback_max_share: float = 0.5
+    """Largest share of a variant's labels from one API key that may also send requests."""
     allowed_hosts: tuple[str, ...] = ()
     """Names in the Host header that are served besides this machine's own, where no API keys are asked for."""
 

@@ -81,6 +81,12 @@ class Keyring:
             has = ", ".join(sorted(scopes))
             raise RequestError(403, f"this API key has the scope {has}; {scope} is needed here", CLOSE)
 
+    def scopes(self, token: bytes) -> tuple[str, frozenset[Scope]]:
+        """The id and the scopes of a key whose token was checked; ("", nothing) for one that is gone meanwhile."""
+        parts = _TOKEN.fullmatch(token)
+        entry = None if parts is None else self._keys.get(parts[1])
+        return ("", frozenset()) if parts is None or entry is None else (parts[1].decode(), entry[1])
+
 
 def bearer_token(name: bytes, value: bytes) -> bytes:
     """The token in an ``authorization`` or ``x-api-key`` header; empty for another scheme than Bearer.

@@ -84,7 +84,9 @@ class Replica:
         telemetry.sink_counters = observer.counters
         mirror = ShadowMirror(self.versions, observer)
         self.plane = DataPlane(self._settings, self.versions, telemetry, observer, mirror)
-        self._feedback = Intake(folder / "feedback", name, days=desired.settings.log_days)
+        self._feedback = Intake(
+            folder / "feedback", name, days=desired.settings.log_days, megabytes=desired.settings.feedback_mb
+        )
         self.gateway = Gateway(self.plane, self._other_metrics_pages, self._feedback)
         self._report = ReplicaReport(
             replica=name,
@@ -93,6 +95,7 @@ class Replica:
             started=process_started(os.getpid()) or 0.0,
         )
         self._keys_stamp: tuple[object, ...] = ()
+        self._keys_warning = ""
         self._reload_keys()
         self._server: HttpServer | None = None
         self._grpc: GrpcServer | None = None
@@ -131,6 +134,7 @@ class Replica:
             versions = self._files.watch(WATCHED, self._versions, 0.0)
             while not self._stopping.is_set():
                 self._reload_keys()
+                self._update_warning()
                 if versions != self._versions or (self._retry_at and time.monotonic() > self._retry_at):
                     self._versions, self._retry_at = versions, 0.0
                     self._reconcile()
@@ -169,7 +173,7 @@ class Replica:
         stamp = (file_stamp(Path(path)),) if path else ()
         if stamp == self._keys_stamp:
             return
-        self._keys_stamp, warning = stamp, ""
+        self._keys_stamp, self._keys_warning = stamp, ""
         if not path:
             self.plane.keys = None
         else:
@@ -179,8 +183,11 @@ class Replica:
                 if stamp == (None,) or self.plane.keys is None:
                     self.plane.keys = Keyring(())
                 effect = "the previous keys stay valid" if len(self.plane.keys) else "every request is rejected"
-                warning = f"API keys: {error.message}; {effect}; {error.hint}"
-                _log.error("%s", warning)
+                self._keys_warning = f"API keys: {error.message}; {effect}; {error.hint}"
+                _log.error("%s", self._keys_warning)
+
+    def _update_warning(self) -> None:
+        warning = "; ".join(filter(None, (self._keys_warning, self._feedback.warning)))
         if warning != self._report.warning:
             self._update_report(warning=warning, heartbeat=0.0)  # written in the next iteration
 
@@ -195,7 +202,7 @@ class Replica:
         old, self._settings = self._settings, settings
         self._reload_keys()
         self.plane.settings = settings
-        self._feedback.days = settings.log_days
+        self._feedback.days, self._feedback.megabytes = settings.log_days, settings.feedback_mb
         if self._server is not None and _address(settings) != _address(old):
             previous = self._grpc, self._server
             self._start_servers()

@@ -85,6 +85,16 @@ HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za
 """A DNS name or an IPv4 address, without a port."""
 
 
+class FeedbackSettings(Section):
+    """Ground truth that clients send for earlier requests; kept for ``log.days``."""
+
+    max_mb: float = Field(default=1024.0, ge=32)
+    """Largest size as received, and largest size of its index, in MiB; the oldest is deleted first."""
+    max_share: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of a variant's labels that may come from one API key which may also send requests. Beyond it, the
+    key's labels are not used; keys with the scope feedback alone have no limit."""
+
+
 class ServeSection(Section):
     """The service that answers requests."""
 
@@ -119,6 +129,8 @@ class ServeSection(Section):
     """The processes of isolated variants."""
     log: PredictionLogSettings = Field(default_factory=PredictionLogSettings)
     """The prediction log."""
+    feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
+    """Ground truth from clients."""
     rollout: Rollout = Field(default_factory=Rollout)
     """How a new version is rolled out."""
 

@@ -48,6 +48,8 @@ def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]
                     st.integers(0, REQUESTS).map(lambda number: f"r{number}"),
                     st.just("label"),
                     st.lists(st.sampled_from(["good", "bad", None]), min_size=1, max_size=3).map(tuple),
+                    st.none(),
+                    st.sampled_from(["", "5f0c2a91", "0badf00d+infer"]),
                 ),
             ),
             max_size=12,
@@ -123,7 +125,7 @@ def _cut(join: FeedbackJoin) -> None:
     class KilledError(Exception):
         pass
 
-    def cut() -> None:
+    def cut(megabytes: float) -> None:
         raise KilledError
 
     join._trim = cut  # type: ignore[method-assign]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflowkit.judging.online.evidence import Moments
+from mlflowkit.serving.feedback import intake as intakes
 from mlflowkit.serving.feedback.intake import Feedback, Intake, parse, read_since
-from mlflowkit.serving.feedback.join import AnsweredRequest, join_request
+from mlflowkit.serving.feedback.scoring import AnsweredRequest, join_request, sources_beyond
 from mlflowkit.serving.protocol.http_error import RequestError
 
 
@@ -88,6 +90,64 @@ def test_what_is_accepted_is_on_the_disk(tmp_path: Path) -> None:
     asyncio.run(send())
 
 
+def test_a_flood_is_bounded_by_size_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intakes, "FILE_BYTES", 64 << 10)
+    items = [Feedback("x" * 200, "label", ("y" * 200,)) for _ in range(400)]
+
+    async def send() -> Intake:
+        intake = Intake(tmp_path, "r1", days=1, megabytes=0.5)
+        for _ in range(20):  # 3.5 MB
+            await intake.accept(items)
+        await intake.accept([Feedback("last", "label", ("x",))])
+        intake.stop()
+        return intake
+
+    intake = asyncio.run(send())
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 0.5 * (1 << 20) + 2 * 180_000
+    assert "serve.feedback.max_mb" in intake.warning
+    ids = [Feedback.from_line(line)[0].id for _, _, lines in read_since(tmp_path, {}) for line in lines]
+    assert ids[-1] == "last"
+
+
+def test_a_file_that_was_removed_while_it_was_idle_loses_nothing(tmp_path: Path) -> None:
+    async def send() -> None:
+        intake = Intake(tmp_path, "r1", days=1)
+        await intake.accept([Feedback("one", "label", ("x",))])
+        for path in tmp_path.iterdir():  # as another replica does when the file is old
+            path.unlink()
+        await intake.accept([Feedback("two", "label", ("x",))])
+        intake.stop()
+
+    asyncio.run(send())
+    ids = [Feedback.from_line(line)[0].id for _, _, lines in read_since(tmp_path, {}) for line in lines]
+    assert ids == ["two"]
+
+
+def test_feedback_is_stamped_when_it_arrives_not_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an item that waits for the disk could pass for one that came after an answer."""
+    import threading
+
+    async def send() -> float:
+        intake = Intake(tmp_path, "r1", days=1)
+        gate = threading.Event()
+        write = intake._append
+        monkeypatch.setattr(intake, "_append", lambda lines: (gate.wait(20), write(lines)))
+        waiting = asyncio.gather(*(intake.accept([Feedback(name, "label", ("x",))]) for name in "ab"))
+        await asyncio.sleep(0)
+        answered = time.time()
+        gate.set()
+        await waiting
+        intake.stop()
+        return answered
+
+    answered = asyncio.run(send())
+    lines = [line for _, _, found in read_since(tmp_path, {}) for line in found]
+    assert len(lines) == 2
+    assert all(Feedback.from_line(line)[1] <= answered for line in lines)
+
+
 def test_lines_are_read_once_they_are_whole(tmp_path: Path) -> None:
     lines = [Feedback(name, "label", ("x",)).to_line(1.0) for name in "ab"]
     path = tmp_path / "r1-1-000001.jsonl"
@@ -131,11 +191,48 @@ def test_a_certain_mistake_has_a_finite_loss() -> None:
     assert join_request([sure], [(1.0, Feedback("r", "label", ("bad",)))]).quality["log_loss"].total < 17
 
 
-def test_the_first_value_counts_and_others_are_conflicts() -> None:
-    feedback = [(2.0, Feedback("r", "label", ("bad",))), (1.0, Feedback("r", "label", ("good",)))]
-    outcome = join_request([GOOD], feedback)
+def said(label: Any, received: float, source: str = "") -> tuple[float, Feedback]:
+    return received, Feedback("r", "label", label if isinstance(label, tuple) else (label,), None, source)
+
+
+def test_a_source_may_correct_itself_and_its_last_value_counts() -> None:
+    outcome = join_request([GOOD], [said("bad", 2.0), said("good", 1.0)])
+    assert outcome.quality["accuracy"] == Moments(1, 0.0, 0.0)
+    assert (outcome.corrections, outcome.conflicts) == (1, 0)
+
+
+def test_a_correction_can_be_taken_back_and_is_one_value_a_row() -> None:
+    outcome = join_request([GOOD, GOOD], [said(("bad", "bad"), 1.0), said((None, "good"), 2.0), said("good", 2.5)])
+    assert outcome.quality["accuracy"] == Moments(2, 1.0, 1.0)
+    assert (outcome.corrections, outcome.mismatched) == (1, 1)
+
+
+def test_another_source_neither_overwrites_nor_delays_the_first_one() -> None:
+    feedback = [said("good", 1.0, "a"), said("bad", 2.0, "b"), said("bad", 0.5, "b")]
+    outcome = join_request([GOOD], feedback, answered=1.0)
+    assert outcome.by_source[("accuracy", "a")] == Moments(1, 1.0, 1.0)
+    assert (outcome.conflicts, outcome.premature) == (1, 0)  # "bad" came again when it could count
+
+
+def test_what_came_before_the_answer_does_not_count_even_against_the_truth() -> None:
+    invented = [said(label, 0.1, "thief") for label in ("bad", "good")]
+    assert join_request([GOOD], invented, answered=1.0).quality == {}
+    outcome = join_request([GOOD], [*invented, said("good", 5.0, "bank")], answered=1.0)
     assert outcome.quality["accuracy"] == Moments(1, 1.0, 1.0)
-    assert outcome.conflicts == 1
+    assert (outcome.conflicts, outcome.premature) == (0, 2)
+    same = join_request([GOOD], [said("good", 0.1), said("good", 5.0)], answered=1.0)
+    assert same.quality["accuracy"] == Moments(1, 1.0, 1.0)  # the truth was sent early and again
+
+
+def test_a_key_that_also_asks_has_a_share_and_one_for_feedback_alone_has_none() -> None:
+    assert sources_beyond({"challenger": {"a+infer": 51, "b+infer": 49}}, 0.5) == {"a+infer": 0.51, "b+infer": 1.0}
+    assert sources_beyond({"challenger": {"a+infer": 50, "b+infer": 50}}, 0.5) == {}
+    assert sources_beyond({"challenger": {"bank": 100}, "champion": {"": 3}}, 0.1) == {}
+    assert sources_beyond({"champion": {"a+infer": 1, "bank": 99}, "challenger": {"a+infer": 9, "bank": 1}}, 0.5) == {
+        "a+infer": 0.9
+    }
+    assert sources_beyond({"challenger": {"a+infer": 100}}, 1.0) == {}
+    assert sources_beyond({}, 0.5) == {}
 
 
 def test_rows_become_known_one_by_one() -> None:

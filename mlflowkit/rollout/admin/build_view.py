@@ -66,6 +66,7 @@ def build_service_view(snapshot: ServiceSnapshot, before: RequestSample | None =
         controller=snapshot.controller,
         webhooks=snapshot.webhooks,
         waiting_webhooks=snapshot.waiting_webhooks,
+        feedback=snapshot.feedback,
         problems=snapshot.problems,
     )
 

@@ -32,7 +32,7 @@ class _Collector:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        for families in (_traffic, _rollouts, _findings, _agreement):
+        for families in (_traffic, _rollouts, _findings, _agreement, _feedback):
             yield from families(self._views)
         yield from _events(self._views, self._counter)
         yield from _controller(self._views)
@@ -111,6 +111,15 @@ def _agreement(views: Sequence[ServiceView]) -> Iterator[Metric]:
             for agreement in slices:
                 share.add_metric((view.service, name, agreement.slice), agreement.value)
     yield share
+
+
+def _feedback(views: Sequence[ServiceView]) -> Iterator[Metric]:
+    text = "Feedback by what became of it: answers joined, items that wait, and items that do not count."
+    items = _gauge("feedback_items", text, "service", "outcome")
+    for view in views:
+        for outcome, count in view.feedback.items():
+            items.add_metric((view.service, outcome), count)
+    yield items
 
 
 def _events(views: Sequence[ServiceView], counter: EventCounter) -> Iterator[Metric]:

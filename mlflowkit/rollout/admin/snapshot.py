@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from mlflowkit.rollout.admin.view_models import (
 )
 from mlflowkit.service_state import controller_lease, version_history
 from mlflowkit.service_state.records import ReplicaReport, ServiceFiles
+from mlflowkit.system.text import format_count
 from mlflowkit.values import Json, RoutingTable
 
 T = TypeVar("T")
@@ -90,6 +91,8 @@ def read_snapshot(files: ServiceFiles) -> ServiceSnapshot:
     now = time.time()
     reports: tuple[ReplicaReport, ...] = reader.get(files.reports, ())
     reader.problems += dict.fromkeys(report.warning for report in reports if report.warning)  # each once
+    feedback: Mapping[str, Json] = reader.json("feedback.json") or {}
+    reader.problems += feedback_problems(feedback)
     return ServiceSnapshot(
         service=files.service,
         time=now,
@@ -107,8 +110,34 @@ def read_snapshot(files: ServiceFiles) -> ServiceSnapshot:
         controller=reader.get(lambda: controller_status(files.state, now), None),
         webhooks=tuple(reversed(deliveries)),
         waiting_webhooks=len(reader.names("webhooks")),
+        feedback=dict(feedback.get("counters", {})),
         problems=tuple(reader.problems),
     )
+
+
+def feedback_problems(status: Mapping[str, Json]) -> Iterator[str]:
+    """What the join of feedback left out, from its status, in words.
+
+    >>> list(feedback_problems({"counters": {"premature": 2}, "withheld": {}}))
+    ['feedback: 2 items came before their request was answered, and do not count']
+    """
+    for key, share in status.get("withheld", {}).items():
+        yield (
+            f"feedback: API key {key} sent {share:.0%} of a variant's labels, more than serve.feedback.max_share: no "
+            "verdict uses them. If it is your own backend's, give it a key for this alone: mlkit key create --keys "
+            "FILE --scope feedback"
+        )
+    counters = status.get("counters", {})
+    for name, text in (
+        ("premature", "came before their request was answered, and do not count"),
+        ("unmatched", "name a request that is not in the prediction log, and were dropped"),
+        ("unknown", "have a label that is none of the model's classes"),
+        ("mismatched", "have another number of rows, or of values, than their request was answered with"),
+    ):
+        if counters.get(name):
+            yield f"feedback: {format_count(counters[name], 'item')} {text}"
+    if counters.get("trimmed"):
+        yield "feedback: the index is larger than serve.feedback.max_mb: its oldest entries were removed"
 
 
 def webhook_deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:

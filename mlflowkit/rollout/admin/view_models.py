@@ -65,6 +65,7 @@ class ServiceSnapshot:
     controller: ControllerStatus | None = None
     webhooks: tuple[Mapping[str, Json], ...] = ()
     waiting_webhooks: int = 0
+    feedback: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -291,6 +292,8 @@ class ServiceView:
     webhooks: tuple[Mapping[str, Json], ...]
     """Results of the last deliveries, newest first."""
     waiting_webhooks: int
+    feedback: Mapping[str, int]
+    """Items of feedback by what became of them; empty before the first."""
     problems: tuple[str, ...]
 
     def to_json(self) -> Json:

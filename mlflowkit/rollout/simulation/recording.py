@@ -19,7 +19,7 @@ from mlflowkit.judging.online.evidence import LATENCY_GROWTH, SCORE_BINS, Eviden
 from mlflowkit.rollout.simulation.scenarios import TrafficFigures
 from mlflowkit.rollout.simulation.synthetic_traffic import CHAMPION, normalised, quantile
 from mlflowkit.service_state.file_records import FileRecords
-from mlflowkit.serving.feedback import intake, join
+from mlflowkit.serving.feedback import intake, scoring
 from mlflowkit.serving.observer import prediction_log, shadow_comparison
 
 ASSIGNED_AS_MIRROR = "mirror"
@@ -295,9 +295,11 @@ class _RecordingBuilder:
         for index, id in enumerate(recording.ids):
             items = feedback.get(id)
             if items and not recording.failed[index]:
-                quality = join.join_request(self._answers(index), items).quality
-                when = min(received for received, _ in items) - recording.begun
-                observed.append((max(when, float(recording.times[index])), index, quality))
+                answered = recording.begun + float(recording.times[index])
+                later = [received for received, _ in items if received >= answered]
+                quality = scoring.join_request(self._answers(index), items, answered).quality
+                if later:
+                    observed.append((min(later) - recording.begun, index, quality))
         if not observed:
             return None
         observed.sort(key=lambda item: item[:2])
@@ -310,12 +312,12 @@ class _RecordingBuilder:
         times = np.array([when for when, *_ in observed])
         return RecordedFeedback(times, np.array([index for _, index, _ in observed], dtype=np.int64), values)
 
-    def _answers(self, request: int) -> list[join.AnsweredRequest]:
+    def _answers(self, request: int) -> list[scoring.AnsweredRequest]:
         first, last = int(self._starts[request]), int(self._starts[request + 1])
         answers = []
         for row in self._rows.slice(first, last - first).to_pylist():
             shares = {name.partition(".")[2]: row[name] for name in self._classes if row[name] is not None}
-            answers.append(join.AnsweredRequest(row.get("label"), shares, row.get("prediction")))
+            answers.append(scoring.AnsweredRequest(row.get("label"), shares, row.get("prediction")))
         return answers
 
 

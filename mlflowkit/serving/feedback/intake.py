@@ -7,7 +7,10 @@ value is a list for a request of several rows (null for a row whose truth is not
 
 ::
 
-    <service>/feedback/<writer>-<number>.jsonl     a line per item: {"id", "label" | "target", "time", "received"}
+    <service>/feedback/<writer>-<number>.jsonl     a line per item: {"id", "label" | "target", "time", "received",
+                                                   "source"}
+
+``source`` is the id of the API key that sent the item, and absent where no key was asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO, Literal
 
 from mlflowkit.errors import closest_match
+from mlflowkit.serving.auth import Keyring
 from mlflowkit.serving.inference.batching import resolve
 from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.system.files import make_folder, private_opener
@@ -32,6 +36,8 @@ from mlflowkit.values import Json
 
 Kind = Literal["label", "target"]
 KEYS = frozenset({"id", "label", "target", "time"})
+ASKING = "+infer"
+"""Suffix of a source whose key may also send the requests that it labels."""
 FILE_BYTES = 16 << 20
 MAX_QUEUED_ITEMS = 200_000
 """Items that wait for the disk; more are refused with 503."""
@@ -39,23 +45,28 @@ SWEEP_SECONDS = 60.0
 SUFFIX = ".jsonl"
 _RETRY_AFTER = ((b"retry-after", b"5"),)
 _log = logging.getLogger("mlflowkit.serving")
-_Submission = tuple[Sequence["Feedback"], "asyncio.Future[None]"]
+_Submission = tuple[float, Sequence["Feedback"], "asyncio.Future[None]"]
+"""(time received, items, what to resolve once they are on disk)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """The ground truth of one request: ``values`` has a value per row, None where it is not known.
 
-    ``time`` is when the truth became known, in seconds since the epoch, if the sender gave it.
+    ``time`` is when the truth became known, in seconds since the epoch, if the sender gave it. ``source`` is the id of
+    the sender's API key, with the suffix ASKING if that key may also send requests; "" where no key is asked for.
     """
 
     id: str
     kind: Kind
     values: tuple[Json, ...]
     time: float | None = None
+    source: str = ""
 
     def to_line(self, received: float) -> bytes:
         value = {"id": self.id, self.kind: list(self.values), "time": self.time, "received": received}
+        if self.source:
+            value["source"] = self.source
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -63,7 +74,16 @@ class Feedback:
         """Decode a line into (feedback, received). Raises ValueError, KeyError or TypeError when it is malformed."""
         value = json.loads(line)
         kind: Kind = "label" if "label" in value else "target"
-        return cls(value["id"], kind, tuple(value[kind]), value["time"]), float(value["received"])
+        source = str(value.get("source", ""))
+        return cls(value["id"], kind, tuple(value[kind]), value["time"], source), float(value["received"])
+
+
+def feedback_source(keys: Keyring | None, token: bytes) -> str:
+    """The source of what a client with a checked token sends; "" where no key is asked for."""
+    if keys is None:
+        return ""
+    key, scopes = keys.scopes(token)
+    return f"{key}{ASKING}" if "infer" in scopes else key
 
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[Feedback, float]]:
@@ -75,11 +95,11 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[Feedback, float]]:
             _log.error("a line of feedback is damaged: %r", error)
 
 
-def parse(document: Mapping[str, Any], *, limit: int) -> list[Feedback]:
-    """Parse the items of a request body. Raises RequestError 400 for the first invalid item, 413 above ``limit``.
+def parse(document: Mapping[str, Any], *, limit: int, source: str = "") -> list[Feedback]:
+    """Parse the items of a source's request. Raises RequestError 400 for the first invalid item, 413 above ``limit``.
 
     >>> parse({"id": "r1", "label": "good"}, limit=10)
-    [Feedback(id='r1', kind='label', values=('good',), time=None)]
+    [Feedback(id='r1', kind='label', values=('good',), time=None, source='')]
     """
     items = document.get("feedback") if "feedback" in document else [document]
     if type(items) is not list or not items:
@@ -89,10 +109,11 @@ def parse(document: Mapping[str, Any], *, limit: int) -> list[Feedback]:
         raise RequestError(400, f"{_quote(other)} has no place beside feedback, which is a list of items")
     if len(items) > limit:
         raise RequestError(413, f"{len(items)} items; at most {limit} are accepted at once")
-    return [_parse_item(item, f"feedback[{i}]: " if "feedback" in document else "") for i, item in enumerate(items)]
+    many = "feedback" in document
+    return [_parse_item(item, f"feedback[{index}]: " if many else "", source) for index, item in enumerate(items)]
 
 
-def _parse_item(item: Any, prefix: str) -> Feedback:
+def _parse_item(item: Any, prefix: str, source: str) -> Feedback:
     if type(item) is not dict:
         raise RequestError(400, f'{prefix}an object is needed, such as {{"id": "...", "label": "..."}}')
     for key in item:
@@ -116,7 +137,7 @@ def _parse_item(item: Any, prefix: str) -> Feedback:
         raise RequestError(400, f"{prefix}label: text, a whole number, true or false is needed, or a list of them")
     if kind == "target" and not all(type(value) in (int, float) and abs(value) < 1e300 for value in given):
         raise RequestError(400, f"{prefix}target: a number is needed, or a list of them")
-    return Feedback(request_id, kind, values, None if time_known is None else float(time_known))
+    return Feedback(request_id, kind, values, None if time_known is None else float(time_known), source)
 
 
 def _is_label(value: Any) -> bool:
@@ -134,13 +155,17 @@ def _quote(key: object) -> str:
 class Intake:
     """Makes feedback durable off the event loop: all queued items are written and synced together (group commit).
 
-    Belongs to one event loop and has one thread of its own. Files are removed after ``days``.
+    Belongs to one event loop and has one thread of its own. Files are removed after ``days``, and the oldest while all
+    replicas' together are larger than ``megabytes``; ``warning`` tells the latter, "" if it did not happen.
     """
 
-    def __init__(self, folder: Path, replica: str, *, days: float) -> None:
+    def __init__(self, folder: Path, replica: str, *, days: float, megabytes: float = 1024.0) -> None:
         self.folder = folder
         self.days = days
+        self.megabytes = megabytes
         self.accepted = 0
+        self.warning = ""
+        self._removed_bytes = 0
         self._writer = f"{replica}-{time.time_ns() // 1_000_000:x}"
         self._number = 0
         self._stream: BinaryIO | None = None
@@ -158,7 +183,7 @@ class Intake:
             self._thread.start()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queued_items += len(items)
-        self._queue.put((items, done))
+        self._queue.put((time.time(), items, done))
         try:
             await done
         finally:
@@ -184,27 +209,33 @@ class Intake:
             self._stream.close()
 
     def _commit(self, group: Sequence[_Submission]) -> None:
-        now = time.time()
         failure: RequestError | None = None
         try:
-            self._write(b"".join(item.to_line(now) for items, _ in group for item in items))
+            self._write(b"".join(item.to_line(received) for received, items, _ in group for item in items))
         except OSError as error:
             _log.error("feedback cannot be stored: %s", error)
             failure = RequestError(503, f"feedback cannot be stored now: {error.strerror or error}", _RETRY_AFTER)
-        for _, done in group:
+        for *_, done in group:
             if not done.get_loop().is_closed():
                 done.get_loop().call_soon_threadsafe(resolve, done, failure)
         if time.monotonic() - self._swept > SWEEP_SECONDS:
-            self._swept = time.monotonic()
-            self._remove_old_files(now)
+            self._remove_old_files()
 
     def _write(self, lines: bytes) -> None:
         """Append lines and sync. After a failed write the next one starts a new file: a reader may already have seen
-        the partial line."""
+        the partial line. A file that was removed while it was idle holds nothing: the lines go to a new one."""
+        self._append(lines)
+        if self._stream is not None and os.fstat(self._stream.fileno()).st_nlink == 0:
+            self._stream.close()
+            self._stream = None
+            self._append(lines)
+
+    def _append(self, lines: bytes) -> None:
         if self._stream is None or self._stream.tell() > FILE_BYTES:
             if self._stream is not None:
                 self._stream.close()
                 self._stream = None
+            self._remove_old_files()
             make_folder(self.folder)
             self._number += 1
             path = self.folder / f"{self._writer}-{self._number:06d}{SUFFIX}"
@@ -219,13 +250,35 @@ class Intake:
             stream.close()
             raise
 
-    def _remove_old_files(self, now: float) -> None:
+    def _remove_old_files(self) -> None:
+        """Remove files beyond the age, then the oldest until one more file fits into the size."""
+        self._swept, now = time.monotonic(), time.time()
+        files: list[tuple[float, int, Path]] = []
         for path in () if self.folder.is_symlink() else self.folder.glob(f"*{SUFFIX}"):
             try:
-                if now - path.stat().st_mtime > self.days * 86_400:
+                status = path.stat()
+                if now - status.st_mtime > self.days * 86_400:
                     path.unlink(missing_ok=True)
+                else:
+                    files.append((status.st_mtime, status.st_size, path))
             except OSError as error:  # another replica removed it, or access is denied: retried in a minute
                 _log.warning("%s: %s", path, error)
+        excess = sum(size for _, size, _ in files) + FILE_BYTES - self.megabytes * (1 << 20)
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                return
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                _log.warning("%s: %s", path, error)
+                continue
+            excess -= size
+            self._removed_bytes += size
+            self.warning = (
+                f"feedback is larger than {self.megabytes:g} MiB: its oldest {self._removed_bytes >> 20} MiB were "
+                "removed; a larger serve.feedback.max_mb keeps more"
+            )
+            _log.error("%s", self.warning)
 
 
 def read_since(

@@ -7,7 +7,7 @@ transaction, so it may be killed at any point; without the file it starts over f
 The counts do not depend on the order in which answers and feedback appear, nor on duplicates:
 
 - of a request id, each variant's first answer counts, by the time at which it was given;
-- of a row, the first value received counts; later values that differ are counted as conflicts;
+- feedback counts that was received after the id's first answer, as `scoring` says;
 - only answers that the split assigned (``how`` is "hash") and the variant gave itself count, and a shadow's ("mirror").
 """
 
@@ -19,8 +19,8 @@ import logging
 import math
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +30,44 @@ import pyarrow.compute as compute
 
 from mlflowkit.errors import StoreError
 from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts
-from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.service_state.records import GatewaySettings, ServiceFiles
 from mlflowkit.serving.feedback import intake
-from mlflowkit.serving.feedback.intake import Feedback
+from mlflowkit.serving.feedback.intake import ASKING, Feedback
+from mlflowkit.serving.feedback.scoring import (
+    COUNTERS,
+    AnsweredRequest,
+    JoinedOutcome,
+    join_request,
+    sources_beyond,
+)
 from mlflowkit.serving.observer import prediction_log
 from mlflowkit.system.files import make_folder, private_opener
-from mlflowkit.system.text import category_text
 from mlflowkit.values import Json
 
 INDEXED_ROWS = 10_000_000
 """Answered rows, and items of feedback, in the index; the oldest are removed first."""
-CLIP = float(np.finfo(np.float32).eps)
-"""Probabilities are clipped to [CLIP, 1 - CLIP], as in the metrics of the evaluate stage."""
+ITEMS_PER_ID = 32
+"""Different items of one source about one request; the oldest are removed first."""
+PENDING_ITEMS = 200_000
+"""Items about requests that are not in the log; the oldest are removed first."""
+PENDING_SECONDS = 86_400.0
+"""How long an item waits for its request to appear in the log."""
 STEP_ITEMS = 200_000
 """Rows and items that one step reads, approximately."""
 _COLUMNS = ("time", "id", "row", "experiment", "epoch", "variant", "answered", "how", "label", "prediction", "prob")
 _COUNTED = ("hash", "mirror")
+_ONE_A_LABEL = ("accuracy", "absolute_error")
+"""Metrics that count each label once."""
 _log = logging.getLogger("mlflowkit.rollout")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY, id TEXT, variant TEXT, row INTEGER, time REAL, experiment TEXT, epoch INTEGER,
     label TEXT, prediction REAL, probabilities BLOB, classes INTEGER, UNIQUE (id, variant, row));
 CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, names TEXT UNIQUE);
-CREATE TABLE IF NOT EXISTS feedback (
-    number INTEGER PRIMARY KEY, id TEXT, kind TEXT, said TEXT, received REAL, UNIQUE (id, kind, said));
+CREATE TABLE IF NOT EXISTS items (
+    number INTEGER PRIMARY KEY, id TEXT, kind TEXT, said TEXT, source TEXT, first REAL, last REAL,
+    matched INTEGER DEFAULT 0, UNIQUE (id, kind, said, source));
+CREATE INDEX IF NOT EXISTS pending ON items (number) WHERE matched = 0;
 CREATE TABLE IF NOT EXISTS counted (
     number INTEGER PRIMARY KEY, id TEXT, variant TEXT, experiment TEXT, epoch INTEGER, outcome TEXT,
     UNIQUE (id, variant));
@@ -63,9 +77,27 @@ CREATE TABLE IF NOT EXISTS totals (
 CREATE TABLE IF NOT EXISTS places (log TEXT, name TEXT, place INTEGER, PRIMARY KEY (log, name)) WITHOUT ROWID;
 CREATE TEMP TABLE fresh (id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+_MIGRATE = """
+BEGIN IMMEDIATE;
+INSERT OR IGNORE INTO items (id, kind, said, source, first, last, matched)
+    SELECT id, kind, said, '', received, received, EXISTS (SELECT 1 FROM answers WHERE answers.id = feedback.id)
+    FROM feedback;
+INSERT OR IGNORE INTO totals SELECT '', 0, '', '-joined', COUNT(*), 0, 0 FROM counted;
+DROP TABLE feedback;
+COMMIT;
+"""
+"""From the format before sources, whose items have the table ``feedback``."""
 _INSERT_FEEDBACK = """
-INSERT INTO feedback (id, kind, said, received) VALUES (?, ?, ?, ?)
-ON CONFLICT (id, kind, said) DO UPDATE SET received = MIN(received, excluded.received)
+INSERT INTO items (id, kind, said, source, first, last) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (id, kind, said, source) DO UPDATE SET first = MIN(first, excluded.first), last = MAX(last, excluded.last)
+"""
+_REMOVE_REPEATED = f"""
+DELETE FROM items WHERE number IN (
+    SELECT number FROM (
+        SELECT number, ROW_NUMBER() OVER (PARTITION BY id, source ORDER BY last DESC, kind, said) AS place FROM items
+        WHERE id IN (SELECT id FROM items WHERE id IN (SELECT id FROM fresh)
+                     GROUP BY id, source HAVING COUNT(*) > {ITEMS_PER_ID}))
+    WHERE place > {ITEMS_PER_ID})
 """
 _INSERT_ANSWERS = """
 INSERT INTO answers (id, variant, row, time, experiment, epoch, label, prediction, probabilities, classes)
@@ -76,78 +108,6 @@ WHERE (excluded.time, excluded.epoch) < (time, epoch)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredRequest:
-    """One answered row: a label with the probabilities by class, or a prediction."""
-
-    label: str | None = None
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    prediction: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedOutcome:
-    """The result of one request's feedback.
-
-    quality     moments by metric, over the rows
-    conflicts   values that differ from the first one of their row
-    mismatched  items for another number of rows, or of the other kind
-    unknown     labels that are none of the model's classes
-    """
-
-    quality: Mapping[str, Moments]
-    conflicts: int = 0
-    mismatched: int = 0
-    unknown: int = 0
-
-    def to_json(self) -> dict[str, list[float]]:
-        """[count, sum, sum of squares] by metric; counters that are no metric have a name that begins with "-"."""
-        counters = {"-conflicts": self.conflicts, "-mismatched": self.mismatched, "-unknown": self.unknown}
-        quality = {metric: [value.count, value.total, value.squares] for metric, value in sorted(self.quality.items())}
-        return quality | {name: [count, 0.0, 0.0] for name, count in counters.items() if count}
-
-
-def join_request(answers: Sequence[AnsweredRequest], feedback: Sequence[tuple[float, Feedback]]) -> JoinedOutcome:
-    """Score one request's rows against all its feedback, given as (time received, item). Pure.
-
-    >>> join_request([AnsweredRequest("good", {"good": 0.8})], [(7.0, Feedback("r", "label", ("good",)))]).quality[
-    ...     "accuracy"
-    ... ]
-    Moments(count=1, total=1.0, squares=1.0)
-    """
-    truth: dict[int, Any] = {}
-    conflicts = mismatched = unknown = 0
-    kind = "label" if answers[0].label is not None else "target"
-    for _, item in sorted(feedback, key=lambda pair: (pair[0], json.dumps(pair[1].values))):
-        if item.kind != kind or len(item.values) != len(answers):
-            mismatched += 1
-            continue
-        for row, value in enumerate(item.values):
-            if value is not None:
-                plain = category_text(int(value) if isinstance(value, bool) else value) if kind == "label" else value
-                conflicts += truth.setdefault(row, plain) != plain
-    quality: dict[str, Moments] = {}
-    for row, actual in truth.items():
-        scores = _scores(answers[row], actual)
-        unknown += scores is None
-        for metric, value in (scores or {}).items():
-            quality[metric] = quality.get(metric, Moments()) + Moments(1, value, value * value)
-    return JoinedOutcome(quality, conflicts, mismatched, unknown)
-
-
-def _scores(answer: AnsweredRequest, actual: Any) -> dict[str, float] | None:
-    """Metrics of one row; None for a label that is none of the classes."""
-    if answer.prediction is not None:
-        error = answer.prediction - float(actual)
-        return {"absolute_error": abs(error), "squared_error": error * error}
-    if not answer.probabilities:
-        return {"accuracy": float(answer.label == actual)}
-    if actual not in answer.probabilities:
-        return None
-    probability = min(max(answer.probabilities[actual], CLIP), 1.0 - CLIP)
-    return {"accuracy": float(answer.label == actual), "log_loss": -math.log(probability)}
-
-
 class FeedbackJoin:
     """The join of one service's folder, by one process at a time. Raises StoreError when the index does not open."""
 
@@ -156,58 +116,83 @@ class FeedbackJoin:
         self._path = folder / "join.sqlite"
         self._files = ServiceFiles(folder)
         self._class_names: dict[int, tuple[str, ...]] = {}
-        self._written: Json = None
+        self._written: dict[str, Json] = {}
         self._database = _open(self._path)
 
     def step(self, experiment: str | None = None) -> Evidence:
         """Read new entries of both logs; return the quality of an experiment, by default the routing table's.
 
-        Also writes it to ``evidence/feedback.json`` when it changed. Raises StoreError or ServiceError when the disk
-        refuses; nothing is lost, the next step continues after the last one that succeeded.
+        Also writes it to ``evidence/feedback.json``, and what is not used to ``feedback.json``, when they changed.
+        Raises StoreError or ServiceError when the disk refuses; nothing is lost, the next step continues after the last
+        one that succeeded.
         """
+        desired = self._files.desired()
+        settings = GatewaySettings(self._files.service) if desired is None else desired.settings
         with self._transaction():
-            self._index("feedback", _INSERT_FEEDBACK, self._read_feedback())
-            self._index("predictions", _INSERT_ANSWERS, self._read_answers())
+            # Feedback is read when the log of answers has been read to its end: what then has no answer has none yet.
+            if self._index("predictions", _INSERT_ANSWERS, self._read_answers()):
+                self._index("feedback", _INSERT_FEEDBACK, self._read_feedback())
+                self._remove_pending()
+            self._database.execute(_REMOVE_REPEATED)
             self._join_changed()
-            self._trim()
+            self._trim(settings.feedback_mb)
         if experiment is None:
             table = self._files.table()
             experiment = "" if table is None else table.experiment
-        evidence = self.evidence(experiment)
-        document = evidence.to_json()
-        if document != self._written and (evidence.epochs or self._written is not None):
-            self._files.write_json("evidence/feedback.json", document, durable=False)
-            self._written = document
+        evidence, withheld = self._judgeable(experiment, settings.feedback_max_share)
+        self._write("evidence/feedback.json", evidence.to_json(), skip=not evidence.epochs)
+        counters = self.counters()
+        status = {"experiment": experiment, "counters": counters, "withheld": withheld}
+        self._write("feedback.json", status, skip=not any(counters.values()))
         return evidence
 
+    def _write(self, name: str, document: Json, *, skip: bool) -> None:
+        """Write a record when it changed; the first one unless it is to be skipped."""
+        if document != self._written.get(name) and (not skip or name in self._written):
+            self._files.write_json(name, document, durable=False)
+            self._written[name] = document
+
     def evidence(self, experiment: str) -> Evidence:
-        """Return the quality counted for an experiment."""
-        quality: dict[int, dict[str, dict[str, Moments]]] = {}
-        for epoch, variant, metric, count, total, squares in self._database.execute(
+        """Return the quality counted for an experiment, whoever sent the feedback."""
+        return self._judgeable(experiment, 1.0)[0]
+
+    def _judgeable(self, experiment: str, max_share: float) -> tuple[Evidence, dict[str, float]]:
+        """The quality of an experiment without the sources beyond their share, and those sources with their shares."""
+        rows = self._database.execute(
             "SELECT epoch, variant, metric, count, total, squares FROM totals"
             " WHERE experiment = ? AND metric NOT LIKE '-%' AND count > 0",
             (experiment,),
-        ):
-            quality.setdefault(epoch, {}).setdefault(variant, {})[metric] = Moments(count, total, squares)
-        return Evidence(
-            experiment,
-            {
-                epoch: {name: VariantCounts(quality=metrics) for name, metrics in variants.items()}
-                for epoch, variants in quality.items()
-            },
-        )
+        ).fetchall()
+        labels: dict[str, Counter[str]] = {}
+        for _, variant, metric, count, _, _ in rows:
+            name, _, source = metric.partition("@")
+            if name in _ONE_A_LABEL:
+                labels.setdefault(variant, Counter())[source] += count
+        beyond = sources_beyond(labels, max_share)
+        quality: dict[int, dict[str, dict[str, Moments]]] = {}
+        for epoch, variant, metric, *moments in rows:
+            name, _, source = metric.partition("@")
+            if source not in beyond:
+                metrics = quality.setdefault(epoch, {}).setdefault(variant, {})
+                metrics[name] = metrics.get(name, Moments()) + Moments(*moments)
+        epochs = {
+            epoch: {name: VariantCounts(quality=metrics) for name, metrics in variants.items()}
+            for epoch, variants in quality.items()
+        }
+        return Evidence(experiment, epochs), {name.removesuffix(ASKING): share for name, share in beyond.items()}
 
     def counters(self) -> Mapping[str, int]:
-        """Count joined requests, conflicts, mismatched, unknown (see `JoinedOutcome`), and pending feedback items."""
+        """Count joined answers, what was left out (see `JoinedOutcome`), and items without an answer in the log.
+
+        ``pending`` items wait for their request to appear in the log; ``unmatched`` ones waited in vain. ``trimmed`` is
+        entries of the index that were removed because it was too large.
+        """
         totals = dict(
             self._database.execute("SELECT metric, SUM(count) FROM totals WHERE metric LIKE '-%' GROUP BY metric")
         )
-        joined = self._database.execute("SELECT COUNT(*) FROM counted").fetchone()[0]
-        pending = self._database.execute(
-            "SELECT COUNT(*) FROM feedback WHERE NOT EXISTS (SELECT 1 FROM counted WHERE counted.id = feedback.id)"
-        ).fetchone()[0]
-        names = ("conflicts", "mismatched", "unknown")
-        return {"joined": joined, "pending": pending, **{name: totals.get(f"-{name}", 0) for name in names}}
+        pending = self._database.execute("SELECT COUNT(*) FROM items WHERE matched = 0").fetchone()[0]
+        names = ("joined", *COUNTERS, "unmatched", "trimmed")
+        return {"pending": pending, **{name: int(totals.get(f"-{name}", 0)) for name in names}}
 
     def close(self) -> None:
         self._database.close()
@@ -231,16 +216,22 @@ class FeedbackJoin:
 
     def _read_feedback(self) -> Iterator[tuple[str, int, list[tuple[Any, ...]]]]:
         for name, position, lines in intake.read_since(self.folder / "feedback", self._cursor("feedback")):
-            items = intake.parse_lines(lines)
-            yield name, position, [(item.id, item.kind, json.dumps(item.values), received) for item, received in items]
+            rows = [
+                (item.id, item.kind, json.dumps(item.values), item.source, received, received)
+                for item, received in intake.parse_lines(lines)
+            ]
+            yield name, position, rows
 
     def _read_answers(self) -> Iterator[tuple[str, int, list[tuple[Any, ...]]]]:
         log = prediction_log.read_since(self.folder / "predictions", self._cursor("predictions"), _COLUMNS)
         for table, writer, position in log:
             yield writer, position, self._answer_rows(table)
 
-    def _index(self, log: str, insert: str, entries: Iterator[tuple[str, int, list[tuple[Any, ...]]]]) -> None:
-        """Add a log's new entries to the index, mark their ids (the first field) as changed, store the position."""
+    def _index(self, log: str, insert: str, entries: Iterator[tuple[str, int, list[tuple[Any, ...]]]]) -> bool:
+        """Add a log's new entries to the index, mark their ids (the first field) as changed, store the position.
+
+        Returns whether the log's end was reached.
+        """
         count = 0
         for name, position, rows in entries:
             self._database.executemany(insert, rows)
@@ -248,7 +239,8 @@ class FeedbackJoin:
             self._database.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", (log, name, position))
             count += len(rows)
             if count > STEP_ITEMS:
-                return
+                return False
+        return True
 
     def _answer_rows(self, table: pa.Table) -> list[tuple[Any, ...]]:
         """Convert the rows of the log that count to rows of the index."""
@@ -276,18 +268,25 @@ class FeedbackJoin:
     def _join_changed(self) -> None:
         """Join each changed request of which both logs have an entry, replacing its earlier outcome."""
         ids = self._database.execute(
-            "SELECT id FROM fresh WHERE EXISTS (SELECT 1 FROM feedback WHERE feedback.id = fresh.id)"
+            "SELECT id FROM fresh WHERE EXISTS (SELECT 1 FROM items WHERE items.id = fresh.id)"
             " AND EXISTS (SELECT 1 FROM answers WHERE answers.id = fresh.id)"
         ).fetchall()
         for (request_id,) in ids:
+            query = "SELECT MIN(time) FROM answers WHERE id = ?"
+            answered = self._database.execute(query, (request_id,)).fetchone()[0]
             feedback = [
-                (received, Feedback(request_id, kind, tuple(json.loads(values))))
-                for kind, values, received in self._database.execute(
-                    "SELECT kind, said, received FROM feedback WHERE id = ?", (request_id,)
+                (received, Feedback(request_id, kind, tuple(json.loads(values)), None, source))
+                for kind, values, source, *receipts in self._database.execute(
+                    "SELECT kind, said, source, first, last FROM items WHERE id = ?", (request_id,)
                 )
+                for received in receipts
             ]
-            for variant, experiment, epoch, answers in self._answers_of(request_id):
-                self._count(request_id, variant, experiment, epoch, join_request(answers, feedback))
+            for number, (variant, experiment, epoch, answers) in enumerate(self._answers_of(request_id)):
+                outcome = join_request(answers, feedback, answered)
+                if number > 0:  # an item is left out once, however many variants answered
+                    outcome = JoinedOutcome(outcome.by_source)
+                self._count(request_id, variant, experiment, epoch, outcome)
+        self._database.executemany("UPDATE items SET matched = 1 WHERE id = ? AND matched = 0", ids)
 
     def _answers_of(self, request_id: str) -> list[tuple[str, str, int, list[AnsweredRequest]]]:
         """(variant, experiment, epoch, rows) of a request; experiment and epoch are those of its first row."""
@@ -318,7 +317,9 @@ class FeedbackJoin:
             "SELECT experiment, epoch, outcome FROM counted WHERE id = ? AND variant = ?", (request_id, variant)
         ).fetchone()
         metrics = outcome.to_json()
-        if earlier is not None:
+        if earlier is None:
+            self._add_to_total(_joined("joined"), [1, 0.0, 0.0])
+        else:
             if earlier == (experiment, epoch, json.dumps(metrics)):
                 return
             for metric, moments in json.loads(earlier[2]).items():
@@ -339,12 +340,52 @@ class FeedbackJoin:
             (*key, *moments),
         )
 
-    def _trim(self) -> None:
-        """Remove the oldest rows of the index beyond its limit; outcomes stay longest, so that nothing counts twice."""
-        for name, factor in (("answers", 1), ("feedback", 1), ("counted", 2)):
+    def _remove_pending(self) -> None:
+        """Remove items whose requests did not appear in the log: the oldest beyond a number and an age.
+
+        The age is that beside the newest item, so that an index that is rebuilt from the logs becomes the same.
+        """
+        removed = self._database.execute(
+            "DELETE FROM items WHERE number IN (SELECT number FROM items AS waiting WHERE matched = 0"
+            " AND NOT EXISTS (SELECT 1 FROM answers WHERE answers.id = waiting.id) AND"
+            " (last < (SELECT last FROM items ORDER BY number DESC LIMIT 1) - ? OR number <="
+            " (SELECT number FROM items WHERE matched = 0 ORDER BY number DESC LIMIT 1 OFFSET ?)))",
+            (PENDING_SECONDS, PENDING_ITEMS),
+        ).rowcount
+        if removed:
+            self._add_to_total(_joined("unmatched"), [removed, 0.0, 0.0])
+
+    def _trim(self, megabytes: float) -> None:
+        """Remove the oldest rows beyond the limits; outcomes stay longest, so that nothing counts twice."""
+        for name, factor in (("answers", 1), ("items", 1), ("counted", 2)):
             self._database.execute(
                 f"DELETE FROM {name} WHERE number <= (SELECT MAX(number) FROM {name}) - ?", (factor * INDEXED_ROWS,)
             )
+        removed = 0
+        while self._size() > megabytes * (1 << 20):
+            before = removed
+            for name, part in (("answers", 5), ("items", 5), ("counted", 20)):
+                first, last = self._database.execute(f"SELECT MIN(number), MAX(number) FROM {name}").fetchone()
+                if last is not None:
+                    until = first + (last - first) // part
+                    removed += self._database.execute(f"DELETE FROM {name} WHERE number <= ?", (until,)).rowcount
+            if removed == before:
+                break
+        if removed:
+            self._add_to_total(_joined("trimmed"), [removed, 0.0, 0.0])
+
+    def _size(self) -> int:
+        """Bytes of the index in use; removed rows leave room that is used again."""
+        pages, free, size = (
+            self._database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+
+def _joined(name: str) -> tuple[str, int, str, str]:
+    """The key of a total that belongs to no experiment."""
+    return "", 0, "", f"-{name}"
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -371,6 +412,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.executescript(_SCHEMA)
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'feedback'").fetchone():
+            connection.executescript(_MIGRATE)
     except BaseException:
         connection.close()
         raise

@@ -34,7 +34,7 @@ from typing import Any
 import orjson
 
 from mlflowkit.service_state.records import GatewaySettings
-from mlflowkit.serving.feedback.intake import Intake
+from mlflowkit.serving.feedback.intake import Intake, feedback_source
 from mlflowkit.serving.feedback.intake import parse as parse_feedback
 from mlflowkit.serving.http.browser_guard import BrowserGuard
 from mlflowkit.serving.http.openapi import openapi
@@ -159,7 +159,8 @@ class Gateway:
         self.plane.check_load()
         settings = self.plane.settings
         body = await self._body_reader.read(receive, head.body_length, settings.max_body_bytes)
-        items = parse_feedback(read_document(body), limit=settings.max_rows)
+        source = feedback_source(self.plane.keys, head.token)
+        items = parse_feedback(read_document(body), limit=settings.max_rows, source=source)
         await self.feedback.accept(items)
         return 202, orjson.dumps({"accepted": len(items)}), _JSON
 

@@ -147,7 +147,7 @@ def test_feedback_is_joined_into_quality(observed: Served) -> None:
     assert (early.status_code, early.json()) == (202, {"accepted": 1})
     items = [{"id": f"ask-{number}", "label": "good"} for number in range(40)]
     assert observed.client.post("/v2/feedback", json={"feedback": items}).json() == {"accepted": 40}
-    items = [{"id": f"ask-{number}", "label": "bad"} for number in range(5)]  # too late
+    items = [{"id": f"ask-{number}", "label": "bad"} for number in range(5)]  # a correction
     assert observed.client.post(
         "/v2/feedback", json={"feedback": [*items, {"id": "tester", "label": "bad"}]}
     ).is_success
@@ -155,11 +155,17 @@ def test_feedback_is_joined_into_quality(observed: Served) -> None:
     join = FeedbackJoin(observed.files.folder)
     quality = join.step().of("champion").quality
     labels = answers_of(observed.champion, observed)
-    assert (quality["accuracy"].count, quality["accuracy"].total) == (40, labels.count("good"))
+    right = labels[:5].count("bad") + labels[5:40].count("good")
+    assert (quality["accuracy"].count, quality["accuracy"].total) == (40, right)
     shadow = join.evidence("e1").of("candidate").quality["accuracy"]
-    assert (shadow.count, shadow.total) == (40, answers_of(observed.shadow, observed).count("good"))
+    answers = answers_of(observed.shadow, observed)
+    assert (shadow.count, shadow.total) == (40, answers[:5].count("bad") + answers[5:40].count("good"))
+    assert join.counters()["corrections"] == 5
     assert join.counters()["pending"] == 2  # the tester's answer is no evidence, and one id was never asked
     observed.ask("ask-not-yet", row(3))
+    wait_for(lambda: join.step() and join.counters()["premature"] == 1)  # it was sent before there was an answer
+    assert join.evidence("e1").of("champion").quality["accuracy"].count == 40
+    assert observed.client.post("/v2/feedback", json={"id": "ask-not-yet", "label": "good"}).is_success
     wait_for(lambda: join.step().of("champion").quality["accuracy"].count == 41)
     assert (observed.files.folder / "evidence" / "feedback.json").exists()
     join.close()
