@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import shlex
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from mlflowkit.recipe.config_files import (
     unknown_option,
     without_defaults,
 )  # fmt: skip
+from mlflowkit.recipe.schema_errors import corrected_override
 from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Location, Node
 from mlflowkit.system.text import first_line
 from mlflowkit.values import Json
@@ -153,13 +155,29 @@ def _parse_override(index: int, text: str, folder: Path) -> Override | Fault:
         value = None if sweep else parsed.value()
     except Exception as error:  # noqa: BLE001  (Hydra's parser raises many kinds; each is a fault of this text)
         error_column, message = _grammar_message(error, expanded, column)
-        value_text, hint = expanded.partition("=")[2], f"quote a text with special characters: '{key}=\"...\"'"
-        return Fault(OVERRIDE_FILE, index, error_column, key, value_text, message, hint)
+        hint = corrected_override(expanded, _is_parsed)
+        return Fault(OVERRIDE_FILE, index, error_column, key, expanded.partition("=")[2], message, hint)
+    if key.startswith("data.columns.") and key.count(".") > 2:
+        column, message = key.removeprefix("data.columns."), "a dot in an override's key begins a key below"
+        value_text = expanded.partition("=")[2].strip()
+        hint = f"write {shlex.quote(f'+data.columns={{{column}: {value_text}}}')}"
+        return Fault(OVERRIDE_FILE, index, 1, key, text, message, hint)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return Fault(OVERRIDE_FILE, index, 1, key, text, "Hydra itself is not configured here", "drop this override")
     action = _override_action(parsed, value, folder, is_sweep=bool(sweep), is_expanded=expanded != text)
     override = Override(index, text, parsed.key_or_group, value, action, column, expanded, sweep)
     return (_group_fault(override, key, folder) if action == "group" else None) or override
+
+
+def _is_parsed(text: str) -> bool:
+    """Whether Hydra's grammar accepts an override."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        OverridesParser.create().parse_overrides([text])[0].value()
+    except Exception:  # noqa: BLE001 - Hydra's parser raises many kinds
+        return False
+    return True
 
 
 def _is_group(name: str, folder: Path) -> bool:

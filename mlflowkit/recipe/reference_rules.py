@@ -15,7 +15,7 @@ from mlflowkit.graphs.onnx_file import load_checked
 from mlflowkit.recipe.rule import Problem, RecipeView
 from mlflowkit.recipe.yaml_tree import KeyPath, dotted
 from mlflowkit.stages.sources import CsvSource, ParquetSource, declared_files
-from mlflowkit.stages.train import MODULES
+from mlflowkit.stages.train import MODULES, UNSUPPORTED, unsupported_hint
 from mlflowkit.values import Json
 
 GIVEN_TO_TORCH = ("features", "outputs")
@@ -71,6 +71,10 @@ def _model(view: RecipeView, folder: Path) -> Iterator[Problem]:
         return
     module = reference.partition(":")[0]
     path = ("model", "module")
+    top = module.partition(".")[0]
+    if top in UNSUPPORTED and find_module(module, folder) is None:
+        yield Problem(path, f"{top} is not supported", unsupported_hint(top, view.task))
+        return
     library = next((name for name in MODULES if module == name or module.startswith(f"{name}.")), "")
     if find_module(module, folder) is None and library:
         spec = importlib.util.find_spec(library.partition(".")[0])

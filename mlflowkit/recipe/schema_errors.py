@@ -1,8 +1,10 @@
-"""Translates pydantic's errors to faults of a recipe."""
+"""Faults of keys and values: translates pydantic's errors, and corrects overrides that cannot be parsed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -12,6 +14,7 @@ from mlflowkit.recipe import schema_tree, yaml_tree
 from mlflowkit.recipe.schema_tree import Shape
 from mlflowkit.recipe.yaml_tree import KeyPath, Node
 from mlflowkit.sections import Section
+from mlflowkit.stages.train import UNSUPPORTED, unsupported_hint
 from mlflowkit.system import entry_points
 from mlflowkit.values import Json
 
@@ -40,7 +43,7 @@ def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, r
         message = "expected text as a key"
         return fault_at(node, path, message, f'quote it: "{path[-1]}"', value=str(path[-1]), at_key=True)
     if shape is not None and shape.discriminator and kind.startswith("union_tag"):
-        return _unknown_tag(kind, path, shape, node)
+        return _unknown_tag(kind, path, shape, node, str(values.get("task", "")))
     shape = _input_shape(shape) if shape is not None else None
     expected = schema_tree.expected(shape) if shape is not None else "another value"
     value = yaml_tree.format_value(node)
@@ -123,6 +126,8 @@ def unknown_key(path: KeyPath, root: Node, values: Json) -> Fault:
     free = [key for key in keys if not isinstance(parent, dict) or key not in parent]
     close = closest_match(name, free) or closest_match(name, keys)
     hint = f"did you mean {close}? " if close else _misplaced(name)
+    if path == ("train", "tune"):
+        hint = "there is no tuning yet: mlkit run RECIPE train.epochs=10,20 --multirun tries each value"
     owner = yaml_tree.dotted(path[:-1]) or "a recipe"
     message = f"unknown key {name!r}; {owner} has {', '.join(keys)}" if keys else f"unknown key {name!r}"
     return fault_at(node, path, message, hint.strip() or "remove it", value=name, at_key=True)
@@ -149,7 +154,7 @@ def _all_keys(shape: Shape, path: KeyPath) -> list[tuple[str, str]]:
     return list(dict.fromkeys(keys))
 
 
-def _unknown_tag(kind: str, path: KeyPath, shape: Shape, node: Node) -> Fault:
+def _unknown_tag(kind: str, path: KeyPath, shape: Shape, node: Node, task: str) -> Fault:
     """A discriminated union whose tag (``kind``) is missing or unknown."""
     names = list(schema_tree.tags(shape))
     tag = shape.discriminator
@@ -162,6 +167,9 @@ def _unknown_tag(kind: str, path: KeyPath, shape: Shape, node: Node) -> Fault:
     hint = f"did you mean {close}?" if close else f"write {tag}: {names[0]}"
     if plugins is not None and not close and isinstance(tag_node.value, str):
         hint = f"{hint}, or {entry_points.install_hint(plugins.group, tag_node.value)}"
+    if path == ("model",) and tag_node.value in UNSUPPORTED:
+        message, hint = f"{tag_node.value} is not supported", unsupported_hint(str(tag_node.value), task)
+        return fault_at(tag_node, (*path, tag), message, hint)
     message = f"expected {tag} to be one of {allowed}, found {yaml_tree.format_value(tag_node)}"
     return fault_at(tag_node, (*path, tag), message, hint)
 
@@ -213,3 +221,46 @@ def _default_hint(shape: Shape | None) -> str:
     if hasattr(default, "model_dump"):
         return "leave it out for the default"
     return f"the default is {yaml_tree.format_value(default)}"
+
+
+def corrected_override(text: str, parses: Callable[[str], bool]) -> str:
+    """What to type in place of an override that cannot be parsed: a hint.
+
+    >>> corrected_override("data.columns.mean radius=numeric", lambda text: "mean radius=" not in text)
+    "write '+data.columns={mean radius: numeric}'"
+    >>> corrected_override("data.drop=[a, b", lambda text: text.endswith("]"))
+    "write 'data.drop=[a, b]'"
+    """
+    for candidate in _corrections(text):
+        if parses(candidate):
+            return f"write {shlex.quote(candidate)}"
+    parent, _, name = text.partition("=")[0].strip().lstrip("+~").rpartition(".")
+    value = text.partition("=")[2].strip()
+    where = f"under {parent}" if parent else "at its top"
+    return f"write it in the recipe, {where}: {json.dumps(name, ensure_ascii=False)}: {value}"
+
+
+def _corrections(text: str) -> Iterator[str]:
+    """Overrides that may have been meant: without spaces around =, brackets closed, the value or the column quoted."""
+    key, _, value = (part.strip() for part in text.partition("="))
+    quoted = '"' + value.replace('"', '\\"') + '"'
+    values = (value, value + _missing_brackets(value), quoted)
+    yield from (f"{key}={item}" for item in values)
+    head, _, name = key.lstrip("+~").rpartition(".")
+    for free in ("data.columns", "model.args", "train.class_weights"):
+        if key.lstrip("+~").startswith(f"{free}."):
+            head, name = free, key.lstrip("+~")[len(free) + 1 :]
+    escaped = "".join(f"\\{letter}" if letter in "\\()[]{}:=," else letter for letter in name)
+    yield from (f"+{head}={{{escaped}: {item}}}" for item in values)
+
+
+def _missing_brackets(value: str) -> str:
+    """The brackets that a value opens and does not close."""
+    closing = {"[": "]", "{": "}", "(": ")"}
+    missing: list[str] = []
+    for letter in value:
+        if letter in closing:
+            missing.append(closing[letter])
+        elif missing and letter == missing[-1]:
+            missing.pop()
+    return "".join(reversed(missing))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
@@ -35,6 +35,22 @@ PORTS = ("trainer",)
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 MODULES = ("mlflowkit.models", "sklearn")
 """Where a model may come from, besides the recipe's own folder."""
+BOOSTING = ("xgboost", "lightgbm", "catboost")
+UNSUPPORTED = (*BOOSTING, "tensorflow", "keras", "jax", "flax")
+"""Libraries that people look for and that are not supported."""
+
+
+def unsupported_hint(library: str, task: str) -> str:
+    """What to write in place of an unsupported library's model.
+
+    >>> unsupported_hint("xgboost", "regression").partition(",")[0]
+    'write kind: sklearn and module: sklearn.ensemble:HistGradientBoostingRegressor'
+    """
+    graph = f"or export the {library} model to ONNX and write kind: onnx and path: model.onnx"
+    if library not in BOOSTING:
+        return f"write kind: torch and module: mlflowkit.models:TabularMLP, {graph}"
+    role = "Regressor" if task == "regression" else "Classifier"
+    return f"write kind: sklearn and module: sklearn.ensemble:HistGradientBoosting{role}, {graph}"
 
 
 class TorchModel(Section):
@@ -168,8 +184,14 @@ class TrainSection(Section):
     """How often a lost worker is replaced before the run fails (workers > 0)."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; a killed run resumes at the last."""
-    tune: None = None
-    """Hyperparameter search; not available in this version, must be null."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_tune(cls, value: Any) -> Any:
+        """Recipes of earlier versions may set ``tune: null``, which was its only value."""
+        if isinstance(value, dict) and "tune" in value and value["tune"] is None:
+            return {key: item for key, item in value.items() if key != "tune"}
+        return value
 
 
 class Spec(Section):
