@@ -158,9 +158,9 @@ def _parse_override(index: int, text: str, folder: Path) -> Override | Fault:
         hint = corrected_override(expanded, _is_parsed)
         return Fault(OVERRIDE_FILE, index, error_column, key, expanded.partition("=")[2], message, hint)
     if key.startswith("data.columns.") and key.count(".") > 2:
-        column, message = key.removeprefix("data.columns."), "a dot in an override's key begins a key below"
+        name, message = key.removeprefix("data.columns."), "a dot in an override's key begins a key below"
         value_text = expanded.partition("=")[2].strip()
-        hint = f"write {shlex.quote(f'+data.columns={{{column}: {value_text}}}')}"
+        hint = f"write {shlex.quote(f'+data.columns={{{name}: {value_text}}}')}"
         return Fault(OVERRIDE_FILE, index, 1, key, text, message, hint)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return Fault(OVERRIDE_FILE, index, 1, key, text, "Hydra itself is not configured here", "drop this override")
