@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from mlflowkit.features.cells import ReadingPlan
+    from mlflowkit.features.text_columns import TableRead
     from mlflowkit.graphs.candidates import Candidate, Engine, Pass
     from mlflowkit.values import (
         Alias,
@@ -51,6 +53,27 @@ class Tables(Protocol):
 
     def read_parquet(self, files: Sequence[Path], *, skip: Sequence[str] = ()) -> pa.Table:
         """All rows of Parquet files with the same columns, in the order given, without the columns in ``skip``."""
+
+    def read_csv_by_plan(
+        self,
+        files: Sequence[Path],
+        plan: ReadingPlan,
+        *,
+        separator: str = ",",
+        skip: Sequence[str] = (),
+        folders: Sequence[Mapping[str, str | None]] = (),
+    ) -> TableRead:
+        """As `read_csv`, with what a recipe says of texts, and each file's columns from folder names."""
+
+    def read_parquet_by_plan(
+        self,
+        files: Sequence[Path],
+        plan: ReadingPlan,
+        *,
+        skip: Sequence[str] = (),
+        folders: Sequence[Mapping[str, str | None]] = (),
+    ) -> TableRead:
+        """As `read_parquet`, with what a recipe says of texts, and each file's columns from folder names."""
 
     def from_pandas(self, holder: list[pd.DataFrame], source: str, *, skip: Sequence[str] = ()) -> pa.Table:
         """Convert the only frame in ``holder``, emptying ``holder`` so that columns are not held twice."""

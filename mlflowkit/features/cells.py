@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 from mlflowkit.bundle import Signature, TextRule
 
@@ -30,8 +31,8 @@ DEFAULT_MISSING = (
 )  # fmt: skip
 """Texts that are missing values in a CSV file whose recipe has no ``data.source.missing``: those of pyarrow."""
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-LEADING_ZERO = r"[-+]?0\d"
-"""A text that begins like this is a code: its zeros are lost in a number."""
+Role = Literal["infer", "text", "number"]
+"""What the recipe says of a column: nothing, a category (never parsed), a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ class CategoryRule:
         """The category of a cell; "" for a missing value."""
         text = cell.strip() if self.trim else cell
         return "" if text in self.missing or (self.missing and text.isspace()) else text
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingPlan:
+    """How the columns of a source are read: the table's rule, and the roles that the recipe gives to columns."""
+
+    rule: TextRule = field(default_factory=TextRule)
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
 
 def category_rules(rule: TextRule, columns: Iterable[str]) -> dict[str, CategoryRule]:

@@ -106,6 +106,8 @@ class TableInfo(Section):
 
 PARTS = ("train", "validation", "test")
 """The parts of a split, in the order of their codes in ``split.npy``."""
+DROPPED = 255
+"""The code in ``split.npy`` of a source row that is in no part."""
 
 
 def read_table_info(folder: Path) -> TableInfo:

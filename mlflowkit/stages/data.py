@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError
+from mlflowkit.features.cells import ReadingPlan, Role
 from mlflowkit.sections import Section
-from mlflowkit.stages.base import PARTS, Check, Column, TableInfo
-from mlflowkit.stages.sources import Source, read_source
+from mlflowkit.stages.base import DROPPED, PARTS, Check, Column, TableInfo
+from mlflowkit.stages.sources import Source, read_source, text_rule_of
 from mlflowkit.system.text import format_list
 from mlflowkit.values import Event, Json, StageResult
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from mlflowkit.features.column_findings import Finding
+    from mlflowkit.features.text_columns import TableRead
     from mlflowkit.ports import StageContext
 
 PORTS = ("tables",)
@@ -80,10 +84,13 @@ class DataSection(Section):
     """Where the rows come from."""
     target: str = Field(min_length=1)
     """The column to predict."""
+    missing_target: Literal["error", "drop"] = "error"
+    """What to do with rows that have no target: refuse the table, or leave them out and tell how many."""
     positive: str | int | bool | None = None
     """The positive class of a binary task; without it, the last in sorted order."""
     columns: dict[str, ColumnKind] = Field(default_factory=dict)
-    """Kind of columns by name. Columns left out are inferred: numbers and booleans are numeric, strings categorical."""
+    """Kind of columns by name. A categorical column is read as text and never parsed: 02116, NA and 1E5 are categories.
+    Columns left out are inferred: numbers and booleans are numeric, other texts categorical."""
     drop: list[str] = Field(default_factory=list)
     """Columns that are not features (identifiers, leaks)."""
     split: Split
@@ -98,6 +105,7 @@ class Spec(Section):
     task: Literal["classification", "regression"]
     source: Source
     target: str
+    missing_target: Literal["error", "drop"] = "error"
     positive: str | int | bool | None
     columns: dict[str, ColumnKind]
     drop: list[str]
@@ -114,28 +122,38 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 
     from mlflowkit.stages import tabular
 
-    table = read_source(spec.source, context.folder, context.ports.tables, skip=spec.drop)
+    plan = reading_plan(spec)
+    read = read_source(spec.source, context.folder, context.ports.tables, plan, skip=spec.drop)
+    table = read.table
     if table.num_rows == 0:
         raise DataError(f"{spec.source.describe()} has no rows", hint="check data.source")
     context.progress(Event("data", "progress", f"{table.num_rows:,} rows, {table.num_columns} columns", 0.3))
     categories = tabular.dictionary_columns(table)
-    table = tabular.canonical(table)
-    version = tabular.data_version(table)
+    declared = [name for name, kind in spec.columns.items() if kind == "categorical" and name in table.column_names]
+    table = tabular.canonical(tabular.as_categories(table, [*categories - set(spec.columns), *declared]))
     slice_columns, features = _columns_by_role(spec, table)
+    table, kept = tabular.drop_missing(table, spec.target) if spec.missing_target == "drop" else (table, None)
     kinds = tabular.kinds_of(table, features, spec.columns, categories)
-    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"])
+    tokens = seen_tokens(read)
+    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], tokens)
     tabular.require_learnable(table, kinds)
+    findings = examine(spec, read, table, kinds, plan.rule)
     classes: list[str | int] = []
     if spec.task == "classification":
-        table, classes = tabular.class_target(table, spec.target, spec.positive)
+        table, classes = tabular.class_target(table, spec.target, spec.positive, parsed=read.parsed)
     else:
-        tabular.number_target(table, spec.target)
+        tabular.number_target(table, spec.target, tokens)
+    version = tabular.data_version(table)
+    if kept is not None and not kept.all():
+        findings.insert(0, _dropped_finding(spec.target, int((~kept).sum()), len(kept)))
+    for finding in findings:
+        context.progress(Event("data", "warning", str(finding)))
     parts = parts_of(spec, table, classes, context.seed)
     _require_usable_parts(spec, table, kinds, classes, parts)
     context.progress(Event("data", "progress", "writing the parts", 0.7))
     for code, part in enumerate(PARTS):
         context.ports.tables.write_parquet(table, parts == code, context.out / f"{part}.parquet")
-    np.save(context.out / "split.npy", parts)
+    np.save(context.out / "split.npy", parts if kept is None else _with_dropped(parts, kept))
     info = TableInfo(
         task=spec.task,
         target=spec.target,
@@ -145,12 +163,84 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         data_version=version,
         slice_columns=tuple(slice_columns),
         dropped=tuple(spec.drop),
+        texts=plan.rule,
     )
     (context.out / "table.json").write_text(info.model_dump_json(indent=1))
+    told: dict[str, Json] = {
+        "missing_texts": {name: dict(counts) for name, counts in read.missing.items()},
+        "findings": [finding.to_json() for finding in findings],
+    }
     return StageResult(
         metrics={f"rows_{part}": float(rows) for part, rows in info.rows.items()},
-        summary=_summary(spec, table, info, parts),
+        summary=_summary(spec, table, info, parts) | told,
     )
+
+
+def reading_plan(spec: Spec) -> ReadingPlan:
+    """What a source is to do with the texts of each column: categories, groups and classes stay text."""
+    roles: dict[str, Role] = {}
+    for name, kind in spec.columns.items():
+        if kind in ("categorical", "group"):
+            roles[name] = "text"
+        elif kind == "numeric":
+            roles[name] = "number"
+    if isinstance(spec.split, GroupSplit):
+        roles[spec.split.column] = "text"
+    declared = [name for name, role in roles.items() if role == "text"]
+    roles[spec.target] = "text" if spec.task == "classification" else "number"
+    return ReadingPlan(text_rule_of(spec.source, declared), roles)
+
+
+def seen_tokens(read: TableRead) -> list[str]:
+    """The texts that count as missing somewhere in the table."""
+    return sorted({text.strip() for counts in read.missing.values() for text in counts if text.strip()})
+
+
+def examine(spec: Spec, read: TableRead, table: pa.Table, kinds: Mapping[str, str], rule: TextRule) -> list[Finding]:
+    """What is to be told about columns of text. Raises DataError for those that are numbers in all likelihood."""
+    from mlflowkit.features import column_findings
+    from mlflowkit.stages import tabular
+
+    tokens = seen_tokens(read)
+    categorical = [name for name, kind in kinds.items() if kind == "categorical"]
+    undeclared = [name for name in categorical if name not in spec.columns]
+    default = getattr(spec.source, "missing", None) is None
+    findings = column_findings.missing_findings(read.missing, undeclared, table.num_rows, default=default)
+    refused: list[Finding] = []
+    if spec.task == "classification":
+        categorical.append(spec.target)
+    for name in categorical:
+        column = table.column(name)
+        if column.type != "string":
+            continue
+        values = tabular.text_counts(column)
+        if name in undeclared:
+            distinct = len(column.unique().drop_null())
+            about = column_findings.examine_undeclared(name, values, distinct, rule, tokens, typed=not read.parsed)
+            findings += about.told
+            refused += about.refused
+        elif name in rule.verbatim:
+            findings += column_findings.verbatim_findings(name, values, rule.missing)
+        findings += column_findings.blank_findings(name, values)
+    if refused:
+        raise column_findings.refusal(refused)
+    return findings
+
+
+def _dropped_finding(target: str, dropped: int, rows: int) -> Finding:
+    from mlflowkit.features.column_findings import Finding
+
+    message = f"is missing in {dropped:,} of {rows:,} rows ({dropped / rows:.1%}), which are left out"
+    return Finding(target, message, "write missing_target: error under data to refuse them")
+
+
+def _with_dropped(parts: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The part of each source row, DROPPED for those that are left out."""
+    import numpy as np
+
+    codes = np.full(len(kept), DROPPED, dtype=parts.dtype)
+    codes[kept] = parts
+    return codes
 
 
 def parts_of(spec: Spec, table: pa.Table, classes: Sequence[str | int], seed: int) -> np.ndarray:

@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from mlflowkit import usercode
+from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError, MlkitError, UserCodeError, closest_match
+from mlflowkit.features.cells import DEFAULT_MISSING, ReadingPlan
 from mlflowkit.sections import PluginUnion, Section
 from mlflowkit.system.entry_points import SOURCES
+from mlflowkit.system.file_patterns import fixed_folder, folder_columns, matching_paths
 from mlflowkit.system.text import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from mlflowkit.features.text_columns import TableRead
     from mlflowkit.ports import Tables
+
+PATH_KEY = "data.source.path"
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+"""Ends of the names of compressed CSV files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +76,49 @@ class DataSource(Section):
         return () if isinstance(self, BUILT_IN) else ((SOURCES, self.kind),)
 
 
-class CsvSource(DataSource):
+class TextKeys(DataSource):
+    """Keys of sources whose columns may hold texts."""
+
+    missing: list[str | int | float] | None = None
+    """Texts that say that a value is missing, in every column; the empty field always does. Without it those of pyarrow
+    (NA, N/A, NaN, null, ...) in CSV files, except in columns declared categorical, and none elsewhere."""
+    trim: bool = False
+    """Remove blanks around texts and the names of columns."""
+    decimal: str = Field(default=".", min_length=1, max_length=1)
+    """The decimal mark of numbers that are written as text."""
+    thousands: str | None = Field(default=None, min_length=1, max_length=1)
+    """What separates the digits of such numbers into groups of three."""
+    units: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Signs and units around such numbers, which are left out: "%", "$", "kg". 12 % is 12."""
+
+    def text_rule(self, declared: Sequence[str]) -> TextRule:
+        """What texts mean; ``declared`` names the columns that the recipe declares categorical or a group."""
+        default = self.missing is None
+        missing = self.default_missing() if self.missing is None else tuple(map(str, self.missing))
+        return TextRule(
+            missing=tuple(text for text in dict.fromkeys(missing) if text),
+            verbatim=tuple(sorted(declared)) if default and missing else (),
+            trim=self.trim,
+            decimal=self.decimal,
+            thousands=self.thousands or "",
+            units=tuple(self.units),
+        )
+
+    def default_missing(self) -> tuple[str, ...]:
+        return ()
+
+    def read_by_plan(self, folder: Path, tables: Tables, plan: ReadingPlan, skip: Sequence[str]) -> TableRead:
+        """Read the table by what the recipe says of its columns."""
+        raise NotImplementedError
+
+
+class CsvSource(TextKeys):
     """One or more CSV files."""
 
     kind: Literal["csv"]
     path: str = Field(min_length=1)
-    """A file, a folder (every *.csv in it, sorted) or a glob, relative to the recipe."""
+    """A file, a folder (every *.csv in it, sorted) or a glob, relative to the recipe; compressed ones (.gz, .bz2, .zst)
+    too. Folders named KEY=VALUE below it are columns."""
     separator: str = Field(default=",", min_length=1, max_length=1)
     """The character between fields."""
 
@@ -84,18 +129,27 @@ class CsvSource(DataSource):
         return self.path
 
     def watched_patterns(self, folder: Path) -> tuple[str, ...] | None:
-        return (str(folder / self.path),)
+        return _watched(folder / self.path)
+
+    def default_missing(self) -> tuple[str, ...]:
+        return DEFAULT_MISSING
 
     def read(self, folder: Path, tables: Tables, *, skip: Sequence[str] = ()) -> pa.Table:
-        return tables.read_csv(self.resolve(folder).files, separator=self.separator, skip=skip)
+        return self.read_by_plan(folder, tables, ReadingPlan(self.text_rule(())), skip).table
+
+    def read_by_plan(self, folder: Path, tables: Tables, plan: ReadingPlan, skip: Sequence[str]) -> TableRead:
+        files = self.resolve(folder).files
+        folders = _folders(folder / self.path, files)
+        return tables.read_csv_by_plan(files, plan, separator=self.separator, skip=skip, folders=folders)
 
 
-class ParquetSource(DataSource):
+class ParquetSource(TextKeys):
     """One or more Parquet files."""
 
     kind: Literal["parquet"]
     path: str = Field(min_length=1)
-    """A file, a folder (every *.parquet in it, sorted) or a glob, relative to the recipe."""
+    """A file, a folder (every *.parquet in it, sorted) or a glob, relative to the recipe. Folders named KEY=VALUE below
+    it are columns."""
 
     def resolve(self, folder: Path) -> SourceContent:
         return SourceContent(files=_files_at(folder / self.path, self.kind))
@@ -104,13 +158,18 @@ class ParquetSource(DataSource):
         return self.path
 
     def watched_patterns(self, folder: Path) -> tuple[str, ...] | None:
-        return (str(folder / self.path),)
+        return _watched(folder / self.path)
 
     def read(self, folder: Path, tables: Tables, *, skip: Sequence[str] = ()) -> pa.Table:
-        return tables.read_parquet(self.resolve(folder).files, skip=skip)
+        return self.read_by_plan(folder, tables, ReadingPlan(self.text_rule(())), skip).table
+
+    def read_by_plan(self, folder: Path, tables: Tables, plan: ReadingPlan, skip: Sequence[str]) -> TableRead:
+        files = self.resolve(folder).files
+        folders = _folders(folder / self.path, files)
+        return tables.read_parquet_by_plan(files, plan, skip=skip, folders=folders)
 
 
-class PythonSource(DataSource):
+class PythonSource(TextKeys):
     """A function beside the recipe that returns a pandas DataFrame."""
 
     kind: Literal["python"]
@@ -166,11 +225,22 @@ def resolve_source(source: DataSource, folder: Path) -> SourceContent:
         raise _plugin_error(source, "cannot be resolved", error) from error
 
 
-def read_source(source: DataSource, folder: Path, tables: Tables, *, skip: Sequence[str] = ()) -> pa.Table:
-    """The rows of a source as an Arrow table, without the columns in ``skip``. Raises DataError and UserCodeError."""
+def text_rule_of(source: DataSource, declared: Sequence[str]) -> TextRule:
+    """What the texts of a source mean; see `TextKeys`. For a plugin: only the empty text is missing."""
+    return source.text_rule(declared) if isinstance(source, TextKeys) else TextRule()
+
+
+def read_source(
+    source: DataSource, folder: Path, tables: Tables, plan: ReadingPlan, *, skip: Sequence[str] = ()
+) -> TableRead:
+    """The rows of a source, without the columns in ``skip``. Raises DataError and UserCodeError."""
     import pandas as pd
     import pyarrow as pa
 
+    from mlflowkit.features.text_columns import read_texts
+
+    if isinstance(source, CsvSource | ParquetSource):
+        return source.read_by_plan(folder, tables, plan, skip)
     try:
         table: Any = source.read(folder, tables, skip=skip)
     except MlkitError:
@@ -180,11 +250,11 @@ def read_source(source: DataSource, folder: Path, tables: Tables, *, skip: Seque
     if isinstance(table, pd.DataFrame):
         holder = [table]
         del table
-        return tables.from_pandas(holder, source.describe(), skip=skip)
+        return read_texts(tables.from_pandas(holder, source.describe(), skip=skip), plan)
     if not isinstance(table, pa.Table):
         reason = f"returned {type(table).__name__}; a pyarrow.Table or a pandas.DataFrame is needed"
         raise UserCodeError(f"the source {source.describe()} {reason}", hint=f"see {type(source).__module__}")
-    return table.drop_columns([name for name in skip if name in table.column_names])
+    return read_texts(table.drop_columns([name for name in skip if name in table.column_names]), plan)
 
 
 def _plugin_error(source: DataSource, failed: str, error: Exception) -> UserCodeError:
@@ -195,19 +265,47 @@ def _plugin_error(source: DataSource, failed: str, error: Exception) -> UserCode
 
 
 def _files_at(path: Path, kind: str) -> tuple[Path, ...]:
-    """A file, those in a folder, or those that a glob matches, sorted. Raises DataError when there is none, with the
-    closest name."""
+    """A file, those in a folder and its KEY=VALUE folders, or those that a glob matches, sorted.
+
+    Raises DataError when there is none, with the closest name, and for a glob over too many files.
+    """
     if path.is_file():
         return (path,)
     if path.is_dir():
-        files = sorted(path.glob(f"*.{kind}"))
-        if not files:
-            raise DataError(f"there is no *.{kind} in {path}", hint="check data.source.path")
-        return tuple(files)
-    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        return _files_in(path, kind)
+    files = [Path(name) for name in matching_paths(str(path), PATH_KEY) if Path(name).is_file()]
     if not files:
-        raise _no_file_error(path, "data.source.path")
+        raise _no_file_error(path, PATH_KEY)
     return tuple(files)
+
+
+def _files_in(folder: Path, kind: str) -> tuple[Path, ...]:
+    """The files of a kind in a folder and in its KEY=VALUE folders, of any depth."""
+    ends = (f".{kind}", *(f".{kind}{end}" for end in COMPRESSED if kind == "csv"))
+    files: list[Path] = []
+    level = [str(folder)]
+    while level:
+        escaped = [glob.escape(name) for name in level]
+        names = [name for item in escaped for name in matching_paths(os.path.join(item, f"*.{kind}*"), PATH_KEY)]
+        files += [Path(name) for name in names if name.endswith(ends) and os.path.isfile(name)]
+        level = [name for item in escaped for name in matching_paths(os.path.join(item, "*=*"), PATH_KEY)]
+        level = [name for name in level if os.path.isdir(name)]
+    if not files:
+        hint = f"check {PATH_KEY}; for files in its folders: {folder.name}/**/*.{kind}"
+        raise DataError(f"there is no *.{kind} in {folder}", hint=hint)
+    return tuple(sorted(files))
+
+
+def _folders(path: Path, files: Sequence[Path]) -> list[Mapping[str, str | None]]:
+    """The columns that the folders of each file give."""
+    root = path if path.is_dir() else path.parent if path.is_file() else fixed_folder(str(path))
+    return [folder_columns(file, root) for file in files]
+
+
+def _watched(path: Path) -> tuple[str, ...]:
+    """Patterns of the files of a path, and of those that would be added; KEY=VALUE folders included."""
+    below = os.path.join(glob.escape(str(path)), "*=*", "**")
+    return (str(path), below) if path.is_dir() else (str(path),)
 
 
 def declared_files(path: str, folder: Path) -> tuple[Path, ...]:
@@ -215,7 +313,7 @@ def declared_files(path: str, folder: Path) -> tuple[Path, ...]:
 
     Hidden files and ``__pycache__`` are excluded. Raises DataError when there is none.
     """
-    matches = [Path(name) for name in glob.glob(_declared_pattern(path, folder), recursive=True)]
+    matches = [Path(name) for name in matching_paths(_declared_pattern(path, folder), "data.source.files")]
     files = sorted(file for file in matches if file.is_file() and "__pycache__" not in file.parts)
     if not files and (folder / path).is_dir():
         raise DataError(f"there is no file in {folder / path}", hint="check data.source.files")

@@ -7,16 +7,22 @@ in the order of the source.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError, closest_match
-from mlflowkit.system.text import MAX_LISTED, format_count, format_list
+from mlflowkit.features.column_findings import MAX_EXAMINED, number_finding, number_reading
+from mlflowkit.system.text import MAX_LISTED, category_text, format_count, format_list
 
+MISSING_TARGET_HINT = "set data.missing_target: drop to leave these rows out, or give them a target at the source"
 FLOAT32_MAX = 3.4028234663852886e38
 DIGEST_BATCH = 65_536
 
@@ -57,6 +63,23 @@ def require(table: pa.Table, names: Iterable[str], key: str) -> None:
             raise DataError(f"{key} names column {name!r}, which the table does not have", hint=hint)
 
 
+def as_categories(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """Columns that are used as categories as text: whole numbers by their digits, other numbers as short as they read
+    back, booleans as True and False, dates and times by ISO 8601. Raises DataError for lists and the like."""
+    for name in names:
+        index = table.schema.get_field_index(name)
+        if not pa.types.is_string(table.schema.field(index).type):
+            table = table.set_column(index, name, _category_texts(table.column(index), name))
+    return table
+
+
+def drop_missing(table: pa.Table, target: str) -> tuple[pa.Table, np.ndarray]:
+    """The rows that have a target; and which rows those are, bool [rows]."""
+    present = pc.is_valid(table.column(target))
+    kept = present.combine_chunks().to_numpy(zero_copy_only=False)
+    return (table if kept.all() else table.filter(present)), kept
+
+
 def kinds_of(
     table: pa.Table, features: Sequence[str], declared: Mapping[str, str], categories: frozenset[str]
 ) -> dict[str, str]:
@@ -85,8 +108,11 @@ def kinds_of(
     return kinds
 
 
-def as_numbers(table: pa.Table, names: Iterable[str]) -> pa.Table:
-    """Columns declared numeric as numbers. Raises DataError naming the rows of values that are not."""
+def as_numbers(table: pa.Table, names: Iterable[str], missing: Sequence[str] = ()) -> pa.Table:
+    """Columns declared numeric as numbers. Raises DataError naming the rows of values that are not.
+
+    ``missing`` has the texts that count as missing, for its hint.
+    """
     for name in names:
         index = table.schema.get_field_index(name)
         kind = table.schema.field(index).type
@@ -97,6 +123,9 @@ def as_numbers(table: pa.Table, names: Iterable[str]) -> pa.Table:
             except pa.ArrowInvalid as error:
                 message = f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index))}"
                 hint = f"declare data.columns.{name}: categorical, or correct the values"
+                if reading := number_reading(text_counts(table.column(index)), TextRule()):
+                    finding = number_finding(name, text_counts(table.column(index)), reading, missing, typed=False)
+                    hint = f"{finding.hint}; or correct the values"
                 raise DataError(message, hint=hint) from error
         elif pa.types.is_temporal(kind):
             message = f"column {name!r} is declared numeric and holds times"
@@ -127,25 +156,25 @@ def require_learnable(table: pa.Table, kinds: Mapping[str, str]) -> None:
         )
 
 
-def class_target(table: pa.Table, target: str, positive: str | int | bool | None) -> tuple[pa.Table, list[str | int]]:
+def class_target(
+    table: pa.Table, target: str, positive: str | int | bool | None, *, parsed: bool = False
+) -> tuple[pa.Table, list[str | int]]:
     """The table with its target as int64 or string, and the classes, sorted, the positive one of two last.
 
-    Raises DataError for a missing target, fewer than two classes, a class with fewer than three rows (one for each
-    part) and a positive class that does not occur.
+    Texts of a file (``parsed``) are whole numbers if all of them are written so; others stay as they are. Raises
+    DataError for a missing target, fewer than two classes, a class with fewer than three rows (one for each part) and a
+    positive class that does not occur.
     """
-    hint = "leave these rows out at the source: there is nothing to learn from them"
-    _require_no_missing(table.column(target), f"target {target!r}", hint)
+    _require_no_missing(table.column(target), f"target {target!r}", MISSING_TARGET_HINT)
     index = table.schema.get_field_index(target)
     column = table.column(index)
-    if pa.types.is_boolean(column.type):
+    if pa.types.is_string(column.type):
+        column = _whole_numbers(column, target) if parsed else column
+    elif pa.types.is_boolean(column.type):
         column = column.cast(pa.int64())
     elif pa.types.is_floating(column.type):
-        try:
-            column = column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            hint = "set task: regression, or name another data.target"
-            raise DataError(f"target {target!r} holds fractions, not classes", hint=hint) from error
-    elif not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
+        column = _integers(column, target)
+    elif not pa.types.is_integer(column.type):
         raise DataError(f"target {target!r} holds {column.type}, not classes", hint="use whole numbers or text")
     table = table.set_column(index, target, column)
     counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
@@ -157,14 +186,16 @@ def class_target(table: pa.Table, target: str, positive: str | int | bool | None
     return table, _positive_last(classes, positive)
 
 
-def number_target(table: pa.Table, target: str) -> None:
+def number_target(table: pa.Table, target: str, missing: Sequence[str] = ()) -> None:
     """Raise DataError unless the target is a finite number in every row, and not the same in all."""
-    hint = "leave these rows out at the source: there is nothing to learn from them"
-    _require_no_missing(table.column(target), f"target {target!r}", hint)
+    _require_no_missing(table.column(target), f"target {target!r}", MISSING_TARGET_HINT)
     column = table.column(target)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         message = f"target {target!r} holds {'text' if pa.types.is_string(column.type) else column.type}, not numbers"
-        raise DataError(message, hint="set task: classification, or name another data.target")
+        hint = "set task: classification, or name another data.target"
+        if pa.types.is_string(column.type) and (reading := number_reading(text_counts(column), TextRule())):
+            hint = number_finding(target, text_counts(column), reading, missing, typed=False).hint
+        raise DataError(message, hint=hint)
     rows = _too_large(column)
     if rows:
         message = f"target {target!r} is infinite or beyond float32 in {_format_rows(rows)}"
@@ -224,6 +255,59 @@ def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
         return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     return column
+
+
+def text_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """Rows of each text, the MAX_EXAMINED most frequent if there are more."""
+    counted = pc.value_counts(column.drop_null())
+    texts, rows = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+    pairs = list(zip(texts, rows, strict=True))
+    if len(pairs) > MAX_EXAMINED:
+        pairs = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:MAX_EXAMINED]
+    return dict(pairs)
+
+
+def _category_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _category_texts(column.cast(kind.value_type), name)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_integer(kind):
+        return column.cast(pa.string())
+    if pa.types.is_string(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        message = f"column {name!r} is declared categorical and holds {kind}"
+        raise DataError(message, hint=f"add it to data.drop: [{name}], or turn it into text at the source")
+    encoded = column.combine_chunks().dictionary_encode()
+    encoded = encoded if isinstance(encoded, pa.DictionaryArray) else encoded.combine_chunks()
+    values = encoded.dictionary
+    plain = values.to_numpy(zero_copy_only=False) if pa.types.is_floating(kind) else values.to_pylist()
+    texts = pa.array([_category_text(value) or None for value in plain], pa.string())
+    return pa.chunked_array([texts.take(encoded.indices)], pa.string())
+
+
+def _category_text(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}" if value else "0"
+    return value.isoformat() if isinstance(value, date | time) else category_text(value)
+
+
+def _whole_numbers(column: pa.ChunkedArray, target: str) -> pa.ChunkedArray:
+    """Texts as int64 if each is a whole number as Python prints it, or one with zeros after the point."""
+    texts = column.unique().drop_null().to_pylist()
+    if all(re.fullmatch(r"-?[1-9]\d{0,17}|0", text) for text in texts):
+        return column.cast(pa.int64())
+    if all(re.fullmatch(r"-?(?:[1-9]\d{0,14}|0)\.\d*", text) for text in texts):
+        return _integers(column.cast(pa.float64()), target)
+    return column
+
+
+def _integers(column: pa.ChunkedArray, target: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        hint = "set task: regression, or name another data.target"
+        raise DataError(f"target {target!r} holds fractions, not classes", hint=hint) from error
 
 
 def _column_bytes(column: pa.ChunkedArray) -> Iterable[Any]:
@@ -289,6 +373,10 @@ def _positive_last(classes: list[str | int], positive: str | int | bool | None) 
         return classes
     label = int(positive) if isinstance(positive, bool) else positive
     matching = [name for name in classes if name == label or str(name) == str(label)]
+    if not matching and isinstance(label, int) and {str(name).lower() for name in classes} == {"true", "false"}:
+        matching = [name for name in classes if (str(name).lower() == "true") is bool(label)]
+    if not matching and isinstance(label, str) and label.lower() in ("true", "false") and set(classes) == {0, 1}:
+        matching = [int(label.lower() == "true")]
     if not matching:
         near = closest_match(str(label), [str(name) for name in classes])
         hint = f"did you mean {near!r}?" if near else f"the classes are {format_list(classes, 20)}"

@@ -81,7 +81,7 @@ def read_parts(folder: Path) -> pd.DataFrame:
         kind = nullable.get(column.type) if column.null_count else None
         columns[name] = column.to_pandas(types_mapper=(lambda _, kind=kind: kind) if kind is not None else None)
     frame = pd.DataFrame(columns, copy=False)
-    frame.index = pd.Index(np.argsort(np.load(folder / "split.npy"), kind="stable"))
+    frame.index = pd.Index(np.argsort(np.load(folder / "split.npy"), kind="stable")[: len(frame)])
     return frame
 
 
