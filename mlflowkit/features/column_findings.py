@@ -152,7 +152,7 @@ class ColumnExamination:
 def examine_undeclared(
     column: str, values: Mapping[str, int], distinct: int, rule: TextRule, missing: Iterable[str], *, typed: bool
 ) -> ColumnExamination:
-    """Examine a column of ``distinct`` different texts (``values`` has at least the most frequent) used as categories."""
+    """Examine a column of ``distinct`` different texts that is used as categories; ``values`` has the most frequent."""
     codes = code_finding(column, values)
     if codes is not None:
         return ColumnExamination(() if typed else (codes,))
@@ -227,7 +227,9 @@ def text_findings(column: str, values: Mapping[str, int], distinct: int) -> list
     drop = f"write drop: [{quoted(column)}] under data; or, if it is meant, {categorical_line(column)}"
     dates = sum(rows for text, rows in values.items() if DATE.match(text))
     if dates >= REFUSED_SHARE * total:
-        message = f"is text: {dates:,} of {total:,} values look like dates or times ({next(iter(values))!r}), each a category"
+        message = (
+            f"is text: {dates:,} of {total:,} values look like dates or times ({next(iter(values))!r}), each a category"
+        )
         time = f"data.columns: {{{quoted(column)}: ignore}}"
         return [
             Finding(column, message, f"write {time}, or data.drop: [{quoted(column)}]; a time split needs ISO 8601")

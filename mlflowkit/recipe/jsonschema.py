@@ -30,7 +30,9 @@ def describe(section: type[Section], name: str) -> str:
     >>> describe(RecipeSchema, "task")
     'What is predicted: a class or a number.'
     """
-    return _attribute_docstrings(section.__module__).get(section.__qualname__, {}).get(name, "")
+    owners = (owner for owner in section.__mro__ if owner is section or name in inspect.get_annotations(owner))
+    texts = (_attribute_docstrings(owner.__module__).get(owner.__qualname__, {}).get(name, "") for owner in owners)
+    return next((text for text in texts if text), "")
 
 
 @cache

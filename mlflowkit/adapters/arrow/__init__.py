@@ -11,7 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from mlflowkit.adapters.arrow import csv_files, parquet_files
-from mlflowkit.adapters.arrow.files import partition_columns, remaining_columns, require_same_columns, require_unique
+from mlflowkit.adapters.arrow.file_columns import (
+    partition_columns,
+    remaining_columns,
+    require_same_columns,
+    require_unique,
+)
 from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import DEFAULT_MISSING, ReadingPlan

@@ -15,7 +15,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from mlflowkit.adapters.arrow.files import require_unique, unreadable
+from mlflowkit.adapters.arrow.file_columns import require_unique, unreadable
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import ReadingPlan
 from mlflowkit.features.text_columns import TextColumn

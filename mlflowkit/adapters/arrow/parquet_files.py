@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from mlflowkit.adapters.arrow.files import require_unique, unreadable
+from mlflowkit.adapters.arrow.file_columns import require_unique, unreadable
 
 MAX_DIGITS = 38
 """Digits of Arrow's widest decimal that is read exactly."""

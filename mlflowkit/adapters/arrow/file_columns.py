@@ -47,8 +47,10 @@ def remaining_columns(file: Path, header: Sequence[str], skip: Sequence[str]) ->
 def partition_columns(
     files: Sequence[Path], folders: Sequence[Mapping[str, str | None]], rows: Sequence[int], keys: Sequence[str]
 ) -> dict[str, pa.ChunkedArray]:
-    """The columns that folder names give (``region=north``), as texts; ``rows`` has the rows of each file,
-    ``keys`` those that no column of the files has already. Raises DataError when the folders of files differ in their keys.
+    """The columns that folder names give (``region=north``), as texts.
+
+    ``rows`` has the rows of each file, ``keys`` the folder names that no column of the files has. Raises DataError when
+    the folders of files differ in their keys.
     """
     names = list(folders[0]) if folders else []
     for file, folder in zip(files, folders, strict=True):
