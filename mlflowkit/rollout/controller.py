@@ -20,7 +20,7 @@ from typing import Protocol
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.judging.online import judge as online
 from mlflowkit.judging.online.judge import MetricResult
-from mlflowkit.rollout import commands, feedback_loop, incidents, policy, requests, webhooks
+from mlflowkit.rollout import commands, conditions, feedback_loop, incidents, policy, requests, webhooks
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.commands import CommandReply, OperatorCommand
 from mlflowkit.rollout.evidence_reader import EvidenceReader, PrometheusPoller
@@ -237,7 +237,7 @@ class ServiceController:
         findings: Sequence[MetricResult] = state.findings
         if self._due or not findings:
             findings, traces = self.deps.judge(
-                policy.metric_specs(state, measured),
+                conditions.metric_specs(state, measured),
                 evidence,
                 champion=state.champion.name,
                 challenger=state.candidate.name,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlflowkit.errors import ServiceError
 from mlflowkit.judging.online.evidence import Evidence
+from mlflowkit.judging.online.metric_results import possible_bounds
 from mlflowkit.rollout.state import RollBack, RolloutState
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Json, Variant
@@ -113,7 +114,9 @@ def markdown(incident: Mapping[str, Json]) -> str:
 def _finding_row(finding: Mapping[str, Json]) -> str:
     verdict, (champion, challenger) = finding["verdict"], finding["samples"]
     measured = verdict["measurement"] or {}
-    value, low, high = (_format_number(measured.get(name)) for name in ("value", "low", "high"))
+    difference = verdict["change"] and measured.get("unit") != "x"
+    possible = possible_bounds(verdict["metric"], difference, measured.get("low"), measured.get("high"))
+    value, low, high = map(_format_number, (measured.get("value"), *(possible if measured else (None, None))))
     return (
         f"| {finding['name']} | {verdict['outcome']} | {value} | [{low}, {high}] | {champion} | {challenger} | "
         f"{_format_number(finding['harm'])} |"

@@ -16,8 +16,12 @@ Rules, in order, at every observation:
    `is_unresponsive`), whatever its metrics are.
 2. Operator commands: abort and rollback end the rollout, pause holds it, promote skips the waiting.
 3. A step ends when both variants have ``min_samples`` requests, ``bake_seconds`` have passed and any required approval
-   is given. The last step also needs every objective PASSED.
-4. A step that exceeds ``max_seconds`` is rolled back: nothing was shown, so nothing changes.
+   is given. The last step also needs every objective PASSED, and the last one that mirrors requests every objective
+   that only mirrored requests can show.
+4. An INCONCLUSIVE metric that points to worse (its estimate is beyond its limit) holds the step: no more clients get
+   the candidate until more requests have shown that it is within its limit.
+5. A step that exceeds ``max_seconds``, or is held for ``max_hold_seconds``, is rolled back: nothing was shown, so
+   nothing changes.
 
 Elapsed time is summed between observations, and a clock that goes backwards adds nothing, so a clock change can skip
 neither deadlines nor baking. Pauses and approval waits do not count.
@@ -32,7 +36,8 @@ from typing import Literal
 
 from mlflowkit.judging.compatibility import breaking_changes, summarize_changes
 from mlflowkit.judging.online.evidence import Evidence
-from mlflowkit.judging.online.judge import MetricResult, MetricSpec
+from mlflowkit.judging.online.judge import MetricResult
+from mlflowkit.rollout.conditions import PendingConditions, pending_conditions
 from mlflowkit.rollout.settings import EventName, Rollout
 from mlflowkit.rollout.state import (
     LIVE_PHASES,
@@ -128,7 +133,7 @@ def advance(
     An ended rollout no longer changes.
 
     Args:
-        findings: the judges' current results for `metric_specs`.
+        findings: the judges' current results for `conditions.metric_specs`.
         counts: requests in the present step (see `count_requests`).
     """
     if state.ended:
@@ -151,28 +156,6 @@ def advance(
     if state.phase == "rolling_back":
         return _finish(state, state.ending, state.reason)
     return _observe(_with_observation(replace(state, findings=tuple(findings), counts=counts)), command)
-
-
-def metric_specs(state: RolloutState, measured: Sequence[Sequence[float]] = ()) -> tuple[MetricSpec, ...]:
-    """The plan's metrics in the judges' form. ``measured`` has the values of each Prometheus query in turn."""
-    values = iter(measured)
-    specs = []
-    for number, metric in enumerate(state.plan.metrics):
-        same = [other for other in state.plan.metrics[:number] if other.metric == metric.metric]
-        specs.append(
-            MetricSpec(
-                name=f"{metric.metric} {len(same) + 1}" if same else metric.metric,
-                metric=metric.metric,
-                margin=metric.margin,
-                ratio=metric.ratio,
-                min=metric.min,
-                max=metric.max,
-                columns=tuple(metric.columns),
-                role=metric.role,
-                measured=tuple(next(values, ())) if metric.metric == "prometheus" else (),
-            )
-        )
-    return tuple(specs)
 
 
 def count_requests(state: RolloutState, evidence: Evidence) -> StepCounts:
@@ -264,11 +247,16 @@ def _remove_shadow(state: RolloutState, shadow: str) -> Decision:
 def _decide_step(state: RolloutState) -> Decision:
     step = state.steps[state.step]
     pending = pending_conditions(state)
+    state = _with_hold(state, pending)
     if not pending.met:
+        held = state.elapsed - (state.elapsed if state.held_from is None else state.held_from)
         if state.elapsed >= (step.max_seconds or math.inf) and state.phase == "running":
             if state.plan.promote == "never":
                 return _keep_shadow(state)
             reason = f"step {state.step + 1} took {step.max_seconds:g} s and still waits for {pending}"
+            return _start_rollback(state, reason, "rolled_back", "policy")
+        if held > 0 and held >= (state.plan.max_hold_seconds or math.inf):
+            reason = f"step {state.step + 1} was held for {held:.0f} s by {pending}"
             return _start_rollback(state, reason, "rolled_back", "policy")
         return replace(state, phase="running"), ()
     last = state.step == len(state.steps) - 1
@@ -280,48 +268,11 @@ def _decide_step(state: RolloutState) -> Decision:
     return _finish_step(state)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingConditions:
-    """Conditions that the present step does not meet yet; approvals excluded.
-
-    requests      (variant, requests so far) of each variant below ``min_samples``
-    bake_seconds  seconds of baking left
-    objectives    metrics still to PASS; the last step only
-    """
-
-    requests: tuple[tuple[str, int], ...]
-    min_samples: int
-    bake_seconds: float
-    objectives: tuple[str, ...]
-
-    @property
-    def met(self) -> bool:
-        """Whether the step can end."""
-        return not self.requests and self.bake_seconds <= 0 and not self.objectives
-
-    def __str__(self) -> str:
-        """The first unmet condition."""
-        if self.requests:
-            return " and ".join(
-                f"{count} of {self.min_samples} requests of the {name}" for name, count in self.requests
-            )
-        if self.bake_seconds > 0:
-            return f"{self.bake_seconds:.0f} s more to bake"
-        return f"{', '.join(self.objectives)} to be shown" if self.objectives else "nothing"
-
-
-def pending_conditions(state: RolloutState) -> PendingConditions:
-    """The conditions under which the present step would end, as far as they are not met."""
-    step, counts = state.steps[state.step], state.counts
-    min_samples = step.min_samples or 1
-    requests = [("challenger", counts.challenger), *([("champion", counts.champion)] if step.weight < 100 else [])]
-    objectives: tuple[str, ...] = ()
-    if state.step == len(state.steps) - 1 and state.plan.promote != "never":
-        passed = {finding.name for finding in state.findings if finding.verdict.outcome == Outcome.PASSED}
-        specs = metric_specs(state)
-        objectives = tuple(spec.name for spec in specs if spec.role == "objective" and spec.name not in passed)
-    missing = tuple((name, count) for name, count in requests if count < min_samples)
-    return PendingConditions(missing, min_samples, max(0.0, (step.bake_seconds or 0.0) - state.elapsed), objectives)
+def _with_hold(state: RolloutState, pending: PendingConditions) -> RolloutState:
+    """The state with the beginning of its hold: when all but metrics that point to worse let the step end."""
+    if not (pending.shown and pending.held_by):
+        return state if state.held_from is None else replace(state, held_from=None)
+    return replace(state, held_from=state.elapsed) if state.held_from is None else state
 
 
 def _finish_step(state: RolloutState, *, full: bool = False) -> Decision:
@@ -338,7 +289,7 @@ def _enter_step(state: RolloutState, number: int) -> Decision:
     epoch = state.epoch + 1
     state = replace(
         state, step=number, epoch=epoch, step_epochs=(epoch,), epochs=(*state.epochs, epoch), elapsed=0.0,
-        step_started=state.clock, counts=StepCounts(), by="policy", reason="",
+        step_started=state.clock, counts=StepCounts(), by="policy", reason="", held_from=None,
         phase="preparing" if state.phase == "pending" else "running",
     )  # fmt: skip
     if state.phase == "preparing":

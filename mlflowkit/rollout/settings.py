@@ -111,6 +111,9 @@ class Rollout(Section):
     """Minimum duration of a step."""
     max_seconds: float = Field(default=3600.0, gt=0)
     """Maximum duration of a step; a rollout that is still inconclusive then is rolled back."""
+    max_hold_seconds: float | None = Field(default=None, gt=0)
+    """Longest time that a step is held by metrics that point to worse, after which the rollout is rolled back; until
+    the step's max_seconds by default."""
     sampling: float = Field(default=1.0, gt=0, le=1)
     """Share of the requests that is mirrored to a shadow."""
     placement: Literal["colocated", "isolated"] = "colocated"

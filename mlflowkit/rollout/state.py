@@ -115,6 +115,7 @@ class RolloutState:
     step_started  start of the present step, for display; deadlines use ``elapsed``
     elapsed       seconds of the present step without pauses; never decreases, whatever the clock does
     clock         time of the last observation
+    held_from     ``elapsed`` since when metrics that point to worse alone hold the step; None while they do not
     ending        final phase of a rollout that is rolling back
     traces        memory of the judges between observations
     by            who decided the end: "policy" or "person"
@@ -134,6 +135,7 @@ class RolloutState:
     step_started: float = 0.0
     elapsed: float = 0.0
     clock: float = 0.0
+    held_from: float | None = None
     step_epochs: tuple[int, ...] = ()
     epochs: tuple[int, ...] = ()
     others: tuple[Variant, ...] = ()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from mlflowkit.rollout import policy
+from mlflowkit.rollout import conditions, policy
 from mlflowkit.rollout.policy import PolicyCommand
 from mlflowkit.rollout.state import StepCounts
 from mlflowkit.values import Affinity, Outcome, RoutingTable
 from tests.support.golden import Golden
-from tests.support.rolling import CANDIDATE, CHAMPION, FAILED, OPEN, PASSED, Rolling, finding
+from tests.support.rolling import CANDIDATE, CHAMPION, FAILED, OPEN, PASSED, Rolling, estimate, finding
 
 FEW = StepCounts(champion=99, challenger=99)
 SHADOW = {"metrics": [{"metric": "agreement", "min": 0.9}]}
@@ -50,6 +50,11 @@ def scenarios() -> dict[str, tuple[Rolling, list[Callable[[Rolling], None]]]]:
         "deadline": (
             Rolling(steps=[5, 50]),
             [at(OPEN, after=99, counts=FEW), at(OPEN, after=1, counts=FEW), end, at()],
+        ),
+        "held": (
+            Rolling(steps=[0, 5], max_hold_seconds=30),
+            [at(estimate(0.005), after=10), at(estimate(0.02), after=10), at(estimate(0.02), after=29),
+             at(estimate(0.02), after=1), end],
         ),
         "objectives missing": (Rolling(steps=[5]), [at(OPEN, after=99), at(OPEN, after=1), end]),
         "failed": (Rolling(steps=[5, 50]), [*[at(OPEN, after=0.4)] * 3, at(FAILED), end]),
@@ -123,13 +128,13 @@ def test_rollouts(golden: Golden) -> None:
         for number, move in enumerate(moves):
             before = len(rolling.actions)
             move(rolling)
-            pending = policy.pending_conditions(rolling.state)
+            pending = conditions.pending_conditions(rolling.state)
             lines.append(f"{number}: {policy.describe(rolling.state)} | waits for {pending} | {plain(asdict(pending))}")
             lines += [f"  {type(action).__name__} {plain(asdict(action))}" for action in rolling.actions[before:]]
             after = saved(rolling)
             lines.append(f"  {plain({key: value for key, value in after.items() if value != state[key]})}")
             state = after
-        lines.append(plain([asdict(spec) for spec in policy.metric_specs(rolling.state, [[1.0, 2.0]])]))
+        lines.append(plain([asdict(spec) for spec in conditions.metric_specs(rolling.state, [[1.0, 2.0]])]))
     golden("rollout_decisions.txt", "\n".join(lines) + "\n")
 
 
@@ -144,8 +149,8 @@ def test_the_way_back(golden: Golden) -> None:
         state, actions = policy.advance(state, now=6.0)
         lines += [plain(state.to_json()), plain([asdict(action) for action in actions])]
     rolling = Rolling(metrics=[{"metric": "prometheus", "query": "up", "max": 1.0}, {"metric": "error_rate"}])
-    lines.append(plain([asdict(spec) for spec in policy.metric_specs(rolling.state, [[1.0, 2.0]])]))
-    lines.append(plain([asdict(spec) for spec in policy.metric_specs(rolling.state)]))
+    lines.append(plain([asdict(spec) for spec in conditions.metric_specs(rolling.state, [[1.0, 2.0]])]))
+    lines.append(plain([asdict(spec) for spec in conditions.metric_specs(rolling.state)]))
     golden("rollout_way_back.txt", "\n".join(lines) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mlflowkit.judging.online.judge import MetricResult
@@ -29,6 +30,13 @@ def finding(outcome: Outcome, name: str = "error_rate") -> MetricResult:
     measured = Measurement(name, 0.03, 0.01, 0.05, samples=100)
     verdict = Verdict(name, outcome, f"{name} is +3 points", name, measured, change=True)
     return MetricResult(name, verdict, 1.5 if outcome == Outcome.FAILED else 0.2, 0.0, (100, 100))
+
+
+def estimate(value: float, name: str = "error_rate", threshold: float = 0.01, **more: Any) -> MetricResult:
+    """An INCONCLUSIVE difference of a metric with a limit."""
+    measured = Measurement(name, value, value - 0.1, value + 0.1, samples=100)
+    verdict = Verdict(name, Outcome.INCONCLUSIVE, f"{name} {value:+g}", name, measured, threshold, "max", change=True)
+    return MetricResult(name, replace(verdict, **more), 0.2, 0.0, (100, 100))
 
 
 PASSED, FAILED, OPEN = (finding(outcome) for outcome in (Outcome.PASSED, Outcome.FAILED, Outcome.INCONCLUSIVE))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts, latency_bin
 from mlflowkit.judging.online.judge import MetricResult, judge
-from mlflowkit.rollout import incidents, policy
+from mlflowkit.rollout import conditions, incidents, policy
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.settings import Rollout, RolloutMetric, RolloutStep
 from mlflowkit.rollout.state import Request, RolloutState, SavedRollout
@@ -183,7 +183,7 @@ class RolloutWorld:
         """What the judges say now."""
         assert self.rollout is not None
         findings, traces = judge(
-            policy.metric_specs(self.rollout),
+            conditions.metric_specs(self.rollout),
             self.evidence(),
             champion=self.champion.name,
             challenger=self.candidate.name,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts
-from mlflowkit.rollout import policy
+from mlflowkit.judging.online.judge import MetricResult
+from mlflowkit.rollout import conditions, policy
 from mlflowkit.rollout.policy import PolicyCommand
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.state import (
@@ -25,7 +26,19 @@ from mlflowkit.rollout.state import (
 )
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Measurement, Outcome, RoutingTable
-from tests.support.rolling import CANDIDATE, CHAMPION, ERRORS, FAILED, OPEN, PASSED, PLENTY, TABLE, Rolling, finding
+from tests.support.rolling import (
+    CANDIDATE,
+    CHAMPION,
+    ERRORS,
+    FAILED,
+    OPEN,
+    PASSED,
+    PLENTY,
+    TABLE,
+    Rolling,
+    estimate,
+    finding,
+)
 
 
 def test_a_canary_goes_up_its_steps_and_is_promoted() -> None:
@@ -130,6 +143,101 @@ def test_guardrails_need_not_be_shown_to_hold() -> None:
     assert rolling.look(PASSED, finding(Outcome.INCONCLUSIVE, "latency_p99_ms"), after=10) == "promoting"
     rolling = Rolling(steps=[50], metrics=[ERRORS, guard])
     assert rolling.look(PASSED, finding(Outcome.FAILED, "latency_p99_ms"), after=10) == "rolling_back"
+
+
+WORSE, WITHIN = estimate(0.03), estimate(0.005)
+
+
+def test_a_step_is_held_while_a_metric_points_to_worse() -> None:
+    rolling = Rolling(steps=[5, 50])
+    for _ in range(3):
+        assert rolling.look(WORSE, after=20) == "running"
+    assert (rolling.state.step, rolling.shares["challenger"]) == (0, 0.05)
+    pending = conditions.pending_conditions(rolling.state)
+    assert (pending.held_by, str(pending)) == (("error_rate",), "error_rate, which points to worse")
+    assert rolling.look(WITHIN, after=1) == "running"  # still undecided, and no longer beyond its limit
+    assert rolling.state.step == 1
+
+
+def test_a_guardrail_that_points_to_worse_holds_the_promotion_as_well() -> None:
+    guard = {"metric": "latency_p99_ms", "ratio": 2, "role": "guardrail"}
+    slow = estimate(2.5, "latency_p99_ms", 2.0)
+    rolling = Rolling(steps=[50], metrics=[ERRORS, guard])
+    assert rolling.look(PASSED, slow, after=10) == "running"
+    assert rolling.look(PASSED, estimate(1.9, "latency_p99_ms", 2.0), after=1) == "promoting"
+
+
+def test_a_held_step_is_rolled_back_at_its_deadline_or_after_the_longest_hold() -> None:
+    rolling = Rolling(steps=[5, 50])
+    assert rolling.look(WORSE, after=99) == "running"
+    assert rolling.look(WORSE, after=1) == "rolling_back"
+    assert "took 100 s and still waits for error_rate, which points to worse" in rolling.state.reason
+    rolling = Rolling(steps=[5, 50], max_hold_seconds=30)
+    assert rolling.look(WORSE, after=9) == "running"  # it bakes
+    assert rolling.look(WORSE, after=1) == "running"  # from here on it is held
+    assert rolling.look(WORSE, after=29) == "running"
+    assert rolling.look(WORSE, after=1) == "rolling_back"
+    assert rolling.state.reason == "step 1 was held for 30 s by error_rate, which points to worse"
+
+
+def test_a_hold_begins_anew_after_it_was_lifted_and_in_each_step() -> None:
+    rolling = Rolling(steps=[5, 25, 50], max_hold_seconds=30)
+    rolling.look(WORSE, after=10)
+    rolling.look(WORSE, after=29)
+    assert rolling.look(WITHIN, after=0.5) == "running"
+    assert (rolling.state.step, rolling.state.held_from) == (1, None)
+    rolling.look(WORSE, after=10)
+    rolling.look(WORSE, after=20, counts=StepCounts(10_000, 10))  # fewer than min_samples: not held, but not ready
+    assert rolling.state.held_from is None
+    rolling.look(WORSE, after=20)
+    assert rolling.look(WORSE, after=20) == "running"
+    assert rolling.look(WORSE, after=10) == "rolling_back"
+
+
+def test_a_person_goes_on_although_a_step_is_held() -> None:
+    rolling = Rolling(steps=[5, 50])
+    rolling.look(WORSE, after=20)
+    rolling.say("promote", WORSE)
+    assert rolling.state.step == 1
+
+
+@pytest.mark.parametrize(
+    ("finding", "worse"),
+    [
+        (WORSE, True),
+        (WITHIN, False),
+        (estimate(0.01), False),  # at its limit
+        (estimate(-0.05, "accuracy", -0.02, direction="min"), True),
+        (estimate(-0.01, "accuracy", -0.02, direction="min"), False),
+        (estimate(0.7, "agreement", 0.9, direction="min", change=False), True),
+        (estimate(0.3, "prediction_drift", 0.0, change=False), True),  # max: 0 allows none
+        (estimate(0.3, threshold=0.0), False),  # a margin of 0: one of two equal versions is always worse
+        (estimate(math.nan), False),
+        (estimate(0.3, measurement=None), False),
+        (finding(Outcome.PASSED), False),
+        (finding(Outcome.FAILED), False),
+        (estimate(0.0, "prometheus", measurement=None), True),  # one measurement beyond its bound
+    ],
+)
+def test_what_points_to_worse_is_an_estimate_beyond_the_limit(finding: MetricResult, worse: bool) -> None:
+    assert conditions.points_to_worse(finding) is worse
+
+
+def test_what_only_mirrored_requests_show_is_shown_before_a_client_is_answered() -> None:
+    metrics = [ERRORS, {"metric": "agreement", "min": 0.9}]
+    alike = finding(Outcome.PASSED, "agreement")
+    rolling = Rolling(steps=[0, 50], metrics=metrics)
+    assert rolling.look(PASSED, finding(Outcome.INCONCLUSIVE, "agreement"), after=20) == "running"
+    assert (rolling.state.step, rolling.shares["champion"]) == (0, 1.0)
+    assert rolling.look(OPEN, alike, after=1) == "running"
+    assert rolling.state.step == 1
+    guard = {"metric": "agreement", "min": 0.9, "role": "guardrail"}
+    rolling = Rolling(steps=[0, 50], metrics=[ERRORS, guard])
+    rolling.look(OPEN, finding(Outcome.INCONCLUSIVE, "agreement"), after=20)
+    assert rolling.state.step == 1
+    rolling = Rolling(steps=[{"weight": 0, "sampling": 0.1}, 0, 50], metrics=metrics)
+    rolling.look(OPEN, OPEN, after=20)
+    assert rolling.state.step == 1  # the next step mirrors as well
 
 
 def test_every_objective_has_to_be_shown() -> None:
@@ -302,7 +410,10 @@ def test_going_back_turns_the_present_champion_down() -> None:
 
 def test_names_of_questions_differ() -> None:
     metrics = [{"metric": "agreement", "min": 0.9}, {"metric": "agreement", "min": 0.5, "columns": ["grade"]}]
-    assert [spec.name for spec in policy.metric_specs(Rolling(metrics=metrics).state)] == ["agreement", "agreement 2"]
+    assert [spec.name for spec in conditions.metric_specs(Rolling(metrics=metrics).state)] == [
+        "agreement",
+        "agreement 2",
+    ]
 
 
 def test_a_state_is_read_as_it_was_written(tmp_path: Any) -> None:

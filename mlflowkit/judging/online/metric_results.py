@@ -14,6 +14,7 @@ CONSECUTIVE_MEASUREMENTS = 3
 """Consecutive Prometheus measurements that decide."""
 FAR_BOUND_FACTOR = 1000.0
 """A bound further away than this multiple of the value or threshold is not displayed: there are too few samples yet."""
+_SHARES = ("error_rate", "accuracy", "agreement", "prediction_drift")
 _MORE_IS_BETTER = ("accuracy", "agreement")
 
 
@@ -150,13 +151,33 @@ def _message(result: LimitResult, outcome: Outcome, direction: str) -> str:
         return f"{measurement.name}{where}: too few samples yet, {counts}: {outcome}"
     unit = f" {measurement.unit}" if measurement.unit else ""
     plus = "+" if limit.kind == "margin" else ""
-    bounds = displayable_bounds(measurement.value, measurement.low, measurement.high, limit.value, measurement.unit)
+    possible = possible_bounds(measurement.name, limit.kind == "margin", measurement.low, measurement.high)
+    bounds = displayable_bounds(measurement.value, *possible, limit.value, measurement.unit)
     estimate = f"{measurement.value + 0.0:{plus}.3g}{unit} {_interval(*bounds)}"
     worse, better = ("<", ">=") if direction == "min" else (">", "<=")
     sign = {Outcome.FAILED: worse, Outcome.PASSED: better}.get(outcome, "undecided against")
     minus = "-" if direction == "min" and limit.kind == "margin" and limit.value else ""
     threshold = f"{limit.kind} {minus}{_short(limit.value)}"
     return f"{measurement.name} {estimate}{where} {sign} {threshold} after {counts}: {outcome}"
+
+
+def possible_bounds(
+    metric: str, difference: bool, low: float | None, high: float | None
+) -> tuple[float | None, float | None]:
+    """The bounds of a metric, or of a ``difference`` of two of its values, without what is impossible; None is endless.
+
+    The confidence sequence of a few samples may exceed what a metric can be.
+
+    >>> possible_bounds("agreement", False, 0.894, 1.11), possible_bounds("error_rate", True, 0.01, 5.58)
+    ((0.894, 1.0), (0.01, 1.0))
+    >>> possible_bounds("log_loss", False, -0.2, None)
+    (0.0, None)
+    """
+    least, most = -math.inf if difference else 0.0, math.inf
+    if metric in _SHARES:
+        least, most = -1.0 if difference else 0.0, 1.0
+    lower, upper = max(-math.inf if low is None else low, least), min(math.inf if high is None else high, most)
+    return (lower if math.isfinite(lower) else None, upper if math.isfinite(upper) else None)
 
 
 def displayable_bounds(
@@ -183,5 +204,9 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Three significant digits; adding 0 turns -0.0 into 0.0."""
-    return f"{value + 0.0:.3g}"
+    """Three significant digits, all of a large number's; adding 0 turns -0.0 into 0.0.
+
+    >>> _short(1000.0), _short(0.12345), _short(-0.0)
+    ('1,000', '0.123', '0')
+    """
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value + 0.0:.3g}"

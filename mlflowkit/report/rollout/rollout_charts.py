@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from mlflowkit.judging.online.metric_results import displayable_bounds
+from mlflowkit.judging.online.metric_results import displayable_bounds, possible_bounds
 from mlflowkit.report import charts, formatting
 from mlflowkit.report.run import latency_views
 from mlflowkit.rollout.admin.view_models import FindingView, Histogram, PointView, RolloutView
@@ -108,7 +108,7 @@ def estimate(
     low, high = [-ENDLESS] * len(points), [ENDLESS] * len(points)
     for index, point in enumerate(points):
         if point.value is not None:
-            ends = displayable_bounds(point.value, point.low, point.high, finding.threshold, finding.unit)
+            ends = _ends(finding, point.value, point.low, point.high)
             low[index] = -ENDLESS if ends[0] is None else ends[0] * factor
             high[index] = ENDLESS if ends[1] is None else ends[1] * factor
     limit = None if finding.threshold is None else finding.threshold * factor
@@ -137,11 +137,19 @@ def interval_text(finding: FindingView, factor: float, unit: str) -> str:
     if finding.value is None:
         return formatting.NONE
     value = formatting.number(finding.value * factor)
-    ends = displayable_bounds(finding.value, finding.low, finding.high, finding.threshold, finding.unit)
+    ends = _ends(finding, finding.value, finding.low, finding.high)
     lowest = "0" if finding.unit == "x" else "-∞"
     low = lowest if ends[0] is None else formatting.number(ends[0] * factor)
     high = "∞" if ends[1] is None else formatting.number(ends[1] * factor)
     return f"{value} [{low}, {high}] {unit}".rstrip()
+
+
+def _ends(
+    finding: FindingView, value: float, low: float | None, high: float | None
+) -> tuple[float | None, float | None]:
+    """The ends of a confidence sequence, within what is possible; None for one that says nothing."""
+    possible = possible_bounds(finding.metric, finding.change and finding.unit != "x", low, high)
+    return displayable_bounds(value, *possible, finding.threshold, finding.unit)
 
 
 def latency(histogram: Histogram) -> dict[str, str]:

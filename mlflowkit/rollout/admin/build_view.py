@@ -13,7 +13,7 @@ from typing import Literal
 
 from mlflowkit.judging.online.evidence import SCORE_BINS, Evidence, VariantCounts, bin_seconds
 from mlflowkit.judging.stats import wilson
-from mlflowkit.rollout import policy
+from mlflowkit.rollout import conditions, policy
 from mlflowkit.rollout.admin.parse_records import finding_from_json, finite_or_none
 from mlflowkit.rollout.admin.view_models import (
     Histogram,
@@ -170,7 +170,7 @@ def rollout_view(state: RolloutState, evidence: Evidence) -> RolloutView:
     live = state.phase in LIVE_PHASES
     step = state.steps[state.step]
     champion, candidate = (evidence.of(variant.name, state.epochs) for variant in (state.champion, state.candidate))
-    roles = {spec.name: spec.role for spec in policy.metric_specs(state)}
+    roles = {spec.name: spec.role for spec in conditions.metric_specs(state)}
     findings = findings_json(state.findings)
     return RolloutView(
         experiment=state.experiment,
@@ -267,11 +267,15 @@ def waiting_for(state: RolloutState) -> tuple[str, ...]:
 
 def _step_conditions(state: RolloutState) -> Iterable[str]:
     """The conditions of a live step, and its deadline."""
-    pending = policy.pending_conditions(state)
+    pending = conditions.pending_conditions(state)
     for name, count in pending.requests:
         yield f"{format_count(pending.min_samples - count, 'more request')} of {name}"
     if pending.bake_seconds > 0:
         yield f"{format_duration(pending.bake_seconds)} of baking"
+    if pending.shown and pending.held_by:
+        limit = state.plan.max_hold_seconds
+        rest = "" if limit is None else f" for at most {format_duration(limit)}"
+        yield f"held{rest} by {', '.join(pending.held_by)}: the estimate is beyond the limit, and undecided"
     if pending.objectives:
         yield f"{format_count(len(pending.objectives), 'metric')} inconclusive ({', '.join(pending.objectives)})"
     left = (state.steps[state.step].max_seconds or math.inf) - state.elapsed

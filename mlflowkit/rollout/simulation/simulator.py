@@ -23,7 +23,7 @@ from mlflowkit.errors import UsageError
 from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.judging.online.judge import judge
 from mlflowkit.judging.stats import wilson
-from mlflowkit.rollout import policy
+from mlflowkit.rollout import conditions, policy
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.rollout.simulation.scenarios import Scenario
 from mlflowkit.rollout.simulation.synthetic_traffic import SyntheticTraffic, TrafficSplit
@@ -150,7 +150,7 @@ def simulate_once(
     table = RoutingTable("rehearsal", 0, (Variant("champion", "champion", "champion", ""),))
     state = policy.begin(Request("rehearsal", "rehearsal", candidate, plan, 0.0), table, now=0.0)
     split, now, looks = None, 0.0, 0
-    specs = policy.metric_specs(state)
+    specs = conditions.metric_specs(state)
     path: list[LookRecord] = []
     while not state.ended:
         if state.phase == "running" and split is not None:
