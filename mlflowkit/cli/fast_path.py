@@ -99,7 +99,7 @@ def format_run(value: Mapping[str, Json]) -> str:
         lines.append(f"  {verdict['verdict']:<12} {verdict['gate']}: {verdict['message']}{suffix}")
     for name in ("bundle", "endpoint", "report"):
         if value[name]:
-            blessed = " (blessed)" if name == "bundle" and value["blessing"] else ""
+            blessed = f" ({_blessing(value)})" if name == "bundle" and value["blessing"] else ""
             lines.append(f"  {name:<12} {value[name]}{blessed}")
     if nothing_ran(value):
         deployed = [str(step["reason"]) for step in done if step["stage"] == "deploy"]
@@ -107,6 +107,11 @@ def format_run(value: Mapping[str, Json]) -> str:
         lines += [f"  rollout      {why}" for why in deployed if not why.startswith(("unchanged", "made by"))]
     elif value.get("rollout"):
         lines.append(f"  rollout      {value['rollout']}; mlkit rollout status {value['service']} shows its progress")
+    lines += [f"  warning      {warning}" for warning in value.get("warnings", ())]
     if value["curl"]:
         lines.append(f"  try it       {value['curl']}")
     return "\n".join(lines)
+
+
+def _blessing(value: Mapping[str, Json]) -> str:
+    return "blessed" if value["verdicts"] else "blessed by no gate"

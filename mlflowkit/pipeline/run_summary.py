@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from mlflowkit.judging.coverage import recipe_warnings
 from mlflowkit.pipeline import OBJECTS
 from mlflowkit.pipeline.storage.codec import strict
 from mlflowkit.values import Json, RunRecord, StepRecord
@@ -16,7 +17,8 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
     """A run as plain JSON.
 
     ``bundle`` is the bundle's folder, ``blessing`` the content of its blessing (or null), ``curl`` a request to its
-    service; ``rollout`` is the state and ``experiment`` the id of the rollout that the run started (or null).
+    service; ``warnings`` say what neither its gates nor its rollout judge; ``rollout`` is the state and ``experiment``
+    the id of the rollout that the run started (or null).
     """
     steps = {step.stage: step for step in record.steps}
     package = steps.get("package")
@@ -49,6 +51,7 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "experiment": deployed.get("experiment"),
         "report": record.report or None,
         "lineage": asdict(record.lineage),
+        "warnings": list(recipe_warnings(record.recipe)),
         "error": {"message": record.error} if record.error else None,
     }
     return {key: strict(item) for key, item in summary.items() if not (key == "error" and item is None)}

@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlflowkit.judging.compatibility import breaking_changes, summarize_changes
+from mlflowkit.judging.coverage import rollout_warnings
 from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.judging.online.judge import MetricResult
 from mlflowkit.rollout.conditions import PendingConditions, pending_conditions
@@ -367,7 +368,10 @@ def _describe_step(state: RolloutState) -> str:
 def warnings(state: RolloutState) -> tuple[str, ...]:
     """What an operator should know about a rollout besides its verdicts."""
     changes = state.signature_changes
-    return tuple(f"breaks clients: {change.message}" if change.breaking else change.message for change in changes)
+    texts = [f"breaks clients: {change.message}" if change.breaking else change.message for change in changes]
+    if state.origin.get("gates") == "none":
+        texts.append(f"no gate judged version {state.candidate.version}")
+    return (*texts, *rollout_warnings(state.strategy, [metric.metric for metric in state.plan.metrics]))
 
 
 def _describe_breaking(state: RolloutState) -> str:

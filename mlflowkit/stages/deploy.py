@@ -330,8 +330,17 @@ def _rollout_request(spec: Spec, context: StageContext, candidate: Variant) -> R
         time=time.time(),
         affinity=Affinity(routing.affinity, routing.name),
         override_header=routing.override_header,
-        origin={"name": spec.name, "run": context.run},
+        origin={"name": spec.name, "run": context.run, **_gates_of(Path(candidate.bundle))},
     )
+
+
+def _gates_of(bundle: Path) -> dict[str, str]:
+    """``{"gates": "none"}`` for a bundle that no gate judged."""
+    try:
+        judged = json.loads((bundle / "evidence" / "verdicts.json").read_bytes()) != []
+    except (OSError, ValueError):
+        judged = True  # not known
+    return {} if judged else {"gates": "none"}
 
 
 def decide_sample_check(

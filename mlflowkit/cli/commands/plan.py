@@ -45,6 +45,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Print each step with run or reuse, the reason, and what changes for a service's clients. Changes nothing."""
+    from mlflowkit.judging.coverage import recipe_warnings
     from mlflowkit.pipeline.client_changes import find_changes
     from mlflowkit.pipeline.plan import preview
     from mlflowkit.recipe.check import load
@@ -61,12 +62,15 @@ def plan(
     rows = [{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")} for step in steps]
     lines = [f"{step.stage:<9} {step.action:<6} {step.fingerprint[:12]}  {step.reason}" for step in steps]
     lines += [f"warning: {'breaks clients: ' if change.breaking else ''}{change.message}" for change in changes or ()]
+    warnings = recipe_warnings(loaded.composed)
+    lines += [f"warning: {warning}" for warning in warnings]
     running = sum(step.action == "run" for step in steps)
     lines.append(f"{running} to run, {len(steps) - running} to reuse" if running else "nothing to do")
     value = {
         "recipe": str(loaded.path),
         "name": loaded.recipe.name,
         "steps": rows,
+        "warnings": list(warnings),
         "signature_changes": None if changes is None else [change.to_json() for change in changes],
     }
     print_result(value, "\n".join(lines), json)

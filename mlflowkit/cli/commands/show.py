@@ -52,5 +52,7 @@ def _print(value: dict[str, Json]) -> None:
     for name in ("bundle", "endpoint", "report"):
         if value[name]:
             echo(f"{name:<10} {value[name]}")
+    for warning in value["warnings"]:
+        echo(f"warning    {warning}")
     if "error" in value:
         echo(f"error      {value['error']['message']}")

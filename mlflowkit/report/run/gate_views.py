@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflowkit.judging.coverage import recipe_warnings
 from mlflowkit.judging.metrics import lower_is_better
 from mlflowkit.report import charts, formatting
 from mlflowkit.report.run.data_views import View, summary_of
@@ -28,7 +29,8 @@ def gates(record: RunRecord, evidence: RunEvidence) -> View | None:
         unit = verdict.measurement.unit if verdict.measurement else ""
         families.setdefault((subject(verdict), unit), []).append(verdict)
     return {
-        "families": [family(f"{name} ({unit})" if unit else name, group) for (name, unit), group in families.items()]
+        "families": [family(f"{name} ({unit})" if unit else name, group) for (name, unit), group in families.items()],
+        "warnings": recipe_warnings(record.recipe),
     }
 
 

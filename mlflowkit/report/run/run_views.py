@@ -97,7 +97,7 @@ def _outcome_tiles(record: RunRecord, evidence: RunEvidence) -> list[View]:
         small = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(others)) or "all of them"
         tiles.append({"name": "gates passed", "value": f"{passed} of {len(verdicts)}", "small": small})
     if evidence.manifest is not None:
-        blessed = "blessed" if evidence.blessing is not None else "not blessed"
+        blessed = "not blessed" if evidence.blessing is None else "blessed" if verdicts else "blessed by no gate"
         tiles.append({"name": "bundle", "value": evidence.manifest["version"], "small": blessed})
     return tiles
 
@@ -142,6 +142,7 @@ def bundle(record: RunRecord, evidence: RunEvidence) -> View | None:
     return {
         "manifest": evidence.manifest,
         "blessing": evidence.blessing,
+        "gated": bool(verdicts_of(record)),
         "graph_bytes": evidence.graph_bytes,
         "tensors": [{**tensor, "way": way} for way in ways for tensor in signature.get(way, ())],
         "classes": [str(name) for name in signature.get("classes", ())],

@@ -40,7 +40,7 @@ class Deployed:
     def folder(self, service: str) -> Path:
         return self.state / "services" / service
 
-    def ensure(self, section: Any) -> str:
+    def ensure(self, section: Any, *_: Any, **__: Any) -> str:
         self.settings.append(section)
         self.files.write_desired(Desired(1, True, GatewaySettings("lending", port=1)))
         return self.gateway.url
@@ -172,6 +172,7 @@ def test_a_canary_tells_it_in_its_state_its_first_event_and_its_incident(
     assert view is not None
     assert view.rollout is not None
     assert f"breaks clients: {told}" in view.rollout.warnings
+    assert any(warning.startswith("no metric judges the answers") for warning in view.rollout.warnings)
 
     from mlflowkit.rollout import commands
 
