@@ -14,6 +14,7 @@ NAMES = (
     "noop",
     "cold",
     "first_answer",
+    "busy",
     "rows",
     "latency",
     "overhead",
