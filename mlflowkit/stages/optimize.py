@@ -13,6 +13,7 @@ from pydantic import Field
 
 from mlflowkit.bench import analysis, validity
 from mlflowkit.bench.environment import MachineMoment, machine_info, read_moment
+from mlflowkit.bench.sequential.disturbance import describe, observe
 from mlflowkit.bundle import write_engine
 from mlflowkit.errors import EngineError
 from mlflowkit.graphs.candidates import NAMED, Candidate
@@ -63,6 +64,8 @@ REQUEST_ROWS = 1000
 MEGABYTE = 1_000_000
 LIMITS = ("max_metric_drop", "max_latency_ms", "max_size_mb")
 """Recipe keys that limit a candidate; the reason of a rejected one names its key."""
+SLACK = 1.1
+"""Factor between the latency that was measured and the limit that a hint names."""
 
 
 class OptimizeSection(Section):
@@ -121,19 +124,45 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     before = read_moment()
     result = Exploration(settings, plan).explore()
     if not result.finalists:
-        reasons = "; ".join(f"{outcome.name}: {outcome.reason or outcome.status}" for outcome in result.tried)
-        limits = [limit for limit in LIMITS if any(limit in outcome.reason for outcome in result.tried)]
-        listed = any(outcome.name == "onnx" for outcome in result.tried)
-        remedies = [] if listed else ["add onnx to optimize.candidates"]
-        remedies += [f"raise {' or '.join(limits)}"] if limits else []
-        hint = ", or ".join(remedies) or "correct what makes the graph fail, or export another"
-        raise EngineError(f"no candidate may serve: {reasons}", hint=hint)
+        _forget_times(context)
+        raise _no_candidate(result.tried, _disturbance(before, read_moment()), spec.optimize)
     choice = choose({outcome.name: outcome.figures for outcome in result.finalists}, section.objective)
     rows = candidate_rows(section, result, choice, settings.metric)
     picked = next(outcome for outcome in result.finalists if outcome.name == choice.name)
     _publish(context, picked, rows, result.tried)
     write_json(context.out / "machine.json", _machine_json([before, read_moment()], result.finalists))
     return _stage_result(rows, choice.name, settings.metric)
+
+
+def _forget_times(context: StageContext) -> None:
+    """Remove the times that an interrupted run would go on from: those that rejected every candidate are measured anew
+    by the next run, since they are evidence of one moment."""
+    for path in context.scratch.glob("measured-*.npz"):
+        path.unlink(missing_ok=True)
+
+
+def _disturbance(before: MachineMoment, after: MachineMoment) -> str:
+    """What disturbed the machine meanwhile, with figures, where times were measured in other processes."""
+    return describe([observe(before, after, os.cpu_count() or 1, single_threaded=False)])
+
+
+def _no_candidate(tried: Sequence[TrialOutcome], disturbance: str, section: OptimizeSection) -> EngineError:
+    reasons = "; ".join(f"{outcome.name}: {outcome.reason or outcome.status}" for outcome in tried)
+    limits = [limit for limit in LIMITS if any(limit in outcome.reason for outcome in tried)]
+    listed = any(outcome.name == "onnx" for outcome in tried)
+    remedies = [] if listed else ["add onnx to optimize.candidates"]
+    if "max_latency_ms" in limits:
+        limits.remove("max_latency_ms")
+        quantile = analysis.QUANTILES[quantile_of(section.objective)]
+        slow = [outcome.figures.microseconds for outcome in tried if "max_latency_ms" in outcome.reason]
+        least = min(analysis.quantile_interval(blocks, quantile)[1] for blocks in slow) / 1000
+        remedies.append(f"mlkit run RECIPE optimize.max_latency_ms={least * SLACK:.2g}")
+        if disturbance:
+            reasons += f"; the machine was disturbed: {disturbance}"
+            remedies.insert(0, "mlkit run RECIPE measures again, when the machine is quieter")
+    remedies += [f"raise {' or '.join(limits)}"] if limits else []
+    hint = ", or ".join(remedies) or "correct what makes the graph fail, or export another"
+    return EngineError(f"no candidate may serve: {reasons}", hint=hint)
 
 
 def default_metric(task: str, classes: int) -> str:

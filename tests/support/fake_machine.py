@@ -12,6 +12,8 @@ from mlflowkit.bench.nvml import GpuReadings
 from mlflowkit.bench.sequential.sampling import LatencyBudget, SequentialMeasurement, TimedRounds
 
 CORES = 2
+Requests = Callable[[np.random.Generator, int], np.ndarray]
+"""Draws the processor seconds of so many requests."""
 SLICE = 3e-3
 """Seconds of processor time before a process that shares its core has to wait."""
 
@@ -22,6 +24,8 @@ class FakeMachine:
 
     others: Callable[[float], float] = lambda now: 0.0
     seed: int = 0
+    hidden: bool = False
+    """Whether the system hides its counters, as in some containers: only the thread's own processor time is known."""
     clock: float = 0.0
     busy: float = 0.0
     thread: float = 0.0
@@ -32,28 +36,26 @@ class FakeMachine:
     def __post_init__(self) -> None:
         self._generator = np.random.default_rng(self.seed)
 
-    def source(self, request_seconds: Callable[[np.random.Generator], float]) -> Callable[[int, int], Sequence[int]]:
+    def source(self, request_seconds: Requests) -> Callable[[int, int], Sequence[int]]:
         """A candidate whose requests take so much processor time; it waits when its slice is used up."""
+        return lambda start, count: [round(seconds * 1e9) for seconds in self._serve(request_seconds, count)]
 
-        def block(start: int, count: int) -> list[int]:
-            return [self._serve(request_seconds(self._generator)) for _ in range(count)]
-
-        return block
-
-    def _serve(self, seconds: float) -> int:
+    def _serve(self, request_seconds: Requests, count: int) -> list[float]:
+        own = request_seconds(self._generator, count)
         others = self.others(self.clock)
         contended = others + 1 > CORES
-        waited = 0.0
+        waited = np.zeros(count)
         if contended:
-            self._used += seconds
-            while self._used > SLICE:
-                self._used -= SLICE
-                waited += SLICE * (others / CORES) * self._generator.exponential()
-        self.thread += seconds
-        self.clock += seconds + waited
-        self.busy += (seconds + waited) * min(CORES, others + 1)
-        self.pressure += (seconds + waited) if contended else 0.0
-        return round((seconds + waited) * 1e9)
+            ends = self._used + np.cumsum(own)
+            slices = np.diff(np.floor(ends / SLICE), prepend=np.floor(self._used / SLICE))
+            waited = slices * SLICE * (others / CORES) * self._generator.exponential(size=count)
+            self._used = float(ends[-1])
+        wall = own + waited
+        self.thread += float(own.sum())
+        self.clock += float(wall.sum())
+        self.busy += float(wall.sum()) * min(CORES, others + 1)
+        self.pressure += float(wall.sum()) if contended else 0.0
+        return list(wall)
 
     def read(self) -> MachineMoment:
         self.clock += 1e-4
@@ -61,7 +63,8 @@ class FakeMachine:
         return MachineMoment(
             mhz=None, load=None, busy_ticks=round(self.busy * 100), stolen_ticks=0, throttled_seconds=0.0,
             gpus=GpuReadings(None, "no driver"), clock=self.clock, thread_seconds=self.thread, preempted=0,
-            running=round(self.others(self.clock)) + 1, pressure_seconds=self.pressure,
+            running=None if self.hidden else round(self.others(self.clock)) + 1,
+            pressure_seconds=None if self.hidden else self.pressure,
         )  # fmt: skip
 
     def measure(

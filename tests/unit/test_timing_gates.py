@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from mlflowkit.bench.sequential.disturbance import Disturbance, describe, observe
@@ -14,7 +12,7 @@ from mlflowkit.stages.evaluation.gating import Gate, judge_time, rivals, undecid
 from mlflowkit.stages.evaluation.gating import _gate_specs as specs_of
 from mlflowkit.stages.evaluation.timing import PICKED, TimingEvidence, is_of_class
 from mlflowkit.values import Outcome, Verdict
-from tests.support.fake_machine import CORES, FakeMachine
+from tests.support.fake_machine import CORES, FakeMachine, Requests
 
 BUDGET = LatencyBudget(20.0, 1000)
 MACHINE = "x86_64 Some Processor x2"
@@ -22,9 +20,9 @@ P99 = Gate(metric="latency_p99_ms", max=1.0)
 RATIO = Gate(metric="latency_ratio", against="champion", max=1.5)
 
 
-def about(milliseconds: float) -> Callable[[np.random.Generator], float]:
+def about(milliseconds: float) -> Requests:
     """Requests of about this long."""
-    return lambda generator: milliseconds / 1000 * generator.gamma(400, 1 / 400)
+    return lambda generator, count: milliseconds / 1000 * generator.gamma(400, 1 / 400, size=count)
 
 
 def verdict_on(

@@ -60,7 +60,7 @@ class Gate(Section):
     probability (1 - confidence) / 2 at most."""
     machine: str | None = Field(default=None, min_length=1)
     """Class of machines that a limit in milliseconds holds for: words of the machine's description, such as
-    "EPYC 7B13 x4" (`mlkit doctor` prints it). INCONCLUSIVE on every other machine."""
+    "EPYC 7B13 x4" (a run warns of a gate that names none, and prints its own). INCONCLUSIVE on every other machine."""
     on_inconclusive: Literal["block", "allow"] = "block"
     """Whether INCONCLUSIVE prevents the blessing of the bundle."""
     dry_run: bool = False
