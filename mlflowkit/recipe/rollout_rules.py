@@ -72,6 +72,19 @@ def _latency_needs_errors(view: RecipeView) -> Iterator[Problem]:
         yield Problem((*ROLLOUT, "metrics"), message, hint, at_key=True)
 
 
+def _webhooks(view: RecipeView) -> Iterator[Problem]:
+    """A webhook with no URL, or two."""
+    for index, hook in enumerate(view.items(*ROLLOUT, "webhooks")):
+        path = (*ROLLOUT, "webhooks", index)
+        if not isinstance(hook, dict):
+            continue
+        named = [key for key in ("url", "url_env") if hook.get(key)]
+        if not named:
+            yield Problem(path, "a webhook needs a URL", "add url: https://ci.example.com/hook, or url_env: HOOK_URL")
+        elif len(named) == 2:
+            yield Problem((*path, "url_env"), "the URL is given twice", "remove one of url and url_env", at_key=True)
+
+
 def _promote(view: RecipeView) -> Iterator[Problem]:
     if view.text(*ROLLOUT, "promote") == "never" and view.text(*ROLLOUT, "strategy") in ("canary", "ab", "blue_green"):
         message = "only a shadow can stay without being promoted; this one takes traffic"
@@ -237,5 +250,5 @@ def _measurable(view: RecipeView, path: KeyPath, name: str, metric: Mapping[str,
         yield Problem((*path, "metric"), message, f"add {EXAMPLES.get(name, 'margin: 0.05')}, or role: guardrail")
 
 
-RULES: tuple[Rule, ...] = (_has_metrics, _latency_needs_errors, _promote, _steps, _limits, _metrics)
+RULES: tuple[Rule, ...] = (_has_metrics, _latency_needs_errors, _webhooks, _promote, _steps, _limits, _metrics)
 """All rules for rollouts."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import math
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 
 from mlflowkit.errors import ServiceError
 from mlflowkit.judging.online.evidence import Evidence, merge
+from mlflowkit.rollout import outbound
 from mlflowkit.rollout.settings import RolloutMetric
 from mlflowkit.rollout.state import RolloutState
 from mlflowkit.service_state.records import ServiceFiles
@@ -21,6 +21,7 @@ from mlflowkit.service_state.records import ServiceFiles
 PROMETHEUS_SECONDS = 5.0
 """Interval between Prometheus polls."""
 TIMEOUT_SECONDS = 3.0
+"""Of one query in all."""
 MAX_VALUES = 200
 """Values kept per query, newest last."""
 _log = logging.getLogger("mlflowkit.rollout")
@@ -111,14 +112,16 @@ def query_instant(url: str, query: str, timeout: float = TIMEOUT_SECONDS) -> flo
     """
     address = f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
     try:
-        with urllib.request.urlopen(address, timeout=timeout) as reply:
-            document = json.loads(reply.read(1 << 20))
+        status, content = outbound.request("GET", address, None, {}, seconds=timeout, limit=1 << 20)
+        if status != 200:
+            raise ValueError(f"HTTP {status}" + (", a redirect, which is not followed" if 300 <= status < 400 else ""))
+        document = json.loads(content)
         result = document["data"]["result"]
         if document["data"]["resultType"] == "scalar":
             return float(result[1])
         if len(result) == 1:
             return float(result[0]["value"][1])
         _log.warning("prometheus: %s gives %d series instead of 1", query, len(result))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError) as error:
         _log.warning("prometheus: %s: %s", query, error)
     return math.nan

@@ -82,8 +82,10 @@ StepInput = Annotated[
 class Webhook(Section):
     """A URL that receives rollout events. Bodies are signed with HMAC-SHA256 when there is a key."""
 
-    url: str = Field(pattern=r"^https?://")
-    """Where events are POSTed."""
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """Where events are POSTed. It lies in the state folder: where it is itself a secret, give url_env instead."""
+    url_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable with the URL, set where services are started (mlkit up or run)."""
     secret_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable with the signing key, set where services are started (mlkit up or run). An event that
     cannot be signed is not sent, and recorded as failed."""

@@ -19,7 +19,12 @@ five minutes off and ids that it has processed (`verify` does all but the last).
 event; 408, 429, 5xx and connection failures are retried after 1, 2, 4, ... 64 s; any other status is final.
 
 Pending deliveries are ``<service>/webhooks/*.json``; the results of the last hundred are in
-``<service>/webhooks.json``. Keys are never stored: they are read from the controller's environment when signing.
+``<service>/webhooks.json``. Neither has a URL, which may be a secret: a delivery has the number of its hook in the plan
+of its rollout, and results show scheme, host and port only. Keys, and URLs given as ``url_env``, are never stored: they
+are read from the controller's environment when sending.
+
+An attempt ends after DELIVERY_SECONDS in all, however slowly the receiver answers, and runs in a thread of its own, at
+most SERVICE_THREADS at a time for one service: a receiver cannot hold up the events of others.
 """
 
 from __future__ import annotations
@@ -34,20 +39,27 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.rollout import outbound
+from mlflowkit.rollout import state as states
 from mlflowkit.rollout.state import Notify, RolloutState
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Json
 
 TOLERANCE_SECONDS = 300.0
-TIMEOUT_SECONDS = 5.0
+DELIVERY_SECONDS = 10.0
+"""Of one attempt in all."""
+THREADS, SERVICE_THREADS = 16, 2
+"""Attempts at a time, of all services and of one."""
 MAX_ATTEMPTS = 8
 MAX_HISTORY = 100
 POLL_SECONDS = 0.2
+JOIN_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 _log = logging.getLogger("mlflowkit.rollout")
 RETRYABLE_STATUS = frozenset((408, 429, *range(500, 600)))
@@ -55,7 +67,11 @@ RETRYABLE_STATUS = frozenset((408, 429, *range(500, 600)))
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for one hook. ``secret_env`` is the key's environment variable, "" without a key."""
+    """One event for hook number ``hook`` of an experiment's plan.
+
+    ``url`` and ``secret_env`` (the key's environment variable) are those of a delivery of the format before, which has
+    no ``hook``, and "" in a new one.
+    """
 
     id: str
     url: str
@@ -65,6 +81,12 @@ class Delivery:
     due: float
     attempts: int = 0
     error: str = ""
+    experiment: str = ""
+    hook: int = -1
+
+
+class _NeverSentError(Exception):
+    """A delivery cannot be sent, now or later."""
 
 
 def sign(key: bytes, body: bytes, *, id: str, timestamp: str) -> str:
@@ -124,8 +146,10 @@ def enqueue(files: ServiceFiles, state: RolloutState, notification: Notify) -> N
         id = f"{notification.key}-{number}"
         name = f"webhooks/{id}.json"
         if notification.event in hook.events and id not in delivered and not files.exists(name):
-            content = json.dumps({**body, "id": id})
-            delivery = Delivery(id, hook.url, hook.secret_env or "", notification.event, content, notification.time)
+            delivery = Delivery(
+                id, "", "", notification.event, json.dumps({**body, "id": id}), notification.time,
+                experiment=state.experiment, hook=number,
+            )  # fmt: skip
             files.write_json(name, asdict(delivery))
 
 
@@ -135,13 +159,16 @@ def history(files: ServiceFiles) -> list[dict[str, Json]]:
 
 
 class WebhookSender:
-    """Delivers queued events of all services from its own thread while its context is entered."""
+    """Delivers queued events of all services from threads of its own while its context is entered."""
 
     def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
         self._state = state
         self._clock = clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlkit-webhooks", daemon=True)
+        self._pool = ThreadPoolExecutor(THREADS, "mlkit-webhook")
+        self._attempts: dict[tuple[str, str], Future[None]] = {}
+        self._finishing = threading.Lock()
 
     def __enter__(self) -> WebhookSender:
         self._thread.start()
@@ -149,86 +176,135 @@ class WebhookSender:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(TIMEOUT_SECONDS + 1.0)
+        self._thread.join(JOIN_SECONDS)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def deliver(self) -> None:
-        """Attempt every due delivery once. A failed delivery is recorded, not raised."""
+        """Attempt every due delivery once and wait. A failed delivery is recorded, not raised."""
+        while started := self._start():
+            for attempt in wait(started).done:
+                attempt.result()
+        self._attempts.clear()
+
+    def _start(self) -> list[Future[None]]:
+        """Start the due attempts that are not made yet, as many as a service may have at a time."""
+        started = []
         for files in ServiceFiles.all(self._state):
+            running = sum(name == files.service and not it.done() for (name, _), it in self._attempts.items())
             for entry in files.list("webhooks/*.json"):
-                if self._stopping.is_set():
-                    return
-                self._attempt(files, entry.key)
+                key = files.service, entry.key
+                if running >= SERVICE_THREADS or self._stopping.is_set():
+                    break
+                if key in self._attempts:
+                    continue
+                delivery = self._read(files, entry.key)
+                if delivery is not None and self._clock() >= delivery.due:
+                    self._attempts[key] = self._pool.submit(self._attempt, files, entry.key, delivery)
+                    started.append(self._attempts[key])
+                    running += 1
+        return started
 
     def _run(self) -> None:
+        last_error = ""
         while not self._stopping.wait(POLL_SECONDS):
+            seconds = 0.0
             try:
-                self.deliver()
+                ended = {key: attempt for key, attempt in self._attempts.items() if attempt.done()}
+                for key, attempt in ended.items():
+                    del self._attempts[key]
+                    attempt.result()
+                self._start()
+                last_error = ""
             except MlkitError as error:  # full disk: queued events stay and are retried
-                _log.warning("webhooks: %s", error.message)
-                self._stopping.wait(RETRY_SECONDS)
+                if error.message != last_error:
+                    _log.warning("webhooks: %s", error.message)
+                last_error, seconds = error.message, RETRY_SECONDS
             except Exception:  # noqa: BLE001 - a bug here must not end the thread
                 _log.exception("webhooks are not delivered")
-                self._stopping.wait(RETRY_SECONDS)
+                seconds = RETRY_SECONDS
+            self._stopping.wait(seconds)
 
-    def _attempt(self, files: ServiceFiles, name: str) -> None:
+    @staticmethod
+    def _read(files: ServiceFiles, name: str) -> Delivery | None:
+        """A queued delivery; a damaged one is removed."""
         try:
-            delivery = Delivery(**files.read_json(name))
+            value = files.read_json(name)
+            return None if value is None else Delivery(**value)
         except (ServiceError, TypeError) as damage:
             _log.error("%s is damaged and was removed: %s", files.location(name), damage)
             files.delete(name)
-            return
-        if self._clock() < delivery.due:
-            return
-        status, error = self._post(delivery)
+            return None
+
+    def _attempt(self, files: ServiceFiles, name: str, delivery: Delivery) -> None:
+        url, final = "", False
+        try:
+            url, secret_env = _target(files, delivery)
+            status, error = self._post(delivery, url, secret_env)
+        except _NeverSentError as reason:
+            status, error, final = 0, str(reason), True
         attempts = delivery.attempts + 1
         ok = 200 <= status < 300
-        if not ok and (status == 0 or status in RETRYABLE_STATUS) and attempts < MAX_ATTEMPTS:
+        if not ok and not final and (status == 0 or status in RETRYABLE_STATUS) and attempts < MAX_ATTEMPTS:
             due = self._clock() + 2.0 ** (attempts - 1)
             files.write_json(name, asdict(replace(delivery, attempts=attempts, due=due, error=error)), durable=False)
             return
-        result = {"id": delivery.id, "event": delivery.event, "url": _redact_url(delivery.url), "time": self._clock(),
-                  "ok": ok, "status": max(0, status), "attempts": attempts, "error": error}  # fmt: skip
-        files.write_json("webhooks.json", [*history(files), result][-MAX_HISTORY:])
+        result = {"id": delivery.id, "event": delivery.event, "url": mask_url(url), "time": self._clock(),
+                  "ok": ok, "status": status, "attempts": attempts, "error": error}  # fmt: skip
+        with self._finishing:
+            files.write_json("webhooks.json", [*history(files), result][-MAX_HISTORY:])
         files.delete(name)
 
-    def _post(self, delivery: Delivery) -> tuple[int, str]:
-        """(status, error) of one attempt; status 0 without a response, -1 if it can never be sent."""
+    def _post(self, delivery: Delivery, url: str, secret_env: str) -> tuple[int, str]:
+        """(status, error) of one attempt; status 0 without a response. Raises _NeverSentError."""
         body, timestamp = delivery.body.encode(), str(int(self._clock()))
         headers = {"content-type": "application/json", "user-agent": "mlflowkit"}
         headers |= {"webhook-id": delivery.id, "webhook-timestamp": timestamp}
         headers |= {"x-mlkit-delivery": delivery.id, "x-mlkit-timestamp": timestamp}  # deprecated
-        if delivery.secret_env:
-            key = os.environ.get(delivery.secret_env, "").encode()
-            if not key:
-                return -1, f"the controller's environment has no {delivery.secret_env} to sign with"
+        if secret_env:
+            key = _from_environment(secret_env, "to sign with").encode()
             try:
                 headers["webhook-signature"] = sign(key, body, id=delivery.id, timestamp=timestamp)
-            except ValueError:
-                return -1, f"{delivery.secret_env} is no signing key: base64 must follow whsec_"
+            except ValueError as error:
+                raise _NeverSentError(f"{secret_env} is no signing key: base64 must follow whsec_") from error
             headers["x-mlkit-signature"] = legacy_signature(key, body, timestamp)
         try:
-            return _send(delivery.url, body, headers)
+            status, _ = outbound.request("POST", url, body, headers, seconds=DELIVERY_SECONDS)
+            return status, "" if 200 <= status < 300 else f"HTTP {status}"
         except (OSError, http.client.HTTPException, ValueError) as error:
-            return 0, f"{type(error).__name__}: {error}"
+            return 0, f"{type(error).__name__}: {str(error).replace(url, mask_url(url))}"
 
 
-def _send(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
-    """Send one POST; redirects are not followed, as the signature is meant for the configured host."""
-    parts = urlsplit(url)
-    scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = scheme(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+def _target(files: ServiceFiles, delivery: Delivery) -> tuple[str, str]:
+    """(URL, the key's environment variable) of a delivery. Raises _NeverSentError."""
+    if delivery.hook < 0:
+        return delivery.url, delivery.secret_env
+    saved = states.read(files)
+    state = None if saved is None else saved.state
+    if state is None or state.experiment != delivery.experiment or delivery.hook >= len(state.plan.webhooks):
+        raise _NeverSentError("another rollout has begun, and the URL of this one's hook is gone with it")
+    hook = state.plan.webhooks[delivery.hook]
+    url = hook.url or _from_environment(hook.url_env or "", "with the URL")
+    if not url.startswith(("http://", "https://")):
+        raise _NeverSentError(f"{hook.url_env} holds no URL: http:// or https:// is expected")
+    return url, hook.secret_env or ""
+
+
+def _from_environment(name: str, purpose: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise _NeverSentError(f"the controller's environment has no {name} {purpose}")
+    return value
+
+
+def mask_url(url: str) -> str:
+    """Scheme, host and port of a URL; the rest may be secret (a token in the query, Slack's in the path).
+
+    >>> mask_url("https://me:pass@hooks.slack.com:8443/services/T0/B0/secret?sig=1"), mask_url("http://ci/")
+    ('https://hooks.slack.com:8443/…', 'http://ci/')
+    """
     try:
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", path, body, dict(headers))
-        response = connection.getresponse()
-        response.read(4096)
-        return response.status, "" if 200 <= response.status < 300 else f"HTTP {response.status}"
-    finally:
-        connection.close()
-
-
-def _redact_url(url: str) -> str:
-    """The URL without user, password and query, which may be secret."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "…"
+    return f"{parts.scheme}://{parts.hostname or ''}{port}/{'…' if parts.path.strip('/') or parts.query else ''}"

@@ -89,6 +89,7 @@ def told(tmp_path: Path, *hooks: Webhook) -> ServiceFiles:
     files = drill.set_up(tmp_path, drill.PLAN.model_copy(update={"webhooks": list(hooks)}))
     plan = Request.from_json(json.loads((files.folder / "request.json").read_bytes())).plan
     state = states.RolloutState("e1", "lending", plan, drill.CHAMPION, drill.CANDIDATE, phase="running")
+    states.write(files, states.SavedRollout(state, ()))
     tell = Notify("started", "canary, step 1", "e1-started", 1_764_000_000.0, 0, 0.05)
     webhooks.enqueue(files, state, tell)
     webhooks.enqueue(files, state, tell)
@@ -121,10 +122,129 @@ def test_an_event_is_signed_fresh_at_every_attempt_and_told_once(
     body = json.loads(taking.taken[0][1])
     assert (body["event"], body["service"], body["candidate"], body["weight"]) == ("started", "lending", "2", 0.05)
     (delivery,) = webhooks.history(files)
-    assert (delivery["ok"], delivery["attempts"], delivery["url"]) == (True, 3, f"{taking.url}/x")
+    assert (delivery["ok"], delivery["attempts"], delivery["url"]) == (True, 3, f"{taking.url}/…")
     written = "".join(path.read_text() for path in tmp_path.rglob("*.json") if path.name != "request.json")
     assert "a-secret-key" not in written
     assert "a-secret-key" not in (files.folder / "request.json").read_text()
+
+
+def test_a_secret_url_lies_nowhere(tmp_path: Path, hook: Callable[..., Hook], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slack's secret is the path of the URL: given by url_env, no file has it, before, between and after attempts."""
+    taking = hook(lambda number: (503, b"") if number == 1 else (200, b""))
+    monkeypatch.setenv("HOOK_URL", f"{taking.url}/services/T0/hush?sig=hush")
+    files = told(tmp_path, Webhook(url_env="HOOK_URL"), Webhook(url_env="NOBODY_SET_THIS"))
+    clock = Clock()
+    courier = webhooks.WebhookSender(tmp_path, clock)
+
+    def written() -> str:
+        return "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+    assert "hush" not in written()
+    for _ in range(3):
+        courier.deliver()
+        assert "hush" not in written()
+        clock.now += 3.0
+    assert len(taking.taken) == 2
+    found = {one["id"]: one for one in webhooks.history(files)}
+    assert (found["e1-started-0"]["ok"], found["e1-started-0"]["url"]) == (True, f"{taking.url}/…")
+    assert "NOBODY_SET_THIS" in found["e1-started-1"]["error"]
+
+
+def test_a_url_of_the_recipe_is_not_repeated_in_queued_events_and_results(
+    tmp_path: Path, hook: Callable[..., Hook]
+) -> None:
+    files = told(tmp_path, Webhook(url="http://me:hush@127.0.0.1:9/hush?hush=1"))
+    queued = [path for path in (files.folder / "webhooks").iterdir() if path.suffix == ".json"]
+    assert len(queued) == 1
+    assert "hush" not in queued[0].read_text()
+    assert queued[0].stat().st_mode & 0o077 == 0
+    clock = Clock()
+    courier = webhooks.WebhookSender(tmp_path, clock)
+    for _ in range(webhooks.MAX_ATTEMPTS):
+        courier.deliver()
+        assert not any("hush" in path.read_text() for path in (files.folder / "webhooks").glob("*.json"))
+        clock.now += 200.0
+    (result,) = webhooks.history(files)
+    assert (result["ok"], result["url"]) == (False, "http://127.0.0.1:9/…")
+    assert "hush" not in json.dumps(result)
+
+
+def test_an_event_that_the_release_before_queued_is_sent(tmp_path: Path, hook: Callable[..., Hook]) -> None:
+    taking = hook()
+    files = drill.set_up(tmp_path)
+    old = {"id": "e0-x-0", "url": f"{taking.url}/a", "secret_env": "", "event": "started", "body": "{}", "due": 0.0,
+           "attempts": 1, "error": "HTTP 503"}  # fmt: skip
+    files.write_json("webhooks/e0-x-0.json", old)
+    webhooks.WebhookSender(tmp_path, Clock()).deliver()
+    assert len(taking.taken) == 1
+    assert webhooks.history(files)[0]["attempts"] == 2
+
+
+def test_an_event_whose_rollout_was_replaced_is_recorded_as_not_sent(tmp_path: Path, hook: Callable[..., Hook]) -> None:
+    taking = hook()
+    files = told(tmp_path, Webhook(url=taking.url))
+    saved = states.read(files)
+    assert saved is not None
+    states.write(files, states.SavedRollout(replace(saved.state, experiment="e2"), ()))
+    webhooks.WebhookSender(tmp_path, Clock()).deliver()
+    assert taking.taken == []
+    assert "another rollout" in webhooks.history(files)[0]["error"]
+
+
+class Dripping:
+    """A receiver that sends a byte now and then, for ever: no read of it times out. ``tls`` drips in the handshake."""
+
+    def __init__(self) -> None:
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.stopped = threading.Event()
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._drip, args=(connection,), daemon=True).start()
+
+    def _drip(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                connection.sendall(b"\x16\x03\x03\x3f\xff" if self.tls else b"HTTP/1.1 200 OK\r\nx-a: ")
+                while not self.stopped.wait(0.05):
+                    connection.sendall(b"a")
+            except OSError:
+                return
+
+    tls = False
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_receiver_that_drips_is_given_up_and_holds_up_nobody(
+    tmp_path: Path, hook: Callable[..., Hook], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(webhooks, "DELIVERY_SECONDS", 1.0)
+    taking, dripping = hook(), Dripping()
+    dripping.tls = scheme == "https"
+    slow = told(tmp_path, *[Webhook(url=f"{scheme}://127.0.0.1:{dripping.port}")] * 5)
+    plan = Rollout(webhooks=[Webhook(url=taking.url)])
+    other = ServiceFiles(slow.folder.parent / "zebra")
+    other.write_json("service.json", slow.read_json("service.json"))
+    state = states.RolloutState("e1", "zebra", plan, drill.CHAMPION, drill.CANDIDATE, phase="running")
+    states.write(other, states.SavedRollout(state, ()))
+    webhooks.enqueue(other, state, Notify("started", "", "e1-started", 1_764_000_000.0, 0, 0.05))
+    with webhooks.WebhookSender(tmp_path, Clock()):
+        wait_for(lambda: dripping.connections > 0)
+        wait_for(lambda: webhooks.history(other))
+        assert all(one["ok"] for one in webhooks.history(other))
+        name = "webhooks/e1-started-0.json"
+        wait_for(lambda: (slow.read_json(name) or {}).get("attempts"))
+        assert "no reply within" in slow.read_json(name)["error"]
+    dripping.stopped.set()
+    dripping.server.close()
 
 
 def test_what_is_not_delivered_is_recorded(tmp_path: Path, hook: Callable[..., Hook]) -> None:
@@ -182,6 +302,41 @@ def test_prometheus_is_asked_and_what_it_does_not_say_is_not_a_number(hook: Call
     assert found[:2] == [0.25, 3.0]
     assert all(math.isnan(value) for value in found[2:])
     assert math.isnan(query_instant("http://127.0.0.1:9", "up"))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_prometheus_leads_nowhere_else(hook: Callable[..., Hook], status: int) -> None:
+    """A redirect to a service of this machine (the metadata of a cloud, say) is not followed."""
+    vector = {"resultType": "scalar", "result": [1.0, "7"]}
+    secret = hook(lambda number: (200, json.dumps({"data": vector}).encode()))
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("location", f"{secret.url}/api/v1/query")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirecting)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    assert math.isnan(query_instant(f"http://127.0.0.1:{server.server_address[1]}", "up"))
+    assert secret.taken == []
+    server.shutdown()
+    server.server_close()
+
+
+def test_prometheus_is_no_file_and_does_not_drip(tmp_path: Path) -> None:
+    (tmp_path / "api" / "v1").mkdir(parents=True)
+    (tmp_path / "api" / "v1" / "query").write_text('{"data": {"resultType": "scalar", "result": [1, "7"]}}')
+    for url in (f"file://{tmp_path}", "ftp://127.0.0.1", "data:text/plain,", "gopher://127.0.0.1"):
+        assert math.isnan(query_instant(url, "up"))
+    dripping = Dripping()
+    assert math.isnan(query_instant(f"http://127.0.0.1:{dripping.port}", "up", timeout=1.0))
+    dripping.stopped.set()
+    dripping.server.close()
 
 
 def test_the_values_of_a_query_come_in_without_waiting(hook: Callable[..., Hook]) -> None:
