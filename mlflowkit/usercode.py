@@ -27,6 +27,7 @@ from typing import Any
 
 from mlflowkit.errors import MlkitError, UserCodeError, closest_match
 from mlflowkit.system.entry_points import Plugin
+from mlflowkit.system.text import shell_word
 
 PREFIX = "_mlkit_"
 ALIASES: Mapping[str, str] = {
@@ -267,7 +268,7 @@ def _parse(file: Path, folder: Path) -> ast.Module:
         raise UserCodeError(f"{location}: {error.msg}", hint=f"fix the syntax at {location}") from error
     except ValueError as error:
         message = f"{_display_path(file, folder)}:1: {error}"
-        raise UserCodeError(message, hint="is it a Python file, saved as UTF-8?") from error
+        raise UserCodeError(message, hint=f"python -m py_compile {shell_word(file)} says why") from error
 
 
 def _is_importable(top: str) -> bool:

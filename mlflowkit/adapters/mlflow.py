@@ -24,6 +24,7 @@ from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import EngineError
 from mlflowkit.system.child_process import module_command
 from mlflowkit.system.files import make_folder, private_opener
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json, Outcome, RunRecord
 
 TIMEOUT_SECONDS = 120.0
@@ -184,7 +185,10 @@ class _MlflowProcess:
                     start_new_session=True,
                 )  # fmt: skip
         except OSError as error:
-            raise EngineError(f"the MLflow process cannot be started: {error}", hint="is the disk full?") from error
+            raise EngineError(
+                f"the MLflow process cannot be started: {error}",
+                hint=f"df {shell_word(state)} shows whether the disk is full",
+            ) from error
         self._pending = b""
 
     @property
@@ -240,7 +244,10 @@ class _MlflowProcess:
 
     @property
     def _hint(self) -> str:
-        return f"its log is {self.log}; the results are safe, run the same command again to record them in MLflow"
+        return (
+            f"tail -n 50 {shell_word(self.log)} shows its log; the results are safe, "
+            "run the same command again to record them in MLflow"
+        )
 
     def _last_log_line(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []

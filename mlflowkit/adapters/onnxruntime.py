@@ -245,7 +245,9 @@ def _session(
         hint = "rebuild a bundle's graph: mlkit run RECIPE --force export"
         raise EngineError(f"there is no {model}", hint=hint) from error
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise EngineError(f"{model} cannot be read: {error}", hint="is it a complete ONNX graph?") from error
+        raise EngineError(
+            f"{model} cannot be read: {error}", hint="export the model again: it is no complete ONNX graph"
+        ) from error
     onnxruntime.disable_telemetry_events()
     if names[0] != CPU:
         _load_vendor_libraries(names[0])
@@ -340,7 +342,7 @@ def _load_error(model: Path, provider: str, error: Exception) -> EngineError:
     if any(word in text.lower() for word in ("out of memory", "failed to allocate", "bad allocation")):
         hint = "free some, or choose a smaller model or batch"
         return EngineError(f"{failure}: not enough memory: {text}", hint=hint)
-    return EngineError(f"{failure}: {text}", hint="is it a complete ONNX graph? export the model again")
+    return EngineError(f"{failure}: {text}", hint="export the model again: it is no complete ONNX graph")
 
 
 def _nodes(model: Path, domain: str, operator: str) -> list[str]:

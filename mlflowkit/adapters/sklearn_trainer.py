@@ -122,7 +122,7 @@ def _fit_estimator(
     except UserCodeError as error:
         if reference.startswith(LIBRARIES):
             cause = f"{reference} cannot be fitted: {error.__cause__}"
-            raise UserCodeError(cause, hint="see model.args in the recipe") from error
+            raise UserCodeError(cause, hint="mlkit explain RECIPE model.args shows what set them") from error
         raise
     except MemoryError as error:
         raise EngineError(f"{reference}: no memory left while fitting", hint="use fewer rows") from error
@@ -160,7 +160,7 @@ def _curves(
     diverged = [name for name, values in curves.items() if not all(map(math.isfinite, values))]
     if diverged:
         reason = f"{diverged[0]} is not finite: the model did not converge"
-        raise EngineError(reason, hint="see model.args in the recipe")
+        raise EngineError(reason, hint="mlkit explain RECIPE model.args shows what set them")
     return curves
 
 

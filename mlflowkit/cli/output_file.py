@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.text import shell_word
 
 
 def write_text(path: Path, text: str) -> None:
@@ -13,4 +14,4 @@ def write_text(path: Path, text: str) -> None:
     try:
         replace_file(path, text.encode(), shared=True)
     except StoreError as error:
-        raise UsageError(error.message, hint=f"ls -ld {path.parent}") from error
+        raise UsageError(error.message, hint=f"ls -ld {shell_word(path.parent)}") from error

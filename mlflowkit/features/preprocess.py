@@ -95,7 +95,7 @@ def open_table(folder: Path) -> Table:
         for kind in ("numeric", "categorical")
     }
     if not columns["numeric"] and not columns["categorical"]:
-        raise DataError("the table has no feature columns", hint="see data.drop and data.columns in the recipe")
+        raise DataError("the table has no feature columns", hint="mlkit explain RECIPE data.columns shows what is used")
     return Table(folder, info["task"], info["target"], Features(**columns), tuple(info["classes"]))
 
 
@@ -218,7 +218,10 @@ def save_sklearn(value: Any, path: Path) -> None:
     try:
         path.write_bytes(skops.io.dumps(value))
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}", hint="free some disk space") from error
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror}",
+            hint="make room on the disk (df shows how much there is), and run the same command again",
+        ) from error
 
 
 def load_sklearn(path: Path) -> Any:

@@ -28,6 +28,7 @@ from typing import Any
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.graphs.engine_key import EngineKey
 from mlflowkit.system.files import FOLDER_MODE, disk_errors, make_folder, private_opener, replace_file
+from mlflowkit.system.text import shell_word
 
 PLAN, KEY = "engine.plan", "key.json"
 ENVIRONMENT = "MLKIT_ENGINES"
@@ -118,7 +119,7 @@ class EngineStore:
 
 def _read_verified(folder: Path, key: EngineKey) -> bytes:
     """Read an engine and check its size, digest and key."""
-    hint = f"remove it (rm -r {folder}) and build the engine again"
+    hint = f"remove it (rm -r {shell_word(folder)}) and build the engine again"
     manifest, built_for = _read_manifest(folder)
     if different := key.differences(built_for):
         raise EngineError(f"{folder / PLAN} was built for something else: its {different}", hint=hint)
@@ -141,7 +142,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], EngineKey]:
         return manifest, EngineKey.from_json(content["key"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         message = f"{folder / KEY} is not the key of an engine: {error}"
-        raise EngineError(message, hint=f"remove it (rm -r {folder}) and build the engine again") from error
+        raise EngineError(message, hint=f"remove it (rm -r {shell_word(folder)}) and build the engine again") from error
 
 
 def _inspect(folder: Path) -> EngineEntry:

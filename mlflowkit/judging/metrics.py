@@ -199,7 +199,7 @@ def translate_plugin_errors(metric: str) -> Iterator[None]:
     except Exception as error:
         raise UserCodeError(
             f"the metric {metric} failed: {type(error).__name__}: {first_line(error)}",
-            hint=f"see {entry_points.find(entry_points.METRICS, metric)}",
+            hint=f"its code is {entry_points.find(entry_points.METRICS, metric)}",
         ) from error
 
 

@@ -18,6 +18,7 @@ from mlflowkit.service_state.records import read_json
 from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.stages.base import read_signature, sample_rows
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import RunRecord
 
 OpenState = Callable[[Path], StatePorts]
@@ -107,7 +108,7 @@ def of_recipe(path: Path, open_state: OpenState, state: Path | None, asking: Inp
     if record is None:
         raise UsageError(
             f"no run of {recipe.name} has built a graph yet (state folder {folder})",
-            hint=f"mlkit run {path} --until optimize, or name another state folder with --state DIR",
+            hint=f"mlkit run {shell_word(path)} --until optimize, or name another state folder with --state DIR",
         )
     folders = _stage_folders(record, storage.objects)
     signature = read_signature(folders["optimize"])
@@ -164,7 +165,7 @@ def _stage_folders(record: RunRecord, store: ObjectStore) -> dict[str, Path]:
         if not folders[stage].is_dir():
             raise StoreError(
                 f"run {record.run}: the output of {stage} is no longer in the store ({folders[stage]})",
-                hint=f"mlkit run {record.recipe_path} --force {stage}",
+                hint=f"mlkit run {shell_word(record.recipe_path)} --force {stage}",
             )
     return folders
 

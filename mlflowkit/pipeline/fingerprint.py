@@ -35,6 +35,7 @@ from mlflowkit.stages.train import OnnxModel
 from mlflowkit.system import machine
 from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.system.own_modules import adapter_modules, own_modules, read_imports
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize")
@@ -144,7 +145,7 @@ class FileDigests:
             digest = digest_file(path)
             settled = started - max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) > RECENT_NS
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}", hint=f"ls -l {path}") from error
+            raise DataError(f"{path}: {error.strerror}", hint=f"ls -l {shell_word(path)}") from error
         self._stored[str(path)] = (stat, digest)
         if settled:
             self._new[str(path)] = (stat, digest)

@@ -37,6 +37,7 @@ from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import FULL, disk_error, replace_file
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import STAGES, Event, Lineage, Outcome, RunRecord, RunStatus, StepRecord
 
 Reporter = Callable[[RunRecord, Mapping[str, Path]], str]
@@ -229,7 +230,7 @@ class _RunSession:
         if isinstance(error, OSError) and error.errno in FULL:
             return disk_error(error, self.state)
         path = self._run_folder() / "error.txt"
-        hint = f"the traceback is in {path}"
+        hint = f"cat {shell_word(path)} shows the traceback"
         try:
             replace_file(path, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
         except StoreError as full:

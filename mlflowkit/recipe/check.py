@@ -19,6 +19,7 @@ from mlflowkit.errors import Fault, RecipeError
 from mlflowkit.recipe import column_rules, compose, reference_rules, rules, schema_errors, yaml_tree
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema
 from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Node
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 ENVIRONMENT_KEYS: tuple[KeyPath, ...] = (("data", "source", "path"), ("model", "path"))
@@ -47,7 +48,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises RecipeError with all faults at file:line:column; of an override the file is ``<override>`` and the line its
     index from 1.
     """
-    hint = f"mlkit explain {path} KEY shows what set a value and what is allowed"
+    hint = f"mlkit explain {shell_word(path)} KEY shows what set a value and what is allowed"
     try:
         examined = examine(path, overrides)
         if examined.faults or examined.recipe is None:
@@ -85,7 +86,7 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> ExaminedRecipe:
     """Read and check a recipe. Raises RecipeError only when it cannot be read at all."""
     absolute, shown = _absolute(path), str(path)
     if absolute.suffix != ".yaml" and absolute.is_file():
-        hint = f"mv {shown} {Path(shown).with_suffix('.yaml')}"
+        hint = f"mv {shell_word(shown)} {shell_word(Path(shown).with_suffix('.yaml'))}"
         raise RecipeError([Fault(shown, 1, 1, "", absolute.name, "the name of a recipe ends in .yaml", hint)])
     composition = compose.compose(absolute, tuple(overrides), shown=shown)
     root = composition.root

@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflowkit.errors import Fault, RecipeError, closest_match
 from mlflowkit.recipe import yaml_tree
 from mlflowkit.recipe.yaml_tree import Location, Node
+from mlflowkit.system.text import shell_word
 
 SHIPPED = Path(__file__).parent / "conf"
 """The config groups shipped with mlflowkit."""
@@ -59,11 +60,11 @@ def _read_text(path: Path, shown: str) -> str:
         raise located_error(start, "there is no such file", hint) from error
     except IsADirectoryError as error:
         inside = sorted(file.name for file in path.glob("*.yaml"))
-        hint = f"name a file in it, such as {Path(shown) / inside[0]}" if inside else f"mlkit init {shown}"
+        hint = f"name a file in it, such as {Path(shown) / inside[0]}" if inside else f"mlkit init {shell_word(shown)}"
         raise located_error(start, "a directory, not a recipe", hint) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise located_error(start, f"cannot be read: {reason}", f"ls -l {shown}") from error
+        raise located_error(start, f"cannot be read: {reason}", f"ls -l {shell_word(shown)}") from error
     if len(data) > yaml_tree.MAX_BYTES:
         message = f"{len(data)} bytes; a recipe has at most {yaml_tree.MAX_BYTES}"
         raise located_error(start, message, "is this the recipe, or its data?")

@@ -14,6 +14,7 @@ from mlflowkit.recipe import config_files, jsonschema, schema_errors, schema_tre
 from mlflowkit.recipe.check import ExaminedRecipe, examine
 from mlflowkit.recipe.schema_tree import Shape
 from mlflowkit.recipe.yaml_tree import KeyPath, Node
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 
@@ -171,11 +172,11 @@ def _unknown_key(key: str, path: Path | str, values: Json) -> UsageError:
     if key in keys:
         parent = key.rpartition(".")[0]
         kind = (_value_at(values, _split(parent, values)) or {}).get("kind")
-        hint = f"mlkit explain {path} {parent} lists its keys"
+        hint = f"mlkit explain {shell_word(path)} {parent} lists its keys"
         return UsageError(f"{parent} of kind {kind} has no key {key.rpartition('.')[2]!r}", hint=hint)
     name = key.rpartition(".")[2]
     same = (other for other in keys if other.rpartition(".")[2] == name)
     suggestion = closest_match(key, keys) or closest_match(name, keys) or next(same, "")
-    command = f"mlkit explain {path}"
+    command = f"mlkit explain {shell_word(path)}"
     hint = f"did you mean {suggestion}? {command} {suggestion}" if suggestion else f"{command} lists the keys"
     return UsageError(f"a recipe has no key {key!r}", hint=hint)

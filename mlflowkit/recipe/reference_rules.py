@@ -16,6 +16,7 @@ from mlflowkit.recipe.rule import Problem, RecipeView
 from mlflowkit.recipe.yaml_tree import KeyPath, dotted
 from mlflowkit.stages.sources import CsvSource, ParquetSource, declared_files
 from mlflowkit.stages.train import MODULES, UNSUPPORTED, unsupported_hint
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 GIVEN_TO_TORCH = ("features", "outputs")
@@ -96,7 +97,9 @@ def _graph(view: RecipeView, folder: Path) -> Iterator[Problem]:
         beside = [item.name for item in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         close = closest_match(path.name, beside)
         message = f"there is no file {path}"
-        yield Problem(key, message, f"did you mean {close}?" if close else "it is relative to the recipe")
+        yield Problem(
+            key, message, f"did you mean {close}?" if close else f"ls {shell_word(path.parent)} shows the files"
+        )
         return
     try:
         graph = imported.read_interface(load_checked(path, weights=False))
@@ -150,7 +153,7 @@ def _reference(reference: str, path: KeyPath, folder: Path, *, functions_only: b
         yield Problem(path, f"{file}:{error.lineno}: not Python: {error.msg}", "fix that line")
         return
     except (OSError, ValueError) as error:
-        yield Problem(path, f"{file} cannot be read: {error}", f"ls -l {file}")
+        yield Problem(path, f"{file} cannot be read: {error}", f"ls -l {shell_word(file)}")
         return
     if name not in names and "*" not in names:
         close = closest_match(name, sorted(names))

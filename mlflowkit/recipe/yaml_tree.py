@@ -289,7 +289,7 @@ def _syntax_fault(error: yaml.YAMLError, text: str, file: str) -> Fault:
     excerpt = lines[row][column : column + 20] if row < len(lines) else ""
     problem = getattr(error, "problem", None) or str(error)
     message = f"not YAML: {problem}" + (f" {context}" if context else "")
-    hint = _SYNTAX_HINTS.get(problem, "check the line above too")
+    hint = _SYNTAX_HINTS.get(problem, "correct this line, or the one above it")
     return Fault(file, row + 1, column + 1, "", excerpt, message, hint)
 
 

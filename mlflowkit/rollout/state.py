@@ -18,6 +18,7 @@ from mlflowkit.judging.compatibility import SignatureChange
 from mlflowkit.judging.online.judge import MetricResult
 from mlflowkit.rollout.settings import EventName, Rollout, RolloutStep
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Affinity, Json, Outcome, RoutingTable, Variant, Verdict
 
 RECORD = "rollout.json"
@@ -278,7 +279,7 @@ def read(files: ServiceFiles) -> SavedRollout | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ServiceError(
             f"{place} is damaged, or of another release of mlflowkit: {error!r}",
-            hint=f"mv {place} {place}.damaged; mlkit status",
+            hint=f"mv {shell_word(place)} {shell_word(f'{place}.damaged')}; mlkit status",
         ) from error
 
 

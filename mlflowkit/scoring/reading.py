@@ -15,7 +15,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
 from mlflowkit.errors import DataError, UsageError
-from mlflowkit.system.text import first_line, format_list
+from mlflowkit.system.text import first_line, format_list, shell_word
 
 BATCH_ROWS = 8192
 """Rows of one batch of Parquet and JSON lines."""
@@ -72,7 +72,7 @@ def open_rows(path: Path, *, separator: str | None = None) -> RowFile:
     ``separator`` is the character between the fields of a CSV: by default a tab for .tsv, else a comma.
     """
     if not path.is_file():
-        raise UsageError(f"there is no file {path}", hint=f"ls {path.parent}")
+        raise UsageError(f"there is no file {path}", hint=f"ls {shell_word(path.parent)}")
     kind = format_of(path)
     try:
         if kind == "csv":
@@ -133,9 +133,11 @@ def _csv_error(path: Path, separator: str, error: Exception) -> DataError:
             for fields in reader:
                 if fields and len(fields) != width:
                     message = f"{path}:{reader.line_num}: {len(fields)} fields; the header has {width}"
-                    return DataError(message, hint=f"sed -n {reader.line_num}p {path}")
+                    return DataError(message, hint=f"sed -n {reader.line_num}p {shell_word(path)}")
         except python_csv.Error as reason:
-            return DataError(f"{path}:{reader.line_num}: not CSV: {reason}", hint=f"sed -n {reader.line_num}p {path}")
+            return DataError(
+                f"{path}:{reader.line_num}: not CSV: {reason}", hint=f"sed -n {reader.line_num}p {shell_word(path)}"
+            )
     return _unreadable(path, error)
 
 
@@ -182,7 +184,7 @@ def _json_chunks(path: Path) -> Iterator[list[Any]]:
                 rows.append(json.loads(line, parse_constant=_not_json))
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{path}:{number}: not JSON: {first_line(error)}", hint=f"sed -n {number}p {path}"
+                    f"{path}:{number}: not JSON: {first_line(error)}", hint=f"sed -n {number}p {shell_word(path)}"
                 ) from error
             if len(rows) == BATCH_ROWS:
                 yield rows

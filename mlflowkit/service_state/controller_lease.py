@@ -21,6 +21,7 @@ from mlflowkit.errors import ServiceError
 from mlflowkit.ports import ControlRecords
 from mlflowkit.service_state.records import control_records, process_started
 from mlflowkit.system.files import make_folder
+from mlflowkit.system.text import shell_word
 
 _KEY = "controller.json"
 _LOCK = "controller"
@@ -122,7 +123,7 @@ def _read(records: ControlRecords) -> Holder | None:
     except (ValueError, TypeError) as error:
         place = records.location(_KEY)
         raise ServiceError(
-            f"{place} is damaged: {error!r}", hint=f"cat {place}; correct it, and do not lower its fence"
+            f"{place} is damaged: {error!r}", hint=f"cat {shell_word(place)}; correct it, and do not lower its fence"
         ) from error
 
 

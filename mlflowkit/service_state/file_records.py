@@ -19,6 +19,7 @@ from pathlib import Path
 from mlflowkit.errors import ConflictError, ServiceError, StoreError
 from mlflowkit.ports import ControlRecord, RecordEntry
 from mlflowkit.system.files import FOLDER_MODE, leads_elsewhere, make_folder, private_opener, staged_file
+from mlflowkit.system.text import shell_word
 
 POLL_SECONDS = 0.02
 """Interval at which `FileRecords.watch` reads the stamps."""
@@ -82,7 +83,7 @@ class FileRecords:
         """Remove a file, or a folder of files. Raises ConflictError, ServiceError (also beyond a link out of state)."""
         path = self._path(key)
         if leads_elsewhere(path.parent, self.state):
-            raise ServiceError(f"{path.parent} is a link out of {self.state}", hint=f"ls -ld {path.parent}")
+            raise ServiceError(f"{path.parent} is a link out of {self.state}", hint=f"ls -ld {shell_word(path.parent)}")
         with _read_errors(path):
             if version is None:
                 _remove(path)
@@ -213,7 +214,7 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def _cannot_read(path: Path, error: OSError) -> ServiceError:
-    return ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}")
+    return ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {shell_word(path)}")
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ from mlflowkit.errors import ServiceError, StoreError
 from mlflowkit.service_state.file_records import FileRecords
 from mlflowkit.system.files import replace_file
 from mlflowkit.system.machine import process_ticks
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json, RoutingTable
 
 if TYPE_CHECKING:
@@ -251,7 +252,9 @@ class ServiceFiles:
             return None if value is None else parse(value)
         except (TypeError, KeyError, AttributeError) as error:
             place = self.location(name)
-            raise ServiceError(f"{place} is damaged: {error!r}", hint=f"remove {place} and run again") from error
+            raise ServiceError(
+                f"{place} is damaged: {error!r}", hint=f"rm {shell_word(place)}, and run again"
+            ) from error
 
     def read_json(self, name: str) -> Json:
         """Read a record of JSON; None when there is none."""
@@ -375,7 +378,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
+        raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {shell_word(path)}") from error
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
@@ -390,7 +393,9 @@ def _parse_json(content: bytes, location: str) -> Json:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise ServiceError(f"{location} is not JSON: {error}", hint=f"remove {location} and run again") from error
+        raise ServiceError(
+            f"{location} is not JSON: {error}", hint=f"rm {shell_word(location)}, and run again"
+        ) from error
 
 
 def _json_bytes(value: object) -> bytes:

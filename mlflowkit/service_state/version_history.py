@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json, Variant
 
 MAX_CHAMPIONS = 20
@@ -118,5 +119,6 @@ def _damaged_as_service_error(place: str) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServiceError(
-            f"{place} is damaged: {error!r}", hint=f"mv {place} {place}.damaged; mlkit status"
+            f"{place} is damaged: {error!r}",
+            hint=f"mv {shell_word(place)} {shell_word(f'{place}.damaged')}; mlkit status",
         ) from error

@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 from mlflowkit.errors import ServiceError, StoreError, UsageError
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
 from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
+from mlflowkit.system.text import shell_word
 
 Scope = Literal["infer", "feedback", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -170,9 +171,11 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     try:
         return parse_keys(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise ServiceError(f"there is no file of API keys {path}", hint=f"mlkit key create --keys {path}") from error
+        raise ServiceError(
+            f"there is no file of API keys {path}", hint=f"mlkit key create --keys {shell_word(path)}"
+        ) from error
     except OSError as error:
-        hint = f"check the permissions of {path}"
+        hint = f"ls -ld {shell_word(path)} shows its permissions"
         raise ServiceError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
 
 

@@ -126,7 +126,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     read = read_source(spec.source, context.folder, context.ports.tables, plan, skip=spec.drop)
     table = read.table
     if table.num_rows == 0:
-        raise DataError(f"{spec.source.describe()} has no rows", hint="check data.source")
+        raise DataError(
+            f"{spec.source.describe()} has no rows", hint="mlkit explain RECIPE data.source shows what set it"
+        )
     context.progress(Event("data", "progress", f"{table.num_rows:,} rows, {table.num_columns} columns", 0.3))
     categories = tabular.dictionary_columns(table)
     declared = [name for name, kind in spec.columns.items() if kind == "categorical" and name in table.column_names]
@@ -278,7 +280,7 @@ def _columns_by_role(spec: Spec, table: pa.Table) -> tuple[list[str], list[str]]
     slice_columns = [name for name in table.column_names if name in aside]
     features = [name for name in table.column_names if name not in aside and name != spec.target]
     if not features:
-        raise DataError("no column is left to learn from", hint="see data.drop and data.columns")
+        raise DataError("no column is left to learn from", hint="mlkit explain RECIPE data.drop shows what is left out")
     return slice_columns, features
 
 

@@ -51,4 +51,6 @@ def _parquet_names(path: Path) -> tuple[str, ...]:
     try:
         return tuple(parquet.read_schema(path).names)
     except pa.ArrowException as error:
-        raise DataError(f"{path} cannot be read", hint="check data.source.path") from error
+        raise DataError(
+            f"{path} cannot be read", hint="mlkit explain RECIPE data.source.path shows what set it"
+        ) from error

@@ -18,7 +18,7 @@ from mlflowkit.features.cells import DEFAULT_MISSING, ReadingPlan
 from mlflowkit.sections import PluginUnion, Section
 from mlflowkit.system.entry_points import SOURCES
 from mlflowkit.system.file_patterns import fixed_folder, folder_columns, matching_paths
-from mlflowkit.system.text import first_line
+from mlflowkit.system.text import first_line, shell_word
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,14 +253,14 @@ def read_source(
         return read_texts(tables.from_pandas(holder, source.describe(), skip=skip), plan)
     if not isinstance(table, pa.Table):
         reason = f"returned {type(table).__name__}; a pyarrow.Table or a pandas.DataFrame is needed"
-        raise UserCodeError(f"the source {source.describe()} {reason}", hint=f"see {type(source).__module__}")
+        raise UserCodeError(f"the source {source.describe()} {reason}", hint=f"its code is {type(source).__module__}")
     return read_texts(table.drop_columns([name for name in skip if name in table.column_names]), plan)
 
 
 def _plugin_error(source: DataSource, failed: str, error: Exception) -> UserCodeError:
     return UserCodeError(
         f"the source {source.describe()} {failed}: {type(error).__name__}: {first_line(error)}",
-        hint=f"see {type(source).__module__}:{type(source).__name__}",
+        hint=f"its code is {type(source).__module__}:{type(source).__name__}",
     )
 
 
@@ -291,7 +291,7 @@ def _files_in(folder: Path, kind: str) -> tuple[Path, ...]:
         level = [name for item in escaped for name in matching_paths(os.path.join(item, "*=*"), PATH_KEY)]
         level = [name for name in level if os.path.isdir(name)]
     if not files:
-        hint = f"check {PATH_KEY}; for files in its folders: {folder.name}/**/*.{kind}"
+        hint = f"mlkit explain RECIPE {PATH_KEY} shows what set it; for files in its folders: {folder.name}/**/*.{kind}"
         raise DataError(f"there is no *.{kind} in {folder}", hint=hint)
     return tuple(sorted(files))
 
@@ -316,7 +316,9 @@ def declared_files(path: str, folder: Path) -> tuple[Path, ...]:
     matches = [Path(name) for name in matching_paths(_declared_pattern(path, folder), "data.source.files")]
     files = sorted(file for file in matches if file.is_file() and "__pycache__" not in file.parts)
     if not files and (folder / path).is_dir():
-        raise DataError(f"there is no file in {folder / path}", hint="check data.source.files")
+        raise DataError(
+            f"there is no file in {folder / path}", hint="mlkit explain RECIPE data.source.files shows what set it"
+        )
     if not files:
         raise _no_file_error(folder / path, "data.source.files")
     return tuple(files)
@@ -337,5 +339,5 @@ def _declared_pattern(path: str, folder: Path) -> str:
 def _no_file_error(path: Path, key: str) -> DataError:
     siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
     near = closest_match(path.name, siblings)
-    hint = f"did you mean {near!r}?" if near else f"check {key}; it is relative to the recipe"
+    hint = f"did you mean {near!r}?" if near else f"ls {shell_word(path.parent)} shows what there is for {key}"
     return DataError(f"there is no file {path}", hint=hint)

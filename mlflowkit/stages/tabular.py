@@ -181,7 +181,7 @@ def class_target(
     classes = sorted(counts)
     if len(classes) < 2:
         message = f"target {target!r} is {classes[0]!r} in all {table.num_rows} rows: there is nothing to tell apart"
-        raise DataError(message, hint="check data.target and data.source")
+        raise DataError(message, hint="mlkit explain RECIPE data.target shows what set it")
     _require_three_of_each(counts, classes)
     return table, _positive_last(classes, positive)
 
@@ -203,7 +203,7 @@ def number_target(table: pa.Table, target: str, missing: Sequence[str] = ()) -> 
     extremes = pc.min_max(column).as_py()
     if extremes["min"] == extremes["max"]:
         message = f"target {target!r} is {extremes['min']} in all {table.num_rows} rows: there is nothing to predict"
-        raise DataError(message, hint="check data.target and data.source")
+        raise DataError(message, hint="mlkit explain RECIPE data.target shows what set it")
 
 
 def codes(column: pa.ChunkedArray, classes: Sequence[str | int]) -> np.ndarray:
@@ -364,7 +364,9 @@ def _require_three_of_each(counts: Mapping[str | int, int], classes: Sequence[st
         more = f" and {len(rare) - MAX_LISTED} more" if len(rare) > MAX_LISTED else ""
         numbers = len(rare) > MAX_LISTED and not isinstance(classes[0], str)
         message = f"too few rows of class {', '.join(rare[:MAX_LISTED])}{more} to have one in each part"
-        hint = "is it a regression? set task: regression" if numbers else "merge or drop the class at the source"
+        hint = (
+            "set task: regression if the target is a quantity" if numbers else "merge or drop the class at the source"
+        )
         raise DataError(message, hint=hint)
 
 

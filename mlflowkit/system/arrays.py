@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlflowkit.errors import StoreError
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,9 @@ def read(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name[len(prefix) :]: archive[name] for name in archive.files if name.startswith(prefix)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path} cannot be read: {error}", hint=f"rm {path}; the next run rebuilds it") from error
+        raise StoreError(
+            f"{path} cannot be read: {error}", hint=f"rm {shell_word(path)}; the next run rebuilds it"
+        ) from error
     for name in [name.removesuffix(LENGTHS) for name in arrays if name.endswith(LENGTHS)]:
         content, lengths = arrays.pop(name + BYTES).tobytes(), arrays.pop(name + LENGTHS)
         texts, start = np.empty(lengths.size, dtype=object), 0

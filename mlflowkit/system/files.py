@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
+from mlflowkit.system.text import shell_word
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of an exceeded quota."""
@@ -177,7 +178,9 @@ def disk_error(error: OSError, path: Path) -> StoreError:
         message = f"{error.filename or path} is a file where a folder is needed"
         return StoreError(message, hint="choose another --state DIR")
     reason = error.strerror or type(error).__name__
-    return StoreError(f"{error.filename or path} cannot be written: {reason}", hint=f"check the permissions of {path}")
+    return StoreError(
+        f"{error.filename or path} cannot be written: {reason}", hint=f"ls -ld {shell_word(path)} shows its permissions"
+    )
 
 
 def file_stamp(path: Path) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 _UNSAFE = re.compile(
@@ -94,6 +95,15 @@ def category_text(value: object) -> str:
         if math.isfinite(number) and number.is_integer() and abs(number) < 2**53:
             return str(int(number))
     return str(value)
+
+
+def shell_word(value: object) -> str:
+    """A path or a name as one word of a shell's command line.
+
+    >>> shell_word("recipes/lending.yaml"), shell_word("my recipe.yaml")
+    ('recipes/lending.yaml', "'my recipe.yaml'")
+    """
+    return shlex.quote(str(value))
 
 
 def printable(text: str) -> str:

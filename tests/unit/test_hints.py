@@ -15,6 +15,7 @@ import typer
 
 import mlflowkit
 from mlflowkit.cli.app import COMMANDS, app
+from mlflowkit.recipe.schema_errors import all_keys
 
 PACKAGE = Path(mlflowkit.__file__).parent
 VALUE = "VALUE"
@@ -123,6 +124,104 @@ def test_commands_in_messages_can_be_typed() -> None:
                     continue
                 if problem := problem_of(rest):
                     faults.append(f"{file.relative_to(PACKAGE.parent)}:{line}: {full!r}: {problem}")
+    assert not faults, "\n".join(faults)
+
+
+PROGRAMS = {
+    "mlkit", "mv", "rm", "cat", "tail", "ls", "df", "sed", "head", "iconv", "fuser", "python", "export", "nvidia-smi",
+}  # fmt: skip
+PATHS = re.compile(r"\b(path|folder|place|directory|recipe_path|recipe|file|shown|location|log_path|keys|state)\b")
+"""Names of expressions that give a path."""
+VAGUE = re.compile(r"(see|check|look|inspect) (?!.*[`=(])|is (it|the|another) |its log |the (log|traceback) is in")
+"""Beginnings that tell to look and not how."""
+OTHER_OPTIONS = {"--help", "--upgrade", "--force-reinstall", "--head", "--port"}
+"""Options of other programs, and of a command that only some machines have."""
+
+
+def _hints() -> Iterator[tuple[str, ast.expr]]:
+    """The expression of every hint with its place: arguments named hint, those of faults, and constants."""
+    positions = {"Problem": 2, "Fault": 6, "fault_at": 3, "Mismatch": 2}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            value: ast.expr | None = None
+            if (isinstance(node, ast.keyword) and node.arg == "hint") or (
+                isinstance(node, ast.Assign) and str(getattr(node.targets[0], "id", "")).lower().endswith("hint")
+            ):
+                value = node.value
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in positions:
+                position = positions[node.func.id]
+                value = node.args[position] if len(node.args) > position else None
+            if value is not None:
+                yield f"{file.relative_to(PACKAGE.parent)}:{value.lineno}", value
+
+
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(node, ast.IfExp):
+        yield from (*_alternatives(node.body), *_alternatives(node.orelse))
+    elif isinstance(node, ast.BoolOp):
+        for value in node.values:
+            yield from _alternatives(value)
+    else:
+        yield node
+
+
+HINTS = [(place, part) for place, value in _hints() for part in _alternatives(value)]
+
+
+def test_there_are_hints_to_check() -> None:
+    assert len(HINTS) > 500
+
+
+def test_a_path_in_a_command_is_one_word_of_the_shell() -> None:
+    """``rm my file`` would remove two others."""
+    faults = []
+    for place, part in HINTS:
+        command = ""
+        for item in part.values if isinstance(part, ast.JoinedStr) else ():
+            if isinstance(item, ast.Constant):
+                command = re.split(r"[,;:(]|\. ", command + str(item.value))[-1]
+            elif isinstance(item, ast.FormattedValue):
+                source = ast.unparse(item.value)
+                words = command.split()
+                is_command = bool(words) and words[0] in PROGRAMS
+                if is_command and PATHS.search(source) and not re.match(r"(shell_word|shlex\.(quote|join))\(", source):
+                    faults.append(f"{place}: {command}{{{source}}}: shell_word({source})")
+                command += VALUE
+    assert not faults, "\n".join(faults)
+
+
+def test_no_hint_says_only_to_look() -> None:
+    texts = [(place, text) for place, part in HINTS for _, text in _texts(ast.Expression(part))]
+    faults = [f"{place}: {text!r}: say which command shows it" for place, text in texts if VAGUE.match(text)]
+    assert not faults, "\n".join(faults)
+
+
+def test_options_in_hints_exist() -> None:
+    known: set[str] = set(OTHER_OPTIONS)
+    commands = [_root()]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        known.update(name for param in command.params for name in (*param.opts, *param.secondary_opts))
+    faults = []
+    for place, part in HINTS:
+        for _, text in _texts(ast.Expression(part)):
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+                if option not in known:
+                    faults.append(f"{place}: {option} in {text!r}")
+    assert not faults, "\n".join(faults)
+
+
+def test_keys_of_a_recipe_in_hints_exist() -> None:
+    keys = set(all_keys())
+    sections = {key.partition(".")[0] for key in keys}
+    free = ("data.columns.", "model.args.", "data.source.args.", "train.class_weights.")
+    faults = []
+    for place, part in HINTS:
+        for _, text in _texts(ast.Expression(part)):
+            for key in re.findall(r"(?<![\w./{-])([a-z_]+(?:\.[a-z_]+)+)(?=[=:, ]|$)", text):
+                if key.partition(".")[0] in sections and key not in keys and not f"{key}.".startswith(free):
+                    faults.append(f"{place}: {key} in {text!r}")
     assert not faults, "\n".join(faults)
 
 

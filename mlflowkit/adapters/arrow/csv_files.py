@@ -19,6 +19,7 @@ from mlflowkit.adapters.arrow.file_columns import require_unique, unreadable
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import ReadingPlan
 from mlflowkit.features.text_columns import TextColumn
+from mlflowkit.system.text import shell_word
 
 BLOCK_BYTES = 4 << 20
 """Bytes of text read at a time; a row must fit."""
@@ -129,7 +130,8 @@ def _csv_error(file: Path, separator: str, error: Exception) -> DataError:
 def _unreadable(file: Path, error: Exception) -> DataError:
     if file.suffix in COMPRESSED:
         return DataError(
-            f"{file} is damaged, or not compressed as {file.suffix} says: {error}"[:300], hint=f"ls -l {file}"
+            f"{file} is damaged, or not compressed as {file.suffix} says: {error}"[:300],
+            hint=f"ls -l {shell_word(file)}",
         )
     if "straddl" in str(error):
         message = f"{file} has a row of more than {BLOCK_BYTES >> 20} MB"
@@ -142,5 +144,5 @@ def _not_utf8(file: Path, where: str) -> DataError:
         return DataError(f"{file} does not hold UTF-8: {where}", hint="unpack it, convert it to UTF-8, pack it again")
     return DataError(
         f"{file} is not UTF-8: {where}",
-        hint=f"convert it, for example: iconv -f latin1 -t utf-8 {file.name} > utf8-{file.name}",
+        hint=f"iconv -f latin1 -t utf-8 {shell_word(file.name)} > {shell_word(f'utf8-{file.name}')} converts it",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mlflowkit.errors import DataError, closest_match
-from mlflowkit.system.text import first_line, format_list
+from mlflowkit.system.text import first_line, format_list, shell_word
 
 
 def require_same_columns(files: Sequence[Path], headers: Sequence[Sequence[str]]) -> None:
@@ -74,4 +74,5 @@ def partition_columns(
 def unreadable(file: Path, kind: str, error: Exception) -> DataError:
     """The DataError of a file that is no CSV or Parquet."""
     reason = first_line(error)[:200]
-    return DataError(f"{file} cannot be read as {kind}: {reason}", hint="check data.source.kind and the file")
+    hint = f"head -c 300 {shell_word(file)} shows what it is; data.source.kind must say it"
+    return DataError(f"{file} cannot be read as {kind}: {reason}", hint=hint)

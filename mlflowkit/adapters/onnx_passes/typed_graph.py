@@ -249,7 +249,7 @@ def open_session(model: Any, *, outputs: Collection[str] = ()) -> Any:
         try:
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            hint = "check the model with onnx.checker"
+            hint = "mlkit run RECIPE --force export makes the graph again"
             raise EngineError(f"ONNX Runtime cannot load the graph: {first_line(error)}", hint=hint) from error
 
 

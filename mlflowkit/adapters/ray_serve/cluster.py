@@ -21,6 +21,7 @@ from mlflowkit.service_state.records import process_started, read_json, write_js
 from mlflowkit.system.child_process import SAFE_PATH, module_command, python_path
 from mlflowkit.system.files import create_private_file, make_folder, private_opener
 from mlflowkit.system.machine import boot_identity, command_line, is_own_process
+from mlflowkit.system.text import shell_word
 
 FORMAT = 2
 """Version of the files that reconciler, gateways and commands share. Processes of another format cannot read them."""
@@ -106,7 +107,7 @@ def _read_record(state: Path) -> Cluster | None:
         return Cluster(**{"format": 1, **value, "pid": int(supervisor["pid"]), "started": float(supervisor["started"])})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         path = record_path(state)
-        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"rm {path}") from error
+        raise ServiceError(f"{path} is damaged: {error!r}", hint=f"rm {shell_word(path)}") from error
 
 
 def check_format(state: Path) -> None:
@@ -194,7 +195,7 @@ def _not_started(state: Path, reason: str) -> EngineError:
         message = f"the Ray that RAY_ADDRESS names ({address}) cannot be used: {told}"
         return EngineError(message, hint="unset RAY_ADDRESS to use a local one, or look at that cluster: ray status")
     hint = f"give it more time: export {starting.SETTING}={2 * starting.first_seconds():g}"
-    return EngineError(f"the local Ray did not start: {told}", hint=f"{hint}; its log is {log_path(state)}")
+    return EngineError(f"the local Ray did not start: {told}", hint=f"{hint}; tail -n 50 {shell_word(log_path(state))}")
 
 
 def stop(state: Path) -> bool:
@@ -226,7 +227,7 @@ def _auth_token(state: Path) -> Path:
     create_private_file(path, secrets.token_hex(32).encode())
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-        raise EngineError(f"{path} is not a file of this user", hint=f"rm {path}")
+        raise EngineError(f"{path} is not a file of this user", hint=f"rm {shell_word(path)}")
     if not status.st_size:  # of an earlier release, killed before it wrote the token
         path.unlink()
         return _auth_token(state)

@@ -21,6 +21,7 @@ from pathlib import Path
 from mlflowkit.errors import EngineError
 from mlflowkit.service_state.records import process_started
 from mlflowkit.system.machine import is_own_process
+from mlflowkit.system.text import shell_word
 
 ProcessKey = tuple[int, float]
 """Process id and start time."""
@@ -67,7 +68,7 @@ def create_temp_dir(folder: Path) -> Path:
     except FileExistsError as error:
         raise EngineError(
             f"{folder} exists and is not this service's private folder",
-            hint=f"look at it (ls -ld {folder}) and remove it, or set TMPDIR to a short path of your own",
+            hint=f"look at it (ls -ld {shell_word(folder)}) and remove it, or set TMPDIR to a short path of your own",
         ) from error
     return folder / RAY
 

@@ -26,6 +26,7 @@ from mlflowkit.service_state.records import (
     summarize_state,
 )
 from mlflowkit.serving import auth
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
@@ -175,7 +176,7 @@ class RayServePlatform:
             deadline = time.monotonic() + 60
             while clusters.read(self.state) is not None and files.reports():
                 if time.monotonic() > deadline:
-                    hint = f"see {clusters.log_path(self.state)}"
+                    hint = f"tail -n 50 {shell_word(clusters.log_path(self.state))}"
                     raise ServiceError(f"service {files.service} did not stop within 60 s", hint=hint)
                 time.sleep(0.05)
         return True
@@ -194,7 +195,7 @@ class RayServePlatform:
             if time.monotonic() > deadline:
                 raise ServiceError(
                     f"{count} of {desired.settings.replicas} replicas of {files.service} {action} within {seconds:g} s",
-                    hint=f"mlkit status; the log is {clusters.log_path(self.state)}",
+                    hint=f"mlkit status; tail -n 50 {shell_word(clusters.log_path(self.state))}",
                 )
             time.sleep(0.01)
 
@@ -204,10 +205,13 @@ class RayServePlatform:
         if observed is not None and observed.generation >= desired.generation and observed.state == "failed":
             raise ServiceError(
                 f"Ray Serve did not start {files.service}: {observed.message}",
-                hint=f"see {clusters.log_path(self.state)}",
+                hint=f"tail -n 50 {shell_word(clusters.log_path(self.state))}",
             )
         if clusters.read(self.state) is None:
-            raise ServiceError("the local Ray ended", hint=f"see {clusters.log_path(self.state)}; then mlkit up RECIPE")
+            raise ServiceError(
+                "the local Ray ended",
+                hint=f"tail -n 50 {shell_word(clusters.log_path(self.state))}; then mlkit up RECIPE",
+            )
 
 
 def _successor(current: RoutingTable | None, table: RoutingTable) -> RoutingTable:

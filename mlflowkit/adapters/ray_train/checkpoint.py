@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlflowkit.errors import EngineError, UserCodeError
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.text import shell_word
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ def read(path: Path) -> CheckpointState | None:
             progress = TrainingProgress(**json.loads(file.metadata()["progress"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
     except Exception as error:
-        raise EngineError(f"the checkpoint {path} cannot be read: {error}", hint=f"rm {path}") from error
+        raise EngineError(f"the checkpoint {path} cannot be read: {error}", hint=f"rm {shell_word(path)}") from error
     optimizer: dict[int, dict[str, Tensor]] = {}
     for name in [name for name in tensors if name.startswith("optimizer.")]:
         _, index, key = name.split(".", 2)

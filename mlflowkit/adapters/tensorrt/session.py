@@ -92,7 +92,7 @@ class TensorRTSession:
                 raise EngineError(f"{self._model.name}: not enough GPU memory: {error}", hint=MEMORY_HINT) from error
             except RuntimeError as error:
                 reason = f"{self._model.name} does not answer: {error}"
-                raise EngineError(reason, hint="see the driver's log") from error
+                raise EngineError(reason, hint="nvidia-smi -q shows the state of the driver") from error
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         buffers = self._bind(inputs)

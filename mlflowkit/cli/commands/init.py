@@ -9,6 +9,7 @@ import typer
 
 from mlflowkit.cli.app import app, echo
 from mlflowkit.errors import UsageError
+from mlflowkit.system.text import shell_word
 
 DirectoryArgument = Annotated[
     Path, typer.Argument(metavar="[DIR]", help="The directory to write to.", show_default=False)
@@ -32,9 +33,10 @@ def init(directory: DirectoryArgument = Path(), force: ForceOption = False) -> N
         names = ", ".join(str(directory / name) for name in existing)
         exist = "exist" if len(existing) > 1 else "exists"
         raise UsageError(
-            f"{names} {exist} already", hint=f"mlkit init {directory} --force overwrites; or name another directory"
+            f"{names} {exist} already",
+            hint=f"mlkit init {shell_word(directory)} --force overwrites; or name another directory",
         )
     for name, text in files.items():
         write_text(directory / name, text)
         echo(f"wrote {directory / name}")
-    echo(f"next: mlkit run {directory / 'recipe.yaml'}")
+    echo(f"next: mlkit run {shell_word(directory / 'recipe.yaml')}")

@@ -9,6 +9,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, app, echo, emit_json, note, print_result
 from mlflowkit.errors import UsageError, closest_match
+from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     from mlflowkit.serving.auth import Key
@@ -85,7 +86,7 @@ def revoke(
             close = closest_match(key, ids)
             raise UsageError(
                 f"no key {key!r} in {keys}; there is {', '.join(ids) or 'none'}",
-                hint=f"mlkit key revoke {close}" if close else f"mlkit key list --keys {keys}",
+                hint=f"mlkit key revoke {close}" if close else f"mlkit key list --keys {shell_word(keys)}",
             )
         present.remove(revoked)
     print_result({"revoked": _row(revoked)}, f"revoked {key}", json)

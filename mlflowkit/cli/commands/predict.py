@@ -212,7 +212,9 @@ def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str]]:
     server = _get(client, "/v2")
     models = server.get("models") if isinstance(server, dict) else None
     if not models:
-        raise ServiceError(f"{client.url} does not list its models", hint="is it a service of mlkit? mlkit status")
+        raise ServiceError(
+            f"{client.url} does not list its models", hint="mlkit status lists the services: this is none of them"
+        )
     columns: dict[bool, set[str]] = {True: set(), False: set()}
     for tensor in _get(client, f"/v2/models/{models[0]}")["inputs"]:
         columns[tensor["datatype"] != "BYTES"].update(tensor.get("parameters", {}).get("columns", ()))

@@ -9,6 +9,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, print_result, state_folder
 from mlflowkit.errors import StoreError, WorldError
+from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     from mlflowkit.ports import ObjectStore
@@ -55,6 +56,6 @@ def _published_folders(record: RunRecord, store: ObjectStore) -> dict[str, Path]
         if not folder.is_dir():
             raise StoreError(
                 f"run {record.run}: the output of {stage} is missing from the store ({folder})",
-                hint=f"mlkit run {record.recipe_path} --force {stage}",
+                hint=f"mlkit run {shell_word(record.recipe_path)} --force {stage}",
             )
     return folders

@@ -15,6 +15,7 @@ from mlflowkit.cli.app import (
     state_folder,
 )
 from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ def up(
         platform.publish(RoutingTable(section.service, 1, (variant,)))
     now = next(status for status in platform.status() if status.service == section.service)
     if not now.ready:
-        raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {recipe}")
+        raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {shell_word(recipe)}")
     value = {"service": now.service, "endpoint": endpoint, "version": now.variants[0].version, "epoch": now.epoch}
     print_result(value, f"{now.service} answers at {endpoint} with version {value['version']}", json)
 

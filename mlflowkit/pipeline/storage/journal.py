@@ -53,6 +53,7 @@ from mlflowkit.pipeline.storage.journal_tables import aliases, file_digests, lea
 from mlflowkit.pipeline.storage.step_lease import is_alive
 from mlflowkit.system import failpoint
 from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import (
     Alias,
     HeldLease,
@@ -404,12 +405,14 @@ def _store_error(error: DBAPIError, path: Path) -> StoreError:
     if "locked" in text:
         return StoreError(
             f"{path} was locked for {BUSY_SECONDS:.0f} s",
-            hint=f"fuser -v {path} names who holds it open",
+            hint=f"fuser -v {shell_word(path)} names who holds it open",
         )
     if "disk I/O" in text:
-        return StoreError(f"{path}: {text}", hint=f"df {path.parent} shows its room; a quota or ulimit -f may be less")
+        return StoreError(
+            f"{path}: {text}", hint=f"df {shell_word(path.parent)} shows its room; a quota or ulimit -f may be less"
+        )
     if "readonly" in text or "unable to open" in text:
-        return StoreError(f"{path}: {text}", hint=f"ls -ld {path.parent} shows its permissions")
+        return StoreError(f"{path}: {text}", hint=f"ls -ld {shell_word(path.parent)} shows its permissions")
     return StoreError(f"{path}: {text}", hint=start_over(path))
 
 
@@ -423,7 +426,7 @@ def _resolve_run(name: str, ids: Sequence[str]) -> str:
         return name if name in ids else matches[0]
     if matches:
         several = f"{len(matches)} runs: {', '.join(matches[:5])}"
-        raise UsageError(f"{name!r} is the prefix of {several}", hint="type more digits")
+        raise UsageError(f"{name!r} is the prefix of {several}", hint=f"type more digits, as in {matches[0]}")
     near = get_close_matches(name, ids, n=3, cutoff=0.5) or list(ids[:3])
     raise UsageError(f"no run {name!r}", hint=f"did you mean {' or '.join(near)}? `mlkit runs` lists them")
 

@@ -17,6 +17,7 @@ from mlflowkit.pipeline import OBJECTS
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.system.files import FOLDER_MODE, disk_errors, leads_elsewhere, make_folder
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Published
 
 PUBLISHED_MODE = 0o400
@@ -48,7 +49,9 @@ class FolderStore:
         """Create an empty folder for the holder of a lease; removes those of earlier holders."""
         if leads_elsewhere(self.tmp, self.tmp.parent):
             target = self.tmp.resolve()
-            raise StoreError(f"{self.tmp} is a link to {target}, outside the state folder", hint=f"rm {self.tmp}")
+            raise StoreError(
+                f"{self.tmp} is a link to {target}, outside the state folder", hint=f"rm {shell_word(self.tmp)}"
+            )
         with disk_errors(self.tmp):
             for stale in self.tmp.glob(f"{fingerprint[:32]}.*"):
                 shutil.rmtree(stale)

@@ -27,7 +27,7 @@ from mlflowkit.rollout.admin.view_models import (
 )
 from mlflowkit.service_state import controller_lease, version_history
 from mlflowkit.service_state.records import ReplicaReport, ServiceFiles
-from mlflowkit.system.text import format_count
+from mlflowkit.system.text import format_count, shell_word
 from mlflowkit.values import Json, RoutingTable
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ def webhook_deliveries(files: ServiceFiles) -> tuple[Mapping[str, Json], ...]:
     deliveries = files.read_json("webhooks.json") or []
     if not isinstance(deliveries, list) or not all(isinstance(item, dict) and "id" in item for item in deliveries):
         place = files.location("webhooks.json")
-        raise ServiceError(f"{place} is damaged: a list of deliveries is expected", hint=f"remove {place}")
+        raise ServiceError(f"{place} is damaged: a list of deliveries is expected", hint=f"rm -r {shell_word(place)}")
     return tuple(deliveries)
 
 

@@ -42,6 +42,7 @@ from mlflowkit.serving.feedback.scoring import (
 )
 from mlflowkit.serving.observer import prediction_log
 from mlflowkit.system.files import make_folder, private_opener
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 INDEXED_ROWS = 10_000_000
@@ -421,4 +422,6 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _store_error(path: Path, error: Exception) -> StoreError:
-    return StoreError(f"{path}: {error}", hint=f"make room on the disk, or rm {path}: it is rebuilt from the logs")
+    return StoreError(
+        f"{path}: {error}", hint=f"make room on the disk, or rm {shell_word(path)}: it is rebuilt from the logs"
+    )
