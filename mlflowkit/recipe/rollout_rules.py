@@ -11,8 +11,10 @@ from mlflowkit.recipe.yaml_tree import KeyPath, format_value
 
 ROLLOUT = ("serve", "rollout")
 STRATEGIES = ("shadow", "canary", "ab", "blue_green")
-SHARES = ("error_rate", "prediction_drift", "agreement", "accuracy")
-"""Metrics in [0, 1]."""
+SHARES = ("error_rate", "prediction_drift", "agreement", "kappa", "accuracy")
+"""Metrics that are at most 1."""
+MIRRORED = ("agreement", "kappa")
+"""Metrics of mirrored requests."""
 LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 QUALITY = {
     "accuracy": "classification",
@@ -21,11 +23,12 @@ QUALITY = {
     "squared_error": "regression",
 }
 """Feedback metrics and their task."""
-HIGHER_IS_BETTER = ("agreement", "accuracy")
+HIGHER_IS_BETTER = ("agreement", "kappa", "accuracy")
 LIMITS = ("margin", "ratio", "min", "max")
 EXAMPLES = {
     "error_rate": "margin: 0.01",
     "agreement": "min: 0.95",
+    "kappa": "min: 0.4",
     "prediction_drift": "max: 0.1",
     "accuracy": "margin: 0.02",
     "prometheus": "max: 100",
@@ -238,8 +241,8 @@ def _measurable(view: RecipeView, path: KeyPath, name: str, metric: Mapping[str,
         return
     mirrors = strategy == "shadow" or any(weight == 0 for _, weight in _weights(view))
     limits = [key for key in LIMITS if metric.get(key) is not None]
-    if name == "agreement" and not mirrors:
-        message = "agreement is measured on mirrored requests, and no step mirrors any"
+    if name in MIRRORED and not mirrors:
+        message = f"{name} is measured on mirrored requests, and no step mirrors any"
         yield Problem((*path, "metric"), message, "begin steps with 0, or write strategy: shadow")
     elif strategy == "blue_green" and not mirrors and name != "prometheus" and not {"min", "max"} & set(limits):
         message = f"under blue_green the champion gets no traffic: there is no {name} to compare with"

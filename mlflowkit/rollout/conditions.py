@@ -10,7 +10,7 @@ from mlflowkit.judging.online.judge import MetricResult, MetricSpec
 from mlflowkit.rollout.state import RolloutState
 from mlflowkit.values import Outcome
 
-MIRRORED_METRICS = ("agreement",)
+MIRRORED_METRICS = ("agreement", "kappa")
 """Metrics that only a step which mirrors requests can measure."""
 
 
@@ -37,7 +37,8 @@ def metric_specs(state: RolloutState, measured: Sequence[Sequence[float]] = ()) 
 
 
 def points_to_worse(finding: MetricResult) -> bool:
-    """Whether a metric is undecided while its estimate is beyond its limit.
+    """Whether a metric is undecided while its estimate is beyond its limit and the evidence leans to that side, as it
+    does not after a handful of requests.
 
     A limit that allows no harm at all (no limit, or a margin of 0) is left out: of two equal versions, one is always
     estimated to be worse.
@@ -50,7 +51,8 @@ def points_to_worse(finding: MetricResult) -> bool:
     estimate, threshold = verdict.measurement, verdict.threshold
     if estimate is None or threshold is None or math.isnan(estimate.value) or (verdict.change and threshold == 0):
         return False
-    return estimate.value < threshold if verdict.direction == "min" else estimate.value > threshold
+    beyond = estimate.value < threshold if verdict.direction == "min" else estimate.value > threshold
+    return beyond and finding.evidence_worse > finding.evidence_not_worse
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ Rules, in order, at every observation:
 3. A step ends when both variants have ``min_samples`` requests, ``bake_seconds`` have passed and any required approval
    is given. The last step also needs every objective PASSED, and the last one that mirrors requests every objective
    that only mirrored requests can show.
-4. An INCONCLUSIVE metric that points to worse (its estimate is beyond its limit) holds the step: no more clients get
-   the candidate until more requests have shown that it is within its limit.
+4. An INCONCLUSIVE metric that points to worse (its estimate is beyond its limit, and the evidence leans there) holds
+   the step: no more clients get the candidate until more requests have shown that it is within its limit.
 5. A step that exceeds ``max_seconds``, or is held for ``max_hold_seconds``, is rolled back: nothing was shown, so
    nothing changes.
 

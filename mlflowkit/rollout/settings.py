@@ -11,7 +11,7 @@ from mlflowkit.sections import Section
 
 MetricName = Literal[
     "error_rate", "latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms", "prediction_drift",
-    "agreement", "accuracy", "log_loss", "absolute_error", "squared_error", "prometheus",
+    "agreement", "kappa", "accuracy", "log_loss", "absolute_error", "squared_error", "prometheus",
 ]  # fmt: skip
 EventName = Literal["started", "step", "paused", "promoted", "rolled_back", "aborted"]
 
@@ -20,9 +20,11 @@ class RolloutMetric(Section):
     """One metric that a challenger is judged by, against the champion over the same period."""
 
     metric: MetricName
-    """The metric. accuracy, log_loss, absolute_error and squared_error come from feedback; agreement from mirrored
-    requests; prediction_drift is the distance between the two variants' predictions, 0 to 1. Latencies are of answered
-    requests: a timeout is an error, so combine them with error_rate."""
+    """The metric. accuracy, log_loss, absolute_error and squared_error come from feedback; agreement and kappa from
+    mirrored requests. kappa is agreement beyond chance (Cohen's; of scores where there are two classes or a number): 0
+    for models that have nothing in common, 1 for the same answers. prediction_drift is the distance between the two
+    variants' predictions, 0 to 1. Latencies are of answered requests: a timeout is an error, so combine them with
+    error_rate."""
     margin: float | None = Field(default=None, ge=0)
     """How much worse than the champion is acceptable, in the metric's unit."""
     ratio: float | None = Field(default=None, gt=1)

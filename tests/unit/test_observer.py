@@ -200,6 +200,10 @@ def test_predictions_of_a_regression_are_counted_by_deciles_that_all_replicas_sh
     assert of(first, "candidate").agreement[""].count == 100
     assert of(first, "candidate").agreement[""].total == 0
     assert of(first, "candidate").difference.mean == pytest.approx(100, rel=1e-5)
+    assert of(first, "candidate").pairs.pairs == 0  # all rows are of one request
+    for batch in compared(mirrored(valued(values[:1]), {"prediction": values[:1].astype(np.float32)})):
+        first.compared(batch)
+    assert of(first, "candidate").pairs.pairs == 1
     for batch in answered(valued(np.array([3.0, 97.0]))):
         second.answered(batch)
     assert of(second, "champion").predictions == {"decile:0": 1, "decile:9": 1}

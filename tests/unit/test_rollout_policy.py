@@ -207,6 +207,8 @@ def test_a_person_goes_on_although_a_step_is_held() -> None:
         (WORSE, True),
         (WITHIN, False),
         (estimate(0.01), False),  # at its limit
+        (replace(WORSE, evidence_worse=0.0), False),  # too few requests to say anything
+        (replace(WORSE, evidence_not_worse=0.3), False),
         (estimate(-0.05, "accuracy", -0.02, direction="min"), True),
         (estimate(-0.01, "accuracy", -0.02, direction="min"), False),
         (estimate(0.7, "agreement", 0.9, direction="min", change=False), True),

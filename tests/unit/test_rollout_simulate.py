@@ -136,7 +136,8 @@ def test_too_little_traffic_ends_at_the_deadline_and_the_remedy_helps() -> None:
     assert "300 of each variant take 50 min 00 s, and max_seconds is 1200: every rollout ends" in times[0].sentence
     fewer = int(times[0].sentence.partition("min_samples: ")[2].split()[0])
     assert all(time.feasible for time in feasibility.step_times(plan(max_seconds=1200, min_samples=fewer), 2.0))
-    assert {rollout.step for rollout in played("aa", 0.0, 3, slow, max_seconds=1200, min_samples=fewer)} == {1}
+    steps = [rollout.step for rollout in played("aa", 0.0, 10, slow, max_seconds=1200, min_samples=fewer)]
+    assert steps.count(1) >= 8, steps  # so few requests may point to worse by chance, which holds the step
 
 
 # --------------------------------------------------------------------------------------------------- kinds of rollouts

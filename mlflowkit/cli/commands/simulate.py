@@ -26,8 +26,8 @@ ScenarioOption = Annotated[
     typer.Option(
         metavar="KIND[=SIZE]",
         help="aa, error-rate=0.02, latency=1.5, latency-tail=2, accuracy=0.05, log-loss=1.5, absolute-error=1.5, "
-        "squared-error=1.5, prediction-shift=0.1, disagreement=0.05, disagreement-slice=0.3, low-traffic=20; more than "
-        "once for several [default: what the recipe's metrics can detect].",
+        "squared-error=1.5, prediction-shift=0.1, disagreement=0.05, disagreement-slice=0.3, kappa=0.5, auc=0.41, "
+        "low-traffic=20; more than once for several [default: what the recipe's metrics can detect].",
         show_default=False,
     ),
 ]

@@ -53,6 +53,32 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
+class PairMoments:
+    """Moments of pairs of mirrored requests: of D, how far the answers to the same row are ``apart``, and of E, how far
+    they are by ``chance``, to independent rows (see `serving.observer.paired_answers`)."""
+
+    pairs: int = 0
+    apart: float = 0.0
+    chance: float = 0.0
+    apart_squares: float = 0.0
+    chance_squares: float = 0.0
+    products: float = 0.0
+
+    def __add__(self, other: PairMoments) -> PairMoments:
+        return PairMoments(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+    def excess(self, kappa: float) -> float:
+        """The mean of D - (1 - kappa) E: above 0 where the answers are less alike than that kappa."""
+        return (self.apart - (1 - kappa) * self.chance) / self.pairs
+
+    def variance(self, kappa: float) -> float:
+        """The variance of one observation of D - (1 - kappa) E."""
+        share = 1 - kappa
+        squares = self.apart_squares - 2 * share * self.products + share * share * self.chance_squares
+        return max(squares - self.pairs * self.excess(kappa) ** 2, 0.0) / max(self.pairs - 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class VariantCounts:
     """Counts of one variant under one routing table.
 
@@ -67,6 +93,7 @@ class VariantCounts:
     difference   a shadow's score (or prediction) minus the champion's on the same row
     quality      from feedback, by metric: "accuracy", "log_loss", "absolute_error", "squared_error"; a row each
     mirrored     requests meant for a shadow; ``dropped`` counts those that were not delivered in time
+    pairs        a shadow's answers and the champion's to the same rows and to others, for kappa
     """
 
     requests: int = 0
@@ -79,6 +106,7 @@ class VariantCounts:
     quality: Mapping[str, Moments] = field(default_factory=dict)
     mirrored: int = 0
     dropped: int = 0
+    pairs: PairMoments = PairMoments()
 
     def __add__(self, other: VariantCounts) -> VariantCounts:
         return VariantCounts(
@@ -92,6 +120,7 @@ class VariantCounts:
             _add_maps(self.quality, other.quality),
             self.mirrored + other.mirrored,
             self.dropped + other.dropped,
+            self.pairs + other.pairs,
         )
 
     @property
@@ -169,6 +198,8 @@ def _add_maps(left: Mapping, right: Mapping) -> Mapping:  # type: ignore[type-ar
 def _to_json(value: object) -> Json:
     if isinstance(value, Moments):
         return [value.count, value.total, value.squares]
+    if isinstance(value, PairMoments):
+        return [getattr(value, part.name) for part in fields(value)]
     if isinstance(value, Mapping):
         return {str(key): _to_json(item) for key, item in value.items()}
     return value
@@ -176,7 +207,9 @@ def _to_json(value: object) -> Json:
 
 def _counts_to_json(counts: VariantCounts) -> Json:
     values = {part.name: getattr(counts, part.name) for part in fields(counts)}
-    return {name: _to_json(value) for name, value in values.items() if value and value != Moments()}
+    return {
+        name: _to_json(value) for name, value in values.items() if value and value not in (Moments(), PairMoments())
+    }
 
 
 def _counts_from_json(value: Mapping[str, Json]) -> VariantCounts:
@@ -186,6 +219,8 @@ def _counts_from_json(value: Mapping[str, Json]) -> VariantCounts:
     for name in ("agreement", "quality"):
         if name in counts:
             counts[name] = {key: Moments(*moments) for key, moments in counts[name].items()}
+    if "pairs" in counts:
+        counts["pairs"] = PairMoments(*counts["pairs"])
     if "difference" in counts:
         counts["difference"] = Moments(*counts["difference"])
     return VariantCounts(**counts)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from mlflowkit.judging.online import sequential
+from mlflowkit.judging.online.chance import judge_kappa
 from mlflowkit.judging.online.drift import judge_drift
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts
 from mlflowkit.judging.online.latency import judge_latency
@@ -38,6 +39,7 @@ METHODS: Mapping[str, Callable[[LimitTask], LimitResult]] = {
     "error_rate": judge_rate,
     "accuracy": judge_rate,
     "agreement": judge_agreement,
+    "kappa": judge_kappa,
     "log_loss": judge_mean,
     "absolute_error": judge_mean,
     "squared_error": judge_mean,

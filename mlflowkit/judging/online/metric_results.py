@@ -15,7 +15,7 @@ CONSECUTIVE_MEASUREMENTS = 3
 FAR_BOUND_FACTOR = 1000.0
 """A bound further away than this multiple of the value or threshold is not displayed: there are too few samples yet."""
 _SHARES = ("error_rate", "accuracy", "agreement", "prediction_drift")
-_MORE_IS_BETTER = ("accuracy", "agreement")
+_MORE_IS_BETTER = ("accuracy", "agreement", "kappa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,8 @@ def possible_bounds(
     least, most = -math.inf if difference else 0.0, math.inf
     if metric in _SHARES:
         least, most = -1.0 if difference else 0.0, 1.0
+    elif metric == "kappa":
+        least, most = -1.0, 1.0
     lower, upper = max(-math.inf if low is None else low, least), min(math.inf if high is None else high, most)
     return (lower if math.isfinite(lower) else None, upper if math.isfinite(upper) else None)
 

@@ -140,7 +140,7 @@ def _slowest_objective(plan: Rollout, results: Sequence[SimulatedRollout]) -> st
 
 def _remedy_for_metric(plan: Rollout, name: str) -> str:
     metric = next((metric for metric in plan.metrics if metric.metric == name.split(" ")[0]), None)
-    if metric is not None and metric.metric == "agreement":
+    if metric is not None and metric.metric in ("agreement", "kappa"):
         return "mirror longer, lower its min, or make it a guardrail"
     if metric is not None and not metric.margin and not metric.ratio and metric.min is None and metric.max is None:
         return "without a margin it must be better than the champion, as in an A/B test; give a canary a margin"

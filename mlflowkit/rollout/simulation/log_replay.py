@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
@@ -39,6 +40,7 @@ from mlflowkit.rollout.simulation.synthetic_traffic import (
     normalised,
 )
 from mlflowkit.serving.inference.router import position
+from mlflowkit.serving.observer.paired_answers import PairCounter
 
 INJECTABLE: tuple[ScenarioKind, ...] = (
     "aa", "error-rate", "latency", "latency-tail", "accuracy", "log-loss", "absolute-error", "squared-error",
@@ -123,6 +125,7 @@ class RecordedExperiment(_LogPlayer):
         self._champion = inside & log.of_variant(CHAMPION)
         self._challenger_requests = inside & log.of_variant(challenger)
         self._tables: dict[tuple[int, int], int] = {}
+        self._pairs: dict[int, PairCounter] = {}
 
     def epochs(self, decided: Sequence[int]) -> tuple[int, ...]:
         """Epochs of the evidence that belong to epochs of the plan, oldest first."""
@@ -157,7 +160,9 @@ class RecordedExperiment(_LogPlayer):
         if len(taken):
             self.tried += len(taken)
             rows, alike = int(mirror.rows[taken].sum()), float(mirror.alike[taken].sum())
-            self._add(table, name, _mirror_counts(len(taken), 0, rows, alike, self._keys(mirror.predictions, taken)))
+            counts = _mirror_counts(len(taken), 0, rows, alike, self._keys(mirror.predictions, taken))
+            counter = self._pairs.setdefault(table, PairCounter())
+            self._add(table, name, replace(counts, pairs=counter.add(mirror.means[taken])))
 
 
 class RegressionInjector:
@@ -274,11 +279,21 @@ def replay_recorded(plan: Rollout, recording: Recording, experiment: str, challe
     return simulate_once(plan, source, interval, until=recording.seconds, keep=True)
 
 
+def injectable_plan(plan: Rollout) -> Rollout:
+    """The plan without kappa, which no injected regression changes. Raises UsageError if no metric is left."""
+    metrics = [metric for metric in plan.metrics if metric.metric != "kappa"]
+    if not metrics:
+        hint = "add {metric: error_rate, margin: 0.01}, or replay an experiment: --experiment ID"
+        raise UsageError("serve.rollout has only kappa, which an injected regression does not change", hint=hint)
+    return plan.model_copy(update={"metrics": metrics})
+
+
 def replay_injected(
     plan: Rollout, recording: Recording, kind: ScenarioKind, size: float, rollouts: int, *, seed: int = 0,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[SimulatedRollout, ...]:  # fmt: skip
     """Simulate a plan ``rollouts`` times over a champion's recorded requests. Raises as `RegressionInjector` does."""
+    plan = injectable_plan(plan)
     measured = [metric.metric for metric in plan.metrics]
     results = []
     name = crc32(scenario_name(kind, size).encode())

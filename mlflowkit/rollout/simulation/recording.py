@@ -20,7 +20,8 @@ from mlflowkit.rollout.simulation.scenarios import TrafficFigures
 from mlflowkit.rollout.simulation.synthetic_traffic import CHAMPION, normalised, quantile
 from mlflowkit.service_state.file_records import FileRecords
 from mlflowkit.serving.feedback import intake, scoring
-from mlflowkit.serving.observer import prediction_log, shadow_comparison
+from mlflowkit.serving.observer import paired_answers, prediction_log, shadow_comparison
+from mlflowkit.serving.observer.paired_answers import RequestMeans
 
 ASSIGNED_AS_MIRROR = "mirror"
 _log = logging.getLogger("mlflowkit.rollout")
@@ -78,13 +79,14 @@ class RecordedMirror:
     """A shadow's answers to logged requests, in request order: arrays of length m.
 
     ``requests`` are indices of requests; ``rows`` were compared, of which ``alike`` agree; ``predictions`` are those of
-    the m mirrored requests.
+    the m mirrored requests, and ``means`` both answers to each, for kappa.
     """
 
     requests: np.ndarray
     rows: np.ndarray
     alike: np.ndarray
     predictions: Predictions
+    means: RequestMeans
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _cut_mirror(mirror: RecordedMirror, first: int, last: int) -> RecordedMirror
     starts = mirror.predictions.starts[start : stop + 1]
     return RecordedMirror(
         mirror.requests[start:stop] - first, mirror.rows[start:stop], mirror.alike[start:stop],
-        replace(mirror.predictions, starts=starts),
+        replace(mirror.predictions, starts=starts), mirror.means[slice(start, stop)],
     )  # fmt: skip
 
 
@@ -221,6 +223,7 @@ class _RecordingBuilder:
             raise DataError("the prediction log holds no requests of clients", hint=hint)
         self._classes = [name for name in table.column_names if name.startswith("probability.")]
         self._edges: tuple[float, ...] = ()
+        self._labels = tuple(name.partition(".")[2] for name in self._classes)
         self._first, self._starts = _requests(self._rows)
         if "prediction" in table.column_names:
             champion = self._rows.filter(compute.equal(self._rows["answered"], CHAMPION))["prediction"]
@@ -284,8 +287,19 @@ class _RecordingBuilder:
             alike = np.add.reduceat(same.astype(np.int64), first) if len(first) else counts
             starts = np.concatenate([first, [len(paired)]]).astype(np.int64)
             predictions = self._predictions(rows.take(paired), starts)
-            mirrors[name] = RecordedMirror(requests, counts, alike, predictions)
+            points = self._points(self._rows.take(at[paired])), self._points(rows.take(paired))
+            means = paired_answers.request_means(request[paired], *points)
+            mirrors[name] = RecordedMirror(requests, counts, alike, predictions, means)
         return mirrors
+
+    def _points(self, rows: pa.Table) -> np.ndarray:
+        """The answers to some rows as points, in the observer's form; an answer that is missing is as good as any."""
+        if self._edges:
+            return paired_answers.as_deciles(np.nan_to_num(rows["prediction"].to_numpy()), self._edges)
+        if len(self._classes) == 2:
+            return paired_answers.as_angles(np.nan_to_num(rows[self._classes[1]].to_numpy()))
+        labels = np.asarray(rows["label"].fill_null("").to_pylist(), dtype=object)
+        return paired_answers.as_corners(labels, self._labels)
 
     def _recorded_feedback(
         self, recording: Recording, feedback: Mapping[str, Sequence[tuple[float, intake.Feedback]]]

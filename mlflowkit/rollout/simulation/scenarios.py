@@ -14,6 +14,7 @@ from typing import Literal
 
 from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.rollout.settings import MetricName, Rollout, RolloutMetric
+from mlflowkit.rollout.simulation.synthetic_answers import answer_pairs, kappa_of, ranked_answers
 from mlflowkit.rollout.simulation.synthetic_traffic import (
     SLICES,
     TAIL,
@@ -29,7 +30,7 @@ from mlflowkit.rollout.simulation.synthetic_traffic import (
 
 ScenarioKind = Literal[
     "aa", "error-rate", "latency", "latency-tail", "accuracy", "log-loss", "absolute-error", "squared-error",
-    "prediction-shift", "disagreement", "disagreement-slice", "low-traffic",
+    "prediction-shift", "disagreement", "disagreement-slice", "kappa", "auc", "low-traffic",
 ]  # fmt: skip
 LATENCIES: tuple[MetricName, ...] = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 TAILS: tuple[MetricName, ...] = ("latency_p95_ms", "latency_p99_ms")
@@ -42,12 +43,12 @@ class ScenarioFamily:
     """Scenarios of one kind: the metrics that detect it, and default sizes in increasing order.
 
     ``unit`` of a size: "points" is added to (or subtracted from) a share, "factor" multiplies, "share" is moved,
-    "divisor" divides the request rate.
+    "value" replaces it, "divisor" divides the request rate.
     """
 
     seen_by: tuple[MetricName, ...]
     sizes: tuple[float, ...]
-    unit: Literal["none", "points", "factor", "share", "divisor"]
+    unit: Literal["none", "points", "factor", "share", "value", "divisor"]
 
 
 FAMILIES: Mapping[ScenarioKind, ScenarioFamily] = {
@@ -62,6 +63,8 @@ FAMILIES: Mapping[ScenarioKind, ScenarioFamily] = {
     "prediction-shift": ScenarioFamily(("prediction_drift",), (0.05, 0.1, 0.2, 0.4), "share"),
     "disagreement": ScenarioFamily(("agreement",), (0.05, 0.1, 0.2, 0.3, 0.5), "points"),
     "disagreement-slice": ScenarioFamily(("agreement",), (0.1, 0.3, 0.5, 0.9), "points"),
+    "kappa": ScenarioFamily(("kappa",), (0.2, 0.4, 0.6, 0.9), "points"),
+    "auc": ScenarioFamily(("kappa",), (0.41,), "value"),
     "low-traffic": ScenarioFamily((), (20.0,), "divisor"),
 }
 
@@ -85,6 +88,10 @@ class TrafficFigures:
     latency: Shares | None = None
 
 
+CHAMPION_AUC = 0.75
+"""The champion's AUC where the challenger's is given."""
+LIKE_KAPPA = 0.9
+"""Kappa of two versions that are as good as each other."""
 LOG_LOSS, ABSOLUTE_ERROR = 0.3, 1.0
 """The champion's mean log loss and absolute error; only the challenger's ratio to them matters."""
 
@@ -105,6 +112,7 @@ def synthetic_world(figures: TrafficFigures, task: Literal["classification", "re
         latency=figures.latency or lognormal(figures.p50_ms / 1000, figures.p99_ms / 1000),
         predictions=binary_predictions(figures.positive) if classification else decile_predictions(),
         quality={"accuracy": figures.accuracy, "log_loss": LOG_LOSS} if classification else errors,
+        pairs=answer_pairs(LIKE_KAPPA),
     )
     return SyntheticWorld(figures.rate, both, both, figures.feedback, figures.delay)
 
@@ -138,6 +146,10 @@ def scenario_name(kind: ScenarioKind, size: float) -> str:
         return f"{name} x{size:g}"
     if kind == "prediction-shift":
         return f"prediction shift {100 * size:g} %"
+    if kind == "auc":
+        return f"AUC {size:g} after {CHAMPION_AUC:g}"
+    if kind == "kappa":
+        return f"kappa -{size:g}"
     sign = "+" if kind in ("error-rate", "disagreement", "disagreement-slice") else "-"
     return f"{name} {sign}{100 * size:g} points"
 
@@ -145,7 +157,10 @@ def scenario_name(kind: ScenarioKind, size: float) -> str:
 def build_scenario(kind: ScenarioKind, size: float, world: SyntheticWorld, plan: Rollout) -> Scenario:
     """A scenario of a size in a world of two alike variants. Raises UsageError for an impossible size."""
     try:
-        changed = replace(world, challenger=_change_behaviour(kind, size, world.champion))
+        if kind == "auc":
+            changed = _ranked_world(size, world)
+        else:
+            changed = replace(world, challenger=_change_behaviour(kind, size, world.champion))
     except ValueError as error:
         example = f"--scenario {kind}={FAMILIES[kind].sizes[0]:g}"
         raise UsageError(f"{scenario_name(kind, size)} is not possible: {error}", hint=example) from error
@@ -199,10 +214,33 @@ def parse_scenarios(text: str, plan: Rollout, world: SyntheticWorld) -> tuple[Sc
     return (build_scenario(family, size, world, plan),)
 
 
+def _ranked_world(auc: float, world: SyntheticWorld) -> SyntheticWorld:
+    """A world in which the challenger ranks rows with that AUC. Raises ValueError for a regression, or no AUC."""
+    positive = _positive_share(world.champion)
+    if positive is None:
+        raise ValueError("only a model of two classes has an AUC")
+    if not 0 < auc < 1:
+        raise ValueError("it is between 0 and 1")
+    answers = ranked_answers(positive, CHAMPION_AUC, auc)
+    both = [
+        replace(world.champion, predictions=predictions, quality={**world.champion.quality, "accuracy": accuracy})
+        for predictions, accuracy in zip(answers.predictions, answers.accuracy, strict=True)
+    ]
+    agreement = dict.fromkeys(SLICES, answers.agreement)
+    return replace(world, champion=both[0], challenger=replace(both[1], agreement=agreement, pairs=answers.pairs))
+
+
+def _positive_share(behaviour: Behaviour) -> float | None:
+    return next((shares["label:yes"] for shares in behaviour.predictions if "label:yes" in shares), None)
+
+
 def is_possible(kind: ScenarioKind, size: float, champion: Behaviour) -> bool:
     """Whether the champion's behaviour can be degraded by that size."""
     try:
-        _change_behaviour(kind, size, champion)
+        if kind == "auc":
+            _ranked_world(size, SyntheticWorld(champion=champion))
+        else:
+            _change_behaviour(kind, size, champion)
     except ValueError:
         return False
     return True
@@ -226,7 +264,7 @@ def _change_behaviour(kind: ScenarioKind, size: float, champion: Behaviour) -> B
         after = _checked_share(metric, before - size) if kind == "accuracy" else before * size
         return replace(champion, quality={**champion.quality, metric: after})
     if kind == "prediction-shift":
-        positive = next((shares["label:yes"] for shares in champion.predictions if "label:yes" in shares), None)
+        positive = _positive_share(champion)
         try:
             shifted = decile_predictions(size) if positive is None else binary_predictions(positive, size)
         except UsageError as error:
@@ -236,6 +274,8 @@ def _change_behaviour(kind: ScenarioKind, size: float, champion: Behaviour) -> B
         affected = ("few",) if kind == "disagreement-slice" else tuple(SLICES)
         less = {value: _checked_share("agreement", champion.agreement[value] - size) for value in affected}
         return replace(champion, agreement={**champion.agreement, **less})
+    if kind == "kappa":
+        return replace(champion, pairs=answer_pairs(round(LIKE_KAPPA - size, 6)))
     return champion
 
 
@@ -277,6 +317,8 @@ def true_value(metric: RolloutMetric, world: SyntheticWorld, behaviour: Behaviou
         if metric.columns:
             return min(behaviour.agreement.values())
         return math.fsum(SLICES[value] * share for value, share in behaviour.agreement.items())
+    if name == "kappa":
+        return kappa_of(behaviour.pairs)
     return behaviour.quality[name]
 
 
@@ -288,7 +330,7 @@ def violates(metric: RolloutMetric, world: SyntheticWorld) -> bool:
     slack = 0.021 if metric.metric in LATENCIES else 1e-9
     unlimited = metric.margin is None and metric.ratio is None and metric.min is None and metric.max is None
     margin = 0.0 if unlimited else metric.margin
-    harms = {"prediction_drift": second, "agreement": 1 - second, "accuracy": first - second}
+    harms = {"prediction_drift": second, "agreement": 1 - second, "kappa": 1 - second, "accuracy": first - second}
     harm, tolerance = harms.get(metric.metric, second - first), slack if metric.metric in harms else slack * first
     ratio = None if metric.metric in harms else metric.ratio
     return (

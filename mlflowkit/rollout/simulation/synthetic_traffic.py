@@ -19,10 +19,12 @@ from mlflowkit.judging.online.evidence import (
     SCORE_BINS,
     Evidence,
     Moments,
+    PairMoments,
     VariantCounts,
     bin_seconds,
     latency_bin,
 )
+from mlflowkit.rollout.simulation.synthetic_answers import AnswerPairs
 from mlflowkit.values import RoutingTable
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Behaviour:
     predictions  a distribution of keys for each way of counting predictions
     quality      mean of each feedback metric
     agreement    share of mirrored rows on which it agrees with the champion, by value of `SLICES`
+    pairs        how far its answers are from the champion's in a sample of pairs of requests: to the same row, and to
+                 another one (see `serving.observer.paired_answers`); `synthetic_answers` makes it
     """
 
     error_rate: float = 0.01
@@ -55,6 +59,7 @@ class Behaviour:
     predictions: tuple[Shares, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SLICES, 0.995))
+    pairs: AnswerPairs = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +249,8 @@ class _SyntheticVariant:
         self, behaviour: Behaviour, world: SyntheticWorld, random: np.random.Generator, measured: frozenset[str],
         columns: tuple[str, ...],
     ) -> None:  # fmt: skip
+        import numpy as np
+
         self._behaviour, self._world, self._random, self._columns = behaviour, world, random, columns
         self._requests = self._errors = self._rows = self._mirrored = 0
         latencies = [behaviour.latency] if any(name.startswith("latency") for name in measured) else []
@@ -251,6 +258,8 @@ class _SyntheticVariant:
         predictions = list(behaviour.predictions) if "prediction_drift" in measured else []
         self._predictions = [_KeyCounter(shares, random) for shares in predictions]
         self._agrees = "agreement" in measured
+        self._pair_sample = np.array(behaviour.pairs) if "kappa" in measured and behaviour.pairs else None
+        self._pairs, self._odd = PairMoments(), 0
         self._agreement: dict[str, Moments] = {}
         self._quality: dict[str, Moments] = {name: Moments() for name in QUALITY if name in measured}
         self._pending: list[np.ndarray] = []
@@ -275,6 +284,8 @@ class _SyntheticVariant:
             answered = self._add_answers(requests, timed=False)
             if self._agrees:
                 self._compare(answered)
+            if self._pair_sample is not None:
+                self._add_pairs(answered)
 
     def join(self, now: float) -> None:
         """Add the feedback that has arrived by ``now``."""
@@ -294,7 +305,7 @@ class _SyntheticVariant:
                 self._requests, self._errors, self._rows,
                 latency=_merged(self._latency), predictions=_merged(self._predictions), agreement=dict(self._agreement),
                 quality={name: moments for name, moments in self._quality.items() if moments.count},
-                mirrored=self._mirrored,
+                mirrored=self._mirrored, pairs=self._pairs,
             )  # fmt: skip
             self._changed = False
         return self._counts
@@ -317,6 +328,14 @@ class _SyntheticVariant:
         for column in self._columns:
             for value in rows:
                 self._add_agreement(f"{column}={value}", rows[value], alike[value])
+
+    def _add_pairs(self, answered: int) -> None:
+        assert self._pair_sample is not None  # checked by the caller
+        pairs, self._odd = divmod(self._odd + answered, 2)
+        drawn = self._pair_sample[self._random.integers(0, len(self._pair_sample), pairs)]
+        apart, chance = drawn[:, 0], drawn[:, 1]
+        sums = (apart, chance, apart**2, chance**2, apart * chance)
+        self._pairs = self._pairs + PairMoments(pairs, *(float(values.sum()) for values in sums))
 
     def _add_agreement(self, key: str, rows: int, alike: int) -> None:
         before = self._agreement.get(key, Moments())

@@ -19,7 +19,7 @@ from mlflowkit.bundle import Signature
 from mlflowkit.errors import ServiceError
 from mlflowkit.judging.online.evidence import VariantCounts
 from mlflowkit.service_state.records import ServiceFiles
-from mlflowkit.serving.observer import shadow_comparison
+from mlflowkit.serving.observer import paired_answers, shadow_comparison
 from mlflowkit.serving.observer.bundle_info import BundleInfo, bundle_info, find_variant
 from mlflowkit.serving.observer.frames import Batch
 from mlflowkit.serving.observer.shadow_comparison import RowComparison, ShadowComparison
@@ -38,6 +38,7 @@ class ShadowReports:
         self._attempt = attempt
         self._reports: dict[str, ShadowComparison] = {}
         self._changed: set[str] = set()
+        self._pairs: dict[tuple[str, int, str, str], paired_answers.PairCounter] = {}
         self._slices: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
         self._errors = LogOnce(_log)
 
@@ -66,9 +67,16 @@ class ShadowReports:
                 item = {**example(batch, int(row), rows, inputs), "slices": names}
                 report.examples.items[index : index + 1] = [item]
         self._changed.add(header.shadow)
+        points = paired_answers.embed(champion.signature, batch.answers, answers, shadow.signature, rows, edges)
+        means = paired_answers.request_means(batch.request, *points)
+        key = (header.experiment, header.epoch, header.shadow, header.shadow_version)
+        if key not in self._pairs:
+            self._pairs = {other: kept for other, kept in self._pairs.items() if other[0] == header.experiment}
+            self._pairs[key] = paired_answers.PairCounter()
+        pairs = self._pairs[key].add(means)
         predictions = shadow_comparison.prediction_counts(shadow.signature, answers, edges)
         difference = shadow_comparison.moments(rows.difference)
-        return VariantCounts(predictions=predictions, agreement=agreement, difference=difference)
+        return VariantCounts(predictions=predictions, agreement=agreement, difference=difference, pairs=pairs)
 
     def publish(self) -> None:
         """Write the reports that changed; a failed write is repeated the next time."""
