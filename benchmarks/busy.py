@@ -49,13 +49,13 @@ def run(recipe: Path, state: Path, *words: str) -> dict[str, Any]:
         summary = json.loads(done.stdout)
     except ValueError:
         summary = {"error": {"message": done.stderr[-2000:]}}
-    outcomes = [verdict["verdict"] for verdict in summary.get("verdicts", ())]
+    verdicts = [(verdict["verdict"], verdict["gate"]) for verdict in summary.get("verdicts", ())]
     return {
         "exit": done.returncode,
         "seconds": round(seconds, 1),
         "load": round(os.getloadavg()[0], 1),
-        "inconclusive": outcomes.count("INCONCLUSIVE"),
-        "failed": outcomes.count("FAILED"),
+        "inconclusive": [gate for verdict, gate in verdicts if verdict == "INCONCLUSIVE"],
+        "failed": [gate for verdict, gate in verdicts if verdict == "FAILED"],
         "error": (summary.get("error") or {}).get("message", "")[:300],
     }
 
@@ -76,14 +76,18 @@ def main() -> int:
                     demo = run(options.recipe, state, *last)
                     again = run(options.recipe, state, *last, f"seed={number + 1}") if demo["exit"] == 0 else {}
             finally:
-                subprocess.run([*MLKIT, "down", "--state", str(state)], capture_output=True, check=False)
+                down = subprocess.run(
+                    [*MLKIT, "down", "--state", str(state)], capture_output=True, text=True, check=False
+                )
+                if down.returncode:
+                    print(f"mlkit down exited with {down.returncode}: {down.stderr[-500:]}", file=sys.stderr)
             named = {"": demo, "again: ": again}
             rows.append(
                 {"round": number + 1}
                 | {f"{name}{key}": value for name, one in named.items() for key, value in one.items()}
             )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    report(f"mlkit run {options.recipe.name} beside {options.loops} busy loops", rows, options.out)
+            report(f"mlkit run {options.recipe.name} beside {options.loops} busy loops", rows, options.out)
     good = sum(row["exit"] == 0 for row in rows)
     print(f"{good} of {len(rows)} exit 0 (bar: all)")
     return 0 if good == len(rows) else 1

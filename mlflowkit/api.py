@@ -298,12 +298,18 @@ def _execute(recipe: Recipe, state: Path, until: str | None, force: Sequence[str
     record = execute(recipe.loaded, state, Wiring(state), progress, until=until, force=force, reporter=render)
     summary = summarize(record, state)
     try:
-        raise_for(record)
+        raise_for(record, _options(recipe, state, until))
     except MlkitError as error:
         return Run(summary, error)
     key = NoopKey(recipe.path, recipe.loaded.overrides, until or "", state)
     write(key, recipe.snapshot, recipe.loaded, summary)
     return Run(summary)
+
+
+def _options(recipe: Recipe, state: Path, until: str | None) -> list[str]:
+    """The options of `mlkit run` that a run was asked with, without those that are the default."""
+    chosen = [] if state == recipe.path.parent / ".mlkit" else ["--state", str(state)]
+    return [*chosen, *(["--until", until] if until else [])]
 
 
 def _services(state: Path) -> Callable[[], Sequence[ServiceStatus]]:

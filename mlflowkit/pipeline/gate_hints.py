@@ -14,14 +14,19 @@ SLACK = 1.1
 """Factor between the upper bound that was measured and the limit that a hint names."""
 
 
-def gate_hint(record: RunRecord, verdicts: Sequence[Verdict]) -> str:
-    """The commands that help with these blocking verdicts of a run; "" where none is about a time."""
-    command = _command(record)
+def gate_hint(record: RunRecord, verdicts: Sequence[Verdict], options: Sequence[str] = ()) -> str:
+    """The commands that help with these blocking verdicts of a run; "" where none is about a time.
+
+    ``options`` are those that the run was asked with (``--until``, ``--state``).
+    """
+    command = _command(record, options)
     remedies = []
     if any(verdict.remeasure for verdict in verdicts):
         seconds = LONGER * float((record.recipe.get("latency") or {}).get("seconds", 30.0))
         remedies.append(f"{command} measures the latency again, and only that")
-        remedies.append(f"{_command(record, 'latency.seconds')} latency.seconds={seconds:g} lets it take longer")
+        remedies.append(
+            f"{_command(record, options, 'latency.seconds')} latency.seconds={seconds:g} lets it take longer"
+        )
     failed = [verdict for verdict in verdicts if verdict.metric in TIMES and verdict.outcome is Outcome.FAILED]
     if failed:
         remedies.append(f"{command} --force evaluate measures the latency again")
@@ -33,9 +38,9 @@ def gate_hint(record: RunRecord, verdicts: Sequence[Verdict]) -> str:
     return "; ".join(remedies)
 
 
-def _command(record: RunRecord, replaced: str = "") -> str:
+def _command(record: RunRecord, options: Sequence[str], replaced: str = "") -> str:
     overrides = [text for text in record.overrides if not replaced or text.partition("=")[0].lstrip("+") != replaced]
-    return shlex.join(["mlkit", "run", record.recipe_path, *overrides])
+    return shlex.join(["mlkit", "run", record.recipe_path, *options, *overrides])
 
 
 def _other_machines(record: RunRecord, verdicts: Sequence[Verdict]) -> list[int]:

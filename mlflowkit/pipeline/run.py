@@ -77,13 +77,16 @@ def execute(
         return _RunSession(loaded, state, ports, plan, recorder, executor).run(reporter)
 
 
-def raise_for(record: RunRecord) -> None:
-    """Raise GateFailedError, GateInconclusiveError or WorldError if the run ended that way."""
+def raise_for(record: RunRecord, options: Sequence[str] = ()) -> None:
+    """Raise GateFailedError, GateInconclusiveError or WorldError if the run ended that way.
+
+    ``options`` are those of the command that made the run, for the commands of the hint.
+    """
     if record.status in ("gate-failed", "inconclusive"):
         results = (step.result for step in record.steps if step.stage == "evaluate" and step.result)
         verdicts = [verdict for result in results for verdict in result.verdicts if is_blocking(verdict)]
         lines = [f"{verdict.outcome}: {verdict.gate}: {verdict.message}" for verdict in verdicts]
-        hint = gate_hint(record, verdicts)
+        hint = gate_hint(record, verdicts, options)
         hint = hint or (f"the report has the intervals: {record.report}" if record.report else "mlkit show last")
         kind = GateFailedError if record.status == "gate-failed" else GateInconclusiveError
         raise kind("not blessed: " + "; ".join(lines), hint=hint)

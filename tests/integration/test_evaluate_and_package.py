@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from mlflowkit.graphs.cuda_device import detect_gpu
 from mlflowkit.ports import StageContext
 from mlflowkit.stages import data, evaluate, package
 from mlflowkit.stages.base import read_table_info
-from mlflowkit.values import Lineage, Outcome, StageResult
+from mlflowkit.system.machine import describe_machine
+from mlflowkit.values import Event, Lineage, Outcome, StageResult
 from mlflowkit.wiring import Wiring
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -612,6 +614,66 @@ def test_too_few_requests_leave_latency_undefined(world: EvaluationWorld) -> Non
     result, out = judged(world)
     assert "it takes 368 or more" in load(out, "evaluation.json")["undefined"]["latency_p99_ms"]
     assert "latency_p50_ms" in result.metrics
+
+
+def test_a_ratio_is_measured_in_turns_with_the_champion(trained: EvaluationWorld) -> None:
+    """Two graphs of one size: no machine makes one of them a thousand times as slow as the other."""
+    gates = [{"metric": metric, "against": "champion", "max": limit} for metric, limit in RATIOS]
+    result, out = judged(trained, *gates, champion=served(trained, WORSE))
+    verdicts = [(verdict.gate, verdict.outcome, verdict.remeasure) for verdict in result.verdicts]
+    assert verdicts == [
+        ("latency_ratio against champion <= 1000", Outcome.PASSED, False),
+        ("latency_ratio against champion <= 0.001", Outcome.FAILED, False),
+        ("latency_p95_ratio against champion <= 1000", Outcome.PASSED, False),
+    ]
+    assert "requests in turns with the champion" in result.verdicts[0].message
+    measured = load(out, "evaluation.json")["latency"]
+    assert measured["graphs"] == ["picked", "champion"]
+    assert measured["rounds"] >= 20
+    assert measured["disturbed_stretches"] <= measured["stretches"]
+    assert bool(measured["disturbance"]) is bool(measured["disturbed_stretches"])
+
+
+RATIOS = (("latency_ratio", 1000), ("latency_ratio", 0.001), ("latency_p95_ratio", 1000))
+
+
+def test_a_graph_is_not_measured_against_itself(trained: EvaluationWorld) -> None:
+    shutil.copyfile(trained.inputs["optimize"] / "model.onnx", trained.inputs["export"] / "model.onnx")
+    gates = [{"metric": "latency_ratio", "max": 0.5}, {"metric": "latency_ratio", "against": "champion", "max": 0.5}]
+    for champion, reason in ((None, "no champion yet"), (served(trained, GOOD), "the champion itself serves")):
+        result, out = judged(trained, *gates, champion=champion)
+        assert {verdict.outcome for verdict in result.verdicts} == {Outcome.PASSED}
+        assert "the float graph itself serves" in result.verdicts[0].message
+        assert reason in result.verdicts[1].message
+        assert load(out, "evaluation.json")["latency"] is None
+
+
+def test_a_graph_is_measured_against_the_float_graph(trained: EvaluationWorld) -> None:
+    classifier(trained.inputs["export"] / "model.onnx", WORSE, ("good", "bad"))
+    result, _ = judged(trained, {"metric": "latency_ratio", "max": 1000})
+    assert (result.verdicts[0].outcome, result.verdicts[0].gate) == (
+        Outcome.PASSED, "latency_ratio against float <= 1000",
+    )  # fmt: skip
+
+
+def test_a_champion_that_is_gone_is_an_error_of_its_ratio(trained: EvaluationWorld) -> None:
+    champion = served(trained, WORSE)
+    (champion / "model.onnx").unlink()
+    result, _ = judged(trained, {"metric": "latency_ratio", "against": "champion", "max": 2})
+    assert result.verdicts[0].outcome is Outcome.PASSED  # none is compared with
+    result, _ = judged(trained, {"metric": "latency_ratio", "against": "champion", "max": 2}, champion=champion)
+    assert result.verdicts[0].outcome is Outcome.ERROR
+
+
+def test_a_limit_in_milliseconds_without_a_class_of_machines_is_told(trained: EvaluationWorld) -> None:
+    gates = [{"metric": "latency_p50_ms", "max": 60_000}, {"metric": "latency_p50_ms", "max": 60_000, "machine": "x"}]
+    events: list[Event] = []
+    for gate in gates:
+        spec = evaluate.Spec.model_validate({"task": "classification", "gates": [gate]})
+        evaluate.run(spec, replace(trained.context("evaluate"), progress=events.append))
+    (warning,) = [event.message for event in events if event.kind == "warning"]
+    assert describe_machine() in warning
+    assert "latency_ratio" in warning
 
 
 def test_whole_number_labels(tmp_path: Path) -> None:

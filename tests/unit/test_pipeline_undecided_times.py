@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,20 @@ def test_a_failed_time_is_remembered(folder: Path) -> None:
     assert (record.status, calls) == ("gate-failed", [])
 
 
-def hint_of(world: TimedWorld, kind: type[Exception]) -> list[list[str]]:
+def hint_of(world: TimedWorld, kind: type[Exception], options: Sequence[str] = ()) -> list[list[str]]:
     """The commands of the hint, split as a shell does."""
     with pytest.raises(kind) as raised:
-        raise_for(world.run(CHANGES))
+        raise_for(world.run(CHANGES), options)
     hint: str = raised.value.hint  # type: ignore[attr-defined]
     return [shlex.split(part) for part in hint.split("; ")]
 
 
 def test_the_hint_measures_again_or_lets_it_take_longer(folder: Path) -> None:
-    commands = hint_of(TimedWorld(folder, UNDECIDED), GateInconclusiveError)
-    recipe = str(folder / "recipe.yaml")
-    assert commands[0][:3] == ["mlkit", "run", recipe]
-    assert commands[1][:4] == ["mlkit", "run", recipe, "latency.seconds=120"]
+    options = ["--state", "a folder", "--until", "package"]
+    commands = hint_of(TimedWorld(folder, UNDECIDED), GateInconclusiveError, options)
+    start = ["mlkit", "run", str(folder / "recipe.yaml"), *options]
+    assert commands[0][: len(start)] == start
+    assert commands[1][: len(start) + 1] == [*start, "latency.seconds=120"]
 
 
 def test_the_hint_loosens_a_gate_that_failed_by_its_position(folder: Path) -> None:
