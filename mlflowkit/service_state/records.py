@@ -102,6 +102,10 @@ class GatewaySettings:
     log_days: float = 7.0
     log_mb: float = 1024.0
     profile: bool = True
+    unknown_columns: str = "error"
+    """error or ignore: what happens to columns of a request that the model does not know."""
+    missing_columns: str = "error"
+    """error or null: what happens to columns that a request does not have."""
     feedback_mb: float = 1024.0
     """Largest size of the feedback as received, and of its index, each in MiB."""
     feedback_max_share: float = 0.5

@@ -30,7 +30,7 @@ from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
 from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
 from mlflowkit.system.text import shell_word
 
-Scope = Literal["infer", "feedback", "admin"]
+Scope = Literal["infer", "feedback", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _TOKEN = re.compile(rb"mlk_([0-9a-f]{8})_([A-Za-z0-9_-]{16,128})")
 _UNKNOWN_KEY_HASH = hashlib.sha256(b"").digest()
@@ -67,7 +67,10 @@ class Keyring:
         return len(self._keys)
 
     def check(self, token: bytes, scope: Scope | None) -> None:
-        """Raise RequestError (401, 403) unless the token belongs to a key with this scope (any scope, for None)."""
+        """Raise RequestError (401, 403) unless the token belongs to a key with this scope.
+
+        None stands for any scope but metrics, and every key may read metrics.
+        """
         if not token:
             message = "an API key is needed: send it as authorization: Bearer KEY, or as x-api-key: KEY"
             raise RequestError(401, message, _CHALLENGE)
@@ -78,9 +81,10 @@ class Keyring:
         if entry is None or not same:
             message = "this API key is not known here: it is mistyped, revoked, or of another service"
             raise RequestError(401, message, _CHALLENGE)
-        if scope is not None and scope not in scopes:
-            has = ", ".join(sorted(scopes))
-            raise RequestError(403, f"this API key has the scope {has}; {scope} is needed here", CLOSE)
+        allowed = scopes - {"metrics"} if scope is None else scope == "metrics" or scope in scopes
+        if not allowed:
+            has, needed = ", ".join(sorted(scopes)), "another one" if scope is None else scope
+            raise RequestError(403, f"this API key has the scope {has}; {needed} is needed here", CLOSE)
 
     def scopes(self, token: bytes) -> tuple[str, frozenset[Scope]]:
         """The id and the scopes of a key whose token was checked; ("", nothing) for one that is gone meanwhile."""

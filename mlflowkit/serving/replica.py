@@ -31,7 +31,7 @@ from mlflowkit.service_state.records import (
     ServiceFiles,
     process_started,
 )
-from mlflowkit.serving.auth import Keyring, check_exposed, read_keys
+from mlflowkit.serving.auth import Keyring, check_exposed
 from mlflowkit.serving.feedback.intake import Intake
 from mlflowkit.serving.grpc.grpc_server import GrpcServer
 from mlflowkit.serving.http.gateway import Gateway
@@ -40,8 +40,8 @@ from mlflowkit.serving.inference.data_plane import DataPlane
 from mlflowkit.serving.inference.gateway_metrics import Telemetry
 from mlflowkit.serving.inference.shadow import ShadowMirror
 from mlflowkit.serving.inference.variants import ActiveTable, Versions, load_table
+from mlflowkit.serving.key_file import KeyFile
 from mlflowkit.serving.observer.observer_client import ObserverClient, observer_command
-from mlflowkit.system.files import file_stamp
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.values import RoutingTable
 
@@ -94,9 +94,8 @@ class Replica:
             node=socket.gethostname(),
             started=process_started(os.getpid()) or 0.0,
         )
-        self._keys_stamp: tuple[object, ...] = ()
-        self._keys_warning = ""
-        self._reload_keys()
+        self._key_file = KeyFile(self._apply_keys)
+        self._key_file.follow(self._settings.keys)
         self._server: HttpServer | None = None
         self._grpc: GrpcServer | None = None
         self._prepared: tuple[Proposal, ActiveTable] | None = None
@@ -122,6 +121,7 @@ class Replica:
         """Stop accepting, finish requests in flight, remove the report."""
         self._stopping.set()
         self._thread.join(5.0)
+        self._key_file.stop()
         _stop_servers(self._grpc, self._server)
         self.plane.close()
         self._feedback.stop()
@@ -133,7 +133,6 @@ class Replica:
         try:
             versions = self._files.watch(WATCHED, self._versions, 0.0)
             while not self._stopping.is_set():
-                self._reload_keys()
                 self._update_warning()
                 if versions != self._versions or (self._retry_at and time.monotonic() > self._retry_at):
                     self._versions, self._retry_at = versions, 0.0
@@ -164,30 +163,11 @@ class Replica:
             self._prepare(proposal)
         self._write_report()
 
-    def _reload_keys(self) -> None:
-        """Reload the API keys when their file changed.
-
-        A missing file rejects every key; a damaged file keeps the previous keys, or rejects every key at the start.
-        """
-        path = self._settings.keys
-        stamp = (file_stamp(Path(path)),) if path else ()
-        if stamp == self._keys_stamp:
-            return
-        self._keys_stamp, self._keys_warning = stamp, ""
-        if not path:
-            self.plane.keys = None
-        else:
-            try:
-                self.plane.keys = Keyring(read_keys(Path(path)))
-            except ServiceError as error:
-                if stamp == (None,) or self.plane.keys is None:
-                    self.plane.keys = Keyring(())
-                effect = "the previous keys stay valid" if len(self.plane.keys) else "every request is rejected"
-                self._keys_warning = f"API keys: {error.message}; {effect}; {error.hint}"
-                _log.error("%s", self._keys_warning)
+    def _apply_keys(self, keys: Keyring | None) -> None:
+        self.plane.keys = keys
 
     def _update_warning(self) -> None:
-        warning = "; ".join(filter(None, (self._keys_warning, self._feedback.warning)))
+        warning = "; ".join(filter(None, (self._key_file.warning, self._feedback.warning)))
         if warning != self._report.warning:
             self._update_report(warning=warning, heartbeat=0.0)  # written in the next iteration
 
@@ -200,7 +180,7 @@ class Replica:
             self._update_report(message=error.message, hint=error.hint)
             return
         old, self._settings = self._settings, settings
-        self._reload_keys()
+        self._key_file.follow(settings.keys)
         self.plane.settings = settings
         self._feedback.days, self._feedback.megabytes = settings.log_days, settings.feedback_mb
         if self._server is not None and _address(settings) != _address(old):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import MlkitError, ServiceError
@@ -95,6 +95,15 @@ class FeedbackSettings(Section):
     key's labels are not used; keys with the scope feedback alone have no limit."""
 
 
+MissingColumns = Annotated[
+    Literal["error", "null"],
+    BeforeValidator(
+        lambda value: "null" if value is None else value, json_schema_input_type=Literal["error", "null"] | None
+    ),
+]
+"""YAML's null is meant like the word."""
+
+
 class ServeSection(Section):
     """The service that answers requests."""
 
@@ -121,6 +130,12 @@ class ServeSection(Section):
     allowed_hosts: list[HostName] = Field(default_factory=list)
     """Names that clients use for the service besides localhost and ``host``, such as that of a proxy in front; another
     Host is refused (421) as long as no API keys are asked for."""
+    unknown_columns: Literal["error", "ignore"] = "error"
+    """Columns of a request that the model does not know: error refuses the request; ignore leaves them out and tells
+    the client."""
+    missing_columns: MissingColumns = "error"
+    """Columns that a request does not have: error refuses the request; null takes their values as missing and tells the
+    client."""
     routing: Routing = Field(default_factory=Routing)
     """How clients are assigned to variants."""
     auth: Auth = Field(default_factory=Auth)

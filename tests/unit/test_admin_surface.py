@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from mlflowkit.report.rollout.rollout_page import admin_listener, page_renderers
 from mlflowkit.rollout import commands
+from mlflowkit.rollout.admin import admin_app, admin_server
 from mlflowkit.rollout.admin.admin_app import MAX_BODY, SECURITY_HEADERS, AdminApp
 from mlflowkit.rollout.admin.admin_server import AdminListener
 from mlflowkit.rollout.commands import CommandReply
@@ -265,6 +267,70 @@ def test_lists_and_metrics_leave_out_what_the_key_does_not_reach(keyed: tuple[st
         assert b"lending" not in ask(endpoint, "GET", path).body
         assert b"lending" in ask(endpoint, "GET", path, **{"x-api-key": token}).body
     assert "lending" not in ask(endpoint, "GET", "/api/services/nothing").json["error"]
+
+
+def test_event_stream_ends_when_its_key_is_revoked(tmp_path: Path) -> None:
+    key, token = auth.make_key(["admin"])
+    path = tmp_path / "keys.json"
+    auth.write_keys(path, [key])
+    RolloutWorld(tmp_path, settings={"keys": str(path)}).begin()
+    with admin_listener(tmp_path):
+        parts = urlsplit(admin_record(tmp_path)["endpoint"])
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+        connection.request("GET", "/api/services/lending/events", headers={"x-api-key": token})
+        reply = connection.getresponse()
+        assert reply.readline() == b"event: change\n"
+        auth.write_keys(path, [])
+        while line := reply.readline():  # times out after 30 s if the stream goes on
+            assert not line.startswith(b": keep-alive")
+        connection.close()
+
+
+def test_half_open_connections_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_server, "MAX_CONNECTIONS", 20)
+    RolloutWorld(tmp_path).begin()
+    with admin_listener(tmp_path):
+        endpoint = admin_record(tmp_path)["endpoint"]
+        parts = urlsplit(endpoint)
+        held = []
+        for _ in range(60):
+            half = socket.create_connection((parts.hostname or "", parts.port or 0), timeout=30)
+            half.sendall(b"GET / HTTP/1.1\r\nhost: ")
+            held.append(half)
+        for _ in range(5):
+            assert ask(endpoint, "GET", "/api/services").code == 200
+        for half in held:
+            half.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nhost: x", b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nGET"]
+)
+def test_head_that_does_not_come_closes_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(admin_server, "HEADER_SECONDS", 0.3)
+    RolloutWorld(tmp_path).begin()
+    with admin_listener(tmp_path):
+        parts = urlsplit(admin_record(tmp_path)["endpoint"])
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=60) as half:
+            half.sendall(sent)
+            with contextlib.suppress(ConnectionResetError):
+                while half.recv(65536):  # times out if it stays open
+                    pass
+
+
+def test_command_whose_body_does_not_come_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_app, "BODY_SECONDS", 0.2)
+    RolloutWorld(tmp_path).begin()
+    with admin_listener(tmp_path):
+        parts = urlsplit(admin_record(tmp_path)["endpoint"])
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=30) as slow:
+            head = (
+                f"POST {PAUSE} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\n"
+            )
+            slow.sendall(f"{head}\r\n{{".encode())
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408")
 
 
 def test_key_that_was_revoked_is_refused_at_once(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.serving.protocol.binary_tensors import read_document
 from mlflowkit.serving.protocol.http_error import RequestError
-from mlflowkit.serving.protocol.input_schema import Schema
-from mlflowkit.serving.protocol.responses import render_infer, render_rows, require_finite
+from mlflowkit.serving.protocol.input_schema import ColumnPolicy, Schema
+from mlflowkit.serving.protocol.responses import answer_notes, note_headers, render_infer, render_rows, require_finite
 
 SIGNATURE = Signature(
     task="classification",
@@ -237,3 +237,62 @@ def test_a_shape_is_made_of_integers(last: Any) -> None:
         with pytest.raises(RequestError, match=r"inputs\[\w+\]: shape") as refused:
             infer(*inputs)
         assert refused.value.status == 400
+
+
+LENIENT = ColumnPolicy("ignore", "null")
+
+
+def test_columns_too_many_and_too_few_are_taken_at_every_door_where_the_recipe_says_so() -> None:
+    column = {"shape": [1], "datatype": "INT64", "data": [1]}
+    sent = {"rows": [{"age": 41, "term": "36", "grade": "A", "colour": "red"}, ROW]}
+    query = SCHEMA.rows(sent, limit=9, columns=LENIENT)
+    np.testing.assert_array_equal(query.inputs["numeric"], np.array([[41, np.nan], [41, 5.5]], np.float32))
+    assert query.notes == {"ignored_columns": {"colour": 1}, "missing_columns": {"income": 1}}
+    tensors = [{"name": "age", **column}, {"name": "colour", **column}, {"name": "grade", **column, "data": [3]}]
+    query = SCHEMA.infer({"inputs": tensors}, limit=9, columns=LENIENT)
+    np.testing.assert_array_equal(query.inputs["numeric"], np.array([[1, np.nan]], np.float32))
+    assert query.inputs["categorical"].tolist() == [["", "3"]]
+    assert query.notes == {"ignored_columns": {"colour": 1}, "missing_columns": {"income": 1, "term": 1}}
+    query = SCHEMA.infer({"inputs": [NUMERIC, {"name": "more", **column}]}, limit=9, columns=LENIENT)
+    assert query.inputs["categorical"].tolist() == [["", ""]]
+    assert query.notes == {"ignored_columns": {"more": 1}, "missing_columns": {"term": 1, "grade": 1}}
+    assert sent["rows"][0] == {"age": 41, "term": "36", "grade": "A", "colour": "red"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "row", "words"),
+    [
+        (ColumnPolicy("ignore", "error"), {"age": 1, "colour": 2}, "income is not given"),
+        (ColumnPolicy("error", "null"), {"age": 1, "colour": 2}, '"colour" is not known'),
+        (LENIENT, {"agee": 1}, "Did you mean age?"),
+        (LENIENT, {}, "age is not given"),
+    ],
+)
+def test_each_leniency_is_its_own_and_a_row_of_unknown_columns_is_no_row(
+    policy: ColumnPolicy, row: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RequestError) as refusal:
+        SCHEMA.rows({"rows": [ROW, row]}, limit=9, columns=policy)
+    assert words in refusal.value.message
+    assert "row 1" in refusal.value.message
+    tensors = [{"name": name, "shape": [1], "datatype": "INT64", "data": [1]} for name in row]
+    with pytest.raises(RequestError):
+        SCHEMA.infer({"inputs": tensors}, limit=9, columns=policy)
+
+
+def test_an_integer_tensor_has_no_missing_value() -> None:
+    spec = TensorSpec(name="n", datatype="INT64", shape=(-1, 2), columns=("a", "b"))
+    output = TensorSpec(name="prediction", datatype="FP32", shape=(-1,))
+    schema = Schema(Signature(task="regression", inputs=(spec,), outputs=(output,)))
+    with pytest.raises(RequestError, match="null"):
+        schema.rows({"rows": [{"a": 1}]}, limit=9, columns=LENIENT)
+    tensor = {"name": "a", "shape": [1], "datatype": "INT64", "data": [1]}
+    with pytest.raises(RequestError, match="columns b are missing"):
+        schema.infer({"inputs": [tensor]}, limit=9, columns=LENIENT)
+
+
+def test_notes_name_a_bounded_number_of_columns() -> None:
+    row = ROW | {f"{'x' * 300}{number}": 1 for number in range(500)}
+    notes = answer_notes(SCHEMA.rows({"rows": [row]}, limit=9, columns=LENIENT))
+    assert sum(notes["ignored_columns"].values()) == 500
+    assert sum(len(value) for _, value in note_headers(notes)) < 4096

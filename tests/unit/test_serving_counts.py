@@ -109,7 +109,7 @@ def test_counts_appear_in_the_prometheus_page() -> None:
     telemetry.stats("champion", "v1").record_answer(0.003, 5, 0.002, 1.0)
     telemetry.stats("b", "v2").record_failure(0.1)
     telemetry.stats("b", "v2").fallbacks += 1
-    telemetry.record_unseen({"purpose": 2})
+    telemetry.record_notes({"unseen_categories": {"purpose": 2}})
     telemetry.record_unauthorized(401)
     telemetry.record_overload()
     telemetry.record_swap(7, (("champion", "v1", "champion"), ("b", "v2", "challenger")))

@@ -339,6 +339,8 @@ def _section_settings(service: Any, before: Desired | None) -> GatewaySettings:
         log_mb=service.log.max_mb,
         profile=service.log.profile,
         allowed_hosts=tuple(service.allowed_hosts),
+        unknown_columns=service.unknown_columns,
+        missing_columns=service.missing_columns,
         feedback_mb=service.feedback.max_mb,
         feedback_max_share=service.feedback.max_share,
     )

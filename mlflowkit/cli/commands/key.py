@@ -32,7 +32,7 @@ app.add_typer(_commands)
 def create(
     scope: Annotated[
         list[str] | None,
-        typer.Option(metavar="SCOPE", help="infer, feedback or admin; repeat for several [default: infer]."),
+        typer.Option(metavar="SCOPE", help="infer, feedback, admin or metrics; repeat for several [default: infer]."),
     ] = None,
     note_: Annotated[str, typer.Option("--note", metavar="TEXT", help="Owner or purpose.")] = "",
     keys: KeysOption = _FILE,

@@ -10,6 +10,7 @@ Access control:
   browser's origin headers must name this origin (protects against CSRF).
 - With API keys enabled, everything of a service requires a key with the scope admin: as ``authorization: Bearer KEY``,
   as ``x-api-key: KEY``, or as the browser's basic-auth password.
+- An event stream ends when its key is no longer valid. A key file that is missing or damaged rejects every request.
 - A Content-Security-Policy allows pages no foreign resources and no scripts but ours.
 """
 
@@ -44,7 +45,8 @@ from mlflowkit.rollout.admin.view_models import ServiceView
 from mlflowkit.rollout.commands import CommandKind
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.serving import auth
-from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
+from mlflowkit.system.files import disk_errors, file_stamp
 
 EVENT_SECONDS = 1.0
 """Minimum interval between change events of a page."""
@@ -52,6 +54,10 @@ KEEPALIVE_SECONDS = 15.0
 """Idle seconds after which an event stream sends a comment, so that proxies keep the connection."""
 REPLY_SECONDS = 2.0
 """Timeout for the controller's reply to a command; without one the command stays queued."""
+MAX_STREAMS = 64
+"""Event streams at a time, one for each open page."""
+BODY_SECONDS = 10.0
+"""Deadline of a command's body."""
 MAX_BODY = 4096
 MAX_REASON = 500
 COMMANDS: tuple[CommandKind, ...] = get_args(CommandKind)
@@ -92,7 +98,8 @@ class AdminApp:
         self._state = state
         self._pages = pages
         self._monitor = ServiceMonitor(state)
-        self._rings: dict[Path, tuple[int, auth.Keyring]] = {}
+        self._rings: dict[Path, tuple[object, auth.Keyring]] = {}
+        self._streams = 0
         self._closing = threading.Event()
         routes = [
             Route("/", self._index),
@@ -127,7 +134,7 @@ class AdminApp:
         return Response(asset.content, media_type=asset.kind)
 
     async def _metrics(self, request: Request) -> Response:
-        page = rollout_metrics.render_metrics(await self._authorized(request), self.counter)
+        page = rollout_metrics.render_metrics(await self._authorized(request, "metrics"), self.counter)
         return Response(page, media_type=rollout_metrics.CONTENT_TYPE)
 
     async def _views(self, request: Request) -> Response:
@@ -137,10 +144,21 @@ class AdminApp:
         return JSONResponse((await self._requested(request)).to_json())
 
     async def _events(self, request: Request) -> Response:
-        return StreamingResponse(self._changes(await self._requested(request)), media_type="text/event-stream")
+        view = await self._requested(request)
+        if self._streams >= MAX_STREAMS:
+            raise RequestError(503, f"{MAX_STREAMS} pages follow the changes already")
+        return StreamingResponse(self._changes(view, _token(request)), media_type="text/event-stream")
 
-    async def _changes(self, view: ServiceView) -> AsyncIterator[str]:
-        """An event now, and one whenever the view has changed."""
+    async def _changes(self, view: ServiceView, token: bytes) -> AsyncIterator[str]:
+        """An event now, and one whenever the view has changed, while the key is valid."""
+        self._streams += 1
+        try:
+            async for event in self._events_of(view, token):
+                yield event
+        finally:
+            self._streams -= 1
+
+    async def _events_of(self, view: ServiceView, token: bytes) -> AsyncIterator[str]:
         sent: ServiceView | None = None
         sent_at = time.monotonic()
         while not self._closing.is_set():
@@ -153,6 +171,10 @@ class AdminApp:
                 sent_at = time.monotonic()
                 yield ": keep-alive\n\n"
             await asyncio.sleep(EVENT_SECONDS)
+            try:
+                await run_in_threadpool(self._check_key, view.service, token)
+            except (RequestError, MlkitError):
+                return
             latest = await run_in_threadpool(self._monitor.view, view.service)
             if latest is None:
                 return
@@ -181,13 +203,16 @@ class AdminApp:
         await run_in_threadpool(self._check_key, name, _token(request))
         return view
 
-    async def _authorized(self, request: Request) -> tuple[ServiceView, ...]:
-        """The services that the request's key is valid for. Raises RequestError if it is valid for none."""
+    async def _authorized(self, request: Request, other: auth.Scope = "admin") -> tuple[ServiceView, ...]:
+        """The services that the request's key is valid for: with the scope admin, or another one.
+
+        Raises RequestError if it is valid for none.
+        """
         views = await run_in_threadpool(self._monitor.views)
         authorized, errors = [], []
         for view in views:
             try:
-                await run_in_threadpool(self._check_key, view.service, _token(request))
+                await run_in_threadpool(self._check_key, view.service, _token(request), other)
                 authorized.append(view)
             except RequestError as error:
                 errors.append(error)
@@ -195,17 +220,23 @@ class AdminApp:
             raise errors[0]
         return tuple(authorized)
 
-    def _check_key(self, service: str, token: bytes) -> None:
-        """Raise RequestError unless the token has admin scope, ServiceError if the service's keys cannot be read."""
+    def _check_key(self, service: str, token: bytes, other: auth.Scope = "admin") -> None:
+        """Raise RequestError unless the token has the scope admin or another one.
+
+        Raises ServiceError if the service's keys cannot be read.
+        """
         desired = ServiceFiles(self._state / "services" / service).desired()
         if desired is None or not desired.settings.keys:
             return
         path = Path(desired.settings.keys)
-        mtime = path.stat().st_mtime_ns if path.exists() else 0
+        with disk_errors(path):
+            stamp = file_stamp(path)
         cached = self._rings.get(path)
-        if cached is None or cached[0] != mtime:
-            cached = self._rings[path] = (mtime, auth.Keyring(auth.read_keys(path)))
-        cached[1].check(token, "admin")
+        if cached is None or cached[0] != stamp:
+            self._rings.pop(path, None)
+            cached = self._rings[path] = (stamp, auth.Keyring(auth.read_keys(path)))
+        ring = cached[1]
+        ring.check(token, other if other in ring.scopes(token)[1] else "admin")
 
 
 class RequestGuard:
@@ -264,14 +295,17 @@ async def _read_command(request: Request) -> _CommandBody:
     """The body of a command. Raises RequestError if it is malformed or too large."""
     content = b""
     try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MAX_BODY:
-                raise RequestError(413, f"a command has at most {MAX_BODY} bytes")
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise RequestError(413, f"a command has at most {MAX_BODY} bytes")
         return _CommandBody.model_validate(json.loads(content or b"{}"))
     except ValidationError as error:
         problem = f'an object such as {{"reason": "..."}} is expected; a reason has at most {MAX_REASON} characters'
         raise RequestError(400, problem) from error
+    except TimeoutError as error:
+        raise RequestError(408, f"the body did not arrive within {BODY_SECONDS:g} s", CLOSE) from error
     except ClientDisconnect as error:
         raise RequestError(400, "the body ended early") from error
     except (ValueError, RecursionError) as error:

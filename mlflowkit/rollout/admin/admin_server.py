@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 STOP_SECONDS = 3.0
 MAX_CONNECTIONS = 256
+MAX_HEAD_BYTES = 16 << 10
+HEADER_SECONDS = 10.0
+"""Deadline of a request's head, from the connection or the head's first byte."""
 ADMIN_RECORD = "admin.json"
 """{endpoint, message, pid, started}: the page of a service, or the reason for having none."""
 _log = logging.getLogger("mlflowkit.admin")
@@ -121,8 +124,9 @@ class _Listener:
         self._socket = bound
         self.port: int = bound.getsockname()[1]
         config = uvicorn.Config(
-            admin, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-            limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30, timeout_graceful_shutdown=1,
+            admin, http=_connection_class(HEADER_SECONDS), ws="none", lifespan="off", log_config=None, access_log=False,
+            log_level="error", server_header=False, limit_concurrency=MAX_CONNECTIONS + 1, timeout_keep_alive=30,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name=f"mlkit-admin-{self.port}", daemon=True)
@@ -134,6 +138,52 @@ class _Listener:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(STOP_SECONDS)
+
+
+def _connection_class(header_seconds: float) -> type:
+    """uvicorn's protocol over h11 (which bounds heads and trailers), with a deadline for a request's head.
+
+    Connections without a complete head are closed after ``header_seconds``, and the oldest of them at once where there
+    are MAX_CONNECTIONS: who opens many and sends nothing keeps nobody out.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    waiting: dict[Any, asyncio.TimerHandle] = {}
+
+    class AdminConnection(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+            while len(self.connections) > MAX_CONNECTIONS and waiting:
+                oldest = next(iter(waiting))
+                oldest.give_up()
+                self.connections.discard(oldest)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def give_up(self) -> None:
+            self._forget()
+            self.transport.abort()
+
+        def _watch(self) -> None:
+            """Start the deadline where the client owes a head, end it where it owes nothing."""
+            owes = self.cycle is None or self.cycle.response_complete
+            if not owes:
+                self._forget()
+            elif self not in waiting and not self.transport.is_closing():
+                waiting[self] = self.loop.call_later(header_seconds, self.give_up)
+
+        def _forget(self) -> None:
+            if (timer := waiting.pop(self, None)) is not None:
+                timer.cancel()
+
+    return AdminConnection
 
 
 def _read_record(files: ServiceFiles) -> dict[str, Any] | None:

@@ -157,7 +157,8 @@ class InferenceServicer:
         document, raw = to_document(request)
         max_rows = plane.settings.max_rows
         call.version = request.model_version
-        call.parse = lambda schema: schema.infer(document, limit=max_rows, raw=raw)
+        columns = plane.columns
+        call.parse = lambda schema: schema.infer(document, limit=max_rows, raw=raw, columns=columns)
         active = plane.versions.active
         if active is not None and active.affinity_parameter:
             call.key = parameter_key({"parameters": to_parameters(request.parameters)}, active.affinity_parameter)

@@ -133,20 +133,20 @@ class Gateway:
         plane.check_load()
         if route.endpoint == "infer":
             plane.check_model_name(route.model)
-        max_bytes, max_rows = settings.max_body_bytes, settings.max_rows
+        max_bytes, max_rows, columns = settings.max_body_bytes, settings.max_rows, plane.columns
         body = await self._body_reader.read(receive, head.body_length, max_bytes, max(head.json_length, 0))
         call.version = route.version
         if head.json_length >= 0 and route.endpoint == "infer":
             front, tail = split_body(body, head.json_length)
             document = read_document(front)
             raw = binary_inputs(document.get("inputs"), tail)
-            call.parse = lambda schema: schema.infer(document, limit=max_rows, raw=raw)
+            call.parse = lambda schema: schema.infer(document, limit=max_rows, raw=raw, columns=columns)
         else:
             document = read_document(body)
             if route.endpoint == "infer":
-                call.parse = lambda schema: schema.infer(document, limit=max_rows)
+                call.parse = lambda schema: schema.infer(document, limit=max_rows, columns=columns)
             else:
-                call.parse = lambda schema: schema.rows(document, limit=max_rows)
+                call.parse = lambda schema: schema.rows(document, limit=max_rows, columns=columns)
         active = plane.versions.active
         if active is not None and active.affinity_parameter:
             call.key = parameter_key(document, active.affinity_parameter)

@@ -207,10 +207,18 @@ def _model_schemas(signature: Signature | None, settings: GatewaySettings) -> Do
     reply = {"model_name": {"const": settings.service}, "model_version": _TEXT, "id": _TEXT}
     tensors = [_tensor_schema(tensor) for tensor in signature.inputs]
     count = len(tensors)
-    inputs = {"type": "array", "prefixItems": tensors, "items": False, "minItems": count, "maxItems": count}
+    ignore, fill = settings.unknown_columns == "ignore", settings.missing_columns == "null"
+    inputs = {"type": "array", "prefixItems": tensors, "items": ignore, "minItems": count}
+    inputs |= {} if ignore else {"maxItems": count}
     output = _object(("name",), name={"enum": [tensor.name for tensor in signature.outputs]})
     cells = {column: _value_schema(tensor, row=True) for tensor in signature.inputs for column in tensor.columns}
-    row = {"type": "object", "required": list(cells), "properties": cells, "additionalProperties": False}
+    row = {
+        "type": "object",
+        "required": [] if fill else list(cells),
+        "properties": cells,
+        "additionalProperties": ignore,
+    }
+    row |= {"minProperties": 1} if fill else {}
     rows = _list(row, minItems=1, maxItems=settings.max_rows)
     predictions = _list(_prediction_schema(signature), minItems=1)
     outputs = _list(_object(("name", "datatype", "shape"), name=_TEXT, datatype=_TEXT, shape=_list(_COUNT)))

@@ -20,13 +20,15 @@ from mlflowkit.serving.inference.router import affinity_key
 from mlflowkit.serving.inference.variants import LoadedModel, Versions
 from mlflowkit.serving.protocol.binary_tensors import JSON_LENGTH_HEADER, parse_json_length
 from mlflowkit.serving.protocol.http_error import CLOSE, RETRY, RequestError
-from mlflowkit.serving.protocol.input_schema import Query, Schema
+from mlflowkit.serving.protocol.input_schema import ColumnPolicy, Query, Schema
 from mlflowkit.values import Json
 
 PUBLIC_ENDPOINTS = frozenset({"live", "ready", "model-ready"})
 """Endpoints that need no API key: supervisors and load balancers call them."""
-REQUIRED_SCOPE: Mapping[str, Scope] = {"infer": "infer", "predict": "infer", "feedback": "feedback"}
-"""The scope an endpoint requires; the other endpoints accept any key."""
+REQUIRED_SCOPE: Mapping[str, Scope] = {
+    "infer": "infer", "predict": "infer", "feedback": "feedback", "metrics": "metrics",
+}  # fmt: skip
+"""The scope an endpoint requires; see `Keyring.check` for the others."""
 _IDS_AT_ONCE = 256
 
 
@@ -60,6 +62,7 @@ class DataPlane:
         self.versions = versions
         self.telemetry = telemetry
         self.dispatcher = Dispatcher(settings, versions, telemetry, sink, mirror)
+        self.columns = ColumnPolicy(settings.unknown_columns, settings.missing_columns)
         self.in_flight = 0
         self._ids = request_ids()
 
@@ -70,6 +73,7 @@ class DataPlane:
     @settings.setter
     def settings(self, settings: GatewaySettings) -> None:
         self.dispatcher.settings = settings
+        self.columns = ColumnPolicy(settings.unknown_columns, settings.missing_columns)
 
     def read_headers(self, headers: Iterable[tuple[bytes, bytes]], begin: float) -> RequestHead:
         """Parse headers (HTTP) or metadata (gRPC): a call with its id, affinity key and override, and the body's form.

@@ -185,8 +185,8 @@ class Dispatcher:
             active.counters[assigned.variant.name].record_answer(seconds, query.rows)
         telemetry = self.telemetry
         telemetry.stats(model.variant.name, model.variant.version).record_answer(seconds, query.rows, run_seconds, now)
-        if query.unseen:
-            telemetry.record_unseen(query.unseen)
+        if query.notes:
+            telemetry.record_notes(query.notes)
         record = Record(
             now, call.id, call.key, active.table.experiment, active.table.epoch, assigned.variant.name,
             assigned.variant.version, model.variant.name, how, seconds, query.rows, query.inputs, outputs, error,

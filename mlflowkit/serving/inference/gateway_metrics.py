@@ -102,6 +102,8 @@ class Telemetry(Collector):
         self._status_counts: Counter[tuple[str, int]] = Counter()
         self._durations: defaultdict[str, Durations] = defaultdict(Durations)
         self._unseen: Counter[str] = Counter()
+        self._missing: Counter[str] = Counter()
+        self._ignored = 0
         self._unauthorized: Counter[int] = Counter()
         self._overload = self._swaps = self._epoch = self._in_flight = 0
         self._loaded: tuple[tuple[str, str, str], ...] = ()
@@ -116,9 +118,11 @@ class Telemetry(Collector):
         self._status_counts[endpoint, code] += 1
         self._durations[endpoint].add(seconds)
 
-    def record_unseen(self, cells: Mapping[str, int]) -> None:
-        """Count cells, by column, with a category that was not in the training data."""
-        self._unseen.update(cells)
+    def record_notes(self, notes: Mapping[str, Mapping[str, int]]) -> None:
+        """Count cells by note and column; see `Query`."""
+        self._unseen.update(notes.get("unseen_categories", {}))
+        self._missing.update(notes.get("missing_columns", {}))
+        self._ignored += sum(notes.get("ignored_columns", {}).values())
 
     def record_unauthorized(self, code: int) -> None:
         """Count a request without an API key that permits it (401, 403)."""
@@ -170,6 +174,9 @@ class Telemetry(Collector):
         yield self._histogram("mlkit_request_seconds", text, ("door",), durations)
         yield counter("mlkit_unseen_categories", "Cells with a category that was not in the training data.",
                       ("column",), {(column,): count for column, count in self._unseen.copy().items()})  # fmt: skip
+        yield counter("mlkit_missing_cells", "Cells taken as missing, because the request did not have their column.",
+                      ("column",), {(column,): count for column, count in self._missing.copy().items()})  # fmt: skip
+        yield counter("mlkit_ignored_cells", "Cells of columns that the model does not know.", (), {(): self._ignored})
         yield counter("mlkit_auth_refusals", "Requests without an API key that permits them.", ("code",),
                       {(str(code),): count for code, count in self._unauthorized.copy().items()})  # fmt: skip
         yield counter("mlkit_overload_refusals", "Requests refused unread, because too many wait.", (),

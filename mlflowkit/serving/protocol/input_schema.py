@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.features.cells import categorical_columns, category_rules
-from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter, decode
-from mlflowkit.serving.protocol.categories import NONE_KNOWN, SCALARS, to_categories, to_category
+from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter
+from mlflowkit.serving.protocol.categories import NONE_KNOWN
 from mlflowkit.serving.protocol.http_error import (
     RequestError,
     bad_request,
@@ -20,12 +21,36 @@ from mlflowkit.serving.protocol.http_error import (
     short_json,
     suggestion,
 )
-from mlflowkit.serving.protocol.json_tensors import DTYPES, NUMERIC, ValueLocation, convert, flatten, to_numeric
+from mlflowkit.serving.protocol.json_tensors import DTYPES, FLOATING, NUMERIC, to_numeric
+from mlflowkit.serving.protocol.tensor_values import (
+    TEXT_ONLY,
+    parse_numbers,
+    parse_texts,
+    parse_values,
+    row_location,
+    to_texts,
+)
 
 _INTEGER = frozenset({int})
-_TEXT = frozenset({str})
 _NULL: type = type(None)
+NULLS: Mapping[str, Any] = {**dict.fromkeys(FLOATING, np.nan), "BYTES": ""}
+"""The missing value of the datatypes that have one."""
 _NO_RAW: Mapping[str, Buffer] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPolicy:
+    """What happens to columns that a model does not know, and to those that a request does not have.
+
+    unknown   error: the request is refused. ignore: the column is left out, and told
+    missing   error: the request is refused. null: the values are missing, and told
+    """
+
+    unknown: str = "error"
+    missing: str = "error"
+
+
+STRICT = ColumnPolicy()
 
 
 @dataclass(slots=True)
@@ -33,16 +58,23 @@ class Query:
     """A parsed request; not frozen, because a frozen one takes three times as long to construct.
 
     outputs   names of the requested outputs, all if empty
-    unseen    cells, by column, with a category that was not in the training data
     binary    outputs to send as bytes after the JSON part of the reply
+    notes     what the client should know: cells by column, by note. ``unseen_categories`` have a category that was not
+              in the training data, ``ignored_columns`` a column that the model does not know, ``missing_columns`` no
+              value because the request had none
     """
 
     inputs: Mapping[str, np.ndarray]
     rows: int
     id: str = ""
     outputs: tuple[str, ...] = ()
-    unseen: Mapping[str, int] = field(default_factory=dict)
     binary: frozenset[str] = frozenset()
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def unseen(self) -> Mapping[str, int]:
+        """Cells, by column, with a category that was not in the training data."""
+        return self.notes.get("unseen_categories", {})
 
 
 class Schema:
@@ -84,7 +116,14 @@ class Schema:
             if column in self._rules and not self._rules[column].is_identity:
                 self._ruled_columns.setdefault(tensor.name, []).append((column, index))
 
-    def infer(self, document: Mapping[str, Any], *, limit: int, raw: Mapping[str, Buffer] = _NO_RAW) -> Query:
+    def infer(
+        self,
+        document: Mapping[str, Any],
+        *,
+        limit: int,
+        raw: Mapping[str, Buffer] = _NO_RAW,
+        columns: ColumnPolicy = STRICT,
+    ) -> Query:
         """Parse an infer request of at most ``limit`` rows; ``raw`` has the binary inputs. Raises RequestError."""
         tensors = document.get("inputs")
         if type(tensors) is not list or not tensors:
@@ -98,18 +137,25 @@ class Schema:
             if name in named:
                 raise bad_request(f"inputs[{index}]: tensor {short_json(name)} is given twice")
             named[name] = tensor
-        if named.keys().isdisjoint(self.tensors):
-            inputs, rows = self._parse_columns(named, raw, limit)
+        notes: dict[str, dict[str, int]] = {}
+        by_column = named.keys().isdisjoint(self.tensors)
+        known: Mapping[str, Any] = self.columns if by_column else self.tensors
+        ignored = [name for name in named if name not in known] if columns.unknown == "ignore" else ()
+        if ignored and len(ignored) < len(named):
+            notes["ignored_columns"] = {name: _rows_of(named.pop(name)) for name in ignored}
+        if by_column:
+            inputs, rows = self._parse_columns(named, raw, limit, columns, notes)
         else:
-            inputs, rows = self._parse_tensors(named, raw, limit)
+            inputs, rows = self._parse_tensors(named, raw, limit, columns, notes)
         self._apply_rules(inputs)
-        query = Query(inputs, rows, unseen=self._count_unseen(inputs))
+        self._count_unseen(inputs, notes)
+        query = Query(inputs, rows, notes=notes)
         if "outputs" in document or "parameters" in document:
             query.outputs, query.binary = self._requested_outputs(document)
         query.id = _parse_id(document)
         return query
 
-    def rows(self, document: Mapping[str, Any], *, limit: int) -> Query:
+    def rows(self, document: Mapping[str, Any], *, limit: int, columns: ColumnPolicy = STRICT) -> Query:
         """Parse a /predict request, ``{"rows": [{column: value}]}``. Raises RequestError."""
         rows = document.get("rows")
         if type(rows) is not list or not rows:
@@ -121,10 +167,14 @@ class Schema:
                 raise bad_request(f"{short_json(key)} is not known here; {hint}")
         if len(rows) > limit:
             raise RequestError(413, f"{len(rows)} rows; at most {limit} are answered at once")
-        request_id, inputs = _parse_id(document), self.arrays(rows)
-        return Query(inputs, len(rows), request_id, (), self._count_unseen(inputs))
+        request_id, notes = _parse_id(document), dict[str, dict[str, int]]()
+        inputs = self.arrays(rows, columns, notes)
+        self._count_unseen(inputs, notes)
+        return Query(inputs, len(rows), request_id, notes=notes)
 
-    def arrays(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
+    def arrays(
+        self, rows: Sequence[Any], policy: ColumnPolicy = STRICT, notes: dict[str, dict[str, int]] | None = None
+    ) -> dict[str, np.ndarray]:
         """Rows of ``{column: value}`` as the signature's tensors. Raises RequestError naming row and column."""
         if not self.by_rows:
             raise bad_request("this model's inputs have no columns with names: send tensors, see GET /openapi.json")
@@ -133,13 +183,14 @@ class Schema:
             if type(row) is not dict:
                 raise bad_request(f"row {index}: an object of column: value is needed, found {json_type(row)}")
             if row.keys() != columns:
-                self._raise_wrong_columns(index, row)
+                rows = self._fit_columns(rows, policy, {} if notes is None else notes)
+                break
         inputs: dict[str, np.ndarray] = {}
         for tensor in self.signature.inputs:
             cells = [row[column] for row in rows for column in tensor.columns]
             if tensor.datatype == "BYTES":
-                if not set(map(type, cells)) <= _TEXT:
-                    cells = _to_texts(cells, self._known[tensor.name], _row_location(tensor.columns))
+                if not set(map(type, cells)) <= TEXT_ONLY:
+                    cells = to_texts(cells, self._known[tensor.name], row_location(tensor.columns))
                 array = np.array(cells, dtype=object)
             else:
                 array = _parse_cells(cells, tensor)
@@ -164,17 +215,45 @@ class Schema:
                     matrix[:, index] = texts
                 inputs[name] = matrix.reshape(inputs[name].shape)
 
-    def _raise_wrong_columns(self, index: int, row: Mapping[str, Any]) -> None:
-        for column in row:
+    def _fit_columns(
+        self, rows: Sequence[Any], policy: ColumnPolicy, notes: dict[str, dict[str, int]]
+    ) -> list[dict[str, Any]]:
+        """Rows with the model's columns, as a policy allows. Raises RequestError for other rows."""
+        fitted: list[dict[str, Any]] = []
+        ignored: Counter[str] = Counter()
+        missing: Counter[str] = Counter()
+        for index, row in enumerate(rows):
+            if type(row) is not dict:
+                raise bad_request(f"row {index}: an object of column: value is needed, found {json_type(row)}")
+            self._check_columns(index, row, policy)
+            ignored.update(column for column in row if column not in self.columns)
+            missing.update(column for column in self.columns if column not in row)
+            fitted.append({column: row.get(column) for column in self.columns})
+        notes |= {
+            name: dict(count) for name, count in (("ignored_columns", ignored), ("missing_columns", missing)) if count
+        }
+        return fitted
+
+    def _check_columns(self, index: int, row: Mapping[str, Any], policy: ColumnPolicy) -> None:
+        """Raise RequestError for a row with columns that the policy does not allow, or with none that is known."""
+        known = not row.keys().isdisjoint(self.columns)
+        for column in () if policy.unknown == "ignore" and known else row:
             if column not in self.columns:
                 allowed = join_names(self.columns) + suggestion(column, self.columns)
                 raise bad_request(f"row {index}: column {short_json(column)} is not known; allowed: {allowed}")
         missing = [column for column in self.columns if column not in row]
+        if not missing or (policy.missing == "null" and known):
+            return
         also = f" (also not given: {join_names(missing[1:])})" if len(missing) > 1 else ""
         raise bad_request(f"row {index}: column {missing[0]} is not given; null says that a value is missing{also}")
 
     def _parse_tensors(
-        self, named: Mapping[str, dict[str, Any]], raw: Mapping[str, Buffer], limit: int
+        self,
+        named: Mapping[str, dict[str, Any]],
+        raw: Mapping[str, Buffer],
+        limit: int,
+        policy: ColumnPolicy,
+        notes: dict[str, dict[str, int]],
     ) -> tuple[dict[str, np.ndarray], int]:
         inputs: dict[str, np.ndarray] = {}
         rows = -1
@@ -192,16 +271,24 @@ class Schema:
                 raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; {expected}")
             rows = _check_rows(name, shape, rows, limit)
             if tensor.datatype == "BYTES":
-                inputs[name] = _parse_texts(item, shape, raw, self._known[name]).reshape(shape)
+                inputs[name] = parse_texts(item, shape, raw, self._known[name]).reshape(shape)
             else:
-                inputs[name] = _parse_values(item, tensor.datatype, shape, raw).reshape(shape)
-        for name in self.tensors:
+                inputs[name] = parse_values(item, tensor.datatype, shape, raw).reshape(shape)
+        for name, tensor in self.tensors.items():
             if name not in inputs:
-                raise bad_request(f"inputs: tensor {name} is missing; expected {join_names(self.tensors)}")
+                if policy.missing != "null" or not tensor.columns or tensor.datatype not in NULLS:
+                    raise bad_request(f"inputs: tensor {name} is missing; expected {join_names(self.tensors)}")
+                inputs[name] = _nulls(tensor.datatype, (rows, *self.widths[name]))
+                notes.setdefault("missing_columns", {}).update(dict.fromkeys(tensor.columns, rows))
         return inputs, rows
 
     def _parse_columns(
-        self, named: Mapping[str, dict[str, Any]], raw: Mapping[str, Buffer], limit: int
+        self,
+        named: Mapping[str, dict[str, Any]],
+        raw: Mapping[str, Buffer],
+        limit: int,
+        policy: ColumnPolicy,
+        notes: dict[str, dict[str, int]],
     ) -> tuple[dict[str, np.ndarray], int]:
         parts: dict[str, np.ndarray] = {}
         rows = -1
@@ -218,12 +305,16 @@ class Schema:
                 raise bad_request(f"inputs[{name}]: shape {short_json(shape)}; [-1] or [-1, 1] is expected (-1: rows)")
             rows = _check_rows(name, shape, rows, limit)
             if tensor.datatype == "BYTES":
-                parts[name] = _parse_texts(item, shape, raw, self._known[tensor.name][position : position + 1])
+                parts[name] = parse_texts(item, shape, raw, self._known[tensor.name][position : position + 1])
             else:
-                parts[name] = _parse_numbers(item, tensor.datatype, shape, raw)
+                parts[name] = parse_numbers(item, tensor.datatype, shape, raw)
         missing = [column for column in self.columns if column not in parts]
-        if missing:
+        datatypes = {column: self.columns[column][0].datatype for column in missing}
+        if missing and (policy.missing != "null" or not set(datatypes.values()) <= NULLS.keys()):
             raise bad_request(f"inputs: columns {join_names(missing)} are missing; null says that a value is missing")
+        if missing:
+            parts |= {column: _nulls(datatype, (rows,)) for column, datatype in datatypes.items()}
+            notes["missing_columns"] = dict.fromkeys(missing, rows)
         inputs = {}
         for tensor in self.signature.inputs:
             arrays = [parts[column] for column in tensor.columns]
@@ -256,16 +347,15 @@ class Schema:
         names = requested or dict.fromkeys(self.outputs, all_binary)
         return tuple(requested), frozenset(name for name, binary in names.items() if binary)
 
-    def _count_unseen(self, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-        unseen: dict[str, int] = {}
+    def _count_unseen(self, inputs: Mapping[str, np.ndarray], notes: dict[str, dict[str, int]]) -> None:
         for name, columns in self._category_columns.items():
             cells = inputs[name].ravel().tolist()
             width = len(self.tensors[name].columns)
             for column, index, known in columns:
                 values = cells[index::width]
                 if not known.issuperset(values):
-                    unseen[column] = sum(value not in known for value in values)
-        return unseen
+                    count = sum(value not in known for value in values)
+                    notes.setdefault("unseen_categories", {})[column] = count
 
 
 def zeros(signature: Signature, rows: int) -> dict[str, np.ndarray]:
@@ -278,6 +368,18 @@ def zeros(signature: Signature, rows: int) -> dict[str, np.ndarray]:
     return inputs
 
 
+def _nulls(datatype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Missing values."""
+    return np.full(shape, NULLS[datatype], dtype=DTYPES[datatype])
+
+
+def _rows_of(tensor: Mapping[str, Any]) -> int:
+    """The rows that an unvalidated tensor has by its shape."""
+    shape = tensor.get("shape")
+    rows = shape[0] if type(shape) is list and shape else 0
+    return rows if type(rows) is int and rows > 0 else 0
+
+
 def _parse_id(document: Mapping[str, Any]) -> str:
     """The client's id for its request. Raises RequestError for an invalid id, or parameters that are no object."""
     if type(document.get("parameters")) not in (dict, _NULL):
@@ -288,88 +390,11 @@ def _parse_id(document: Mapping[str, Any]) -> str:
     return request_id
 
 
-def _parse_values(
-    item: Mapping[str, Any], datatype: str, shape: Sequence[int], raw: Mapping[str, Buffer]
-) -> np.ndarray:
-    """The flat array of one tensor, from JSON or bytes. Raises RequestError."""
-    name = item["name"]
-
-    def locate(index: int) -> str:
-        return f"inputs[{name}], value {index}"
-
-    if name in raw:
-        return decode(raw[name], datatype, shape, name, locate)
-    data = _json_values(item, shape)
-    return to_numeric(data, datatype, locate)
-
-
-def _json_values(item: Mapping[str, Any], shape: Sequence[int]) -> list[Any]:
-    """The flat values of ``data``. Raises RequestError."""
-    name, data = item["name"], item.get("data")
-    if type(data) is not list:
-        parameters = item.get("parameters")
-        if data is None and type(parameters) is dict and "shared_memory_region" in parameters:
-            raise bad_request(f"inputs[{name}]: shared memory is not supported; send the tensor itself")
-        raise bad_request(f"inputs[{name}]: data must be a list, found {json_type(data)}")
-    return flatten(data, name, shape)
-
-
-def _parse_numbers(
-    item: Mapping[str, Any], datatype: str, shape: Sequence[int], raw: Mapping[str, Buffer]
-) -> np.ndarray:
-    """One column in any numeric datatype, converted to its tensor's. Raises RequestError."""
-    name, sent, data = item["name"], item["datatype"], item.get("data")
-    if datatype.startswith("FP") and sent not in ("BOOL", datatype) and type(data) is list and None in data:
-        sent = datatype  # an integer datatype has no null; the floating tensor has NaN
-    values = _parse_values(item, sent, shape, raw).reshape(-1)
-    return convert(values, datatype, lambda index: f"inputs[{name}], value {index}")
-
-
-def _parse_texts(
-    item: Mapping[str, Any], shape: Sequence[int], raw: Mapping[str, Buffer], known: Sequence[frozenset[str]]
-) -> np.ndarray:
-    """The flat texts of a BYTES tensor or of one of its columns, sent in any datatype. Raises RequestError.
-
-    ``known`` has the training values of each column.
-    """
-    name, sent = item["name"], item["datatype"]
-
-    def locate(index: int) -> str:
-        return f"inputs[{name}], value {index}"
-
-    if name in raw:
-        array = decode(raw[name], sent, shape, name, locate)
-        return array if sent == "BYTES" else to_categories(array, known).reshape(-1)
-    data = _json_values(item, shape)
-    if sent == "BYTES":
-        texts = data if set(map(type, data)) <= _TEXT else _to_texts(data, known, locate)
-        return np.array(texts, dtype=object)
-    missing = [index for index, value in enumerate(data) if value is None]
-    values = to_numeric([0 if value is None else value for value in data] if missing else data, sent, locate)
-    array = to_categories(values, known).reshape(-1)
-    array[missing] = ""
-    return array
-
-
-def _to_texts(cells: Sequence[Any], known: Sequence[frozenset[str]], locate: ValueLocation) -> list[str]:
-    """JSON values as text, by `to_category`. Raises RequestError for a list or an object."""
-    wrong = next((index for index, cell in enumerate(cells) if type(cell) not in SCALARS), None)
-    if wrong is not None:
-        value = f"{json_type(cells[wrong])} ({short_json(cells[wrong])})"
-        raise bad_request(f"{locate(wrong)}: {value}; a string, a number, a boolean or null is expected")
-    width = max(1, len(known))
-    return [to_category(cell, known[index % width] if known else NONE_KNOWN) for index, cell in enumerate(cells)]
-
-
 def _parse_cells(cells: list[Any], tensor: TensorSpec) -> np.ndarray:
     """Row cells as a flat array; a boolean is 0 or 1. Raises RequestError that names row and column."""
     if tensor.datatype != "BOOL" and bool in set(map(type, cells)):
         cells = [int(cell) if type(cell) is bool else cell for cell in cells]
-    return to_numeric(cells, tensor.datatype, _row_location(tensor.columns))
-
-
-def _row_location(columns: Sequence[str]) -> ValueLocation:
-    return lambda index: f"row {index // len(columns)}, column {columns[index % len(columns)]}"
+    return to_numeric(cells, tensor.datatype, row_location(tensor.columns))
 
 
 def _shape_matches(sizes: Sequence[Any], width: Sequence[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,14 @@ from mlflowkit.serving.protocol.input_schema import Query, Schema
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _SMALL = 64
-MAX_NOTED_COLUMNS = 20
-"""Columns that a note of a reply names; the rest are counted under "...". Headers have a limit."""
+MAX_NOTED_COLUMNS, MAX_NAME = 10, 40
+"""Columns that a note of a reply names, the rest being counted under "...", and characters of a name: the names of
+unknown columns are the client's, and headers have a limit."""
 
 
 def answer_notes(query: Query) -> dict[str, dict[str, int]]:
-    """What the client should know about an answered query: cells by column, by note. Mostly empty.
-
-    unseen_categories   cells with a category that was not in the training data
-    """
-    return {"unseen_categories": _first_columns(query.unseen)} if query.unseen else {}
+    """What the client should know about an answered query, with bounded names; see `Query`. Mostly empty."""
+    return {name: _first_columns(cells) for name, cells in query.notes.items()} if query.notes else {}
 
 
 def note_texts(notes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
@@ -44,10 +43,10 @@ def note_headers(notes: Mapping[str, Mapping[str, int]]) -> Headers:
 
 
 def _first_columns(cells: Mapping[str, int]) -> dict[str, int]:
-    columns = list(cells.items())
-    first = {name[:80]: count for name, count in columns[:MAX_NOTED_COLUMNS]}
-    rest = sum(count for _, count in columns[MAX_NOTED_COLUMNS:])
-    return first | {"...": rest} if rest else first
+    first: Counter[str] = Counter()
+    for number, (name, count) in enumerate(cells.items()):
+        first[name[:MAX_NAME] if number < MAX_NOTED_COLUMNS else "..."] += count
+    return dict(first)
 
 
 def render_infer(

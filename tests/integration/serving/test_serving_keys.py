@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,8 +18,9 @@ import pytest
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import ServiceError
-from mlflowkit.service_state.records import Desired, ServiceFiles
-from mlflowkit.serving import auth
+from mlflowkit.service_state.records import Desired, Proposal, ServiceFiles
+from mlflowkit.serving import auth, key_file
+from mlflowkit.serving.key_file import KeyFile
 from mlflowkit.serving.replica import Replica
 from tests.support.gateways import InProcess
 from tests.support.lending_bundle import ROWS, table
@@ -50,7 +54,7 @@ FEEDBACK = ("POST", "/v2/feedback", {"id": "a", "label": "good"})
         (PREDICT, {"infer"}),
         (INFER, {"infer"}),
         (FEEDBACK, {"feedback"}),
-        (("GET", "/metrics", None), {"infer", "feedback", "admin"}),
+        (("GET", "/metrics", None), {"infer", "feedback", "admin", "metrics"}),
         (("GET", "/v2/models/lending", None), {"infer", "feedback", "admin"}),
         (("GET", "/v2", None), {"infer", "feedback", "admin"}),
     ],
@@ -136,7 +140,7 @@ def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle)
         third, _ = auth.make_key(["infer"])
         told = report(files, lambda found: found.warning != "")
         assert f"API keys: {path} is not JSON" in told.warning
-        assert "the previous keys stay valid; mlkit key create" in told.warning
+        assert "the previous keys stay valid for 60 s; mlkit key create" in told.warning
         assert told.state == "serving"
         assert problems(files) == [told.warning]
         assert code(second) == 200
@@ -149,6 +153,66 @@ def test_a_replica_follows_its_keys_while_it_runs(tmp_path: Path, first: Bundle)
         assert problems(files) == []
         replica.check()
     finally:
+        replica.stop()
+
+
+def test_a_damaged_file_keeps_the_former_keys_for_a_while_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaking the file is a way to revoke, too; a moment of it, while an editor writes, is not."""
+    path = tmp_path / "keys.json"
+    key, token = auth.make_key(["infer"])
+    auth.write_keys(path, [key])
+    applied: list[auth.Keyring | None] = []
+    follower = KeyFile(applied.append)
+    try:
+        follower.follow(str(path))
+        assert applied[-1] is not None
+        applied[-1].check(token.encode(), "infer")
+        path.write_text("{ dam")
+        wait_for(lambda: "stay valid for 60 s" in follower.warning)
+        applied[-1].check(token.encode(), "infer")
+        monkeypatch.setattr(key_file, "DAMAGED_SECONDS", 0.2)
+        wait_for(lambda: len(applied[-1] or ()) == 0)
+        assert follower.warning
+        auth.write_keys(path, [key])
+        wait_for(lambda: len(applied[-1] or ()) == 1)
+        assert follower.warning == ""
+        stamp = path.stat()
+        auth.write_keys(path, [])
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as a copied file has it: another inode
+        wait_for(lambda: len(applied[-1] or ()) == 0)
+    finally:
+        follower.stop()
+
+
+def test_a_revocation_does_not_wait_for_a_version_that_loads(
+    tmp_path: Path, first: Bundle, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.json"
+    key, token = auth.make_key(["infer"])
+    auth.write_keys(path, [key])
+    files = service(tmp_path, keys=str(path))
+    files.write_table(table(1, first))
+    loading, go_on = threading.Event(), threading.Event()
+
+    class Slow(OnnxRuntime):
+        def load(self, model: Path, **more: Any) -> Any:
+            if model.parent == second.path:
+                loading.set()
+                go_on.wait(30)
+            return super().load(model, **more)
+
+    replica = Replica(files.folder, Slow(), "r1")
+    try:
+        report(files, lambda found: found.state == "serving")
+        url = files.desired().settings.endpoint  # type: ignore[union-attr]
+        files.write_proposal(Proposal("t1", table(2, second)))
+        assert loading.wait(30)
+        auth.write_keys(path, [])
+        headers = {"x-api-key": token}
+        wait_for(lambda: httpx.post(f"{url}/predict", json={"rows": ROWS}, headers=headers).status_code == 401)
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
         replica.stop()
 
 
