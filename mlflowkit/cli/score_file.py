@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 
 ALIASES = ("champion", "challenger")
-MISSING = frozenset((
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL",
-    "NaN", "n/a", "nan", "null",
-))  # fmt: skip
-"""Texts of a missing value in a CSV: those of the data stage (pyarrow's)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +104,6 @@ def _score(
     if request.out is not None and file.path.resolve() == request.out.resolve():
         raise UsageError("--out is the file that is read", hint=f"--out {request.out.stem}-scored{request.out.suffix}")
     options = ScoringOptions(
-        missing=MISSING,
         keep=request.keep if request.out is not None else (),
         prefix=request.prefix,
         fill=request.fill,

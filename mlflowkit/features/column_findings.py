@@ -158,7 +158,7 @@ def examine_undeclared(
         return ColumnExamination(() if typed else (codes,))
     reading = number_reading(values, rule)
     if reading is not None and (reading.share >= REFUSED_SHARE or reading.distinct > FEW_NUMBERS):
-        finding = number_finding(column, values, reading, missing, typed=typed)
+        finding = number_finding(column, values, reading, rule, missing, typed=typed)
         stored_so = typed and reading.plain and not reading.others
         refused = is_refused(reading) and not stored_so
         return ColumnExamination(refused=(finding,)) if refused else ColumnExamination((finding,))
@@ -173,7 +173,13 @@ def refusal(refused: Sequence[Finding]) -> DataError:
 
 
 def number_finding(
-    column: str, values: Mapping[str, int], reading: NumberReading, missing: Iterable[str], *, typed: bool
+    column: str,
+    values: Mapping[str, int],
+    reading: NumberReading,
+    rule: TextRule,
+    missing: Iterable[str],
+    *,
+    typed: bool,
 ) -> Finding:
     """A column of texts that are numbers by a reading. ``missing`` has the texts that count as missing already;
     ``typed`` says that the source stores the column as text, so that it must be declared numeric besides."""
@@ -192,6 +198,9 @@ def number_finding(
         else ""
     )
     message = f"is text: {share}{f', such as {limited(examples)}' if examples else ''}{others}"
+    if reading.decimal == "." != rule.decimal:
+        hint = f"data.source.decimal is {rule.decimal!r} for all columns: write the numbers of the file alike"
+        return Finding(column, message, f"{hint}; or, to keep the text, {categorical_line(column)}")
     return Finding(column, message, _number_hint(column, reading, missing, typed=typed))
 
 

@@ -179,6 +179,15 @@ def _most_frequent(values: np.ndarray, limit: int) -> tuple[str, ...]:
     return tuple(sorted(str(uniques[code]) for code in order))
 
 
+def uncovered_categories(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
+    """For each categorical column its number of different values, and the share of rows whose value is not kept."""
+    covered = []
+    for index, categories in enumerate(preprocess.categories):
+        values = pd.Series(inputs["categorical"][:, index])
+        covered.append((int(values.nunique()), float(1 - values.isin(categories).mean())))
+    return covered
+
+
 def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray], dtype: Any = np.float32) -> np.ndarray:
     """The input matrix of a model, C-contiguous [rows, width]: in float32 as the graph computes it, or in float64."""
     rows = len(next(iter(inputs.values())))

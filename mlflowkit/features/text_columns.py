@@ -11,11 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflowkit.bundle import TextRule
+from mlflowkit.errors import DataError
 from mlflowkit.features.cells import (
     NUMBER,
     CategoryRule,
@@ -25,6 +29,7 @@ from mlflowkit.features.cells import (
     grouped_pattern,
     unit_pattern,
 )
+from mlflowkit.system.text import category_text
 
 CODE = "^\\s*[-+]?0[0-9xX]"
 """Begins a text that a number would not print again. RE2."""
@@ -195,6 +200,36 @@ def without_marks(texts: pa.Array, rule: TextRule) -> pa.Array | None:
     if rule.decimal != ".":
         texts = pc.replace_substring(without_point(texts), rule.decimal, ".")
     return texts
+
+
+def category_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """A column as the texts of its values: whole numbers by their digits, other numbers as short as they read back,
+    booleans as True and False, dates and times by ISO 8601. Raises DataError for lists and the like.
+
+    >>> category_texts(pa.chunked_array([[1.0, 2.5, None]]), "a").to_pylist()
+    ['1', '2.5', None]
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return category_texts(column.cast(kind.value_type), name)
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if texts or pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        message = f"column {name!r} holds {kind}, which is no category"
+        raise DataError(message, hint=f"add it to data.drop: [{name}], or turn it into text at the source")
+    array = column.combine_chunks()
+    encoded = array.dictionary_encode()
+    values = encoded.dictionary
+    plain = values.to_numpy(zero_copy_only=False) if pa.types.is_floating(kind) else values.to_pylist()
+    labels = pa.array([_text_of(value) or None for value in plain], pa.string())
+    return pa.chunked_array([labels.take(encoded.indices)], pa.string())
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}" if value else "0"
+    return value.isoformat() if isinstance(value, date | time) else category_text(value)
 
 
 def read_texts(table: pa.Table, plan: ReadingPlan) -> TableRead:

@@ -23,14 +23,12 @@ class Sink(Protocol):
 class ScoringOptions:
     """How a file is scored.
 
-    missing      tokens of a missing number in a text file
     keep         columns written in front of the predictions; None keeps all
     prefix       put before the names of the prediction columns
     fill         whether a feature column that the file lacks counts as missing in all rows, instead of an error
     categories   values of the training data by column, where known
     """
 
-    missing: Collection[str] = ()
     keep: Sequence[str] | None = None
     prefix: str = ""
     fill: bool = False
@@ -71,7 +69,7 @@ def score(
     for table in file.batches:
         for name in absent:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-        frame = feature_frame(table, predictor.signature, text=file.text, missing=options.missing, start=summary.rows)
+        frame = feature_frame(table, predictor.signature, start=summary.rows)
         predictions = prediction_table(predictor.predict(frame), predictor.signature.classes, options.prefix)
         for name, count in unseen_counts(frame, options.categories).items():
             summary.unseen[name] = summary.unseen.get(name, 0) + count

@@ -137,14 +137,14 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     table, kept = tabular.drop_missing(table, spec.target) if spec.missing_target == "drop" else (table, None)
     kinds = tabular.kinds_of(table, features, spec.columns, categories)
     tokens = seen_tokens(read)
-    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], tokens)
+    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], plan.rule, tokens)
     tabular.require_learnable(table, kinds)
     findings = examine(spec, read, table, kinds, plan.rule)
     classes: list[str | int] = []
     if spec.task == "classification":
         table, classes = tabular.class_target(table, spec.target, spec.positive, parsed=read.parsed)
     else:
-        tabular.number_target(table, spec.target, tokens)
+        tabular.number_target(table, spec.target, plan.rule, tokens)
     version = tabular.data_version(table)
     if kept is not None and not kept.all():
         findings.insert(0, _dropped_finding(spec.target, int((~kept).sum()), len(kept)))

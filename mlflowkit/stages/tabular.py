@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, time
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,8 @@ import pyarrow.compute as pc
 from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError, closest_match
 from mlflowkit.features.column_findings import MAX_EXAMINED, number_finding, number_reading
-from mlflowkit.system.text import MAX_LISTED, category_text, format_count, format_list
+from mlflowkit.features.text_columns import category_texts
+from mlflowkit.system.text import MAX_LISTED, format_count, format_list
 
 MISSING_TARGET_HINT = "set data.missing_target: drop to leave these rows out, or give them a target at the source"
 FLOAT32_MAX = 3.4028234663852886e38
@@ -69,7 +68,7 @@ def as_categories(table: pa.Table, names: Iterable[str]) -> pa.Table:
     for name in names:
         index = table.schema.get_field_index(name)
         if not pa.types.is_string(table.schema.field(index).type):
-            table = table.set_column(index, name, _category_texts(table.column(index), name))
+            table = table.set_column(index, name, category_texts(table.column(index), name))
     return table
 
 
@@ -108,10 +107,10 @@ def kinds_of(
     return kinds
 
 
-def as_numbers(table: pa.Table, names: Iterable[str], missing: Sequence[str] = ()) -> pa.Table:
+def as_numbers(table: pa.Table, names: Iterable[str], rule: TextRule, missing: Sequence[str]) -> pa.Table:
     """Columns declared numeric as numbers. Raises DataError naming the rows of values that are not.
 
-    ``missing`` has the texts that count as missing, for its hint.
+    ``rule`` and ``missing``, the texts that count as missing, are for its hint.
     """
     for name in names:
         index = table.schema.get_field_index(name)
@@ -123,8 +122,10 @@ def as_numbers(table: pa.Table, names: Iterable[str], missing: Sequence[str] = (
             except pa.ArrowInvalid as error:
                 message = f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index))}"
                 hint = f"declare data.columns.{name}: categorical, or correct the values"
-                if reading := number_reading(text_counts(table.column(index)), TextRule()):
-                    finding = number_finding(name, text_counts(table.column(index)), reading, missing, typed=False)
+                if reading := number_reading(text_counts(table.column(index)), rule):
+                    finding = number_finding(
+                        name, text_counts(table.column(index)), reading, rule, missing, typed=False
+                    )
                     hint = f"{finding.hint}; or correct the values"
                 raise DataError(message, hint=hint) from error
         elif pa.types.is_temporal(kind):
@@ -186,15 +187,15 @@ def class_target(
     return table, _positive_last(classes, positive)
 
 
-def number_target(table: pa.Table, target: str, missing: Sequence[str] = ()) -> None:
+def number_target(table: pa.Table, target: str, rule: TextRule, missing: Sequence[str]) -> None:
     """Raise DataError unless the target is a finite number in every row, and not the same in all."""
     _require_no_missing(table.column(target), f"target {target!r}", MISSING_TARGET_HINT)
     column = table.column(target)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         message = f"target {target!r} holds {'text' if pa.types.is_string(column.type) else column.type}, not numbers"
         hint = "set task: classification, or name another data.target"
-        if pa.types.is_string(column.type) and (reading := number_reading(text_counts(column), TextRule())):
-            hint = number_finding(target, text_counts(column), reading, missing, typed=False).hint
+        if pa.types.is_string(column.type) and (reading := number_reading(text_counts(column), rule)):
+            hint = number_finding(target, text_counts(column), reading, rule, missing, typed=False).hint
         raise DataError(message, hint=hint)
     rows = _too_large(column)
     if rows:
@@ -265,31 +266,6 @@ def text_counts(column: pa.ChunkedArray) -> dict[str, int]:
     if len(pairs) > MAX_EXAMINED:
         pairs = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:MAX_EXAMINED]
     return dict(pairs)
-
-
-def _category_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _category_texts(column.cast(kind.value_type), name)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_integer(kind):
-        return column.cast(pa.string())
-    if pa.types.is_string(kind) or pa.types.is_null(kind):
-        return column.cast(pa.string())
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-        message = f"column {name!r} is declared categorical and holds {kind}"
-        raise DataError(message, hint=f"add it to data.drop: [{name}], or turn it into text at the source")
-    encoded = column.combine_chunks().dictionary_encode()
-    encoded = encoded if isinstance(encoded, pa.DictionaryArray) else encoded.combine_chunks()
-    values = encoded.dictionary
-    plain = values.to_numpy(zero_copy_only=False) if pa.types.is_floating(kind) else values.to_pylist()
-    texts = pa.array([_category_text(value) or None for value in plain], pa.string())
-    return pa.chunked_array([texts.take(encoded.indices)], pa.string())
-
-
-def _category_text(value: Any) -> str:
-    if isinstance(value, Decimal):
-        return f"{value.normalize():f}" if value else "0"
-    return value.isoformat() if isinstance(value, date | time) else category_text(value)
 
 
 def _whole_numbers(column: pa.ChunkedArray, target: str) -> pa.ChunkedArray:

@@ -21,17 +21,22 @@ null). Losses of a classification are weighted by train.class_weights.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
-from mlflowkit.values import StageResult
+from mlflowkit.values import Event, StageResult
+
+if TYPE_CHECKING:
+    from mlflowkit.features.column_findings import Finding
 
 PORTS = ("trainer",)
 """Ports that the result depends on."""
 
+MAX_CATEGORIES = 10_000
+"""The most columns that a categorical column may become."""
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 MODULES = ("mlflowkit.models", "sklearn")
 """Where a model may come from, besides the recipe's own folder."""
@@ -120,8 +125,9 @@ class PreprocessSettings(Section):
     """What fills missing numbers."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """How numbers are scaled."""
-    max_categories: int = Field(default=50, ge=1, le=10_000)
-    """The most frequent values of a categorical column that get a column of their own; others count as unknown."""
+    max_categories: int = Field(default=50, ge=1, le=MAX_CATEGORIES)
+    """The most frequent values of a categorical column that get a column of their own; others count as unknown, which
+    is told with the share of rows."""
 
 
 class Optimizer(Section):
@@ -254,4 +260,31 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         mode="json",
         include={"epochs", "best_epoch", "parameters", "device", "precision", "resumed_from", "width", "outputs"},
     )
+    findings = [] if isinstance(spec.model, OnnxModel) else unknown_categories(spec, context)
+    for finding in findings:
+        context.progress(Event("train", "warning", str(finding)))
+    summary |= {"findings": [finding.to_json() for finding in findings]}
     return StageResult(metrics=result.metrics, summary={"model": model_label(spec.model), **summary})
+
+
+def unknown_categories(spec: Spec, context: StageContext) -> list[Finding]:
+    """The columns with more values than ``preprocess.max_categories``, and the share of rows that this costs."""
+    from mlflowkit.features import preprocess
+    from mlflowkit.features.column_findings import Finding
+
+    table = preprocess.open_table(context.inputs["data"])
+    if not table.features.categorical:
+        return []
+    fitted = preprocess.load_preprocess(context.out)
+    uncovered = preprocess.uncovered_categories(fitted, table.read("train").inputs)
+    findings = []
+    for name, (distinct, share) in zip(table.features.categorical, uncovered, strict=True):
+        if share:
+            limit = spec.preprocess.max_categories
+            message = (
+                f"has {distinct:,} different values and preprocess.max_categories is {limit:,}: {share:.1%} of the "
+            )
+            message += "training rows count as unknown"
+            hint = f"mlkit run RECIPE preprocess.max_categories={min(distinct, MAX_CATEGORIES)}"
+            findings.append(Finding(name, message, hint))
+    return findings

@@ -42,7 +42,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     frozen = _frozen_schema(context.previous, info.dropped)
     expected = expected_schema(spec.checks, inferred, frozen)
     context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
-    results = context.ports.checker.check(table, spec.checks, expected)
+    results = context.ports.checker.check(as_checked(table, spec.checks, expected), spec.checks, expected)
     require_passed(results)
     context.progress(Event("validate", "progress", "reference profile", 0.6))
     profiler = context.ports.profiler
@@ -101,6 +101,29 @@ def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | 
     if declared:
         return {name: {"dtype": dtype, "nullable": True} for name, dtype in declared.items()}
     return frozen if frozen is not None else inferred
+
+
+def as_checked(table: pd.DataFrame, checks: Sequence[Check], schema: Schema) -> pd.DataFrame:
+    """The table as its checks see it: a category whose check is about numbers is compared by its number.
+
+    A column that is declared categorical is text (``"3"``), and a schema, a range or a list of values may say that its
+    texts are whole numbers. Columns with a text that is no number stay as they are, for the check to refuse.
+    """
+    import pandas as pd
+
+    numeric = {name for name, rule in schema.items() if rule["dtype"] in ("int", "float")}
+    numeric |= {check.column for check in checks if check.kind == "range"}
+    for check in checks:
+        if check.kind == "allowed" and not any(isinstance(value, str) for value in check.values):
+            numeric.add(check.column)
+    converted = {}
+    for name in numeric & set(map(str, table.columns)):
+        if isinstance(table[name].dtype, pd.StringDtype):
+            numbers = pd.to_numeric(table[name], errors="coerce")
+            if not (numbers.isna() & table[name].notna()).any():
+                whole = numbers.isna().any() and (numbers.dropna() % 1 == 0).all()
+                converted[name] = numbers.astype("Int64") if whole else numbers
+    return table.assign(**converted) if converted else table
 
 
 def features_of(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:

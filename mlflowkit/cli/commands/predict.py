@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, note, print_result, state_folder
-from mlflowkit.cli.score_file import MISSING, ScoringRequest, score_with_bundle, score_with_service
+from mlflowkit.cli.score_file import ScoringRequest, score_with_bundle, score_with_service
 from mlflowkit.cli.service_lookup import endpoint_of, reason
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.system.text import format_list
+
+if TYPE_CHECKING:
+    from mlflowkit.bundle import TextRule
 
 BATCH = 1000
 """Rows of one request."""
@@ -154,16 +157,20 @@ def _read(file: Path | None) -> str:
 
 
 def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
-    """Parse rows of a CSV, with the model's metadata for numeric columns and `MISSING` for missing values."""
-    numeric, columns = _model_columns(client)
+    """Parse rows of a CSV, with the model's metadata for numeric columns and for what texts mean."""
+    from mlflowkit.features.cells import category_rules, number_rule
+
+    numeric, columns, rule = _model_columns(client)
     lines = _csv_lines(text, where)
     _, header = next(lines, (0, []))
+    header = [name.strip() for name in header] if rule.trim else header
     repeated = [column for index, column in enumerate(header) if column in header[:index]]
     if repeated:
         raise UsageError(f"{where}:1: column {repeated[0]!r} occurs twice", hint="name each column once")
     ignored = [column for column in header if column not in columns] if columns else []
     if ignored:
         note(f"ignored, because the model does not take them: {format_list(ignored, 12)}")
+    categories, rule = category_rules(rule, header), number_rule(rule)
     rows = []
     for number, fields in lines:
         if len(fields) != len(header):
@@ -173,8 +180,10 @@ def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
         for column, value in zip(header, fields, strict=True):
             if column in ignored:
                 continue
-            category = None if value in MISSING else value
-            row[column] = _number(value, f"{where}:{number}: {column}") if column in numeric else category
+            if column in numeric:
+                row[column] = _number(value, rule, f"{where}:{number}: {column}")
+            else:
+                row[column] = categories[column].text(value) or None
         rows.append(row)
     return rows
 
@@ -194,21 +203,19 @@ def _csv_lines(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
         raise UsageError(f"{where}:{reader.line_num}: not CSV: {error}", hint="--file FILE.json or FILE.csv") from error
 
 
-def _number(text: str, where: str) -> float | bool | None:
-    value = text.strip()
-    if value in MISSING:
-        return None
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
+def _number(text: str, rule: TextRule, where: str) -> float | bool | None:
+    from mlflowkit.features.cells import number_of
+
     try:
-        return _finite(value)
+        return number_of(text, rule)
     except ValueError as error:
-        problem = f"{where}: {text[:40]!r} is not a finite number"
-        raise UsageError(problem, hint="an empty field is a missing value") from error
+        raise UsageError(f"{where}: {error}", hint="an empty field is a missing value") from error
 
 
-def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str]]:
-    """The numeric columns of the service's model, and all of them."""
+def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str], TextRule]:
+    """The numeric columns of the service's model, all of them, and what texts mean to it."""
+    from mlflowkit.bundle import TextRule
+
     server = _get(client, "/v2")
     models = server.get("models") if isinstance(server, dict) else None
     if not models:
@@ -216,9 +223,11 @@ def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str]]:
             f"{client.url} does not list its models", hint="mlkit status lists the services: this is none of them"
         )
     columns: dict[bool, set[str]] = {True: set(), False: set()}
-    for tensor in _get(client, f"/v2/models/{models[0]}")["inputs"]:
+    model = _get(client, f"/v2/models/{models[0]}")
+    for tensor in model["inputs"]:
         columns[tensor["datatype"] != "BYTES"].update(tensor.get("parameters", {}).get("columns", ()))
-    return frozenset(columns[True]), frozenset(columns[True] | columns[False])
+    rule = TextRule.model_validate(model.get("parameters", {}).get("texts", {}))
+    return frozenset(columns[True]), frozenset(columns[True] | columns[False]), rule
 
 
 def _get(client: _Client, path: str) -> Any:

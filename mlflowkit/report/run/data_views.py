@@ -39,6 +39,11 @@ def data(record: RunRecord, evidence: RunEvidence) -> View | None:
         "left_out": max(0, len(features) - MAX_COLUMNS),
         "profiled": evidence.reference is not None,
         "checks": evidence.checks,
+        "findings": [*summary.get("findings", ()), *summary_of(record, "train").get("findings", ())],
+        "missing_texts": [
+            {"column": name, "texts": ", ".join(f"{text!r} {count:,}" for text, count in counts.items())}
+            for name, counts in (summary.get("missing_texts") or {}).items()
+        ],
     }
 
 

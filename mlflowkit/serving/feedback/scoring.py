@@ -128,7 +128,7 @@ def join_request(
             continue
         for row, value in enumerate(item.values):
             if value is not None:
-                rows.setdefault(row, _LabelledRow()).add(item.source, received, _plain(value, kind))
+                rows.setdefault(row, _LabelledRow()).add(item.source, received, _plain(value, kind, answers[row]))
     quality: dict[tuple[str, str], Moments] = {}
     conflicts = corrections = unknown = 0
     for row, said in sorted(rows.items()):
@@ -143,9 +143,20 @@ def join_request(
     return JoinedOutcome(quality, conflicts, corrections, len(mismatched), len(early - late), unknown)
 
 
-def _plain(value: Json, kind: str) -> Any:
-    """A label as the text of its class, a target as it is."""
-    return category_text(int(value) if isinstance(value, bool) else value) if kind == "label" else value
+def _plain(value: Json, kind: str, answer: AnsweredRequest) -> Any:
+    """A label as the text of its class, a target as it is. A boolean is the class written so (True, true), else 0 or 1.
+
+    >>> answer = AnsweredRequest("true", {"false": 0.2, "true": 0.8})
+    >>> _plain(True, "label", answer), _plain(True, "label", AnsweredRequest("1"))
+    ('true', '1')
+    """
+    if kind != "label":
+        return value
+    if isinstance(value, bool):
+        names = {*answer.probabilities, answer.label}
+        spellings = (str(value), str(value).lower(), str(value).upper())
+        return next((text for text in spellings if text in names), category_text(int(value)))
+    return category_text(value)
 
 
 def _scores(answer: AnsweredRequest, actual: Any) -> dict[str, float] | None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.cli.score_file import MISSING
+from mlflowkit.bundle import TextRule
+from mlflowkit.features.cells import DEFAULT_MISSING
 
 COLUMNS = (("numeric", "FP32", ["age"]), ("categorical", "BYTES", ["city"]))
 
@@ -37,7 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         inputs = [{"name": n, "datatype": d, "shape": [-1, 1], "parameters": {"columns": c}} for n, d, c in COLUMNS]
-        self._reply({"models": ["people"]} if self.path == "/v2" else {"inputs": inputs})
+        texts = TextRule(missing=DEFAULT_MISSING).model_dump(mode="json")
+        model = {"inputs": inputs, "parameters": {"texts": texts}}
+        self._reply({"models": ["people"]} if self.path == "/v2" else model)
 
     def do_POST(self) -> None:
         rows = json.loads(self.rfile.read(int(self.headers["content-length"])))["rows"]
@@ -72,7 +75,7 @@ def predict(*arguments: str | Path, given: bytes = b"") -> subprocess.CompletedP
 def test_a_csv_is_read_as_the_data_stage_reads_one(service: _Service) -> None:
     from pyarrow.csv import ConvertOptions
 
-    assert set(ConvertOptions().null_values) == MISSING
+    assert set(ConvertOptions().null_values) == {"", *DEFAULT_MISSING}
     text = '\ufeffage,city\r\n1,"a\r\nb"\r\nNA,x\u2028y\r\n NaN ,null\r\n\r\n4,"p, q"\r\n'
     done = predict("--endpoint", service.url, given=text.encode())
     assert done.returncode == 0, done.stderr
