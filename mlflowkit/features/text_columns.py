@@ -49,6 +49,8 @@ _WIDER: Mapping[str, tuple[str, ...]] = {
     "timestamp": ("timestamp", "nanoseconds"),
 }
 """Types that may follow a type in later batches; others are followed by themselves only."""
+PROBE = 32
+"""Texts that are tried before a whole batch is."""
 _NO_TEXT = pa.scalar(None, pa.string())
 
 
@@ -137,6 +139,8 @@ class TextColumn:
         """Append a batch as the first of ``kinds`` that holds all its texts; whether there is one."""
         for kind in kinds:
             try:
+                if len(batch) > PROBE:  # a cast that fails does so for every value, slowly
+                    batch.slice(0, PROBE).cast(_TYPES[kind])
                 values = batch.cast(_TYPES[kind])
             except pa.ArrowInvalid:
                 continue
@@ -152,7 +156,14 @@ class TextColumn:
 
 def has_codes(texts: pa.Array) -> bool:
     """Whether a text begins with a zero that a number would lose (02116, not 0 or 0.5)."""
-    return bool(pc.any(pc.match_substring_regex(texts, CODE)).as_py())
+    for sign in ("", "-", "+"):  # the regular expression costs more than the search for those to try it on
+        starting = pc.starts_with(texts, f"{sign}0")
+        if not pc.any(starting).as_py():
+            continue
+        longer = texts.filter(pc.and_(starting, pc.greater(pc.binary_length(texts), len(sign) + 1)))
+        if pc.any(pc.match_substring_regex(longer, CODE)).as_py():
+            return True
+    return False
 
 
 def count_texts(texts: pa.Array) -> dict[str, int]:

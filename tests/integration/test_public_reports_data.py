@@ -29,7 +29,7 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlflowkit.adapters.arrow import csv_files
+from mlflowkit.adapters.arrow import ArrowTables, csv_files
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import DataError
@@ -624,6 +624,14 @@ def test_a_damaged_compressed_file_gets_no_advice_for_text(tmp_path: Path) -> No
     error = Case(tmp_path, {"kind": "csv", "path": "data.csv.gz"}).refused()
     assert "damaged" in error.message
     assert "iconv" not in error.hint
+
+
+def test_the_port_for_plugins_reads_files_without_a_recipe(tmp_path: Path) -> None:
+    two_texts(tmp_path, "02116", "94105")
+    assert set(ArrowTables().read_csv([tmp_path / "data.csv"])["code"].to_pylist()) == {"02116", "94105"}
+    partitioned(tmp_path, "parquet")
+    files = sorted((tmp_path / "data").rglob("*.parquet"))
+    assert ArrowTables().read_parquet(files, skip=["x"]).column_names == ["y"]
 
 
 def test_a_nul_byte_is_refused_by_row(tmp_path: Path) -> None:

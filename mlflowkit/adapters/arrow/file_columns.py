@@ -52,7 +52,9 @@ def partition_columns(
     ``rows`` has the rows of each file, ``keys`` the folder names that no column of the files has. Raises DataError when
     the folders of files differ in their keys.
     """
-    names = list(folders[0]) if folders else []
+    if not folders:
+        return {}
+    names = list(folders[0])
     for file, folder in zip(files, folders, strict=True):
         if list(folder) != names:
             message = f"{file} lies in folders of {format_list(list(folder))}, {files[0]} of {format_list(names)}"
