@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflowkit.stages.deploy import ServeSection
 
 QUIET_SECONDS = 0.2
+LINE_SECONDS = 5.0
+"""Interval between lines of progress where there is no terminal."""
 HEAD = ("scenario", "limits", "promoted", "failed [95 %]", "deadline", "its requests", "all requests", "took",
         "exposed")  # fmt: skip
 LEGEND = (
@@ -63,12 +65,12 @@ def headline(plan: Rollout) -> str:
 
 
 class ScenarioProgress:
-    """Progress on stderr: one rewritten line on a terminal, else one line for each scenario."""
+    """Progress on stderr: one rewritten line on a terminal, else a line every few seconds and one at the end."""
 
     def __init__(self, name: str, total: int) -> None:
         self._name, self._total = name, total
         self._live = sys.stderr.isatty()
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
@@ -78,8 +80,22 @@ class ScenarioProgress:
                 f"\r\x1b[K{printable_line(self._name)}: {done} of {self._total}" + "\r\x1b[K" * (done == self._total)
             )
             sys.stderr.flush()
-        elif not self._live and done == self._total:
+        elif not self._live and (done == self._total or now - self._last >= LINE_SECONDS):
+            self._last = now
             note(f"{self._name}: {done} of {self._total}")
+
+
+def first_lines(summaries: Sequence[Summary], rollouts: int, not_yet: Sequence[str]) -> list[str]:
+    """The first answer of a simulation, a line a scenario: shares of few rollouts, with their intervals."""
+    lines = [f"first answer, from a few of the {rollouts} rollouts of each scenario (95 % intervals); refining it:"]
+    for summary in summaries:
+        bounds = f"[{_percent(summary.low)}, {_percent(summary.high)}] %"
+        outcome = (
+            f"{summary.failed} of {summary.rollouts} rolled back by a metric {bounds}, {summary.promoted} promoted"
+        )
+        limits = "beyond a limit" if summary.harmful else "within limits"
+        lines.append(f"  {summary.scenario} ({limits}): {outcome}")
+    return lines + ([f"  not yet: {', '.join(not_yet)}"] if not_yet else [])
 
 
 def print_outcomes(summaries: Sequence[Summary], conclusions: Sequence[str]) -> None:

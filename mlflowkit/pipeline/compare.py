@@ -38,12 +38,14 @@ def compare(a: RunRecord, b: RunRecord, journal: Journal, store: ObjectStore) ->
 
 
 def differences(a: Mapping[str, Json], b: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """Keys whose values differ, sorted; a key missing on one side is null there.
+    """Keys whose values differ, sorted; a key missing on one side is null there, as one that is set to null.
 
     >>> differences({"train.epochs": 3, "seed": 7}, {"train.epochs": 4, "seed": 7})
     [{'key': 'train.epochs', 'a': 3, 'b': 4}]
+    >>> differences({}, {"serve.rollout.metrics.0.ratio": None})
+    []
     """
-    keys = sorted(key for key in set(a) | set(b) if a.get(key) != b.get(key) or (key in a) != (key in b))
+    keys = sorted(key for key in set(a) | set(b) if a.get(key) != b.get(key))
     return [{"key": key, "a": a.get(key), "b": b.get(key)} for key in keys]
 
 

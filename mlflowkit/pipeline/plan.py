@@ -257,7 +257,9 @@ def rollout_status(state: Path, service: str, identity: str) -> str:
     failed = version_history.rejections(files).get(identity)
     if failed is not None:
         ending = "rolled back" if failed.ending == "rolled_back" else "aborted"
-        return f"it was {ending}: {failed.reason}; mlkit rollout forget {failed.version} lets it be tried again"
+        return (
+            f"it was {ending}: {failed.reason}; mlkit rollout forget {service} {failed.version} lets it be tried again"
+        )
     table = files.table()
     if table is not None and any(variant.role == "shadow" and variant.digest == identity for variant in table.variants):
         return "it stays as a shadow"

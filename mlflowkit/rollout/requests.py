@@ -34,7 +34,9 @@ def reason_to_reject(files: ServiceFiles, request: Request, now: float) -> Comma
     if rejected is not None:
         ending = "was rolled back" if rejected.ending == "rolled_back" else "was aborted"
         message = f"version {rejected.version} {ending}: {rejected.reason}; it stays blocked until it is forgotten"
-        return CommandReply(request.id, False, message, f"mlkit rollout forget {rejected.version}, then run again")
+        return CommandReply(
+            request.id, False, message, f"mlkit rollout forget {service} {rejected.version}, then run again"
+        )
     left = 0.0
     if request.plan.strategy != "direct":
         left = version_history.cooldown_left(files, request.plan.cooldown_seconds, now)

@@ -306,7 +306,7 @@ def _roll_out(
         experiment, difference = running.experiment, unapplied_changes(running, spec.serve.rollout)
     if difference:
         service, version = files.service, candidate.version
-        remedy = f"mlkit rollout abort {service}, mlkit rollout forget {version}, then run again"
+        remedy = f"mlkit rollout abort {service}, mlkit rollout forget {service} {version}, then run again"
         context.progress(Event("deploy", "warning", f"{difference}: {remedy}"))
     context.progress(Event("deploy", "progress", f"loading version {candidate.version}", fraction=0.6))
     state = requests.await_live(files, experiment)

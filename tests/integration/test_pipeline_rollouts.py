@@ -134,7 +134,7 @@ def test_a_version_that_was_turned_down_is_not_deployed_again_unasked(world: Del
     actions, reason = reasons(world.run({"train.epochs": 4}))
     assert actions == {"reuse"}
     assert reason.startswith("it was rolled back: error_rate")
-    assert f"mlkit rollout forget {record.bundle[:12]}" in reason
+    assert f"mlkit rollout forget tiny {record.bundle[:12]}" in reason
 
     version_history.forget_rejections(world.files, record.bundle)
     actions, reason = reasons(world.run({"train.epochs": 4}))

@@ -67,7 +67,7 @@ def test_every_command_says_what_it_will_do(running: ServiceView) -> None:
     assert "keeps its 5 % of the traffic" in labels["Pause"][0]
     assert "no cool-down" in labels["Abort"][0]
     assert "cools down" in labels["Roll back"][0]
-    assert "mlkit rollout forget 20261123-bb22" in labels["Roll back"][0]
+    assert "mlkit rollout forget lending 20261123-bb22" in labels["Roll back"][0]
 
 
 def test_paused_rollout_offers_to_resume_and_the_last_step_to_promote(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_status_shows_the_step_the_evidence_and_what_can_be_said(
     assert "0% > [5%] > 25% > 50%" in text
     assert "error_rate" in text
     assert "commands  mlkit rollout promote" in text
-    assert "rejected  version 20261101-cc" in text
+    assert "rejected  version 20261101-cc; unblock it with: mlkit rollout forget lending 20261101-cc" in text
+    assert "docs/glossary.md" in text.splitlines()[-1]
 
 
 def test_status_json_has_its_keys(world: RolloutWorld, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,3 +113,31 @@ def test_forget_takes_one_version_and_never_all_that_begin_alike(
         assert {one.version for one in version_history.rejections(files).values()} == left
     assert mlkit(capsys, tmp_path, "rollout", "forget", "", "--json")[0] == 2
     assert left == {"3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "notice"),
+    [
+        (("20261101-cc",), 0, ""),
+        (("lending", "20261101-cc"), 0, ""),
+        (
+            ("20261101-cc", "lending"),
+            0,
+            "notice: the service comes first now: mlkit rollout forget lending 20261101-cc",
+        ),
+        (("lendin", "20261101-cc"), 2, "did you mean lending?"),
+        (("lending", "20261101-cc", "more"), 2, "mlkit rollout forget SERVICE VERSION"),
+    ],
+)
+def test_the_service_comes_first_and_the_old_order_is_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, notice: str
+) -> None:
+    files = RolloutWorld(tmp_path).files
+    version_history.record_rejection(files, RejectionRecord("c" * 64, "20261101-cc", "errors", 1.0, "e0", "aborted"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["rollout", "forget", *words, "--state", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert int(ended.value.code or 0) == code
+    assert notice in err
+    assert ("can be rolled out again" in out) is (code == 0)
+    assert bool(version_history.rejections(files)) is (code != 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflowkit.cli import app as cli
+from mlflowkit.cli.commands import simulate
 from tests.support.simulation_log import Challenger, write_service
 
 RECIPE = """\
@@ -156,13 +158,45 @@ def test_replay_says_what_the_plan_would_have_decided(mlkit: Any) -> None:
     assert set(value) == {
         "recipe", "service", "log", "requests", "seconds", "rate", "begun", "feedback", "mode", "experiment",
         "candidate", "end", "by", "step", "time", "after_seconds", "challenger_requests", "all_requests", "reason",
-        "looks",
+        "waiting", "looks",
     }  # fmt: skip
     assert (value["mode"], value["end"], value["by"], value["requests"]) == ("recorded", "failed", "error_rate", 3000)
     assert value["looks"][-1]["evidence"]["error_rate"]["harm"] >= 1
     quick = ("serve.rollout.bake_seconds=5",)
     wide = json.loads(mlkit("replay", "r.yaml", "serve.rollout.metrics.0.margin=0.3", *quick, "--json")[1])
     assert wide["end"] == "promoted"
+
+
+def test_replay_that_has_not_decided_says_what_the_step_waits_for(mlkit: Any) -> None:
+    """Every metric is shown, and the step goes on for another reason."""
+    write_service(Path(".mlkit/services/loans"), 3000, challenger=Challenger(), experiment="loans-e1")
+    few = ("serve.rollout.min_samples=1000000", "serve.rollout.max_seconds=1e9", "serve.rollout.metrics.0.margin=0.3")
+    code, out, err = mlkit("replay", "r.yaml", *few)
+    assert code == 0
+    assert "this plan has not decided when the log ends" in out
+    assert " of 1000000 requests of the challenger" in out.partition("waits for")[2].partition("\n")[0]
+    assert re.search(r"error_rate +PASSED +evidence: worse 0%, not worse 100% of what decides", out)
+    assert "reading the log in" in err
+    assert json.loads(mlkit("replay", "r.yaml", *few, "--json")[1])["waiting"]
+    mirrored = ("serve.rollout.steps=[0,10]", "serve.rollout.max_seconds=1e9")
+    assert "the log has none that were mirrored" in mlkit("replay", "r.yaml", *mirrored)[1]
+
+
+def test_simulate_answers_first_and_then_refines(mlkit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("simulate", "r.yaml", "--rollouts", "3", "--scenario", "aa", "--error-increase", "0.1")
+    _, whole, err = mlkit(*arguments)
+    assert "first answer" not in err or "A/A (within limits)" in err
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(simulate.time, "monotonic", lambda: float(next(clock)))  # a second a look at it
+    _, out, err = mlkit(*arguments)
+    first = err.partition("first answer, from a few of the 3 rollouts")[2].splitlines()[1:]
+    assert re.match(r"  A/A \(within limits\): 0 of 3 rolled back by a metric \[0, 56.1\] %, 3 promoted", first[0])
+    assert re.match(r"  error rate \+10 points \(beyond a limit\): 2 of 2 rolled back", first[1])
+    assert out == whole  # the result does not depend on how much was ready
+    monkeypatch.setattr(simulate, "FIRST_SECONDS", 1.0)
+    _, out, err = mlkit(*arguments)
+    assert "not yet: error rate +10 points" in err
+    assert out == whole
 
 
 def test_replay_plants_harm_where_the_log_holds_no_experiment(mlkit: Any) -> None:

@@ -16,6 +16,7 @@ from mlflowkit.cli.app import (
     app,
     echo,
     emit_json,
+    note,
     state_folder,
 )
 from mlflowkit.values import Json
@@ -72,6 +73,7 @@ def replay(
     loaded = load(recipe, overrides or ())
     plan, serve = plan_of(loaded)
     folder = state_folder(state, recipe) / "services" / serve.service if log is None else log
+    note(f"reading the log in {folder}")
     recording = read_recording(folder)
     source = {"recipe": str(loaded.path), "service": serve.service, "log": str(folder), **_size(recording)}
     recorded = [name for name in recording.experiments if name and recording.challengers(name)]
@@ -114,6 +116,7 @@ def _replay_experiment(
     plan: Rollout, recording: Recording, experiment: str, candidate: str | None, as_json: bool
 ) -> dict[str, Json]:
     """Replay an experiment through the plan."""
+    from mlflowkit.cli import simulation_table
     from mlflowkit.errors import UsageError
     from mlflowkit.rollout.simulation.log_replay import replay_recorded
 
@@ -123,14 +126,18 @@ def _replay_experiment(
             f"experiment {experiment} has several challengers: {', '.join(names)}", hint=f"--candidate {names[0]}"
         )
     chosen = candidate or next(iter(names), "")
-    played = replay_recorded(plan, recording, experiment, chosen)
-    begun = recording.of(experiment).begun
+    part = recording.of(experiment) if names else recording
+    total = max(1, round(part.seconds))
+    progress = simulation_table.ScenarioProgress(f"replaying {experiment}, seconds", total)
+    played = replay_recorded(plan, recording, experiment, chosen, lambda seconds: progress(round(seconds)))
+    begun = part.begun
     if not as_json:
         _print_decision(plan, played, experiment, chosen, begun)
     return {
         "mode": "recorded", "experiment": experiment, "candidate": chosen, "end": played.end, "by": played.by,
         "step": played.step + 1, "time": begun + played.seconds, "after_seconds": played.seconds,
         "challenger_requests": played.tried, "all_requests": played.requests, "reason": played.reason,
+        "waiting": played.waiting,
         "looks": [
             {"seconds": look.seconds, "step": look.step + 1, "challenger_requests": look.tried,
              "evidence": {name: {"harm": pair[0], "proof": pair[1]} for name, pair in look.evidence.items()}}
@@ -159,9 +166,19 @@ def _print_decision(plan: Rollout, played: SimulatedRollout, experiment: str, ca
     echo(f"  requests   {played.tried:,} of the challenger, {played.requests:,} in all")
     if played.reason:
         echo(f"  because    {played.reason}")
+    if played.waiting:
+        echo(f"  waits for  {played.waiting}")
+        if step.weight == 0 and played.waiting.startswith("0 of"):
+            without = ",".join(f"{later.weight:g}" for later in plan.sequence if later.weight > 0)
+            echo(
+                f"  note       step {played.step + 1} mirrors requests, and the log has none that were mirrored to it;"
+            )
+            echo(f"             without such steps: serve.rollout.steps=[{without or 5}]")
     if played.path:
         for name, (harm, proof) in played.path[-1].evidence.items():
-            echo(f"  {name:<24} worse {harm:.2f}, not worse {proof:.2f} (1 decides)")
+            outcome = "FAILED" if harm >= 1 else "PASSED" if proof >= 1 else "INCONCLUSIVE"
+            shares = (f"{min(1.0, max(0.0, share)):.0%}" for share in (harm, proof))
+            echo("  {:<24} {:<12} evidence: worse {}, not worse {} of what decides".format(name, outcome, *shares))
 
 
 def _replay_injected(
@@ -172,6 +189,8 @@ def _replay_injected(
     from mlflowkit.rollout.simulation import log_replay as replay
     from mlflowkit.rollout.simulation.simulator import summarise
 
+    if any(metric.metric == "kappa" for metric in plan.metrics):
+        note("kappa is left out and assumed to pass: no injected regression changes it")
     summaries = []
     for scenario in _injectable_scenarios(plan, recording, kinds):
         progress = simulation_table.ScenarioProgress(scenario.name, rollouts)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlflowkit.cli import findings_table
-from mlflowkit.cli.app import JsonOption, StateOption, app, print_result, state_folder
-from mlflowkit.errors import ServiceError, UsageError, closest_match
+from mlflowkit.cli.app import JsonOption, StateOption, app, note, print_result, state_folder
+from mlflowkit.cli.service_lookup import WORDS, find_service, services_of
+from mlflowkit.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,10 +55,11 @@ def status(service: ServiceArgument = None, state: StateOption = None, json: Jso
     from mlflowkit.rollout.admin.snapshot import ServiceMonitor
 
     folder = state_folder(state)
-    chosen = [_service(folder, service)] if service is not None else _services(folder)
+    chosen = [find_service(folder, service)] if service is not None else services_of(folder)
     monitor = ServiceMonitor(folder)
     services = [(view, _json(files, view)) for files in chosen if (view := monitor.view(files.service)) is not None]
     text = "\n".join(line for view, document in services for line in _lines(view, document))
+    text += f"\n{WORDS}" if any(view.rollout is not None for view, _ in services) else ""
     text = text if services else f"no services in {folder}; `mlkit run RECIPE` makes one"
     print_result({"services": [document for _, document in services]}, text, json)
 
@@ -110,7 +112,7 @@ def abort(
     """End the rollout and return all traffic to the champion; or remove a lasting shadow."""
     from mlflowkit.rollout.commands import running_rollout
 
-    for files in _services(state_folder(state)):
+    for files in services_of(state_folder(state)):
         table = files.table()
         variants = () if table is None else table.variants
         if any(variant.role == "shadow" and variant.name == name for variant in variants):
@@ -125,17 +127,22 @@ _add_command("rollback", "Roll the running rollout back; if none runs, return to
 
 @_commands.command()
 def forget(
-    version: Annotated[
-        str, typer.Argument(metavar="VERSION", help="The version, its digest, or a unique prefix of the digest.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SERVICE] VERSION",
+            help="The service, if there are several, and the version, its digest, or a unique prefix of the digest.",
+            show_default=False,
+        ),
     ],
-    service: ServiceArgument = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Unblock a rejected version."""
     from mlflowkit.service_state import version_history
 
-    files = _service(state_folder(state), service)
+    service, version = _service_and_version(state_folder(state), words)
+    files = find_service(state_folder(state), service)
     forgotten = version_history.forget_rejections(files, version)
     if not forgotten:
         rejected = ", ".join(rejection.version for rejection in version_history.rejections(files).values()) or "none"
@@ -147,27 +154,18 @@ def forget(
     print_result(value, f"{files.service}: {versions} can be rolled out again", json)
 
 
-def _services(folder: Path) -> list[ServiceFiles]:
-    from mlflowkit.service_state.records import ServiceFiles
-
-    return list(ServiceFiles.all(folder))
-
-
-def _service(folder: Path, name: str | None) -> ServiceFiles:
-    """Return a service, or the only one for None. Raises UsageError if it is unknown or ambiguous."""
-    services = {files.service: files for files in _services(folder)}
-    if name is None and len(services) == 1:
-        return next(iter(services.values()))
-    if name in services:
-        return services[name]
-    names = ", ".join(services) or "none"
-    if name is None:
-        hint = f"mlkit rollout status {next(iter(services))}" if services else "mlkit run RECIPE makes one"
-        raise UsageError(f"which service? there is {names} in {folder}", hint=hint)
-    close = closest_match(name, services)
-    raise UsageError(
-        f"no service {name!r} in {folder}; there is {names}", hint=f"did you mean {close}?" if close else "mlkit status"
-    )
+def _service_and_version(folder: Path, words: list[str]) -> tuple[str | None, str]:
+    """The service, None for the only one, and the version; the order of older releases is accepted with a notice."""
+    if len(words) == 1:
+        return None, words[0]
+    if len(words) > 2:
+        message = f"{len(words)} arguments, where a service and a version are expected"
+        raise UsageError(message, hint="mlkit rollout forget SERVICE VERSION")
+    names = {files.service for files in services_of(folder)}
+    if words[0] not in names and words[1] in names:
+        note(f"notice: the service comes first now: mlkit rollout forget {words[1]} {words[0]}")
+        return words[1], words[0]
+    return words[0], words[1]
 
 
 def _send(
@@ -177,7 +175,7 @@ def _send(
     """Send a command to the controller and wait for its effect. Raises UsageError or ServiceError."""
     from mlflowkit.rollout import commands
 
-    files = _service(state_folder(state), service)
+    files = find_service(state_folder(state), service)
     effect = commands.describe_effect(files, kind, full=full, variant=variant)
     if dry_run:
         _print_outcome(files, kind, f"would {effect}", json)
@@ -257,7 +255,7 @@ def _lines(view: ServiceView, document: dict[str, Any]) -> list[str]:
         lines.append(f"  incident  {when} UTC  version {incident['candidate']['version']}: {incident['reason']}")
     for rejection in document["turned_down"]:
         version = rejection["version"]
-        lines.append(f"  rejected  version {version}; unblock it with: mlkit rollout forget {version}")
+        lines.append(f"  rejected  version {version}; unblock it with: mlkit rollout forget {view.service} {version}")
     return lines + [f"  problem  {problem}" for problem in view.problems]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from mlflowkit.rollout.settings import Rollout
     from mlflowkit.rollout.simulation.feasibility import StepTime, TimeToPass
     from mlflowkit.rollout.simulation.scenarios import Scenario, TrafficFigures
-    from mlflowkit.rollout.simulation.simulator import Summary
+    from mlflowkit.rollout.simulation.simulator import SimulatedRollout, Summary
     from mlflowkit.rollout.simulation.synthetic_traffic import SyntheticWorld
 
+FIRST_SECONDS = 5.0
+"""Time for the first answer."""
 MAX_DRAWN = 4
 """Rollouts of a scenario drawn on the page."""
 ScenarioOption = Annotated[
@@ -163,31 +166,63 @@ def _select_scenarios(
 
 
 def _run_job(job: SimulationJob, quiet: bool) -> SimulationResult:
-    """Simulate all scenarios, and print results as they come unless ``quiet``."""
+    """Simulate all scenarios: a first answer on stderr within seconds, then all rollouts; prints unless ``quiet``."""
     from mlflowkit.cli import simulation_table
     from mlflowkit.rollout.simulation import feasibility, scenarios
     from mlflowkit.rollout.simulation.simulator import simulate_many, summarise
 
     times = feasibility.step_times(job.plan, job.base.rate)
+    if not quiet:
+        echo(simulation_table.headline(job.plan))
+        echo(_traffic_sentence(job.base))
+        for step in times:
+            echo(f"  {step.sentence}")
+    first = _first_rollouts(job)
     progress = simulation_table.ScenarioProgress("time to pass", feasibility.PILOT_ROLLOUTS)
     alike = scenarios.build_scenario("aa", 0.0, job.world, job.plan)
     proof = feasibility.time_to_pass(job.plan, alike, seed=job.seed, done=progress)
     notes = simulation_table.left_out(job.written)
     if not quiet:
-        echo(simulation_table.headline(job.plan))
-        echo(_traffic_sentence(job.base))
-        for line in (*(step.sentence for step in times), proof.sentence, *notes):
+        for line in (proof.sentence, *notes):
             echo(f"  {line}")
         echo()
     summaries = []
-    for scenario in job.scenarios:
+    for scenario, begun in zip(job.scenarios, first, strict=True):
         progress = simulation_table.ScenarioProgress(scenario.name, job.rollouts)
-        results = simulate_many(job.plan, scenario, job.rollouts, seed=job.seed, workers=job.workers, done=progress)
+        progress(len(begun))
+        results = [
+            *begun,
+            *simulate_many(
+                job.plan, scenario, job.rollouts, seed=job.seed, start=len(begun), workers=job.workers, done=progress
+            ),
+        ]
         summaries.append(summarise(scenario.name, bool(scenario.violated), results))
     conclusions = simulation_table.conclusions(summaries, job.plan.level)
     if not quiet:
         simulation_table.print_outcomes(summaries, conclusions)
     return SimulationResult(times, proof, summaries, conclusions, notes)
+
+
+def _first_rollouts(job: SimulationJob) -> list[list[SimulatedRollout]]:
+    """The first rollouts of each scenario, in turn, as many as `FIRST_SECONDS` allow, told on stderr."""
+    from mlflowkit.cli import simulation_table
+    from mlflowkit.rollout.simulation.simulator import simulate_scenario, summarise
+
+    ended = time.monotonic() + FIRST_SECONDS
+    first: list[list[SimulatedRollout]] = [[] for _ in job.scenarios]
+    for number in range(job.rollouts):
+        for scenario, results in zip(job.scenarios, first, strict=True):
+            if time.monotonic() > ended:
+                break
+            results.append(simulate_scenario(job.plan, scenario, job.seed, number))
+    if all(len(results) == job.rollouts for results in first):
+        return first
+    done = [(scenario, results) for scenario, results in zip(job.scenarios, first, strict=True) if results]
+    summaries = [summarise(scenario.name, bool(scenario.violated), results) for scenario, results in done]
+    not_yet = [scenario.name for scenario, results in zip(job.scenarios, first, strict=True) if not results]
+    for line in simulation_table.first_lines(summaries, job.rollouts, not_yet):
+        note(line)
+    return first
 
 
 def _write_page(out: Path, job: SimulationJob, result: SimulationResult) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from mlflowkit.cli import findings_table
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
+from mlflowkit.cli.service_lookup import WORDS, find_service
 from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
     from mlflowkit.values import ServiceStatus
 
 WATCH_SECONDS = 1.0
+ServiceArgument = Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="One service [default: all].")]
 WatchOption = Annotated[
     bool, typer.Option("--watch", "-w", help="Keep showing changes until Ctrl-C, which stops no service.")
 ]
 
 
 @app.command()
-def status(state: StateOption = None, watch: WatchOption = False, json: JsonOption = False) -> None:
-    """Show the services: endpoints, served versions, rollouts."""
+def status(
+    service: ServiceArgument = None, state: StateOption = None, watch: WatchOption = False, json: JsonOption = False
+) -> None:
+    """Show the services, or one of them: endpoints, served versions, rollouts."""
     if watch and json:
         raise UsageError("--watch and --json do not go together", hint="mlkit status --json prints once")
     folder = state_folder(state)
-    read = _snapshot_reader(folder)
+    read = _snapshot_reader(folder, None if service is None else find_service(folder, service).service)
     if json:
         emit_json({"services": [_json(service, view) for service, view in read()]})
     elif watch:
@@ -42,8 +46,8 @@ def status(state: StateOption = None, watch: WatchOption = False, json: JsonOpti
         echo("\n".join(lines(folder, read())))
 
 
-def _snapshot_reader(folder: Path) -> Callable[[], Sequence[ServiceStatusView]]:
-    """Return a function that reads every service of a state folder."""
+def _snapshot_reader(folder: Path, only: str | None = None) -> Callable[[], Sequence[ServiceStatusView]]:
+    """Return a function that reads every service of a state folder, or one."""
     from mlflowkit.rollout.admin.snapshot import ServiceMonitor
     from mlflowkit.wiring import Wiring
 
@@ -51,7 +55,11 @@ def _snapshot_reader(folder: Path) -> Callable[[], Sequence[ServiceStatusView]]:
 
     def read() -> Sequence[ServiceStatusView]:
         views = {view.service: view for view in files.views()}
-        return [(status, views[status.service]) for status in platform.status() if status.service in views]
+        return [
+            (status, views[status.service])
+            for status in platform.status()
+            if status.service in views and only in (None, status.service)
+        ]
 
     return read
 
@@ -93,6 +101,7 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
         output += [f"  problem  {problem}" for problem in view.problems]
         if service.state == "down":
             output.append("  next  mlkit up RECIPE starts it with the version it served last")
+    output.append(WORDS)
     return output
 
 

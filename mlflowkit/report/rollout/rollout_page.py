@@ -164,9 +164,9 @@ def rollout_progress(rollout: RolloutView, service: str) -> View:
 
 def buttons(rollout: RolloutView, service: str) -> list[View]:
     """Buttons for the commands of a running rollout."""
-    rows = [button(command, service, consequence(command, rollout)) for command in rollout.commands]
+    rows = [button(command, service, consequence(command, rollout, service)) for command in rollout.commands]
     if "promote" in rollout.commands and rollout.step + 1 < len(rollout.steps):
-        text = consequence("promote", rollout, full=True)
+        text = consequence("promote", rollout, service, full=True)
         full = button("promote", service, text, label="Promote at once", body={"full": True})
         rows.insert(1, {**full, "command": "promote-full", "tone": "plain"})
         rows[0] = {**rows[0], "label": "Next step"}
@@ -202,7 +202,7 @@ def idle_buttons(view: ServiceView) -> list[View]:
     if view.previous and champion is not None:
         text = (
             f"Version {view.previous} becomes the champion again and answers every request. Version {champion.version} "
-            f"is blocked until mlkit rollout forget {champion.version}."
+            f"is blocked until mlkit rollout forget {view.service} {champion.version}."
         )
         rows.append(button("rollback", view.service, text, label=f"Roll back to {view.previous}"))
     for variant in view.variants:
@@ -212,7 +212,7 @@ def idle_buttons(view: ServiceView) -> list[View]:
     return rows
 
 
-def consequence(command: CommandKind, rollout: RolloutView, *, full: bool = False) -> str:
+def consequence(command: CommandKind, rollout: RolloutView, service: str, *, full: bool = False) -> str:
     """The consequence of a command in one or two sentences."""
     new, old = f"version {rollout.candidate_version}", f"version {rollout.champion_version}"
     if command == "promote":
@@ -230,7 +230,7 @@ def consequence(command: CommandKind, rollout: RolloutView, *, full: bool = Fals
         )
     if command == "resume":
         return f"The rollout goes on where it was: step {rollout.step + 1} of {len(rollout.steps)}."
-    again = f"{new.capitalize()} is blocked until mlkit rollout forget {rollout.candidate_version}."
+    again = f"{new.capitalize()} is blocked until mlkit rollout forget {service} {rollout.candidate_version}."
     if command == "abort":
         return f"All traffic goes back to {old} at once, and the rollout ends with a record but no cool-down. {again}"
     return f"All traffic goes back to {old} at once, with a record of the evidence, and the service cools down. {again}"

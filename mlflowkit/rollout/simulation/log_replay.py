@@ -267,8 +267,14 @@ class InjectedRegression(_LogPlayer):
         return counts
 
 
-def replay_recorded(plan: Rollout, recording: Recording, experiment: str, challenger: str) -> SimulatedRollout:
-    """Simulate a plan over a recorded experiment. Raises UsageError if the log has no such experiment or challenger."""
+def replay_recorded(
+    plan: Rollout, recording: Recording, experiment: str, challenger: str,
+    done: Callable[[float], None] = lambda seconds: None,
+) -> SimulatedRollout:  # fmt: skip
+    """Simulate a plan over a recorded experiment; ``done`` gets the seconds played so far.
+
+    Raises UsageError if the log has no such experiment or challenger.
+    """
     if challenger not in recording.challengers(experiment):
         names = ", ".join(f"{name} ({' '.join(recording.challengers(name))})" for name in recording.experiments if name)
         hint = f"it holds {names}: --experiment ID --candidate NAME" if names else "mlkit replay RECIPE --plant aa"
@@ -276,7 +282,7 @@ def replay_recorded(plan: Rollout, recording: Recording, experiment: str, challe
     recording = recording.of(experiment)
     source = RecordedExperiment(recording, experiment, challenger, [metric.metric for metric in plan.metrics])
     interval = max(MIN_INTERVAL, recording.seconds / MAX_LOOKS)
-    return simulate_once(plan, source, interval, until=recording.seconds, keep=True)
+    return simulate_once(plan, source, interval, until=recording.seconds, keep=True, done=done)
 
 
 def injectable_plan(plan: Rollout) -> Rollout:

@@ -64,6 +64,7 @@ class SimulatedRollout:
     requests  client requests; ``tried`` is how many went to the challenger, mirrored ones included, ``exposed`` how
               many the challenger was to answer
     reason    the policy's reason
+    waiting   what the last step waits for, where the traffic ended before a decision
     path      every look, if requested
     """
 
@@ -76,6 +77,7 @@ class SimulatedRollout:
     exposed: int
     looks: int
     reason: str = ""
+    waiting: str = ""
     path: tuple[LookRecord, ...] = ()
 
 
@@ -140,11 +142,13 @@ def samples_seconds(plan: Rollout, index: int, rate: float) -> float:
 
 
 def simulate_once(
-    plan: Rollout, source: TrafficSource, interval: float, *, until: float = math.inf, keep: bool = False
-) -> SimulatedRollout:
+    plan: Rollout, source: TrafficSource, interval: float, *, until: float = math.inf, keep: bool = False,
+    done: Callable[[float], None] = lambda seconds: None,
+) -> SimulatedRollout:  # fmt: skip
     """Simulate one rollout to its end, or to the end of the traffic at ``until``.
 
-    Tables go live and approvals are given immediately. ``keep`` records every look in ``path``.
+    Tables go live and approvals are given immediately. ``keep`` records every look in ``path``; ``done`` is called with
+    the simulated seconds after each.
     """
     candidate = Variant("challenger", "candidate", "candidate", "", role="challenger")
     table = RoutingTable("rehearsal", 0, (Variant("champion", "champion", "champion", ""),))
@@ -159,6 +163,7 @@ def simulate_once(
             wait = _next_wait(state, interval, until - now)
             source.advance(split, wait)
             now, looks = now + wait, looks + 1
+            done(now)
             evidence = source.evidence(state.experiment)
             findings, traces = judge(
                 specs, evidence, champion=state.champion.name, challenger=state.candidate.name,
@@ -199,9 +204,10 @@ def _outcome(
     rolled_back = SimulationEnd.FAILED if by else SimulationEnd.DEADLINE
     ends = {"promoted": SimulationEnd.PROMOTED, "kept": SimulationEnd.KEPT, "rolled_back": rolled_back}
     end = ends.get(state.phase, SimulationEnd.UNDECIDED)
+    waiting = str(conditions.pending_conditions(state)) if end == SimulationEnd.UNDECIDED else ""
     return SimulatedRollout(
         end, by if end == SimulationEnd.FAILED else "", state.step, now, source.requests, source.tried,
-        source.exposed, looks, state.reason, tuple(path),
+        source.exposed, looks, state.reason, waiting, tuple(path),
     )  # fmt: skip
 
 
@@ -211,23 +217,25 @@ def simulate_many(
     rollouts: int,
     *,
     seed: int = 0,
+    start: int = 0,
     workers: int = 1,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[SimulatedRollout, ...]:
-    """Simulate a scenario ``rollouts`` times; the result depends on plan, scenario and seed only.
+    """Simulate a scenario ``rollouts`` times, from number ``start`` on; the result depends on plan, scenario and seed
+    only.
 
     ``done`` is called with the number of finished simulations; ``workers`` is the number of processes.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    simulate, numbers, simulated = partial(simulate_scenario, plan, scenario, seed), range(rollouts), []
+    simulate, numbers, simulated = partial(simulate_scenario, plan, scenario, seed), range(start, rollouts), []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # starts processes when it is used
         chunk = max(1, rollouts // (8 * workers))
         results = map(simulate, numbers) if workers == 1 else pool.map(simulate, numbers, chunksize=chunk)
         for result in results:
             simulated.append(result)
-            done(len(simulated))
+            done(start + len(simulated))
     return tuple(simulated)
 
 

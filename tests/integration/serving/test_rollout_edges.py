@@ -412,7 +412,7 @@ def test_a_run_that_meets_its_version_in_another_rollout_says_so(tmp_path: Path)
     assert warning in describe(Event("deploy", "warning", warning))
     assert "canary" in warning
     assert "the ab of this recipe" in warning
-    assert "mlkit rollout abort lending, mlkit rollout forget 2, then run again" in warning
+    assert "mlkit rollout abort lending, mlkit rollout forget lending 2, then run again" in warning
     assert "the canary of this recipe has other steps, metrics or limits" in run(steps=[10])
 
 
