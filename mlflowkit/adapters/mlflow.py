@@ -24,6 +24,7 @@ from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import EngineError
 from mlflowkit.system.child_process import module_command
 from mlflowkit.system.files import make_folder, private_opener
+from mlflowkit.system.logs import rotate_log
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json, Outcome, RunRecord
 
@@ -179,6 +180,7 @@ class _MlflowProcess:
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}  # not an argument: it may contain a password
         try:
             make_folder(self.log.parent)
+            rotate_log(self.log)
             with open(self.log, "ab", opener=private_opener) as log:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,

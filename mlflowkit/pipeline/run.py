@@ -32,6 +32,7 @@ from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.step_executor import ACTIVITIES, Stage, StepExecutor
 from mlflowkit.pipeline.storage.permissions import close_state
 from mlflowkit.pipeline.storage.step_lease import this_owner
+from mlflowkit.pipeline.storage.store import storage_lock
 from mlflowkit.ports import Journal, ObjectStore, Ports, RunPorts, RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system import failpoint
@@ -64,7 +65,8 @@ def execute(
     if warning := close_state(state):
         progress(Event("state", "warning", warning))
     store = ports.objects
-    with ports.open_journal() as journal:
+    with ports.open_journal() as journal, contextlib.ExitStack() as planning:
+        planning.enter_context(storage_lock(state))  # until the run's record protects what it reuses
         journal.sweep()
         store.sweep(journal.live_fingerprints, journal.finished_fingerprints)
         plan = build_plan(loaded, journal, store, until=until, force=force, services=lambda: ports.platform.status())
@@ -73,8 +75,9 @@ def execute(
             return replace(earlier, error=_update_tracker(journal, store, ports))
         require_installed(loaded.recipe, [step.stage for step in plan.steps if step.action == "run"])
         recorder = RunRecorder(_new_record(loaded, plan), journal, store, progress)
-        executor = StepExecutor(loaded, plan, ports, stages or {}, frozenset(force), recorder)
-        return _RunSession(loaded, state, ports, plan, recorder, executor).run(reporter)
+        executor = StepExecutor(loaded, state, plan, ports, stages or {}, frozenset(force), recorder)
+        failpoint.hit("run.planned")
+        return _RunSession(loaded, state, ports, plan, recorder, executor, planning.close).run(reporter)
 
 
 def raise_for(record: RunRecord, options: Sequence[str] = ()) -> None:
@@ -134,6 +137,8 @@ class _RunSession:
     plan: ExecutionPlan
     recorder: RunRecorder
     executor: StepExecutor
+    recorded: Callable[[], None]
+    """Called once the run is in the journal."""
     stage: str = ""
     """The stage in progress; "" before the first."""
 
@@ -142,6 +147,7 @@ class _RunSession:
         with _sigterm_as_interrupt():
             try:
                 self.recorder.journal.start_run(self.recorder.record, this_owner())
+                self.recorded()
                 self._announce()
                 status = self._visit_steps()
             except KeyboardInterrupt as error:

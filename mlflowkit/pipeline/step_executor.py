@@ -16,6 +16,7 @@ from mlflowkit.errors import StoreError
 from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem, undecided_times
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.storage.step_lease import Heartbeat, LeaseWatcher, this_owner
+from mlflowkit.pipeline.storage.store import storage_lock
 from mlflowkit.ports import Ports, StageContext
 from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
 from mlflowkit.system import failpoint
@@ -24,6 +25,7 @@ from mlflowkit.values import (
     Alias,
     Event,
     HeldLease,
+    Published,
     StageResult,
     Step,
     StepLease,
@@ -48,6 +50,7 @@ class StepExecutor:
     """Executes the stale steps of a plan for one run."""
 
     loaded: LoadedRecipe
+    state: Path
     plan: ExecutionPlan
     ports: Ports
     stages: Mapping[str, Stage]
@@ -117,19 +120,26 @@ class StepExecutor:
             stage = self.stages.get(step.stage) or importlib.import_module(f"mlflowkit.stages.{step.stage}").run
             stage_result = stage(spec, self._context(step, out))
             failpoint.hit("stage.returned", step.stage)
-            published = store.publish(out, step.stage)
+            with storage_lock(self.state):  # until a row names the folder
+                result = self._published(step, lease, store.publish(out, step.stage), stage_result, started)
         finally:
             with contextlib.suppress(StoreError):  # swept by the next run
                 store.discard(out)
-        seconds = time.perf_counter() - started
+        store.discard_scratch(step.fingerprint)
+        recorder.record_step(step, result, "run", step.reason, result.seconds)
+        recorder.emit(step.stage, "done", seconds=result.seconds, metrics=stage_result.metrics)
+
+    def _published(
+        self, step: Step, lease: StepLease, published: Published, stage_result: StageResult, started: float
+    ) -> StepResult:
+        """Record the published result of a step in the journal."""
+        recorder = self.recorder
         result = StepResult(
             step.fingerprint, step.stage, recorder.record.name, published, stage_result, step.ingredients,
-            recorder.input_digests(step.stage), run, seconds, time.time(),
+            recorder.input_digests(step.stage), recorder.record.run, time.perf_counter() - started, time.time(),
         )  # fmt: skip
-        journal.publish(result, lease, self._alias(result))
-        store.discard_scratch(step.fingerprint)
-        recorder.record_step(step, result, "run", step.reason, seconds)
-        recorder.emit(step.stage, "done", seconds=seconds, metrics=stage_result.metrics)
+        recorder.journal.publish(result, lease, self._alias(result))
+        return result
 
     def _context(self, step: Step, out: Path) -> StageContext:
         recorder, store = self.recorder, self.recorder.store

@@ -35,8 +35,11 @@ ROLLOUT_POINTS = ("rollout.begun", "rollout.decided", "rollout.saved", "rollout.
 TRIAL_POINTS = ("trial.building", "trial.passing", "trial.loading", "trial.answering", "trial.measuring")
 """Points of a trial's process; the passes run in a fork of it."""
 
-STATE_POINTS = ("journal.copied", "journal.migrating")
-"""Points of a journal's migration: its copy is made; one version's step is done, not committed."""
+STATE_POINTS = (
+    "journal.copied", "journal.migrating", "gc.decided", "gc.forgotten", "gc.renaming", "gc.renamed", "run.planned",
+)  # fmt: skip
+"""Points of a journal's migration (its copy is made; a version's step is done, not committed), of collecting garbage,
+and of a run between its plan and its record."""
 
 _PATTERN = re.compile(
     r"(?:(enospc|edquot|raise|segv|hang):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z](?:[a-z0-9-]*[a-z0-9])?))?(?::(\d+))?"

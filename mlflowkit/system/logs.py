@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
+from pathlib import Path
 
 from mlflowkit.system.text import printable
 
+MAX_LOG_BYTES = 8 << 20
 FORMAT = "%(asctime)s %(name)s %(message)s"
 
 
@@ -26,3 +31,24 @@ def configure_logging(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter(FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def rotate_log(path: Path, limit: int = MAX_LOG_BYTES) -> bool:
+    """Move a log longer than ``limit`` to ``<name>.1`` and empty it; True when it did.
+
+    Its writers go on: they append to the same file. Lines written during the copy may be lost.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.log"
+    >>> _ = path.write_text("long enough")
+    >>> rotate_log(path, 100), rotate_log(path, 3), path.read_text(), path.with_name("a.log.1").read_text()
+    (False, True, '', 'long enough')
+    """
+    with contextlib.suppress(OSError):  # a missing log, or a full disk: try again later
+        if path.stat().st_size > limit:
+            older = path.with_name(f"{path.name}.1")
+            older.unlink(missing_ok=True)
+            shutil.copy(path, older)  # with its permissions
+            os.truncate(path, 0)
+            return True
+    return False

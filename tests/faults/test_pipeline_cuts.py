@@ -174,7 +174,7 @@ def test_stage_that_raises_is_told_with_its_traceback(world: PipelineWorld) -> N
     world.stages["export"] = broken
     with pytest.raises(EngineError, match=r"export raised ValueError: bad shape") as caught:
         world.run()
-    trace = Path(caught.value.hint.rpartition(" ")[2])
+    trace = Path(caught.value.hint.split()[1])
     assert "in broken" in trace.read_text()
     record = SqliteJournal(world.folder / ".mlkit").run("last")
     assert record.status == "failed"
@@ -293,7 +293,7 @@ def test_journal_that_is_no_database(world: PipelineWorld) -> None:
     (state / JOURNAL).write_bytes(b"this is not a database, whatever it is called" * 100)
     with pytest.raises(StoreError, match="damaged") as caught:
         world.run()
-    assert caught.value.hint.startswith(f"mv {state / JOURNAL}")
+    assert f"mv {state / JOURNAL}* " in caught.value.hint
 
 
 def test_journal_of_a_newer_version_is_left_alone(world: PipelineWorld) -> None:

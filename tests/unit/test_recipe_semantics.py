@@ -187,7 +187,7 @@ CASES = [
     ("path: loans.csv", "path: loan.csv", "loan.csv", "data.source.path", "loans.csv"),
     ("path: loans.csv", "path: empty", "empty", "data.source.path", "*.csv"),
     ("path: loans.csv", "path: '*.csv'", None, "", ""),
-    ("path: loans.csv", "path: '*.tsv'", "'*.tsv'", "data.source.path", "relative to the recipe"),
+    ("path: loans.csv", "path: '*.tsv'", "'*.tsv'", "data.source.path", "shows what there is for"),
     ("kind: csv, path: loans.csv", "kind: python, function: 'code:load'", None, "", ""),
     ("kind: csv, path: loans.csv", "kind: python, function: 'code:late'", None, "", ""),
     (SOURCE, "kind: python, function: 'code:any', args: {x: 1}", None, "", ""),

@@ -26,8 +26,8 @@ from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve import starting
 from mlflowkit.adapters.ray_serve.cluster import Cluster
 from mlflowkit.system.child_process import die_with_parent_command
-from mlflowkit.system.files import use_private_umask
-from mlflowkit.system.logs import configure_logging
+from mlflowkit.system.files import private_opener, use_private_umask
+from mlflowkit.system.logs import configure_logging, rotate_log
 
 POLL_SECONDS = 0.1
 STABLE_SECONDS = 30.0
@@ -35,8 +35,6 @@ STABLE_SECONDS = 30.0
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0
 RECONCILER_STOP_SECONDS = 15.0
 SIDECAR_STOP_SECONDS = 3.0
-MAX_LOG_BYTES = 8 << 20
-"""A larger log is truncated when its process starts."""
 RECONCILER = "mlflowkit.adapters.ray_serve.reconciler"
 _log = logging.getLogger("mlflowkit.supervisor")
 
@@ -75,8 +73,7 @@ class ManagedProcess:
         with contextlib.ExitStack() as stack:
             log = None
             if self._log_path is not None:
-                too_long = self._log_path.exists() and self._log_path.stat().st_size > MAX_LOG_BYTES
-                log = stack.enter_context(self._log_path.open("wb" if too_long else "ab"))
+                log = stack.enter_context(open(self._log_path, "ab", opener=private_opener))
             environment = {**os.environ, **self.environment}
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
@@ -107,11 +104,13 @@ class Supervisor:
         folder = clusters.record_path(state).parent
         self._reconciler = ManagedProcess(RECONCILER, (str(state), runtime), None, RECONCILER_STOP_SECONDS)
         self._sidecars: list[ManagedProcess] = []
+        self._logs = [clusters.log_path(state)]
         self._try, self._ready = 1, False
         for module in sidecars:
             with contextlib.suppress(ModuleNotFoundError):  # raised when a parent package is missing
                 if importlib.util.find_spec(module) is not None:
                     log = folder / f"{module.rpartition('.')[2]}.log"
+                    self._logs.append(log)
                     self._sidecars.append(ManagedProcess(module, (str(state),), log, SIDECAR_STOP_SECONDS))
 
     def run(self, stop: threading.Event) -> int:
@@ -122,6 +121,8 @@ class Supervisor:
                 self._reconciler.start()
                 if stop.wait(POLL_SECONDS) or not self._state.is_dir():
                     return 0
+                for log in self._logs:
+                    rotate_log(log)
                 cluster = clusters.read(self._state)
                 if cluster is not None and cluster.state == "ready":
                     self._ready, self._try = True, starting.TRIES  # a restart takes what time it needs

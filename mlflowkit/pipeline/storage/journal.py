@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
@@ -37,10 +37,12 @@ from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.pipeline import JOURNAL
 from mlflowkit.pipeline.storage import codec, journal_tables
 from mlflowkit.pipeline.storage import journal_migrations as migrations
+from mlflowkit.pipeline.storage.garbage import StoredAlias, StoredResult, StoredRun
 from mlflowkit.pipeline.storage.journal_rows import (
     alias_from,
     damaged_rows,
     held_lease,
+    inventory_rows,
     result_row,
     run_record,
     run_row,
@@ -283,6 +285,23 @@ class SqliteJournal:
                 cut = (steps.c.run.in_(dead), steps.c.status == "running")
                 connection.execute(update(steps).where(*cut).values(status="interrupted"))
         return dead
+
+    def stored(self) -> tuple[tuple[StoredRun, ...], tuple[StoredResult, ...], tuple[StoredAlias, ...]]:
+        """All runs, results and aliases, as far as collecting garbage needs them."""
+        with self._read() as connection, damaged_rows(self.state / JOURNAL, "an inventory of it"):
+            return inventory_rows(connection)
+
+    def forget(self, gone: Sequence[str], fingerprints: Set[str], dropped: Set[tuple[str, str]]) -> None:
+        """Delete runs with their steps, results and aliases, in one transaction."""
+        with self._write() as connection:
+            for run in gone:
+                connection.execute(delete(steps).where(steps.c.run == run))
+                connection.execute(delete(runs).where(runs.c.run == run))
+            for fingerprint in fingerprints:
+                connection.execute(delete(results).where(results.c.fingerprint == fingerprint))
+                connection.execute(delete(leases).where(leases.c.fingerprint == fingerprint, leases.c.owner == ""))
+            for name, alias in dropped:
+                connection.execute(delete(aliases).where(aliases.c.name == name, aliases.c.alias == alias))
 
     def _held_lease(self, connection: Connection, fingerprint: str) -> HeldLease | None:
         row = connection.execute(select(leases).where(leases.c.fingerprint == fingerprint)).one_or_none()

@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from sqlalchemy import Row, Table
+from sqlalchemy import Connection, Row, Table, select
 
 from mlflowkit.errors import StoreError
 from mlflowkit.pipeline.storage import codec
+from mlflowkit.pipeline.storage.garbage import StoredAlias, StoredResult, StoredRun
 from mlflowkit.pipeline.storage.journal_tables import aliases, leases, results, runs, steps
 from mlflowkit.pipeline.storage.step_lease import is_alive
 from mlflowkit.values import (
@@ -139,3 +140,37 @@ def held_lease(row: Row[Any]) -> HeldLease | None:
     if not values["owner"]:
         return None
     return HeldLease(Owner.parse(row.owner), row.run, row.stage, row.heartbeat, row.fence)
+
+
+def inventory_rows(
+    connection: Connection,
+) -> tuple[tuple[StoredRun, ...], tuple[StoredResult, ...], tuple[StoredAlias, ...]]:
+    """The runs, results and aliases that an inventory of a state folder lists."""
+    own: dict[str, list[Any]] = {}
+    for row in connection.execute(select(steps.c.run, steps.c.fingerprint, steps.c.digest)):
+        own.setdefault(row.run, []).append(row)
+    stored_runs = [
+        StoredRun(
+            run=row.run,
+            name=row.name,
+            started=float(row.started),
+            active=row.status == "running" and is_alive(Owner.parse(row.owner)) is not False,
+            tracked=bool(row.tracked),
+            fingerprints=frozenset(step.fingerprint for step in own.get(row.run, ())),
+            digests=frozenset(step.digest for step in own.get(row.run, ()) if step.digest),
+        )
+        for row in connection.execute(select(runs))
+    ]
+    stored_results = [
+        StoredResult(row.fingerprint, row.digest, frozenset(codec.loads(row.inputs).values()), _identity(row))
+        for row in connection.execute(select(results))
+    ]
+    stored_aliases = [
+        StoredAlias(row.name, row.alias, row.identity, row.run, frozenset({row.digest, row.judged_digest} - {""}))
+        for row in connection.execute(select(aliases))
+    ]
+    return tuple(stored_runs), tuple(stored_results), tuple(stored_aliases)
+
+
+def _identity(row: Row[Any]) -> str:
+    return str(codec.loads(row.result)["summary"].get("identity", "")) if row.stage == "package" else ""

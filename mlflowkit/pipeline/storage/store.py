@@ -6,22 +6,38 @@ The next run removes what a killed process left under ``tmp/``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
 from mlflowkit.pipeline import OBJECTS
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_file, digest_json
-from mlflowkit.system.files import FOLDER_MODE, disk_errors, leads_elsewhere, make_folder
+from mlflowkit.system.files import FOLDER_MODE, disk_errors, leads_elsewhere, make_folder, private_opener
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Published
 
 PUBLISHED_MODE = 0o400
 """Of published files: read-only, for their owner."""
+
+LOCK = "storage.lock"
+
+
+@contextlib.contextmanager
+def storage_lock(state: Path, *, alone: bool = False) -> Iterator[None]:
+    """Hold the storage lock of a state folder: shared with other runs, or alone. Raises StoreError."""
+    path = state / LOCK
+    with disk_errors(path):
+        make_folder(state)
+        stream = open(path, "a", opener=private_opener)  # noqa: SIM115  (closed below)
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 class FolderStore:
