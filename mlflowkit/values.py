@@ -267,6 +267,8 @@ class ServiceStatus:
     replicas: int
     state: str = ""
     grpc_endpoint: str = ""
+    supervision: str = ""
+    """Why the service would not be started again at once if its gateways ended; "" when it would."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,7 @@ def _serves(statuses: Sequence[ServiceStatus], service: str, identity: str) -> b
     return any(
         status.service == service
         and status.ready
+        and not status.supervision
         and any(variant.role == "champion" and variant.digest == identity for variant in status.variants)
         for status in statuses
     )

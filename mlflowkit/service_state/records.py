@@ -26,6 +26,7 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       admin.json          address of the admin page, written by the controller's process
       isolated/<digest>/  addresses of the processes of an isolated variant, readable by their owner only
       isolated.json       status of each isolated variant in Ray Serve, written by the reconciler
+      retired.json        replicas of an earlier Ray that are to finish their requests and end; by the reconciler
       replicas/<id>.json  ReplicaReport of a replica; written by it, at least every HEARTBEAT_SECONDS
       replicas/<id>.prom  its metrics, when there are several replicas
 
@@ -68,6 +69,8 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 2.0
 """Longest time between two reports of a replica."""
+RETIRED = "retired.json"
+"""The record that names replicas which are to end."""
 STALE_SECONDS = 15.0
 """Age of a report after which the replica counts as gone."""
 
@@ -143,7 +146,7 @@ class Desired:
 
 @dataclass(frozen=True, slots=True)
 class ReconciledState:
-    """The result of reconciling a generation; ``state`` is running, stopped or failed."""
+    """The result of reconciling a generation; ``state`` is starting, running, stopping, stopped or failed."""
 
     generation: int
     state: str

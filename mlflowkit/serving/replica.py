@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.service_state.records import (
     HEARTBEAT_SECONDS,
+    RETIRED,
     GatewaySettings,
     Proposal,
     ReplicaReport,
@@ -57,19 +58,28 @@ REMOTE_SECONDS = 5.0
 answers there is no wait: a challenger that is down must not keep a gateway from starting."""
 RESTART_HINT = "nothing to do: Ray Serve replaces the replica; mlkit status"
 _log = logging.getLogger("mlflowkit.serving")
-WATCHED = ("service.json", "table.json", "proposal.json")
+WATCHED = ("service.json", "table.json", "proposal.json", RETIRED)
 """The records that a replica follows."""
 
 
 class Replica:
     """Serves what the files in ``folder`` say until `stop`. ``profiler`` is the ``module:class`` of a traffic profiler.
 
+    A replica that ``retired.json`` names stops, and then calls ``retired``.
+
     Raises ServiceError when the service has no settings, or would listen beyond loopback without API keys.
     """
 
     def __init__(
-        self, folder: Path, runtime: Runtime, name: str, remotes: RemoteModels | None = None, profiler: str = ""
+        self,
+        folder: Path,
+        runtime: Runtime,
+        name: str,
+        remotes: RemoteModels | None = None,
+        profiler: str = "",
+        retired: Callable[[], None] | None = None,
     ) -> None:
+        self._retired = retired
         self._files = ServiceFiles(folder)
         desired = self._files.desired()
         if desired is None:
@@ -129,6 +139,13 @@ class Replica:
         self._write_evidence(now=True)
         self._files.remove_replica(self._report.replica)
 
+    def _retire(self, retired: Callable[[], None]) -> None:
+        """Stop, because another replica has taken this one's place, and then call ``retired``."""
+        try:
+            self.stop()
+        finally:
+            retired()
+
     def _run(self) -> None:
         try:
             versions = self._files.watch(WATCHED, self._versions, 0.0)
@@ -147,6 +164,9 @@ class Replica:
 
     def _reconcile(self) -> None:
         """Apply settings, table and proposal from the files, in this order, and start the servers when due."""
+        if self._retired is not None and self._report.replica in (self._files.read(RETIRED, _retired_replicas) or ()):
+            threading.Thread(target=self._retire, args=(self._retired,), name="mlkit-retire").start()
+            return
         desired = self._files.desired()
         if desired is not None and desired.generation != self._report.generation:
             self._update_report(generation=desired.generation)
@@ -277,6 +297,10 @@ class Replica:
             return []
         others = [report.replica for report in self._files.reports() if report.replica != self._report.replica]
         return [page for page in map(self._files.metrics_page, others) if page]
+
+
+def _retired_replicas(record: Any) -> tuple[str, ...]:
+    return tuple(record["replicas"])
 
 
 def _address(settings: GatewaySettings) -> tuple[object, ...]:

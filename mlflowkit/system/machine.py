@@ -16,12 +16,17 @@ def process_ticks(pid: int) -> int | None:
     >>> process_ticks(os.getpid()) == process_ticks(os.getpid())
     True
     """
+    fields = _stat(pid)
+    return None if not fields or fields[0] in ("Z", "X") else int(fields[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the process's state on; [] when it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+        return []
+    return text.rpartition(")")[2].split()
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +48,21 @@ def is_own_process(pid: int) -> bool:
         return pid > 0 and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
     except OSError:
         return False
+
+
+def parent_ids() -> dict[int, int]:
+    """The parent of every process."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            parents[int(entry.name)] = int(fields[1])
+    return parents
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal (SIGSTOP), so that it does nothing; not by a debugger."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] == "T"
 
 
 def command_line(pid: int) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ ALLOWED = {
 NAMES = {
     "service.json", "observed.json", "table.json", "proposal.json", "rollout.json", "request.json", "champions.json",
     "failed.json", "webhooks.json", "admin.json", "isolated.json", "controller.json", "evidence", "disagreements",
-    "tenths", "commands", "answers", "incidents", "webhooks", "isolated", "replicas",
+    "tenths", "retired.json", "commands", "answers", "incidents", "webhooks", "isolated", "replicas",
 }  # fmt: skip
 """Names of control records and their folders (see `service_state.records`)."""
 SAME_NAMES = {

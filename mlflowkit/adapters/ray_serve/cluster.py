@@ -48,6 +48,8 @@ class Cluster:
     format: int = FORMAT
     folder: str = ""
     boot: str = ""
+    previous: tuple[ProcessKey, ...] = ()
+    """Supervisors before this one, of whose sessions some gateways still answer."""
     reason: str = ""
     """Why the last try to start Ray failed; ``message`` is for whoever waits."""
 
@@ -78,10 +80,15 @@ class Cluster:
 
 
 def this_cluster(state: Path, pid: int, *, owned: bool) -> Cluster:
-    """The record of a supervisor that starts now, as process ``pid``."""
+    """The record of a supervisor that starts now, as process ``pid``, after the one that the state folder names."""
     started = process_started(pid) or 0.0
     folder, boot = str(state.resolve()), boot_identity()
-    return Cluster("starting", pid, started, str(temp_dir(state)), owned, folder=folder, boot=boot)
+    before = read_record(state)
+    previous: tuple[ProcessKey, ...] = ()
+    if before is not None and before.started_by(state):
+        sessions = (*before.previous, before.key)
+        previous = tuple(key for key in sessions if key[0] != pid and ownership.session_members(key))
+    return Cluster("starting", pid, started, str(temp_dir(state)), owned, folder=folder, boot=boot, previous=previous)
 
 
 def record_path(state: Path) -> Path:
@@ -94,20 +101,30 @@ def log_path(state: Path) -> Path:
 
 def read(state: Path) -> Cluster | None:
     """The cluster of a state folder, or None when no supervisor of its own runs (for example after a reboot)."""
-    cluster = _read_record(state)
+    cluster = read_record(state)
     return cluster if cluster is not None and cluster.alive and cluster.started_by(state) else None
 
 
-def _read_record(state: Path) -> Cluster | None:
+def read_record(state: Path) -> Cluster | None:
+    """The record of a state folder, whoever wrote it. Raises ServiceError when it is damaged."""
     value = read_json(record_path(state))
     if value is None:
         return None
     try:
         supervisor = value.pop("steward")
+        value["previous"] = tuple((int(pid), float(started)) for pid, started in value.get("previous", ()))
         return Cluster(**{"format": 1, **value, "pid": int(supervisor["pid"]), "started": float(supervisor["started"])})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         path = record_path(state)
         raise ServiceError(f"{path} is damaged: {error!r}", hint=f"rm {shell_word(path)}") from error
+
+
+def is_abandoned(state: Path, supervisor: ProcessKey) -> bool:
+    """Whether a supervisor ended without being told to, so that its services are still to be up."""
+    record = read_record(state) if state.is_dir() else None
+    if record is None or record.key != supervisor or not record.started_by(state):
+        return False
+    return not record.alive and record.state in ("starting", "ready")
 
 
 def check_format(state: Path) -> None:
@@ -141,7 +158,7 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
         starting.check_address(address)
         starting.first_seconds()  # raises here rather than in the supervisor
         owned = not address
-        _remove_leftovers(state, _read_record(state))
+        _remove_leftovers(state, read_record(state), spare=True)
         with open(log_path(state), "ab", opener=private_opener) as log:
             process = subprocess.Popen(
                 module_command(SUPERVISOR, str(state.resolve()), runtime, *sidecars),
@@ -150,7 +167,7 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
                 stderr=log,
                 start_new_session=True,
                 cwd="/",  # Ray's workers import from the working directory of the process that started it
-                env={**os.environ, **SAFE_PATH, **python_path(), **(ray_environment(state) if owned else {})},
+                env={**os.environ, **SAFE_PATH, **python_path(), **(_environment(state) if owned else {})},
             )
         _children.append(process)
         write(state, this_cluster(state, process.pid, owned=owned))
@@ -183,7 +200,7 @@ def wait(state: Path, seconds: float | None = None, progress: Callable[[str], No
 
 def _not_started(state: Path, reason: str) -> EngineError:
     """The error for a Ray that did not start, with the cause that its logs give."""
-    record = _read_record(state)
+    record = read_record(state)
     if record is None:
         return EngineError("the local Ray was stopped while it started", hint="mlkit up RECIPE")
     told = reason or record.message or "the supervisor ended"
@@ -200,13 +217,14 @@ def _not_started(state: Path, reason: str) -> EngineError:
 
 def stop(state: Path) -> bool:
     """Stop the supervisor, and Ray if we started it; returns whether it ran. Leaves no process behind."""
-    cluster = _read_record(state)
+    cluster = read_record(state)
     if cluster is None:
         return False
     if not cluster.started_by(state):  # of another folder or boot: whatever it names is not ours to stop
         write(state, replace(cluster, state="stopped", address="", environment={}))
         return False
     alive = cluster.alive
+    write(state, replace(cluster, state="stopping"))  # so that nobody starts another supervisor in its place
     if alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(cluster.pid, signal.SIGTERM)
@@ -217,8 +235,8 @@ def stop(state: Path) -> bool:
 
 
 def process_group(cluster: Cluster) -> set[ProcessKey]:
-    """Every process that the supervisor of a verified record started, directly or not."""
-    return ownership.session_members(cluster.key)
+    """Every process that the supervisors of a verified record started, directly or not, but this one."""
+    return set().union(*map(ownership.session_members, (*cluster.previous, cluster.key)))
 
 
 def _auth_token(state: Path) -> Path:
@@ -252,23 +270,41 @@ def ray_environment(state: Path) -> dict[str, str]:
     }
 
 
-def _remove_leftovers(state: Path, cluster: Cluster | None, *, crashed: bool = True) -> None:
+def _environment(state: Path) -> dict[str, str]:
+    """Environment of the processes that run Ray: a gateway is to go on answering when Ray ends (see `survivors`)."""
+    forever = {
+        "RAY_raylet_death_check_interval_milliseconds": "1000000000",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    }
+    return {**ray_environment(state), **forever}
+
+
+def _remove_leftovers(state: Path, cluster: Cluster | None, *, crashed: bool = True, spare: bool = False) -> None:
     """Kill the remaining processes of a cluster of ours (Ray's helpers notice its end late) and remove its folder.
 
-    The logs of one that ``crashed`` are kept.
+    The logs of one that ``crashed`` are kept. With ``spare``, gateways that still answer are left to do so.
     """
     if cluster is None or not cluster.owned or cluster.state == "stopped":
         return
     if cluster.started_by(state):
-        ownership.kill({*process_group(cluster), cluster.key}, _reap)
+        members = {*process_group(cluster), cluster.key}
+        ownership.kill(members - (_answering(state, members) if spare else set()), _reap)
     if crashed:
         ray_logs.keep(Path(cluster.temp_dir), state)
     ownership.remove_temp_dir(Path(cluster.temp_dir), state)
 
 
-def kill_group(cluster: Cluster, spared: Collection[int] = ()) -> None:
-    """Kill every process the supervisor started, directly or not, except the process ids in ``spared``."""
-    ownership.kill({(pid, started) for pid, started in process_group(cluster) if pid not in spared}, _reap)
+def kill_group(state: Path, cluster: Cluster, managed: Collection[int] = ()) -> None:
+    """Kill every process the supervisor started but gateways that answer, and the ``managed`` ones with their own."""
+    members, managed = process_group(cluster), ownership.descendants(managed)
+    spared = _answering(state, members) if cluster.owned else set()
+    ownership.kill({(pid, started) for pid, started in members - spared if pid not in managed}, _reap)
+
+
+def _answering(state: Path, members: Collection[ProcessKey]) -> set[ProcessKey]:
+    from mlflowkit.adapters.ray_serve.survivors import answering  # not for readers
+
+    return answering(state, members)
 
 
 def _reap() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -29,7 +30,10 @@ class GatewayReplica:
         use_private_umask()  # a Ray of someone else's did not inherit ours
         keep_to_loopback()
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = Replica(Path(folder), resolve_name(runtime)(), name, RayRemoteModels(Path(folder)), PROFILER)
+        remotes, service = RayRemoteModels(Path(folder)), Path(folder)
+        self._replica = Replica(
+            service, resolve_name(runtime)(), name, remotes, PROFILER, retired=lambda: os._exit(0)
+        )  # its Ray is gone, which an orderly end of the process would wait for
 
     def check_health(self) -> None:
         """Called by Serve; raises when the replica must be replaced."""

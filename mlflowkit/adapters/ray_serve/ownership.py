@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mlflowkit.errors import EngineError
 from mlflowkit.service_state.records import process_started
-from mlflowkit.system.machine import is_own_process
+from mlflowkit.system.machine import is_own_process, parent_ids
 from mlflowkit.system.text import shell_word
 
 ProcessKey = tuple[int, float]
@@ -74,7 +74,7 @@ def create_temp_dir(folder: Path) -> Path:
 
 
 def session_members(leader: ProcessKey) -> set[ProcessKey]:
-    """This user's processes in the session that ``leader`` began, without itself.
+    """This user's processes in the session that ``leader`` began, without itself and the caller.
 
     All of Ray stays in the supervisor's session, even after supervisor and reconciler ended, and an id that still names
     a session is not given to another process. (Ray's processes overwrite their command lines and environments.)
@@ -85,11 +85,19 @@ def session_members(leader: ProcessKey) -> set[ProcessKey]:
         return members
     for other in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
         with contextlib.suppress(ProcessLookupError):
-            if os.getsid(other) == pid != other and is_own_process(other):
+            if os.getsid(other) == pid != other != os.getpid() and is_own_process(other):
                 member = process_started(other)
                 if member is not None and member >= started:
                     members.add((other, member))
     return members
+
+
+def descendants(roots: Collection[int]) -> set[int]:
+    """Process ids in ``roots`` and of all that these started and that have not lost their parent."""
+    family, parents = set(roots), parent_ids()
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
 
 
 def kill(processes: Collection[ProcessKey], poll: Callable[[], None] = lambda: None) -> None:

@@ -141,7 +141,9 @@ class RayServePlatform:
 
     def status(self) -> Sequence[ServiceStatus]:
         """Every service of the state folder, from its files and one health request each. Imports no Ray."""
-        return [_service_status(files) for files in ServiceFiles.all(self.state)]
+        services = ServiceFiles.all(self.state)
+        supervision = _supervision(self.state) if services else ""
+        return [_service_status(files, supervision) for files in services]
 
     def folder(self, service: str) -> Path:
         """The folder of a service's files."""
@@ -418,7 +420,17 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _service_status(files: ServiceFiles) -> ServiceStatus:
+def _supervision(state: Path) -> str:
+    """What is wrong with the supervision of services that answer; "" when it is well."""
+    cluster = clusters.read(state)
+    if cluster is None:
+        return "nothing would start it again: mlkit up RECIPE"
+    if cluster.state == "ready":
+        return ""
+    return cluster.message or "Ray is being started; its gateways answer meanwhile"
+
+
+def _service_status(files: ServiceFiles, supervision: str) -> ServiceStatus:
     desired, table, reports = files.desired(), files.table(), files.reports()
     endpoint = "" if desired is None else desired.settings.endpoint
     ready = bool(reports) and http_client.ready(endpoint)
@@ -431,4 +443,5 @@ def _service_status(files: ServiceFiles) -> ServiceStatus:
         replicas=len(reports),
         state=summarize_state(reports, table=table is not None, serving=ready),
         grpc_endpoint="" if desired is None else desired.settings.grpc_endpoint,
+        supervision=supervision if reports else "",
     )

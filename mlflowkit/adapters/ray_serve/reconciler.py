@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlflowkit.adapters.ray_serve import cluster as clusters
-from mlflowkit.adapters.ray_serve import ownership, ray_logs, starting
+from mlflowkit.adapters.ray_serve import ownership, ray_health, ray_logs, starting
+from mlflowkit.adapters.ray_serve.survivors import Retirement
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import Desired, GatewaySettings, ReconciledState, ServiceFiles
 from mlflowkit.system.files import use_private_umask
@@ -46,13 +47,24 @@ def main(arguments: list[str]) -> int:
     configure_logging()
     state, runtime = Path(arguments[0]), arguments[1]
     stop = threading.Event()
+    survivors = _survivors(state)
     with _running_ray(state) as connected:
         if connected:
             for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs its own
                 signal.signal(number, lambda *_: stop.set())
-            Reconciler(state, runtime).run(stop)
+            ray_health.watch_ray()
+            Reconciler(state, runtime, survivors).run(stop)
             return 0
     return starting.FAILED_START
+
+
+def _survivors(state: Path) -> set[ownership.ProcessKey]:
+    """Processes that an earlier reconciler's Ray left answering; called before another Ray is started."""
+    record = clusters.read(state)
+    if record is None:
+        return set()
+    managed = ownership.descendants({record.pid})
+    return {(pid, started) for pid, started in clusters.process_group(record) if pid not in managed}
 
 
 @contextlib.contextmanager
@@ -250,8 +262,9 @@ class Reconciler:
     anything of it changes, the number of replicas included, so scaling would take the service down.
     """
 
-    def __init__(self, state: Path, runtime: str) -> None:
+    def __init__(self, state: Path, runtime: str, survivors: Collection[ownership.ProcessKey] = ()) -> None:
         self._state, self._runtime = state, runtime
+        self._retirement = Retirement(state, survivors, self._forget_previous)
         self._suffix = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
         self._reconciled: dict[str, int] = {}
         self._isolated: dict[str, IsolatedDeployments] = {}
@@ -266,10 +279,18 @@ class Reconciler:
                     self._reconcile(files, desired)
                 if desired is not None:
                     self._reconcile_isolated(files, desired)
+            with contextlib.suppress(ServiceError):  # of a damaged record, which is logged above
+                self._retirement.advance()
         for isolated in self._isolated.values():
             isolated.stop()
         for service in self._reconciled:
             self._scale(ServiceFiles(self._state / "services" / service), 0)
+
+    def _forget_previous(self) -> None:
+        """Note in the record that no process of an earlier supervisor is left."""
+        record = clusters.read(self._state)
+        if record is not None and record.previous:
+            clusters.write(self._state, replace(record, previous=()))
 
     def _read_desired(self, files: ServiceFiles) -> Desired | None:
         """A service's desired state; None when its file is damaged: the service then stays as it is."""
@@ -283,6 +304,7 @@ class Reconciler:
 
     def _reconcile(self, files: ServiceFiles, desired: Desired) -> None:
         self._reconciled[files.service] = desired.generation
+        files.write_observed(ReconciledState(desired.generation, "starting" if desired.up else "stopping"))
         try:
             self._scale(files, desired.settings.replicas if desired.up else 0)
             files.write_observed(ReconciledState(desired.generation, "running" if desired.up else "stopped"))

@@ -25,9 +25,10 @@ from pathlib import Path
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve import starting
 from mlflowkit.adapters.ray_serve.cluster import Cluster
-from mlflowkit.system.child_process import die_with_parent_command
+from mlflowkit.system.child_process import die_with_parent_command, module_command
 from mlflowkit.system.files import private_opener, use_private_umask
 from mlflowkit.system.logs import configure_logging, rotate_log
+from mlflowkit.system.machine import is_stopped
 
 POLL_SECONDS = 0.1
 STABLE_SECONDS = 30.0
@@ -36,13 +37,20 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0
 RECONCILER_STOP_SECONDS = 15.0
 SIDECAR_STOP_SECONDS = 3.0
 RECONCILER = "mlflowkit.adapters.ray_serve.reconciler"
+KEEPER = "mlflowkit.adapters.ray_serve.keeper"
+STOPPED_SECONDS = 20.0
+"""A process that somebody stopped (SIGSTOP) is killed after this long, and started again."""
 _log = logging.getLogger("mlflowkit.supervisor")
 
 
 class ManagedProcess:
     """A module that runs as a child process and is restarted with back-off."""
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path | None, stop_seconds: float) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], log: Path | None, stop_seconds: float, *, outlives: bool = False
+    ) -> None:
+        self._stopped_since: float | None = None
+        self._command = module_command if outlives else die_with_parent_command
         self.module, self._arguments, self._log_path, self._stop_seconds = module, arguments, log, stop_seconds
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] = {}
@@ -53,6 +61,7 @@ class ManagedProcess:
 
     def poll(self) -> int | None:
         """Exit code if the process has ended since the last call, else None. Schedules the restart."""
+        self._kill_if_stopped()
         code = None if self.process is None else self.process.poll()
         if code is None:
             return None
@@ -64,12 +73,23 @@ class ManagedProcess:
         self.process = None
         return code
 
+    def _kill_if_stopped(self) -> None:
+        now = time.monotonic()
+        if self.process is None or not is_stopped(self.process.pid):
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = now
+        elif now - self._stopped_since > STOPPED_SECONDS:
+            _log.warning("%s was stopped for %g s; it is started again", self.module, STOPPED_SECONDS)
+            self.process.kill()
+            self.process.wait()
+
     def start(self) -> None:
         """Start the process unless it runs or its back-off has not passed."""
         if self.process is not None or time.monotonic() < self._restart_at:
             return
         self._started_at = time.monotonic()
-        command = die_with_parent_command(self.module, *self._arguments)
+        command = self._command(self.module, *self._arguments)
         with contextlib.ExitStack() as stack:
             log = None
             if self._log_path is not None:
@@ -105,7 +125,11 @@ class Supervisor:
         self._reconciler = ManagedProcess(RECONCILER, (str(state), runtime), None, RECONCILER_STOP_SECONDS)
         self._sidecars: list[ManagedProcess] = []
         self._logs = [clusters.log_path(state)]
-        self._try, self._ready = 1, False
+        arguments = (str(state), str(os.getpid()), runtime, *sidecars)
+        self._keeper = ManagedProcess(KEEPER, arguments, None, SIDECAR_STOP_SECONDS, outlives=True)
+        cluster = clusters.read(state)
+        self._ready = cluster is not None and bool(cluster.previous)  # services are up: Ray must come back
+        self._try = starting.TRIES if self._ready else 1
         for module in sidecars:
             with contextlib.suppress(ModuleNotFoundError):  # raised when a parent package is missing
                 if importlib.util.find_spec(module) is not None:
@@ -117,6 +141,8 @@ class Supervisor:
         """Run until ``stop`` is set, the state folder is gone, or Ray never came up; returns the exit code."""
         try:
             while True:
+                self._keeper.poll()
+                self._keeper.start()
                 self._reconciler.environment = starting.ray_limits(self._try)
                 self._reconciler.start()
                 if stop.wait(POLL_SECONDS) or not self._state.is_dir():
@@ -134,9 +160,8 @@ class Supervisor:
                         _log.warning("%s ended with %d", sidecar.module, code)
                     sidecar.start()
         finally:
-            for sidecar in self._sidecars:
-                sidecar.stop()
-            self._reconciler.stop()
+            for child in (self._keeper, *self._sidecars, self._reconciler):
+                child.stop()
 
     def _ended(self, cluster: Cluster | None) -> int | None:
         """Exit code of the reconciler if it has ended, also because it took too long to start Ray."""
@@ -165,8 +190,8 @@ class Supervisor:
         """Kill what a dead reconciler left, so that the next one has the ports and the folder to itself."""
         _log.warning("the reconciler ended with %d; restarting it", code)
         clusters.write(self._state, replace(cluster, state="starting", address="", environment={}, reason=""))
-        spared = {sidecar.process.pid for sidecar in self._sidecars if sidecar.process is not None}
-        clusters.kill_group(cluster, spared)
+        managed = {child.process.pid for child in (self._keeper, *self._sidecars) if child.process is not None}
+        clusters.kill_group(self._state, cluster, managed)
 
 
 def main(arguments: list[str]) -> int:

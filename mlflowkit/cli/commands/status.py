@@ -99,6 +99,8 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
         if view.admin:
             output.append(f"  page  {view.admin}")
         output += [f"  problem  {problem}" for problem in view.problems]
+        if service.supervision:
+            output.append(f"  supervision  {service.supervision}")
         if service.state == "down":
             output.append("  next  mlkit up RECIPE starts it with the version it served last")
     output.append(WORDS)
@@ -143,6 +145,7 @@ def _json(service: ServiceStatus, view: ServiceView) -> dict[str, Any]:
         "progress": None if view.rollout is None else _progress(view.rollout),
         "incidents": view.incident_count,
         "problems": list(view.problems),
+        "supervision": service.supervision,
     }
 
 

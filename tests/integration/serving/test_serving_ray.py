@@ -20,14 +20,16 @@ from typing import Any
 import httpx
 import pytest
 
-from mlflowkit.adapters.ray_serve import RayServePlatform
+from mlflowkit.adapters.ray_serve import RayServePlatform, ownership
 from mlflowkit.adapters.ray_serve import cluster as clusters
 from mlflowkit.adapters.ray_serve.isolated import read_addresses
+from mlflowkit.adapters.ray_serve.supervisor import KEEPER, RECONCILER
 from mlflowkit.bundle import Bundle
 from mlflowkit.errors import BundleError, ServiceError
 from mlflowkit.service_state.records import ServiceFiles, process_started, read_json
 from mlflowkit.stages import deploy
 from mlflowkit.stages.deploy import ServeSection
+from mlflowkit.system.machine import command_line
 from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 from tests.support import ROOT
 from tests.support.lending_bundle import ROWS, expected, make_bundle, table
@@ -113,6 +115,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
             world.platform.prewarm()
         yield world
         world.platform.down()
+
+
+def child_of(supervisor: int, module: str) -> int:
+    """The process of a supervisor that runs ``module``."""
+    return next(pid for pid in ownership.descendants({supervisor}) if module in command_line(pid))
 
 
 VENDORS = ("ray", "onnxruntime", "numpy", "uvicorn", "orjson", "starlette", "pyarrow", "psutil", "mlflowkit", "json")
@@ -405,17 +412,24 @@ def test_status_loads_neither_ray_nor_the_libraries_of_models(lending: RayServic
 
 
 @pytest.mark.slow
-def test_killing_the_supervisor_kills_ray_and_the_next_one_serves_the_same(lending: RayService, one: Bundle) -> None:
+def test_a_service_that_nobody_supervises_says_so_and_goes_on_under_the_next_supervisor(
+    lending: RayService, one: Bundle
+) -> None:
     cluster = clusters.wait(lending.state)
-    epoch = lending.status().epoch
+    epoch, endpoint = lending.status().epoch, lending.status().endpoint
     processes = clusters.process_group(cluster)
     assert len(processes) > 3
-    os.kill(cluster.pid, signal.SIGKILL)
-    wait_for(lambda: lending.status().state == "down")
-    assert lending.platform.ensure(ServeSection(service="lending", port=0)) == lending.status().endpoint
-    assert not [pid for pid, started in processes if process_started(pid) == started]
+    keeper = child_of(cluster.pid, KEEPER)
+    for pid in (keeper, cluster.pid):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: clusters.read(lending.state) is None)
     assert ask(lending)["model_version"] == one.manifest.version
-    assert lending.status().epoch == epoch
+    assert lending.status().supervision == "nothing would start it again: mlkit up RECIPE"
+    assert "supervision  nothing would start it again" in lending.mlkit("status").stdout
+    assert lending.platform.ensure(ServeSection(service="lending", port=0)) == endpoint
+    wait_for(lambda: not [pid for pid, started in processes if process_started(pid) == started], 120)
+    assert ask(lending)["model_version"] == one.manifest.version
+    assert (lending.status().epoch, lending.status().supervision) == (epoch, "")
 
 
 def test_an_isolated_version_that_no_table_has_any_more_is_stopped(lending: RayService, two: Bundle) -> None:
@@ -427,18 +441,17 @@ def test_an_isolated_version_that_no_table_has_any_more_is_stopped(lending: RayS
 
 @pytest.mark.slow
 def test_a_reconciler_or_a_sidecar_that_dies_is_restarted(lending: RayService, one: Bundle) -> None:
-    import psutil
-
     cluster = clusters.wait(lending.state)
     epoch, endpoint = lending.status().epoch, lending.status().endpoint
     pid_file = lending.state / "sidecar.pid"
     sidecar = int(wait_for(lambda: pid_file.exists() and pid_file.read_text()))
     os.kill(sidecar, signal.SIGKILL)
     restarted = int(wait_for(lambda: int(pid_file.read_text()) != sidecar and pid_file.read_text()))
-    reconciler = next(child.pid for child in psutil.Process(cluster.pid).children() if child.pid != restarted)
-    ray = clusters.process_group(cluster) - {(restarted, process_started(restarted))}
+    reconciler = child_of(cluster.pid, RECONCILER)
+    kept = {restarted, child_of(cluster.pid, KEEPER)}
+    ray = {(pid, started) for pid, started in clusters.process_group(cluster) if pid not in kept}
     os.kill(reconciler, signal.SIGKILL)
-    wait_for(lambda: not [pid for pid, started in ray if process_started(pid) == started])
+    wait_for(lambda: not [pid for pid, started in ray if process_started(pid) == started], 120)
     wait_for(lambda: lending.status().ready, 60)
     assert (lending.status().epoch, lending.status().endpoint) == (epoch, endpoint)
     assert ask(lending)["model_version"] == one.manifest.version
