@@ -95,7 +95,7 @@ class IsolatedModel:
         import ray
         from ray import serve
 
-        from mlflowkit.adapters.ray_serve.loopback import keep_to_loopback
+        from mlflowkit.adapters.ray_serve.deployment import keep_to_loopback
         from mlflowkit.serving.inference.variants import load_variant
 
         keep_to_loopback()
