@@ -7,9 +7,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import ray
 from ray import serve
 
+from mlflowkit.adapters.ray_serve.isolated import keep_to_loopback
 from mlflowkit.system.files import use_private_umask
 
 PROFILER = "mlflowkit.adapters.whylogs:WhylogsProfiler"
@@ -64,17 +64,3 @@ def application(folder: Path, runtime: str) -> Any:
         max_ongoing_requests=256,
     )(GatewayReplica)  # fmt: skip
     return deployment.bind(str(folder), runtime)
-
-
-def keep_to_loopback() -> None:
-    """Where Ray keeps to loopback, make this replica's own gRPC server keep to it too.
-
-    Serve opens one on every interface when the replica is created, checks no token there, and unpickles incoming
-    requests (ray 2.60, ``ray/serve/_private/replica.py``); its address is not configurable.
-    """
-    if ray.util.get_node_ip_address() != "127.0.0.1":
-        return
-    from ray.serve._private import replica
-
-    bind = replica.add_port_to_grpc_server
-    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))

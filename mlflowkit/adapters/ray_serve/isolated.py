@@ -95,7 +95,6 @@ class IsolatedModel:
         import ray
         from ray import serve
 
-        from mlflowkit.adapters.ray_serve.deployment import keep_to_loopback
         from mlflowkit.serving.inference.variants import load_variant
 
         keep_to_loopback()
@@ -294,3 +293,19 @@ def unreachable_reason(address: ReplicaAddress, digest: str) -> str:
     except (OSError, EngineError) as error:
         return str(error)
     return "" if head.get("digest") == digest else "another version answers there"
+
+
+def keep_to_loopback() -> None:
+    """Where Ray keeps to loopback, make this replica's own gRPC server keep to it too.
+
+    Serve opens one on every interface when the replica is created, checks no token there, and unpickles incoming
+    requests (ray 2.60, ``ray/serve/_private/replica.py``); its address is not configurable.
+    """
+    import ray
+
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
