@@ -351,6 +351,9 @@ class Tracker(Protocol):
         Idempotent: an identity digest is registered once.
         """
 
+    def unalias(self, name: str, identity: str, alias: str) -> None:
+        """Take ``alias`` from the version of ``name`` with that identity, if it has it. Idempotent."""
+
 
 class Platform(Protocol):
     """Starts, updates and stops gateways."""

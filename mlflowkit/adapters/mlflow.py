@@ -148,6 +148,10 @@ class MlflowTracker:
         facts = {"name": name, "alias": alias, "source": str(bundle.resolve()), "tags": tags}
         return str(self._call("register", {**facts, "run": asdict(facts_of(run))}))
 
+    def unalias(self, name: str, identity: str, alias: str) -> None:
+        """Take an alias from the version with that identity. Raises EngineError as `register` does."""
+        self._call("unalias", {"name": name, "identity": identity, "alias": alias})
+
     def close(self) -> None:
         """Stop the child. A later call starts another."""
         with self._lock:

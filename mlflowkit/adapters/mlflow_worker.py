@@ -140,6 +140,21 @@ class MlflowMirror:
         self.client.set_registered_model_alias(name, facts["alias"], number)
         return number
 
+    def unalias(self, facts: Mapping[str, Any]) -> str:
+        """Delete an alias that points at the version with an identity; returns that version, or "" if none has it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = self.client.get_model_version_by_alias(facts["name"], facts["alias"])
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, no alias
+                raise
+            return ""
+        if version.tags.get("identity") != facts["identity"]:
+            return ""
+        self.client.delete_registered_model_alias(facts["name"], facts["alias"])
+        return str(version.version)
+
     def _source(self, run_id: str, bundle: Path) -> str:
         """The source URI of a model version: the bundle in the store, or for a server a copy uploaded to its run."""
         if self.local:
@@ -205,7 +220,11 @@ def serve(state: Path, uri: str, jobs: IO[bytes], replies: IO[bytes]) -> None:
 def _run_job(mirror: MlflowMirror, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with _exclusive_access(mirror.state):
-            return {"value": {"record": mirror.record, "register": mirror.register}[job["verb"]](job["facts"])}
+            return {
+                "value": {"record": mirror.record, "register": mirror.register, "unalias": mirror.unalias}[job["verb"]](
+                    job["facts"]
+                )
+            }
     except Exception as error:  # noqa: BLE001 - the reply; the log has the traceback
         return {"error": _logged_message(error), "hint": _hint(mirror, error)}
 

@@ -1,12 +1,15 @@
-"""Moves the ``champion`` alias when a rollout ends: in the journal, then in the tracker."""
+"""Moves aliases when a rollout ends: ``champion`` in journal and tracker, ``challenger`` in the tracker alone."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from mlflowkit.errors import MlkitError
 from mlflowkit.ports import StatePorts, Tracker
+from mlflowkit.service_state import version_history
+from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import candidate_alias
 
 _log = logging.getLogger("mlflowkit.rollout")
@@ -32,3 +35,19 @@ def promote(storage: StatePorts, tracker: Tracker, name: str, identity: str) -> 
             _log.warning("the tracker did not record %s as champion of %s: %s", identity[:12], name, error.message)
             journal.mark_tracked(champion.run, tracked=False)
     return True
+
+
+def reject(tracker: Tracker, name: str, identity: str) -> None:
+    """Take the ``challenger`` alias from a version that was rolled back or aborted; in the journal it stays the version
+    that was blessed last. Idempotent; a tracker that fails is logged."""
+    try:
+        tracker.unalias(name, identity, "challenger")
+    except MlkitError as error:
+        _log.warning("the tracker keeps %s as challenger of %s: %s", identity[:12], name, error.message)
+
+
+def is_rejected(state: Path, service: str, identity: str) -> bool:
+    """Whether a service turned a version down, and has not forgotten it."""
+    if not service:
+        return False
+    return identity in version_history.rejections(ServiceFiles(state / "services" / service))

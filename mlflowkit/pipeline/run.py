@@ -27,6 +27,7 @@ from mlflowkit.pipeline import client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import ExecutionPlan, build_plan
+from mlflowkit.pipeline.promotion import is_rejected, reject
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.step_executor import ACTIVITIES, Stage, StepExecutor
@@ -261,6 +262,11 @@ def _update_tracker(journal: Journal, store: ObjectStore, ports: Ports) -> str:
             if package and record.blessed:
                 champion = journal.alias(record.name, "champion")
                 served = champion is not None and champion.identity == record.bundle
+                service = str((record.recipe.get("serve") or {}).get("service") or "")
+                if not served and is_rejected(journal.state, service, record.bundle):
+                    reject(ports.tracker, record.name, record.bundle)
+                    journal.mark_tracked(record.run)
+                    continue
                 for alias in ("challenger", "champion") if served else ("challenger",):
                     ports.tracker.register(record.name, store.path(package) / "bundle", record, alias)
         except WorldError as error:

@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def control(state: Path, stop: threading.Event) -> None:
     """Control the rollouts of ``state`` and serve its admin page until ``stop`` is set."""
+    from mlflowkit.pipeline.requirements import is_tracked
     from mlflowkit.report.rollout.rollout_page import admin_listener
     from mlflowkit.rollout.controller import ControllerDeps, RolloutController
     from mlflowkit.wiring import Wiring
@@ -54,8 +55,15 @@ def control(state: Path, stop: threading.Event) -> None:
 
         promote(wiring, wiring.tracker, origin["name"], champion.digest)
 
+    def rejected(service: str, version: Variant, origin: Mapping[str, str]) -> None:
+        """Take the challenger's alias from a version that was rolled back."""
+        if origin.get("name") and is_tracked():
+            from mlflowkit.pipeline.promotion import reject
+
+            reject(wiring.tracker, origin["name"], version.digest)
+
     with admin_listener(state):
-        RolloutController(state, ControllerDeps(wiring.platform, promoted)).run(stop)
+        RolloutController(state, ControllerDeps(wiring.platform, promoted, rejected)).run(stop)
 
 
 if __name__ == "__main__":

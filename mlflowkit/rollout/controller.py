@@ -45,6 +45,8 @@ _log = logging.getLogger("mlflowkit.rollout")
 
 PromotedCallback = Callable[[str, Variant, Mapping[str, str]], None]
 """Called with (service, new champion, its origin) after the table changed, perhaps twice; moves the aliases."""
+RejectedCallback = Callable[[str, Variant, Mapping[str, str]], None]
+"""Called with (service, rejected version, origin) after a rollback, perhaps twice; takes its alias."""
 Judge = Callable[..., tuple[tuple[MetricResult, ...], Mapping[str, Json]]]
 
 
@@ -64,6 +66,7 @@ class ControllerDeps:
 
     platform: Publisher
     promoted: PromotedCallback
+    rejected: RejectedCallback = lambda service, version, origin: None
     judge: Judge = online.judge
     clock: Callable[[], float] = time.time
 
@@ -356,6 +359,7 @@ class ServiceController:
                     version_history.record_rejection(self.files, rejection)
                     path = incidents.record(self.files, state, action, evidence)
                 _log.warning("%s: version %s: %s (%s)", state.service, blamed.version, reason, path)
+                self.deps.rejected(state.service, blamed, state.origin)
             case Notify():
                 _log.info("%s: %s: %s", state.service, action.event, action.message)
                 with self.lease.guard():

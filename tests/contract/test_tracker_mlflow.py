@@ -166,6 +166,22 @@ def test_one_identity_is_one_version_and_aliases_move(tracker: MlflowTracker, cl
     assert str(client.get_model_version_by_alias("moving", "challenger").version) == first
 
 
+def test_an_alias_is_taken_from_the_version_that_has_it_alone(
+    tracker: MlflowTracker, client: Any, tmp_path: Path
+) -> None:
+    original, other = make_bundle(tmp_path / "one", b"one"), make_bundle(tmp_path / "two", b"two")
+    number = tracker.register("rejected", original.path, run_record("r1", name="rejected"), "champion")
+    tracker.register("rejected", other.path, run_record("r2", name="rejected"), "challenger")
+    tracker.unalias("rejected", original.manifest.identity, "challenger")  # another version has it
+    assert client.get_model_version_by_alias("rejected", "challenger").tags["identity"] == other.manifest.identity
+    for _ in range(2):
+        tracker.unalias("rejected", other.manifest.identity, "challenger")
+    assert set(client.get_registered_model("rejected").aliases) == {"champion"}
+    assert str(client.get_model_version_by_alias("rejected", "champion").version) == number
+    assert len(client.search_model_versions("name = 'rejected'")) == 2
+    tracker.unalias("no-such-model", other.manifest.identity, "challenger")
+
+
 def test_a_bundle_that_is_not_blessed_or_was_altered_is_not_registered(
     tracker: MlflowTracker, client: Any, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.pipeline.promotion import promote
+from mlflowkit.pipeline.promotion import promote, reject
 from mlflowkit.pipeline.storage.journal import SqliteJournal
 from mlflowkit.ports import StageContext
 from mlflowkit.rollout import commands, requests
@@ -60,7 +60,13 @@ class Delivered(PipelineWorld):
                 tracker: Any = self
                 assert promote(self, tracker, origin.get("name") or "tiny", champion.digest)
 
-            self.controller = ServiceController(self.files, held, Effects(drill.Platform(self.files), promoted))
+            def rejected(service: str, version: Variant, origin: Mapping[str, str]) -> None:
+                tracker: Any = self
+                reject(tracker, origin.get("name") or "tiny", version.digest)
+
+            self.controller = ServiceController(
+                self.files, held, Effects(drill.Platform(self.files), promoted, rejected)
+            )
         controller: ServiceController = self.controller
         return controller
 
@@ -131,7 +137,10 @@ def test_a_version_that_was_turned_down_is_not_deployed_again_unasked(world: Del
     record = world.run({"train.epochs": 4})
     assert world.roll(0.3).phase == "rolled_back"
     assert world.aliases() == {"champion": first, "challenger": record.bundle}
+    assert world.noted("unaliased") == [f"tiny@challenger {record.bundle}"]
+    registered = world.noted("registered")
     actions, reason = reasons(world.run({"train.epochs": 4}))
+    assert world.noted("registered") == registered  # it does not become the challenger again
     assert actions == {"reuse"}
     assert reason.startswith("it was rolled back: error_rate")
     assert f"mlkit rollout forget tiny {record.bundle[:12]}" in reason

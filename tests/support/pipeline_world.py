@@ -215,6 +215,9 @@ class PipelineWorld:
         self.note("registered", f"{name}@{alias}")
         return "1"
 
+    def unalias(self, name: str, identity: str, alias: str) -> None:
+        self.note("unaliased", f"{name}@{alias} {identity}")
+
     def note(self, kind: str, text: str) -> None:
         with (self.folder / kind).open("a") as stream:
             stream.write(text + "\n")
