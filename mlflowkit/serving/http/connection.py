@@ -11,23 +11,20 @@ would come back through it. Heads, bodies, idle connections and unread replies h
 as RFC 9110, section 7.8, allows. The parser ends at the head of such a request and would take its body for the other
 protocol, so a new parser continues, from the same head without the offer: see `Connection._feed`.
 
-**Overload.** A parsed request is a task, and a loop that lags has many tasks that have not started. They are counted
-when a request's headers are complete, together with the requests that wait for a thread or another process: at
+**Eager start.** A request that has arrived completely is answered where it was read, without a task, if few are
+(EAGER_AT_ONCE): that saves a loop iteration and a tenth of the work. The rest become tasks, which count as waiting.
+
+**Overload.** Tasks that have not started are counted with the requests that wait for a thread or another process: at
 ``max_queue``, a POST is answered here with 503 and Retry-After, at a tenth of the cost of a task, and its body is
 discarded. So admitted requests are answered in time, and memory does not grow.
-
-**Eager start.** A request that arrived complete in one packet, as the first of its loop iteration, is answered
-directly, without a task: that saves a loop iteration, which matters with few clients. The other requests of the
-iteration become tasks, where they count as waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-import urllib.parse
 from collections import deque
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httptools
 
@@ -35,7 +32,9 @@ from mlflowkit.serving.http import replies
 from mlflowkit.serving.http.exchange import Exchange, start_eagerly
 from mlflowkit.serving.http.replies import MAX_FIELDS, MAX_HEAD_BYTES, refusal
 from mlflowkit.serving.http.server_load import NEVER, ServerLoad
-from mlflowkit.serving.inference.data_plane import DataPlane
+
+if TYPE_CHECKING:
+    from mlflowkit.serving.http.gateway import Gateway
 
 IDLE_SECONDS = 75.0
 """How long a connection without a request is kept open."""
@@ -54,11 +53,11 @@ _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 
 
 @lru_cache(maxsize=64)
-def parse_url(url: bytes) -> tuple[str, bytes, bytes]:
-    """Path, raw path and query of a URL. Raises httptools' error for an invalid one."""
-    parsed = httptools.parse_url(url)
-    path = parsed.path.decode("ascii")
-    return urllib.parse.unquote(path) if "%" in path else path, parsed.path, parsed.query or b""
+def parse_path(url: bytes) -> bytes:
+    """The path of a URL, percent-encoded; nothing here takes a query. Raises httptools' error for an invalid URL."""
+    path: bytes = httptools.parse_url(url).path
+    path.decode("ascii")
+    return path
 
 
 class Connection(asyncio.Protocol):
@@ -71,11 +70,10 @@ class Connection(asyncio.Protocol):
     load: ServerLoad
 
     def __init__(self, config: Any, server_state: Any, app_state: object = None, _loop: Any = None) -> None:
-        self.app = config.loaded_app
         self.loop: asyncio.AbstractEventLoop = _loop or asyncio.get_event_loop()
         self.tasks: set[asyncio.Task[None]] = server_state.tasks
         self.transport: Any = None
-        self.peer: tuple[Any, ...] | None = None
+        self.peer: object = None
         self.network = ""
         self.deadline = self.write_deadline = NEVER
         self.writable: asyncio.Future[None] | None = None
@@ -86,7 +84,6 @@ class Connection(asyncio.Protocol):
         self._reading: Exchange | None = None
         self._eager: Exchange | None = None
         self._last_reply = b""
-        self._server: tuple[Any, ...] | None = None
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._codings: list[bytes] = []
@@ -101,7 +98,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.peer, self._server = (_address(transport.get_extra_info(name)) for name in ("peername", "sockname"))
+        self.peer = transport.get_extra_info("peername")
         if not self.load.admit(self, self.loop):
             transport.abort()
             return
@@ -280,25 +277,11 @@ class Connection(asyncio.Protocol):
         self._in_body, self._head_bytes, self.deadline = True, 0, NEVER
         keep_alive = parser.should_keep_alive() and version == "1.1"
         load = self.load
-        if self._answering is None and load.full and method == b"POST":
+        if method == b"POST" and self._answering is None and load.full:
             self._refuse_overload(keep_alive)
             return
-        path, raw, query = parse_url(self._url)
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "server": self._server,
-            "client": self.peer,
-            "scheme": "http",
-            "method": method.decode("ascii"),
-            "root_path": "",
-            "path": path,
-            "raw_path": raw,
-            "query_string": query,
-            "headers": headers,
-        }
-        exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=self._expects_continue)
+        path = parse_path(self._url)
+        exchange = Exchange(self, method.decode("ascii"), path, headers, keep_alive, self._expects_continue)
         self._reading = exchange
         if self._answering is None:
             self._answering = self._eager = exchange
@@ -363,13 +346,13 @@ class Connection(asyncio.Protocol):
         if not complete or not load.can_start_eagerly(self.loop.time()):
             self._start_task(exchange)
             return
-        exchange.task = start_eagerly(exchange.answer(self.app), self.loop)
+        exchange.task = start_eagerly(exchange.answer(self.load.gateway), self.loop)
         if exchange.task is not None:
             self.tasks.add(exchange.task)
 
     def _start_task(self, exchange: Exchange) -> None:
         self.load.pending += 1
-        exchange.task = self.loop.create_task(exchange.run(self.app))
+        exchange.task = self.loop.create_task(exchange.run(self.load.gateway))
         self.tasks.add(exchange.task)
 
     def _refuse_overload(self, keep_alive: bool) -> None:
@@ -419,10 +402,6 @@ class Connection(asyncio.Protocol):
             self._last_reply = reply
 
 
-def _address(name: object) -> tuple[Any, ...] | None:
-    return name[:2] if isinstance(name, tuple) else None
-
-
-def connection_class(plane: DataPlane, header_seconds: float) -> type[Connection]:
+def connection_class(gateway: Gateway, header_seconds: float) -> type[Connection]:
     """The protocol class of one server's connections, which share a `ServerLoad`."""
-    return type("Connection", (Connection,), {"load": ServerLoad(plane, header_seconds)})
+    return type("Connection", (Connection,), {"load": ServerLoad(gateway, header_seconds)})

@@ -1,45 +1,56 @@
-"""One request and its reply on a connection: ASGI, for an application that answers in one message."""
+"""One request and its reply on a connection."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Coroutine, Generator, MutableMapping
+from functools import lru_cache
 from types import coroutine as generator_coroutine
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.serving.http.replies import SERVER_ERROR, STATUS
+from mlflowkit.serving.protocol.binary_tensors import Buffer
 
 if TYPE_CHECKING:
     from mlflowkit.serving.http.connection import Connection
+    from mlflowkit.serving.http.gateway import Gateway
 
 JOINED_WRITE_BYTES = 64 << 10
 """A body of at most this size is copied behind its head for a single write."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSE = (b"connection", b"close")
 _log = logging.getLogger("mlflowkit.serving")
 
 
 class Exchange:
-    """A request that is read and answered. ``complete`` says that its reply was written."""
+    """A request that is read and answered; a `request_body.HttpRequest`. ``complete``: its reply was written."""
 
     __slots__ = (
-        "body", "complete", "connection", "disconnected", "expects_continue", "head", "keep_alive", "more_body",
-        "scope", "task", "unread", "waiter",
+        "body", "complete", "connection", "disconnected", "expects_continue", "headers", "keep_alive", "method",
+        "more_body", "raw_path", "task", "unread", "waiter",
     )  # fmt: skip
 
     def __init__(
-        self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
+        self,
+        connection: Connection,
+        method: str,
+        raw_path: bytes,
+        headers: list[tuple[bytes, bytes]],
+        keep_alive: bool,
+        expects_continue: bool,
     ) -> None:
         self.connection = connection
-        self.scope = scope
+        self.method = method
+        self.raw_path = raw_path
+        self.headers = headers
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.body: bytes | bytearray = b""
         self.more_body = True
         self.unread = self.disconnected = self.complete = False
         self.waiter: asyncio.Future[None] | None = None
-        self.head: tuple[int, Iterable[tuple[bytes, bytes]]] = (500, ())
         self.task: asyncio.Task[None] | None = None
 
     def add_body(self, part: bytes) -> int:
@@ -58,26 +69,36 @@ class Exchange:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
-    async def run(self, app: Callable[..., Any]) -> None:
+    async def run(self, gateway: Gateway) -> None:
         """Answer as a task, which is pending until now."""
         self.connection.load.pending -= 1
-        await self.answer(app)
+        await self.answer(gateway)
 
-    async def answer(self, app: Callable[..., Any]) -> None:
-        """Call the application; a failure ends this connection only."""
+    async def answer(self, gateway: Gateway) -> None:
+        """Have the request answered and write the reply; a failure ends this connection only."""
         connection = self.connection
         try:
-            await app(self.scope, self.receive, self.send)
-            if not self.complete and not self.disconnected:
-                raise RuntimeError("the application ended without a reply")
+            status, body, headers, request_id = await gateway.respond(self)
+            if connection.writable is not None and not self.disconnected:
+                await connection.writable
+            if not self.disconnected:
+                self._write(status, body, headers, request_id)
         except Exception:  # noqa: BLE001 - logged; ends this connection only
-            _log.exception("%s %s", self.scope["method"], self.scope["path"])
+            _log.exception("%s %s", self.method, self.raw_path)
             if not self.complete and not self.disconnected:
                 connection.transport.write(SERVER_ERROR)
             connection.close()
         finally:
             if self.task is not None:
                 connection.tasks.discard(self.task)
+
+    def whole_body(self) -> bytes | bytearray | None:
+        """The body, if all of it has arrived and none was received; None otherwise."""
+        if self.more_body or not self.unread or self.disconnected:
+            return None
+        self.unread = False
+        body, self.body = self.body, b""
+        return body
 
     async def receive(self) -> MutableMapping[str, Any]:
         """The body bytes since the last call (ASGI)."""
@@ -96,44 +117,36 @@ class Exchange:
         body, self.body = self.body, b""
         return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Keep the head; write it together with the body, which comes in one message (ASGI)."""
-        if message["type"] == "http.response.start":
-            self.head = (message["status"], message["headers"])
-            return
-        connection = self.connection
-        if connection.writable is not None and not self.disconnected:
-            await connection.writable
-        if self.disconnected:
-            return
-        if message.get("more_body"):
-            raise RuntimeError("a reply is sent in one message")
-        body = message["body"]
-        head = self._render_head()
+    def _write(self, status: int, body: Buffer, headers: tuple[tuple[bytes, bytes], ...], request_id: bytes) -> None:
+        """Write head and body, in one piece unless the body is large."""
+        transport = self.connection.transport
+        fields, closes = _render_fields(headers)
+        if closes:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            fields += b"connection: close\r\n"
+        head = b"%sx-mlkit-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (fields, request_id, len(body))
         self.complete = True
-        if len(body) <= JOINED_WRITE_BYTES:
-            connection.transport.write(head + body)
+        if self.method == "HEAD":
+            transport.write(STATUS[status] + head)
+        elif len(body) <= JOINED_WRITE_BYTES:
+            transport.write(b"".join((STATUS[status], head, body)))
         else:
-            connection.transport.writelines((head, body))
-        if self.waiter is not None:
-            self.wake()
-        connection.reply_written(self)
+            transport.writelines((STATUS[status] + head, body))
+        self.connection.reply_written(self)
 
-    def _render_head(self) -> bytes:
-        status, headers = self.head
-        parts = [STATUS[status]]
-        closes = False
-        for name, value in headers:
-            if b"\n" in value or b"\r" in value:
-                raise RuntimeError(f"header {name.decode()} contains a line break")
-            if name == b"connection" and value == b"close":
-                closes = True
-                self.keep_alive = False
-            parts += (name, b": ", value, b"\r\n")
-        if not self.keep_alive and not closes:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
+
+@lru_cache(maxsize=256)
+def _render_fields(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bool]:
+    """Header lines, and whether they ask to close. Raises RuntimeError for a line break within one.
+
+    >>> _render_fields(((b"allow", b"GET"), (b"connection", b"close")))
+    (b'allow: GET\\r\\nconnection: close\\r\\n', True)
+    """
+    for name, value in headers:
+        if b"\n" in value or b"\r" in value:
+            raise RuntimeError(f"header {name.decode()} contains a line break")
+    return b"".join(b"%s: %s\r\n" % pair for pair in headers), _CLOSE in headers
 
 
 def start_eagerly(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:

@@ -20,7 +20,8 @@ rows · 415 a content type of HTML forms · 421 a foreign Host · 422 no finite 
 Retry-After) no model yet, or too many requests waiting · 504 deadline passed. Malformed input is never answered with
 500.
 
-Written against ASGI itself: a framework's routing and request objects cost more than the model does. A small graph
+`Gateway.respond` is what our own listener calls; the application is also one of ASGI, for Ray Serve's proxy. Neither
+takes a framework: its routing and request objects cost more than the model does. A small graph
 runs on the event loop, a large request in a thread (see `variants.INLINE_SECONDS`).
 """
 
@@ -38,14 +39,14 @@ from mlflowkit.serving.feedback.intake import Intake, feedback_source
 from mlflowkit.serving.feedback.intake import parse as parse_feedback
 from mlflowkit.serving.http.browser_guard import BrowserGuard
 from mlflowkit.serving.http.openapi import openapi
-from mlflowkit.serving.http.request_body import Receive, RequestBodyReader
+from mlflowkit.serving.http.request_body import HttpRequest, Receive, RequestBodyReader
 from mlflowkit.serving.http.routes import Route, match_raw
 from mlflowkit.serving.inference import metadata
 from mlflowkit.serving.inference.data_plane import DataPlane, RequestHead, internal_error_message
 from mlflowkit.serving.inference.dispatcher import InferenceAnswer
 from mlflowkit.serving.inference.gateway_metrics import CONTENT_TYPE, merge_pages
 from mlflowkit.serving.inference.router import parameter_key
-from mlflowkit.serving.protocol.binary_tensors import binary_inputs, read_document, split_body
+from mlflowkit.serving.protocol.binary_tensors import Buffer, binary_inputs, read_document, split_body
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError, bad_request, json_type
 from mlflowkit.serving.protocol.responses import answer_notes, note_headers, render_infer, render_rows
 from mlflowkit.values import Json
@@ -81,26 +82,33 @@ class Gateway:
         if scope["type"] != "http":
             await _handle_non_http(scope, receive, send)
             return
+        status, body, headers, request_id = await self.respond(_AsgiRequest(scope, receive))
+        own = ((b"x-mlkit-request-id", request_id), (b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def respond(self, request: HttpRequest) -> tuple[int, Buffer, Headers, bytes]:
+        """Status, body and headers of the reply to a request, and the request's id. Never raises for a request."""
         begin = time.perf_counter()
         plane = self.plane
         plane.in_flight += 1
         endpoint, request_id = "other", ""
         try:
-            head = plane.read_headers(scope["headers"], begin)
+            head = plane.read_headers(request.headers, begin)
             request_id = head.call.id
-            route = match_raw(scope.get("raw_path") or scope["path"].encode())
+            route = match_raw(request.raw_path)
             endpoint = route.endpoint
             if plane.keys is not None:
                 plane.authorize(endpoint, head.token)
             else:
-                self._browser_guard().check(scope["method"], scope["headers"])
-            route.check_method(scope["method"])
+                self._browser_guard().check(request.method, request.headers)
+            route.check_method(request.method)
             if endpoint == "infer" or endpoint == "predict":
-                status, body, headers = await self._infer(receive, route, head)
+                status, body, headers = await self._infer(request, route, head)
             elif endpoint == "feedback":
-                status, body, headers = await self._take_feedback(receive, head)
+                status, body, headers = await self._take_feedback(request, head)
             elif endpoint == "index":
-                status, body, headers = await self._index(receive, head.body_length)
+                status, body, headers = await self._index(request, head.body_length)
             else:
                 status, body, headers = self._answer_get(route)
         except RequestError as error:
@@ -111,10 +119,8 @@ class Gateway:
             status, body, headers = 500, _render_error(internal_error_message(error)), _JSON
         finally:
             plane.in_flight -= 1
-        own = ((b"x-mlkit-request-id", request_id.encode("latin-1")), (b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         plane.telemetry.record_request(endpoint, status, time.perf_counter() - begin)
+        return status, body, headers, request_id.encode("latin-1")
 
     def _browser_guard(self) -> BrowserGuard:
         """The checks on requests without a key, for the settings of now."""
@@ -123,7 +129,7 @@ class Gateway:
             self._guard = (settings, BrowserGuard(settings.host, settings.allowed_hosts))
         return self._guard[1]
 
-    async def _infer(self, receive: Receive, route: Route, head: RequestHead) -> Reply:
+    async def _infer(self, request: HttpRequest, route: Route, head: RequestHead) -> Reply:
         """Read, parse, run and render an infer or predict request."""
         plane, call = self.plane, head.call
         settings = plane.settings
@@ -134,7 +140,7 @@ class Gateway:
         if route.endpoint == "infer":
             plane.check_model_name(route.model)
         max_bytes, max_rows, columns = settings.max_body_bytes, settings.max_rows, plane.columns
-        body = await self._body_reader.read(receive, head.body_length, max_bytes, max(head.json_length, 0))
+        body = await self._body_reader.read(request, head.body_length, max_bytes, max(head.json_length, 0))
         call.version = route.version
         if head.json_length >= 0 and route.endpoint == "infer":
             front, tail = split_body(body, head.json_length)
@@ -152,13 +158,13 @@ class Gateway:
             call.key = parameter_key(document, active.affinity_parameter)
         return self._render(route.endpoint, await plane.dispatcher.answer(call), call.id)
 
-    async def _take_feedback(self, receive: Receive, head: RequestHead) -> Reply:
+    async def _take_feedback(self, request: HttpRequest, head: RequestHead) -> Reply:
         """Store ground truth of earlier requests; 202 once it is on disk."""
         if self.feedback is None:
             raise RequestError(404, "no feedback is taken here")
         self.plane.check_load()
         settings = self.plane.settings
-        body = await self._body_reader.read(receive, head.body_length, settings.max_body_bytes)
+        body = await self._body_reader.read(request, head.body_length, settings.max_body_bytes)
         source = feedback_source(self.plane.keys, head.token)
         items = parse_feedback(read_document(body), limit=settings.max_rows, source=source)
         await self.feedback.accept(items)
@@ -180,9 +186,9 @@ class Gateway:
             headers = (*binary_headers, *(pair for pair in headers if pair[0] != b"content-type"))
         return 200, body, headers
 
-    async def _index(self, receive: Receive, length: int) -> Reply:
+    async def _index(self, request: HttpRequest, length: int) -> Reply:
         """The repository's index; every loaded version is ready, so the request's ``ready`` changes nothing."""
-        body = await self._body_reader.read(receive, length, _INDEX_BYTES)
+        body = await self._body_reader.read(request, length, _INDEX_BYTES)
         if body and type(ready := read_document(body).get("ready", False)) is not bool:
             raise bad_request(f"ready: {json_type(ready)}; true or false is expected")
         return _render_json(metadata.index(self.plane.settings.service, self.plane.versions.active))
@@ -229,3 +235,18 @@ async def _handle_non_http(scope: Scope, receive: Receive, send: Send) -> None:
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": f"{message['type']}.complete"})
     await send({"type": "lifespan.shutdown.complete"})
+
+
+class _AsgiRequest:
+    """A request of an ASGI server."""
+
+    __slots__ = ("headers", "method", "raw_path", "receive")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.method: str = scope["method"]
+        self.raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.receive = receive
+
+    def whole_body(self) -> None:
+        """Nothing: an ASGI server does not say whether the body is there."""

@@ -87,7 +87,7 @@ def _uvicorn_server(gateway: Gateway, header_seconds: float) -> Any:
 
     # log_level: a warning for each malformed request would let anybody fill the disk
     config = uvicorn.Config(
-        gateway, http=connection_class(gateway.plane, header_seconds), ws="none", loop="none", lifespan="off",
+        gateway, http=connection_class(gateway, header_seconds), ws="none", loop="none", lifespan="off",
         interface="asgi3", log_config=None, log_level="error", access_log=False, server_header=False, date_header=False,
         proxy_headers=False, timeout_graceful_shutdown=10, backlog=BACKLOG,
     )  # fmt: skip

@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from mlflowkit.serving.protocol.binary_tensors import ALIGNMENT, Buffer
 from mlflowkit.serving.protocol.http_error import CLOSE, RETRY, RequestError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+
+
+class HttpRequest(Protocol):
+    """A request whose head has been read. ``receive`` returns the next part of the body (a message of ASGI)."""
+
+    method: str
+    raw_path: bytes
+    headers: list[tuple[bytes, bytes]]
+
+    @property
+    def receive(self) -> Receive: ...
+    def whole_body(self) -> bytes | bytearray | None:
+        """The body, if all of it has arrived and none was received; None otherwise."""
+
 
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 2.0
@@ -25,21 +39,24 @@ class RequestBodyReader:
     def __init__(self) -> None:
         self._buffered = 0
 
-    async def read(self, receive: Receive, length: int, limit: int, header: int = 0) -> Buffer:
+    async def read(self, request: HttpRequest, length: int, limit: int, header: int = 0) -> Buffer:
         """A whole body of at most ``limit`` bytes. Raises RequestError.
 
         ``length`` is the announced content length, -1 for none. A body that arrives in several chunks is assembled so
         that its byte ``header``, where binary tensors begin, is aligned: they need not be copied then.
         """
+        receive = request.receive
         if length > limit:
             await drain(receive)
             raise RequestError(413, f"the body has {length} bytes; at most {limit} are read", CLOSE)
-        message = await receive()
-        if message.get("more_body"):
-            return await self._assemble(receive, message, limit, header)
-        if message["type"] == "http.disconnect":
-            raise _disconnected()
-        body: bytes = message.get("body", b"")
+        body = request.whole_body()
+        if body is None:
+            message = await receive()
+            if message.get("more_body"):
+                return await self._assemble(receive, message, limit, header)
+            if message["type"] == "http.disconnect":
+                raise _disconnected()
+            body = message.get("body", b"")
         if len(body) > limit:
             raise RequestError(413, f"the body has {len(body)} bytes; at most {limit} are read", CLOSE)
         return body

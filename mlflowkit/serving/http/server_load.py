@@ -9,10 +9,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mlflowkit.serving.http.replies import OVERLOAD
-from mlflowkit.serving.inference.data_plane import DataPlane
 
 if TYPE_CHECKING:
     from mlflowkit.serving.http.connection import Connection
+    from mlflowkit.serving.http.gateway import Gateway
 
 MAX_CONNECTIONS = 4096
 MAX_CLIENT_CONNECTIONS = MAX_CONNECTIONS // 2
@@ -20,6 +20,8 @@ MAX_CLIENT_CONNECTIONS = MAX_CONNECTIONS // 2
 NEVER = math.inf
 """A deadline that does not come."""
 SWEEP_SECONDS = 0.2
+EAGER_AT_ONCE = 4
+"""Requests of one millisecond that are answered where they were read; the rest become tasks, which can be counted."""
 
 
 class ServerLoad:
@@ -29,14 +31,15 @@ class ServerLoad:
     are looked at together every SWEEP_SECONDS.
     """
 
-    def __init__(self, plane: DataPlane, header_seconds: float) -> None:
-        self.plane = plane
+    def __init__(self, gateway: Gateway, header_seconds: float) -> None:
+        self.gateway = gateway
+        self.plane = gateway.plane
         self.header_seconds = header_seconds
-        self.pending = 0
+        self.pending = self._begun = 0
+        self._time = -1.0
         self.connections: set[Connection] = set()
         self._clients: Counter[str] = Counter()
         self._sweeping = False
-        self._iteration = -1.0
 
     def admit(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> bool:
         """Count a connection. False when its client has too many, or all have and nobody's is idle."""
@@ -63,17 +66,25 @@ class ServerLoad:
 
     @property
     def full(self) -> bool:
+        """Whether as many requests wait as may."""
         dispatcher = self.plane.dispatcher
         return self.pending + dispatcher.waiting >= dispatcher.settings.max_queue
 
     def can_start_eagerly(self, loop_time: float) -> bool:
-        """Whether a request may be answered without a task: the first of its loop iteration, with none pending."""
-        # libuv updates the loop's time once an iteration, in whole milliseconds
-        first, self._iteration = loop_time != self._iteration, loop_time
-        return first and not self.pending
+        """Whether a request may be answered without a task: no other waits, and few were begun in this millisecond.
+
+        ``loop_time`` has whole milliseconds, as libuv counts them.
+        """
+        if self.pending:
+            return False
+        if loop_time != self._time:
+            self._time, self._begun = loop_time, 0
+        self._begun += 1
+        return self._begun <= EAGER_AT_ONCE
 
     def overload_reply(self, *, close: bool) -> bytes:
-        body = b'{"error":"%d requests are waiting already"}' % (self.pending + self.plane.dispatcher.waiting)
+        waiting = self.pending + self.plane.dispatcher.waiting
+        body = b'{"error":"%d requests are waiting already"}' % waiting
         request_id = self.plane.new_call(0.0).id.encode()
         return OVERLOAD % (request_id, b"connection: close\r\n" if close else b"", len(body), body)
 
