@@ -132,6 +132,8 @@ class OnnxSession:
 
     def __init__(self, session: Any, model: Path) -> None:
         self._session = session
+        self._run = getattr(session, "_sess", session).run
+        """The session's run without its Python wrapper, whose checks `run` makes only after a failure."""
         inputs = {tensor.name: (DTYPES.get(tensor.type, ""), len(tensor.shape)) for tensor in session.get_inputs()}
         self._inputs = GraphInputs(model.name, inputs)
         self._string_inputs = [name for name, (dtype, _) in inputs.items() if dtype == "object"]
@@ -148,7 +150,7 @@ class OnnxSession:
             if name in inputs and not all_strings(inputs[name]):
                 raise self._inputs.error(self._inputs.fault(inputs))  # ONNX Runtime would convert None to "None"
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+            return dict(zip(self._outputs, self._run(self._outputs, inputs, None), strict=True))
         except VENDOR_ERRORS as error:
             raise self._inputs.error(self._inputs.fault(inputs) or first_line(error)) from error
 

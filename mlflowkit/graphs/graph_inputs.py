@@ -9,6 +9,8 @@ import numpy as np
 
 from mlflowkit.errors import EngineError
 
+_TEXT = frozenset({str})
+
 
 @dataclass(frozen=True, slots=True)
 class GraphInputs:
@@ -49,4 +51,4 @@ def all_strings(array: object) -> bool:
     if not isinstance(array, np.ndarray) or array.dtype != object:
         return True
     kinds = set(map(type, array.ravel().tolist()))
-    return kinds <= {str} or all(issubclass(kind, str) for kind in kinds)
+    return kinds <= _TEXT or all(issubclass(kind, str) for kind in kinds)

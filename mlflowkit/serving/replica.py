@@ -36,7 +36,7 @@ from mlflowkit.serving.auth import Keyring, check_exposed
 from mlflowkit.serving.feedback.intake import Intake
 from mlflowkit.serving.grpc.grpc_server import GrpcServer
 from mlflowkit.serving.http.gateway import Gateway
-from mlflowkit.serving.http.http_server import HttpServer
+from mlflowkit.serving.http.http_server import HttpServer, prepare_interpreter
 from mlflowkit.serving.inference.data_plane import DataPlane
 from mlflowkit.serving.inference.gateway_metrics import Telemetry
 from mlflowkit.serving.inference.shadow import ShadowMirror
@@ -251,6 +251,8 @@ class Replica:
         )
 
     def _start_servers(self) -> None:
+        if self._server is None:
+            prepare_interpreter()
         host, grpc_port = self._settings.host, self._settings.grpc_port
         self._server = HttpServer(self.gateway, host, self._settings.port)
         loop = self._server.loop

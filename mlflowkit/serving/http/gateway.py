@@ -38,6 +38,13 @@ from mlflowkit.service_state.records import GatewaySettings
 from mlflowkit.serving.feedback.intake import Intake, feedback_source
 from mlflowkit.serving.feedback.intake import parse as parse_feedback
 from mlflowkit.serving.http.browser_guard import BrowserGuard
+from mlflowkit.serving.http.compression import (
+    MIN_REPLY_BYTES,
+    accepts_gzip,
+    check_encoding,
+    decode_body,
+    encode_reply,
+)
 from mlflowkit.serving.http.openapi import openapi
 from mlflowkit.serving.http.request_body import HttpRequest, Receive, RequestBodyReader
 from mlflowkit.serving.http.routes import Route, match_raw
@@ -47,7 +54,7 @@ from mlflowkit.serving.inference.dispatcher import InferenceAnswer
 from mlflowkit.serving.inference.gateway_metrics import CONTENT_TYPE, merge_pages
 from mlflowkit.serving.inference.router import parameter_key
 from mlflowkit.serving.protocol.binary_tensors import Buffer, binary_inputs, read_document, split_body
-from mlflowkit.serving.protocol.http_error import CLOSE, RequestError, bad_request, json_type
+from mlflowkit.serving.protocol.http_error import RequestError, bad_request, json_type
 from mlflowkit.serving.protocol.responses import answer_notes, note_headers, render_infer, render_rows
 from mlflowkit.values import Json
 
@@ -57,6 +64,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 Reply = tuple[int, bytes, Headers]
 
 _JSON: Headers = ((b"content-type", b"application/json"),)
+_GZIP: Headers = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
 _INDEX_BYTES = 4096
 _log = logging.getLogger("mlflowkit.serving")
 
@@ -111,6 +119,8 @@ class Gateway:
                 status, body, headers = await self._index(request, head.body_length)
             else:
                 status, body, headers = self._answer_get(route)
+            if head.accept_encoding and len(body) >= MIN_REPLY_BYTES and accepts_gzip(head.accept_encoding):
+                body, headers = await encode_reply(body), (*headers, *_GZIP)
         except RequestError as error:
             status, body = error.status, _render_error(error.message)
             headers = (*_JSON, *error.headers)
@@ -133,14 +143,11 @@ class Gateway:
         """Read, parse, run and render an infer or predict request."""
         plane, call = self.plane, head.call
         settings = plane.settings
-        if head.content_encoding and head.content_encoding.lower() != b"identity":
-            encoding = head.content_encoding[:40].decode("latin-1")
-            raise RequestError(400, f"content-encoding {encoding} is not supported; send the body uncompressed", CLOSE)
         plane.check_load()
         if route.endpoint == "infer":
             plane.check_model_name(route.model)
-        max_bytes, max_rows, columns = settings.max_body_bytes, settings.max_rows, plane.columns
-        body = await self._body_reader.read(request, head.body_length, max_bytes, max(head.json_length, 0))
+        max_rows, columns = settings.max_rows, plane.columns
+        body = await self._read_body(request, head, max(head.json_length, 0))
         call.version = route.version
         if head.json_length >= 0 and route.endpoint == "infer":
             front, tail = split_body(body, head.json_length)
@@ -158,13 +165,21 @@ class Gateway:
             call.key = parameter_key(document, active.affinity_parameter)
         return self._render(route.endpoint, await plane.dispatcher.answer(call), call.id)
 
+    async def _read_body(self, request: HttpRequest, head: RequestHead, header: int = 0) -> Buffer:
+        """The whole body, decompressed; see `RequestBodyReader.read`."""
+        limit, encoding = self.plane.settings.max_body_bytes, head.content_encoding
+        if encoding:
+            check_encoding(encoding)
+        body = await self._body_reader.read(request, head.body_length, limit, header)
+        return await decode_body(body, encoding, limit) if encoding else body
+
     async def _take_feedback(self, request: HttpRequest, head: RequestHead) -> Reply:
         """Store ground truth of earlier requests; 202 once it is on disk."""
         if self.feedback is None:
             raise RequestError(404, "no feedback is taken here")
         self.plane.check_load()
         settings = self.plane.settings
-        body = await self._body_reader.read(request, head.body_length, settings.max_body_bytes)
+        body = await self._read_body(request, head)
         source = feedback_source(self.plane.keys, head.token)
         items = parse_feedback(read_document(body), limit=settings.max_rows, source=source)
         await self.feedback.accept(items)

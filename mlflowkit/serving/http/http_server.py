@@ -7,7 +7,9 @@ loses only its own connections. Limits of one connection: see `connection`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 HEADER_SECONDS = 10.0
 """Deadline for a request's headers, from the connection or the request's first byte."""
 BACKLOG = 2048
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter's lock while another waits; 5 ms by default."""
 
 
 class HttpServer:
@@ -52,6 +56,18 @@ class HttpServer:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             self.loop = runner.get_loop()
             runner.run(self._server.serve(sockets=[self._socket]))
+
+
+def prepare_interpreter() -> None:
+    """Keep the interpreter's pauses short in a process that serves: for the whole process, once it has loaded.
+
+    What is loaded by then is taken out of garbage collection: a full collection that visits every module of Ray and
+    NumPy takes a tenth of a second. The other threads of the process hand the interpreter's lock back sooner.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def start(thread: threading.Thread, server: Any, name: str) -> None:

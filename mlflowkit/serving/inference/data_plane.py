@@ -41,6 +41,7 @@ class RequestHead:
     json_length: int = -1
     token: bytes = b""
     content_encoding: bytes = b""
+    accept_encoding: bytes = b""
 
 
 class DataPlane:
@@ -92,6 +93,8 @@ class DataPlane:
                 head.json_length = parse_json_length(value)
             elif name == b"content-encoding":
                 head.content_encoding = value
+            elif name == b"accept-encoding":
+                head.accept_encoding = value
             elif name == b"x-request-id":
                 if 0 < len(value) <= 128 and value.isascii() and (text := value.decode()).isprintable():
                     call.id = text

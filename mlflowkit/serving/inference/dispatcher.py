@@ -223,7 +223,10 @@ class Dispatcher:
             error = RequestError(503, f"{model.variant.name} keeps failing", RETRY)
             raise InferenceFailure("its circuit is open", error)
         try:
-            result = await self._run(model, query, seconds)
+            if model.remote is None and query.rows <= model.inline_rows:
+                result = _run_timed(model.session, query.inputs)
+            else:
+                result = await self._run_elsewhere(model, query, seconds)
             for name, array in result[0].items():
                 require_finite(array, name)
         except RequestError as refusal:  # not finite for these values, or no capacity: neither breaks a circuit
@@ -246,10 +249,11 @@ class Dispatcher:
         _log.error("%s %s", model.variant.name, model.variant.version, exc_info=error)
         return InferenceFailure(repr(error), RequestError(500, "the model failed; the server's log says why"))
 
-    async def _run(self, model: LoadedModel, query: Query, seconds: float) -> _TimedOutputs:
-        """Outputs and run seconds. Raises RequestError(503) without capacity, TimeoutError, or the model's error."""
-        if model.remote is None and query.rows <= model.inline_rows:
-            return _run_timed(model.session, query.inputs)
+    async def _run_elsewhere(self, model: LoadedModel, query: Query, seconds: float) -> _TimedOutputs:
+        """Outputs and run seconds, from a thread or another process.
+
+        Raises RequestError(503) without capacity, TimeoutError, or the model's error.
+        """
         if self.waiting >= self.settings.max_queue:
             raise RequestError(503, f"{self.waiting} requests are waiting already", RETRY)
         self.waiting += 1

@@ -399,6 +399,8 @@ def _parse_cells(cells: list[Any], tensor: TensorSpec) -> np.ndarray:
 
 def _shape_matches(sizes: Sequence[Any], width: Sequence[int]) -> bool:
     """Whether sizes are integers (true and 1.0 equal 1 but are not) that fit a width, where -1 is any size."""
+    if len(sizes) == 1 == len(width) and type(sizes[0]) is int and sizes[0] == width[0]:
+        return True  # nearly every request
     if len(sizes) != len(width) or not set(map(type, sizes)) <= _INTEGER:
         return False
     return all(size > 0 if expected == -1 else size == expected for size, expected in zip(sizes, width, strict=True))

@@ -204,13 +204,6 @@ def test_what_is_not_http_is_refused(served: InProcess) -> None:
         assert odd.recv(4096).startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, identity"])
-def test_compressed_bodies_are_refused_in_words(served: InProcess, coding: str) -> None:
-    reply = served.client.post("/v2/models/lending/infer", content=b"{}", headers={"content-encoding": coding})
-    assert reply.status_code == 400
-    assert "not supported" in reply.json()["error"]
-
-
 def test_without_a_model_the_service_is_alive_but_not_ready(start: Callable[..., InProcess], first: Bundle) -> None:
     empty = start()
     assert empty.client.get("/v2/health/live").status_code == 200
@@ -316,8 +309,8 @@ def test_what_is_not_http_is_told_in_json(served: InProcess, sent: bytes) -> Non
 
 
 def test_every_refusal_has_a_request_id(served: InProcess) -> None:
-    reply = served.client.post("/predict", content=b"{}", headers={"content-encoding": "gzip", "x-request-id": "q9"})
-    assert (reply.status_code, reply.headers["x-mlkit-request-id"]) == (400, "q9")
+    reply = served.client.post("/predict", content=b"{}", headers={"content-encoding": "br", "x-request-id": "q9"})
+    assert (reply.status_code, reply.headers["x-mlkit-request-id"]) == (415, "q9")
     reply = served.client.post("/predict", json={"rows": ROWS}, headers={"content-encoding": "Identity"})
     assert reply.status_code == 200
     assert served.client.get("/v2", headers={"x-request-id": "a\tb"}).headers["x-mlkit-request-id"] != "a\tb"
