@@ -11,7 +11,7 @@
     POST /v2/repository/index                       loaded versions
     POST /predict                                   {"rows": [{column: value}]}
     POST /v2/feedback                               ground truth, by request id
-    GET  /openapi.json                              the OpenAPI document of these endpoints
+    GET  /openapi.json  /docs                       the OpenAPI document of these endpoints, and a page of it
     GET  /metrics                                   Prometheus
 
 Errors are ``{"error": "..."}``. 400 malformed body · 401 no valid API key · 403 a key without the scope, or a page of
@@ -45,6 +45,8 @@ from mlflowkit.serving.http.compression import (
     decode_body,
     encode_reply,
 )
+from mlflowkit.serving.http.docs_page import HEADERS as DOCS_HEADERS
+from mlflowkit.serving.http.docs_page import docs_page
 from mlflowkit.serving.http.openapi import openapi
 from mlflowkit.serving.http.request_body import HttpRequest, Receive, RequestBodyReader
 from mlflowkit.serving.http.routes import Route, match_raw
@@ -227,8 +229,10 @@ class Gateway:
             return _render_json(metadata.server(service))
         if endpoint == "stats":
             return _render_json(plane.statistics(route.model, route.version))
-        if endpoint == "openapi":
-            return _render_json(openapi(service, plane.versions.active, plane.settings))
+        if endpoint in ("openapi", "docs"):
+            document = openapi(service, plane.versions.active, plane.settings)
+            page = endpoint == "docs"
+            return (200, docs_page(document, plane.settings.endpoint), DOCS_HEADERS) if page else _render_json(document)
         model = plane.find_model(route.model, route.version)
         if endpoint == "model-ready":
             return _render_json({"name": service, "ready": True}, model.response_headers)

@@ -20,6 +20,7 @@ _ERRORS = {
     "401": "No valid API key.",
     "403": "An API key without the scope, or an operation that no key permits.",
     "404": "No such model or version.",
+    "415": "A content type of HTML forms (without keys), or a content encoding that is not read.",
     "408": "The body arrived too slowly.",
     "413": "Too many bytes or rows.",
     "422": "The model has no finite answer for these values.",
@@ -27,7 +28,7 @@ _ERRORS = {
     "504": "The deadline passed.",
 }
 _COMMON_ERRORS = ("401", "403", "503")
-_INFERENCE_ERRORS = ("400", "404", "408", "413", "422", "504")
+_INFERENCE_ERRORS = ("400", "404", "408", "413", "415", "422", "504")
 _TEXT: Document = {"type": "string"}
 _COUNT: Document = {"type": "integer", "minimum": 0}
 _BOOLEAN: Document = {"type": "boolean"}
@@ -65,6 +66,7 @@ def openapi(service: str, active: ActiveTable | None, settings: GatewaySettings)
 def _paths(service: str, active: ActiveTable | None) -> Document:
     load_text = f"Refused: {metadata.load_not_allowed().message}"
     metrics = {"200": {"description": "Metrics", "content": {"text/plain": {"schema": _TEXT}}}}
+    page = {"200": {"description": "A page", "content": {"text/html": {"schema": _TEXT}}}}
     ready_filter = {"required": False, "content": {"application/json": {"schema": _object((), ready=_BOOLEAN)}}}
     feedback_text = "Report ground truth by request id"
     paths: Document = {
@@ -81,12 +83,13 @@ def _paths(service: str, active: ActiveTable | None) -> Document:
         "/predict": {"post": _inference("predict", "Predict from plain rows", "Rows", "Predictions")},
         "/v2/feedback": {
             "post": {
-                **_operation("feedback", feedback_text, "Accepted", "400", "404", "408", "413", status="202"),
+                **_operation("feedback", feedback_text, "Accepted", "400", "404", "408", "413", "415", status="202"),
                 "requestBody": {"required": True, "content": _json_content("Feedback")},
             }
         },
         "/metrics": {"get": _operation("metrics", "Metrics for Prometheus", None, responses=metrics)},
         "/openapi.json": {"get": _operation("openapi", "This document", "Document")},
+        "/docs": {"get": _operation("docs", "This document as a page for people", None, responses=page)},
     }
     for verb in ("load", "unload"):
         operation = _operation(f"repository{verb.capitalize()}", load_text, None, "404")

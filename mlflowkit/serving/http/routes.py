@@ -13,6 +13,7 @@ FIXED_ROUTES: Mapping[tuple[str, ...], str] = {
     ("predict",): "predict",
     ("metrics",): "metrics",
     ("openapi.json",): "openapi",
+    ("docs",): "docs",
     ("v2",): "server",
     ("v2", "feedback"): "feedback",
     ("v2", "health", "live"): "live",
