@@ -100,6 +100,8 @@ class Signature(_FrozenModel):
     outputs: tuple[TensorSpec, ...]
     classes: tuple[str | int, ...] = ()
     """Labels in the order of ``probabilities``; the positive class of a binary task is the last."""
+    threshold: float | None = None
+    """The probability from which the positive class of a binary task is the label; None: when it is more probable."""
     texts: TextRule = TextRule()
     """What the texts of requests and files mean."""
 

@@ -44,6 +44,7 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "blessing": json.loads(blessing.read_bytes()) if blessing is not None and blessing.exists() else None,
         "verdicts": [{**asdict(verdict), "verdict": str(verdict.outcome)} for verdict in verdicts],
         "metrics": {} if evaluation is None else dict(evaluation.metrics),
+        "importance": None if evaluation is None else evaluation.summary.get("importance"),
         "service": serve.get("service") if record.endpoint else None,
         "endpoint": record.endpoint or None,
         "curl": deployed.get("curl"),

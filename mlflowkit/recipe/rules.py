@@ -28,6 +28,8 @@ OUTPUT_ROLES = tuple(role for roles in ROLES.values() for role in roles)
 """Output roles of imported graphs, of any task."""
 MAX_EXHAUSTIVE = 1000
 """Most candidates of an exhaustive search."""
+DECISION_WAYS = ("threshold", "maximize", "costs", "rate")
+"""Keys of decision, of which there is one."""
 KIND_OF_TYPE = {"string": ("categorical",), "datetime": ("time",), "float": ("numeric",)}
 """Column kinds of a declared type besides group and ignore; other types can have any kind."""
 
@@ -519,7 +521,27 @@ def _affinity(view: RecipeView) -> Iterator[Problem]:
         yield Problem((*routing, "name"), message, "write affinity: header, cookie or parameter")
 
 
+def _decision(view: RecipeView) -> Iterator[Problem]:
+    """A decision rule has one way to choose, for the positive class of two."""
+    section = view.mapping("decision")
+    if not view.has("decision") or view.get("decision") is None:
+        return
+    ways = [name for name in DECISION_WAYS if section.get(name) is not None]
+    if len(ways) != 1:
+        named = f"{' and '.join(ways)} at once" if ways else "no way to choose"
+        message = f"decision has {named}; it needs one of {', '.join(DECISION_WAYS)}"
+        yield Problem(("decision",), message, "write decision: {maximize: f1}", at_key=True)
+    if view.regression:
+        yield Problem(("decision",), "a regression has no classes to decide between", "remove it", at_key=True)
+    elif view.mapping("data") and view.get("data", "positive") is None:
+        message = "decision needs data.positive: the class that is answered from the threshold on"
+        yield Problem(("decision",), message, "add positive: CLASS under data", at_key=True)
+    if {view.number("decision", "costs", name) for name in ("false_positive", "false_negative")} == {0}:
+        yield Problem(("decision", "costs"), "mistakes that cost nothing decide nothing", "write one above 0")
+
+
 RULES: tuple[Rule, ...] = (
+    _decision,
     _split,
     _target,
     _columns,

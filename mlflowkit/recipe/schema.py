@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from mlflowkit.judging.decision_rule import DecisionSection
 from mlflowkit.sections import Section
 from mlflowkit.stages import data as data_stage
 from mlflowkit.stages import deploy as deploy_stage
@@ -44,6 +45,8 @@ class RecipeSchema(Section):
     """How it is fitted."""
     export: export_stage.ExportSection = Field(default_factory=export_stage.ExportSection)
     """The graph."""
+    decision: DecisionSection | None = None
+    """When a binary task answers its positive class; without it, when that class is the more probable one."""
     optimize: optimize_stage.OptimizeSection = Field(default_factory=optimize_stage.OptimizeSection)
     """Which graphs to try and how to choose."""
     gates: list[gating.Gate] = Field(default_factory=list)
@@ -62,7 +65,7 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
         "data": data_stage.Spec.model_validate({"task": task, **table}),
         "validate": validate_stage.Spec(checks=recipe.data.checks),
         "train": train_stage.Spec(task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train),
-        "export": export_stage.Spec(export=recipe.export),
+        "export": export_stage.Spec(export=recipe.export, decision=recipe.decision),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
         "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates, latency=recipe.latency),
         "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe)),

@@ -34,6 +34,7 @@ from mlflowkit.system.machine import describe_machine
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from mlflowkit.ports import StageContext
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 PORTS = ("runtime",)
 """Ports that the result depends on."""
 
+MAX_SHOWN_COLUMNS = 10
+"""Columns whose importance `mlkit show` prints."""
 MAX_LISTED_SLICES = 50
 """Slices too small to judge that are listed; beyond, they are only counted."""
 NO_TRAINING_ROWS = (
@@ -84,6 +87,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.95))
     verdicts = tuple(judge_gates(spec.gates, evidence))
     evaluation = _evaluation_json(spec, evidence, signature, _latency_estimates(optimized, times))
+    evaluation["importance"] = None if fault else _importance(context, signature, info, table)
     write_json(context.out / "evaluation.json", evaluation)
     write_json(context.out / "verdicts.json", [asdict(verdict) for verdict in verdicts])
     _write_predictions(context.out / "predictions.parquet", predicted, signature)
@@ -101,12 +105,31 @@ def _predict(
     context: StageContext, model: Path, signature: Signature, table: pd.DataFrame, info: TableInfo
 ) -> LabelledPredictions:
     """The graph's predictions on the rows of a table, in the order of ``signature.classes``."""
+    return _predictor(context, model, signature, info)(table)
+
+
+def _predictor(
+    context: StageContext, model: Path, signature: Signature, info: TableInfo
+) -> Callable[[pd.DataFrame], LabelledPredictions]:
+    """A function from a table to the graph's predictions, in the order of ``signature.classes``."""
+    from mlflowkit.features.predictions import predict_rows
+    from mlflowkit.features.tensors import inputs_from_table
+
+    session = context.ports.runtime.load(model, engine=read_engine(model.parent))
+
+    def predict(table: pd.DataFrame) -> LabelledPredictions:
+        actual = _actual_values(table[info.target], signature)
+        return predict_rows(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
+
+    return predict
+
+
+def _actual_values(target: pd.Series, signature: Signature) -> np.ndarray:
+    """Class codes, or finite numbers. Raises DataError for any other."""
     import numpy as np
 
-    from mlflowkit.features.predictions import predict_rows
-    from mlflowkit.features.tensors import class_codes, inputs_from_table
+    from mlflowkit.features.tensors import class_codes
 
-    target = table[info.target]
     if signature.task == "classification":
         actual = class_codes(target, signature.classes)
     else:
@@ -115,8 +138,19 @@ def _predict(
             message = f"column {target.name!r} holds a target that is missing or infinite in the test part"
             hint = "leave such rows out of the source; a nulls check on it reports them before training"
             raise DataError(message, hint=hint)
-    session = context.ports.runtime.load(model, engine=read_engine(model.parent))
-    return predict_rows(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
+    return actual
+
+
+def _importance(context: StageContext, signature: Signature, info: TableInfo, table: pd.DataFrame) -> Json:
+    """The permutation importance of the columns that the graph takes, as JSON."""
+    from mlflowkit.stages.evaluation.importance import permutation_importance, rows_to_predict
+
+    model = context.inputs["optimize"] / "model.onnx"
+    columns = [column for tensor in signature.inputs for column in tensor.columns]
+    rows = rows_to_predict(len(table), len(columns), model.stat().st_size)
+    context.progress(Event("evaluate", "progress", f"importance of {len(columns)} columns", fraction=0.97))
+    predict = _predictor(context, model, signature, info)
+    return asdict(permutation_importance(predict, table, columns, signature.task, rows=rows, seed=context.seed))
 
 
 def _predict_with_champion(
@@ -396,7 +430,16 @@ def _summary(
         "champion": evidence.champion.version if evidence.champion else None,
         "champion_fault": evidence.champion.fault if evidence.champion else "",
         "not_judged": not_judged,
+        "importance": _largest_importances(evaluation["importance"]),
     }
+
+
+def _largest_importances(importance: Json) -> Json:
+    """The metric and the most important columns, for `mlkit show`."""
+    if importance is None or not importance["columns"]:
+        return None
+    columns = {item["column"]: item["fall"] for item in importance["columns"][:MAX_SHOWN_COLUMNS]}
+    return {"metric": importance["metric"], "value": importance["value"], "columns": columns}
 
 
 def _write_predictions(path: Path, predicted: LabelledPredictions, signature: Signature) -> None:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mlflowkit.bundle import Signature
-from mlflowkit.errors import EngineError
+from mlflowkit.errors import DataError, EngineError
+from mlflowkit.judging.decision_rule import DecisionSection
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, sample_rows
 from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:
+    from mlflowkit.judging.metrics import LabelledPredictions
+    from mlflowkit.judging.thresholds import Decision
     from mlflowkit.ports import StageContext
 
 PORTS = ("exporter", "runtime")
@@ -38,6 +41,7 @@ class Spec(Section):
     """Inputs of the export stage's result, besides its input folders."""
 
     export: ExportSection
+    decision: DecisionSection | None = None
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
@@ -70,13 +74,53 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     if model.kind == "onnx" and (fault := invalid_reason(model.predict(inputs), signature.classes)):
         raise EngineError(f"the graph's predictions of validation rows are invalid: {fault}", hint=EXTERNAL_MODEL_HINT)
     (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
+    decision = None if spec.decision is None else _decide(spec.decision, signature, context)
     metrics = {
         "parity_max_abs_difference": parity.max_abs_difference,
         "parity_rows": float(parity.rows),
         "graph_bytes": float((context.out / "model.onnx").stat().st_size),
     }
-    summary = {"parity": asdict(parity), "signature": signature.model_dump(mode="json")}
+    summary = {"parity": asdict(parity), "signature": read_signature(context.out).model_dump(mode="json")}
+    if decision is not None:
+        summary["decision"] = asdict(decision)
+        metrics["decision_threshold"] = decision.threshold
     return StageResult(metrics=metrics, summary=summary)
+
+
+def _decide(section: DecisionSection, signature: Signature, context: StageContext) -> Decision:
+    """Choose the threshold on the validation rows and put it into graph and signature; writes ``decision.json``.
+
+    Raises DataError for a model of more than two classes, EngineError when the rewritten graph answers otherwise.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from mlflowkit.features.predictions import predict_rows
+    from mlflowkit.features.tensors import class_codes, inputs_from_table
+    from mlflowkit.graphs.decision import set_threshold
+    from mlflowkit.judging.thresholds import decide
+
+    data, graph = context.inputs["data"], context.out / "model.onnx"
+    if len(signature.classes) != 2:
+        problem = f"decision is for two classes; the target has {len(signature.classes)}"
+        raise DataError(problem, hint="remove the section decision from the recipe")
+    context.progress(Event("export", "progress", "choosing the decision threshold", fraction=0.9))
+    table = pd.read_parquet(data / "validation.parquet")
+    actual = class_codes(table[read_table_info(data).target], signature.classes)
+
+    def predict() -> LabelledPredictions:
+        session = context.ports.runtime.load(graph)
+        return predict_rows(session, signature, lambda rows: inputs_from_table(signature, table.iloc[rows]), actual)
+
+    scores = predict().class_scores[:, 1]
+    decision = decide(section, scores, actual == 1)
+    set_threshold(graph, signature, decision.threshold)
+    if not np.array_equal(predict().predicted == 1, scores >= decision.threshold):
+        raise EngineError("the graph does not answer by its threshold", hint="report this with the model's kind")
+    bounded = signature.model_copy(update={"threshold": decision.threshold})
+    (context.out / "signature.json").write_text(bounded.model_dump_json(indent=1))
+    (context.out / "decision.json").write_text(json.dumps(asdict(decision), indent=1))
+    return decision
 
 
 def _with_text_rule(out: Path, data: Path) -> Signature:

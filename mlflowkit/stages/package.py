@@ -56,6 +56,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     (out / "evidence").mkdir(parents=True)
     for name, (stage, file) in BUNDLE_SOURCES.items():
         _copy(context.inputs[stage] / file, out / name, stage)
+    if (context.inputs["export"] / "decision.json").exists():
+        _copy(context.inputs["export"] / "decision.json", out / "evidence" / "decision.json", "export")
     for file, target in ((bundle.ENGINE, bundle.ENGINE), ("machine.json", "evidence/machine.json")):
         if (context.inputs["optimize"] / file).exists():
             _copy(context.inputs["optimize"] / file, out / target, "optimize")

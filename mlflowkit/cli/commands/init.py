@@ -1,15 +1,22 @@
-"""mlkit init: write a small recipe that runs."""
+"""mlkit init: write a small recipe that runs, or one for a CSV."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlflowkit.cli.app import app, echo
-from mlflowkit.errors import UsageError
+from mlflowkit.cli.app import JsonOption, app, echo, emit_json, note
+from mlflowkit.errors import RecipeError, UsageError
 from mlflowkit.system.text import shell_word
+
+if TYPE_CHECKING:
+    from mlflowkit.recipe.starter.choices import RecipeChoices
 
 DirectoryArgument = Annotated[
     Path, typer.Argument(metavar="[DIR]", help="The directory to write to.", show_default=False)
@@ -17,15 +24,89 @@ DirectoryArgument = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
 
+CsvOption = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Write a recipe for this CSV, with reasons as comments.")
+]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict; goes with --csv.")
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of recipe and service [default: the file's].")
+]
+
+
 @app.command()
-def init(directory: DirectoryArgument = Path(), force: ForceOption = False) -> None:
-    """Write a small recipe that runs, with its code and the schema for editors."""
+def init(
+    directory: DirectoryArgument = Path(),
+    csv: CsvOption = None,
+    target: TargetOption = None,
+    name: NameOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a recipe: a small one that runs, or (--csv FILE --target COLUMN) one for a table of your own."""
     from mlflowkit.cli.commands.schema import schema_text
-    from mlflowkit.cli.output_file import write_text
     from mlflowkit.recipe import templates
     from mlflowkit.recipe.jsonschema import FILE
 
-    files = {**templates.texts("start"), FILE: schema_text()}
+    if (csv is None) != (target is None):
+        missing = "--csv FILE" if csv is None else "--target COLUMN"
+        raise UsageError(f"{missing} is missing", hint="mlkit init --csv rows.csv --target COLUMN")
+    choices = None
+    if csv is None or target is None:
+        texts = templates.texts("start")
+    else:
+        choices, text = _recipe_for(csv, target, name, directory)
+        texts = {"recipe.yaml": text}
+    files = {**texts, FILE: schema_text()}
+    _write(directory, files, force)
+    recipe = directory / "recipe.yaml"
+    if json:
+        emit_json({"recipe": str(recipe), "choices": None if choices is None else _to_json(choices)})
+        return
+    for file in files:
+        echo(f"wrote {directory / file}")
+    if choices is not None:
+        _print_choices(choices)
+        faults = _faults(recipe)
+        echo(faults or f"next: read {recipe}, then mlkit run {shell_word(recipe)}")
+    else:
+        echo(f"next: mlkit run {shell_word(recipe)}")
+
+
+def _recipe_for(csv: Path, target: str, name: str | None, directory: Path) -> tuple[RecipeChoices, str]:
+    """Look at a CSV; return the choices and the recipe."""
+    from mlflowkit.recipe.starter.choices import choose, is_classification, require_target, tested_features
+    from mlflowkit.recipe.starter.column_facts import read_facts
+    from mlflowkit.recipe.starter.leaks import scores_alone
+    from mlflowkit.recipe.starter.recipe_text import recipe_text
+
+    if not csv.is_file():
+        raise UsageError(f"there is no file {csv}", hint=f"ls {shell_word(csv.parent)}")
+    note(f"reading {csv}")
+    facts = read_facts(csv)
+    classification, _ = is_classification(require_target(facts, target))
+    features = tested_features(facts, target)
+    note(f"{len(facts.table):,} rows, {len(facts.columns)} columns; looking for features that predict {target} alone")
+    choices = choose(facts, target, scores_alone(facts, target, features, classification))
+    path = os.path.relpath(csv.resolve(), directory.resolve())
+    return choices, recipe_text(choices, name=name or _name_of(csv), path=path, port=8080)
+
+
+def _name_of(csv: Path) -> str:
+    """A name for recipe and service from a file's name.
+
+    >>> _name_of(Path("My Cars-2024.csv.gz"))
+    'my-cars-2024'
+    """
+    stem = csv.name.partition(".")[0].lower()
+    name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")
+    return name if name[:1].isalpha() else f"table-{name}".rstrip("-")
+
+
+def _write(directory: Path, files: Mapping[str, str], force: bool) -> None:
+    from mlflowkit.cli.output_file import write_text
+
     existing = [name for name in files if (directory / name).exists()]
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file, not a directory", hint="mlkit init DIR")
@@ -38,5 +119,39 @@ def init(directory: DirectoryArgument = Path(), force: ForceOption = False) -> N
         )
     for name, text in files.items():
         write_text(directory / name, text)
-        echo(f"wrote {directory / name}")
-    echo(f"next: mlkit run {shell_word(directory / 'recipe.yaml')}")
+
+
+def _print_choices(choices: RecipeChoices) -> None:
+    echo(f"{choices.task}: {choices.task_reason}")
+    if choices.missing_targets:
+        echo(f"warning: {choices.missing_targets:,} rows have no {choices.target} and are dropped")
+    width = max(len(item.name) for item in choices.columns)
+    for item in choices.columns:
+        echo(f"  {item.name:<{width}}  {item.role:<11}  {item.reason}")
+    for item in choices.columns:
+        if item.warning:
+            echo(f"warning: {item.name} {item.warning}")
+
+
+def _to_json(choices: RecipeChoices) -> dict[str, Any]:
+    return {
+        "task": choices.task,
+        "target": choices.target,
+        "positive": choices.positive,
+        "missing_targets": choices.missing_targets,
+        "rows": len(choices.facts.table),
+        "complete": choices.facts.complete,
+        "columns": [asdict(column) for column in choices.columns],
+    }
+
+
+def _faults(recipe: Path) -> str:
+    """What `mlkit validate` says of the written recipe, or ""."""
+    from mlflowkit.cli.error_format import render
+    from mlflowkit.recipe.check import load
+
+    try:
+        load(recipe)
+    except RecipeError as error:
+        return render(error)
+    return ""

@@ -47,6 +47,10 @@ def _print(value: dict[str, Json]) -> None:
             echo(f"            {step['error']}")
     for name, metric in value["metrics"].items():
         echo(f"  {name:<24} {metric:.6g}" if metric is not None else f"  {name:<24} undefined")
+    if importance := value.get("importance"):
+        echo(f"  {importance['metric']} falls without (values shuffled)")
+        for name, fall in importance["columns"].items():
+            echo(f"    {name:<22} {fall:.4g}")
     for verdict in value["verdicts"]:
         echo(f"  {verdict['verdict']:<12} {verdict['gate']}: {verdict['message']}")
     for name in ("bundle", "endpoint", "report"):

@@ -11,6 +11,8 @@ from mlflowkit.report.run.data_views import View, summary_of
 from mlflowkit.report.run.run_files import RunEvidence
 from mlflowkit.values import RunRecord
 
+MAX_COLUMNS = 30
+"""Columns whose importance is drawn."""
 MAX_CLASSES = 20
 """Size from which a confusion matrix is shown as its largest confusions."""
 
@@ -102,9 +104,41 @@ def quality(record: RunRecord, evidence: RunEvidence) -> View | None:
         "undefined": sorted((evaluation.get("undefined") or {}).items()),
         "metrics": evaluation["metrics"],
         "confusion": confusion(evaluation.get("confusion")),
+        "importance": importance(evaluation.get("importance")),
+        "decision": decision(evidence.decision),
         "figures": [*(curve for curve in curves if curve is not None), *residuals(evaluation)],
         "bins": bins,
     }
+
+
+def importance(table: Mapping[str, Any] | None) -> View | None:
+    """Return the columns with the fall of the metric when their values are shuffled, the largest first."""
+    if not table:
+        return None
+    columns = table["columns"][:MAX_COLUMNS]
+    bounds = [charts.Bound(item["least"], item["fall"], item["largest"], reference=0.0) for item in columns]
+    domain = charts.forest_domain(bounds) if bounds else (0.0, 1.0)
+    rows = []
+    for item, bound in zip(columns, bounds, strict=True):
+        text = f"{formatting.number(item['fall'], 3)} ({formatting.number(item['least'], 3)} to "
+        text += f"{formatting.number(item['largest'], 3)})"
+        label = f"{item['column']}: {table['metric']} falls by {text}"
+        rows.append({"column": item["column"], "text": text, "svg": charts.forest_row(bound, domain, label)})
+    more = len(table["columns"]) - len(columns)
+    return {**table, "rows_shown": rows, "more": more, "axis": charts.forest_axis(domain) if rows else ""}
+
+
+def decision(chosen: Mapping[str, Any] | None) -> str:
+    """Describe the decision threshold; "" without one."""
+    if not chosen:
+        return ""
+    text = f"The positive class is answered from a probability of {formatting.number(chosen['threshold'], 4)} on "
+    text += f"({chosen['rule']}), chosen on {formatting.number(chosen['rows'])} validation rows, where it answers "
+    text += f"{formatting.share(chosen['rate'])} of the rows"
+    if chosen["precision"] is None:
+        return f"{text}."
+    recall, precision = formatting.number(chosen["recall"], 3), formatting.number(chosen["precision"], 3)
+    return f"{text}, with precision {precision} and recall {recall}. The metrics above are of the test rows."
 
 
 def confusion(matrix: Mapping[str, Any] | None) -> View | None:

@@ -20,6 +20,7 @@ FILES: Mapping[str, tuple[str, str]] = {
     "trained": ("train", "spec.json"),
     "curves": ("train", "curves.json"),
     "parity": ("export", "parity.json"),
+    "decision": ("export", "decision.json"),
     "candidates": ("optimize", "candidates.json"),
     "latency": ("optimize", "latency.json"),
     "evaluation": ("evaluate", "evaluation.json"),
@@ -44,6 +45,7 @@ class RunEvidence:
     candidates: Json | None = None
     latency: Json | None = None
     evaluation: Json | None = None
+    decision: Json | None = None
     manifest: Json | None = None
     blessing: Json | None = None
     signature: Json | None = None

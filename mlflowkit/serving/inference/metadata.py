@@ -38,6 +38,7 @@ def model(active: ActiveTable, loaded: LoadedModel) -> Json:
             "task": signature.task,
             "classes": list(signature.classes),
             "texts": signature.texts.model_dump(mode="json"),
+            **({} if signature.threshold is None else {"threshold": signature.threshold}),
         },
     }
 

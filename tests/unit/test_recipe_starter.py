@@ -1,0 +1,178 @@
+"""`mlkit init --csv FILE --target COLUMN`: what it sees in a table, and the recipe that it writes."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflowkit.cli.app import main
+from mlflowkit.recipe.check import load
+from mlflowkit.recipe.starter.recipe_text import scalar
+
+ROWS = 240
+
+
+def write(path: Path, columns: dict[str, list[Any]], separator: str = ",") -> Path:
+    def field(value: Any) -> str:
+        text = str(value)
+        return f'"{text}"' if separator in text or '"' in text or "\n" in text else text
+
+    lines = [separator.join(map(field, columns))]
+    lines += [separator.join(map(field, row)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def used_cars(**changed: list[Any]) -> dict[str, list[Any]]:
+    """A table with most of what goes wrong in tables."""
+    draw = random.Random(3)
+    sold = [draw.choice(["yes", "no", "no"]) for _ in range(ROWS)]
+    columns: dict[str, list[Any]] = {
+        "nr": list(range(1, ROWS + 1)),
+        "vin": [f"W0L{draw.getrandbits(40):010X}" for _ in range(ROWS)],
+        "zip": [draw.choice(["02116", "00501", "10001", "94105"]) for _ in range(ROWS)],
+        "horsepower": [draw.randint(50, 300) if number % 20 else "?" for number in range(ROWS)],
+        "fuel": [draw.choice(["petrol", "diesel", "electric"]) for _ in range(ROWS)],
+        "seen": [date(2024, 1, 1) + timedelta(days=number) for number in range(ROWS)],
+        "seats": [5] * ROWS,
+        "note": [f"first owner, service book complete, number {draw.random()}" for _ in range(ROWS)],
+        "paid": [int(value == "yes") for value in sold],
+        "sold": sold,
+    }
+    return columns | changed
+
+
+def init(folder: Path, csv: Path, target: str, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["init", str(folder), "--csv", str(csv), "--target", target, *arguments])
+    return int(caught.value.code or 0)
+
+
+def recipe_of(folder: Path) -> Any:
+    return yaml.safe_load((folder / "recipe.yaml").read_text())
+
+
+def test_a_messy_table_becomes_a_recipe_without_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = write(tmp_path / "used cars.csv", used_cars())
+    assert init(tmp_path / "new", csv, "sold") == 0
+    recipe = load(tmp_path / "new" / "recipe.yaml").recipe
+    written = recipe_of(tmp_path / "new")
+    assert recipe.name == "used-cars"
+    assert (recipe.task, recipe.data.target, recipe.data.positive) == ("classification", "sold", "yes")
+    assert written["data"]["drop"] == ["nr", "vin", "seats", "note"]
+    assert written["data"]["columns"] == {
+        "zip": "categorical",
+        "horsepower": "numeric",
+        "fuel": "categorical",
+        "seen": "time",
+        "paid": "numeric",
+    }
+    assert written["data"]["source"]["missing"] == ["?"]
+    assert written["data"]["split"] == {"kind": "time", "column": "seen", "validation": 0.15, "test": 0.15}
+    text = (tmp_path / "new" / "recipe.yaml").read_text()
+    assert "a row number" in text
+    assert "codes with leading zeros, such as 0" in text
+    printed = capsys.readouterr().out
+    assert "warning: paid alone predicts the target (ROC AUC 1.000)" in printed
+    assert "warning: fuel" not in printed
+
+
+def test_numbers_with_separators_units_and_a_decimal_comma(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    price = [f"{draw.randint(1, 99)}.{draw.randint(0, 999):03d},{draw.randint(0, 99):02d} €" for _ in range(ROWS)]
+    csv = write(tmp_path / "t.csv", used_cars(price=price, share=[f"{n % 97},5 %" for n in range(ROWS)]), ";")
+    assert init(tmp_path, csv, "sold") == 0
+    source = recipe_of(tmp_path)["data"]["source"]
+    assert (source["separator"], source["decimal"], source["thousands"]) == (";", ",", ".")
+    assert sorted(source["units"]) == ["%", "€"]
+    assert recipe_of(tmp_path)["data"]["columns"]["price"] == "numeric"
+    assert recipe_of(tmp_path)["data"]["columns"]["share"] == "numeric"
+    assert load(tmp_path / "recipe.yaml")
+
+
+def test_blanks_missing_targets_and_rare_classes_are_told(tmp_path: Path) -> None:
+    sold = ["" if number % 24 == 0 else "fraud" if number % 25 == 0 else "fine" for number in range(ROWS)]
+    fuel = [" petrol", "petrol", "diesel "] * (ROWS // 3)
+    csv = write(tmp_path / "t.csv", used_cars(sold=sold, fuel=fuel))
+    assert init(tmp_path, csv, "sold") == 0
+    recipe, text = recipe_of(tmp_path), (tmp_path / "recipe.yaml").read_text()
+    assert recipe["data"]["missing_target"] == "drop"
+    assert "10 rows (4.2%) have no target" in text
+    assert recipe["data"]["source"]["trim"] is True
+    assert recipe["data"]["positive"] == "fraud"
+    assert [gate["metric"] for gate in recipe["gates"]][:2] == ["roc_auc", "average_precision"]
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "metric"),
+    [
+        (["a", "b", "c"] * (ROWS // 3), "classification", "accuracy"),
+        ([number % 4 for number in range(ROWS)], "classification", "accuracy"),
+        ([number * 1.5 for number in range(ROWS)], "regression", "r2"),
+        (["02116", "00501"] * (ROWS // 2), "classification", "roc_auc"),
+    ],
+)
+def test_the_target_says_the_task(target: list[Any], task: str, metric: str, tmp_path: Path) -> None:
+    assert init(tmp_path, write(tmp_path / "t.csv", used_cars(y=target)), "y") == 0
+    recipe = recipe_of(tmp_path)
+    assert (recipe["task"], recipe["gates"][0]["metric"]) == (task, metric)
+    assert load(tmp_path / "recipe.yaml")
+
+
+def test_more_categories_than_the_default_are_kept(tmp_path: Path) -> None:
+    town = [f"town {number % 120}" for number in range(ROWS)]
+    assert init(tmp_path, write(tmp_path / "t.csv", used_cars(town=town)), "sold") == 0
+    assert recipe_of(tmp_path)["preprocess"]["max_categories"] == 120
+
+
+def test_json_has_the_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = write(tmp_path / "t.csv", used_cars())
+    assert init(tmp_path, csv, "sold", "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    roles = {column["name"]: column["role"] for column in value["choices"]["columns"]}
+    assert (roles["nr"], roles["zip"], roles["seen"]) == ("drop", "categorical", "time")
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "reason"),
+    [
+        ("a,b\n1,2\n", "c", "has no column 'c'"),
+        ("a,chrned\n1,2\n2,3\n", "churned", "--target chrned"),
+        ("a,b\n1,2\n2,2\n", "b", "nothing to predict"),
+        ("a,b\n", "b", "has no rows"),
+        ("", "b", "does not look like a CSV"),
+        ("a b\n1 2\n", "b", "does not look like a CSV"),
+        ("a,a\n1,2\n2,3\n", "a", "occurs twice"),
+    ],
+)
+def test_what_is_no_table_is_refused(
+    content: str, target: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    assert init(tmp_path / "new", tmp_path / "t.csv", target) == 2
+    printed = capsys.readouterr().err
+    assert reason in printed
+    assert "hint: " in printed
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
+    csv = write(tmp_path / "t.csv", used_cars())
+    (tmp_path / "recipe.yaml").write_text("mine")
+    assert init(tmp_path, csv, "sold") == 2
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+    assert init(tmp_path, csv, "sold", "--force") == 0
+
+
+@settings(max_examples=200)
+@given(text=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12))
+def test_a_scalar_is_read_back_as_the_same_text(text: str) -> None:
+    assert yaml.safe_load(scalar(text)) == text
