@@ -33,6 +33,7 @@ from mlflowkit.system.text import category_text
 
 CODE = "^\\s*[-+]?0[0-9xX]"
 """Begins a text that a number would not print again. RE2."""
+HEXADECIMAL = "^\\s*[-+]?0[xX]"
 NUMERIC = ("int", "float")
 _TYPES: Mapping[str, pa.DataType] = {
     "int": pa.int64(),
@@ -144,7 +145,7 @@ class TextColumn:
                 values = batch.cast(_TYPES[kind])
             except pa.ArrowInvalid:
                 continue
-            if kind in NUMERIC and not self._number and has_codes(batch):
+            if kind in NUMERIC and has_codes(batch, HEXADECIMAL if self._number else CODE):
                 return False
             if kind == "float" and pc.any(pc.is_nan(values)).as_py():
                 return False
@@ -154,14 +155,14 @@ class TextColumn:
         return False
 
 
-def has_codes(texts: pa.Array) -> bool:
-    """Whether a text begins with a zero that a number would lose (02116, not 0 or 0.5)."""
+def has_codes(texts: pa.Array, pattern: str = CODE) -> bool:
+    """Whether a text begins with a zero that a number would lose (02116, 0x10; not 0 or 0.5)."""
     for sign in ("", "-", "+"):  # the regular expression costs more than the search for those to try it on
         starting = pc.starts_with(texts, f"{sign}0")
         if not pc.any(starting).as_py():
             continue
         longer = texts.filter(pc.and_(starting, pc.greater(pc.binary_length(texts), len(sign) + 1)))
-        if pc.any(pc.match_substring_regex(longer, CODE)).as_py():
+        if pc.any(pc.match_substring_regex(longer, pattern)).as_py():
             return True
     return False
 

@@ -540,9 +540,24 @@ def _decision(view: RecipeView) -> Iterator[Problem]:
         yield Problem(("decision", "costs"), "mistakes that cost nothing decide nothing", "write one above 0")
 
 
+def _texts(view: RecipeView) -> Iterator[Problem]:
+    """Marks of numbers that contradict each other."""
+    path = ("data", "source", "thousands")
+    decimal, thousands = view.text("data", "source", "decimal", default="."), view.text(*path)
+    if thousands and thousands == decimal:
+        hint = "write decimal: ',' and thousands: '.'" if thousands == "." else "remove one of them"
+        yield Problem(path, f"{thousands!r} cannot separate thousands and be the decimal mark", hint)
+    for key, mark in (("decimal", decimal), ("thousands", thousands)):
+        if mark.isalnum() or mark in ("-", "+"):
+            yield Problem(
+                ("data", "source", key), f"{mark!r} is part of numbers itself", "write '.', ',', ' ' or \"'\""
+            )
+
+
 RULES: tuple[Rule, ...] = (
     _decision,
     _split,
+    _texts,
     _target,
     _columns,
     _checks,

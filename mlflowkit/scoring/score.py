@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -60,6 +60,7 @@ def score(
     ``progress`` is called with the number of rows so far. Raises UsageError for columns that do not fit (before any
     row is read), DataError for a value that is not one of its column.
     """
+    file = _trimmed(file) if predictor.signature.texts.trim else file
     features = feature_names(predictor.signature)
     absent = [name for name in features if name not in file.names]
     if absent and not options.fill:
@@ -81,6 +82,12 @@ def score(
     if not summary.rows:
         raise DataError(f"{file.path} has no rows", hint="there is nothing to predict")
     return summary
+
+
+def _trimmed(file: RowFile) -> RowFile:
+    """The file without blanks around the names of its columns, as the training data was read."""
+    names = [name.strip() for name in file.names]
+    return replace(file, names=tuple(names), batches=(table.rename_columns(names) for table in file.batches))
 
 
 def _lacks_columns(file: RowFile, features: Sequence[str], absent: Sequence[str]) -> UsageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -120,38 +121,20 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     """
     import numpy as np
 
-    from mlflowkit.stages import tabular
-
     plan = reading_plan(spec)
     read = read_source(spec.source, context.folder, context.ports.tables, plan, skip=spec.drop)
-    table = read.table
-    if table.num_rows == 0:
+    if read.table.num_rows == 0:
         raise DataError(
             f"{spec.source.describe()} has no rows", hint="mlkit explain RECIPE data.source shows what set it"
         )
-    context.progress(Event("data", "progress", f"{table.num_rows:,} rows, {table.num_columns} columns", 0.3))
-    categories = tabular.dictionary_columns(table)
-    declared = [name for name, kind in spec.columns.items() if kind == "categorical" and name in table.column_names]
-    table = tabular.canonical(tabular.as_categories(table, [*categories - set(spec.columns), *declared]))
-    slice_columns, features = _columns_by_role(spec, table)
-    table, kept = tabular.drop_missing(table, spec.target) if spec.missing_target == "drop" else (table, None)
-    kinds = tabular.kinds_of(table, features, spec.columns, categories)
-    tokens = seen_tokens(read)
-    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], plan.rule, tokens)
-    tabular.require_learnable(table, kinds)
-    findings = examine(spec, read, table, kinds, plan.rule)
-    classes: list[str | int] = []
-    if spec.task == "classification":
-        table, classes = tabular.class_target(table, spec.target, spec.positive, parsed=read.parsed)
-    else:
-        tabular.number_target(table, spec.target, plan.rule, tokens)
-    version = tabular.data_version(table)
-    if kept is not None and not kept.all():
-        findings.insert(0, _dropped_finding(spec.target, int((~kept).sum()), len(kept)))
-    for finding in findings:
+    shape = f"{read.table.num_rows:,} rows, {read.table.num_columns} columns"
+    context.progress(Event("data", "progress", shape, 0.3))
+    prepared = _prepare(spec, read, plan.rule)
+    table, kept = prepared.table, prepared.kept
+    for finding in prepared.findings:
         context.progress(Event("data", "warning", str(finding)))
-    parts = parts_of(spec, table, classes, context.seed)
-    _require_usable_parts(spec, table, kinds, classes, parts)
+    parts = parts_of(spec, table, prepared.classes, context.seed)
+    _require_usable_parts(spec, table, prepared.kinds, prepared.classes, parts)
     context.progress(Event("data", "progress", "writing the parts", 0.7))
     for code, part in enumerate(PARTS):
         context.ports.tables.write_parquet(table, parts == code, context.out / f"{part}.parquet")
@@ -159,23 +142,62 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     info = TableInfo(
         task=spec.task,
         target=spec.target,
-        features=tuple(Column.model_validate({"name": name, "kind": kind}) for name, kind in kinds.items()),
-        classes=tuple(classes),
+        features=tuple(Column.model_validate({"name": name, "kind": kind}) for name, kind in prepared.kinds.items()),
+        classes=prepared.classes,
         rows={part: int((parts == code).sum()) for code, part in enumerate(PARTS)},
-        data_version=version,
-        slice_columns=tuple(slice_columns),
+        data_version=prepared.version,
+        slice_columns=prepared.slice_columns,
         dropped=tuple(spec.drop),
         texts=plan.rule,
     )
     (context.out / "table.json").write_text(info.model_dump_json(indent=1))
     told: dict[str, Json] = {
         "missing_texts": {name: dict(counts) for name, counts in read.missing.items()},
-        "findings": [finding.to_json() for finding in findings],
+        "findings": [finding.to_json() for finding in prepared.findings],
     }
     return StageResult(
         metrics={f"rows_{part}": float(rows) for part, rows in info.rows.items()},
         summary=_summary(spec, table, info, parts) | told,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTable:
+    """A table with its kinds of columns and classes; ``kept`` marks the source rows in it, None for all."""
+
+    table: pa.Table
+    kinds: Mapping[str, str]
+    classes: tuple[str | int, ...]
+    slice_columns: tuple[str, ...]
+    version: str
+    kept: np.ndarray | None
+    findings: Sequence[Finding]
+
+
+def _prepare(spec: Spec, read: TableRead, rule: TextRule) -> PreparedTable:
+    """Give each column its kind and type, and the target its classes. Raises DataError for what cannot be right."""
+    from mlflowkit.stages import tabular
+
+    categories = tabular.dictionary_columns(read.table)
+    declared = {name for name, kind in spec.columns.items() if kind == "categorical"} & set(read.table.column_names)
+    texts = declared | (categories - set(spec.columns))
+    table = tabular.canonical(tabular.as_categories(read.table, sorted(texts)))
+    slice_columns, features = _columns_by_role(spec, table)
+    table, kept = tabular.drop_missing(table, spec.target) if spec.missing_target == "drop" else (table, None)
+    kinds = tabular.kinds_of(table, features, spec.columns, categories)
+    tokens = seen_tokens(read)
+    table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], rule, tokens)
+    tabular.require_learnable(table, kinds)
+    findings = examine(spec, read, table, kinds, rule)
+    classes: list[str | int] = []
+    if spec.task == "classification":
+        table, classes = tabular.class_target(table, spec.target, spec.positive, parsed=read.parsed)
+    else:
+        tabular.number_target(table, spec.target, rule, tokens)
+    if kept is not None and not kept.all():
+        findings.insert(0, _dropped_finding(spec.target, int((~kept).sum()), len(kept)))
+    version = tabular.data_version(table)
+    return PreparedTable(table, kinds, tuple(classes), tuple(slice_columns), version, kept, findings)
 
 
 def reading_plan(spec: Spec) -> ReadingPlan:

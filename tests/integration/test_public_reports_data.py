@@ -34,9 +34,10 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import categorical_columns, number_of
+from mlflowkit.recipe import rules
 from mlflowkit.recipe.reference_rules import problems
 from mlflowkit.serving.protocol.input_schema import Schema
-from mlflowkit.stages import data, export, train
+from mlflowkit.stages import data, export, train, validate
 from mlflowkit.stages.base import read_signature, read_table_info
 from mlflowkit.values import Event, StageResult
 from tests.support.export_world import ExportWorld
@@ -549,6 +550,31 @@ def test_rows_without_a_target_are_refused_or_dropped_and_told(tmp_path: Path) -
     assert pd.read_parquet(tmp_path / "data" / "test.parquet")["x"].tolist() == kept
 
 
+CHECKS = [
+    ({"kind": "schema", "columns": {"code": "int", "amount": "float", "y": "string"}}, True),
+    ({"kind": "range", "column": "code", "min": 1, "max": 9}, True),
+    ({"kind": "range", "column": "code", "min": 1, "max": 2}, False),
+    ({"kind": "allowed", "column": "code", "values": [1, 2, 3]}, True),
+    ({"kind": "allowed", "column": "code", "values": ["1", "2", "3"]}, True),
+    ({"kind": "allowed", "column": "code", "values": [1, 2]}, False),
+]
+
+
+@pytest.mark.parametrize(("check", "passes"), CHECKS)
+def test_checks_of_numbers_hold_for_a_category_of_whole_numbers(tmp_path: Path, check: Row, passes: bool) -> None:
+    """As before categories were text: no recipe of whole numbers declared categorical needs a change."""
+    two_texts(tmp_path, "1", "2", ["3"])
+    case = Case(tmp_path, CSV, **DECLARED)
+    case.read()
+    context = case.world.context("validate", ("data",))
+    spec = validate.Spec.model_validate({"checks": [check]})
+    if passes:
+        validate.run(spec, context)
+    else:
+        with pytest.raises(DataError, match="code"):
+            validate.run(spec, context)
+
+
 # ------------------------------------------------------------------------------------------------- folders, compression
 
 
@@ -651,6 +677,22 @@ def test_a_pattern_over_the_disk_is_refused_soon(tmp_path: Path, monkeypatch: py
     values = {"data": {"source": {"kind": "csv", "path": f"{tmp_path}/**/*.none"}}}
     (problem,) = [problem for problem in problems(values, tmp_path) if problem.path == ("data", "source", "path")]
     assert "more than 50 files and folders" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ({"thousands": "."}, "thousands", "cannot separate thousands and be the decimal mark"),
+        ({"thousands": ",", "decimal": ","}, "thousands", "cannot separate thousands"),
+        ({"decimal": "1"}, "decimal", "part of numbers itself"),
+        ({"thousands": "-"}, "thousands", "part of numbers itself"),
+    ],
+)
+def test_marks_that_contradict_each_other_are_refused_before_anything_runs(keys: Row, key: str, words: str) -> None:
+    violated = rules.problems({"data": {"source": {"kind": "csv", "path": "x.csv", **keys}}})
+    (problem,) = [problem for problem in violated if problem.path == ("data", "source", key)]
+    assert words in problem.message
+    assert problem.hint
 
 
 # ---------------------------------------------------------------------------------------------------------- old bundles
