@@ -31,7 +31,11 @@ def _header(view: RecipeView, folder: Path) -> tuple[str, ...] | None:
     except (DataError, OSError, ValueError):
         return None  # reported by reference_rules
     separator = view.text("data", "source", "separator", default=",")
-    return column_names(files, kind, separator) if len(separator) == 1 else None
+    if len(separator) != 1:
+        return None
+    folders = source.folder_columns(folder, files[:1])[0]
+    trim = view.get("data", "source", "trim") is True
+    return column_names(files, kind, separator, folders=folders, trim=trim and kind == "csv")
 
 
 def _missing_columns(view: RecipeView, names: tuple[str, ...]) -> Iterator[Problem]:

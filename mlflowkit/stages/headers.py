@@ -6,7 +6,7 @@ import bz2
 import csv
 import gzip
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -21,10 +21,12 @@ _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], io.BufferedIOBase]] = {
 }
 
 
-def column_names(files: tuple[Path, ...], kind: str, separator: str = ",") -> tuple[str, ...] | None:
-    """Names of the columns of a source's first file, and those in the names of its folders (``region=north``).
+def column_names(
+    files: tuple[Path, ...], kind: str, separator: str = ",", *, folders: Iterable[str] = (), trim: bool = False
+) -> tuple[str, ...] | None:
+    """Names of the columns of a source's first file, and of those that its folders give (``region=north``).
 
-    None where they cannot be read: the data stage reports why.
+    With ``trim`` without blanks around them. None where they cannot be read: the data stage reports why.
     """
     if not files:
         return None
@@ -32,11 +34,13 @@ def column_names(files: tuple[Path, ...], kind: str, separator: str = ",") -> tu
         names = _parquet_names(files[0]) if kind == "parquet" else _csv_names(files[0], separator)
     except (DataError, OSError, ValueError, EOFError, csv.Error):
         return None
-    partitions = tuple(part.partition("=")[0] for part in files[0].parent.parts if "=" in part)
-    return (*names, *(name for name in partitions if name not in names)) if names else None
+    names = tuple(name.strip() for name in names) if trim else names
+    return (*names, *(name for name in folders if name not in names)) if names else None
 
 
 def _csv_names(path: Path, separator: str) -> tuple[str, ...]:
+    if path.suffix in (".zst", ".lz4"):
+        raise ValueError(f"{path.suffix} is not read here")
     with path.open("rb") as stream:
         decompress = _DECOMPRESSORS.get(path.suffix)
         start = (stream if decompress is None else decompress(stream)).read(MAX_HEADER_BYTES)

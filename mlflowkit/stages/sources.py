@@ -131,6 +131,10 @@ class CsvSource(TextKeys):
     def watched_patterns(self, folder: Path) -> tuple[str, ...] | None:
         return _watched(folder / self.path)
 
+    def folder_columns(self, folder: Path, files: Sequence[Path]) -> list[Mapping[str, str | None]]:
+        """The columns that the names of folders give each file."""
+        return _folders(folder / self.path, files)
+
     def default_missing(self) -> tuple[str, ...]:
         return DEFAULT_MISSING
 
@@ -139,7 +143,7 @@ class CsvSource(TextKeys):
 
     def read_by_plan(self, folder: Path, tables: Tables, plan: ReadingPlan, skip: Sequence[str]) -> TableRead:
         files = self.resolve(folder).files
-        folders = _folders(folder / self.path, files)
+        folders = self.folder_columns(folder, files)
         return tables.read_csv_by_plan(files, plan, separator=self.separator, skip=skip, folders=folders)
 
 
@@ -160,12 +164,16 @@ class ParquetSource(TextKeys):
     def watched_patterns(self, folder: Path) -> tuple[str, ...] | None:
         return _watched(folder / self.path)
 
+    def folder_columns(self, folder: Path, files: Sequence[Path]) -> list[Mapping[str, str | None]]:
+        """The columns that the names of folders give each file."""
+        return _folders(folder / self.path, files)
+
     def read(self, folder: Path, tables: Tables, *, skip: Sequence[str] = ()) -> pa.Table:
         return self.read_by_plan(folder, tables, ReadingPlan(self.text_rule(())), skip).table
 
     def read_by_plan(self, folder: Path, tables: Tables, plan: ReadingPlan, skip: Sequence[str]) -> TableRead:
         files = self.resolve(folder).files
-        folders = _folders(folder / self.path, files)
+        folders = self.folder_columns(folder, files)
         return tables.read_parquet_by_plan(files, plan, skip=skip, folders=folders)
 
 

@@ -34,7 +34,7 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import categorical_columns, number_of
-from mlflowkit.recipe import rules
+from mlflowkit.recipe import column_rules, rules
 from mlflowkit.recipe.reference_rules import problems
 from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.stages import data, export, train, validate
@@ -594,6 +594,18 @@ def test_folders_that_name_a_value_are_a_column(tmp_path: Path, kind: str, path:
     served = Case(tmp_path, {"kind": kind, "path": path.format(kind=kind)}).serve()
     assert served.share("yes", region="north", x=0) > 0.9
     assert served.share("yes", region="south", x=0) < 0.1
+
+
+@pytest.mark.parametrize("path", ["data", "data/*/*.parquet"])
+def test_validate_knows_the_columns_of_folders_and_names_without_blanks(tmp_path: Path, path: str) -> None:
+    partitioned(tmp_path, "parquet")
+    spaced(tmp_path)
+    folders = {"kind": "parquet", "path": path}
+    assert column_rules.problems({"data": {"source": folders, "columns": {"region": "categorical"}}}, tmp_path) == []
+    (problem,) = column_rules.problems({"data": {"source": folders, "columns": {"reg": "categorical"}}}, tmp_path)
+    assert "'region'" in problem.hint
+    trimmed = {"kind": "csv", "path": "data.csv", "trim": True}
+    assert column_rules.problems({"data": {"source": trimmed, "target": "y"}}, tmp_path) == []
 
 
 def test_values_in_names_of_folders_keep_their_text(tmp_path: Path) -> None:
