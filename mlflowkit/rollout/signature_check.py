@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from mlflowkit.values import Variant
 
 
+LENIENT_KEYS = {"column-removed": "serve.unknown_columns=ignore", "column-added": "serve.missing_columns=null"}
+"""Settings of a service under which a change of columns breaks nobody."""
+
+
 def leniency_of(serve: Any) -> Leniency:
-    """How the service of a recipe's ``serve`` section treats unknown and missing columns; strict by default."""
-    ignores = getattr(serve, "unknown_columns", "refuse") == "ignore"
-    return Leniency(ignores, getattr(serve, "missing_columns", "refuse") in (None, "null"))
+    """How the service of a recipe's ``serve`` section (a `ServeSection`) treats unknown and missing columns."""
+    return Leniency(serve.unknown_columns == "ignore", serve.missing_columns == "null")
 
 
 def read_signature(bundle: Path) -> Signature | None:
@@ -56,7 +59,9 @@ def require_compatible(service: str, version: str, changes: Sequence[SignatureCh
     breaking = breaking_changes(changes)
     if not breaking:
         return
+    lenient = " ".join(key for kind, key in LENIENT_KEYS.items() if any(change.kind == kind for change in breaking))
+    columns = f", or a service that takes other columns: mlkit run RECIPE {lenient}" if lenient else ""
     raise UsageError(
         f"{version} breaks the clients of {service} and was not swapped in: {summarize_changes(breaking)}",
-        hint="mlkit run RECIPE --allow-breaking, or let a canary try it first: mlkit run RECIPE +rollout=canary",
+        hint=f"mlkit run RECIPE --allow-breaking, or a canary first: mlkit run RECIPE +rollout=canary{columns}",
     )

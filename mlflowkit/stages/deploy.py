@@ -293,7 +293,11 @@ def _replace_champion(spec: Spec, context: StageContext, files: ServiceFiles, ca
 
 
 def _roll_out(
-    spec: Spec, context: StageContext, files: ServiceFiles, candidate: Variant, changes: tuple[SignatureChange, ...]
+    spec: Spec,
+    context: StageContext,
+    files: ServiceFiles,
+    candidate: Variant,
+    changes: tuple[SignatureChange, ...] = (),
 ) -> dict[str, Any]:
     """Request a rollout, unless this version is in one, and wait until its first step is live."""
     from mlflowkit.rollout import commands, policy, requests

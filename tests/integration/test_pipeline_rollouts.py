@@ -128,6 +128,8 @@ def test_the_champion_is_the_old_version_until_the_new_one_is_promoted(world: De
     commands.submit(world.files, "rollback", "complaints")
     world.control().step()
     assert world.aliases()["champion"] == first
+    assert world.noted("registered")[-1] == "tiny@champion"
+    assert world.noted("unaliased") == [f"tiny@challenger {record.bundle}"]  # it was champion, and is nothing now
     actions, reason = reasons(world.run({"train.epochs": 4}))
     assert (actions, "complaints" in reason) == ({"reuse"}, True)
 

@@ -187,6 +187,7 @@ def test_simulate_answers_first_and_then_refines(mlkit: Any, monkeypatch: pytest
     _, whole, err = mlkit(*arguments)
     assert "first answer" not in err or "A/A (within limits)" in err
     clock = iter(range(1_000_000))
+    monkeypatch.setattr(simulate, "FIRST_SECONDS", 5.0)
     monkeypatch.setattr(simulate.time, "monotonic", lambda: float(next(clock)))  # a second a look at it
     _, out, err = mlkit(*arguments)
     first = err.partition("first answer, from a few of the 3 rollouts")[2].splitlines()[1:]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflowkit.rollout.simulation.simulator import SimulatedRollout, Summary
     from mlflowkit.rollout.simulation.synthetic_traffic import SyntheticWorld
 
-FIRST_SECONDS = 5.0
+FIRST_SECONDS = 7.0
 """Time for the first answer."""
 MAX_DRAWN = 4
 """Rollouts of a scenario drawn on the page."""
@@ -204,14 +204,19 @@ def _run_job(job: SimulationJob, quiet: bool) -> SimulationResult:
 
 
 def _first_rollouts(job: SimulationJob) -> list[list[SimulatedRollout]]:
-    """The first rollouts of each scenario, in turn, as many as `FIRST_SECONDS` allow, told on stderr."""
+    """The first rollouts of each scenario, in turn, as many as `FIRST_SECONDS` allow, told on stderr.
+
+    A/A comes first, then what is beyond a limit, the worst before: a bad version is found soon.
+    """
     from mlflowkit.cli import simulation_table
     from mlflowkit.rollout.simulation.simulator import simulate_scenario, summarise
 
     ended = time.monotonic() + FIRST_SECONDS
     first: list[list[SimulatedRollout]] = [[] for _ in job.scenarios]
+    turns = list(zip(job.scenarios, first, strict=True))[::-1]
+    turns.sort(key=lambda turn: (turn[0].kind != "aa", not turn[0].violated))
     for number in range(job.rollouts):
-        for scenario, results in zip(job.scenarios, first, strict=True):
+        for scenario, results in turns:
             if time.monotonic() > ended:
                 break
             results.append(simulate_scenario(job.plan, scenario, job.seed, number))

@@ -36,6 +36,7 @@ class Deployed:
         self.warnings: list[str] = []
         self.settings: list[Any] = []
         self.platform = self
+        self.columns: dict[str, str] = {}
 
     def folder(self, service: str) -> Path:
         return self.state / "services" / service
@@ -65,7 +66,7 @@ class Deployed:
         context: Any = SimpleNamespace(
             inputs={"package": made.path.parent}, out=out, ports=self, progress=progress, run="run1", folder=self.state
         )
-        section = {"service": "lending", "port": 0, "rollout": rollout}
+        section = {"service": "lending", "port": 0, "rollout": rollout, **self.columns}
         return deploy.run(deploy.Spec(name="lending", serve=ServeSection.model_validate(section)), context).summary
 
     def ask(self) -> tuple[int, str]:
@@ -122,6 +123,24 @@ def test_a_version_with_the_same_signature_is_swapped_in_without_a_word(world: D
     summary = world.deploy(again)
     assert (world.warnings, "signature_changes" in summary) == ([], False)
     assert world.ask() == (200, again.manifest.version)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [("fewer", "unknown_columns", "ignore"), ("more", "missing_columns", "null")]
+)
+def test_a_service_that_takes_other_columns_swaps_and_goes_on_answering(
+    tmp_path: Path, start: Callable[..., InProcess], bundles: dict[str, Bundle], name: str, key: str, value: str
+) -> None:
+    world = Deployed(tmp_path / ".mlkit", start(**{key: value}))
+    world.deploy(bundles["first"])
+    with pytest.raises(UsageError) as refused:
+        world.deploy(bundles[name])
+    assert f"mlkit run RECIPE serve.{key}={value}" in refused.value.hint
+    world.columns = {key: value}
+    summary = world.deploy(bundles[name])
+    assert [change["breaking"] for change in summary["signature_changes"]] == [False]
+    assert len(world.warnings) == 1  # it is told all the same
+    assert world.ask() == (200, bundles[name].manifest.version)
 
 
 def test_a_champion_whose_bundle_is_gone_is_told(world: Deployed, bundles: dict[str, Bundle], tmp_path: Path) -> None:
