@@ -11,17 +11,19 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import re
 import sqlite3
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from mlflowkit.system.files import use_private_umask
+from mlflowkit.system.files import replace_file, use_private_umask
 from mlflowkit.system.text import first_line
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ ENVIRONMENT_DEFAULTS: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
 """Environment variables set before the import of MLflow, unless the user set them."""
+LOADER = "mlflowkit.processes.mlflow_model"
+"""The module that `mlflow.pyfunc` loads a version with."""
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 NICENESS = 10
 """Importing MLflow must not slow down a concurrent training."""
 MAX_BATCH_PARAMS = 100
@@ -134,8 +139,9 @@ class MlflowMirror:
             number = str(max(int(version.version) for version in versions))
         else:
             run_id = self._find_run(facts["run"]) or self.record(facts["run"])
-            source = self._source(run_id, Path(facts["source"]))
-            created = self.client.create_model_version(name, source, run_id=run_id, tags=dict(facts["tags"]))
+            source = self._source(name, identity, run_id, Path(facts["source"]))
+            tags = {**facts["tags"], "bundle": facts["source"]}
+            created = self.client.create_model_version(name, source, run_id=run_id, tags=tags)
             number = str(created.version)
         self.client.set_registered_model_alias(name, facts["alias"], number)
         return number
@@ -155,12 +161,16 @@ class MlflowMirror:
         self.client.delete_registered_model_alias(facts["name"], facts["alias"])
         return str(version.version)
 
-    def _source(self, run_id: str, bundle: Path) -> str:
-        """The source URI of a model version: the bundle in the store, or for a server a copy uploaded to its run."""
+    def _source(self, name: str, identity: str, run_id: str, bundle: Path) -> str:
+        """The source URI of a model version: a folder with its MLmodel, which names the bundle in the store; for a
+        server both are uploaded to the run. MLflow writes into such a folder, so it is never the bundle itself."""
         if self.local:
-            return bundle.as_uri()
-        self.client.log_artifacts(run_id, str(bundle), "bundle")
-        return f"{self.client.get_run(run_id).info.artifact_uri}/bundle"
+            folder = self.state / "mlartifacts" / name / "models" / identity
+            replace_file(folder / "MLmodel", mlmodel(bundle, os.path.relpath(bundle, folder), run_id).encode())
+            return folder.as_uri()
+        self.client.log_artifacts(run_id, str(bundle), "model/bundle")
+        self.client.log_text(run_id, mlmodel(bundle, "bundle", run_id), "model/MLmodel")
+        return f"{self.client.get_run(run_id).info.artifact_uri}/model"
 
     def _experiment_id(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
@@ -202,6 +212,32 @@ class MlflowMirror:
             return
         with _ignored("RESOURCE_ALREADY_EXISTS"):  # another process may create it too
             self.client.create_registered_model(name)
+
+
+def mlmodel(bundle: Path, place: str, run_id: str) -> str:
+    """The MLmodel of a bundle at ``place`` beside it: mlflowkit's loader behind pyfunc, and the graph as ONNX.
+
+    It has no signature: MLflow would convert the rows by it, and the bundle has rules of its own.
+    """
+    import yaml
+
+    from mlflowkit import __version__
+
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    flavors: dict[str, Any] = {
+        "python_function": {"loader_module": LOADER, "data": place, "python_version": platform.python_version()},
+        "mlflowkit": {"version": __version__, "requires": f"mlflowkit[serve,cpu]=={__version__}"},
+    }
+    if (bundle / "model.onnx").exists():
+        flavors["onnx"] = {"data": f"{place}/model.onnx", "onnx_version": "", "providers": ["CPUExecutionProvider"]}
+    document = {
+        "flavors": flavors,
+        "mlflow_version": version("mlflow-skinny"),
+        "model_uuid": str(manifest.get("identity", ""))[:32],
+        "run_id": run_id,
+        "utc_time_created": datetime.now(UTC).strftime(TIME_FORMAT),
+    }
+    return str(yaml.safe_dump(document, sort_keys=True))
 
 
 def serve(state: Path, uri: str, jobs: IO[bytes], replies: IO[bytes]) -> None:

@@ -160,6 +160,9 @@ class _RunSession:
             except Exception as error:
                 problem = self._translate(error)
                 self.recorder.fail(self.stage, "failed", problem.message)
+                if self.stage:  # MLflow's process was started for it; an interrupted run is mirrored by the next one
+                    with contextlib.suppress(MlkitError):  # of the same full disk: keep the first error
+                        _update_tracker(self.recorder.journal, self.recorder.store, self.ports)
                 if problem is error:
                     raise
                 raise problem from error

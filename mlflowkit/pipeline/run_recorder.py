@@ -74,7 +74,7 @@ class RunRecorder:
             for step in self.record.steps:
                 if step.stage == stage and step.status != "done":
                     self.journal.finish_step(self.record.run, replace(step, status=status, error=message))
-            self.journal.finish_run(self.record.run, self._final_state(status, message, track=False))
+            self.journal.finish_run(self.record.run, self._final_state(status, message, track=True))
 
     def finish(self, status: RunStatus, error: str) -> None:
         """Record the end of the run."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mlflowkit import bundle
 from mlflowkit.adapters import mlflow as adapter
 from mlflowkit.adapters.mlflow import MlflowTracker, facts_of
+from mlflowkit.adapters.mlflow_worker import mlmodel
 from mlflowkit.errors import BundleError, EngineError
 from mlflowkit.values import Lineage, Outcome, RunRecord, StageResult, StepRecord, Verdict
+from tests.support import lending_bundle
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LINEAGE = Lineage(COMMIT, True, "d" * 64, "e" * 64)
@@ -146,7 +152,8 @@ def test_a_blessed_bundle_becomes_a_version_with_an_alias(tracker: MlflowTracker
     number = tracker.register("aliased", bundle_folder.path, run_record("made-it", name="aliased"), "challenger")
     version = client.get_model_version_by_alias("aliased", "challenger")
     assert str(version.version) == number
-    assert version.source == bundle_folder.path.as_uri()
+    assert version.tags["bundle"] == str(bundle_folder.path)
+    assert "model.onnx" not in os.listdir(version.source.removeprefix("file://")), "MLflow writes into its folders"
     assert version.run_id == only_run(client, "made-it", "aliased").info.run_id
     assert version.tags["identity"] == bundle_folder.manifest.identity
     assert (version.tags["git_commit"], version.tags["git_dirty"]) == (COMMIT, "true")
@@ -281,3 +288,46 @@ def test_facts_are_pure() -> None:
     assert facts.status == "RUNNING"
     assert "git_commit" not in facts.tags
     assert facts.metrics["seconds/train"] == 1.5
+
+
+LOADED = """
+import json, sys
+import mlflow
+import pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.set_registry_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+rows = json.loads(sys.argv[3])
+answers = [model.predict(pd.DataFrame(rows)), model.predict(rows)]
+sys.stdout.write(json.dumps([answer.to_dict("list") for answer in answers]))
+"""
+
+
+def test_a_version_is_loaded_by_mlflow_and_predicts_as_the_service(
+    tracker: MlflowTracker, client: Any, home: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, as a user of MLflow would; twice, since MLflow writes into the folder that it loads."""
+    made = lending_bundle.make_bundle(tmp_path / "bundle")
+    tracker.record(run_record("loads", name="loads"))
+    tracker.register("loads", made.path, run_record("loads", name="loads"), "champion")
+    rows = [{**row, "ignored": 1} for row in lending_bundle.ROWS]
+    truth = lending_bundle.expected(made.path, lending_bundle.ROWS)
+    uri = f"sqlite:///{home / 'state' / 'mlflow.db'}"
+    for _ in range(2):
+        command = [sys.executable, "-c", LOADED, uri, "models:/loads@champion", json.dumps(rows)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        for answer in json.loads(done.stdout):
+            assert answer["prediction"] == truth["label"]
+            for index, name in enumerate(lending_bundle.LABELS):
+                expected = [row[index] for row in truth["probabilities"]]
+                assert answer[f"probability_{name}"] == pytest.approx(expected, abs=1e-7)
+    bundle.open_bundle(made.path, blessed=True)
+
+
+def test_what_a_server_gets_has_its_model_file_too(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    document = yaml.safe_load(mlmodel(made.path, "bundle", "run"))
+    assert document["flavors"]["python_function"]["data"] == "bundle"
+    assert document["flavors"]["onnx"]["data"] == "bundle/model.onnx"
+    assert "signature" not in document

@@ -322,3 +322,37 @@ def test_published_files_are_read_only(world: PipelineWorld) -> None:
     files = [path for path in (world.folder / ".mlkit" / "objects").rglob("*") if path.is_file()]
     assert files
     assert {path.stat().st_mode & 0o222 for path in files} == {0}
+
+
+def test_a_run_that_failed_is_mirrored_at_once(world: PipelineWorld) -> None:
+    def broken(spec: Any, context: Any) -> StageResult:
+        raise ValueError("bad shape")
+
+    whole = world.stages["export"]
+    world.stages["export"] = broken
+    with pytest.raises(EngineError):
+        world.run()
+    failed = SqliteJournal(world.folder / ".mlkit").run("last")
+    assert world.noted("recorded") == [failed.run]
+    world.stages["export"] = whole
+    done = world.run()
+    assert world.noted("recorded") == [failed.run, done.run]
+
+
+def test_a_run_that_was_killed_is_mirrored_by_the_next(world: PipelineWorld) -> None:
+    environment = {**os.environ, "MLKIT_FAILPOINT": "stage.returned@train"}
+    command = [*WORLD, str(world.folder)]
+    assert subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False).returncode == -9
+    killed = SqliteJournal(world.folder / ".mlkit").run("last")
+    done = world.run()
+    assert sorted(world.noted("recorded")) == sorted([killed.run, done.run])
+
+
+def test_a_tracker_that_fails_does_not_hide_why_the_run_failed(world: PipelineWorld) -> None:
+    def broken(spec: Any, context: Any) -> StageResult:
+        raise ValueError("bad shape")
+
+    world.tracker_fails = True
+    world.stages["export"] = broken
+    with pytest.raises(EngineError, match="bad shape"):
+        world.run()

@@ -280,7 +280,8 @@ class SqliteJournal:
             dead = tuple(row.run for row in rows if is_alive(Owner.parse(row.owner)) is False)
         if dead:
             with self._write() as connection:
-                ended = {"status": "interrupted", "finished": time.time(), "error": "the process was killed"}
+                ended: dict[str, Any] = {"status": "interrupted", "finished": time.time(), "tracked": False}
+                ended["error"] = "the process was killed"
                 connection.execute(update(runs).where(runs.c.run.in_(dead)).values(ended))
                 cut = (steps.c.run.in_(dead), steps.c.status == "running")
                 connection.execute(update(steps).where(*cut).values(status="interrupted"))
