@@ -39,7 +39,8 @@ class BundleModel:
 
         table = _table(model_input, feature_names(self.signature))
         outputs = self._predictor.predict(feature_frame(table, self.signature, start=1))
-        return prediction_table(outputs, self.signature.classes, "").to_pandas()
+        answers: pd.DataFrame = prediction_table(outputs, self.signature.classes, "").to_pandas()
+        return answers
 
 
 def _table(rows: Any, names: Sequence[str]) -> pa.Table:
