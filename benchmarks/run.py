@@ -29,6 +29,7 @@ NAMES = (
     "swap",
     "kill",
     "overload",
+    "abuse",
     "canary",
     "rollouts",
     "sequential",
