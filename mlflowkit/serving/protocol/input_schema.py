@@ -13,6 +13,7 @@ from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.features.cells import categorical_columns, category_rules
 from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter
 from mlflowkit.serving.protocol.categories import NONE_KNOWN
+from mlflowkit.serving.protocol.exact_tensors import ExactTensors
 from mlflowkit.serving.protocol.http_error import (
     RequestError,
     bad_request,
@@ -98,6 +99,7 @@ class Schema:
             column: (tensor, index) for tensor in signature.inputs for index, column in enumerate(tensor.columns)
         }
         self.widths = {tensor.name: tuple(tensor.shape[1:]) for tensor in signature.inputs}
+        self._exact = ExactTensors(signature.inputs)
         self.by_rows = all(tensor.columns for tensor in signature.inputs)
         self.categories = dict(categories or {})
         self._known = {
@@ -129,6 +131,26 @@ class Schema:
         if type(tensors) is not list or not tensors:
             example = '{"inputs": [{"name": ..., "shape": ..., "datatype": ..., "data": [...]}]}'
             raise bad_request(f"inputs: a list of tensors is needed, such as {example}")
+        notes: dict[str, dict[str, int]] = {}
+        exact = None if raw else self._exact.parse(tensors, limit)
+        inputs, rows = exact or self._parse_named(tensors, raw, limit, columns, notes)
+        self._apply_rules(inputs)
+        self._count_unseen(inputs, notes)
+        query = Query(inputs, rows, notes=notes)
+        if "outputs" in document or "parameters" in document:
+            query.outputs, query.binary = self._requested_outputs(document)
+        query.id = _parse_id(document)
+        return query
+
+    def _parse_named(
+        self,
+        tensors: Sequence[Any],
+        raw: Mapping[str, Buffer],
+        limit: int,
+        policy: ColumnPolicy,
+        notes: dict[str, dict[str, int]],
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Tensors, or one tensor for each column, as arrays by input, and their rows. Raises RequestError."""
         named: dict[str, dict[str, Any]] = {}
         for index, tensor in enumerate(tensors):
             name = tensor.get("name") if type(tensor) is dict else None
@@ -137,23 +159,13 @@ class Schema:
             if name in named:
                 raise bad_request(f"inputs[{index}]: tensor {short_json(name)} is given twice")
             named[name] = tensor
-        notes: dict[str, dict[str, int]] = {}
         by_column = named.keys().isdisjoint(self.tensors)
         known: Mapping[str, Any] = self.columns if by_column else self.tensors
-        ignored = [name for name in named if name not in known] if columns.unknown == "ignore" else ()
+        ignored = [name for name in named if name not in known] if policy.unknown == "ignore" else ()
         if ignored and len(ignored) < len(named):
             notes["ignored_columns"] = {name: _rows_of(named.pop(name)) for name in ignored}
-        if by_column:
-            inputs, rows = self._parse_columns(named, raw, limit, columns, notes)
-        else:
-            inputs, rows = self._parse_tensors(named, raw, limit, columns, notes)
-        self._apply_rules(inputs)
-        self._count_unseen(inputs, notes)
-        query = Query(inputs, rows, notes=notes)
-        if "outputs" in document or "parameters" in document:
-            query.outputs, query.binary = self._requested_outputs(document)
-        query.id = _parse_id(document)
-        return query
+        parse = self._parse_columns if by_column else self._parse_tensors
+        return parse(named, raw, limit, policy, notes)
 
     def rows(self, document: Mapping[str, Any], *, limit: int, columns: ColumnPolicy = STRICT) -> Query:
         """Parse a /predict request, ``{"rows": [{column: value}]}``. Raises RequestError."""

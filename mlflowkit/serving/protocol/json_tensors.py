@@ -45,7 +45,7 @@ _REAL: frozenset[type] = frozenset({float, int})
 _REAL_OR_NULL: frozenset[type] = _REAL | {_NULL}
 _INTEGER = frozenset({int})
 _BOOLEAN: frozenset[type] = frozenset({bool, int})
-_FP32_LIMIT = 3.4028235e38
+FP32_LIMIT = 3.4028235e38
 _BF16_LIMIT = 3.3895314e38
 
 
@@ -59,7 +59,7 @@ def to_numeric(values: list[Any], datatype: str, locate: ValueLocation) -> np.nd
     mlflowkit.serving.protocol.http_error.RequestError: value 1: 300 is beyond the range of UINT8
     """
     types = set(map(type, values))
-    if datatype == "FP32" and types <= _REAL and min(values) > -_FP32_LIMIT and max(values) < _FP32_LIMIT:
+    if datatype == "FP32" and types <= _REAL and min(values) > -FP32_LIMIT and max(values) < FP32_LIMIT:
         return np.array(values, dtype=np.float32)  # nearly every request
     if datatype in FLOATING:
         _check_types(values, types, _REAL_OR_NULL, "a number or null", locate)
