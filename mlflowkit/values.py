@@ -107,7 +107,13 @@ class StageResult:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Json] = field(default_factory=dict)
+    """With a key ``remeasure`` that is true, times were measured that did not decide."""
     verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def remeasure(self) -> bool:
+        """Whether it holds a time that did not decide: evidence of one moment, which no later run reuses."""
+        return bool(self.summary.get("remeasure")) or any(verdict.remeasure for verdict in self.verdicts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary:
     from mlflowkit.system.files import replace_file
 
     patterns = loaded.recipe.data.source.watched_patterns(loaded.folder)
-    if patterns is None or any(verdict["remeasure"] for verdict in summary["verdicts"]):
+    if patterns is None or any(step["remeasure"] for step in summary["steps"]):
         return False
     inputs = {str(path): _stat(str(path)) for path in [*_watched_files(loaded), *input_files(loaded)]}
     settled = snapshot.time_ns - SETTLED_NS

@@ -132,17 +132,12 @@ def decide(
         return "run", _stale_reason(stage, ingredients, prior.last, stale)
     if not prior.intact:
         return "run", "its published folder is missing or was altered"
-    if undecided_times(result):
+    if result.result.remeasure:
         return "run", "its latency evidence was inconclusive"
     remade = [name for name, digest in (inputs or {}).items() if result.inputs.get(name) != digest]
     if remade:
         return "run", f"{join_words(remade)} {_verb(remade, 'was', 'were')} made anew"
     return "reuse", f"unchanged since run {result.run}"
-
-
-def undecided_times(result: StepResult) -> bool:
-    """Whether a result holds a time that did not decide a gate: it is evidence of one moment, and not reused."""
-    return any(verdict.remeasure for verdict in result.result.verdicts)
 
 
 def describe_changes(stage: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

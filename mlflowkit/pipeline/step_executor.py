@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
-from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem, undecided_times
+from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.storage.step_lease import Heartbeat, LeaseWatcher, this_owner
 from mlflowkit.pipeline.storage.store import storage_lock
@@ -104,7 +104,7 @@ class StepExecutor:
         result = recorder.journal.result(step.fingerprint)
         if result is None or not recorder.store.intact(result.published):
             return None
-        if dict(result.inputs) != recorder.input_digests(step.stage) or undecided_times(result):
+        if dict(result.inputs) != recorder.input_digests(step.stage) or result.result.remeasure:
             return None
         return None if step.stage == "deploy" and self._deploy_problem() else result
 

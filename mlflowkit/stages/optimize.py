@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -27,6 +27,7 @@ from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
 from mlflowkit.system import arrays
 from mlflowkit.system.entry_points import METRICS
+from mlflowkit.system.text import join_words
 from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:
@@ -130,8 +131,14 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     rows = candidate_rows(section, result, choice, settings.metric)
     picked = next(outcome for outcome in result.finalists if outcome.name == choice.name)
     _publish(context, picked, rows, result.tried)
-    write_json(context.out / "machine.json", _machine_json([before, read_moment()], result.finalists))
-    return _stage_result(rows, choice.name, settings.metric)
+    after = read_moment()
+    write_json(context.out / "machine.json", _machine_json([before, after], result.finalists))
+    stage_result = _stage_result(rows, choice.name, settings.metric)
+    doubtful = doubtful_rejections(result.tried, _disturbance(before, after))
+    if doubtful:
+        context.progress(Event("optimize", "warning", doubtful))
+        stage_result = replace(stage_result, summary={**stage_result.summary, "remeasure": True})
+    return stage_result
 
 
 def _forget_times(context: StageContext) -> None:
@@ -144,6 +151,17 @@ def _forget_times(context: StageContext) -> None:
 def _disturbance(before: MachineMoment, after: MachineMoment) -> str:
     """What disturbed the machine meanwhile, with figures, where times were measured in other processes."""
     return describe([observe(before, after, os.cpu_count() or 1, single_threaded=False)])
+
+
+def doubtful_rejections(tried: Sequence[TrialOutcome], disturbance: str) -> str:
+    """A warning that a disturbed machine may have made candidates seem slower than max_latency_ms; "" if it did not."""
+    slow = [outcome.name for outcome in tried if outcome.status == "rejected" and "max_latency_ms" in outcome.reason]
+    if not slow or not disturbance:
+        return ""
+    return (
+        f"max_latency_ms rejected {join_words(slow)} while the machine was disturbed: {disturbance}; the next run "
+        "measures all candidates anew"
+    )
 
 
 def _no_candidate(tried: Sequence[TrialOutcome], disturbance: str, section: OptimizeSection) -> EngineError:

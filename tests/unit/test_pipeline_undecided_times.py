@@ -103,6 +103,25 @@ def test_nothing_to_do_does_not_cover_it(folder: Path) -> None:
     assert keep(world)
 
 
+def test_candidates_that_a_busy_machine_rejected_are_measured_anew(folder: Path) -> None:
+    """The optimize stage has no gates: its summary says that its times did not decide."""
+    world = TimedWorld(folder, PASSED, PASSED)
+    plain = world.stages["optimize"]
+    busy = [True]
+
+    def optimize(spec: Any, context: StageContext) -> StageResult:
+        plain(spec, context)
+        return StageResult(summary={"remeasure": busy.pop()} if busy else {})
+
+    world.stages["optimize"] = optimize
+    assert world.run(CHANGES).status == "done"
+    assert world.reasons()["optimize"] == REASON
+    _, calls = world.ran(lambda: world.run(CHANGES))
+    assert calls[0] == "optimize"
+    assert "train" not in calls
+    assert world.reasons() == {}
+
+
 def test_a_failed_time_is_remembered(folder: Path) -> None:
     """It rests on undisturbed evidence, and a run that asks again gets the same answer at once."""
     failed = Verdict("latency_p99_ms <= 5", Outcome.FAILED, "9 ms", "latency_p99_ms", threshold=5.0, direction="max")

@@ -17,9 +17,11 @@ from mlflowkit.adapters.trials import ProcessTrials
 from mlflowkit.adapters.trials.process import ProcessTrial
 from mlflowkit.bench.environment import machine_info
 from mlflowkit.errors import EngineError
+from mlflowkit.graphs.candidates import Candidate
 from mlflowkit.judging import metrics
 from mlflowkit.optimization import early_stopping, selection, tournament
 from mlflowkit.optimization.objective import CandidateFigures
+from mlflowkit.optimization.trial_outcome import TrialOutcome
 from mlflowkit.ports import TrialJob
 from mlflowkit.stages import optimize
 from mlflowkit.values import Event
@@ -191,6 +193,16 @@ def test_a_latency_that_is_not_borne_leaves_no_candidate_and_is_not_remembered(
     with pytest.raises(EngineError, match=r"more than max_latency_ms 1e-06 *$") as quiet:
         world.optimize(candidates=["onnx"], max_latency_ms=1e-6, samples=240)
     assert quiet.value.hint.startswith("mlkit run RECIPE optimize.max_latency_ms=")
+
+
+def test_a_rejection_by_a_disturbed_machine_is_doubtful() -> None:
+    fast = TrialOutcome(Candidate(name="fast"))
+    slow = TrialOutcome(Candidate(name="slow"), "rejected", "latency_p99 is 3 to 9 ms: more than max_latency_ms 2")
+    worse = TrialOutcome(Candidate(name="worse"), "rejected", "roc_auc drops by 0.1")
+    warning = optimize.doubtful_rejections([fast, slow, worse], "up to 9 processes at once for 2 cores")
+    assert warning.startswith("max_latency_ms rejected slow while the machine was disturbed: up to 9 processes")
+    assert optimize.doubtful_rejections([fast, slow], "") == ""
+    assert optimize.doubtful_rejections([fast, worse], "up to 9 processes at once for 2 cores") == ""
 
 
 def test_what_an_answer_costs_is_said(copy: Make) -> None:
