@@ -76,8 +76,25 @@ def test_tritonclient(
     assert (found["binary"], found["id"], found["others"]) == (True, "t1", True)
     assert found["chosen"] == found["probabilities"]
     assert found["live"] == [True, True, True]
-    assert found["server"]["extensions"] == ["binary_tensor_data", "model_repository", "statistics"]
+    assert found["server"]["extensions"] == [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
     assert [tensor["name"] for tensor in found["model"]["inputs"]] == ["numeric", "categorical"]
+    config = found["config"] if door == "http" else found["config"]["config"]
+    assert (config["name"], config["platform"]) == ("lending", "onnx_onnxruntime")
+    assert [(tensor["name"], tensor["data_type"]) for tensor in config["input"]] == [
+        ("numeric", "TYPE_FP32"), ("categorical", "TYPE_STRING"),
+    ]  # fmt: skip
+    best = [max(range(2), key=row.__getitem__) for row in truth["probabilities"]]
+    labels = [
+        f"{row[place]:f}:{place}:{label}"
+        for row, place, label in zip(truth["probabilities"], best, truth["label"], strict=True)
+    ]
+    assert found["classes"] == [[label] for label in labels]
     index = found["index"] if door == "http" else found["index"]["models"]
     assert index == [{"name": "lending", "version": version, "state": "READY", "reason": "champion"}]
     (statistics,) = found["statistics"]["model_stats"]

@@ -221,6 +221,30 @@ def test_an_answer_that_is_not_finite_is_refused_with_its_row() -> None:
     assert refusal.value.status == 422
 
 
+def test_the_best_classes_are_asked_for_by_number() -> None:
+    answers = {"label": np.array(["good"], dtype=object), "probabilities": np.array([[0.1, 0.9]], dtype=np.float32)}
+    for count, data in ((1, ["0.900000:1:good"]), (9, ["0.900000:1:good", "0.100000:0:bad"])):
+        outputs = [{"name": "probabilities", "parameters": {"classification": count}}, {"name": "label"}]
+        query = infer(NUMERIC, CATEGORICAL, outputs=outputs)
+        reply = orjson.loads(render_infer(SCHEMA, query, answers, model="lending", version="v1", id="1")[0])
+        shape = [1, len(data)]
+        assert reply["outputs"][0] == {"name": "probabilities", "datatype": "BYTES", "shape": shape, "data": data}
+        assert reply["outputs"][1]["data"] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "words"),
+    [
+        ("probabilities", 0, "a number of classes from 1"), ("probabilities", True, "a number of classes"),
+        ("probabilities", "2", "a number of classes"), ("label", 1, "no values by class; allowed: probabilities"),
+    ],
+)  # fmt: skip
+def test_classes_of_what_has_none_are_refused(name: str, count: Any, words: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        infer(NUMERIC, CATEGORICAL, outputs=[{"name": name, "parameters": {"classification": count}}])
+    assert words in refusal.value.message
+
+
 def test_unknown_outputs_and_ids_are_refused() -> None:
     with pytest.raises(RequestError, match="Did you mean label"):
         infer(NUMERIC, CATEGORICAL, outputs=[{"name": "labels"}])

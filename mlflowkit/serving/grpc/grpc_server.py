@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from mlflowkit.errors import ServiceError
 from mlflowkit.serving.grpc.message_codec import (
     SERVICE,
+    config_reply,
     infer_reply,
     messages,
     metadata_reply,
@@ -57,6 +58,7 @@ ENDPOINTS = {
     "ModelReady": "model-ready",
     "ServerMetadata": "server",
     "ModelMetadata": "model",
+    "ModelConfig": "config",
     "ModelInfer": "infer",
     "ModelStatistics": "stats",
     "RepositoryIndex": "index",
@@ -192,6 +194,8 @@ class InferenceServicer:
         if endpoint == "index":
             return replies.RepositoryIndexResponse(models=metadata.index(service, active))
         model = plane.find_model(request.name, request.version)
+        if endpoint == "config":
+            return config_reply(metadata.config(service, model, plane.settings.max_rows))
         if endpoint == "model-ready":
             return replies.ModelReadyResponse(ready=True)
         versions = list(plane.dispatcher.active().by_version)

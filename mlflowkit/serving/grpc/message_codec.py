@@ -18,7 +18,7 @@ from mlflowkit.bundle import Signature
 from mlflowkit.serving.protocol.binary_tensors import encode
 from mlflowkit.serving.protocol.http_error import bad_request, join_names, short_json
 from mlflowkit.serving.protocol.input_schema import Query, Schema
-from mlflowkit.serving.protocol.responses import answer_notes, note_texts
+from mlflowkit.serving.protocol.responses import answer_notes, note_texts, requested_output
 from mlflowkit.values import Json
 
 SERVICE = "inference.GRPCInferenceService"
@@ -119,12 +119,19 @@ def infer_reply(
     """A ModelInferResponse of finite outputs."""
     reply = messages().ModelInferResponse(model_name=model, model_version=version, id=id)
     for name in query.outputs or schema.outputs:
-        array = outputs[name]
-        reply.outputs.add(name=name, datatype=schema.outputs[name].datatype, shape=array.shape)
+        datatype, array = requested_output(schema, query, name, outputs)
+        reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
         reply.raw_output_contents.append(bytes(encode(array)))
     for name, text in note_texts(answer_notes(query)).items():
         reply.parameters[name].string_param = text
     return reply
+
+
+def config_reply(document: Json) -> Any:
+    """A ModelConfigResponse of `metadata.config`."""
+    from google.protobuf.json_format import ParseDict
+
+    return ParseDict({"config": document}, messages().ModelConfigResponse())
 
 
 def metadata_reply(name: str, versions: list[str], platform: str, signature: Signature) -> Any:

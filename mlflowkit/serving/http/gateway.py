@@ -234,6 +234,8 @@ class Gateway:
             page = endpoint == "docs"
             return (200, docs_page(document, plane.settings.endpoint), DOCS_HEADERS) if page else _render_json(document)
         model = plane.find_model(route.model, route.version)
+        if endpoint == "config":
+            return _render_json(metadata.config(service, model, plane.settings.max_rows), model.response_headers)
         if endpoint == "model-ready":
             return _render_json({"name": service, "ready": True}, model.response_headers)
         return _render_json(metadata.model(plane.dispatcher.active(), model), model.response_headers)

@@ -103,6 +103,9 @@ def _paths(service: str, active: ActiveTable | None) -> Document:
             f"{prefix}/ready": {
                 "get": _operation(f"{name}Ready", "Whether the model answers", "ModelReady", "404"), **item,
             },
+            f"{prefix}/config": {
+                "get": _operation(f"{name}Config", "Model configuration", "ModelConfig", "404"), **item,
+            },
             f"{prefix}/stats": {"get": _operation(f"{name}Statistics", "Statistics", "Statistics", "404"), **item},
             f"{prefix}/infer": {
                 "post": _inference(f"{name}Infer", "Infer from tensors", "InferRequest", "InferReply"), **item,
@@ -182,6 +185,10 @@ def _protocol_schemas(service: str) -> Document:
         "ModelMetadata": _object(
             ("name", "versions", "platform", "inputs", "outputs"), name=name, versions=_list(_TEXT), platform=_TEXT,
             inputs=_list(tensor), outputs=_list(tensor), parameters={"type": "object"},
+        ),
+        "ModelConfig": _object(
+            ("name", "platform", "max_batch_size", "input", "output"), name=name, platform=_TEXT, max_batch_size=_COUNT,
+            input=_list({"type": "object"}), output=_list({"type": "object"}), parameters={"type": "object"},
         ),
         "Statistics": _object(("model_stats",), model_stats=_list(statistics)),
         "Index": _list(entry),

@@ -23,6 +23,7 @@ FIXED_ROUTES: Mapping[tuple[str, ...], str] = {
 }
 MODEL_ROUTES: Mapping[tuple[str, ...], str] = {
     (): "model", ("ready",): "model-ready", ("infer",): "infer", ("stats",): "stats",
+    ("config",): "config",
 }  # fmt: skip
 POST_ENDPOINTS = frozenset({"predict", "infer", "index", "load", "feedback"})
 """Endpoints that take POST; the others take GET and HEAD."""

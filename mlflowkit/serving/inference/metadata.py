@@ -1,10 +1,12 @@
 """Protocol documents about the gateway and its models: metadata, repository index, statistics.
 
-Sources: Open Inference Protocol v2; Triton Inference Server, "Model Repository Extension" and "Statistics Extension".
+Sources: Open Inference Protocol v2; Triton Inference Server, "Model Repository Extension", "Statistics Extension" and
+"Model Configuration Extension".
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import mlflowkit
@@ -14,7 +16,7 @@ from mlflowkit.serving.inference.variants import ActiveTable, LoadedModel
 from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.values import Json
 
-EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 """Of the model repository, the index only: see `load_not_allowed`."""
 PLATFORM = "onnx_onnxruntime"
 
@@ -46,6 +48,33 @@ def model(active: ActiveTable, loaded: LoadedModel) -> Json:
 def _tensor(spec: TensorSpec) -> Json:
     columns = {"parameters": {"columns": list(spec.columns)}} if spec.columns else {}
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape), **columns}
+
+
+def config(service: str, loaded: LoadedModel, max_rows: int) -> Json:
+    """Model configuration in Triton's form: the first dimension is the batch; a tensor has at least one other."""
+    signature = loaded.bundle.signature
+    return {
+        "name": service,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"all": {}},
+        "max_batch_size": max_rows,
+        "input": [_config_tensor(spec) for spec in signature.inputs],
+        "output": [_config_tensor(spec) for spec in signature.outputs],
+        "default_model_filename": "model.onnx",
+        "parameters": {
+            "version": {"string_value": loaded.variant.version},
+            "task": {"string_value": signature.task},
+            "classes": {"string_value": json.dumps(list(signature.classes))},
+        },
+    }
+
+
+def _config_tensor(spec: TensorSpec) -> Json:
+    datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
+    dims = list(spec.shape[1:])
+    reshape: dict[str, Json] = {} if dims else {"reshape": {"shape": []}}
+    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims or [1], **reshape}
 
 
 def index(service: str, active: ActiveTable | None) -> list[dict[str, str]]:

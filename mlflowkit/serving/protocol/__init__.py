@@ -16,8 +16,8 @@ message that names the location, the value found and the values allowed. Rules:
   than a missing value, and silent imputation would hide the mistake.
 - A category that was not in the training data is answered (the graph encodes it as zeros), counted, and told in the
   answer.
-- Unknown request parameters are ignored, as the protocol says; those of unsupported extensions (classification,
-  shared memory) are refused.
+- Unknown request parameters are ignored, as the protocol says; those of unsupported extensions (shared memory)
+  are refused.
 
 `http_error` has the messages, `json_tensors` JSON values, `categories` those of categorical columns, `binary_tensors`
 bytes, `input_schema` the signature, `responses` the replies.

@@ -60,6 +60,7 @@ class Query:
 
     outputs   names of the requested outputs, all if empty
     binary    outputs to send as bytes after the JSON part of the reply
+    classes   outputs to send as their top classes, with how many
     notes     what the client should know: cells by column, by note. ``unseen_categories`` have a category that was not
               in the training data, ``ignored_columns`` a column that the model does not know, ``missing_columns`` no
               value because the request had none
@@ -70,6 +71,7 @@ class Query:
     id: str = ""
     outputs: tuple[str, ...] = ()
     binary: frozenset[str] = frozenset()
+    classes: tuple[tuple[str, int], ...] = ()
     notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -138,7 +140,7 @@ class Schema:
         self._count_unseen(inputs, notes)
         query = Query(inputs, rows, notes=notes)
         if "outputs" in document or "parameters" in document:
-            query.outputs, query.binary = self._requested_outputs(document)
+            query.outputs, query.binary, query.classes = self._requested_outputs(document)
         query.id = _parse_id(document)
         return query
 
@@ -338,13 +340,16 @@ class Schema:
         expected = join_names(self.tensors) + by_column + suggestion(name, [*self.tensors, *self.columns])
         return bad_request(f"inputs: tensor {short_json(name)} is not known; expected {expected}")
 
-    def _requested_outputs(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The requested outputs, and those of them to send as bytes. Raises RequestError."""
+    def _requested_outputs(
+        self, document: Mapping[str, Any]
+    ) -> tuple[tuple[str, ...], frozenset[str], tuple[tuple[str, int], ...]]:
+        """The requested outputs, those of them to send as bytes, and as their top classes. Raises RequestError."""
         all_binary = boolean_parameter(document.get("parameters"), "binary_data_output", "the request") or False
         outputs = document.get("outputs", [])
         if type(outputs) is not list:
             raise bad_request(f"outputs: a list is needed, found {json_type(outputs)}")
         requested: dict[str, bool] = {}
+        classes: list[tuple[str, int]] = []
         for index, output in enumerate(outputs):
             name = output.get("name") if type(output) is dict else None
             if type(name) is not str or name not in self.outputs:
@@ -352,12 +357,23 @@ class Schema:
                 raise bad_request(f"outputs[{index}]: {short_json(name)} is not known; allowed: {allowed}")
             parameters = output.get("parameters")
             binary = boolean_parameter(parameters, "binary_data", f"outputs[{index}]")
-            if parameters and parameters.keys() & {"classification", "shared_memory_region"}:
-                extension = "classification" if "classification" in parameters else "shared memory"
-                raise bad_request(f"outputs[{index}]: {extension} is not supported; see the extensions of GET /v2")
+            if parameters and "shared_memory_region" in parameters:
+                raise bad_request(f"outputs[{index}]: shared memory is not supported; see the extensions of GET /v2")
+            if parameters and "classification" in parameters:
+                classes.append((name, self._class_count(name, parameters["classification"], f"outputs[{index}]")))
             requested[name] = all_binary if binary is None else binary
         names = requested or dict.fromkeys(self.outputs, all_binary)
-        return tuple(requested), frozenset(name for name, binary in names.items() if binary)
+        return tuple(requested), frozenset(name for name, binary in names.items() if binary), tuple(classes)
+
+    def _class_count(self, name: str, count: Any, where: str) -> int:
+        """How many classes of an output are asked for. Raises RequestError."""
+        if type(count) is not int or count < 1:
+            raise bad_request(f"{where}: classification {short_json(count)}; a number of classes from 1 is expected")
+        output = self.outputs[name]
+        if output.datatype not in NUMERIC - {"BOOL"} or len(output.shape) < 2:
+            fitting = [spec.name for spec in self.outputs.values() if spec.datatype in NUMERIC and len(spec.shape) > 1]
+            raise bad_request(f"{where}: {name} has no values by class; allowed: {join_names(fitting) or 'none'}")
+        return count
 
     def _count_unseen(self, inputs: Mapping[str, np.ndarray], notes: dict[str, dict[str, int]]) -> None:
         for name, columns in self._category_columns.items():

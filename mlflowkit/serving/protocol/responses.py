@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,8 @@ def render_infer(
     outputs: list[dict[str, Any]] = []
     parts: list[bytes | memoryview] = []
     for name in query.outputs or schema.outputs:
-        array = arrays[name]
-        output: dict[str, Any] = {"name": name, "datatype": schema.outputs[name].datatype, "shape": array.shape}
+        datatype, array = requested_output(schema, query, name, arrays)
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
         if name in query.binary:
             parts.append(encode(array))
             output["parameters"] = {"binary_data_size": len(parts[-1])}
@@ -72,6 +72,33 @@ def render_infer(
         return front, ()
     headers = ((b"content-type", b"application/octet-stream"), (JSON_LENGTH_HEADER, b"%d" % len(front)))
     return b"".join((front, *parts)), headers
+
+
+def requested_output(
+    schema: Schema, query: Query, name: str, arrays: Mapping[str, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """Datatype and values of an output: as the graph made them, or as its top classes where the request says so."""
+    for asked, count in query.classes:
+        if asked == name:
+            return "BYTES", top_classes(arrays[name], count, schema.signature.classes)
+    return schema.outputs[name].datatype, arrays[name]
+
+
+def top_classes(array: np.ndarray, count: int, classes: Sequence[str | int]) -> np.ndarray:
+    """The largest values of each row as ``value:index:label`` (without a label where none is known), largest first.
+
+    Equal values keep the order of the classes.
+
+    >>> top_classes(np.array([[0.25, 0.75]], dtype=np.float32), 1, ("bad", "good")).tolist()
+    [['0.750000:1:good']]
+    """
+    rows = array.reshape(len(array), -1)
+    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    labels = [f":{label}" for label in classes] if len(classes) == rows.shape[1] else [""] * rows.shape[1]
+    texts = np.empty(best.shape, dtype=object)
+    for place, index in np.ndenumerate(best):
+        texts[place] = f"{rows[place[0], index]:f}:{index}{labels[index]}"
+    return texts
 
 
 def render_rows(

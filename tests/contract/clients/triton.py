@@ -52,6 +52,13 @@ def ask(module, address, version, grpc):
         "live": [client.is_server_live(), client.is_server_ready(), client.is_model_ready("lending", version)],
         "server": plain(client.get_server_metadata()),
         "model": plain(client.get_model_metadata("lending")),
+        "config": plain(client.get_model_config("lending", version)),
+        "classes": client.infer(
+            "lending", inputs, outputs=[module.InferRequestedOutput("probabilities", class_count=1)]
+        )
+        .as_numpy("probabilities")
+        .astype(str)
+        .tolist(),
         "index": plain(client.get_model_repository_index()),
         "statistics": plain(client.get_inference_statistics("lending", version)),
         "load": refused(lambda: client.load_model("lending")),

@@ -59,6 +59,39 @@ def test_it_answers_what_onnx_runtime_alone_answers(door: Grpc, first: Bundle) -
     assert door.ask("ModelInfer", request(model_version=version)).model_version == version
 
 
+def test_the_configuration_is_that_of_http(door: Grpc, served: InProcess, first: Bundle) -> None:
+    version = first.manifest.version
+    config = door.ask("ModelConfig", messages().ModelConfigRequest(name="lending", version=version)).config
+    document = served.client.get(f"/v2/models/lending/versions/{version}/config").json()
+    assert served.client.get("/v2/models/lending/config").json() == document
+    assert (config.name, config.platform, config.max_batch_size) == ("lending", "onnx_onnxruntime", 65_536)
+    assert config.version_policy.WhichOneof("policy_choice") == "all"
+    kinds = type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    tensors = [(tensor.name, kinds[tensor.data_type].name, list(tensor.dims)) for tensor in config.input]
+    assert tensors == [("numeric", "TYPE_FP32", [3]), ("categorical", "TYPE_STRING", [2])]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("label", [1]), ("probabilities", [2])]
+    assert config.output[0].HasField("reshape")
+    assert not config.output[1].HasField("reshape")
+    assert document["input"] == [{"name": name, "data_type": kind, "dims": dims} for name, kind, dims in tensors]
+    assert config.parameters["version"].string_value == document["parameters"]["version"]["string_value"] == version
+    assert door.refused("ModelConfig", messages().ModelConfigRequest(name="lendin"))[0] == "NOT_FOUND"
+
+
+def test_the_best_classes_are_answered_as_their_value_index_and_label(door: Grpc, first: Bundle) -> None:
+    truth = expected(first.path, ROWS)
+    asked = request()
+    output = asked.outputs.add(name="probabilities")
+    output.parameters["classification"].int64_param = 2
+    reply = door.ask("ModelInfer", asked)
+    assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == ("BYTES", [2, 2])
+    lines = [
+        f"{row[index]:f}:{index}:{('bad', 'good')[index]}"
+        for row in truth["probabilities"]
+        for index in sorted(range(2), key=lambda index, row=row: -row[index])
+    ]
+    assert reply.raw_output_contents[0] == bytes(encode(np.array(lines, dtype=object)))
+
+
 def test_whole_numbers_of_a_categorical_column_are_its_text_and_unseen_ones_are_told(door: Grpc, first: Bundle) -> None:
     asked = messages().ModelInferRequest(model_name="lending")
     row = {**ROWS[0], "purpose": "7"}
@@ -82,7 +115,7 @@ def test_health_metadata_index_and_statistics(door: Grpc, first: Bundle) -> None
     server = door.ask("ServerMetadata")
     assert (server.name, list(server.extensions)) == (
         "mlflowkit",
-        ["binary_tensor_data", "model_repository", "statistics"],
+        ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"],
     )
     model = door.ask("ModelMetadata", messages().ModelMetadataRequest(name="lending"))
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in model.inputs] == [
