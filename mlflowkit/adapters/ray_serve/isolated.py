@@ -6,12 +6,14 @@ bypass it: a call by deployment handle took 5 ms and 3 ms of the caller's CPU ti
 
     <service>/isolated/<digest>/<replica>.json   {"host", "port", "token", "pid", "node", "started"}
 
-The record is readable by its owner only, because its token authorises connections. Frames are described in `wire`.
+The record is readable by its owner only, because its token authorises connections; frames and handshake are
+described in `wire`.
 """
 
 from __future__ import annotations
 
-import hmac
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -35,10 +37,15 @@ from mlflowkit.values import Variant
 MAX_CALL_SECONDS = 30.0
 """A call that runs longer makes its process unhealthy: Serve replaces it."""
 MAX_CONNECTIONS = 128
+"""Of gateways."""
+MAX_STRANGERS = 32
+"""Connections that have not proved yet that they know the token."""
 HANDSHAKE_SECONDS = 5.0
 MAX_HANDSHAKE_BYTES = 4096
 TARGET_BUSY = 0.7
 """Share of the time that the autoscaler lets a process be busy."""
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
+"""Failures to accept a connection after which others can be accepted."""
 _log = logging.getLogger("mlflowkit.isolated")
 
 
@@ -135,6 +142,8 @@ class FrameServer:
         self._busy_seconds = 0.0
         self._last_busy = (time.monotonic(), 0.0)
         self._out_of_memory = False
+        self._strangers: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="mlkit-isolated", daemon=True)
         self._thread.start()
 
@@ -159,37 +168,63 @@ class FrameServer:
     def _accept(self) -> None:
         free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         while True:
-            connection, _ = self._listener.accept()
-            if not free.acquire(blocking=False):
-                connection.close()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                _log.warning("a connection is not accepted: %s", error)
+                time.sleep(0.1)
                 continue
+            self._admit(connection)
             threading.Thread(target=self._serve, args=(connection, free), daemon=True).start()
+
+    def _admit(self, connection: socket.socket) -> None:
+        """Count a connection that has proved nothing yet; of too many, the oldest is cut off.
+
+        So whoever opens many keeps no gateway out, which proves itself at once.
+        """
+        with self._lock:
+            self._strangers[connection] = None
+            if len(self._strangers) > MAX_STRANGERS:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                with contextlib.suppress(OSError):  # its thread may have closed it
+                    oldest.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: socket.socket, free: threading.BoundedSemaphore) -> None:
         try:
             with connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.settimeout(HANDSHAKE_SECONDS)
-                if not self._authenticate(connection):
+                try:
+                    authentic = self._authenticate(connection)
+                finally:
+                    with self._lock:
+                        self._strangers.pop(connection, None)
+                if not authentic or not free.acquire(blocking=False):
                     return
-                connection.settimeout(None)
-                while (frame := _receive(connection)) is not None:
-                    connection.sendall(self._answer(*frame))
+                try:
+                    connection.settimeout(None)
+                    connection.sendall(wire.pack({"digest": self._digest}))
+                    while (frame := _receive(connection)) is not None:
+                        connection.sendall(self._answer(*frame))
+                finally:
+                    free.release()
         except (OSError, EngineError) as error:  # the gateway went away, or sent something else than a frame
             _log.info("connection closed: %s", error)
-        finally:
-            free.release()
 
     def _authenticate(self, connection: socket.socket) -> bool:
-        """Whether the first frame, of at most MAX_HANDSHAKE_BYTES, has the token."""
-        frame = _receive(connection, limit=MAX_HANDSHAKE_BYTES)
-        if frame is None:
+        """Whether the other side proves that it knows the token, within HANDSHAKE_SECONDS in all."""
+        deadline = time.monotonic() + HANDSHAKE_SECONDS
+        opening = _receive(connection, MAX_HANDSHAKE_BYTES, deadline)
+        if opening is None:
             return False
-        head, _ = wire.unpack(*frame)
-        admitted = hmac.compare_digest(str(head.get("token", "")), self.address.token)
-        if admitted:
-            connection.sendall(wire.pack({"digest": self._digest}))
-        return admitted
+        theirs, ours = wire.nonce_of(wire.unpack(*opening)[0]), wire.new_nonce()
+        proof = wire.prove(self.address.token, "model", theirs, ours)
+        connection.sendall(wire.pack({"nonce": ours, "proof": proof}))
+        reply = _receive(connection, MAX_HANDSHAKE_BYTES, deadline)
+        expected = wire.prove(self.address.token, "gateway", theirs, ours)
+        return reply is not None and wire.is_proof(wire.unpack(*reply)[0], expected)
 
     def _answer(self, head: bytes, body: bytes) -> bytes:
         thread, start = threading.get_ident(), time.monotonic()
@@ -210,22 +245,30 @@ class FrameServer:
             self._busy_seconds += time.monotonic() - start
 
 
-def _receive(connection: socket.socket, limit: int = wire.MAX_BODY) -> tuple[bytes, bytes] | None:
-    """Head and body of the next frame; None when the connection ends before it. Raises EngineError beyond ``limit``."""
-    prefix = _receive_exactly(connection, wire.PREFIX.size)
+def _receive(
+    connection: socket.socket, limit: int = wire.MAX_BODY, deadline: float | None = None
+) -> tuple[bytes, bytes] | None:
+    """Head and body of the next frame; None when the connection ends before it.
+
+    Raises EngineError beyond ``limit``, and TimeoutError after a ``deadline``, of time.monotonic().
+    """
+    prefix = _receive_exactly(connection, wire.PREFIX.size, deadline)
     if prefix is None:
         return None
     head_size, body_size = wire.sizes(bytes(prefix))
     if head_size + body_size > limit:
         raise EngineError(f"a frame of {head_size + body_size} bytes is too long here")
-    head, body = _receive_exactly(connection, head_size), _receive_exactly(connection, body_size)
+    head = _receive_exactly(connection, head_size, deadline)
+    body = _receive_exactly(connection, body_size, deadline)
     return None if head is None or body is None else (bytes(head), body)  # type: ignore[return-value]
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytearray | None:
+def _receive_exactly(connection: socket.socket, size: int, deadline: float | None) -> bytearray | None:
     content = bytearray(size)
     view = memoryview(content)
     while view:
+        if deadline is not None:  # a timeout of each read alone would let a byte a second go on for ever
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
         count = connection.recv_into(view)
         if count == 0:
             return None
@@ -287,12 +330,17 @@ def unreachable_reason(address: ReplicaAddress, digest: str) -> str:
     """Why a process does not serve ``digest``; "" when it does. Waits for at most HANDSHAKE_SECONDS."""
     try:
         with socket.create_connection((address.host, address.port), HANDSHAKE_SECONDS) as connection:
-            connection.sendall(wire.pack({"token": address.token}))
-            frame = _receive(connection, limit=MAX_HANDSHAKE_BYTES)
-            head = {} if frame is None else wire.unpack(*frame)[0]
+            side, deadline = wire.GatewaySide(address.token), time.monotonic() + HANDSHAKE_SECONDS
+            connection.sendall(wire.pack(side.opening))
+            if (frame := _receive(connection, MAX_HANDSHAKE_BYTES, deadline)) is None:
+                return "it closes the connection"
+            connection.sendall(wire.pack(side.reply(wire.unpack(*frame)[0])))
+            if (frame := _receive(connection, MAX_HANDSHAKE_BYTES, deadline)) is None:
+                return "it closes the connection"
+            side.check(wire.unpack(*frame)[0], digest)
     except (OSError, EngineError) as error:
         return str(error)
-    return "" if head.get("digest") == digest else "another version answers there"
+    return ""
 
 
 def keep_to_loopback() -> None:

@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from mlflowkit.adapters.ray_serve import wire
-from mlflowkit.adapters.ray_serve.isolated import ReplicaAddress, read_addresses, unreachable_reason
+from mlflowkit.adapters.ray_serve.isolated import (
+    MAX_HANDSHAKE_BYTES,
+    ReplicaAddress,
+    read_addresses,
+    unreachable_reason,
+)
 from mlflowkit.errors import EngineError, ServiceError
 from mlflowkit.service_state.records import GatewaySettings, ServiceFiles
 from mlflowkit.serving.inference.batching import Batcher, LostError
@@ -197,10 +202,12 @@ class _Connection:
         """Connect and authenticate. Raises OSError, IncompleteReadError or EngineError."""
         connection = cls(name, *await asyncio.open_connection(address.host, address.port, limit=1 << 20))
         try:
-            connection._writer.write(wire.pack({"token": address.token}))
-            head, _ = await connection._read_frame()
-            if head.get("digest") != digest:
-                raise EngineError("another version answers there")
+            side = wire.GatewaySide(address.token)
+            connection._writer.write(wire.pack(side.opening))
+            head, _ = await connection._read_frame(MAX_HANDSHAKE_BYTES)
+            connection._writer.write(wire.pack(side.reply(head)))
+            head, _ = await connection._read_frame(MAX_HANDSHAKE_BYTES)
+            side.check(head, digest)
         except BaseException:
             connection.close()
             raise
@@ -216,8 +223,10 @@ class _Connection:
         await self._writer.drain()
         return await self._read_frame()
 
-    async def _read_frame(self) -> _Frame:
+    async def _read_frame(self, limit: int = wire.MAX_BODY) -> _Frame:
         head_size, body_size = wire.sizes(await self._reader.readexactly(wire.PREFIX.size))
+        if head_size + body_size > limit:
+            raise EngineError(f"a frame of {head_size + body_size} bytes is too long here")
         head = await self._reader.readexactly(head_size)
         return wire.unpack(head, await self._reader.readexactly(body_size) if body_size else b"")
 

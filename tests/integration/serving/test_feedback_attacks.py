@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.judging.online.evidence import Evidence, Moments
+from mlflowkit.judging.online.judge import MetricSpec, judge
 from mlflowkit.rollout.admin.snapshot import read_snapshot
 from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
 from mlflowkit.serving.feedback import join as joins
 from mlflowkit.serving.feedback.intake import Feedback
 from mlflowkit.serving.feedback.join import FeedbackJoin
 from mlflowkit.serving.observer.prediction_log import LogWriter, log_rows
+from mlflowkit.values import Outcome
 from tests.support.observing import SIGNATURE, answered, record
 
 
@@ -78,6 +80,15 @@ def test_labels_before_their_requests_neither_count_nor_spoil_the_truth(service:
     assert "60 items came before their request was answered" in service.problems
 
 
+def verdict(evidence: Evidence) -> Outcome:
+    """What an A/B by accuracy says: is the challenger worse by more than a point?"""
+    spec = MetricSpec("accuracy", "accuracy", margin=0.01)
+    results, _ = judge(
+        [spec], evidence, champion="champion", challenger="challenger", epochs=(3,), level=0.05, traces={}
+    )
+    return results[0].verdict.outcome
+
+
 @pytest.mark.parametrize("answered_first", [True, False])
 def test_one_client_that_asks_and_labels_decides_nothing(service: Service, *, answered_first: bool) -> None:
     """Its labels call every answer of the challenger right and of the champion wrong."""
@@ -94,6 +105,8 @@ def test_one_client_that_asks_and_labels_decides_nothing(service: Service, *, an
         attack()
     evidence = service.step()
     assert evidence.of("champion").quality == evidence.of("challenger").quality == {}
+    assert verdict(evidence) is Outcome.INCONCLUSIVE
+    assert verdict(service.join.evidence("e1")) is Outcome.PASSED  # as it was before there was a share
     assert service.files.read_json("evidence/feedback.json") in (None, evidence.to_json())
     status = service.files.read_json("feedback.json")
     assert status["withheld"] == {"0badf00d": 1.0}
@@ -105,6 +118,7 @@ def test_one_client_that_asks_and_labels_decides_nothing(service: Service, *, an
     service.say(ids("true-b", 400), "bad", "5f0c2a91")
     assert service.accuracy("champion") == Moments(480, 400.0, 400.0)
     assert service.accuracy("challenger") == Moments(480, 80.0, 80.0)
+    assert verdict(service.step()) is Outcome.FAILED
     assert service.files.read_json("feedback.json")["withheld"] == {}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import stat
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -31,6 +33,7 @@ from mlflowkit.serving.http.gateway import Gateway
 from mlflowkit.serving.http.http_server import HttpServer
 from mlflowkit.serving.inference import shadow as mirroring
 from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
+from mlflowkit.serving.inference.batching import LostError
 from mlflowkit.serving.inference.counters import VariantCounter
 from mlflowkit.serving.inference.data_plane import DataPlane
 from mlflowkit.serving.inference.gateway_metrics import Telemetry
@@ -409,6 +412,137 @@ def test_without_the_token_nothing_is_answered_and_the_token_is_its_owners(tmp_p
     assert isolated.unreachable_reason(address, first.manifest.identity) == ""
     assert isolated.unreachable_reason(replace(address, token="x"), first.manifest.identity) != ""
     assert isolated.unreachable_reason(address, "other") == "another version answers there"
+
+
+class Impostor:
+    """Another user's program on the port of a process that died: it says what it is told, and keeps what it hears."""
+
+    def __init__(self, *replies: dict[str, Any]) -> None:
+        self.heard = b""
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.replies = replies
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.server.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.settimeout(5)
+                    for reply in self.replies:
+                        self.heard += connection.recv(65536)
+                        connection.sendall(wire.pack(reply))
+                    self.heard += connection.recv(65536)
+
+
+@pytest.mark.parametrize("replies", ["digest", "proof", "echo"])
+def test_who_takes_over_a_port_learns_no_token_and_is_not_believed(tmp_path: Path, first: Bundle, replies: str) -> None:
+    identity, nonce = first.manifest.identity, "a" * 32
+    says = {
+        "digest": ({"digest": identity}, {"digest": identity}),
+        "proof": ({"nonce": nonce, "proof": "0" * 64}, {"digest": identity}),
+        "echo": ({"nonce": nonce, "proof": wire.prove("guess", "model", nonce, nonce)}, {"digest": identity}),
+    }
+    apart = Apart(tmp_path, first, OnnxRuntime().load(first.model))
+    impostor = Impostor(*says[replies])
+    address = replace(apart.server.address, port=impostor.port)
+    assert isolated.unreachable_reason(address, identity) != ""
+    write_address(apart.files, identity, "r1", address)
+
+    async def test() -> None:
+        session = apart.remotes.connect("lending", apart.variant)
+        with pytest.raises(LostError):
+            await session.run(inputs(1), 1)
+
+    run(test)
+    impostor.server.close()
+    assert impostor.heard
+    assert address.token.encode() not in impostor.heard
+    assert b"36 months" not in impostor.heard  # nor any row
+
+
+def test_odd_handshakes_end_their_connection_and_nothing_else(
+    tmp_path: Path, first: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uncaught: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    server = Apart(tmp_path, first, OnnxRuntime().load(first.model)).server
+    good = {"nonce": "a" * 32}
+    for opening, reply in (
+        ({"nonce": "é" * 16}, {"proof": "é" * 64}),
+        (good, {"proof": 5}),
+        (good, {"proof": None}),
+        (good, {"proof": ["a"]}),
+        (good, {}),
+        ({"nonce": 5}, {}),
+        ({"nonce": ""}, {}),
+        ({"token": server.address.token}, {}),
+    ):
+        with socket.create_connection((server.address.host, server.address.port), 5) as connection:
+            connection.sendall(wire.pack(opening))
+            with contextlib.suppress(OSError):
+                connection.sendall(wire.pack(reply))
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            with contextlib.suppress(ConnectionResetError):
+                while part := connection.recv(65536):
+                    received += part
+            assert b"digest" not in received
+    assert uncaught == []
+    assert isolated.unreachable_reason(server.address, first.manifest.identity) == ""
+
+
+def test_strangers_keep_no_gateway_out(tmp_path: Path, first: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More connections that say nothing than there is room for, opened before and meanwhile."""
+    monkeypatch.setattr(isolated, "HANDSHAKE_SECONDS", 30.0)
+    server = Apart(tmp_path, first, OnnxRuntime().load(first.model)).server
+    held = []
+    for _ in range(2):
+        for _ in range(isolated.MAX_CONNECTIONS):
+            held.append(socket.create_connection((server.address.host, server.address.port), 5))
+            held[-1].sendall(b"\0")
+        assert isolated.unreachable_reason(server.address, first.manifest.identity) == ""
+    for connection in held:
+        connection.close()
+    server.check()
+
+
+def test_a_handshake_that_drips_ends_at_its_deadline(
+    tmp_path: Path, first: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "HANDSHAKE_SECONDS", 0.5)
+    server = Apart(tmp_path, first, OnnxRuntime().load(first.model)).server
+    with socket.create_connection((server.address.host, server.address.port), 0.05) as slow:
+        ended = False
+        for _ in range(600):  # thirty seconds
+            try:
+                slow.sendall(b"\0" if not ended else b"")
+                ended = slow.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                ended = True
+            if ended:
+                break
+        assert ended
+
+
+def test_a_machine_without_descriptors_is_waited_for(tmp_path: Path, first: Bundle) -> None:
+    server = Apart(tmp_path, first, OnnxRuntime().load(first.model)).server
+    listener, failures = server._listener, [errno.EMFILE, errno.ECONNABORTED]
+
+    class Failing:
+        def accept(self) -> Any:
+            if failures:
+                raise OSError(failures.pop(), "no descriptor")
+            return listener.accept()
+
+    server._listener = Failing()  # type: ignore[assignment]
+    for _ in range(3):
+        assert isolated.unreachable_reason(server.address, first.manifest.identity) == ""
+    assert failures == []
+    server.check()
 
 
 def test_a_gateway_without_a_way_to_isolated_versions_says_so(first: Bundle, second: Bundle) -> None:
