@@ -324,7 +324,7 @@ def _check_format(path: Path, content: bytes) -> None:
     """Raises BundleError for another format, before its fields are validated."""
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # reported by _parse
     version = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
     if version != FORMAT:

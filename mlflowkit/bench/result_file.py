@@ -113,7 +113,7 @@ def read(path: Path) -> SavedResults:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}", hint=HINT) from error
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}", hint=HINT) from error
     return parse(value, str(path))
 

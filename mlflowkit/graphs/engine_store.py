@@ -140,7 +140,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], EngineKey]:
         content = json.loads((folder / KEY).read_bytes())
         manifest = {"sha256": str(content["sha256"]), "bytes": int(content["bytes"])}
         return manifest, EngineKey.from_json(content["key"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         message = f"{folder / KEY} is not the key of an engine: {error}"
         raise EngineError(message, hint=f"remove it (rm -r {shell_word(folder)}) and build the engine again") from error
 

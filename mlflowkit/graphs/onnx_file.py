@@ -176,8 +176,14 @@ def _check_external_data(path: Path, model: Any) -> tuple[Path, ...]:
 
 def _locate_external(path: Path, folder: Path, tensor: str, location: str) -> Path:
     """The file at a tensor's location, which must lie in or below the graph's folder. Raises EngineError."""
-    file = folder / location
-    suspicious = not location or Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location
+    file = folder / location.replace("\0", "")  # no file's name has one: refused below
+    suspicious = (
+        not location
+        or "\0" in location
+        or Path(location).is_absolute()
+        or ".." in Path(location).parts
+        or "\\" in location
+    )
     if suspicious or not file.resolve().is_relative_to(folder):
         message = f"{path} is refused: its tensor {tensor} points at {location!r}, outside the model's folder"
         hint = "save the model again with its external data beside it (onnx.save with a plain file name as location)"

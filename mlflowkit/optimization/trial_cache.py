@@ -74,7 +74,7 @@ def read(folder: Path, settings_digest: str) -> CachedTrial | None:
             search=str(content["search"]),
             day=str(content["day"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
 
 

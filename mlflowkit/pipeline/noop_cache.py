@@ -73,7 +73,7 @@ def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]]) -> di
     """
     try:
         receipt = json.loads(key.path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
         return None

@@ -276,7 +276,7 @@ def read(files: ServiceFiles) -> SavedRollout | None:
         if value["version"] > VERSION:
             raise ServiceError(f"{place} was written by a newer mlflowkit", hint="pip install --upgrade mlflowkit")
         return SavedRollout(RolloutState.from_json(value["state"]), tuple(map(_parse_action, value["todo"])))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ServiceError(
             f"{place} is damaged, or of another release of mlflowkit: {error!r}",
             hint=f"mv {shell_word(place)} {shell_word(f'{place}.damaged')}; mlkit status",

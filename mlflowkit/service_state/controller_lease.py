@@ -120,7 +120,7 @@ def _read(records: ControlRecords) -> Holder | None:
     record = records.get(_KEY)
     try:
         return None if record is None else Holder(**json.loads(record.value))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         place = records.location(_KEY)
         raise ServiceError(
             f"{place} is damaged: {error!r}", hint=f"cat {shell_word(place)}; correct it, and do not lower its fence"

@@ -35,7 +35,7 @@ def request(
         content = response.read()
         try:
             return response.status, json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return response.status, content.decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise ServiceError(

@@ -399,7 +399,7 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
 def _parse_json(content: bytes, location: str) -> Json:
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ServiceError(
             f"{location} is not JSON: {error}", hint=f"rm {shell_word(location)}, and run again"
         ) from error

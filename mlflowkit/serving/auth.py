@@ -141,7 +141,7 @@ def parse_keys(text: str | bytes, source: str) -> tuple[Key, ...]:
     """Parse a key document. Raises ServiceError that names ``source`` and the problem, never a hash."""
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ServiceError(f"{source} is not JSON: {error}", hint=_HINT) from error
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):

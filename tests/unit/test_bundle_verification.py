@@ -281,3 +281,16 @@ def test_a_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StoreError, match="No space left"):
         write(path, name="loans", lineage=LINEAGE, policy="p", run="r", blessed=True, created=0.0)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "blessing.json", "signature.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_document_deeper_than_the_reader_goes_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    from tests.support import lending_bundle
+
+    made = lending_bundle.make_bundle(tmp_path / "bundle")
+    path = made.path / name
+    path.chmod(0o600)
+    path.write_text(text)
+    with pytest.raises(BundleError):
+        open_bundle(made.path, blessed=True)

@@ -16,7 +16,9 @@ from mlflowkit.service_state.version_history import RejectionRecord
 from tests.support.rollout_world import RolloutWorld
 
 FILES = ("table.json", "rollout.json", "champions.json", "failed.json", "incidents/lending-e0.json", "replicas/r1.json")
-DAMAGES = (b"", b"[1]", b'{"a": 1}', None)
+DEEP = b"[" * 100_000
+"""Deeper than Python's JSON reader goes."""
+DAMAGES = (b"", b"[1]", b'{"a": 1}', DEEP, b'{"a":' * 100_000, None)
 """What a file holds instead; None is a folder in its place."""
 COMMANDS = (
     ("status", "--json"),

@@ -77,7 +77,17 @@ def test_a_digest_tells_weights_apart_that_lie_beside_the_graph(tmp_path: Path) 
     assert graph_digest(first) == graph_digest(external(tmp_path / "model.onnx", seed=ord("a")).rename(first))
 
 
-OUTSIDE = ["/etc/hostname", "../weights", "below/../../weights", "link", "links/weights", "", "..\\weights"]
+OUTSIDE = [
+    "/etc/hostname",
+    "../weights",
+    "below/../../weights",
+    "link",
+    "links/weights",
+    "",
+    "..\\weights",
+    "a\0b",
+    "\0",
+]
 
 
 @pytest.mark.parametrize("location", OUTSIDE)

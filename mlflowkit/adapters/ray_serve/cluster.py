@@ -114,7 +114,7 @@ def read_record(state: Path) -> Cluster | None:
         supervisor = value.pop("steward")
         value["previous"] = tuple((int(pid), float(started)) for pid, started in value.get("previous", ()))
         return Cluster(**{"format": 1, **value, "pid": int(supervisor["pid"]), "started": float(supervisor["started"])})
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         path = record_path(state)
         raise ServiceError(f"{path} is damaged: {error!r}", hint=f"rm {shell_word(path)}") from error
 
