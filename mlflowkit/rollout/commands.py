@@ -11,11 +11,13 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from mlflowkit.errors import ServiceError, UsageError
-from mlflowkit.judging.compatibility import breaking_changes, summarize_changes
+from mlflowkit.judging.compatibility import Leniency, breaking_changes, summarize_changes
 from mlflowkit.rollout import state as states
+from mlflowkit.rollout.signature_check import compare_bundles
 from mlflowkit.rollout.state import RolloutState
 from mlflowkit.service_state import version_history
 from mlflowkit.service_state.records import ServiceFiles
@@ -81,7 +83,9 @@ def describe_effect(files: ServiceFiles, kind: CommandKind, *, full: bool = Fals
     if state is None:
         table = files.table()
         previous = version_history.previous_champion(files, "" if table is None else table.champion.digest)
-        return f"go back to version {previous.variant.version}" if previous is not None else ""
+        breaks = rollback_breaks(files)
+        suffix = f"; clients of the present version break: {breaks}" if breaks else ""
+        return f"go back to version {previous.variant.version}{suffix}" if previous is not None else ""
     champion, candidate = state.champion.version, state.candidate.version
     if kind in ("abort", "rollback"):
         return f"give all traffic to version {champion} and turn {candidate} down"
@@ -89,6 +93,16 @@ def describe_effect(files: ServiceFiles, kind: CommandKind, *, full: bool = Fals
         last = state.step == len(state.steps) - 1
         return f"make {candidate} the champion" if full or last else f"go on to step {state.step + 2}"
     return {"pause": "stay at the present step", "resume": "go on judging and stepping"}[kind]
+
+
+def rollback_breaks(files: ServiceFiles) -> str:
+    """What breaks for clients of the champion when the previous one comes back; "" while a rollout runs, or nothing."""
+    table = files.table()
+    if table is None or running_rollout(files) is not None:
+        return ""
+    previous = version_history.previous_champion(files, table.champion.digest)
+    changes = previous and compare_bundles(table.champion, Path(previous.variant.bundle), Leniency())
+    return summarize_changes(breaking_changes(changes or ()))
 
 
 def pending(files: ServiceFiles) -> tuple[OperatorCommand, ...]:

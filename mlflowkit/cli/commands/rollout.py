@@ -180,6 +180,8 @@ def _send(
     if dry_run:
         _print_outcome(files, kind, f"would {effect}", json)
         return 0
+    if kind == "rollback" and (breaks := commands.rollback_breaks(files)):
+        note(f"warning: clients of the present version break: {breaks}")  # not refused: what answers now is worse
     before = commands.running_rollout(files)
     command = commands.submit(files, kind, reason, full=full, variant=variant, allow_breaking=allow_breaking)
     reply = commands.wait_for_reply(files, command.id, REPLY_SECONDS)

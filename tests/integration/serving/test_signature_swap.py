@@ -143,6 +143,16 @@ def test_a_service_that_takes_other_columns_swaps_and_goes_on_answering(
     assert world.ask() == (200, bundles[name].manifest.version)
 
 
+def test_the_way_back_tells_whose_requests_it_refuses(world: Deployed, bundles: dict[str, Bundle]) -> None:
+    from mlflowkit.rollout import commands
+
+    world.deploy(bundles["fewer"], allow_breaking=True)
+    effect = commands.describe_effect(world.files, "rollback")
+    version = bundles["first"].manifest.version
+    told = "column income (numeric) is new: requests without it are refused"
+    assert effect == f"go back to version {version}; clients of the present version break: {told}"
+
+
 def test_a_champion_whose_bundle_is_gone_is_told(world: Deployed, bundles: dict[str, Bundle], tmp_path: Path) -> None:
     table = world.files.table()
     assert table is not None
