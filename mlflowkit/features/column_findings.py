@@ -39,6 +39,7 @@ DATE = re.compile(
     r"|\d{1,2}:\d{2}(:\d{2})?)"
 )
 """Begins a date or a time of day."""
+TRIM = "write trim: true under data.source to remove them"
 CODE = re.compile(r"[-+]?0\d")
 """Begins a text whose zeros a number would lose."""
 _UNIT = re.compile(rf"\s*([-+]?)\s*({SIGN})?\s*([-+]?\d.*?|\.\d+)\s*({SIGN}|{WORD})?\s*")
@@ -258,7 +259,7 @@ def blank_findings(column: str, values: Mapping[str, int]) -> list[Finding]:
         merged = _alike(values, str.strip)
         message = f"has blanks around the text in {format_count(sum(padded.values()), 'row')} (such as {first!r})"
         message += f"; {merged} differ by blanks only" if merged else ""
-        findings.append(Finding(column, message, "write trim: true under data.source to remove them"))
+        findings.append(Finding(column, message, TRIM))
     cases = _alike({text.strip(): rows for text, rows in values.items()}, str.casefold)
     if cases:
         findings.append(
@@ -269,6 +270,12 @@ def blank_findings(column: str, values: Mapping[str, int]) -> list[Finding]:
             )
         )
     return findings
+
+
+def name_findings(names: Sequence[str]) -> list[Finding]:
+    """Names of columns with blanks around them, which requests must have too."""
+    message = "has blanks around its name, as a request must write it"
+    return [Finding(name, message, TRIM) for name in names if name != name.strip()]
 
 
 def _alike(values: Mapping[str, int], key: object) -> str:

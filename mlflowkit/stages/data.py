@@ -230,6 +230,7 @@ def examine(spec: Spec, read: TableRead, table: pa.Table, kinds: Mapping[str, st
     undeclared = [name for name in categorical if name not in spec.columns]
     default = getattr(spec.source, "missing", None) is None
     findings = column_findings.missing_findings(read.missing, undeclared, table.num_rows, default=default)
+    findings += column_findings.name_findings(table.column_names)
     refused: list[Finding] = []
     if spec.task == "classification":
         categorical.append(spec.target)

@@ -490,6 +490,7 @@ def test_blanks_are_told(tmp_path: Path) -> None:
     case = Case(tmp_path, CSV, target=" y")
     served = case.serve()
     assert "' colour' has blanks around the text in 600 rows" in case.told
+    assert "' colour' has blanks around its name" in case.told
     assert "' red'" in case.told
     assert "'Blue'" in case.told, "upper and lower case"
     assert "trim: true" in case.told
