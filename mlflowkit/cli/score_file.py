@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,10 +45,10 @@ def resolve_bundle(state: Path, model: str) -> Bundle:
 
     Raises UsageError for an unknown name, BundleError for a bundle that does not verify.
     """
-    from mlflowkit.bundle import open_bundle
+    from mlflowkit.bundle import MANIFEST, open_bundle
     from mlflowkit.wiring import Wiring
 
-    if Path(model).expanduser().is_dir():
+    if (Path(model).expanduser() / MANIFEST).is_file() or (os.sep in model and Path(model).expanduser().is_dir()):
         return open_bundle(Path(model).expanduser())
     name, _, alias = model.partition("@")
     wiring = Wiring(state)
