@@ -53,7 +53,7 @@ def http(body: bytes, path: str = INFER, method: str = "POST", **headers: Any) -
     """A request as it goes over the wire."""
     given = {"content-length": len(body), **{name.replace("_", "-"): value for name, value in headers.items()}}
     head = "".join(f"{name}: {value}\r\n" for name, value in given.items() if value is not None)
-    return f"{method} {path} HTTP/1.1\r\nhost: fuzz\r\n{head}\r\n".encode("latin-1") + body
+    return f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{head}\r\n".encode("latin-1") + body
 
 
 def tensors() -> list[dict[str, Any]]:

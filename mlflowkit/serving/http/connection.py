@@ -231,16 +231,23 @@ class Connection(asyncio.Protocol):
 
     # What the parser calls: url, header and body, as they arrive.
     def on_message_begin(self) -> None:
+        self._end_parsing_if_deaf()
         self._incomplete, self._in_body, self._upgrade, self.deadline = True, False, False, NEVER
         self._hosts = self._trailers = 0
         self._url, self._headers, self._expects_continue = b"", [], False
         if self._codings:
             self._codings = []
 
+    def _end_parsing_if_deaf(self) -> None:
+        """Leave what else has arrived unread: there may be thousands of requests in one packet."""
+        if self._deaf:
+            raise ConnectionAbortedError
+
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._end_parsing_if_deaf()
         if self._in_body:  # a trailer, which is dropped
             self._trailers += 1
             if self._trailers > MAX_FIELDS:
