@@ -354,6 +354,15 @@ class Tracker(Protocol):
     def unalias(self, name: str, identity: str, alias: str) -> None:
         """Take ``alias`` from the version of ``name`` with that identity, if it has it. Idempotent."""
 
+    def defer(self) -> bool:
+        """Have the finished runs of the journal recorded by a process of its own, so that a command need not wait.
+
+        False where the caller is to record them: a server may be down, and whoever waits is told so.
+        """
+
+    def close(self) -> None:
+        """End what a call started. A later call starts it again."""
+
 
 class Platform(Protocol):
     """Starts, updates and stops gateways."""

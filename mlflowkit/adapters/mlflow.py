@@ -22,7 +22,7 @@ from typing import Any
 
 from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import EngineError
-from mlflowkit.system.child_process import module_command
+from mlflowkit.system.child_process import module_command, python_path
 from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.system.logs import rotate_log
 from mlflowkit.system.text import shell_word
@@ -123,9 +123,27 @@ class MlflowTracker:
         self._lock = threading.Lock()
 
     def prewarm(self) -> None:
-        """Optionally start the child early; returns at once while it imports MLflow and opens its database."""
-        with self._lock:
-            self._start()
+        """Optionally start the child early, where a run will wait for it; returns at once while it imports MLflow."""
+        if self.uri:
+            with self._lock:
+                self._start()
+
+    def defer(self) -> bool:
+        """With the database of the state folder, record in a process that outlives this one and ends when done."""
+        if self.uri:
+            return False
+        log = self.state / "logs" / "mlflow.log"
+        try:
+            make_folder(log.parent)
+            with open(log, "ab", opener=private_opener) as stream:
+                subprocess.Popen(
+                    module_command("mlflowkit.processes.tracker_main", str(self.state.resolve())),
+                    stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True, cwd="/",
+                    env={**os.environ, **python_path()},
+                )  # fmt: skip
+        except OSError:  # the caller records, and says what is wrong
+            return False
+        return True
 
     def record(self, run: RunRecord) -> None:
         """Record a run: parameters, metrics, tags, and its data version as a dataset input. Idempotent by run id.

@@ -47,8 +47,20 @@ class NoopKey:
 
     @property
     def path(self) -> Path:
-        """The receipt's file; it also depends on the interpreter and the environment."""
-        parts = [FORMAT, str(self.recipe), self.overrides, self.until, sys.version, sys.prefix, sys.path[1:]]
+        """The receipt's file; it also depends on the interpreter and the environment.
+
+        A copied state folder has receipts that none of its own keys names: their paths are the original's.
+        """
+        parts = [
+            FORMAT,
+            str(self.recipe),
+            str(self.state.resolve()),
+            self.overrides,
+            self.until,
+            sys.version,
+            sys.prefix,
+            sys.path[1:],
+        ]
         return self.state / "receipts" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
 
 

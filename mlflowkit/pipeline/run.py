@@ -27,7 +27,7 @@ from mlflowkit.pipeline import client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.pipeline.plan import ExecutionPlan, build_plan
-from mlflowkit.pipeline.promotion import is_rejected, reject
+from mlflowkit.pipeline.promotion import deferred_problem, record_runs
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.step_executor import ACTIVITIES, Stage, StepExecutor
@@ -160,7 +160,9 @@ class _RunSession:
             except Exception as error:
                 problem = self._translate(error)
                 self.recorder.fail(self.stage, "failed", problem.message)
-                if self.stage:  # MLflow's process was started for it; an interrupted run is mirrored by the next one
+                if (
+                    self.stage and self._packages()
+                ):  # MLflow's process was started for it; an interrupted run is mirrored by the next one
                     with contextlib.suppress(MlkitError):  # of the same full disk: keep the first error
                         _update_tracker(self.recorder.journal, self.recorder.store, self.ports)
                 if problem is error:
@@ -187,7 +189,11 @@ class _RunSession:
         elif "train" in stale and self.loaded.recipe.train.workers > 0:
             self.ports.platform.prewarm()
         if stale and is_tracked():
-            self.ports.tracker.prewarm()
+            if self._packages():
+                self.ports.tracker.prewarm()
+            if problem := deferred_problem(self.state):
+                warning = f"earlier runs are not in MLflow yet: {problem}"
+                self.recorder.emit(self.plan.steps[0].stage, "warning", warning)
         elif stale:
             message = "not mirrored into MLflow, which is not installed: pip install 'mlflowkit[track]'"
             self.recorder.emit(self.plan.steps[0].stage, "progress", message)
@@ -211,6 +217,10 @@ class _RunSession:
                     return "inconclusive" if outcomes == {Outcome.INCONCLUSIVE} else "gate-failed"
         return "done"
 
+    def _packages(self) -> bool:
+        """Whether the plan goes as far as a bundle. The tracker gets a shorter run with the next that does."""
+        return any(step.stage == "package" for step in self.plan.steps)
+
     def _deploys(self) -> bool:
         """Whether the plan ends in a deployment that has yet to be made."""
         return any(step.stage == "deploy" and step.action == "run" for step in self.plan.steps)
@@ -220,7 +230,7 @@ class _RunSession:
         recorder.record = replace(recorder.record, status=status, finished=time.time())
         report_problem = self._write_report(reporter) if reporter is not None else ""
         recorder.finish(status, report_problem)
-        tracker_problem = _update_tracker(recorder.journal, recorder.store, self.ports)
+        tracker_problem = _update_tracker(recorder.journal, recorder.store, self.ports) if self._packages() else ""
         return replace(recorder.record, error="; ".join(filter(None, (report_problem, tracker_problem))))
 
     def _write_report(self, reporter: Reporter) -> str:
@@ -255,28 +265,15 @@ class _RunSession:
 
 
 def _update_tracker(journal: Journal, store: ObjectStore, ports: Ports) -> str:
-    """Mirror the finished runs that the tracker lacks. Returns what went wrong, or ""."""
-    if not is_tracked():  # the run said so when it began
+    """Have the finished runs that the tracker lacks recorded. Returns what went wrong, or ""."""
+    if not is_tracked() or not journal.untracked():  # without a library, the run said so when it began
         return ""
-    for record in journal.untracked():
-        try:
-            ports.tracker.record(record)
-            package = next((step.digest for step in record.steps if step.stage == "package" and step.digest), "")
-            if package and record.blessed:
-                champion = journal.alias(record.name, "champion")
-                served = champion is not None and champion.identity == record.bundle
-                service = str((record.recipe.get("serve") or {}).get("service") or "")
-                if not served and is_rejected(journal.state, service, record.bundle):
-                    reject(ports.tracker, record.name, record.bundle)
-                    journal.mark_tracked(record.run)
-                    continue
-                for alias in ("challenger", "champion") if served else ("challenger",):
-                    ports.tracker.register(record.name, store.path(package) / "bundle", record, alias)
-        except WorldError as error:
-            remedy = f" ({error.hint})" if error.hint else ""
-            return f"the tracker did not record run {record.run}: {error.message}{remedy}"
-        journal.mark_tracked(record.run)
-    return ""
+    if ports.tracker.defer():
+        return ""
+    try:
+        return record_runs(journal, store, ports.tracker)
+    finally:
+        ports.tracker.close()
 
 
 @contextlib.contextmanager

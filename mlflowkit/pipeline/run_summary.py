@@ -50,12 +50,18 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "curl": deployed.get("curl"),
         "rollout": deployed.get("rollout"),
         "experiment": deployed.get("experiment"),
-        "report": record.report or None,
+        "report": _report(record, state) or None,
         "lineage": asdict(record.lineage),
         "warnings": list(recipe_warnings(record.recipe)),
         "error": {"message": record.error} if record.error else None,
     }
     return {key: strict(item) for key, item in summary.items() if not (key == "error" and item is None)}
+
+
+def _report(record: RunRecord, state: Path) -> str:
+    """The report of this state folder, also after it was copied or moved; "" when the run has none."""
+    own = state / "runs" / record.run / "report.html"
+    return str(own) if record.report and own.is_file() else record.report
 
 
 def nothing_ran(summary: Mapping[str, Json]) -> bool:

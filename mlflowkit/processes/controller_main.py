@@ -53,7 +53,10 @@ def control(state: Path, stop: threading.Event) -> None:
             return
         from mlflowkit.pipeline.promotion import promote
 
-        promote(wiring, wiring.tracker, origin["name"], champion.digest)
+        try:
+            promote(wiring, wiring.tracker, origin["name"], champion.digest)
+        finally:
+            wiring.tracker.close()  # it holds 230 MB, and the next promotion may be weeks away
 
     def rejected(service: str, version: Variant, origin: Mapping[str, str]) -> None:
         """Take the challenger's alias from a version that was rolled back."""

@@ -317,12 +317,23 @@ class ServiceFiles:
         return self.read("observed.json", lambda value: ReconciledState(**value))
 
     def table(self) -> RoutingTable | None:
-        return self.read("table.json", RoutingTable.from_json)
+        return self.read("table.json", lambda value: self._here(RoutingTable.from_json(value)))
 
     def proposal(self) -> Proposal | None:
         return self.read(
-            "proposal.json", lambda value: Proposal(value["ticket"], RoutingTable.from_json(value["table"]))
+            "proposal.json",
+            lambda value: Proposal(value["ticket"], self._here(RoutingTable.from_json(value["table"]))),
         )
+
+    def _here(self, table: RoutingTable) -> RoutingTable:
+        """The table with bundles of this state folder where it has them, also after it was copied or moved."""
+        objects, variants = self.state.resolve() / "objects", []
+        for variant in table.variants:
+            parts = Path(variant.bundle).parts
+            own = objects.joinpath(*parts[-2:])
+            moved = parts[-3:-2] == ("objects",) and Path(variant.bundle) != own and own.is_dir()
+            variants.append(replace(variant, bundle=str(own)) if moved else variant)
+        return replace(table, variants=tuple(variants))
 
     def reports(self) -> tuple[ReplicaReport, ...]:
         """Read the reports of live replicas, oldest first."""

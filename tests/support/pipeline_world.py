@@ -211,6 +211,13 @@ class PipelineWorld:
             raise ServiceError("no answer from http://tracker")
         self.note("recorded", run.run)
 
+    def defer(self) -> bool:
+        """Whoever runs waits."""
+        return False
+
+    def close(self) -> None:
+        """Of the tracker."""
+
     def register(self, name: str, bundle: Path, run: RunRecord, alias: str) -> str:
         self.note("registered", f"{name}@{alias}")
         return "1"

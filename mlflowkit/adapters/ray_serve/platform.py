@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from mlflowkit.values import RoutingTable, ServiceStatus, Variant
 
 ENSURE_SECONDS = 120.0
 PUBLISH_SECONDS = 120.0
+FOREIGN_SECONDS = 2.0
+"""A port's lock that nobody of this user has listened at for so long is another user's, and does not count."""
 
 
 class RayServePlatform:
@@ -354,24 +357,43 @@ def _port_lock(port: int) -> Iterator[None]:
 
     Replicas share their port (SO_REUSEPORT), so the kernel would let two services share it too and distribute
     requests between different models. The lock is an abstract socket: it ends with this process, leaves no file, and
-    has the port's own scope, one network namespace. Raises ServiceError after ENSURE_SECONDS.
+    has the port's own scope, one network namespace. Any user can take its name, so only a holder of this user counts;
+    ports cannot be shared between users. Raises ServiceError after ENSURE_SECONDS.
     """
-    deadline = time.monotonic() + ENSURE_SECONDS
+    deadline, foreign = time.monotonic() + ENSURE_SECONDS, time.monotonic() + FOREIGN_SECONDS
+    name = f"\0mlkit-{os.getuid()}-port-{port}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
         while True:
             try:
-                claim.bind(f"\0mlkit-{os.getuid()}-port-{port}")
+                claim.bind(name)
+                claim.listen(4096)  # whoever waits connects twice a second
                 break
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise ServiceError(f"port {port} cannot be claimed: {error}", hint="run it again") from error
+            if _is_held_by_this_user(name):
+                foreign = time.monotonic() + FOREIGN_SECONDS
+            elif time.monotonic() > foreign:
+                break
             if time.monotonic() > deadline:
                 raise ServiceError(
                     f"another deploy has been taking port {port} for {ENSURE_SECONDS:g} s",
                     hint="wait for it, or choose another: serve.port=0 takes a free one",
                 )
-            time.sleep(0.05)
+            time.sleep(0.5)
         yield
+
+
+def _is_held_by_this_user(name: str) -> bool:
+    """Whether a process of this user listens at an abstract socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(name)
+        except OSError:
+            return False
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return bool(struct.unpack("3i", credentials)[1] == os.getuid())
 
 
 def _choose_port(host: str, port: int, used: Sequence[int | None], *, replaceable: bool, key: str = "port") -> int:

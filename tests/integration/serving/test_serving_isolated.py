@@ -395,6 +395,8 @@ def test_without_the_token_nothing_is_answered_and_the_token_is_its_owners(tmp_p
     address = apart.server.address
     openings = (
         wire.pack({"token": "0" * 64}),
+        wire.pack({"token": "é" * 64}),
+        wire.pack({"token": "\0"}),
         wire.pack({"rows": 1}, inputs(1)),
         wire.PREFIX.pack(1 << 31, 1 << 31),
         wire.PREFIX.pack(100_000, 0),

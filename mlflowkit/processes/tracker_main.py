@@ -1,0 +1,35 @@
+"""Records finished runs in the tracker: ``python -m mlflowkit.processes.tracker_main STATE``.
+
+A run starts it at its end. It ends when every run is recorded or one cannot be; the next run then says why, and starts
+another.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mlflowkit.system.files import use_private_umask
+from mlflowkit.system.logs import configure_logging
+
+
+def main(arguments: list[str]) -> int:
+    """Record the runs of a state folder; returns the exit code."""
+    use_private_umask()
+    configure_logging()
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m mlflowkit.processes.tracker_main STATE\n")
+        return 2
+    from mlflowkit.pipeline.promotion import record_deferred
+    from mlflowkit.wiring import Wiring
+
+    state = Path(arguments[0])
+    wiring = Wiring(state)
+    try:
+        return 1 if record_deferred(state, wiring, wiring.tracker) else 0
+    finally:
+        wiring.tracker.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
