@@ -28,7 +28,7 @@ gates:
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "loans.csv").write_text("a,bad\n1,0\n")
+    (tmp_path / "loans.csv").write_text("a,a b,bad\n1,2,0\n")
     path = Path("recipe.yaml")
     path.write_text(RECIPE)
     return path
