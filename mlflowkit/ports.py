@@ -151,9 +151,9 @@ class ReferenceModel(Protocol):
     def predict(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Predictions from the features that the model was fitted on, in its own precision."""
 
-    def predict_double(self, inputs: Mapping[str, np.ndarray]) -> Sequence[Mapping[str, np.ndarray]]:
-        """Predictions in double precision throughout: exact, and with each feature moved down and up by what rounding
-        to float32 may change (a tree's answer jumps at its thresholds). Empty where there is no such model."""
+    def predict_double(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray] | None:
+        """Predictions in double precision, from features that float32 moves by no more than rounding (a tree's answer
+        jumps at its thresholds). None where there is no such model."""
 
 
 class Session(Protocol):

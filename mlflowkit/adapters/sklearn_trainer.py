@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ class SklearnTrainer:
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
         estimator = make_estimator(spec, context.folder, context.seed)
-        preprocess = fit_preprocess(train.inputs, spec.preprocess)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features.offsets)
         x, x_validation = transform(preprocess, train.inputs), transform(preprocess, validation.inputs)
+        y, y_validation = (part.target - table.target_offset if table.target_offset else part.target
+                           for part in (train, validation))  # fmt: skip
         weights = class_weights(spec.train.class_weights, table.classes, train.target)
-        _fit_estimator(estimator, x, train.target, weights, spec.model.module, context.folder)
-        curves = _curves(estimator, (x, train.target), (x_validation, validation.target), weights, spec.task)
+        _fit_estimator(estimator, x, y, weights, spec.model.module, context.folder)
+        curves = _curves(estimator, (x, y), (x_validation, y_validation), weights, spec.task)
         save_preprocess(preprocess, context.out)
         save_sklearn(estimator, context.out / "model.skops")
         return {
@@ -58,10 +61,11 @@ class SklearnTrainer:
             "best_epoch": len(curves["epoch"]),
             "metrics": {name: values[-1] for name, values in curves.items() if name != "epoch"},
             "curves": curves,
-            "features": {"numeric": table.features.numeric, "categorical": table.features.categorical},
+            "features": asdict(table.features),
             "classes": table.classes,
             "width": x.shape[1],
             "outputs": len(table.classes) or 1,
+            "target_scale": table.target_scale,
         }
 
 
@@ -86,6 +90,7 @@ def make_estimator(spec: Any, folder: Path, seed: int) -> Any:
             f"model.args.{name}: {reference} takes {', '.join(parameters)}, not {name!r}",
             hint=f"did you mean {match}?" if match else "remove it",
         )
+    _require_convertible(kind.__name__, args)
     with usercode.translate_user_errors(reference, folder):
         estimator = kind(**args)
     role, has_role = ("classifier", is_classifier) if spec.task == "classification" else ("regressor", is_regressor)
@@ -99,9 +104,27 @@ def make_estimator(spec: Any, folder: Path, seed: int) -> Any:
             f"{reference} gives no probabilities (it has no predict_proba)",
             hint="use one with probabilities, such as sklearn.linear_model:LogisticRegression",
         )
+    if not kind.__module__.startswith("sklearn."):
+        raise UserCodeError(
+            f"{reference} is an estimator of your own, which has no ONNX form: skl2onnx converts scikit-learn's",
+            hint="write it as a torch.nn.Module (model.kind: torch), or bring its graph (model.kind: onnx)",
+        )
     if "random_state" in estimator.get_params() and "random_state" not in args:
         estimator.set_params(random_state=seed)
     return estimator
+
+
+def _require_convertible(name: str, args: Mapping[str, Any]) -> None:
+    """Raise UserCodeError for arguments whose result no graph can hold; a rehearsal finds what is not known here."""
+    if name.startswith("HistGradientBoosting") and args.get("categorical_features", "from_dtype") not in (
+        None,
+        "from_dtype",
+    ):
+        raise UserCodeError(
+            f"model.args.categorical_features: {name} with categorical features has no ONNX form",
+            hint="leave it out of model.args (what data.columns declares categorical is one-hot encoded already): "
+            "mlkit run RECIPE '~model.args.categorical_features'",
+        )
 
 
 def _fit_estimator(

@@ -4,6 +4,7 @@ Preprocessing is fitted on the training rows only and stored as JSON. Its arithm
 that repeat it in the graph, bit for bit in float32::
 
     numeric       x = fill where x is NaN; (x - center) / scale      [rows, k] -> [rows, k]
+                  before that x = x - offset in double precision, where a column has an offset
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
 
 The matrix has the numeric columns first. A value that is not among the categories of its column encodes to zeros.
@@ -30,17 +31,18 @@ TRUSTED_TYPES = ("numpy.dtype",)
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Names of the feature columns by kind, each in the order of the source."""
+    """Names of the feature columns by kind, each in the order of the source, and the offsets of the numeric ones."""
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    offsets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """One part of the split.
 
-    ``inputs`` by name: numeric float32 [n, k], categorical str [n, m]; absent without such columns. ``target``: class
+    ``inputs`` by name: numeric float64 [n, k], categorical str [n, m]; absent without such columns. ``target``: class
     indices (int64 [n]) or values (float64 [n]).
     """
 
@@ -61,6 +63,12 @@ class Table:
     target: str
     features: Features
     classes: tuple[str | int, ...]
+    target_offset: float = 0.0
+
+    @property
+    def target_scale(self) -> dict[str, Any] | None:
+        """The scaling of a target that has an offset: a stages.train.TargetScaling, or None without one."""
+        return {"mean": self.target_offset, "scale": 1.0, "double": True} if self.target_offset else None
 
     def read(self, part: Literal["train", "validation", "test"]) -> Part:
         """Read one part. Raises DataError when it has no rows, an infinite number or an unusable target."""
@@ -70,7 +78,7 @@ class Table:
             raise DataError(f"the {part} part has no rows", hint="use more rows, or larger shares under data.split")
         inputs = {}
         if self.features.numeric:
-            inputs["numeric"] = numeric_matrix(frame, self.features.numeric)
+            inputs["numeric"] = numeric_matrix(frame, self.features.numeric, np.float64)
             _require_finite(inputs["numeric"], self.features.numeric, part)
         if self.features.categorical:
             inputs["categorical"] = categorical_matrix(frame, self.features.categorical)
@@ -96,11 +104,15 @@ def open_table(folder: Path) -> Table:
     }
     if not columns["numeric"] and not columns["categorical"]:
         raise DataError("the table has no feature columns", hint="mlkit explain RECIPE data.columns shows what is used")
-    return Table(folder, info["task"], info["target"], Features(**columns), tuple(info["classes"]))
+    offsets = tuple(column.get("offset", 0.0) for column in info["features"] if column["kind"] == "numeric")
+    features = Features(**columns, offsets=offsets)
+    classes = tuple(info["classes"])
+    return Table(folder, info["task"], info["target"], features, classes, info.get("target_offset", 0.0))
 
 
 def _require_finite(matrix: np.ndarray, columns: Sequence[str], part: str) -> None:
-    infinite = np.isinf(matrix)
+    with np.errstate(over="ignore"):
+        infinite = np.isinf(matrix.astype(np.float32))
     if infinite.any():
         row, column = (int(index) for index in np.argwhere(infinite)[0])
         count = f"{int(infinite[:, column].sum())} infinite or float32-overflowing values"
@@ -111,12 +123,22 @@ def _require_finite(matrix: np.ndarray, columns: Sequence[str], part: str) -> No
 
 @dataclass(frozen=True, slots=True)
 class FittedPreprocessing:
-    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k], and ``categories`` of m columns."""
+    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k], and ``categories`` of m columns.
+
+    ``offset`` float64 [k] is subtracted in double precision before anything else (0 where float32 holds a column), so
+    ``fill`` and ``center`` are relative to it.
+    """
 
     fill: np.ndarray
     center: np.ndarray
     scale: np.ndarray
     categories: tuple[tuple[str, ...], ...]
+    offset: np.ndarray
+
+    @property
+    def is_double(self) -> bool:
+        """Whether numbers are taken in double precision."""
+        return bool(self.offset.any())
 
     @property
     def width(self) -> int:
@@ -124,8 +146,10 @@ class FittedPreprocessing:
         return len(self.fill) + sum(map(len, self.categories))
 
 
-def fit_preprocess(inputs: Mapping[str, np.ndarray], section: Any) -> FittedPreprocessing:
-    """Fit on the training rows by the settings of a stages.train.Preprocess.
+def fit_preprocess(
+    inputs: Mapping[str, np.ndarray], section: Any, offsets: Sequence[float] = ()
+) -> FittedPreprocessing:
+    """Fit on the training rows by the settings of a stages.train.Preprocess, with the ``offsets`` of numeric columns.
 
     standard scales by mean and (population) standard deviation, minmax to [0, 1]. A constant column is only centred; a
     column without values becomes 0. Categories are the most frequent values (ties by value), sorted; a missing value
@@ -139,11 +163,18 @@ def fit_preprocess(inputs: Mapping[str, np.ndarray], section: Any) -> FittedPrep
     [[0.0, 1.0], [0.5, 1.0], [1.0, 0.0]]
     """
     numeric = inputs.get("numeric", np.empty((0, 0), np.float32))
+    offset = np.asarray(offsets or np.zeros(numeric.shape[1]), np.float64)
+    numeric = _centred(numeric, offset, np.float32)
     parameters = [_fit_column(numeric[:, index], section) for index in range(numeric.shape[1])]
     fill, center, scale = np.array(parameters, dtype=np.float32).reshape(-1, 3).T
     texts = inputs.get("categorical", np.empty((0, 0), object))
     categories = tuple(_most_frequent(texts[:, index], section.max_categories) for index in range(texts.shape[1]))
-    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories)
+    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories, offset)
+
+
+def _centred(numeric: np.ndarray, offset: np.ndarray, dtype: Any) -> np.ndarray:
+    """Numbers minus their offset, subtracted in double precision, as ``dtype``."""
+    return (numeric.astype(np.float64) - offset if offset.any() else numeric).astype(dtype)
 
 
 def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
@@ -194,7 +225,7 @@ def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray],
     matrix = np.zeros((rows, preprocess.width), dtype=dtype)
     start = len(preprocess.fill)
     if start:
-        numeric = inputs["numeric"].astype(dtype)
+        numeric = _centred(inputs["numeric"], preprocess.offset, dtype)
         filled = np.where(np.isnan(numeric), preprocess.fill.astype(dtype), numeric)
         matrix[:, :start] = (filled - preprocess.center.astype(dtype)) / preprocess.scale.astype(dtype)
     for index, categories in enumerate(preprocess.categories):
@@ -210,6 +241,8 @@ def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
     """Write ``preprocess.json`` into the train stage's folder; JSON preserves float32 exactly."""
     content: dict[str, Any] = {name: getattr(preprocess, name).tolist() for name in ("fill", "center", "scale")}
     content["categories"] = preprocess.categories
+    if preprocess.is_double:
+        content["offset"] = preprocess.offset.tolist()
     (trained / "preprocess.json").write_text(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
@@ -217,7 +250,8 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
     """Read ``preprocess.json`` of the train stage's folder."""
     content = json.loads((trained / "preprocess.json").read_text())
     fill, center, scale = (np.array(content[name], dtype=np.float32) for name in ("fill", "center", "scale"))
-    return FittedPreprocessing(fill, center, scale, tuple(map(tuple, content["categories"])))
+    offset = np.array(content.get("offset", [0.0] * len(fill)), dtype=np.float64)
+    return FittedPreprocessing(fill, center, scale, tuple(map(tuple, content["categories"])), offset)
 
 
 def save_sklearn(value: Any, path: Path) -> None:
@@ -247,7 +281,11 @@ def load_sklearn(path: Path) -> Any:
             return skops.io.load(path, trusted=names)
     except Exception as error:
         raise EngineError(f"{path} cannot be read: {error}", hint="mlkit run RECIPE --force train") from error
-    raise EngineError(f"{path} names untrusted types: {', '.join(foreign)}", hint="mlkit run RECIPE --force train")
+    raise EngineError(
+        f"{path} names untrusted types: {', '.join(foreign)}",
+        hint="leave out the argument of model.args that holds them, or take another estimator under model.module; if "
+        "the file was altered: mlkit run RECIPE --force train",
+    )
 
 
 def class_weights(

@@ -3,9 +3,10 @@
 A bundle carries them (``evidence/seen_rows.npy``), so that a later candidate is compared with this model on rows that
 neither was trained on.
 
-A digest covers a row as the model reads it: each number as float32, each category as its text, and the target. It does
-not depend on the order of rows or columns, on further columns, or on the type a reader chose (3 or 3.0). 64 bits: among
-a million test rows and a million training rows, two collide with probability 5e-8.
+A digest covers a row as the model reads it: each number as float32 (where the model takes FP64, in double precision if
+float32 changes it), each category as its text, and the target. It does not depend on the order of rows or columns, on
+further columns, or on the type a reader chose (3 or 3.0). 64 bits: among a million test rows and a million training
+rows, two collide with probability 5e-8.
 """
 
 from __future__ import annotations
@@ -96,12 +97,20 @@ def _column_cells(
         if kind == "BYTES":
             yield f"text {name}", _hash_texts(frame[name])
         else:
-            yield f"number {name}", _float_bits(numeric_matrix(frame, [name])[:, 0])
+            yield f"number {name}", _number_bits(numeric_matrix(frame, [name], np.float64)[:, 0], kind)
     labels = batch.column(batch.schema.get_field_index(target)).to_pandas()
     if task == "regression":
         yield "target", _float_bits(labels.to_numpy(dtype=np.float32, na_value=np.nan))
     else:
         yield "target", _hash_texts(labels)
+
+
+def _number_bits(numbers: np.ndarray, kind: str) -> np.ndarray:
+    """The bits of numbers as a graph reads them: float32, or double precision where float32 changes the value."""
+    with np.errstate(over="ignore"):
+        single = numbers.astype(np.float32)
+    bits = _float_bits(single)
+    return bits if kind == "FP32" else np.where(single == numbers, bits, _mix(numbers.view(np.uint64)))
 
 
 def _float_bits(numbers: np.ndarray) -> np.ndarray:

@@ -61,17 +61,20 @@ def categorical_matrix(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarra
 
 
 def inputs_from_table(signature: Signature, table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The inputs of a graph by name: FP32 inputs by `numeric_matrix`, BYTES inputs by `categorical_matrix`.
+    """The inputs of a graph by name: FP32 and FP64 by `numeric_matrix`, BYTES by `categorical_matrix`.
 
     Ignores columns that the signature does not name. Raises DataError when one is missing.
     """
-    matrices = {"FP32": numeric_matrix, "BYTES": categorical_matrix}
+    numbers = {"FP32": np.float32, "FP64": np.float64}
     inputs = {}
     for tensor in signature.inputs:
-        if tensor.datatype not in matrices:
-            message = f"input {tensor.name} of the graph is {tensor.datatype}; a table gives FP32 and BYTES inputs"
-            raise DataError(message, hint="export the model again with this version of mlflowkit")
-        inputs[tensor.name] = matrices[tensor.datatype](table, tensor.columns)
+        if tensor.datatype == "BYTES":
+            inputs[tensor.name] = categorical_matrix(table, tensor.columns)
+        elif tensor.datatype in numbers:
+            inputs[tensor.name] = numeric_matrix(table, tensor.columns, numbers[tensor.datatype])
+        else:
+            message = f"input {tensor.name} of the graph is {tensor.datatype}; a table gives FP32, FP64 and BYTES"
+            raise DataError(message, hint="mlkit run RECIPE --force export")
     return inputs
 
 

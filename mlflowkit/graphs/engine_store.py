@@ -28,6 +28,7 @@ from typing import Any
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.graphs.engine_key import EngineKey
 from mlflowkit.system.files import FOLDER_MODE, disk_errors, make_folder, private_opener, replace_file
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.system.text import shell_word
 
 PLAN, KEY = "engine.plan", "key.json"
@@ -137,7 +138,7 @@ def _read_verified(folder: Path, key: EngineKey) -> bytes:
 
 def _read_manifest(folder: Path) -> tuple[dict[str, Any], EngineKey]:
     try:
-        content = json.loads((folder / KEY).read_bytes())
+        content = parse_json((folder / KEY).read_bytes())
         manifest = {"sha256": str(content["sha256"]), "bytes": int(content["bytes"])}
         return manifest, EngineKey.from_json(content["key"])
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:

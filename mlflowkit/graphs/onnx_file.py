@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def load_checked(path: Path, *, weights: bool = True) -> Any:
     external data that is outside the file's own folder (absolute path, ``..``, symlink), missing or too short. All
     external data is checked before any is read.
     """
+    with _damage_named(path):
+        return _load_checked(path, weights)
+
+
+def _load_checked(path: Path, weights: bool) -> Any:
     import onnx
 
     model = _parse(path)
@@ -57,7 +63,8 @@ def load_checked(path: Path, *, weights: bool = True) -> Any:
 
 def external_files(path: Path) -> tuple[Path, ...]:
     """Files with a graph's external data, sorted and unique. Raises EngineError as `load_checked` does."""
-    return _check_external_data(path, _parse(path))
+    with _damage_named(path):
+        return _check_external_data(path, _parse(path))
 
 
 def graph_files(path: Path) -> tuple[Path, ...]:
@@ -246,6 +253,15 @@ def iter_nested_nodes(listed: Iterable[Any]) -> Iterator[Any]:
 
 def _nested_graphs(attribute: Any) -> list[Any]:
     return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what a damaged file makes its readers raise (text that is no UTF-8, a path with a loop) into EngineError."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError, OSError) as error:
+        raise _unloadable(path, f"it is damaged: {first_line(error)}") from error
 
 
 def _unloadable(path: Path, reason: str) -> EngineError:

@@ -46,6 +46,8 @@ class Parity:
     worst_row: int
     expected: float | str | int
     found: float | str | int
+    rows_apart: int = 0
+    """Rows that differ by more than the tolerance."""
 
     @property
     def holds(self) -> bool:
@@ -112,17 +114,19 @@ def compare(expected: Tensors, actual: Tensors, tolerance: float, *, scale: floa
     name = _scores_name(expected)
     want, have = np.asarray(expected[name], np.float64), np.asarray(actual[name], np.float64)
     rows = len(want)
-    if want.shape != have.shape:
-        shapes = str(list(want.shape)), str(list(have.shape))
-        return Parity(rows, real_rows, float("inf"), rows, tolerance, scale, 0, *shapes)
+    sides = (expected, actual)
+    if want.shape != have.shape or len({len(side["label"]) for side in sides if "label" in side}) > 1:
+        shapes = tuple(str([list(np.shape(part)) for part in side.values()]) for side in sides)
+        return Parity(rows, real_rows, float("inf"), rows, tolerance, scale, 0, shapes[0], shapes[1], rows)
     with np.errstate(invalid="ignore"):
         gap = np.nan_to_num(np.abs(want - have) / scale, nan=np.inf)
     gap = np.where((want == have) | (np.isnan(want) & np.isnan(have)), 0, gap).reshape(rows, -1)
     mismatched = _label_mismatches(expected, actual, want, tolerance)
     worst = int(mismatched[0]) if mismatched.size else int(gap.max(axis=1).argmax())
     cell = int(gap[worst].argmax())
-    pair = [float(side.reshape(rows, -1)[worst, cell]) for side in (want, have)]
-    return Parity(rows, real_rows, float(gap.max()), len(mismatched), tolerance, scale, worst, pair[0], pair[1])
+    want_worst, have_worst = (float(side.reshape(rows, -1)[worst, cell]) for side in (want, have))
+    largest, count = float(gap.max()), int((gap.max(axis=1) > tolerance).sum())
+    return Parity(rows, real_rows, largest, len(mismatched), tolerance, scale, worst, want_worst, have_worst, count)
 
 
 def _label_mismatches(expected: Tensors, actual: Tensors, scores: np.ndarray, tolerance: float) -> np.ndarray:
@@ -173,21 +177,6 @@ def predict_in_pieces(predict: Callable[[Tensors], Tensors], inputs: Tensors) ->
     rows = row_count(inputs)
     parts = [predict({name: matrix[piece] for name, matrix in inputs.items()}) for piece in pieces_of(rows)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def closest(variants: Sequence[Tensors], actual: Tensors) -> dict[str, np.ndarray]:
-    """For each row, the outputs of the variant that is closest to ``actual``.
-
-    >>> variants = [{"prediction": np.array([1.0, 2.0])}, {"prediction": np.array([5.0, 6.0])}]
-    >>> closest(variants, {"prediction": np.array([1.1, 5.9])})["prediction"].tolist()
-    [1.0, 6.0]
-    """
-    name = _scores_name(variants[0])
-    rows = len(variants[0][name])
-    with np.errstate(invalid="ignore"):
-        gaps = [np.abs(np.asarray(v[name], np.float64) - actual[name]).reshape(rows, -1).max(axis=1) for v in variants]
-    best = np.nan_to_num(np.stack(gaps), nan=np.inf).argmin(axis=0)
-    return {key: np.stack([v[key] for v in variants])[best, np.arange(rows)] for key in variants[0]}
 
 
 def _scores_name(outputs: Tensors) -> str:

@@ -17,6 +17,7 @@ from mlflowkit.errors import StoreError
 from mlflowkit.optimization.objective import CandidateFigures
 from mlflowkit.ports import BuiltGraph, LoadedGraph
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import Measurement
 
 
@@ -61,7 +62,7 @@ def write(folder: Path, settings_digest: str, trial: CachedTrial) -> None:
 def read(folder: Path, settings_digest: str) -> CachedTrial | None:
     """The cached trial; None where there is none or it cannot be read."""
     try:
-        content = json.loads((folder / _file_name(settings_digest)).read_bytes())
+        content = parse_json((folder / _file_name(settings_digest)).read_bytes())
         built, reference = content["built"], content["reference"]
         microseconds = Samples.from_json(reference).microseconds
         return CachedTrial(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.judging.online.metric_results import possible_bounds
 from mlflowkit.rollout.state import RollBack, RolloutState
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import Json, Variant
 
 MAX_EXAMPLES = 20
@@ -134,7 +134,7 @@ def _format_time(seconds: float) -> str:
 def _lineage(candidate: Variant) -> Json:
     """Lineage from the manifest of the candidate's bundle; None when it cannot be read."""
     try:
-        manifest = json.loads((Path(candidate.bundle) / "manifest.json").read_bytes())
+        manifest = parse_json((Path(candidate.bundle) / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return None
     return {name: manifest.get(name) for name in ("git_commit", "git_dirty", "data_version", "recipe_digest")}

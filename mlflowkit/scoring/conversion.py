@@ -42,7 +42,7 @@ def feature_frame(table: pa.Table, signature: Signature, *, start: int) -> pd.Da
                 columns[name] = _parse_numbers(column.cast(pa.string()), name, number_rule(signature.texts), start)
             else:
                 frame = pd.DataFrame({name: column.to_pandas()})
-                columns[name] = _require_finite(numeric_matrix(frame, [name])[:, 0], name, start)
+                columns[name] = _require_finite(numeric_matrix(frame, [name], np.float64)[:, 0], name, start)
     return pd.DataFrame(columns, copy=False)
 
 

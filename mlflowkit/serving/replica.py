@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.errors import BundleError, MlkitError, ServiceError
 from mlflowkit.service_state.records import (
     HEARTBEAT_SECONDS,
     RETIRED,
@@ -44,6 +44,7 @@ from mlflowkit.serving.inference.variants import ActiveTable, Versions, load_tab
 from mlflowkit.serving.key_file import KeyFile
 from mlflowkit.serving.observer.observer_client import ObserverClient, observer_command
 from mlflowkit.system.log_once import LogOnce
+from mlflowkit.system.text import first_line
 from mlflowkit.values import RoutingTable
 
 if TYPE_CHECKING:
@@ -240,15 +241,21 @@ class Replica:
     def _load(self, table: RoutingTable, remote_seconds: float = 0.0) -> ActiveTable:
         active = self.versions.active
         reuse = () if active is None else tuple(active.by_name.values())
-        return load_table(
-            table,
-            self._runtime,
-            self._settings.threads,
-            reuse,
-            self.versions.counters,
-            remotes=self._remotes,
-            remote_seconds=remote_seconds,
-        )
+        try:
+            return load_table(
+                table,
+                self._runtime,
+                self._settings.threads,
+                reuse,
+                self.versions.counters,
+                remotes=self._remotes,
+                remote_seconds=remote_seconds,
+            )
+        except MlkitError:
+            raise
+        except Exception as error:  # a damaged candidate must not end the thread that follows the table
+            message = f"a version of table {table.epoch} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+            raise BundleError(message, hint="restore its bundle: mlkit run RECIPE --force package") from error
 
     def _start_servers(self) -> None:
         if self._server is None:

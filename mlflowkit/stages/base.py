@@ -72,8 +72,12 @@ Check = Annotated[SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedC
 
 
 class Column(Section):
+    """A feature column."""
+
     name: str
     kind: Literal["numeric", "categorical"]
+    offset: float = 0.0
+    """Subtracted in double precision before a number becomes float32; see mlflowkit.features.precision."""
 
 
 class TableInfo(Section):
@@ -94,6 +98,8 @@ class TableInfo(Section):
     """Columns of the source that the recipe drops."""
     texts: TextRule = TextRule()
     """What the texts of the source mean, for the service."""
+    target_offset: float = 0.0
+    """As `Column.offset`, of a regression's target: the model learns the rest, and predictions are FP64."""
 
     @property
     def numeric(self) -> tuple[str, ...]:
@@ -127,13 +133,14 @@ def expected_signature(info: TableInfo) -> Signature:
     >>> [(tensor.name, tensor.columns) for tensor in expected_signature(info).inputs]
     [('numeric', ('age',)), ('categorical', ('term',))]
     """
+    number: Literal["FP32", "FP64"] = "FP64" if any(column.offset for column in info.features) else "FP32"
     inputs = [
         TensorSpec(name=name, datatype=datatype, shape=(-1, len(columns)), columns=columns)
-        for name, datatype, columns in (("numeric", "FP32", info.numeric), ("categorical", "BYTES", info.categorical))
+        for name, datatype, columns in (("numeric", number, info.numeric), ("categorical", "BYTES", info.categorical))
         if columns
     ]
     if info.task == "regression":
-        prediction = TensorSpec(name="prediction", datatype="FP32", shape=(-1,))
+        prediction = TensorSpec(name="prediction", datatype="FP64" if info.target_offset else "FP32", shape=(-1,))
         return Signature(task="regression", inputs=tuple(inputs), outputs=(prediction,), texts=info.texts)
     label: Literal["BYTES", "INT64"] = "BYTES" if isinstance(info.classes[0], str) else "INT64"
     labels = TensorSpec(name="label", datatype=label, shape=(-1,))

@@ -131,10 +131,12 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("data", "progress", shape, 0.3))
     prepared = _prepare(spec, read, plan.rule)
     table, kept = prepared.table, prepared.kept
-    for finding in prepared.findings:
+    findings = list(prepared.findings)
+    for finding in findings:
         context.progress(Event("data", "warning", str(finding)))
     parts = parts_of(spec, table, prepared.classes, context.seed)
     _require_usable_parts(spec, table, prepared.kinds, prepared.classes, parts)
+    precision = _precision_of(spec, table, prepared.kinds, parts, context, findings)
     context.progress(Event("data", "progress", "writing the parts", 0.7))
     for code, part in enumerate(PARTS):
         context.ports.tables.write_parquet(table, parts == code, context.out / f"{part}.parquet")
@@ -142,18 +144,22 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     info = TableInfo(
         task=spec.task,
         target=spec.target,
-        features=tuple(Column.model_validate({"name": name, "kind": kind}) for name, kind in prepared.kinds.items()),
+        features=tuple(
+            Column.model_validate({"name": name, "kind": kind, "offset": precision.get(name, 0.0)})
+            for name, kind in prepared.kinds.items()
+        ),
         classes=prepared.classes,
         rows={part: int((parts == code).sum()) for code, part in enumerate(PARTS)},
         data_version=prepared.version,
         slice_columns=prepared.slice_columns,
         dropped=tuple(spec.drop),
         texts=plan.rule,
+        target_offset=precision.get(spec.target, 0.0),
     )
     (context.out / "table.json").write_text(info.model_dump_json(indent=1))
     told: dict[str, Json] = {
         "missing_texts": {name: dict(counts) for name, counts in read.missing.items()},
-        "findings": [finding.to_json() for finding in prepared.findings],
+        "findings": [finding.to_json() for finding in findings],
     }
     return StageResult(
         metrics={f"rows_{part}": float(rows) for part, rows in info.rows.items()},
@@ -333,6 +339,44 @@ def _require_usable_parts(
     if empty:
         message = f"column {format_list(empty)}: no value in any of the training rows"
         raise DataError(message, hint=f"add to data.drop: [{', '.join(empty)}]")
+
+
+def _precision_of(
+    spec: Spec, table: pa.Table, kinds: Mapping[str, str], parts: np.ndarray, context: StageContext, told: list[Finding]
+) -> dict[str, float]:
+    """The offset of each number (a regression's target too) that float32 cannot hold by itself; what is lost is told.
+
+    Raises DataError for a column of which float32 merges most values also after centring.
+    """
+    import pyarrow as pa
+
+    from mlflowkit.features import precision
+    from mlflowkit.features.column_findings import Finding
+    from mlflowkit.stages import splitting
+
+    train = table.filter(pa.array(parts == splitting.TRAIN))
+    names = [name for name, kind in kinds.items() if kind == "numeric"]
+    offsets = {}
+    for name in names if spec.task == "classification" else [*names, spec.target]:
+        values = train.column(name).drop_null().to_numpy()
+        held = precision.assess(values[values == values])
+        if held.example is None:
+            continue
+        role = "target" if name == spec.target else "column"
+        merges = f"float32, in which models compute, merges {held.merged:.0%} of the {held.distinct} distinct values"
+        pair = " and ".join(map(repr, held.example))
+        if held.merged_centred > precision.LARGEST_SHARE:
+            message = f"{role} {name!r}: {merges} (such as {pair}), and {held.merged_centred:.0%} after centring"
+            hint = f"write data.columns: {{{name}: categorical}} for codes, or {{{name}: ignore}} to leave it out"
+            raise DataError(message, hint=hint if role == "column" else "is data.target an identifier?")
+        offsets[name] = held.offset
+        if held.merged_centred > precision.SMALL_SHARE:
+            told.append(Finding(name, f"loses {held.merged_centred:.0%} of its values also centred: {merges}"))
+            context.progress(Event("data", "warning", str(told[-1])))
+        else:
+            message = f"{role} {name!r} is centred at {held.offset:.15g} in double precision: {merges}"
+            context.progress(Event("data", "progress", message))
+    return offsets
 
 
 def _all_missing(column: pa.ChunkedArray, rows: pa.Array) -> bool:

@@ -18,6 +18,7 @@ from mlflowkit.ports import Platform, StageContext
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
@@ -393,7 +394,7 @@ def _check_sample_rows(
     from mlflowkit.service_state import http_client
 
     digest = bundle.manifest.identity
-    sample = json.loads((bundle.path / "evidence" / "sample.json").read_bytes())
+    sample = parse_json((bundle.path / "evidence" / "sample.json").read_bytes())
     rows: list[dict[str, Any]] = list(sample["rows"])
     table, header, auth = files.table(), spec.serve.routing.override_header, spec.serve.auth
     variants = () if table is None else table.variants

@@ -30,6 +30,7 @@ from mlflowkit.stages.evaluation.gating import (
     undecided_times,
 )
 from mlflowkit.stages.evaluation.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.system.machine import describe_machine
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
@@ -276,7 +277,7 @@ def _picked_candidate(optimized: Path) -> Mapping[str, Json]:
 
 def _read_json(path: Path) -> Json:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         message = f"{path}: latency cannot be read: {error}"
         raise StoreError(message, hint="mlkit run RECIPE --force optimize") from error

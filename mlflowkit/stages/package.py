@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from mlflowkit.judging import gates
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import Event, Json, StageResult, Verdict
 
 PORTS = ("runtime",)
@@ -96,7 +96,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 def read_verdicts(path: Path) -> tuple[Verdict, ...]:
     """The verdicts of the evaluate stage. Raises StoreError when the file is missing or malformed."""
     try:
-        return tuple(Verdict.from_json(item) for item in json.loads(path.read_bytes()))
+        return tuple(Verdict.from_json(item) for item in parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="mlkit run RECIPE --force evaluate") from error
 

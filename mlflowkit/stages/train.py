@@ -4,7 +4,7 @@ Published files:
 
 spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], categorical: [names]} · ``classes`` (labels in
                    the order of the outputs; [] for a regression) · ``width`` (columns after preprocessing) ·
-                   ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale} or null
+                   ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale, double} or null
 preprocess.json    fill, center and scale of the numeric columns, categories of the others; see
 mlflowkit.features.preprocess
 model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
@@ -15,7 +15,8 @@ curves.json        {"epoch": [1, ...], "train_loss": [...], "val_loss": [...], "
 
 A torch regression learns ``(y - mean) / scale``: the prediction is ``output * scale + mean``. Its losses are in units
 of the standardised target, its rmse in the target's own. A scikit-learn regression learns y itself (``target_scale`` is
-null). Losses of a classification are weighted by train.class_weights.
+null), or what is left above the offset of a target that float32 cannot hold. Losses of a classification are weighted by
+train.class_weights.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ PORTS = ("trainer",)
 MAX_CATEGORIES = 10_000
 """The most columns that a categorical column may become."""
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+SMALL_ENSEMBLE = 10
+"""Members of an ensemble in the rehearsal."""
 MODULES = ("mlflowkit.models", "sklearn")
 """Where a model may come from, besides the recipe's own folder."""
 BOOSTING = ("xgboost", "lightgbm", "catboost")
@@ -214,6 +217,8 @@ class TargetScaling(Section):
 
     mean: float
     scale: float
+    double: bool = False
+    """Whether it is undone in double precision, because float32 would merge values of the target."""
 
 
 class FeatureNames(Section):
@@ -221,6 +226,8 @@ class FeatureNames(Section):
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    offsets: tuple[float, ...] = ()
+    """Of the numeric columns; see mlflowkit.features.precision."""
 
 
 class FitResult(Section):
@@ -247,14 +254,13 @@ class FitResult(Section):
 def run(spec: Spec, context: StageContext) -> StageResult:
     """Fit with the Trainer of ``spec.model.kind`` and publish the files listed in the module's docstring.
 
-    Raises what the Trainer raises: DataError, UsageError, UserCodeError, EngineError, StoreError.
+    Before that a few rows are fitted, exported and compared, so that a model without a faithful graph is refused before
+    it costs anything. Raises what the Trainer and the Exporter raise: DataError, UsageError, UserCodeError,
+    EngineError, StoreError.
     """
-    result = FitResult.model_validate(context.ports.trainer(spec.model.kind).fit(spec, context))
-    description = {
-        "spec": spec.model_dump(mode="json"),
-        **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
-    }
-    (context.out / "spec.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))
+    if not isinstance(spec.model, OnnxModel):
+        _rehearse(spec, context)
+    result = _fit(spec, context)
     (context.out / "curves.json").write_text(json.dumps(result.curves))
     summary = result.model_dump(
         mode="json",
@@ -288,3 +294,33 @@ def unknown_categories(spec: Spec, context: StageContext) -> list[Finding]:
             hint = f"mlkit run RECIPE preprocess.max_categories={min(distinct, MAX_CATEGORIES)}"
             findings.append(Finding(name, message, hint))
     return findings
+
+
+def _fit(spec: Spec, context: StageContext) -> FitResult:
+    """Fit, and write ``spec.json`` beside what the Trainer wrote."""
+    result = FitResult.model_validate(context.ports.trainer(spec.model.kind).fit(spec, context))
+    description = {
+        "spec": spec.model_dump(mode="json"),
+        **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
+    }
+    if not any(result.features.offsets):
+        del description["features"]["offsets"]
+    (context.out / "spec.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))
+    return result
+
+
+def _rehearse(spec: Spec, context: StageContext) -> None:
+    """Fit a smaller model to a few rows and export it, once a fingerprint."""
+    from mlflowkit.graphs.rehearsal import rehearse
+
+    model, settings = spec.model, spec.train.model_copy(update={"epochs": 1, "workers": 0, "early_stopping": None})
+    assert not isinstance(model, OnnxModel)
+    small = {name: min(value, SMALL_ENSEMBLE) for name, value in model.args.items() if _counts_members(name, value)}
+    update = {"model": model.model_copy(update={"args": {**model.args, **small}}), "train": settings}
+    smaller = spec.model_copy(update=update if isinstance(model, SklearnModel) else {"train": settings})
+    rehearse(context, lambda rehearsal: _fit(smaller, rehearsal))
+
+
+def _counts_members(name: str, value: object) -> bool:
+    """Whether an argument is the number of an ensemble's members, which do not change how it is converted."""
+    return name == "n_estimators" and isinstance(value, int) and value > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlflowkit.errors import DataError, StoreError
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, read_table_info, write_json
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import CheckResult, Event, StageResult
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _frozen_schema(previous: Path | None, dropped: Sequence[str]) -> Schema | No
     if previous is None:
         return None
     try:
-        frozen: Schema = json.loads((previous / "schema.json").read_text())
+        frozen: Schema = parse_json((previous / "schema.json").read_text())
     except (OSError, ValueError) as error:
         message = f"the frozen schema {previous / 'schema.json'} cannot be read: {error}"
         raise StoreError(message, hint="mlkit run RECIPE --force validate") from error

@@ -7,12 +7,26 @@ from typing import Any, Literal
 
 from onnx import TensorProto, helper
 
-from mlflowkit.adapters.onnx_exporter import external_model, graph_parts, reference_models, torch_trace
+from mlflowkit.adapters.onnx_exporter import (
+    external_model,
+    graph_parts,
+    reference_models,
+    sklearn_remedies,
+    torch_trace,
+)
 from mlflowkit.adapters.onnx_exporter.trained_model import TrainedModel, read_trained
 from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.errors import EngineError
 from mlflowkit.features.preprocess import load_preprocess, load_sklearn
 from mlflowkit.ports import ReferenceModel
+
+ELEMENTS = {
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "INT64": TensorProto.INT64,
+    "BYTES": TensorProto.STRING,
+}
+"""The ONNX type of each datatype of a signature."""
 
 
 class OnnxExporter:
@@ -46,13 +60,14 @@ class OnnxExporter:
 
 def signature_of(model: TrainedModel) -> Signature:
     """Inputs and outputs of the exported graph."""
+    number: Literal["FP32", "FP64"] = "FP64" if model.double_inputs else "FP32"
     inputs = [
         TensorSpec(name=name, datatype=datatype, shape=(-1, len(columns)), columns=columns)
-        for name, datatype, columns in (("numeric", "FP32", model.numeric), ("categorical", "BYTES", model.categorical))
+        for name, datatype, columns in (("numeric", number, model.numeric), ("categorical", "BYTES", model.categorical))
         if columns
     ]
     if model.task == "regression":
-        outputs = [TensorSpec(name="prediction", datatype="FP32", shape=(-1,))]
+        outputs = [TensorSpec(name="prediction", datatype="FP64" if model.double_target else "FP32", shape=(-1,))]
     else:
         label: Literal["BYTES", "INT64"] = "BYTES" if isinstance(model.classes[0], str) else "INT64"
         outputs = [
@@ -63,9 +78,8 @@ def signature_of(model: TrainedModel) -> Signature:
 
 
 def _value_info(tensor: TensorSpec) -> Any:
-    kinds = {"FP32": TensorProto.FLOAT, "INT64": TensorProto.INT64, "BYTES": TensorProto.STRING}
     shape = ["rows" if size == -1 else size for size in tensor.shape]
-    return helper.make_tensor_value_info(tensor.name, kinds[tensor.datatype], shape)
+    return helper.make_tensor_value_info(tensor.name, ELEMENTS[tensor.datatype], shape)
 
 
 def _network_part(model: TrainedModel, folder: Path) -> Any:
@@ -75,15 +89,16 @@ def _network_part(model: TrainedModel, folder: Path) -> Any:
     if model.task == "classification":
         graph_parts.add_class_outputs(part, model.classes, scores="network/scores")
     else:
-        graph_parts.add_value_output(part, "network/scores", model.mean, model.scale)
+        graph_parts.add_value_output(part, "network/scores", model.mean, model.scale, double=model.double_target)
     return part
 
 
 def _estimator_part(model: TrainedModel) -> Any:
     fitted = load_sklearn(model.folder / "model.skops")
+    remedy = sklearn_remedies.remedy(type(fitted).__name__, model.task, len(model.classes))
     if model.task == "regression":
-        part = graph_parts.estimator(fitted, model.width)
-        graph_parts.add_value_output(part, "network/variable", model.mean, model.scale)
+        part = graph_parts.estimator(fitted, model.width, remedy)
+        graph_parts.add_value_output(part, "network/variable", model.mean, model.scale, double=model.double_target)
         return part
     if not hasattr(fitted, "predict_proba"):
         raise EngineError(
@@ -95,7 +110,7 @@ def _estimator_part(model: TrainedModel) -> Any:
             f"{type(fitted).__name__} was fitted on {len(fitted.classes_)} of {len(model.classes)} classes",
             hint="a class has no training row: use a stratified split or drop the class",
         )
-    part = graph_parts.estimator(fitted, model.width)
+    part = graph_parts.estimator(fitted, model.width, remedy)
     part.add("Identity", ["network/probabilities"], "probabilities")
     graph_parts.add_class_outputs(part, model.classes, codes="network/label")
     return part

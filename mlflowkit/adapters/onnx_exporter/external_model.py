@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ class ExternalModel:
     categorical: tuple[str, ...]
     classes: tuple[str | int, ...]
     score_order: tuple[str | int, ...]
+    double_inputs: bool
+    double_target: bool
 
     @property
     def score_indices(self) -> list[int]:
@@ -88,10 +90,11 @@ class OnnxImporter:
             "metrics": {},
             "curves": {},
             "parameters": sum(int(np.prod(constant.dims)) for constant in model.graph.initializer),
-            "features": {"numeric": table.features.numeric, "categorical": table.features.categorical},
+            "features": asdict(table.features),
             "classes": table.classes,
             "width": sum(len(mapping.columns) for mapping in mappings),
             "outputs": len(table.classes) or 1,
+            "target_scale": table.target_scale and {**table.target_scale, "mean": 0.0},
         }
 
 
@@ -110,6 +113,8 @@ def read_external(trained: Path) -> ExternalModel:
         categorical=tuple(features["categorical"]),
         classes=tuple(info["classes"]),
         score_order=imported_graph.class_order(section["classes"], info["classes"]) if info["classes"] else (),
+        double_inputs=any(features.get("offsets", ())),
+        double_target=bool((info.get("target_scale") or {}).get("double")),
     )
 
 
@@ -120,9 +125,10 @@ def wrap_external(external: ExternalModel, inputs: Sequence[Any], outputs: Seque
     opset = max(graph_parts.OPSET, body.opsets.get("", 0))
     before, after = GraphPart(opsets={"": opset}), GraphPart(opsets={"": opset})
     for mapping in external.mappings:
-        _add_input(before, mapping, external.numeric if mapping.kind == "numeric" else external.categorical)
+        _add_input(before, mapping, external)
     if external.task == "regression":
-        after.add("Cast", [NETWORK + external.outputs["prediction"].name], "answer/value", to=TensorProto.FLOAT)
+        kind = TensorProto.DOUBLE if external.double_target else TensorProto.FLOAT
+        after.add("Cast", [NETWORK + external.outputs["prediction"].name], "answer/value", to=kind)
         after.add("Reshape", ["answer/value", after.constant("answer/shape", [-1], np.int64)], "prediction")
     else:
         _add_probabilities(after, external)
@@ -138,7 +144,8 @@ def predict_external(external: ExternalModel, inputs: Mapping[str, np.ndarray]) 
     names = {role: output.name for role, output in external.outputs.items()}
     outputs = dict(zip(names, session.run(list(names.values()), fed), strict=True))
     if external.task == "regression":
-        return {"prediction": np.asarray(outputs["prediction"], np.float32).reshape(-1)}
+        dtype = np.float64 if external.double_target else np.float32
+        return {"prediction": np.asarray(outputs["prediction"], dtype).reshape(-1)}
     probabilities = _probabilities(external, outputs)
     labels = np.array(external.classes, dtype=object)[probabilities.argmax(axis=1)]
     if "label" in outputs:
@@ -181,14 +188,15 @@ def _check_class_outputs(outputs: Mapping[str, GraphIO], order: Sequence[str | i
         )
 
 
-def _add_input(part: GraphPart, mapping: ColumnMapping, columns: Sequence[str]) -> None:
+def _add_input(part: GraphPart, mapping: ColumnMapping, external: ExternalModel) -> None:
     """Nodes from ``numeric`` or ``categorical`` to one input of the graph."""
+    columns = external.numeric if mapping.kind == "numeric" else external.categorical
     target, value = mapping.target, str(mapping.kind)
     if mapping.columns != tuple(columns):
         indices = [list(columns).index(column) for column in mapping.columns]
         chosen = part.constant(f"feed/{target.name}/columns", indices, np.int64)
         part.add("Gather", [value, chosen], value := f"feed/{target.name}/chosen", axis=1)
-    if mapping.kind == "numeric" and target.element != "FLOAT":
+    if mapping.kind == "numeric" and target.element != ("DOUBLE" if external.double_inputs else "FLOAT"):
         kind = TensorProto.DataType.Value(target.element)
         part.add("Cast", [value], value := f"feed/{target.name}/cast", to=kind)
     if target.rank == 1:

@@ -49,7 +49,10 @@ class GraphPart:
 
 
 def preprocessing(fitted: FittedPreprocessing) -> GraphPart:
-    """From inputs ``numeric`` [rows, k] and ``categorical`` [rows, m] to FEATURES, equal to preprocess.transform."""
+    """From inputs ``numeric`` [rows, k] and ``categorical`` [rows, m] to FEATURES, equal to preprocess.transform.
+
+    ``numeric`` is float32, or float64 where the preprocessing has offsets.
+    """
     part, parts = GraphPart(), []
     if len(fitted.fill):
         parts.append(_numeric(part, fitted))
@@ -64,7 +67,12 @@ def preprocessing(fitted: FittedPreprocessing) -> GraphPart:
 
 def _numeric(part: GraphPart, fitted: FittedPreprocessing) -> str:
     options = {"imputed_value_floats": fitted.fill.tolist(), "replaced_value_float": float("nan")}
-    part.add("Imputer", ["numeric"], "numeric/imputed", domain=ML, **options)
+    value = "numeric"
+    if fitted.is_double:
+        offset = part.constant("numeric/offset", fitted.offset, np.float64)
+        part.add("Sub", [value, offset], value := "numeric/shifted")
+        part.add("Cast", [value], value := "numeric/single", to=TensorProto.FLOAT)
+    part.add("Imputer", [value], "numeric/imputed", domain=ML, **options)
     if not fitted.center.any() and (fitted.scale == 1).all():
         return "numeric/imputed"
     center = part.constant("numeric/center", fitted.center, np.float32)
@@ -95,10 +103,10 @@ def _categorical(part: GraphPart, categories: Sequence[Sequence[str]]) -> str:
     return "categorical/encoded"
 
 
-def estimator(fitted: Any, width: int) -> GraphPart:
+def estimator(fitted: Any, width: int, remedy: str) -> GraphPart:
     """A scikit-learn estimator from FEATURES: ``network/label`` and ``network/probabilities``, or ``network/variable``.
 
-    Raises EngineError when skl2onnx has no converter for it.
+    Raises EngineError with the hint ``remedy`` when skl2onnx has no converter for it.
     """
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
@@ -111,7 +119,7 @@ def estimator(fitted: Any, width: int) -> GraphPart:
     except Exception as error:
         raise EngineError(
             f"skl2onnx cannot convert {type(fitted).__name__}: {first_line(error)}",
-            hint="choose another estimator under model.module; https://onnx.ai/sklearn-onnx/supported.html lists them",
+            hint=remedy,
         ) from error
     return part_from_model(model)
 
@@ -154,11 +162,14 @@ def add_class_outputs(part: GraphPart, classes: Sequence[str | int], *, scores: 
     part.add("Gather", [part.constant("label/classes", list(classes), dtype), codes], "label", axis=0)
 
 
-def add_value_output(part: GraphPart, values: str, mean: float, scale: float) -> None:
+def add_value_output(part: GraphPart, values: str, mean: float, scale: float, *, double: bool = False) -> None:
     """Add ``prediction`` [rows] from ``values`` [rows, 1] in units of the standardised target."""
+    dtype = np.float64 if double else np.float32
+    if double:
+        part.add("Cast", [values], values := "target/double", to=TensorProto.DOUBLE)
     if (mean, scale) != (0.0, 1.0):
-        part.add("Mul", [values, part.constant("target/scale", scale, np.float32)], "target/scaled")
-        part.add("Add", ["target/scaled", part.constant("target/mean", mean, np.float32)], values := "target/value")
+        part.add("Mul", [values, part.constant("target/scale", scale, dtype)], "target/scaled")
+        part.add("Add", ["target/scaled", part.constant("target/mean", mean, dtype)], values := "target/value")
     part.add("Reshape", [values, part.constant("target/shape", [-1], np.int64)], "prediction")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ Tensors = Mapping[str, np.ndarray]
 NUDGE = 4 * float(np.finfo(np.float32).eps)
 """How far float32 arithmetic may move a feature, relative to the numbers that it is made of."""
 TORCH_REMEDY = "does forward compute otherwise while it is traced, or depend on values? Write it with torch.where"
+LARGEST_NUDGE = 1e-4
+"""In standard deviations of the feature."""
 
 
 class TorchReference:
@@ -29,18 +32,18 @@ class TorchReference:
         from mlflowkit.models import load_trained
 
         self.model, self.preprocess = model, load_preprocess(model.folder)
-        self.module, self._double = load_trained(model.folder, folder), load_trained(model.folder, folder).double()
+        self.module = load_trained(model.folder, folder)
         self.name = type(self.module).__name__
 
     def predict(self, inputs: Tensors) -> dict[str, np.ndarray]:
         return self._answer(self.module, transform(self.preprocess, inputs))
 
-    def predict_double(self, inputs: Tensors) -> Sequence[dict[str, np.ndarray]]:
-        features = transform(self.preprocess, inputs, np.float64)
+    def predict_double(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        features = _double_features(self.preprocess, inputs)
         try:
-            return [self._answer(self._double, features)]
+            return self._answer(copy.deepcopy(self.module).double(), features)
         except Exception:  # noqa: BLE001  # a module that makes float32 tensors in forward cannot run in double precision
-            return [self._answer(self.module, features.astype(np.float32))]
+            return self._answer(self.module, features.astype(np.float32))
 
     def _answer(self, module: Any, features: np.ndarray) -> dict[str, np.ndarray]:
         import torch
@@ -67,10 +70,8 @@ class SklearnReference:
     def predict(self, inputs: Tensors) -> dict[str, np.ndarray]:
         return self._answer(transform(self.preprocess, inputs).astype(np.float64))
 
-    def predict_double(self, inputs: Tensors) -> Sequence[dict[str, np.ndarray]]:
-        features = transform(self.preprocess, inputs, np.float64)
-        nudge = _rounding(self.preprocess, features)
-        return [self._answer(variant) for variant in (features, features - nudge, features + nudge)]
+    def predict_double(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        return self._answer(_double_features(self.preprocess, inputs))
 
     def _answer(self, features: np.ndarray) -> dict[str, np.ndarray]:
         values = self.fitted.predict(features)
@@ -91,19 +92,34 @@ class ExternalReference:
         self.name = self.external.path.name
 
     def predict(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        single = {name: part.astype(np.float32) if part.dtype == np.float64 else part for name, part in inputs.items()}
-        return external_model.predict_external(self.external, single)
+        if not self.external.double_inputs and "numeric" in inputs:
+            inputs = {**inputs, "numeric": inputs["numeric"].astype(np.float32)}
+        return external_model.predict_external(self.external, inputs)
 
-    def predict_double(self, inputs: Tensors) -> Sequence[dict[str, np.ndarray]]:
-        return []
+    def predict_double(self, inputs: Tensors) -> None:
+        return None
+
+
+def _double_features(preprocess: FittedPreprocessing, inputs: Tensors) -> np.ndarray:
+    """Features computed in double precision, but for what rounding explains: there they are the graph's own.
+
+    A tree was fitted on the graph's own, and has thresholds among them: the last bit would move rows across.
+    """
+    exact, single = transform(preprocess, inputs, np.float64), transform(preprocess, inputs).astype(np.float64)
+    features: np.ndarray = np.where(np.abs(exact - single) <= _rounding(preprocess, exact), single, exact)
+    return features
 
 
 def _rounding(preprocess: FittedPreprocessing, features: np.ndarray) -> np.ndarray:
-    """The largest change of each feature by float32 arithmetic: of the feature itself, and of what was subtracted."""
+    """The change of each feature that float32 arithmetic may make: of the feature itself, and of what was subtracted.
+
+    At most LARGEST_NUDGE of its spread: what moves a feature further is a loss, not rounding.
+    """
     changes: np.ndarray = NUDGE * np.abs(features)
     count = len(preprocess.fill)
     if count:
         center, scale = preprocess.center.astype(np.float64), preprocess.scale.astype(np.float64)
         changes[:, :count] += NUDGE * np.abs(center) / scale
+    changes = np.minimum(changes, LARGEST_NUDGE * np.nanstd(features, axis=0))
     changes[:, count:] = 0  # categories are exact
     return changes

@@ -23,6 +23,10 @@ class TrainedModel:
     width: int
     mean: float = 0.0
     scale: float = 1.0
+    double_inputs: bool = False
+    """Whether the graph takes numbers as FP64, because float32 would merge values of a column."""
+    double_target: bool = False
+    """Whether it gives predictions as FP64."""
 
     def labels(self, codes: np.ndarray) -> np.ndarray:
         """The classes at these indices; object [rows] for text, else int64."""
@@ -45,4 +49,6 @@ def read_trained(trained: Path) -> TrainedModel:
         width=info["width"],
         mean=float(target.get("mean", 0.0)),
         scale=float(target.get("scale", 1.0)),
+        double_inputs=any(info["features"].get("offsets", ())),
+        double_target=bool(target.get("double")),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class RayTorchTrainer:
         table = open_table(context.inputs["data"])
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
-        preprocess = fit_preprocess(train.inputs, spec.preprocess)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features.offsets)
         mean, scale = (0.0, 1.0) if table.classes else (float(np.mean(train.target)), float(np.std(train.target)))
 
         def target(part: Part) -> torch.Tensor:
@@ -91,7 +92,8 @@ class RayTorchTrainer:
             fitted = train_on_ray(job, data, environment, report)
         save_preprocess(preprocess, context.out)
         replace_file(context.out / "model.safetensors", save(dict(fitted.weights)))
-        return _fit_result(fitted, job, table, None if table.classes else {"mean": mean, "scale": scale})
+        standardised = {"mean": mean, "scale": scale, "double": bool(table.target_offset)}
+        return _fit_result(fitted, job, table, None if table.classes else standardised)
 
 
 def ray_environment(state: Path) -> Mapping[str, str] | None:
@@ -140,7 +142,7 @@ def _fit_result(
         "precision": fitted.precision,
         "parameters": fitted.parameters,
         "resumed_from": fitted.resumed_from,
-        "features": {"numeric": table.features.numeric, "categorical": table.features.categorical},
+        "features": asdict(table.features),
         "classes": table.classes,
         "width": job.features,
         "outputs": job.outputs,

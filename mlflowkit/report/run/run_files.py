@@ -5,12 +5,12 @@ A run may stop anywhere, so every file may be absent; a file that does not parse
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import Json
 
 FILES: Mapping[str, tuple[str, str]] = {
@@ -68,7 +68,7 @@ def read(folders: Mapping[str, Path]) -> RunEvidence:
 
 def _read_json(path: Path) -> Json:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path} cannot be read as JSON: {error}",

@@ -32,6 +32,7 @@ from mlflowkit.serving.auth import Keyring
 from mlflowkit.serving.inference.batching import resolve
 from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.system.files import make_folder, private_opener
+from mlflowkit.system.json_text import parse_json
 from mlflowkit.values import Json
 
 Kind = Literal["label", "target"]
@@ -72,7 +73,7 @@ class Feedback:
     @classmethod
     def from_line(cls, line: bytes) -> tuple[Feedback, float]:
         """Decode a line into (feedback, received). Raises ValueError, KeyError or TypeError when it is malformed."""
-        value = json.loads(line)
+        value = parse_json(line)
         kind: Kind = "label" if "label" in value else "target"
         source = str(value.get("source", ""))
         return cls(value["id"], kind, tuple(value[kind]), value["time"], source), float(value["received"])

@@ -162,9 +162,8 @@ class Shifted(torch.nn.Module):
 def test_a_graph_that_answers_otherwise_is_refused(source: str, name: str, says: str, fresh: Make) -> None:
     world = fresh("network, strings, gaps, three classes")
     (world.base / "mine.py").write_text(source)
-    world.train({"kind": "torch", "module": f"mine:{name}"}, epochs=1)
     with pytest.raises((EngineError, UserCodeError), match=says) as caught:
-        world.export()
+        world.train({"kind": "torch", "module": f"mine:{name}"}, epochs=1)
     assert caught.value.hint
 
 

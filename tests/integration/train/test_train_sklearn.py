@@ -93,10 +93,11 @@ class Plain:
 """
 
 
-def test_an_estimator_beside_the_recipe(world: TrainWorld, binary: Path) -> None:
+def test_an_estimator_beside_the_recipe_has_no_graph_and_is_not_trained(world: TrainWorld, binary: Path) -> None:
     world.module(USER)
-    trained = world.train(binary, {"kind": "sklearn", "module": "net:Prior", "args": {"strategy": "prior"}})
-    assert trained.result.metrics["val_roc_auc"] == 0.5
+    with pytest.raises(UserCodeError, match="net:Prior is an estimator of your own, which has no ONNX form") as caught:
+        world.train(binary, {"kind": "sklearn", "module": "net:Prior", "args": {"strategy": "prior"}})
+    assert "model.kind: torch" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_an_estimator_beside_the_recipe(world: TrainWorld, binary: Path) -> None
         ("sklearn.svm:SVC", {}, "gives no probabilities", "LogisticRegression"),
         ("sklearn.linear_model:LogisticRegression", {"c": 1}, "model.args.c: ", "did you mean C?"),
         ("sklearn.linear_model:LogisticRegression", {"C": -1}, "cannot be fitted: The 'C' parameter", "model.args"),
-        ("net:Broken", {}, "net.py:10: net:Broken raised OSError: no such weather", "net.py:10"),
+        ("net:Broken", {}, "net:Broken is an estimator of your own", "model.kind: torch"),
         ("net:Brokn", {}, "there is no 'Brokn' in it", "Broken"),
     ],
 )

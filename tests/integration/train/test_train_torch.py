@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from mlflowkit.errors import DataError, EngineError, StoreError, UsageError, UserCodeError
+from mlflowkit.graphs import rehearsal
 from mlflowkit.models import load_trained
 from mlflowkit.values import Event
 from tests.support import ROOT
@@ -114,6 +115,8 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(world: TrainWorld,
     uninterrupted = world.train(binary, model, fit)
     steps = len(torch.arange(len(uninterrupted.matrix("train")[1])).split(32))
     scratch = world.base / "scratch"
+    scratch.mkdir()
+    (scratch / rehearsal.DONE).touch()  # its steps would count
     source = KILLED.format(
         tests=str(ROOT), base=str(world.base), folder=str(world.folder), data=str(binary),
         model=model, fit=fit, scratch=str(scratch),
