@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 
 from mlflowkit.bundle import Signature
 from mlflowkit.features.tensors import double_inputs
+from mlflowkit.graphs import onnx_file
+from mlflowkit.graphs.last_activation import bounded_scores, last_activation
 from mlflowkit.graphs.parity import row_count, with_gaps
 from mlflowkit.graphs.parity_check import Comparison, measure
 from mlflowkit.ports import StageContext
@@ -39,17 +41,21 @@ CHECKED = 60
 """Rows of each part that the graph is asked for."""
 TOLERANCE, ALLOWED = 1e-2, 0.05
 """Difference of scores, and the share of rows that may differ by more."""
+SCORES = f"{onnx_file.NETWORK_PREFIX}scores"
+"""The network's output in an exported graph."""
 DONE = "rehearsed"
 """File in the scratch folder: a run that resumes does not rehearse again."""
 
 
-def rehearse(context: StageContext, fit: Callable[[StageContext], object]) -> None:
+def rehearse(context: StageContext, fit: Callable[[StageContext], object]) -> tuple[str, str] | None:
     """Fit to a sample of ``context``'s rows, export the result, and compare the two.
 
-    Raises EngineError or UserCodeError for a model that has no graph, or one whose graph answers otherwise.
+    Returns message and hint where the network's last activation spoils what it can learn. Raises EngineError or
+    UserCodeError for a model that has no graph, or one whose graph answers otherwise.
     """
     if (context.scratch / DONE).exists():
-        return
+        advice = json.loads((context.scratch / DONE).read_bytes() or b"null")
+        return advice and tuple(advice)
     base = context.scratch / "rehearsal"
     shutil.rmtree(base, ignore_errors=True)
     folders = {name: base / name for name in ("data", "train", "scratch", "export")}
@@ -63,11 +69,12 @@ def rehearse(context: StageContext, fit: Callable[[StageContext], object]) -> No
             try:
                 fit(quiet)
             except Exception:  # noqa: BLE001  # more neighbours than rows, and the like: the training says it if it is so
-                return
-            _export(context, folders)
+                return None
+            advice = _export(context, folders)
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    (context.scratch / DONE).touch()
+    (context.scratch / DONE).write_text(json.dumps(advice))
+    return advice
 
 
 @contextmanager
@@ -84,7 +91,7 @@ def _random_states_kept() -> Iterator[None]:
             torch.set_rng_state(states[2])
 
 
-def _export(context: StageContext, folders: dict[str, Path]) -> None:
+def _export(context: StageContext, folders: dict[str, Path]) -> tuple[str, str] | None:
     exporter, out = context.ports.exporter, folders["export"]
     exporter.export(folders["train"], context.folder, out)
     signature = Signature.model_validate_json((out / "signature.json").read_bytes())
@@ -97,6 +104,10 @@ def _export(context: StageContext, folders: dict[str, Path]) -> None:
     )
     model = exporter.reference(folders["train"], context.folder)
     measure(model, context.ports.runtime.load(out / "model.onnx"), comparison)
+    if model.kind != "torch":
+        return None
+    activation = last_activation(onnx_file.load_checked(out / "model.onnx"), SCORES)
+    return bounded_scores(activation, model.name, len(signature.classes))
 
 
 def _write_sample(data: Path, out: Path) -> None:

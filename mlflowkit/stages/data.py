@@ -342,7 +342,12 @@ def _require_usable_parts(
 
 
 def _precision_of(
-    spec: Spec, table: pa.Table, kinds: Mapping[str, str], parts: np.ndarray, context: StageContext, told: list[Finding]
+    spec: Spec,
+    table: pa.Table,
+    kinds: Mapping[str, str],
+    parts: np.ndarray,
+    context: StageContext,
+    findings: list[Finding],
 ) -> dict[str, float]:
     """The offset of each number (a regression's target too) that float32 cannot hold by itself; what is lost is told.
 
@@ -371,8 +376,8 @@ def _precision_of(
             raise DataError(message, hint=hint if role == "column" else "is data.target an identifier?")
         offsets[name] = held.offset
         if held.merged_centred > precision.SMALL_SHARE:
-            told.append(Finding(name, f"loses {held.merged_centred:.0%} of its values also centred: {merges}"))
-            context.progress(Event("data", "warning", str(told[-1])))
+            findings.append(Finding(name, f"loses {held.merged_centred:.0%} of its values also centred: {merges}"))
+            context.progress(Event("data", "warning", str(findings[-1])))
         else:
             message = f"{role} {name!r} is centred at {held.offset:.15g} in double precision: {merges}"
             context.progress(Event("data", "progress", message))

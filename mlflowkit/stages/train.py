@@ -258,8 +258,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     it costs anything. Raises what the Trainer and the Exporter raise: DataError, UsageError, UserCodeError,
     EngineError, StoreError.
     """
-    if not isinstance(spec.model, OnnxModel):
-        _rehearse(spec, context)
+    advice = None if isinstance(spec.model, OnnxModel) else _rehearse(spec, context)
+    if advice is not None:
+        context.progress(Event("train", "warning", ": ".join(advice)))
     result = _fit(spec, context)
     (context.out / "curves.json").write_text(json.dumps(result.curves))
     summary = result.model_dump(
@@ -269,7 +270,10 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     findings = [] if isinstance(spec.model, OnnxModel) else unknown_categories(spec, context)
     for finding in findings:
         context.progress(Event("train", "warning", str(finding)))
-    summary |= {"findings": [finding.to_json() for finding in findings]}
+    listed = [finding.to_json() for finding in findings]
+    if advice is not None:
+        listed.insert(0, {"column": "", **dict(zip(("message", "hint"), advice, strict=True))})
+    summary |= {"findings": listed}
     return StageResult(metrics=result.metrics, summary={"model": model_label(spec.model), **summary})
 
 
@@ -309,7 +313,7 @@ def _fit(spec: Spec, context: StageContext) -> FitResult:
     return result
 
 
-def _rehearse(spec: Spec, context: StageContext) -> None:
+def _rehearse(spec: Spec, context: StageContext) -> tuple[str, str] | None:
     """Fit a smaller model to a few rows and export it, once a fingerprint."""
     from mlflowkit.graphs.rehearsal import rehearse
 
@@ -318,7 +322,7 @@ def _rehearse(spec: Spec, context: StageContext) -> None:
     small = {name: min(value, SMALL_ENSEMBLE) for name, value in model.args.items() if _counts_members(name, value)}
     update = {"model": model.model_copy(update={"args": {**model.args, **small}}), "train": settings}
     smaller = spec.model_copy(update=update if isinstance(model, SklearnModel) else {"train": settings})
-    rehearse(context, lambda rehearsal: _fit(smaller, rehearsal))
+    return rehearse(context, lambda rehearsal: _fit(smaller, rehearsal))
 
 
 def _counts_members(name: str, value: object) -> bool:

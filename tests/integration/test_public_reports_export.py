@@ -225,10 +225,10 @@ def test_seconds_since_1970_keep_double_precision_to_the_answer(case: Case, targ
     assert answer.code == 0, answer.err
     assert "'ts' is centred at 17000000" in answer.err
     assert ("'y' is centred at 17000000" in answer.err) == bool(target_offset)
-    made = bundle.open_bundle(Path(json.loads(answer.out)["bundle"]))
-    assert [tensor.datatype for tensor in made.signature.inputs] == ["FP64"]
+    opened = bundle.open_bundle(Path(json.loads(answer.out)["bundle"]))
+    assert [tensor.datatype for tensor in opened.signature.inputs] == ["FP64"]
     rows = frame.head(40)
-    for url, post in served(made):
+    for url, post in served(opened):
         body = {"rows": rows[["ts", "noise"]].to_dict("records")}
         predictions = post(f"{url}/predict", body)["predictions"]
         np.testing.assert_allclose([row["prediction"] for row in predictions], rows["y"], atol=0.01)
@@ -239,17 +239,17 @@ def test_seconds_since_1970_keep_double_precision_to_the_answer(case: Case, targ
         (output,) = post(f"{url}/v2/models/case/infer", {"inputs": columns})["outputs"]
         np.testing.assert_allclose(output["data"], rows["y"], atol=0.01)
     rows.to_csv(case.folder / "rows.csv", index=False)
-    score = case.mlkit("predict", "--model", str(made.path), "--file", "rows.csv", "--out", "scored.csv")
+    score = case.mlkit("predict", "--model", str(opened.path), "--file", "rows.csv", "--out", "scored.csv")
     assert score.code == 0, score.err
     np.testing.assert_allclose(pd.read_csv(case.folder / "scored.csv")["prediction"], rows["y"], atol=0.01)
 
 
-def served(made: bundle.Bundle) -> Iterator[tuple[str, Callable[[str, Any], Any]]]:
+def served(opened: bundle.Bundle) -> Iterator[tuple[str, Callable[[str, Any], Any]]]:
     """A gateway in this process that serves a bundle, once: its address, and a function that posts JSON to it."""
     gateway = InProcess(GatewaySettings("case", port=0))
     try:
-        version = made.manifest.version
-        variant = Variant("champion", version, made.manifest.identity, str(made.path))
+        version = opened.manifest.version
+        variant = Variant("champion", version, opened.manifest.identity, str(opened.path))
         gateway.swap(RoutingTable("case", 1, (variant,)))
 
         def post(url: str, body: Any) -> Any:
@@ -400,3 +400,28 @@ def test_categorical_features_of_boosting_end_the_run_with_what_to_write(case: C
     assert "~model.args.categorical_features" in error["hint"]
     typed = case.mlkit("run", "recipe.yaml", "--until", "train", "~model.args.categorical_features")
     assert typed.code == 0, typed.err
+
+
+ENDINGS = {
+    "softmax": ("return self.a(x).softmax(dim=1)", r"ends in a softmax.*no probability can exceed 0.73"),
+    "softmax by hand": (
+        "e = self.a(x).exp(); return e / e.sum(dim=1, keepdim=True)",
+        r"ends in a softmax.*no probability can exceed 0.73",
+    ),
+    "sigmoid": ("return torch.sigmoid(self.a(x))", "ends in a sigmoid"),
+    "logits": ("return self.a(x)", ""),
+    "log softmax": ("return self.a(x).log_softmax(dim=1)", ""),
+    "softmax inside": ("return self.a(x.softmax(dim=1))", ""),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_activation_that_bounds_the_scores_is_told(ending: str, tmp_path: Path) -> None:
+    forward, message = ENDINGS[ending]
+    world = torch_world(tmp_path, forward)
+    for _ in range(2):  # told again where the rehearsal is not repeated
+        findings = world.train({"kind": "torch", "module": "nets:Net"}).summary["findings"]
+        assert len(findings) == bool(message)
+        for finding in findings:
+            assert re.search(message, finding["message"])
+            assert "logits" in finding["hint"]

@@ -83,9 +83,9 @@ def graph(folder: Path, location: str = "") -> Path:
         weights.external_data.add(key="location", value=location)
     nodes = [helper.make_node("MatMul", ["x", "weights"], ["y"], name="product")]
     sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2])] for name in "xy"]
-    made = helper.make_model(helper.make_graph(nodes, "g", *sides, [weights]))
+    model = helper.make_model(helper.make_graph(nodes, "g", *sides, [weights]))
     path = folder / "model.onnx"
-    path.write_bytes(made.SerializeToString())
+    path.write_bytes(model.SerializeToString())
     return path
 
 
