@@ -66,15 +66,20 @@ def rehearse(context: StageContext, fit: Callable[[StageContext], object]) -> tu
             _write_sample(context.inputs["data"], folders["data"])
             inputs = {"data": folders["data"]}
             quiet = replace(context, inputs=inputs, out=folders["train"], scratch=folders["scratch"], progress=_ignore)
-            try:
-                fit(quiet)
-            except Exception:  # noqa: BLE001  # more neighbours than rows, and the like: the training says it if it is so
-                return None
-            advice = _export(context, folders)
+            advice = _export(context, folders) if _fits(fit, quiet) else None
     finally:
         shutil.rmtree(base, ignore_errors=True)
     (context.scratch / DONE).write_text(json.dumps(advice))
     return advice
+
+
+def _fits(fit: Callable[[StageContext], object], context: StageContext) -> bool:
+    """Whether the sample can be fitted; where not (more neighbours than rows), the training says it if it is so."""
+    try:
+        fit(context)
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 @contextmanager
