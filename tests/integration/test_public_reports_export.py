@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from mlflowkit import bundle
-from mlflowkit.errors import EngineError, UserCodeError
+from mlflowkit.adapters.arrow import parquet_files
+from mlflowkit.errors import DataError, EngineError, UserCodeError
 from mlflowkit.features.preprocess import load_sklearn
 from mlflowkit.service_state.records import GatewaySettings
 from mlflowkit.system import telemetry
@@ -425,3 +428,16 @@ def test_an_activation_that_bounds_the_scores_is_told(ending: str, tmp_path: Pat
         for finding in findings:
             assert re.search(message, finding["message"])
             assert "logits" in finding["hint"]
+
+
+def test_a_small_file_that_expands_beyond_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 1_000_000
+    table = pa.table({"x": pa.nulls(rows, pa.float64()), "y": pa.nulls(rows, pa.string())})
+    path = tmp_path / "bomb.parquet"
+    parquet.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    assert len(parquet_files.read_columns([path], ["x", "y"])[0]) == rows, "there is memory for it"
+    monkeypatch.setattr(parquet_files, "memory", lambda field: 11 * rows)
+    with pytest.raises(DataError, match=r"of 0.0 MiB expands to 0.0 GiB at least \(1,000,000 rows of 2 columns\)"):
+        parquet_files.read_columns([path], ["x", "y"])
+    assert len(parquet_files.read_columns([path], ["x"])[0]) == rows, "only what is read counts"

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from mlflowkit.adapters.arrow.file_columns import require_unique, unreadable
+from mlflowkit.errors import DataError
+from mlflowkit.system.machine import memory
 
 MAX_DIGITS = 38
 """Digits of Arrow's widest decimal that is read exactly."""
@@ -82,9 +84,45 @@ def _convert(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return column.cast(kind)
 
 
+def _require_memory(file: Path, reader: parquet.ParquetFile, names: Sequence[str]) -> None:
+    """Raise DataError for a file that expands to more than the memory that is free, before it is expanded.
+
+    A few kilobytes may hold thousands of millions of rows. What the file says of itself is a lower bound: a row takes
+    the width of its type, text its offset and what the pages hold.
+    """
+    free = memory("MemAvailable")
+    if free is None:
+        return
+    rows = reader.metadata.num_rows
+    width = sum(_row_bytes(reader.schema_arrow.field(name).type) for name in names)
+    wanted = set(names)
+    pages = 0
+    for group in range(reader.metadata.num_row_groups):
+        columns = reader.metadata.row_group(group)
+        chunks = (columns.column(index) for index in range(columns.num_columns))
+        pages += sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted)
+    needed = max(rows * width, pages)
+    if needed > free:
+        message = (
+            f"{file} of {file.stat().st_size / 2**20:,.1f} MiB expands to {needed / 2**30:,.1f} GiB at least "
+            f"({rows:,} rows of {len(wanted)} columns), and {free / 2**30:,.1f} GiB of memory are free"
+        )
+        raise DataError(message, hint="read fewer columns (data.drop) or fewer rows, or use a machine with more memory")
+
+
+def _row_bytes(kind: pa.DataType) -> float:
+    """The least that a value of a type takes in memory."""
+    try:
+        return kind.bit_width / 8
+    except ValueError:
+        return 4  # an offset
+
+
 def _read(file: Path, names: Sequence[str]) -> pa.Table:
     try:
-        table: pa.Table = parquet.ParquetFile(file).read(columns=list(names)).select(list(names))
+        with parquet.ParquetFile(file) as reader:
+            _require_memory(file, reader, names)
+            table: pa.Table = reader.read(columns=list(names)).select(list(names))
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, "Parquet", error) from error
     return table

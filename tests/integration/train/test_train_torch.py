@@ -319,7 +319,7 @@ def test_a_disk_that_refuses_a_checkpoint_stops_the_run(world: TrainWorld, binar
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
     process = subprocess.run([sys.executable, "-B", "-c", limit + source], capture_output=True, timeout=120, text=True)
     assert StoreError.__name__ in process.stderr
-    assert "checkpoint.safetensors cannot be written" in process.stderr
+    assert "cannot be written" in process.stderr
     assert list((world.base / "scratch").iterdir()) == []
 
 
