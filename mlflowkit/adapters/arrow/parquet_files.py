@@ -113,7 +113,7 @@ def _require_memory(file: Path, reader: parquet.ParquetFile, names: Sequence[str
 def _row_bytes(kind: pa.DataType) -> float:
     """The least that a value of a type takes in memory."""
     try:
-        return kind.bit_width / 8
+        return int(kind.bit_width) / 8
     except ValueError:
         return 4  # an offset
 
