@@ -28,8 +28,7 @@ from typing import Any
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.graphs.engine_key import EngineKey
 from mlflowkit.system.files import FOLDER_MODE, disk_errors, make_folder, private_opener, replace_file
-from mlflowkit.system.json_text import parse_json
-from mlflowkit.system.text import shell_word
+from mlflowkit.system.text import parse_json, shell_word
 
 PLAN, KEY = "engine.plan", "key.json"
 ENVIRONMENT = "MLKIT_ENGINES"

@@ -17,7 +17,7 @@ from mlflowkit.errors import StoreError
 from mlflowkit.optimization.objective import CandidateFigures
 from mlflowkit.ports import BuiltGraph, LoadedGraph
 from mlflowkit.system.files import replace_file
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Measurement
 
 

@@ -15,7 +15,7 @@ from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.judging.online.metric_results import possible_bounds
 from mlflowkit.rollout.state import RollBack, RolloutState
 from mlflowkit.service_state.records import ServiceFiles
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Json, Variant
 
 MAX_EXAMPLES = 20

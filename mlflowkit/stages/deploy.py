@@ -18,7 +18,7 @@ from mlflowkit.ports import Platform, StageContext
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from mlflowkit.stages.evaluation.gating import (
     undecided_times,
 )
 from mlflowkit.stages.evaluation.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
-from mlflowkit.system.json_text import parse_json
 from mlflowkit.system.machine import describe_machine
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
 if TYPE_CHECKING:

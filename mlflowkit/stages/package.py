@@ -14,7 +14,7 @@ from mlflowkit.judging import gates
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Event, Json, StageResult, Verdict
 
 PORTS = ("runtime",)

@@ -11,7 +11,7 @@ from mlflowkit.errors import DataError, StoreError
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, read_table_info, write_json
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import CheckResult, Event, StageResult
 
 if TYPE_CHECKING:

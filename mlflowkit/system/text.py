@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but newline and tab: escape sequences begin with one
@@ -137,3 +138,20 @@ def printable_json(text: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """JSON of a file that others may have written: ``json.loads`` whose only exception is ValueError.
+
+    Deep nesting, for which json raises RecursionError, is one too.
+
+    >>> parse_json(b'{"a": 1}')
+    {'a': 1}
+    >>> parse_json("[" * 100_000)
+    Traceback (most recent call last):
+    ValueError: it is nested too deeply
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -18,7 +18,7 @@ from mlflowkit import bundle
 from mlflowkit.bundle import BLESSING, MANIFEST
 from mlflowkit.errors import BundleError, EngineError, MlkitError
 from mlflowkit.graphs import imported_graph, onnx_file
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from tests.support.columns_bundle import make_columns_bundle
 
 DEEP = 100_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Json
 
 FILES: Mapping[str, tuple[str, str]] = {

@@ -32,7 +32,7 @@ from mlflowkit.serving.auth import Keyring
 from mlflowkit.serving.inference.batching import resolve
 from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.system.files import make_folder, private_opener
-from mlflowkit.system.json_text import parse_json
+from mlflowkit.system.text import parse_json
 from mlflowkit.values import Json
 
 Kind = Literal["label", "target"]
