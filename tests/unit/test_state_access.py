@@ -59,7 +59,7 @@ NAMES = {
 SAME_NAMES = {
     "service.json": ("stages/deploy.py", "the result of the deploy stage"),
     "table.json": (
-        "stages/data.py stages/base.py pipeline/run_recorder.py features/preprocess.py",
+        "stages/data.py stages/base.py pipeline/run_recorder.py features/preprocess.py graphs/rehearsal.py",
         "the result of the data stage",
     ),
     "evidence": (
