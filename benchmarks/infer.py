@@ -44,6 +44,8 @@ OURS, PLAIN, MLSERVER = "mlkit gateway on Ray Serve", "uvicorn + ONNX Runtime", 
 MLSERVER_IN_PROCESS = "MLServer without its pool"
 LITSERVE, BENTOML = "LitServe", "BentoML"
 BAR, P99_BAR, MLSERVER_BAR = 0.8, 2.0, 3.0
+PAUSE_SECONDS = 2.0
+"""Before each measurement: what a server left for later (ours: log and profiles) must not fall into another's turn."""
 BAR_CONNECTIONS, P99_CONNECTIONS = 16, 64
 PATH = "/v2/models/lending/infer"
 
@@ -220,6 +222,7 @@ def rounds_of(
     for number in range(rounds + 1):
         for count in connections:
             for name, url in urls.items():
+                time.sleep(PAUSE_SECONDS)
                 found = measure(url, count)
                 if number:
                     results.setdefault((name, count), []).append(found)
