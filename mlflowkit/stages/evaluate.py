@@ -151,7 +151,7 @@ def _importance(context: StageContext, signature: Signature, info: TableInfo, ta
     rows = rows_to_predict(len(table), len(columns), model.stat().st_size)
     context.progress(Event("evaluate", "progress", f"importance of {len(columns)} columns", fraction=0.97))
     predict = _predictor(context, model, signature, info)
-    return asdict(permutation_importance(predict, table, columns, signature.task, rows=rows, seed=context.seed))
+    return asdict(permutation_importance(predict, table, columns, signature.task, rows=rows, seed=0))
 
 
 def _predict_with_champion(

@@ -49,7 +49,7 @@ def test_columns_are_ranked_by_what_the_model_loses(task: str, predict: Predict,
     strong, weak, noise = measured.columns
     assert (noise.fall, noise.least, noise.largest) == (0, 0, 0)
     assert strong.least > weak.largest > 0
-    assert measured.value == pytest.approx(1)
+    assert measured.value == pytest.approx(1, abs=1e-3)
 
 
 def test_r2_falls_as_theory_says() -> None:

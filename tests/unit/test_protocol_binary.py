@@ -174,7 +174,7 @@ def test_texts_that_are_cut_or_left_over_are_refused_with_their_place(texts: byt
         ({"parameters": []}, "parameters must be an object"),
         ({"parameters": {"binary_data_output": 1}}, "binary_data_output 1; true or false"),
         ({"outputs": [{"name": "label", "parameters": {"binary_data": "yes"}}]}, 'outputs[0]: binary_data "yes"'),
-        ({"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, "classification is not supported"),
+        ({"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, "label has no values by class"),
         (
             {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "x"}}]},
             "shared memory is not supported",

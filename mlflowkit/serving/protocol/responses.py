@@ -27,7 +27,7 @@ def answer_notes(query: Query) -> dict[str, dict[str, int]]:
 
 
 def note_texts(notes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
-    """Each note as ASCII JSON, for headers and for the protocol's parameters, which are scalars.
+    r"""Each note as ASCII JSON, for headers and for the protocol's parameters, which are scalars.
 
     >>> note_texts({"unseen_categories": {"café": 2}})
     {'unseen_categories': '{"caf\\u00e9": 2}'}
