@@ -1,0 +1,155 @@
+"""mlkit deploy: serve a bundle that was made elsewhere, without its recipe or its data."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlflowkit.cli.app import JsonOption, StateOption, app, emit_json, note, print_result, state_folder
+from mlflowkit.errors import BundleError, UsageError
+from mlflowkit.system.text import shell_word
+
+if TYPE_CHECKING:
+    from mlflowkit.bundle import Bundle
+    from mlflowkit.stages.deploy import ServeSection
+    from mlflowkit.wiring import Wiring
+
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="The folder of a blessed bundle.", show_default=False)
+]
+ServeOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="RECIPE", help="Take the serve section of this recipe [default: the defaults]."),
+]
+ServiceOption = Annotated[
+    str | None, typer.Option("--service", metavar="NAME", help="Name of the service [default: the bundle's].")
+]
+PortOption = Annotated[int | None, typer.Option("--port", metavar="PORT", help="Its port; 0 takes a free one.")]
+
+
+@app.command()
+def deploy(
+    bundle: BundleArgument,
+    recipe: ServeOption = None,
+    service: ServiceOption = None,
+    port: PortOption = None,
+    allow_breaking: Annotated[
+        bool, typer.Option("--allow-breaking", help="Swap the version in though it breaks clients of the one before.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the bundle and say what would be served.")] = False,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Serve a blessed bundle, such as one that was copied from another machine; nothing is trained.
+
+    The bundle is verified and copied into the state folder. A service that exists gets it as `mlkit run` would give it:
+    at once, or by the recipe's rollout.
+    """
+    from mlflowkit.bundle import open_bundle
+
+    if not bundle.is_dir():
+        raise UsageError(f"there is no folder {bundle}", hint="mlkit deploy BUNDLE: the folder with manifest.json")
+    opened = open_bundle(bundle.resolve(), blessed=True)
+    section = _serve_section(opened, recipe, service, port, allow_breaking)
+    folder = state_folder(state, recipe)
+    summary = {"service": section.service, "version": opened.manifest.version, "identity": opened.manifest.identity}
+    if dry_run:
+        text = f"would serve version {opened.manifest.version} of {opened.manifest.name} as {section.service}"
+        print_result({**summary, "state": str(folder), "port": section.port}, text, json)
+        return
+    deployed = _deploy(opened, section, folder, recipe)
+    if json:
+        emit_json({**summary, **deployed})
+    else:
+        rollout = f"\n{deployed['rollout']}\nnext: {deployed['next']}" if "rollout" in deployed else ""
+        text = f"{section.service} answers at {deployed['endpoint']} with version {opened.manifest.version}{rollout}"
+        print_result({}, f"{text}\n{deployed['curl']}", as_json=False)
+
+
+def _serve_section(
+    bundle: Bundle, recipe: Path | None, service: str | None, port: int | None, allow_breaking: bool
+) -> ServeSection:
+    """The recipe's serve section, or the defaults with the bundle's name. Raises UsageError, RecipeError."""
+    from pydantic import ValidationError
+
+    from mlflowkit.recipe.check import load
+    from mlflowkit.stages.deploy import ServeSection
+
+    values: dict[str, Any] = {"service": re.sub(r"[^a-z0-9-]+", "-", bundle.manifest.name).strip("-")}
+    if recipe is not None:
+        loaded = load(recipe)
+        if loaded.recipe.serve is None:
+            raise UsageError(f"{recipe} has no serve section", hint=f"mlkit deploy {shell_word(bundle.path)}")
+        values = loaded.recipe.serve.beside(loaded.folder).model_dump()
+    values |= {"service": service} if service is not None else {}
+    values |= {"port": port} if port is not None else {}
+    if allow_breaking:
+        values["rollout"] = {**values.get("rollout", {}), "allow_breaking": True}
+    try:
+        return ServeSection.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"--{name} {fault['input']!r}: {fault['msg']}", hint="mlkit deploy --help") from error
+
+
+def _deploy(bundle: Bundle, section: ServeSection, state: Path, recipe: Path | None) -> Mapping[str, Any]:
+    """Copy the bundle into the store and run the deploy stage on it; returns its summary."""
+    from mlflowkit.cli.progress import run_progress, stdout_to_stderr
+    from mlflowkit.pipeline.storage.permissions import close_state
+    from mlflowkit.ports import StageContext
+    from mlflowkit.stages import deploy as stage
+    from mlflowkit.values import Event, Lineage
+    from mlflowkit.wiring import Wiring
+
+    if warning := close_state(state):
+        note(f"warning: {warning}")
+    wiring = Wiring(state)
+    manifest = bundle.manifest
+    lineage = Lineage(manifest.git_commit, manifest.git_dirty, manifest.data_version, manifest.recipe_digest)
+    package = _into_store(wiring, bundle)
+    out = wiring.objects.scratch(f"deploy-{manifest.identity}")
+    with stdout_to_stderr(), run_progress() as progress:
+        progress(Event("deploy", "planned"))
+        progress(Event("deploy", "started", f"bundle {manifest.version} of {manifest.name}"))
+        begin = time.monotonic()
+        context = StageContext(
+            inputs={"package": package},
+            out=out,
+            scratch=out,
+            folder=state.parent if recipe is None else recipe.resolve().parent,
+            seed=0,
+            lineage=lineage,
+            run=bundle.blessing.run if bundle.blessing is not None else "",
+            ports=wiring,
+            progress=progress,
+        )
+        try:
+            result = stage.run(stage.Spec(name=manifest.name, serve=section), context)
+        finally:
+            wiring.objects.discard_scratch(f"deploy-{manifest.identity}")
+        progress(Event("deploy", "done", seconds=time.monotonic() - begin))
+    return result.summary
+
+
+def _into_store(wiring: Wiring, bundle: Bundle) -> Path:
+    """Copy a bundle into the store and verify the copy; returns the folder that holds ``bundle``."""
+    from mlflowkit.bundle import open_bundle
+
+    workspace = wiring.objects.workspace(f"deploy-{bundle.manifest.identity}", fence=1)
+    try:
+        shutil.copytree(bundle.path, workspace / "bundle", symlinks=True)
+    except OSError as error:
+        wiring.objects.discard(workspace)
+        hint = f"ls -l {shell_word(bundle.path)}"
+        raise BundleError(f"{bundle.path} cannot be copied: {error}", hint=hint) from error
+    copy = open_bundle(workspace / "bundle", blessed=True)
+    if copy.manifest.identity != bundle.manifest.identity:
+        raise BundleError(f"{bundle.path} changed while it was copied", hint="run the same command again")
+    return wiring.objects.path(wiring.objects.publish(workspace).digest)
