@@ -93,11 +93,14 @@ def score_with_service(url: str, send: Callable[[str, str, Any], tuple[int, Any]
     """Predict the rows of a file through a service."""
     from mlflowkit.scoring.predictors import ServicePredictor
 
-    _score(ServicePredictor(url, send), {}, request, {"endpoint": url})
+    _score(ServicePredictor(url, send), None, request, {"endpoint": url})
 
 
 def _score(
-    predictor: Predictor, categories: Mapping[str, frozenset[str]], request: ScoringRequest, source: dict[str, str]
+    predictor: Predictor,
+    categories: Mapping[str, frozenset[str]] | None,
+    request: ScoringRequest,
+    source: dict[str, str],
 ) -> None:
     from mlflowkit.scoring.score import ScoringOptions, score
 

@@ -24,8 +24,10 @@ class BundleModel:
 
     def __init__(self, bundle: Bundle) -> None:
         from mlflowkit.scoring.predictors import GraphPredictor
+        from mlflowkit.serving.inference.variants import complete_categories
         from mlflowkit.wiring import Wiring
 
+        self._categories = complete_categories(bundle.path)
         self.signature = bundle.signature
         self._predictor = GraphPredictor(bundle, Wiring(bundle.path).runtime)
 
@@ -38,7 +40,7 @@ class BundleModel:
         from mlflowkit.scoring.predictors import prediction_table
 
         table = _table(model_input, feature_names(self.signature))
-        outputs = self._predictor.predict(feature_frame(table, self.signature, start=1))
+        outputs = self._predictor.predict(feature_frame(table, self.signature, start=1, categories=self._categories))
         answers: pd.DataFrame = prediction_table(outputs, self.signature.classes, "").to_pandas()
         return answers
 

@@ -14,6 +14,7 @@ from mlflowkit.errors import DataError
 from mlflowkit.features.cells import categorical_columns, category_rules, number_of, number_rule
 from mlflowkit.features.tensors import numeric_matrix
 from mlflowkit.features.text_columns import category_texts, clean_texts, without_marks
+from mlflowkit.serving.protocol.categories import known_spelling
 
 _BOOLEANS = {"true": "1", "false": "0"}
 
@@ -23,20 +24,27 @@ def feature_names(signature: Signature) -> tuple[str, ...]:
     return tuple(column for tensor in signature.inputs for column in tensor.columns)
 
 
-def feature_frame(table: pa.Table, signature: Signature, *, start: int) -> pd.DataFrame:
+def feature_frame(
+    table: pa.Table, signature: Signature, *, start: int, categories: Mapping[str, Collection[str]] | None
+) -> pd.DataFrame:
     """The feature columns of a batch: float64 for numeric inputs (NaN is missing), text for categories ("" is missing).
 
-    Texts are read as the training data were, by the signature's rule. ``table`` has every feature column, ``start`` is
-    the number of its first row in its file, for errors. Raises DataError for text that is no finite number in a numeric
-    column.
+    Texts are read as the training data were, by the signature's rule; a number or a boolean is the spelling that
+    ``categories`` (values of the training data by column, where known) have of it, as in a request. With None for
+    ``categories`` those values stay as they are, for a service to spell. ``table`` has every feature column, ``start``
+    is the number of its first row in its file, for errors. Raises DataError for text that is no finite number in a
+    numeric column.
     """
     rules = category_rules(signature.texts, categorical_columns(signature))
     columns: dict[str, np.ndarray] = {}
     for tensor in signature.inputs:
         for name in tensor.columns:
             column = table.column(name)
-            if tensor.datatype == "BYTES":
-                texts, _ = clean_texts(category_texts(column, name).combine_chunks(), rules[name])
+            if tensor.datatype == "BYTES" and categories is None and _is_value(column.type):
+                columns[name] = _plain_values(column, name)
+            elif tensor.datatype == "BYTES":
+                known = () if categories is None else categories.get(name, ())
+                texts, _ = clean_texts(_categories(column, name, known), rules[name])
                 columns[name] = texts.fill_null("").to_numpy(zero_copy_only=False)
             elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 columns[name] = _parse_numbers(column.cast(pa.string()), name, number_rule(signature.texts), start)
@@ -56,6 +64,36 @@ def unseen_counts(frame: pd.DataFrame, categories: Mapping[str, Collection[str]]
             if unseen:
                 counts[name] = unseen
     return counts
+
+
+def _is_value(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers or booleans, which JSON has too."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _plain_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Numbers and booleans as those of JSON, a floating number the shortest of its own type; None where missing."""
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    values = column.to_pylist()
+    if pa.types.is_floating(column.type):
+        values = [None if text is None else float(text) for text in category_texts(column, name).to_pylist()]
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _categories(column: pa.ChunkedArray, name: str, known: Collection[str]) -> pa.Array:
+    """A column's texts; those of numbers and booleans as ``known`` spells them."""
+    texts = category_texts(column, name).combine_chunks()
+    if not known or not _is_value(column.type) or set(texts.unique().to_pylist()) <= {*known, None}:
+        return texts
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    encoded = column.combine_chunks().dictionary_encode()
+    values = encoded.dictionary
+    named = zip(values.to_pylist(), category_texts(pa.chunked_array([values]), name).to_pylist(), strict=True)
+    spelled = [None if text is None else known_spelling(value, text, known) for value, text in named]
+    return pa.array(spelled, pa.string()).take(encoded.indices)
 
 
 def _parse_numbers(column: pa.ChunkedArray, name: str, rule: TextRule, start: int) -> np.ndarray:

@@ -230,6 +230,9 @@ def _to_table(path: Path, rows: Sequence[Any], names: Sequence[str], start: int)
         values = [row[name] for row in rows]
         try:
             columns[name] = pa.array(values)
+        except OverflowError as error:
+            message = f"{path}: column {name!r} has a whole number beyond 64 bits"
+            raise DataError(message, hint="write a number with a decimal point, or a category as text") from error
         except (pa.ArrowException, TypeError, ValueError) as error:
             message = f"{path}: column {name!r} mixes types: {first_line(error)[:160]}"
             raise DataError(message, hint="give each column one type: all numbers or all text") from error

@@ -26,13 +26,13 @@ class ScoringOptions:
     keep         columns written in front of the predictions; None keeps all
     prefix       put before the names of the prediction columns
     fill         whether a feature column that the file lacks counts as missing in all rows, instead of an error
-    categories   values of the training data by column, where known
+    categories   values of the training data by column, where known; None where the predictor itself knows them
     """
 
     keep: Sequence[str] | None = None
     prefix: str = ""
     fill: bool = False
-    categories: Mapping[str, Collection[str]] = field(default_factory=dict)
+    categories: Mapping[str, Collection[str]] | None = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -70,9 +70,9 @@ def score(
     for table in file.batches:
         for name in absent:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-        frame = feature_frame(table, predictor.signature, start=summary.rows)
+        frame = feature_frame(table, predictor.signature, start=summary.rows, categories=options.categories)
         predictions = prediction_table(predictor.predict(frame), predictor.signature.classes, options.prefix)
-        for name, count in unseen_counts(frame, options.categories).items():
+        for name, count in unseen_counts(frame, options.categories or {}).items():
             summary.unseen[name] = summary.unseen.get(name, 0) + count
         summary.undefined += predictions.column(predictions.num_columns - 1).null_count
         columns = [table.column(name) for name in kept] + predictions.columns

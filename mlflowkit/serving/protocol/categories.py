@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,15 @@ def to_category(value: Any, known: frozenset[str] = NONE_KNOWN) -> str:
     >>> to_category(3, frozenset({"3.0", "4.0"})), to_category(True, frozenset({"true", "false"}))
     ('3.0', 'true')
     """
-    text = category_text(value)
+    return known_spelling(value, category_text(value), known)
+
+
+def known_spelling(value: Any, text: str, known: Collection[str]) -> str:
+    """The spelling of a value, whose text is ``text``, that the training data had; the text itself if there is none.
+
+    >>> known_spelling(3, "3", {"3.0"}), known_spelling(3, "3", {"3", "3.0"}), known_spelling("3", "3", {"3.0"})
+    ('3.0', '3', '3')
+    """
     if not known or text in known or isinstance(value, str):
         return text
     return next((spelling for spelling in _spellings(value, text) if spelling in known), text)
