@@ -6,6 +6,7 @@ that repeat it in the graph, bit for bit in float32::
     numeric       x = fill where x is NaN; (x - center) / scale      [rows, k] -> [rows, k]
                   before that x = x - offset in double precision, where a column has an offset
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
+                  of a column with an order, 1 where equal or above: its first column says that the value is known
 
 The matrix has the numeric columns first. A value that is not among the categories of its column encodes to zeros.
 """
@@ -31,11 +32,13 @@ TRUSTED_TYPES = ("numpy.dtype",)
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Names of the feature columns by kind, each in the order of the source, and the offsets of the numeric ones."""
+    """Names of the feature columns by kind, each in the order of the source; the offsets of the numeric ones, and the
+    orders of the categorical ones (() for a column without)."""
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     offsets: tuple[float, ...] = ()
+    orders: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,9 @@ def open_table(folder: Path) -> Table:
     if not columns["numeric"] and not columns["categorical"]:
         raise DataError("the table has no feature columns", hint="mlkit explain RECIPE data.columns shows what is used")
     offsets = tuple(column.get("offset", 0.0) for column in info["features"] if column["kind"] == "numeric")
-    features = Features(**columns, offsets=offsets)
+    orders = info.get("orders", {})
+    ordered = tuple(tuple(orders.get(name, ())) for name in columns["categorical"])
+    features = Features(**columns, offsets=offsets, orders=ordered)
     classes = tuple(info["classes"])
     return Table(folder, info["task"], info["target"], features, classes, info.get("target_offset", 0.0))
 
@@ -123,7 +128,8 @@ def _require_finite(matrix: np.ndarray, columns: Sequence[str], part: str) -> No
 
 @dataclass(frozen=True, slots=True)
 class FittedPreprocessing:
-    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k], and ``categories`` of m columns.
+    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k], ``categories`` of m columns, and which of
+    those are ``ordered``, by the order of their categories.
 
     ``offset`` float64 [k] is subtracted in double precision before anything else (0 where float32 holds a column), so
     ``fill`` and ``center`` are relative to it.
@@ -134,6 +140,7 @@ class FittedPreprocessing:
     scale: np.ndarray
     categories: tuple[tuple[str, ...], ...]
     offset: np.ndarray
+    ordered: tuple[bool, ...] = ()
 
     @property
     def is_double(self) -> bool:
@@ -147,9 +154,13 @@ class FittedPreprocessing:
 
 
 def fit_preprocess(
-    inputs: Mapping[str, np.ndarray], section: Any, offsets: Sequence[float] = ()
+    inputs: Mapping[str, np.ndarray],
+    section: Any,
+    offsets: Sequence[float] = (),
+    orders: Sequence[Sequence[str]] = (),
 ) -> FittedPreprocessing:
-    """Fit on the training rows by the settings of a stages.train.Preprocess, with the ``offsets`` of numeric columns.
+    """Fit on the training rows by the settings of a stages.train.Preprocess, with the ``offsets`` of numeric columns
+    and the ``orders`` of categorical ones, whose categories are those of the order.
 
     standard scales by mean and (population) standard deviation, minmax to [0, 1]. A constant column is only centred; a
     column without values becomes 0. Categories are the most frequent values (ties by value), sorted; a missing value
@@ -168,8 +179,21 @@ def fit_preprocess(
     parameters = [_fit_column(numeric[:, index], section) for index in range(numeric.shape[1])]
     fill, center, scale = np.array(parameters, dtype=np.float32).reshape(-1, 3).T
     texts = inputs.get("categorical", np.empty((0, 0), object))
-    categories = tuple(_most_frequent(texts[:, index], section.max_categories) for index in range(texts.shape[1]))
-    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories, offset)
+    orders = orders or [()] * texts.shape[1]
+    categories = tuple(
+        tuple(order) or _most_frequent(texts[:, index], section.max_categories) for index, order in enumerate(orders)
+    )
+    ordered = tuple(bool(order) for order in orders) if any(orders) else ()
+    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories, offset, ordered)
+
+
+def order_matrix(categories: int) -> np.ndarray:
+    """Turns one-hot columns of ordered categories into cumulative ones: 1 where the value is equal or above.
+
+    >>> (np.eye(3)[[0, 2]] @ order_matrix(3)).tolist()
+    [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    """
+    return np.tril(np.ones((categories, categories), dtype=np.float32))
 
 
 def _centred(numeric: np.ndarray, offset: np.ndarray, dtype: Any) -> np.ndarray:
@@ -215,6 +239,8 @@ def uncovered_categories(preprocess: FittedPreprocessing, inputs: Mapping[str, n
     covered = []
     for index, categories in enumerate(preprocess.categories):
         values = pd.Series(inputs["categorical"][:, index])
+        if any(preprocess.ordered[index : index + 1]):
+            values = values[values != ""]  # the data stage refuses other values that the order does not list
         covered.append((int(values.nunique()), float(1 - values.isin(categories).mean())))
     return covered
 
@@ -233,6 +259,9 @@ def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray],
         codes = pd.Index(categories, dtype=object).get_indexer(values)
         rows_with_category = np.flatnonzero(codes >= 0)
         matrix[rows_with_category, start + codes[rows_with_category]] = 1.0
+        if any(preprocess.ordered[index : index + 1]):
+            encoded = matrix[:, start : start + len(categories)]
+            encoded[:] = encoded @ order_matrix(len(categories)).astype(dtype)
         start += len(categories)
     return matrix
 
@@ -241,6 +270,8 @@ def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
     """Write ``preprocess.json`` into the train stage's folder; JSON preserves float32 exactly."""
     content: dict[str, Any] = {name: getattr(preprocess, name).tolist() for name in ("fill", "center", "scale")}
     content["categories"] = preprocess.categories
+    if preprocess.ordered:
+        content["ordered"] = preprocess.ordered
     if preprocess.is_double:
         content["offset"] = preprocess.offset.tolist()
     (trained / "preprocess.json").write_text(json.dumps(content, ensure_ascii=False, allow_nan=False))
@@ -251,7 +282,8 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
     content = json.loads((trained / "preprocess.json").read_text())
     fill, center, scale = (np.array(content[name], dtype=np.float32) for name in ("fill", "center", "scale"))
     offset = np.array(content.get("offset", [0.0] * len(fill)), dtype=np.float64)
-    return FittedPreprocessing(fill, center, scale, tuple(map(tuple, content["categories"])), offset)
+    categories, ordered = tuple(map(tuple, content["categories"])), tuple(content.get("ordered", ()))
+    return FittedPreprocessing(fill, center, scale, categories, offset, ordered)
 
 
 def save_sklearn(value: Any, path: Path) -> None:

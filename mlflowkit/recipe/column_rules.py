@@ -52,8 +52,9 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str, bool]]:
     for path in (("data", "target"), ("data", "split", "column")):
         if name := view.text(*path):
             yield path, name, False
-    for name in view.mapping("data", "columns"):
-        yield ("data", "columns", name), name, True
+    for key in ("columns", "orders"):
+        for name in view.mapping("data", key):
+            yield ("data", key, name), name, True
     for index, name in enumerate(view.items("data", "drop")):
         if isinstance(name, str):
             yield ("data", "drop", index), name, False

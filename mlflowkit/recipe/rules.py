@@ -213,6 +213,23 @@ def _target(view: RecipeView) -> Iterator[Problem]:
         yield Problem(("data", "split", "column"), message, "name another")
 
 
+def _orders(view: RecipeView) -> Iterator[Problem]:
+    """Ordered columns that are declared to be another kind, dropped or the target, and values listed twice."""
+    columns, drop = view.mapping("data", "columns"), view.items("data", "drop")
+    for name, order in view.mapping("data", "orders").items():
+        path = ("data", "orders", name)
+        if columns.get(name, "categorical") != "categorical":
+            message = f"{name!r} has an order and is declared {columns[name]} in data.columns"
+            yield Problem(path, message, "a column with an order is categorical", at_key=True)
+        if name in drop or name == view.text("data", "target"):
+            what = "dropped" if name in drop else "the target"
+            yield Problem(path, f"{name!r} has an order and is {what}", "remove one of them", at_key=True)
+        texts = [str(value) for value in order] if isinstance(order, list) else []
+        repeated = sorted({text for text in texts if texts.count(text) > 1})
+        if repeated:
+            yield Problem(path, f"{repeated[0]!r} is listed twice", "list each value once", at_key=True)
+
+
 def _columns(view: RecipeView) -> Iterator[Problem]:
     """Columns named twice or for two purposes."""
     columns, drop = view.mapping("data", "columns"), view.items("data", "drop")
@@ -556,6 +573,7 @@ def _texts(view: RecipeView) -> Iterator[Problem]:
 
 RULES: tuple[Rule, ...] = (
     _decision,
+    _orders,
     _split,
     _texts,
     _target,

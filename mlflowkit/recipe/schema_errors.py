@@ -54,7 +54,7 @@ def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, r
         message, hint = _pattern_message(schema_tree.pattern(shape), yaml_tree.to_plain(node))
         return fault_at(node, path, f"{message}, found {value}", hint)
     if kind in ("string_too_short", "too_short"):
-        message = "expected at least one item, found none" if kind == "too_short" else "must not be empty"
+        message = "must not be empty" if kind == "string_too_short" else _too_few(node, shape)
         return fault_at(node, path, message, _default_hint(shape))
     if kind == "string_too_long":
         limit = next((item.max_length for item in shape.constraints if hasattr(item, "max_length")), 0) if shape else 0
@@ -211,6 +211,13 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _too_few(node: Node, shape: Shape | None) -> str:
+    """The message for a list or mapping with too few items."""
+    least = next((item.min_length for item in shape.constraints if hasattr(item, "min_length")), 1) if shape else 1
+    count = len(node.value) if isinstance(node.value, list | dict) else 0
+    return f"expected at least {'one item' if least == 1 else f'{least} items'}, found {count or 'none'}"
 
 
 def _default_hint(shape: Shape | None) -> str:

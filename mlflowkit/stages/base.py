@@ -100,6 +100,8 @@ class TableInfo(Section):
     """What the texts of the source mean, for the service."""
     target_offset: float = 0.0
     """As `Column.offset`, of a regression's target: the model learns the rest, and predictions are FP64."""
+    orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The categories of columns that have an order, from the least to the greatest."""
 
     @property
     def numeric(self) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError
@@ -14,7 +14,7 @@ from mlflowkit.features.cells import ReadingPlan, Role
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import DROPPED, PARTS, Check, Column, TableInfo
 from mlflowkit.stages.sources import Source, read_source, text_rule_of
-from mlflowkit.system.text import format_list
+from mlflowkit.system.text import category_text, format_list
 from mlflowkit.values import Event, Json, StageResult
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class DataSection(Section):
     columns: dict[str, ColumnKind] = Field(default_factory=dict)
     """Kind of columns by name. A categorical column is read as text and never parsed: 02116, NA and 1E5 are categories.
     Columns left out are inferred: numbers and booleans are numeric, other texts categorical."""
+    orders: dict[str, Annotated[list[str | int | float], Field(min_length=2)]] = Field(default_factory=dict)
+    """Categorical columns whose values have an order, from the least to the greatest: ``size: [S, M, L]``. Encoded as
+    equal or above, so that a model sees the order; a value that is not listed is refused."""
     drop: list[str] = Field(default_factory=list)
     """Columns that are not features (identifiers, leaks)."""
     split: Split
@@ -109,8 +112,22 @@ class Spec(Section):
     missing_target: Literal["error", "drop"] = "error"
     positive: str | int | bool | None
     columns: dict[str, ColumnKind]
+    orders: dict[str, list[str | int | float]] = Field(default_factory=dict)
     drop: list[str]
     split: Split
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ordered_are_categorical(cls, values: Any) -> Any:
+        """Columns with an order are categorical where the recipe does not say so."""
+        if not isinstance(values, dict) or not values.get("orders"):
+            return values
+        return {**values, "columns": {**dict.fromkeys(values["orders"], "categorical"), **values.get("columns", {})}}
+
+    @property
+    def order_texts(self) -> dict[str, tuple[str, ...]]:
+        """The orders, as the texts of their categories."""
+        return {name: tuple(map(category_text, order)) for name, order in self.orders.items()}
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
@@ -155,6 +172,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         dropped=tuple(spec.drop),
         texts=plan.rule,
         target_offset=precision.get(spec.target, 0.0),
+        orders=spec.order_texts,
     )
     (context.out / "table.json").write_text(info.model_dump_json(indent=1))
     told: dict[str, Json] = {
@@ -194,6 +212,7 @@ def _prepare(spec: Spec, read: TableRead, rule: TextRule) -> PreparedTable:
     tokens = seen_tokens(read)
     table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], rule, tokens)
     tabular.require_learnable(table, kinds)
+    tabular.require_orders(table, spec.order_texts)
     findings = examine(spec, read, table, kinds, rule)
     classes: list[str | int] = []
     if spec.task == "classification":

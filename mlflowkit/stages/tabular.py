@@ -107,6 +107,18 @@ def kinds_of(
     return kinds
 
 
+def require_orders(table: pa.Table, orders: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError for values of an ordered column that its order does not list."""
+    for name, order in orders.items():
+        counts = {str(item["values"]): item["counts"] for item in pc.value_counts(table.column(name)).to_pylist()}
+        others = {text: rows for text, rows in counts.items() if text not in order and text != "None"}
+        if others:
+            rows = sum(others.values())
+            message = f"column {name!r} holds {format_list(list(others))} in {format_count(rows, 'row')}, which"
+            hint = f"data.orders.{name}=[{', '.join([*order, *list(others)[:3]])}], in the right order"
+            raise DataError(f"{message} data.orders.{name} does not list", hint=hint)
+
+
 def as_numbers(table: pa.Table, names: Iterable[str], rule: TextRule, missing: Sequence[str]) -> pa.Table:
     """Columns declared numeric as numbers. Raises DataError naming the rows of values that are not.
 

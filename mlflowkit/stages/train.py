@@ -228,6 +228,8 @@ class FeatureNames(Section):
     categorical: tuple[str, ...]
     offsets: tuple[float, ...] = ()
     """Of the numeric columns; see mlflowkit.features.precision."""
+    orders: tuple[tuple[str, ...], ...] = ()
+    """Of the categorical columns, from the least value to the greatest; () for a column without an order."""
 
 
 class FitResult(Section):

@@ -17,7 +17,7 @@ import onnx
 from onnx import NodeProto, TensorProto, compose, helper, numpy_helper, version_converter
 
 from mlflowkit.errors import EngineError
-from mlflowkit.features.preprocess import FittedPreprocessing
+from mlflowkit.features.preprocess import FittedPreprocessing, order_matrix
 from mlflowkit.graphs import onnx_file
 from mlflowkit.system.text import first_line
 
@@ -57,7 +57,7 @@ def preprocessing(fitted: FittedPreprocessing) -> GraphPart:
     if len(fitted.fill):
         parts.append(_numeric(part, fitted))
     if fitted.categories:
-        parts.append(_categorical(part, fitted.categories))
+        parts.append(_categorical(part, fitted.categories, fitted.ordered))
     if len(parts) == 1:
         part.add("Identity", parts, FEATURES)
     else:
@@ -82,8 +82,8 @@ def _numeric(part: GraphPart, fitted: FittedPreprocessing) -> str:
     return "numeric/scaled"
 
 
-def _categorical(part: GraphPart, categories: Sequence[Sequence[str]]) -> str:
-    """One OneHotEncoder per column; unknown values give all zeros."""
+def _categorical(part: GraphPart, categories: Sequence[Sequence[str]], ordered: Sequence[bool]) -> str:
+    """One OneHotEncoder per column, cumulative for an ordered one; unknown values give all zeros."""
     columns = [f"categorical/{index}" for index in range(len(categories))]
     if len(columns) == 1:
         columns = ["categorical"]
@@ -96,6 +96,9 @@ def _categorical(part: GraphPart, categories: Sequence[Sequence[str]]) -> str:
         part.add("OneHotEncoder", [column], cube, domain=ML, cats_strings=list(texts), zeros=1)
         shape = part.constant(f"categorical/{index}/shape", [-1, len(texts)], np.int64)
         part.add("Reshape", [cube, shape], flat)
+        if any(ordered[index : index + 1]):
+            matrix = part.constant(f"categorical/{index}/order", order_matrix(len(texts)), np.float32)
+            part.add("MatMul", [flat, matrix], flat := f"categorical/{index}/ordered")
         parts.append(flat)
     if len(parts) == 1:
         return parts[0]
