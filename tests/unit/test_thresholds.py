@@ -9,10 +9,14 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
+from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.errors import DataError, EngineError
+from mlflowkit.graphs import onnx_file
+from mlflowkit.graphs.candidates import Float16
 from mlflowkit.graphs.decision import set_threshold
 from mlflowkit.judging.decision_rule import DecisionSection, MistakeCosts
 from mlflowkit.judging.thresholds import decide
@@ -87,6 +91,35 @@ def test_the_graph_answers_by_its_threshold(threshold: float, tmp_path: Path) ->
     assert after["label"].tolist() == ["good" if yes else "bad" for yes in chosen]
     names = {name for node in onnx.load(path).graph.node for name in node.output}
     assert "best" not in names, "what computed the former label is gone"
+
+
+def test_half_precision_converts_a_network_before_a_threshold(tmp_path: Path) -> None:
+    """The threshold's own cast to an integer is of a comparison; no number of the network depends on it."""
+    features = onnx_file.FEATURES_TENSOR
+    weights = numpy_helper.from_array(np.array([[0.5, -1.0], [0.25, 2.0]], np.float32), "network/weights")
+    nodes = [
+        helper.make_node("Identity", ["numeric"], [features], name="features"),
+        helper.make_node("MatMul", [features, "network/weights"], ["network/scores"], name="network/product"),
+        helper.make_node("Softmax", ["network/scores"], ["probabilities"], name="probabilities.node", axis=1),
+        helper.make_node("ArgMax", ["network/scores"], ["code"], name="code.node", axis=1, keepdims=0),
+        helper.make_node("Gather", ["classes", "code"], ["label"], name="label.node", axis=0),
+    ]
+    numbers = helper.make_tensor_value_info("numeric", TensorProto.FLOAT, ["rows", 2])
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.STRING, ["rows"]),
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 2]),
+    ]
+    classes = numpy_helper.from_array(np.array(SIGNATURE.classes, dtype=object), "classes")
+    network = helper.make_graph(nodes, "network", [numbers], outputs, [weights, classes])
+    path, half = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    onnx.save(helper.make_model(network, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    set_threshold(path, SIGNATURE, 0.2)
+    inputs = {"numeric": np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)}
+    assert OnnxPasses().apply([Float16()], path, half, inputs) == ""
+    answers = OnnxRuntime().load(half).run(inputs)
+    chosen = answers["probabilities"][:, 1] >= np.float32(0.2)
+    assert answers["label"].tolist() == [SIGNATURE.classes[int(yes)] for yes in chosen]
+    assert any(value.data_type == TensorProto.FLOAT16 for value in onnx.load(half).graph.initializer)
 
 
 def test_three_classes_have_no_threshold(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mlflowkit.adapters.onnx_passes.typed_graph import (
     set_nodes,
     tensor_types,
 )
-from mlflowkit.graphs import onnx_file
+from mlflowkit.graphs import decision, onnx_file
 
 TYPE_NAMES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 """ONNX's names of the narrow types."""
@@ -189,9 +189,13 @@ def _supports_type(node: Any, versions: dict[str, int], kind: int) -> bool:
 
 
 def _integer_dependencies(model: Any) -> set[str]:
-    """Names of casts to a non-float type, and of all nodes they depend on."""
+    """Names of casts to a non-float type, and of all nodes they depend on.
+
+    The cast of a decision threshold is none of them: it makes an integer of a comparison.
+    """
     producers = {name: node for node in model.graph.node for name in node.output}
-    pending = [node for node in model.graph.node if node.op_type == "Cast" and attributes(node)["to"] not in FLOATS]
+    casts = [node for node in model.graph.node if node.op_type == "Cast" and attributes(node)["to"] not in FLOATS]
+    pending = [node for node in casts if not node.output[0].startswith(decision.PREFIX)]
     names: set[str] = set()
     while pending:
         node = pending.pop()
