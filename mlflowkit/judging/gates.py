@@ -95,7 +95,7 @@ def judge_family(spec: GateSpec, estimates: Mapping[str, Estimate], *, size: int
 
 def undecided_verdict(spec: GateSpec, outcome: Outcome, reason: str, slice_name: str = "") -> Verdict:
     """A verdict without a measurement: INCONCLUSIVE where the rows do not suffice, ERROR where something is broken,
-    PASSED where there is nothing to compare with."""
+    PASSED where there is nothing to compare with, or PASSED or FAILED where the value is known."""
     where = f" ({slice_name})" if slice_name else ""
     message = f"{spec.metric}{where}: {reason}: {outcome}{spec.consequence(outcome)}"
     return _verdict(spec, outcome, message, slice_name)

@@ -28,7 +28,7 @@ def gate_hint(record: RunRecord, verdicts: Sequence[Verdict], options: Sequence[
             f"{_command(record, options, 'latency.seconds')} latency.seconds={seconds:g} lets it take longer"
         )
     failed = [verdict for verdict in verdicts if verdict.metric in TIMES and verdict.outcome is Outcome.FAILED]
-    if failed:
+    if any(verdict.measurement is not None for verdict in failed):
         remedies.append(f"{command} --force evaluate measures the latency again")
     for index in _other_machines(record, verdicts):
         remedies.append(f"run it on such a machine, or {command} gates.{index}.machine=null judges it on this one")

@@ -248,9 +248,11 @@ def _time_graphs(spec: Spec, context: StageContext, signature: Signature, table:
             context.progress(Event("evaluate", "warning", _unnamed_class(gate, evidence.machine)))
     optimized = context.inputs["optimize"]
     picked = TimedGraph(optimized / "model.onnx", read_engine(optimized), signature)
-    others, settled = timing.rival_graphs(rivals(timed), context, picked)
+    graphs, settled = timing.rival_graphs(rivals(timed), context, picked)
+    itself = frozenset(name for name, graph in graphs.items() if picked.equals(graph))
+    others = {name: graph for name, graph in graphs.items() if name not in itself}
     alike = frozenset(name for name, graph in others.items() if picked.single_threaded and graph.single_threaded)
-    evidence = replace(evidence, settled=settled, alike=alike)
+    evidence = replace(evidence, settled=settled, itself=itself, alike=alike)
     if not undecided_times(timed, evidence):
         return evidence
     batch = int(_picked_candidate(optimized).get("batch", 1))

@@ -639,12 +639,20 @@ RATIOS = (("latency_ratio", 1000), ("latency_ratio", 0.001), ("latency_p95_ratio
 
 def test_a_graph_is_not_measured_against_itself(trained: EvaluationWorld) -> None:
     shutil.copyfile(trained.inputs["optimize"] / "model.onnx", trained.inputs["export"] / "model.onnx")
-    gates = [{"metric": "latency_ratio", "max": 0.5}, {"metric": "latency_ratio", "against": "champion", "max": 0.5}]
-    for champion, reason in ((None, "no champion yet"), (served(trained, GOOD), "the champion itself serves")):
+    gates = [
+        {"metric": "latency_ratio", "against": against, "max": limit}
+        for against in ("float", "champion")
+        for limit in (1, 0.5)
+    ]
+    passed, failed = Outcome.PASSED, Outcome.FAILED
+    for champion, reason, expected in (
+        (None, "no champion yet", [passed, failed, passed, passed]),
+        (served(trained, GOOD), "the champion itself serves", [passed, failed, passed, failed]),
+    ):
         result, out = judged(trained, *gates, champion=champion)
-        assert {verdict.outcome for verdict in result.verdicts} == {Outcome.PASSED}
-        assert "the float graph itself serves" in result.verdicts[0].message
-        assert reason in result.verdicts[1].message
+        assert [verdict.outcome for verdict in result.verdicts] == expected
+        assert all("the float graph itself serves" in verdict.message for verdict in result.verdicts[:2])
+        assert all(reason in verdict.message for verdict in result.verdicts[2:])
         assert load(out, "evaluation.json")["latency"] is None
 
 

@@ -15,7 +15,7 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
-from mlflowkit.stages.evaluation.timing import TimingEvidence, is_of_class, time_estimate
+from mlflowkit.stages.evaluation.timing import DESCRIPTIONS, TimingEvidence, is_of_class, time_estimate
 from mlflowkit.system.entry_points import METRICS
 from mlflowkit.system.text import category_text
 from mlflowkit.values import Outcome, Verdict
@@ -213,6 +213,9 @@ def judge_time(gate: Gate, spec: GateSpec, timing: TimingEvidence) -> Verdict:
     against = gate.against or "float" if gate.metric in metrics.LATENCY_RATIOS else ""
     if against in timing.settled:
         return undecided_verdict(spec, *timing.settled[against])
+    if against in timing.itself:
+        outcome = Outcome.PASSED if spec.threshold >= 1 else Outcome.FAILED
+        return undecided_verdict(spec, outcome, f"{DESCRIPTIONS[against]} itself serves: its ratio to itself is 1")
     if gate.machine is not None and not is_of_class(timing.machine, gate.machine):
         reason = f"the limit holds for machines of the class {gate.machine!r}; this one is {timing.machine!r}"
         return undecided_verdict(spec, Outcome.INCONCLUSIVE, reason)

@@ -76,7 +76,9 @@ class TimingEvidence:
     rounds: TimedRounds | None = None
     budget: LatencyBudget = field(default_factory=lambda: LatencyBudget(0.0, 0))
     settled: Mapping[str, tuple[Outcome, str]] = field(default_factory=dict)
-    """Graphs to compare with that were not measured: the outcome of their gates and the reason."""
+    """Graphs to compare with that are not there to be measured: the outcome of their gates and the reason."""
+    itself: frozenset[str] = frozenset()
+    """Graphs to compare with that are the picked one: their ratios are 1, without a measurement."""
     alike: frozenset[str] = frozenset()
     """Graphs that run on as many threads of the same processor, so that a busy machine slows both sides alike."""
 
@@ -102,7 +104,7 @@ class TimingEvidence:
 def rival_graphs(
     names: Sequence[str], context: StageContext, picked: TimedGraph
 ) -> tuple[dict[str, TimedGraph], dict[str, tuple[Outcome, str]]]:
-    """The graphs of these names; or the outcome of their gates, and why, where there is nothing to measure."""
+    """The graphs of these names; or the outcome of their gates, and why, where there is none."""
     graphs: dict[str, TimedGraph] = {}
     settled: dict[str, tuple[Outcome, str]] = {}
     for name in names:
@@ -110,14 +112,9 @@ def rival_graphs(
             settled[name] = (Outcome.PASSED, "no champion yet: nothing to compare with")
             continue
         try:
-            graph = _rival_graph(name, context, picked)
+            graphs[name] = _rival_graph(name, context, picked)
         except BundleError as error:
             settled[name] = (Outcome.ERROR, f"the champion cannot be opened: {error.message}")
-            continue
-        if picked.equals(graph):
-            settled[name] = (Outcome.PASSED, f"{DESCRIPTIONS[name]} itself serves: its ratio to itself is 1")
-        else:
-            graphs[name] = graph
     return graphs, settled
 
 
