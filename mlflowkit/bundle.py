@@ -105,6 +105,11 @@ class Signature(_FrozenModel):
     texts: TextRule = TextRule()
     """What the texts of requests and files mean."""
 
+    @property
+    def has_text_rule(self) -> bool:
+        """Whether the bundle says what texts mean; those of version 0.1 do not."""
+        return "texts" in self.model_fields_set
+
 
 class _ChecksummedFile(_FrozenModel):
     """A file with its own ``checksum``, the digest of its other fields: manifest and blessing."""

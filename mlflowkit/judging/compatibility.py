@@ -140,16 +140,18 @@ def _input_changes(champion: Signature, candidate: Signature) -> Iterable[Signat
 
 
 def _text_changes(champion: Signature, candidate: Signature) -> Iterable[SignatureChange]:
-    """How texts in requests are read. A number that a client writes as text may not be one for the candidate."""
+    """How texts are read: of categories in requests, and of numbers in files that a client scores by the service."""
     before, now = champion.texts, candidate.texts
     for field, mark in (("decimal", "decimal mark"), ("thousands", "separator of thousands")):
         old, new = getattr(before, field), getattr(now, field)
         if old != new and old != type(before)().model_dump()[field]:
-            message = f"the {mark} of numbers sent as text was {old!r} and is {new!r}"
+            message = f"the {mark} of numbers in files for mlkit predict was {old!r} and is {new!r}"
             yield SignatureChange("texts", field, True, message)
     lost = [unit for unit in before.units if unit not in now.units]
     if lost:
-        yield SignatureChange("texts", "units", True, f"numbers sent as text may no longer have {_listed(lost)}")
+        yield SignatureChange(
+            "texts", "units", True, f"numbers in files for mlkit predict may no longer have {_listed(lost)}"
+        )
     if (before.missing, before.verbatim, before.trim) != (now.missing, now.verbatim, now.trim):
         message = "other texts count as missing, or are kept as they are, than before"
         yield SignatureChange("texts", "missing", False, message)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import DataError
-from mlflowkit.features.cells import categorical_columns, category_rules, number_of, number_rule
+from mlflowkit.features.cells import DEFAULT_MISSING, categorical_columns, category_rules, number_of, number_rule
 from mlflowkit.features.tensors import numeric_matrix
 from mlflowkit.features.text_columns import category_texts, clean_texts, without_marks
 from mlflowkit.serving.protocol.categories import known_spelling
@@ -22,6 +22,19 @@ _BOOLEANS = {"true": "1", "false": "0"}
 def feature_names(signature: Signature) -> tuple[str, ...]:
     """The columns that a model takes, in the order of its inputs."""
     return tuple(column for tensor in signature.inputs for column in tensor.columns)
+
+
+def signature_for_csv(signature: Signature, categories: Mapping[str, Collection[str]] | None) -> Signature:
+    """The signature by which the texts of a CSV are read.
+
+    A bundle of version 0.1 has no rule; its training data were read with the default texts of missing values, other
+    than categories that are among them.
+    """
+    if signature.has_text_rule:
+        return signature
+    known = categories or {}
+    verbatim = tuple(name for name in categorical_columns(signature) if {*known.get(name, ())} & {*DEFAULT_MISSING})
+    return signature.model_copy(update={"texts": TextRule(missing=DEFAULT_MISSING, verbatim=verbatim)})
 
 
 def feature_frame(

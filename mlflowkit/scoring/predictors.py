@@ -111,7 +111,7 @@ def _signature_of(metadata: Mapping[str, Any]) -> Signature:
             "inputs": tensors("inputs"),
             "outputs": tensors("outputs"),
             "classes": parameters.get("classes", ()),
-            "texts": parameters.get("texts", {}),
+            **{key: parameters[key] for key in ("texts",) if key in parameters},
         }
     )
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from mlflowkit.errors import DataError, UsageError, closest_match
-from mlflowkit.scoring.conversion import feature_frame, feature_names, unseen_counts
+from mlflowkit.scoring.conversion import feature_frame, feature_names, signature_for_csv, unseen_counts
 from mlflowkit.scoring.predictors import Predictor, prediction_table
 from mlflowkit.scoring.reading import RowFile
 from mlflowkit.system.text import format_list
@@ -61,7 +61,8 @@ def score(
     row is read), DataError for a value that is not one of its column.
     """
     file = _trimmed(file) if predictor.signature.texts.trim else file
-    features = feature_names(predictor.signature)
+    signature = signature_for_csv(predictor.signature, options.categories) if file.text else predictor.signature
+    features = feature_names(signature)
     absent = [name for name in features if name not in file.names]
     if absent and not options.fill:
         raise _lacks_columns(file, features, absent)
@@ -70,8 +71,8 @@ def score(
     for table in file.batches:
         for name in absent:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-        frame = feature_frame(table, predictor.signature, start=summary.rows, categories=options.categories)
-        predictions = prediction_table(predictor.predict(frame), predictor.signature.classes, options.prefix)
+        frame = feature_frame(table, signature, start=summary.rows, categories=options.categories)
+        predictions = prediction_table(predictor.predict(frame), signature.classes, options.prefix)
         for name, count in unseen_counts(frame, options.categories or {}).items():
             summary.unseen[name] = summary.unseen.get(name, 0) + count
         summary.undefined += predictions.column(predictions.num_columns - 1).null_count

@@ -14,7 +14,7 @@ import pytest
 from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.scoring.conversion import feature_frame
-from mlflowkit.scoring.reading import RowFile, rows_of_json
+from mlflowkit.scoring.reading import RowFile, open_rows, rows_of_json
 from mlflowkit.scoring.score import ScoringOptions, score
 from mlflowkit.serving.protocol.input_schema import Schema
 
@@ -43,9 +43,10 @@ def answered(rows: list[dict[str, Any]]) -> list[list[str]]:
 class Recorder:
     """A predictor that keeps what it is asked, and a sink."""
 
-    signature, version = SIGNATURE, "1"
+    version = "1"
 
     def __init__(self) -> None:
+        self.signature = SIGNATURE
         self.frames: list[pd.DataFrame] = []
         self.written: list[pa.Table] = []
 
@@ -94,3 +95,24 @@ def test_a_service_is_sent_values_to_spell_and_a_graph_their_spelling() -> None:
 def test_a_whole_number_beyond_64_bits_is_refused_with_its_column() -> None:
     with pytest.raises(DataError, match="'grade' has a whole number beyond 64 bits"):
         rows_of_json(Path("rows.json"), json.dumps([{"grade": 2**70}])).batches.__next__()
+
+
+@pytest.mark.parametrize("known", [frozenset({"red", ""}), frozenset({"red", "NA"}), None])
+def test_a_csv_is_read_for_a_bundle_of_version_0_1_as_its_training_data_were(
+    known: frozenset[str] | None, tmp_path: Path
+) -> None:
+    """It has no rule of texts; the reader of that version took NA, null and their like for missing values."""
+    document = SIGNATURE.model_dump(mode="json", exclude={"texts"})
+    recorder = Recorder()
+    recorder.signature = Signature.model_validate(document)
+    (tmp_path / "rows.csv").write_text("grade,member\nNA,null\nred,NA\n")
+    categories = None if known is None else {"grade": known, "member": frozenset({"yes"})}
+    score(
+        open_rows(tmp_path / "rows.csv"), recorder, recorder, ScoringOptions(categories=categories), lambda rows: None
+    )
+    kept = "NA" if known is not None and "NA" in known else ""
+    assert recorder.frames[0][list(COLUMNS)].to_numpy().tolist() == [[kept, ""], ["red", ""]]
+    ruled = Recorder()
+    ruled.signature = SIGNATURE.model_copy(update={"texts": TextRule()})
+    score(open_rows(tmp_path / "rows.csv"), ruled, ruled, ScoringOptions(), lambda rows: None)
+    assert ruled.frames[0][list(COLUMNS)].to_numpy().tolist() == [["NA", "null"], ["red", "NA"]]

@@ -131,14 +131,14 @@ def test_a_column_in_the_place_of_another_breaks_clients_of_whole_tensors_of_a_l
     ]
 
 
-def test_numbers_sent_as_text_are_read_as_before_or_it_is_breaking() -> None:
+def test_numbers_in_files_are_read_as_before_or_it_is_breaking() -> None:
     german = signature(texts=TextRule(decimal=",", thousands=".", units=("EUR",)))
     changes = compare_signatures(german, signature())
     assert [(change.subject, change.breaking) for change in changes] == [
         ("decimal", True), ("thousands", True), ("units", True)
     ]  # fmt: skip
-    assert changes[0].message == "the decimal mark of numbers sent as text was ',' and is '.'"
-    assert compare_signatures(signature(), german) == ()  # its clients send numbers
+    assert changes[0].message == "the decimal mark of numbers in files for mlkit predict was ',' and is '.'"
+    assert compare_signatures(signature(), german) == ()  # its clients' files have plain numbers
     (change,) = compare_signatures(signature(), signature(texts=TextRule(missing=("NA",))))
     assert (change.subject, change.breaking) == ("missing", False)
 

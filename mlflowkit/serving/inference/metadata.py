@@ -39,7 +39,7 @@ def model(active: ActiveTable, loaded: LoadedModel) -> Json:
             "identity": loaded.variant.digest,
             "task": signature.task,
             "classes": list(signature.classes),
-            "texts": signature.texts.model_dump(mode="json"),
+            **({"texts": signature.texts.model_dump(mode="json")} if signature.has_text_rule else {}),
             **({} if signature.threshold is None else {"threshold": signature.threshold}),
         },
     }
