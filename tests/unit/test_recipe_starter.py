@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from datetime import date, timedelta
@@ -176,3 +177,24 @@ def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
 @given(text=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12))
 def test_a_scalar_is_read_back_as_the_same_text(text: str) -> None:
     assert yaml.safe_load(scalar(text)) == text
+
+
+def test_texts_of_the_data_say_nothing_in_the_recipe(tmp_path: Path) -> None:
+    """A text with a line end, of YAML or of Unicode, stays in its comment or in its quotation marks."""
+    draw = random.Random(3)
+    ends = ["\n", "\r\n", "\x85", "\u2028", "\u2029"]
+    texts = [f"p{end}model: {{kind: sklearn, module: evil}}{end}zzz:" for end in ends]
+    columns: dict[str, list[Any]] = {
+        "size": [draw.random() for _ in range(ROWS)],
+        "kind": [draw.choice([*texts, "q"]) for _ in range(ROWS)],
+        "odd\u2028name": [draw.choice(["a", "b"]) for _ in range(ROWS)],
+        "sold": [draw.choice([0, 1]) for _ in range(ROWS)],
+    }
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
+    assert init(tmp_path / "out", tmp_path / "rows.csv", "sold") == 0
+    recipe = recipe_of(tmp_path / "out")
+    assert recipe["model"]["module"] == "sklearn.ensemble:HistGradientBoostingClassifier"
+    assert list(recipe["data"]["columns"]) == ["size", "kind", "odd\u2028name"]
+    assert "evil" not in json.dumps(recipe)

@@ -13,7 +13,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, app, echo, emit_json, note
 from mlflowkit.errors import RecipeError, UsageError
-from mlflowkit.system.text import shell_word
+from mlflowkit.system.text import printable_line, shell_word
 
 if TYPE_CHECKING:
     from mlflowkit.recipe.starter.choices import RecipeChoices
@@ -127,10 +127,10 @@ def _print_choices(choices: RecipeChoices) -> None:
         echo(f"warning: {choices.missing_targets:,} rows have no {choices.target} and are dropped")
     width = max(len(item.name) for item in choices.columns)
     for item in choices.columns:
-        echo(f"  {item.name:<{width}}  {item.role:<11}  {item.reason}")
+        echo(printable_line(f"  {item.name:<{width}}  {item.role:<11}  {item.reason}"))
     for item in choices.columns:
         if item.warning:
-            echo(f"warning: {item.name} {item.warning}")
+            echo(printable_line(f"warning: {item.name} {item.warning}"))
 
 
 def _to_json(choices: RecipeChoices) -> dict[str, Any]:

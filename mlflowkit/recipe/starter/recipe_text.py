@@ -8,9 +8,12 @@ from collections.abc import Iterator
 
 from mlflowkit.features.cells import DEFAULT_MISSING
 from mlflowkit.recipe.starter.choices import RARE, ColumnChoice, RecipeChoices
+from mlflowkit.system.text import printable_json, printable_line
 
 COMMENT_COLUMN = 58
 """Where comments begin, if the line before is shorter."""
+MAX_COMMENT = 240
+"""Characters of a comment."""
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 """Plain texts that YAML, or a reader of YAML, takes for something else."""
@@ -22,7 +25,8 @@ def recipe_text(choices: RecipeChoices, *, name: str, path: str, port: int) -> s
     looked = rows if choices.facts.complete else f"the first {rows}"
     lines = [
         "# yaml-language-server: $schema=recipe.schema.json",
-        f"# Written by mlkit init from {looked} of {path}. Read the comments: each says what was seen in the data.",
+        f"# Written by mlkit init from {looked} of {printable_line(path)}. Read the comments: each says "
+        "what was seen in the data.",
         "#   mlkit validate recipe.yaml     reports all errors, with their lines",
         "#   mlkit run recipe.yaml          trains, checks and deploys the model",
         f"name: {name}",
@@ -64,7 +68,7 @@ def _data(choices: RecipeChoices, path: str) -> Iterator[str]:
         if column.role != "drop":
             yield _line(f"    {scalar(column.name)}: {column.role}", column.reason)
             if column.warning:
-                yield f"    # WARNING: {scalar(column.name)} {column.warning}"
+                yield f"    # WARNING: {printable_line(f'{scalar(column.name)} {column.warning}')}"
     yield from _split(choices)
     yield "  checks:"
     yield _line("    - {kind: schema}", "inferred on the first run, then enforced")
@@ -146,11 +150,14 @@ def _gates(choices: RecipeChoices) -> Iterator[str]:
 
 
 def _line(text: str, comment: str) -> str:
+    """A line with a comment. Comments have texts of the data: none of them ends the line, or is long."""
+    comment = printable_line(comment)
+    comment = comment if len(comment) <= MAX_COMMENT else f"{comment[: MAX_COMMENT - 1]}…"
     return f"{text:<{COMMENT_COLUMN}}# {comment}" if len(text) < COMMENT_COLUMN else f"{text}   # {comment}"
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return printable_json(json.dumps(text, ensure_ascii=False))
 
 
 def scalar(text: str) -> str:
