@@ -14,9 +14,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflowkit.adapters.arrow import ArrowTables
 from mlflowkit.cli.app import main
 from mlflowkit.recipe.check import load
+from mlflowkit.recipe.schema import stage_specs
 from mlflowkit.recipe.starter.recipe_text import scalar
+from mlflowkit.stages import data
+from mlflowkit.stages.sources import read_source
+from mlflowkit.stages.tabular import class_target
 
 ROWS = 240
 
@@ -198,3 +203,31 @@ def test_texts_of_the_data_say_nothing_in_the_recipe(tmp_path: Path) -> None:
     assert recipe["model"]["module"] == "sklearn.ensemble:HistGradientBoostingClassifier"
     assert list(recipe["data"]["columns"]) == ["size", "kind", "odd\u2028name"]
     assert "evil" not in json.dumps(recipe)
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive", "missing"),
+    [
+        (["0.0", "1.0"], "1", False),
+        (["${seed}", "b", "b"], "${seed}", False),
+        (["yes", "no", "no", "NA"], "yes", True),
+        (["yes ", "no", "no"], "yes", False),
+        (["01", "02"], None, False),
+    ],
+)
+def test_the_classes_are_those_that_the_data_stage_finds(
+    labels: list[str], positive: str | None, missing: bool, tmp_path: Path
+) -> None:
+    draw = random.Random(5)
+    sizes = [draw.random() for _ in range(ROWS)]
+    table = write(tmp_path / "rows.csv", {"size": sizes, "y": [draw.choice(labels) for _ in range(ROWS)]})
+    assert init(tmp_path / "out", table, "y") == 0
+    recipe = load(tmp_path / "out" / "recipe.yaml").recipe
+    assert positive is None or str(recipe.data.positive) == positive
+    assert (recipe.data.missing_target == "drop") is missing
+    spec = stage_specs(recipe)["data"]
+    assert isinstance(spec, data.Spec)
+    read = read_source(spec.source, tmp_path / "out", ArrowTables(), data.reading_plan(spec))
+    kept = read.table.filter(read.table.column("y").is_valid())
+    _, classes = class_target(kept, "y", spec.positive, parsed=True)
+    assert len(classes) == 2

@@ -23,6 +23,8 @@ FREE_TEXT = 40
 IDENTIFIER = re.compile(r"(^|_|\b)(id|key|uuid|guid|index|rownames?|row|nr|number)$", re.I)
 POSITIVE = ("1", "true", "yes", "y", "bad", "positive", "default", "churned", "fraud", "spam", "malignant")
 """Texts, in lower case, of a class that is usually the one to be detected."""
+WHOLE = re.compile(r"-?(?:[1-9]\d{0,14}|0)\.0*")
+"""A class that the data stage reads as a whole number: 1.0 is 1."""
 RARE = 0.1
 """Share of the positive class below which precision matters beside the ranking."""
 
@@ -54,6 +56,9 @@ class RecipeChoices:
 
     @property
     def missing_targets(self) -> int:
+        """Rows without a target."""
+        if self.classes:
+            return self.facts.column(self.target).rows - sum(self.classes.values())
         return self.facts.column(self.target).missing
 
     def with_role(self, role: str) -> tuple[ColumnChoice, ...]:
@@ -110,8 +115,15 @@ def choose(facts: FileFacts, target: str, alone: Mapping[str, tuple[str, float]]
 
 
 def _classes(facts: FileFacts, target: str) -> dict[str, int]:
-    counts = facts.table[target].value_counts()
-    return {str(text): int(rows) for text, rows in counts.items() if str(text).strip()}
+    """The target's texts with their rows, without those that the data stage takes for missing."""
+    classes: dict[str, int] = {}
+    for text, rows in facts.table[target].value_counts().items():
+        label = str(text).strip() if facts.rule.trim else str(text)
+        if label.strip() and label not in facts.rule.missing:
+            classes[label] = classes.get(label, 0) + int(rows)
+    if all(WHOLE.fullmatch(label) for label in classes):
+        return {label.partition(".")[0]: rows for label, rows in classes.items()}
+    return classes
 
 
 def _positive(classes: Mapping[str, int]) -> tuple[str, str]:

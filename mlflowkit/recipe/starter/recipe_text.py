@@ -54,13 +54,13 @@ def _data(choices: RecipeChoices, path: str) -> Iterator[str]:
     yield "data:"
     yield "  source:"
     yield "    kind: csv"
-    yield f"    path: {scalar(path)}"
+    yield f"    path: {value(path)}"
     yield from _source_keys(choices)
-    yield f"  target: {scalar(choices.target)}"
+    yield f"  target: {value(choices.target)}"
     if choices.positive is not None:
-        yield _line(f"  positive: {scalar(choices.positive)}", choices.positive_reason)
-    if target.missing:
-        share = f"{target.missing:,} rows ({target.missing / target.rows:.1%}) have no target"
+        yield _line(f"  positive: {value(choices.positive)}", choices.positive_reason)
+    if missing := choices.missing_targets:
+        share = f"{missing:,} rows ({missing / target.rows:.1%}) have no target"
         yield _line("  missing_target: drop", share)
     yield from _drop(choices.with_role("drop"))
     yield "  columns:"
@@ -84,7 +84,7 @@ def _source_keys(choices: RecipeChoices) -> Iterator[str]:
         rows = {token: sum(column.tokens.get(token, 0) for column in columns) for token in extra}
         counted = ", ".join(f"{token} in {count:,} rows" for token, count in rows.items())
         used = [*extra, *_default_tokens(choices)]
-        yield _line(f"    missing: [{', '.join(map(_quoted, used))}]", f"no numbers: {counted}")
+        yield _line(f"    missing: [{', '.join(map(value, used))}]", f"no numbers: {counted}")
     if rule.decimal != ".":
         yield _line(f"    decimal: {_quoted(rule.decimal)}", "numbers are written with a decimal comma")
     if rule.thousands:
@@ -98,7 +98,9 @@ def _source_keys(choices: RecipeChoices) -> Iterator[str]:
 
 def _default_tokens(choices: RecipeChoices) -> list[str]:
     """Default tokens that occur in the file: a list of one's own replaces the default."""
-    return [token for token in DEFAULT_MISSING if any(token in column.tokens for column in choices.facts.columns)]
+    labels = set(choices.facts.table[choices.target].str.strip()) if choices.classes else set()
+    found = {token for column in choices.facts.columns for token in column.tokens} | labels
+    return [token for token in DEFAULT_MISSING if token in found]
 
 
 def _drop(columns: tuple[ColumnChoice, ...]) -> Iterator[str]:
@@ -106,7 +108,7 @@ def _drop(columns: tuple[ColumnChoice, ...]) -> Iterator[str]:
         return
     yield "  drop:"
     for column in columns:
-        yield _line(f"    - {scalar(column.name)}", column.reason)
+        yield _line(f"    - {value(column.name)}", column.reason)
 
 
 def _split(choices: RecipeChoices) -> Iterator[str]:
@@ -114,7 +116,7 @@ def _split(choices: RecipeChoices) -> Iterator[str]:
     if choices.time_column is None:
         yield f"  split: {{kind: {kind}, validation: 0.15, test: 0.15}}"
         return
-    split = f"  split: {{kind: time, column: {scalar(choices.time_column)}, validation: 0.15, test: 0.15}}"
+    split = f"  split: {{kind: time, column: {value(choices.time_column)}, validation: 0.15, test: 0.15}}"
     yield _line(split, f"the newest rows are the test, as in production; or kind: {kind}")
 
 
@@ -168,3 +170,12 @@ def scalar(text: str) -> str:
     """
     plain = PLAIN.fullmatch(text) is not None and text.lower() not in WORDS
     return text if plain else _quoted(text)
+
+
+def value(text: str) -> str:
+    """A text as a YAML scalar of a recipe, where ``${...}`` would name another key.
+
+    >>> print(value("churned"), value("${seed}"))
+    churned "\\\\${seed}"
+    """
+    return scalar(text.replace("${", "\\${"))
