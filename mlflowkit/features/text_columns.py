@@ -245,10 +245,19 @@ def _text_of(value: Any) -> str:
 
 
 def read_texts(table: pa.Table, plan: ReadingPlan) -> TableRead:
-    """Apply a plan to the text columns of a table that has types: those declared numeric become numbers if they are."""
+    """Apply a plan to the text columns of a table that has types: those declared numeric become numbers if they are.
+
+    A column of categories (a dictionary of texts) stays one.
+
+    >>> table = pa.table({"a": pa.array(["x", "?"]).dictionary_encode()})
+    >>> read_texts(table, ReadingPlan(TextRule(missing=("?",)))).table.column("a").to_pylist()
+    ['x', None]
+    """
     missing: dict[str, Mapping[str, int]] = {}
     for index, name in enumerate(table.column_names):
         kind = table.schema.field(index).type
+        encoded = pa.types.is_dictionary(kind)
+        kind = kind.value_type if encoded else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             continue
         role: Role = "number" if plan.roles.get(name) == "number" else "text"
@@ -260,7 +269,10 @@ def read_texts(table: pa.Table, plan: ReadingPlan) -> TableRead:
             reader = reader.as_text()
             for chunk in chunks:
                 reader.add(chunk)
-        table = table.set_column(index, name, reader.values())
+        values = reader.values()
+        if encoded and pa.types.is_string(values.type):  # the source stores it as categories
+            values = values.dictionary_encode()
+        table = table.set_column(index, name, values)
         if reader.missing:
             missing[name] = dict(reader.missing)
     return TableRead(table, missing)

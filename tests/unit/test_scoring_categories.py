@@ -13,6 +13,8 @@ import pytest
 
 from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import DataError
+from mlflowkit.features.cells import ReadingPlan
+from mlflowkit.features.text_columns import read_texts
 from mlflowkit.scoring.conversion import feature_frame
 from mlflowkit.scoring.reading import RowFile, open_rows, rows_of_json
 from mlflowkit.scoring.score import ScoringOptions, score
@@ -116,3 +118,28 @@ def test_a_csv_is_read_for_a_bundle_of_version_0_1_as_its_training_data_were(
     ruled.signature = SIGNATURE.model_copy(update={"texts": TextRule()})
     score(open_rows(tmp_path / "rows.csv"), ruled, ruled, ScoringOptions(), lambda rows: None)
     assert ruled.frames[0][list(COLUMNS)].to_numpy().tolist() == [["NA", "null"], ["red", "NA"]]
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_column_of_categories_has_the_missing_values_of_texts(encoded: bool) -> None:
+    """Training, a file and a request read one text alike, also where Parquet stores it as a dictionary."""
+    texts = pa.array(["a", "?", " a", None])
+    column = texts.dictionary_encode() if encoded else texts
+    rule = TextRule(missing=("?",), trim=True)
+    read = read_texts(pa.table({"grade": column}), ReadingPlan(rule))
+    assert pa.types.is_dictionary(read.table.schema.field("grade").type) is encoded
+    trained = read.table.column("grade").to_pylist()
+    assert trained == ["a", None, "a", None]
+    assert read.missing == {"grade": {"?": 1}}
+    signature = SIGNATURE.model_copy(update={"texts": rule})
+    table = pa.table({"grade": column, "member": pa.nulls(4, pa.string())})
+    scored = feature_frame(table, signature, start=0, categories={})["grade"].tolist()
+    rows = [{"grade": text, "member": ""} for text in texts.to_pylist()]
+    asked = Schema(signature).rows({"rows": rows}, limit=9).inputs["categorical"][:, 0].tolist()
+    assert scored == asked == [text or "" for text in trained]
+
+
+def test_categories_declared_numeric_are_numbers() -> None:
+    table = pa.table({"n": pa.array(["1,5", "?", None]).dictionary_encode()})
+    plan = ReadingPlan(TextRule(missing=("?",), decimal=","), {"n": "number"})
+    assert read_texts(table, plan).table.column("n").to_pylist() == [1.5, None, None]
