@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflowkit.cli import app as cli
+from mlflowkit.errors import StoreError
 from mlflowkit.pipeline.storage.collector import Collector
 from mlflowkit.pipeline.storage.garbage import (
     Folder,
@@ -265,3 +266,17 @@ def test_what_is_needed_never_goes(inventory: Inventory, keep: int, since: float
     kept = {item.name for item in collection.kept if item.kind == "object"}
     assert gone | kept == set(inventory.objects)
     assert not gone & kept
+
+
+@pytest.mark.parametrize("name", ["tmp", "receipts"])
+def test_a_folder_that_leads_out_of_the_state_is_not_emptied(name: str, tmp_path: Path) -> None:
+    """A state folder may have been unpacked from anywhere."""
+    state, elsewhere = tmp_path / ".mlkit", tmp_path / "elsewhere"
+    with SqliteJournal(state):
+        pass
+    (elsewhere / "gc.photos").mkdir(parents=True)
+    (elsewhere / "gc.photos" / "a").touch()
+    (state / name).symlink_to(elsewhere)
+    with pytest.raises(StoreError, match="outside the state folder"):
+        Collector(state).collect(NOW)
+    assert (elsewhere / "gc.photos" / "a").exists()

@@ -20,7 +20,7 @@ from pathlib import Path
 from mlflowkit.pipeline import OBJECTS
 from mlflowkit.pipeline.storage.garbage import Collection, Folder, Inventory, Keeping, plan_collection
 from mlflowkit.pipeline.storage.journal import SqliteJournal
-from mlflowkit.pipeline.storage.store import storage_lock
+from mlflowkit.pipeline.storage.store import require_own, storage_lock
 from mlflowkit.system import failpoint
 from mlflowkit.system.files import disk_errors, make_folder
 
@@ -41,7 +41,9 @@ class Collector:
             return plan_collection(self._inventory(journal), keeping)
 
     def collect(self, keeping: Keeping) -> Collection:
-        """Remove what nothing needs. Raises StoreError."""
+        """Remove what nothing needs. Raises StoreError, also for a state folder that leads out of itself."""
+        for name in ("tmp", "receipts"):
+            require_own(self.state / name)
         with SqliteJournal(self.state, create=False) as journal, disk_errors(self.state):
             with storage_lock(self.state, alone=True):
                 collection = plan_collection(self._inventory(journal), keeping)

@@ -63,11 +63,7 @@ class FolderStore:
 
     def workspace(self, fingerprint: str, fence: int) -> Path:
         """Create an empty folder for the holder of a lease; removes those of earlier holders."""
-        if leads_elsewhere(self.tmp, self.tmp.parent):
-            target = self.tmp.resolve()
-            raise StoreError(
-                f"{self.tmp} is a link to {target}, outside the state folder", hint=f"rm {shell_word(self.tmp)}"
-            )
+        require_own(self.tmp)
         with disk_errors(self.tmp):
             for stale in self.tmp.glob(f"{fingerprint[:32]}.*"):
                 shutil.rmtree(stale)
@@ -187,3 +183,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_own(folder: Path) -> None:
+    """Raise StoreError for a folder of the state that is a link to somewhere else: nothing there is removed."""
+    if leads_elsewhere(folder, folder.parent):
+        target = folder.resolve()
+        raise StoreError(f"{folder} is a link to {target}, outside the state folder", hint=f"rm {shell_word(folder)}")
