@@ -18,6 +18,7 @@ PREFIX = "decision/"
 def set_threshold(path: Path, signature: Signature, threshold: float) -> None:
     """Rewrite ``label`` of a binary classifier's graph: the last class where its probability is ``threshold`` or more.
 
+    A row whose probability is NaN gets the first class, as no threshold is reached.
     Nodes that computed the former label are removed. Raises EngineError for a graph without two probabilities.
     """
     import onnx
@@ -43,8 +44,7 @@ def set_threshold(path: Path, signature: Signature, threshold: float) -> None:
     graph.node.extend(
         [
             helper.make_node("Gather", ["probabilities", PREFIX + "column"], [PREFIX + "score"], axis=1),
-            helper.make_node("Less", [PREFIX + "score", PREFIX + "threshold"], [PREFIX + "below"]),
-            helper.make_node("Not", [PREFIX + "below"], [PREFIX + "chosen"]),
+            helper.make_node("GreaterOrEqual", [PREFIX + "score", PREFIX + "threshold"], [PREFIX + "chosen"]),
             helper.make_node("Cast", [PREFIX + "chosen"], [PREFIX + "code"], to=TensorProto.INT64),
             helper.make_node("Gather", [PREFIX + "classes", PREFIX + "code"], ["label"], axis=0),
         ]

@@ -120,6 +120,8 @@ def test_half_precision_converts_a_network_before_a_threshold(tmp_path: Path) ->
     chosen = answers["probabilities"][:, 1] >= np.float32(0.2)
     assert answers["label"].tolist() == [SIGNATURE.classes[int(yes)] for yes in chosen]
     assert any(value.data_type == TensorProto.FLOAT16 for value in onnx.load(half).graph.initializer)
+    undefined = {"numeric": np.full((1, 2), np.nan, np.float32)}
+    assert OnnxRuntime().load(path).run(undefined)["label"].tolist() == [SIGNATURE.classes[0]], "NaN reaches nothing"
 
 
 def test_three_classes_have_no_threshold(tmp_path: Path) -> None:
