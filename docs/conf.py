@@ -32,3 +32,6 @@ copybutton_prompt_is_regexp = True
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 nitpicky = False
+
+# Options such as --csv keep their two hyphens.
+smartquotes = False

@@ -57,8 +57,8 @@ class SklearnTrainer:
         save_preprocess(preprocess, context.out)
         save_sklearn(estimator, context.out / "model.skops")
         return {
-            "epochs": len(curves["epoch"]),
-            "best_epoch": len(curves["epoch"]),
+            "epochs": int(curves["epoch"][-1]),
+            "best_epoch": int(curves["epoch"][-1]),
             "metrics": {name: values[-1] for name, values in curves.items() if name != "epoch"},
             "curves": curves,
             "features": asdict(table.features),

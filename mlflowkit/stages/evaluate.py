@@ -31,7 +31,7 @@ from mlflowkit.stages.evaluation.gating import (
 )
 from mlflowkit.stages.evaluation.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
 from mlflowkit.system.machine import describe_machine
-from mlflowkit.system.text import parse_json
+from mlflowkit.system.text import format_list, parse_json
 from mlflowkit.values import Event, Json, Outcome, StageResult, Verdict
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ def _predict_with_champion(
     fault = _incompatibility(bundle, signature)
     if fault:
         return ChampionEvidence(version, None, fault)
+    absent = [name for tensor in bundle.signature.inputs for name in tensor.columns if name not in table.columns]
+    if absent:
+        fault = f"the champion takes {format_list(absent)}, which this table does not have; "
+        fault += "let this one pass with on_inconclusive: allow, or keep the column with data.columns: {COLUMN: ignore}"
+        return ChampionEvidence(version, None, fault, Outcome.INCONCLUSIVE)
     try:
         predicted = _predict(context, bundle.model, bundle.signature, table, info)
     except MlkitError as error:

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError, closest_match
-from mlflowkit.features.column_findings import MAX_EXAMINED, number_finding, number_reading
+from mlflowkit.features.cells import number_of
+from mlflowkit.features.column_findings import MAX_EXAMINED, NumberReading, number_finding, number_reading
 from mlflowkit.features.text_columns import category_texts
 from mlflowkit.system.text import MAX_LISTED, format_count, format_list
 
@@ -132,9 +133,12 @@ def as_numbers(table: pa.Table, names: Iterable[str], rule: TextRule, missing: S
                 numbers = _canonical_column(table.column(index).cast(pa.float64()))
                 table = table.set_column(index, name, numbers)
             except pa.ArrowInvalid as error:
-                message = f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index))}"
+                message = f"column {name!r} is declared numeric and holds {_not_numbers(table.column(index), rule)}"
                 hint = f"declare data.columns.{name}: categorical, or correct the values"
-                if reading := number_reading(text_counts(table.column(index)), rule):
+                reading = number_reading(text_counts(table.column(index)), rule)
+                if reading and _reads_alike(reading, rule):
+                    hint = f"correct the values, or add them to data.source.missing; or {hint}"
+                elif reading:
                     finding = number_finding(
                         name, text_counts(table.column(index)), reading, rule, missing, typed=False
                     )
@@ -322,11 +326,25 @@ def _column_bytes(column: pa.ChunkedArray) -> Iterable[Any]:
         yield repr(array.to_pylist()).encode()
 
 
-def _not_numbers(column: pa.ChunkedArray) -> str:
-    looks = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
-    rows = [row for row, ok in enumerate(looks.to_pylist()) if ok is False]
+def _not_numbers(column: pa.ChunkedArray, rule: TextRule) -> str:
+    """The first texts that are no numbers by the rule, with their rows."""
+    rows = [row for row, text in enumerate(column.to_pylist()) if text is not None and not _is_number(text, rule)]
     values = ", ".join(f"{column[row].as_py()!r} (row {row})" for row in rows[:MAX_LISTED])
     return f"{values}{f' and {len(rows) - MAX_LISTED} more' if len(rows) > MAX_LISTED else ''}" if rows else "text"
+
+
+def _is_number(text: str, rule: TextRule) -> bool:
+    try:
+        number_of(text, rule)
+    except ValueError:
+        return False
+    return True
+
+
+def _reads_alike(reading: NumberReading, rule: TextRule) -> bool:
+    """Whether a rule has all the keys that a reading of numbers needs."""
+    marks = (reading.decimal, reading.thousands) == (rule.decimal, rule.thousands) or reading.plain
+    return marks and set(reading.units) <= set(rule.units)
 
 
 def _too_large(column: pa.ChunkedArray) -> list[int]:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from sklearn import datasets
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from mlflowkit.adapters.onnx_exporter import graph_parts
+from mlflowkit.adapters.onnx_exporter import graph_parts, torch_trace
 from mlflowkit.features.preprocess import fit_preprocess, transform
 from mlflowkit.features.tensors import categorical_matrix, numeric_matrix
 from mlflowkit.models import SmallCNN, TabularMLP
@@ -59,7 +59,7 @@ def loans(folder: Path) -> Case:
     torch.manual_seed(0)
     network = TabularMLP(features.shape[1], 3, hidden=[64, 32])
     _train(network, features, torch.from_numpy(codes))
-    piece = graph_parts.network(network.eval(), features.shape[1])
+    piece = graph_parts.part_from_model(torch_trace.convert(network.eval(), features.shape[1], folder))
     graph_parts.add_class_outputs(piece, CLASSES, scores="network/scores")
     return _saved(folder / "loans.onnx", features.shape[1], [graph_parts.preprocessing(fitted), piece], inputs)
 
@@ -69,7 +69,8 @@ def trees(folder: Path) -> Case:
     inputs, codes = _loans()
     fitted = fit_preprocess(inputs, STANDARD)
     features = transform(fitted, inputs)
-    piece = graph_parts.estimator(HistGradientBoostingClassifier(max_iter=4).fit(features, codes), features.shape[1])
+    fitted_trees = HistGradientBoostingClassifier(max_iter=4).fit(features, codes)
+    piece = graph_parts.estimator(fitted_trees, features.shape[1], remedy="")
     piece.add("Identity", ["network/probabilities"], "probabilities")
     graph_parts.add_class_outputs(piece, CLASSES, codes="network/label")
     return _saved(folder / "trees.onnx", features.shape[1], [graph_parts.preprocessing(fitted), piece], inputs)
@@ -84,7 +85,7 @@ def digits(folder: Path) -> Case:
     torch.manual_seed(0)
     network = SmallCNN(64, 10, image=[1, 8, 8], channels=[8])
     _train(network, features, torch.from_numpy(codes[:400]))
-    piece = graph_parts.network(network.eval(), 64)
+    piece = graph_parts.part_from_model(torch_trace.convert(network.eval(), 64, folder))
     graph_parts.add_class_outputs(piece, [f"digit {code}" for code in range(10)], scores="network/scores")
     return _saved(folder / "digits.onnx", 64, [graph_parts.preprocessing(fitted), piece], inputs)
 

@@ -109,7 +109,10 @@ def predict(
     replies = list(_predict(client, inputs))
     predictions = [prediction for reply in replies for prediction in reply["predictions"]]
     served = {name: replies[-1][name] for name in ("model_name", "model_version")}
-    value = {"endpoint": url, **served, "predictions": predictions}
+    notes = [reply["notes"] for reply in replies if reply.get("notes")]
+    value = {"endpoint": url, **served, "predictions": predictions, **({"notes": notes} if notes else {})}
+    for reply_notes in notes:
+        note(f"warning: {_format_notes(reply_notes)}")
     print_result(value, "\n".join(map(_format_prediction, predictions)), json)
 
 
@@ -249,6 +252,19 @@ def _predict(client: _Client, rows: Sequence[Any]) -> Iterator[Any]:
             raise UsageError(reason(status, reply) + more, hint=f"{client.url}/v2 and its models describe the inputs")
         else:
             raise ServiceError(f"{client.url}: {reason(status, reply)}", hint="mlkit status")
+
+
+def _format_notes(notes: Mapping[str, Mapping[str, int]]) -> str:
+    """What a reply tells of its rows: cells by note and column.
+
+    >>> _format_notes({"unseen_categories": {"zip": 2}})
+    'unseen categories: zip in 2 rows'
+    """
+    parts = []
+    for name, columns in notes.items():
+        cells = ", ".join(f"{column} in {rows} row{'' if rows == 1 else 's'}" for column, rows in columns.items())
+        parts.append(f"{name.replace('_', ' ')}: {cells}")
+    return "; ".join(parts)
 
 
 def _format_prediction(prediction: dict[str, Any]) -> str:

@@ -138,13 +138,16 @@ def _choose_column(column: ColumnFacts, alone: tuple[str, float] | None) -> Colu
     reason = _reason_to_drop(column)
     if reason:
         return ColumnChoice(column.name, "drop", reason)
+    if column.other_dates >= NEARLY_ALL:
+        example = column.examples[0]
+        reason = f"dates that are not written year first, such as {example}: write 2024-01-31 to split by time"
+        return ColumnChoice(column.name, "drop", reason)
     if column.dates >= NEARLY_ALL:
         return ColumnChoice(column.name, "time", f"dates, such as {column.examples[0]}: kept for the split, no feature")
     warning = ""
     if alone is not None and alone[1] >= ALONE:
-        warning = (
-            f"alone predicts the target ({alone[0]} {alone[1]:.3f}): is it known before the target is? else drop it"
-        )
+        score = f"{alone[0]} {alone[1]:.3f}"
+        warning = f"alone predicts the target ({score}): is it known before the target is? else move it to drop"
     role, reason = _kind(column)
     return ColumnChoice(column.name, role, reason, warning)
 

@@ -21,6 +21,7 @@ from mlflowkit.bundle import TextRule
 from mlflowkit.errors import UsageError
 from mlflowkit.features.cells import DEFAULT_MISSING, number_of
 from mlflowkit.features.column_findings import CODE
+from mlflowkit.features.column_findings import DATE as LOOSE_DATE
 from mlflowkit.system.text import first_line, shell_word
 
 MAX_ROWS = 200_000
@@ -46,6 +47,7 @@ class ColumnFacts:
     numbers     share that are numbers by the file's rule
     codes       share that are numbers with a leading zero, such as 02116
     dates       share that are ISO 8601 dates or times
+    other_dates share that look like dates or times of another form, such as 31/01/2024
     booleans    share that are true or false
     whole       whether all numbers are whole
     rising      whether the numbers rise from row to row
@@ -62,6 +64,7 @@ class ColumnFacts:
     numbers: float
     codes: float
     dates: float
+    other_dates: float
     booleans: float
     whole: bool
     rising: bool
@@ -234,6 +237,9 @@ def _column_facts(column: pd.Series, rule: TextRule) -> ColumnFacts:
         numbers=share(numbers),
         codes=share(codes),
         dates=share({text for text in present if DATE.fullmatch(stripped[text])}),
+        other_dates=share(
+            {text for text in present if LOOSE_DATE.match(text) and not DATE.fullmatch(stripped[text])} - numbers
+        ),
         booleans=share({text for text in present if stripped[text].lower() in ("true", "false")}),
         whole=bool(len(series)) and bool((series == np.floor(series)).all()),
         rising=len(series) > 1 and bool((np.diff(series) > 0).all()),

@@ -276,7 +276,8 @@ class Schema:
             if tensor is None:
                 raise self._unknown_tensor(name)
             sent = item.get("datatype")
-            if sent != tensor.datatype and not (tensor.datatype == "BYTES" and tensor.columns and sent in NUMERIC):
+            convertible = type(sent) is str and sent in NUMERIC and tensor.datatype == "BYTES" and tensor.columns
+            if sent != tensor.datatype and not convertible:
                 raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected")
             width = self.widths[name]
             shape = item.get("shape")
