@@ -21,7 +21,7 @@ MAX_NAMED = 5
 """Categories or classes that a message names."""
 ChangeKind = Literal[
     "column-removed", "column-added", "column-kind", "column-order", "input", "category-removed", "task", "classes",
-    "output", "texts",
+    "output", "texts", "threshold",
 ]  # fmt: skip
 Categories = Mapping[str, frozenset[str]]
 """Every training value of a categorical column, for the columns where all of them are known."""
@@ -175,6 +175,10 @@ def _answer_changes(champion: Signature, candidate: Signature) -> Iterable[Signa
         return
     if champion.classes != candidate.classes:
         yield SignatureChange("classes", "classes", True, _classes_message(champion.classes, candidate.classes))
+    elif champion.threshold != candidate.threshold:
+        old, new = (0.5 if side.threshold is None else side.threshold for side in (champion, candidate))
+        message = f"{champion.classes[-1]} is the label from a probability of {new:.4g} on, and was from {old:.4g}"
+        yield SignatureChange("threshold", "label", False, message)
     before = {tensor.name: tensor for tensor in champion.outputs}
     now = {tensor.name: tensor for tensor in candidate.outputs}
     for name, tensor in before.items():

@@ -163,3 +163,12 @@ def test_a_rollout_of_an_older_release_is_still_read() -> None:
     changed = replace(state, signature_changes=compare_signatures(signature(), signature(numeric=("age",))))
     assert RolloutState.from_json(json.loads(json.dumps(changed.to_json()))) == changed
     assert policy.warnings(changed) == ("breaks clients: column income is gone: requests that have it are refused",)
+
+
+def test_another_decision_threshold_is_told() -> None:
+    champion = signature()
+    (change,) = compare_signatures(champion, champion.model_copy(update={"threshold": 0.05}))
+    assert (change.kind, change.breaking) == ("threshold", False)
+    assert change.message == f"{champion.classes[-1]} is the label from a probability of 0.05 on, and was from 0.5"
+    again = champion.model_copy(update={"threshold": 0.05})
+    assert compare_signatures(again, again) == ()
