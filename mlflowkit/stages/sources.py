@@ -80,8 +80,8 @@ class TextKeys(DataSource):
     """Keys of sources whose columns may hold texts."""
 
     missing: list[str | int | float] | None = None
-    """Texts that say that a value is missing, in every column; the empty field always does. Without it those of pyarrow
-    (NA, N/A, NaN, null, ...) in CSV files, except in columns declared categorical, and none elsewhere."""
+    """Texts that say that a value is missing, in every column of texts; the empty field always does. Without it those
+    of pyarrow (NA, N/A, NaN, null, ...) in CSV files, except in columns declared categorical, and none elsewhere."""
     trim: bool = False
     """Remove blanks around texts and the names of columns."""
     decimal: str = Field(default=".", min_length=1, max_length=1)
