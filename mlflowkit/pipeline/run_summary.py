@@ -73,5 +73,5 @@ def _step(step: StepRecord) -> dict[str, Json]:
     shown = {name: getattr(step, name) for name in ("stage", "action", "status", "reason", "fingerprint", "digest")}
     shown["remeasure"] = step.result is not None and step.result.remeasure
     findings = None if step.result is None else step.result.summary.get("findings")
-    told = {"findings": findings} if findings else {}
-    return {**shown, "seconds": round(step.seconds, 3), **told, **({"error": step.error} if step.error else {})}
+    extra = {"findings": findings} if findings else {}
+    return {**shown, "seconds": round(step.seconds, 3), **extra, **({"error": step.error} if step.error else {})}

@@ -175,13 +175,13 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         orders=spec.order_texts,
     )
     (context.out / "table.json").write_text(info.model_dump_json(indent=1))
-    told: dict[str, Json] = {
+    details: dict[str, Json] = {
         "missing_texts": {name: dict(counts) for name, counts in read.missing.items()},
         "findings": [finding.to_json() for finding in findings],
     }
     return StageResult(
         metrics={f"rows_{part}": float(rows) for part, rows in info.rows.items()},
-        summary=_summary(spec, table, info, parts) | told,
+        summary=_summary(spec, table, info, parts) | details,
     )
 
 

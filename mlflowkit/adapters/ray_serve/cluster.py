@@ -203,16 +203,18 @@ def _not_started(state: Path, reason: str) -> EngineError:
     record = read_record(state)
     if record is None:
         return EngineError("the local Ray was stopped while it started", hint="mlkit up RECIPE")
-    told = reason or record.message or "the supervisor ended"
+    problem = reason or record.message or "the supervisor ended"
     cause = ray_logs.cause(Path(record.temp_dir)) if record.owned else ""
-    if cause and cause not in told:
-        told = f"{told}; {cause}"
+    if cause and cause not in problem:
+        problem = f"{problem}; {cause}"
     if not record.owned:
         address = os.environ.get("RAY_ADDRESS", "") or record.address
-        message = f"the Ray that RAY_ADDRESS names ({address}) cannot be used: {told}"
+        message = f"the Ray that RAY_ADDRESS names ({address}) cannot be used: {problem}"
         return EngineError(message, hint="unset RAY_ADDRESS to use a local one, or look at that cluster: ray status")
     hint = f"give it more time: export {starting.SETTING}={2 * starting.first_seconds():g}"
-    return EngineError(f"the local Ray did not start: {told}", hint=f"{hint}; tail -n 50 {shell_word(log_path(state))}")
+    return EngineError(
+        f"the local Ray did not start: {problem}", hint=f"{hint}; tail -n 50 {shell_word(log_path(state))}"
+    )
 
 
 def stop(state: Path) -> bool:

@@ -45,8 +45,8 @@ def cause(temp_dir: Path) -> str:
         text = _tail(temp_dir / ownership.RAY / "session_latest" / "logs" / name, TAIL_BYTES)
         lines = [line for line in text.splitlines() if _FATAL.search(line) and not _FRAME.search(line)]
         if lines:
-            said = "; ".join(_HEAD.sub("", line).strip() for line in lines[-CAUSE_LINES:])
-            return f"{name}: {said[:MAX_CAUSE]}"
+            cause = "; ".join(_HEAD.sub("", line).strip() for line in lines[-CAUSE_LINES:])
+            return f"{name}: {cause[:MAX_CAUSE]}"
     return ""
 
 

@@ -92,8 +92,8 @@ def prove(token: str, role: Literal["gateway", "model"], gateway_nonce: str, mod
 
 def is_proof(head: Mapping[str, Any], expected: str) -> bool:
     """Whether a frame has the expected proof, whatever else it has in its place."""
-    found = head.get("proof")
-    return isinstance(found, str) and hmac.compare_digest(found.encode("utf-8", "replace"), expected.encode())
+    proof = head.get("proof")
+    return isinstance(proof, str) and hmac.compare_digest(proof.encode("utf-8", "replace"), expected.encode())
 
 
 def nonce_of(head: Mapping[str, Any]) -> str:

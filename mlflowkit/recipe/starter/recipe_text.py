@@ -99,8 +99,8 @@ def _source_keys(choices: RecipeChoices) -> Iterator[str]:
 def _default_tokens(choices: RecipeChoices) -> list[str]:
     """Default tokens that occur in the file: a list of one's own replaces the default."""
     labels = set(choices.facts.table[choices.target].str.strip()) if choices.classes else set()
-    found = {token for column in choices.facts.columns for token in column.tokens} | labels
-    return [token for token in DEFAULT_MISSING if token in found]
+    tokens = {token for column in choices.facts.columns for token in column.tokens} | labels
+    return [token for token in DEFAULT_MISSING if token in tokens]
 
 
 def _drop(columns: tuple[ColumnChoice, ...]) -> Iterator[str]:

@@ -84,18 +84,18 @@ class _LabelledRow:
     values: dict[str, dict[str, tuple[float, float, Any]]] = field(default_factory=dict)
 
     def add(self, source: str, received: float, value: Any) -> None:
-        said = self.values.setdefault(source, {})
+        labels = self.values.setdefault(source, {})
         key = json.dumps(value)
-        first, last, _ = said.get(key, (received, received, value))
-        said[key] = (min(first, received), max(last, received), value)
+        first, last, _ = labels.get(key, (received, received, value))
+        labels[key] = (min(first, received), max(last, received), value)
 
     def decided(self) -> tuple[str, Any, int, int]:
         """(source, value, corrections, conflicts)."""
-        began = {source: min(first for first, _, _ in said.values()) for source, said in self.values.items()}
+        began = {source: min(first for first, _, _ in labels.values()) for source, labels in self.values.items()}
         owner = min(began, key=lambda source: (began[source], source))
         final = {
-            source: max(said.items(), key=lambda item: (item[1][1], item[0]))[1][2]
-            for source, said in self.values.items()
+            source: max(labels.items(), key=lambda item: (item[1][1], item[0]))[1][2]
+            for source, labels in self.values.items()
         }
         value = final[owner]
         return owner, value, len(self.values[owner]) - 1, sum(other != value for other in final.values())
@@ -131,8 +131,8 @@ def join_request(
                 rows.setdefault(row, _LabelledRow()).add(item.source, received, _plain(value, kind, answers[row]))
     quality: dict[tuple[str, str], Moments] = {}
     conflicts = corrections = unknown = 0
-    for row, said in sorted(rows.items()):
-        source, actual, corrected, differing = said.decided()
+    for row, labels in sorted(rows.items()):
+        source, actual, corrected, differing = labels.decided()
         corrections += corrected
         conflicts += differing
         scores = _scores(answers[row], actual)
