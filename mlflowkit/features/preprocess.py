@@ -109,7 +109,7 @@ def open_table(folder: Path) -> Table:
         raise DataError("the table has no feature columns", hint="mlkit explain RECIPE data.columns shows what is used")
     offsets = tuple(column.get("offset", 0.0) for column in info["features"] if column["kind"] == "numeric")
     orders = info.get("orders", {})
-    ordered = tuple(tuple(orders.get(name, ())) for name in columns["categorical"])
+    ordered = tuple(tuple(orders.get(name, ())) for name in columns["categorical"]) if orders else ()
     features = Features(**columns, offsets=offsets, orders=ordered)
     classes = tuple(info["classes"])
     return Table(folder, info["task"], info["target"], features, classes, info.get("target_offset", 0.0))

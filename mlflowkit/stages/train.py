@@ -309,8 +309,9 @@ def _fit(spec: Spec, context: StageContext) -> FitResult:
         "spec": spec.model_dump(mode="json"),
         **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
     }
-    if not any(result.features.offsets):
-        del description["features"]["offsets"]
+    for name in ("offsets", "orders"):
+        if not any(getattr(result.features, name)):
+            del description["features"][name]
     (context.out / "spec.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))
     return result
 

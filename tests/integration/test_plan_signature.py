@@ -65,7 +65,7 @@ def test_a_run_that_would_break_clients_ends_before_it_trains(mlkit: Any) -> Non
     code, out = mlkit("plan", "--json")
     plan = json.loads(out)
     assert {step["stage"]: step["action"] for step in plan["steps"]}["train"] == "run"
-    assert [change["message"] for change in plan["signature_changes"]] == [TOLD]
+    assert [change["message"] for change in plan["signature_changes"] if change["breaking"]] == [TOLD]
     assert f"warning: breaks clients: {TOLD}" in mlkit("plan")[1]
 
 
@@ -73,4 +73,4 @@ def test_what_allows_it_lets_it_train(mlkit: Any) -> None:
     assert mlkit("run", "--until", "package", "--json")[0] == 0  # nothing is swapped
     code, out = mlkit("plan", "--allow-breaking", "--json")
     assert code == 0
-    assert [change["message"] for change in json.loads(out)["signature_changes"]] == [TOLD]  # still told
+    assert [change["message"] for change in json.loads(out)["signature_changes"] if change["breaking"]] == [TOLD]

@@ -27,7 +27,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
     (files.folder / name).write_text(content)
     with pytest.raises(ServiceError, match=name) as told:
         RayServePlatform(tmp_path).status()
-    assert told.value.hint.startswith("remove ")
+    assert told.value.hint.startswith("rm ")
 
 
 def test_a_damaged_service_does_not_stop_the_reconciler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
