@@ -46,6 +46,12 @@ def connect(running: InProcess, stack: ExitStack) -> socket.socket:
     return stack.enter_context(socket.create_connection(("127.0.0.1", running.listener.port), timeout=10))
 
 
+def _wait_in_loop(stopped: threading.Event, go_on: threading.Event) -> None:
+    """Hold up the event loop until ``go_on``."""
+    stopped.set()
+    go_on.wait(10)
+
+
 def test_a_burst_beyond_the_queue_is_refused_on_connections_that_stay(
     start: Callable[..., InProcess], first: Bundle
 ) -> None:
@@ -56,14 +62,16 @@ def test_a_burst_beyond_the_queue_is_refused_on_connections_that_stay(
         for one in crowd:
             one.sendall(post())
             assert reply(one)[0] == 200
-        stopped, go_on = threading.Event(), threading.Event()
-        running.listener.loop.call_soon_threadsafe(lambda: (stopped.set(), go_on.wait(10)))
-        assert stopped.wait(10)
-        for one in crowd:
-            one.sendall(post())
-        go_on.set()
-        replies = [reply(one) for one in crowd]
-        codes = Counter(status for status, _, _ in replies)
+        codes: Counter[int] = Counter()
+        while 503 not in codes:  # a slow machine may read the burst in parts, each of which the queue holds
+            stopped, go_on = threading.Event(), threading.Event()
+            running.listener.loop.call_soon_threadsafe(_wait_in_loop, stopped, go_on)
+            assert stopped.wait(10)
+            for one in crowd:
+                one.sendall(post())
+            go_on.set()
+            replies = [reply(one) for one in crowd]
+            codes = Counter(status for status, _, _ in replies)
         assert codes.keys() == {200, 503}, codes
         assert codes[200] >= 4
         for status, headers, body in replies:
