@@ -71,10 +71,10 @@ def endless(first: bytes, more: bytes) -> Callable[[int, threading.Event], None]
     """Sends the same bytes until it is cut off."""
 
     def act(port: int, over: threading.Event) -> None:
-        with connect(port) as one:
-            one.sendall(first)
+        with connect(port) as connection:
+            connection.sendall(first)
             while not over.wait(0.002):
-                one.sendall(more)
+                connection.sendall(more)
 
     return act
 
@@ -85,12 +85,12 @@ def dripping(first: bytes, drop: bytes, count: int) -> Callable[[int, threading.
     def act(port: int, over: threading.Event) -> None:
         with ExitStack() as stack:
             crowd = [stack.enter_context(connect(port)) for _ in range(count)]
-            for one in crowd:
-                one.sendall(first)
+            for connection in crowd:
+                connection.sendall(first)
             while not over.wait(1.0):
-                for one in crowd:
+                for connection in crowd:
                     with suppress(OSError):
-                        one.sendall(drop)
+                        connection.sendall(drop)
 
     return act
 
@@ -99,9 +99,9 @@ def idle(port: int, over: threading.Event) -> None:
     """Holds connections that ask for nothing: half of them have asked once."""
     with ExitStack() as stack:
         for number in range(400):
-            one = stack.enter_context(connect(port))
+            connection = stack.enter_context(connect(port))
             if number % 2:
-                one.sendall(b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n")
+                connection.sendall(b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n")
         over.wait(5.0)
 
 
@@ -110,12 +110,12 @@ def never_reading(port: int, over: threading.Event) -> None:
     request = b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"
     with ExitStack() as stack:
         for _ in range(10):
-            one = stack.enter_context(socket.socket())
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            one.settimeout(0.2)
-            one.connect(("127.0.0.1", port))
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.settimeout(0.2)
+            connection.connect(("127.0.0.1", port))
             with suppress(OSError):
-                one.sendall(request * 60)
+                connection.sendall(request * 60)
         over.wait(5.0)
 
 
@@ -124,25 +124,25 @@ def feedback(port: int, over: threading.Event) -> None:
     items = [{"id": f"{number:024x}", "label": "good"} for number in range(500)]
     body = json.dumps({"feedback": items}).encode()
     head = b"POST /v2/feedback HTTP/1.1\r\n" + HOST + b"content-type: application/json\r\n"
-    with connect(port) as one:
+    with connect(port) as connection:
         while not over.is_set():
-            one.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-            one.recv(65536)
+            connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            connection.recv(65536)
             over.wait(0.1)
 
 
 def pipelining(port: int, over: threading.Event) -> None:
     """Sends thousands of requests without reading an answer."""
-    with connect(port) as one:
-        one.sendall((b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n") * 5000)
+    with connect(port) as connection:
+        connection.sendall((b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n") * 5000)
         over.wait(0.5)
 
 
 def bombs(port: int, over: threading.Event) -> None:
     """Sends 256 MiB of zeros in one."""
-    with connect(port) as one:
-        one.sendall(POST + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(BOMB) + BOMB)
-        one.recv(65536)
+    with connect(port) as connection:
+        connection.sendall(POST + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(BOMB) + BOMB)
+        connection.recv(65536)
         over.wait(0.2)
 
 
@@ -184,9 +184,9 @@ def behave(port: int, seconds: float) -> dict[str, float]:
 def memory_mb(process: psutil.Process) -> float:
     """Resident memory of the gateway and its observer."""
     total = 0.0
-    for one in (process, *process.children(recursive=True)):
+    for member in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            total += one.memory_info().rss / 2**20
+            total += member.memory_info().rss / 2**20
     return total
 
 
@@ -218,11 +218,11 @@ def table(results: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     return [
         {
             "attack": name,
-            "p50": spread([one["p50"] for one in rounds], "ms"),
-            "p99": spread([one["p99"] for one in rounds], "ms"),
+            "p50": spread([result["p50"] for result in rounds], "ms"),
+            "p99": spread([result["p99"] for result in rounds], "ms"),
             "to undisturbed": spread([a["p99"] / b["p99"] for a, b in zip(rounds, quiet, strict=True)], "x"),
-            "growth": spread([one["growth"] for one in rounds], "MB"),
-            "failed": int(sum(one["failed"] for one in rounds)),
+            "growth": spread([result["growth"] for result in rounds], "MB"),
+            "failed": int(sum(result["failed"] for result in rounds)),
         }
         for name, rounds in results.items()
     ]

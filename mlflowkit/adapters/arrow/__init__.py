@@ -60,8 +60,8 @@ class ArrowTables:
         require_same_columns(files, headers)
         keys = [name for name in (folders[0] if folders else ()) if name not in shown[0]]
         names = remaining_columns(files[0], [*shown[0], *keys], skip)
-        wanted = [raw for raw, name in zip(headers[0], shown[0], strict=True) if name in names]
-        readers, rows = csv_files.read_columns(files, separator, wanted, plan, trim=trim)
+        included = [raw for raw, name in zip(headers[0], shown[0], strict=True) if name in names]
+        readers, rows = csv_files.read_columns(files, separator, included, plan, trim=trim)
         readers += _folder_columns(files, folders, rows, keys, names, plan)
         table = pa.table({reader.name: reader.values() for reader in readers})
         missing = {reader.name: dict(reader.missing) for reader in readers if reader.missing}

@@ -72,8 +72,8 @@ def common_type(types: Sequence[pa.DataType]) -> pa.DataType:
 
 def _common_decimal(types: Sequence[pa.DataType]) -> pa.DataType:
     scale = max(kind.scale if pa.types.is_decimal(kind) else 0 for kind in types)
-    whole = max(kind.precision - kind.scale if pa.types.is_decimal(kind) else 19 for kind in types)
-    return pa.decimal128(whole + scale, scale) if whole + scale <= MAX_DIGITS else pa.float64()
+    integer_digits = max(kind.precision - kind.scale if pa.types.is_decimal(kind) else 19 for kind in types)
+    return pa.decimal128(integer_digits + scale, scale) if integer_digits + scale <= MAX_DIGITS else pa.float64()
 
 
 def _convert(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -95,17 +95,19 @@ def _require_memory(file: Path, reader: parquet.ParquetFile, names: Sequence[str
         return
     rows = reader.metadata.num_rows
     width = sum(_row_bytes(reader.schema_arrow.field(name).type) for name in names)
-    wanted = set(names)
+    included = set(names)
     pages = 0
     for group in range(reader.metadata.num_row_groups):
         columns = reader.metadata.row_group(group)
         chunks = (columns.column(index) for index in range(columns.num_columns))
-        pages += sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted)
+        pages += sum(
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in included
+        )
     needed = max(rows * width, pages)
     if needed > free:
         message = (
             f"{file} of {file.stat().st_size / 2**20:,.1f} MiB expands to {needed / 2**30:,.1f} GiB at least "
-            f"({rows:,} rows of {len(wanted)} columns), and {free / 2**30:,.1f} GiB of memory are free"
+            f"({rows:,} rows of {len(included)} columns), and {free / 2**30:,.1f} GiB of memory are free"
         )
         raise DataError(message, hint="read fewer columns (data.drop) or fewer rows, or use a machine with more memory")
 

@@ -292,7 +292,7 @@ def _remove_leftovers(state: Path, cluster: Cluster | None, *, crashed: bool = T
         members = {*process_group(cluster), cluster.key}
         ownership.kill(members - (_answering(state, members) if spare else set()), _reap)
     if crashed:
-        ray_logs.keep(Path(cluster.temp_dir), state)
+        ray_logs.save_crash_logs(Path(cluster.temp_dir), state)
     ownership.remove_temp_dir(Path(cluster.temp_dir), state)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import serve
 
-from mlflowkit.adapters.ray_serve.isolated import keep_to_loopback
+from mlflowkit.adapters.ray_serve.isolated import bind_replica_to_loopback
 from mlflowkit.system.files import use_private_umask
 
 PROFILER = "mlflowkit.adapters.whylogs:WhylogsProfiler"
@@ -28,7 +28,7 @@ class GatewayReplica:
         from mlflowkit.serving.replica import Replica
 
         use_private_umask()  # a Ray of someone else's did not inherit ours
-        keep_to_loopback()
+        bind_replica_to_loopback()
         name = serve.get_replica_context().replica_id.unique_id
         remotes, service = RayRemoteModels(Path(folder)), Path(folder)
         self._replica = Replica(

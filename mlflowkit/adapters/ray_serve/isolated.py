@@ -104,7 +104,7 @@ class IsolatedModel:
 
         from mlflowkit.serving.inference.variants import load_variant
 
-        keep_to_loopback()
+        bind_replica_to_loopback()
         model = load_variant(replace(Variant(**variant), placement="colocated"), resolve_name(runtime)(), threads)
         if memory is not None:
             limit_memory(memory)
@@ -343,7 +343,7 @@ def unreachable_reason(address: ReplicaAddress, digest: str) -> str:
     return ""
 
 
-def keep_to_loopback() -> None:
+def bind_replica_to_loopback() -> None:
     """Where Ray keeps to loopback, make this replica's own gRPC server keep to it too.
 
     Serve opens one on every interface when the replica is created, checks no token there, and unpickles incoming

@@ -32,7 +32,7 @@ SHORT_SECONDS = 10.0
 _log = logging.getLogger("mlflowkit.keeper")
 
 
-def keep(state: Path, supervisor: ProcessKey, runtime: str, sidecars: Sequence[str]) -> None:
+def restart_after(state: Path, supervisor: ProcessKey, runtime: str, sidecars: Sequence[str]) -> None:
     """Wait until ``supervisor`` has ended, and start another if its services are still to be up."""
     began = time.monotonic()
     wait_for_end(supervisor)
@@ -72,11 +72,11 @@ def main(arguments: list[str]) -> int:
     state, pid, (runtime, *sidecars) = Path(arguments[0]), int(arguments[1]), arguments[2:]
     started = process_started(pid)
     if started is not None and os.getppid() == pid:
-        keep(state, (pid, started), runtime, sidecars)
+        restart_after(state, (pid, started), runtime, sidecars)
     else:
         record = clusters.read_record(state)
         if record is not None and record.pid == pid:
-            keep(state, record.key, runtime, sidecars)
+            restart_after(state, record.key, runtime, sidecars)
     return 0
 
 

@@ -50,7 +50,7 @@ def cause(temp_dir: Path) -> str:
     return ""
 
 
-def keep(temp_dir: Path, state: Path) -> Path | None:
+def save_crash_logs(temp_dir: Path, state: Path) -> Path | None:
     """Copy the ends of Ray's logs to ``<state>/ray/crashes``, where the last few stay; returns the new folder."""
     if not ownership.owns_temp_dir(temp_dir, state):
         return None

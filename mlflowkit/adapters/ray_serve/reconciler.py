@@ -77,7 +77,7 @@ def _running_ray(state: Path) -> Iterator[bool]:
     if record is None:
         raise EngineError(f"no supervisor runs on {state}", hint="mlkit up RECIPE")
     if record.owned:  # of the previous reconciler
-        ray_logs.keep(Path(record.temp_dir), state)
+        ray_logs.save_crash_logs(Path(record.temp_dir), state)
         ownership.remove_temp_dir(Path(record.temp_dir), state)
     import ray
 

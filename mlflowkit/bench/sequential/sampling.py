@@ -161,8 +161,8 @@ class SequentialMeasurement:
         last = rounds >= self.budget.rounds or seconds >= self.budget.seconds
         if not last and (rounds - self._first < STRETCH_ROUNDS or self._stretch_seconds(seconds) < STRETCH_SECONDS):
             return ()
-        seen = observe(self._moment, self.read(), self.cores, single_threaded=self.single_threaded)
-        self._stretches.append(Stretch(self._first, rounds, seen))
+        load = observe(self._moment, self.read(), self.cores, single_threaded=self.single_threaded)
+        self._stretches.append(Stretch(self._first, rounds, load))
         self._first = rounds
         if last or rounds >= self._next_look:
             self._look, self._next_look = self._look + 1, 2 * rounds

@@ -86,31 +86,49 @@ def predict(
 
     With --out or --model a file of any size is read in batches, and columns that the model does not take are ignored.
     """
-    if service is not None and endpoint is not None:
-        raise UsageError("give a service or --endpoint, not both", hint="mlkit predict --help")
-    if rows is not None and file is not None:
-        raise UsageError("give --rows or --file, not both", hint="mlkit predict --help")
-    if missing_columns not in ("error", "null"):
-        raise UsageError(f"--missing-columns {missing_columns}: error or null is expected", hint="mlkit predict --help")
+    _check_options(service, endpoint, rows, file, model, missing_columns)
     request = ScoringRequest(file, rows, out, keep, prefix, missing_columns == "null", separator, json)
     if model is not None:
-        if service is not None or endpoint is not None:
-            raise UsageError("give --model or a service, not both", hint="mlkit predict --help")
         score_with_bundle(state_folder(state), model, request)
         return
     url = endpoint or endpoint_of(state_folder(state), service, "mlkit predict")
     client = _Client(url, {} if key is None else {"authorization": f"Bearer {key}"})
     if out is not None or (file is not None and file.suffix not in (".json", ".csv", "")):
         score_with_service(url, client.request, request)
-        return
-    inputs = _rows(rows, file, client)
+    else:
+        _predict_rows(client, _rows(rows, file, client), json)
+
+
+def _check_options(
+    service: str | None,
+    endpoint: str | None,
+    rows: str | None,
+    file: Path | None,
+    model: str | None,
+    missing_columns: str,
+) -> None:
+    """Raise UsageError for options that exclude each other, and for an unknown value."""
+    excluding = [
+        (service is not None and endpoint is not None, "a service or --endpoint"),
+        (rows is not None and file is not None, "--rows or --file"),
+        (model is not None and (service is not None or endpoint is not None), "--model or a service"),
+    ]
+    for both, names in excluding:
+        if both:
+            raise UsageError(f"give {names}, not both", hint="mlkit predict --help")
+    if missing_columns not in ("error", "null"):
+        raise UsageError(f"--missing-columns {missing_columns}: error or null is expected", hint="mlkit predict --help")
+
+
+def _predict_rows(client: _Client, inputs: Sequence[Any], json: bool) -> None:
+    """Request predictions of a few rows and print them, with what the service notes about them."""
     if not inputs:
         raise UsageError("there are no rows to predict", hint="--rows '[{\"column\": value}]'")
     replies = list(_predict(client, inputs))
     predictions = [prediction for reply in replies for prediction in reply["predictions"]]
     served = {name: replies[-1][name] for name in ("model_name", "model_version")}
     notes = [reply["notes"] for reply in replies if reply.get("notes")]
-    value = {"endpoint": url, **served, "predictions": predictions, **({"notes": notes} if notes else {})}
+    value = {"endpoint": client.url, **served, "predictions": predictions, **({"notes": notes} if notes else {})}
     for reply_notes in notes:
         note(f"warning: {_format_notes(reply_notes)}")
     print_result(value, "\n".join(map(_format_prediction, predictions)), json)

@@ -111,12 +111,12 @@ def test_logs_of_the_last_crashes_are_kept_and_no_more(state: Path, monkeypatch:
         clock = [1_790_000_000.0 + 100 * crash for crash in range(5)]
         for now in clock:
             monkeypatch.setattr(time, "gmtime", lambda now=now: time.localtime(now))
-            ray_logs.keep(folder, state)
+            ray_logs.save_crash_logs(folder, state)
         kept = sorted((state / "ray" / "crashes").iterdir())
         assert len(kept) == ray_logs.KEPT_CRASHES
         assert [path.name for path in kept[-1].iterdir()] == ["raylet.err"]
         assert (kept[-1] / "raylet.err").read_text() == FATAL
-        assert ray_logs.keep(folder, state / "other") is None, "the folder of another state"
+        assert ray_logs.save_crash_logs(folder, state / "other") is None, "the folder of another state"
     finally:
         shutil.rmtree(folder)
 
