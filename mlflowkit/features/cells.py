@@ -77,11 +77,6 @@ def categorical_columns(signature: Signature) -> tuple[str, ...]:
     return tuple(name for tensor in signature.inputs if tensor.datatype == "BYTES" for name in tensor.columns)
 
 
-def number_rule(rule: TextRule) -> TextRule:
-    """The rule of numbers in files: one without texts of missing values (of older bundles) has the default ones."""
-    return rule if rule.missing else rule.model_copy(update={"missing": DEFAULT_MISSING})
-
-
 def number_of(text: str, rule: TextRule) -> float | bool | None:
     """The number that a text is, by a table's rule; None for a missing value, true and false for booleans.
 

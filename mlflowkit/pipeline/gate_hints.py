@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mlflowkit.judging.metrics import LATENCY, LATENCY_RATIOS, TIMES
 from mlflowkit.values import Outcome, RunRecord, Verdict
@@ -22,11 +22,11 @@ def gate_hint(record: RunRecord, verdicts: Sequence[Verdict], options: Sequence[
     command = _command(record, options)
     remedies = []
     if any(verdict.remeasure for verdict in verdicts):
-        seconds = LONGER * float((record.recipe.get("latency") or {}).get("seconds", 30.0))
+        budget = record.recipe.get("latency") or {}
+        seconds, rounds = LONGER * float(budget.get("seconds", 30.0)), LONGER * int(budget.get("rounds", 2000))
         remedies.append(f"{command} measures the latency again, and only that")
-        remedies.append(
-            f"{_command(record, options, 'latency.seconds')} latency.seconds={seconds:g} lets it take longer"
-        )
+        longer = _command(record, options, {"latency.seconds", "latency.rounds"})
+        remedies.append(f"{longer} latency.seconds={seconds:g} latency.rounds={rounds} lets it take longer")
     failed = [verdict for verdict in verdicts if verdict.metric in TIMES and verdict.outcome is Outcome.FAILED]
     if any(verdict.measurement is not None for verdict in failed):
         remedies.append(f"{command} --force evaluate measures the latency again")
@@ -38,8 +38,9 @@ def gate_hint(record: RunRecord, verdicts: Sequence[Verdict], options: Sequence[
     return "; ".join(remedies)
 
 
-def _command(record: RunRecord, options: Sequence[str], replaced: str = "") -> str:
-    overrides = [text for text in record.overrides if not replaced or text.partition("=")[0].lstrip("+") != replaced]
+def _command(record: RunRecord, options: Sequence[str], replaced: Collection[str] = ()) -> str:
+    """The command that made a run, without its overrides of the keys ``replaced``."""
+    overrides = [text for text in record.overrides if text.partition("=")[0].lstrip("+") not in replaced]
     return shlex.join(["mlkit", "run", record.recipe_path, *options, *overrides])
 
 

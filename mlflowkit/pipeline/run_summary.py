@@ -44,6 +44,7 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "blessing": json.loads(blessing.read_bytes()) if blessing is not None and blessing.exists() else None,
         "verdicts": [{**asdict(verdict), "verdict": str(verdict.outcome)} for verdict in verdicts],
         "metrics": {} if evaluation is None else dict(evaluation.metrics),
+        "decision": _decision(steps.get("export")),
         "importance": None if evaluation is None else evaluation.summary.get("importance"),
         "service": serve.get("service") if record.endpoint else None,
         "endpoint": record.endpoint or None,
@@ -67,6 +68,11 @@ def _report(record: RunRecord, state: Path) -> str:
 def nothing_ran(summary: Mapping[str, Json]) -> bool:
     """Whether every step of a run was reused."""
     return all(step["action"] == "reuse" for step in summary["steps"] if step["status"] == "done")
+
+
+def _decision(export: StepRecord | None) -> Json:
+    """The decision threshold that the export stage chose, or null."""
+    return None if export is None or export.result is None else export.result.summary.get("decision")
 
 
 def _step(step: StepRecord) -> dict[str, Json]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import DataError
-from mlflowkit.features.cells import DEFAULT_MISSING, categorical_columns, category_rules, number_of, number_rule
+from mlflowkit.features.cells import DEFAULT_MISSING, categorical_columns, category_rules, number_of
 from mlflowkit.features.tensors import numeric_matrix
 from mlflowkit.features.text_columns import category_texts, clean_texts, without_marks
 from mlflowkit.serving.protocol.categories import known_spelling
@@ -60,7 +60,7 @@ def feature_frame(
                 texts, _ = clean_texts(_categories(column, name, known), rules[name])
                 columns[name] = texts.fill_null("").to_numpy(zero_copy_only=False)
             elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-                columns[name] = _parse_numbers(column.cast(pa.string()), name, number_rule(signature.texts), start)
+                columns[name] = _parse_numbers(column.cast(pa.string()), name, signature.texts, start)
             else:
                 frame = pd.DataFrame({name: column.to_pandas()})
                 columns[name] = _require_finite(numeric_matrix(frame, [name], np.float64)[:, 0], name, start)

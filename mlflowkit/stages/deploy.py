@@ -223,6 +223,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     result = {"service": service, "endpoint": endpoint, "version": manifest.version, **deployed, **notes}
     write_json(context.out / "service.json", result)
     has_keys = bool(spec.serve.auth.keys or spec.serve.auth.keys_env)
+    if "rollout" in deployed and champion is not None:
+        rows = _sample_rows(Path(champion.bundle)) or rows  # what clients send until the version is promoted
     return StageResult(summary={**result, "curl": curl(endpoint, rows[:1], keyed=has_keys)})
 
 
@@ -235,6 +237,15 @@ def curl(endpoint: str, rows: list[Any], *, keyed: bool = False) -> str:
     body = json.dumps({"rows": rows}, ensure_ascii=False, allow_nan=False)
     key = ' -H "authorization: Bearer $MLKIT_API_KEY"' if keyed else ""
     return f"curl -s {endpoint}/predict{key} -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def _sample_rows(bundle: Path) -> list[dict[str, Any]]:
+    """The sample rows of a bundle's evidence; [] where they cannot be read, for they are an example only."""
+    try:
+        rows = parse_json((bundle / "evidence" / "sample.json").read_bytes())["rows"]
+    except (OSError, ValueError, KeyError, TypeError, MlkitError):
+        return []
+    return list(rows)
 
 
 def _service_status(platform: Platform, service: str) -> ServiceStatus:
@@ -395,7 +406,7 @@ def _check_sample_rows(
 
     digest = bundle.manifest.identity
     sample = parse_json((bundle.path / "evidence" / "sample.json").read_bytes())
-    rows: list[dict[str, Any]] = list(sample["rows"])
+    rows = list(sample["rows"])
     table, header, auth = files.table(), spec.serve.routing.override_header, spec.serve.auth
     variants = () if table is None else table.variants
     name = next((variant.name for variant in variants if variant.digest == digest), None)

@@ -53,6 +53,7 @@ def test_the_threshold_is_what_graph_bundle_and_gates_have(tmp_path: Path) -> No
     assert (rows["score:yes"] < 0.5).loc[rows["prediction"] == "yes"].any()
     recall = ((rows["prediction"] == "yes") & (rows["target"] == "yes")).sum() / (rows["target"] == "yes").sum()
     assert run.metrics["recall"] == pytest.approx(recall)
+    assert run.answer["decision"]["threshold"] == decision["threshold"]
     importance = run.answer["importance"]
     assert set(importance["columns"]) == {"a", "b"}
     assert min(importance["columns"].values()) > 0.02

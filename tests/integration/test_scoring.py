@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
-from mlflowkit.bundle import open_bundle
+from mlflowkit.bundle import TextRule, open_bundle
+from mlflowkit.errors import DataError
+from mlflowkit.scoring.conversion import feature_frame
 from mlflowkit.scoring.predictors import GraphPredictor
 from mlflowkit.scoring.reading import RowFile, rows_of_json
 from mlflowkit.scoring.score import ScoringOptions, score
@@ -172,6 +175,22 @@ def test_a_bundle_that_was_altered_predicts_nothing(bundle: Path, tmp_path: Path
     done = predict("--model", copy, "--file", tmp_path / "rows.csv", "--out", tmp_path / "out.csv")
     assert done.returncode == 3
     assert "altered" in done.stderr
+
+
+@pytest.mark.parametrize(("missing", "reason"), [((), "'NA' is not a number"), (("NA",), "")])
+def test_a_list_of_no_missing_texts_is_meant(
+    missing: tuple[str, ...], reason: str, bundle: Path, tmp_path: Path
+) -> None:
+    """``data.source.missing: []`` is in the signature; the default texts are for bundles that say nothing."""
+    opened = open_bundle(bundle)
+    signature = opened.signature.model_copy(update={"texts": TextRule(missing=missing)})
+    table = rows_of_json(Path("rows.json"), json.dumps([{**features(ROWS[0]), "age": "NA"}])).batches
+    signature = type(signature).model_validate(signature.model_dump())
+    if reason:
+        with pytest.raises(DataError, match=reason):
+            feature_frame(next(table), signature, start=0, categories={})
+    else:
+        assert np.isnan(feature_frame(next(table), signature, start=0, categories={})["age"].iloc[0])
 
 
 class _Collect:

@@ -144,7 +144,7 @@ def test_the_hint_measures_again_or_lets_it_take_longer(folder: Path) -> None:
     commands = hint_of(TimedWorld(folder, UNDECIDED), GateInconclusiveError, options)
     start = ["mlkit", "run", str(folder / "recipe.yaml"), *options]
     assert commands[0][: len(start)] == start
-    assert commands[1][: len(start) + 1] == [*start, "latency.seconds=120"]
+    assert commands[1][: len(start) + 2] == [*start, "latency.seconds=120", "latency.rounds=8000"]
 
 
 def test_the_hint_loosens_a_gate_that_failed_by_its_position(folder: Path) -> None:

@@ -179,7 +179,7 @@ def _read(file: Path | None) -> str:
 
 def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
     """Parse rows of a CSV, with the model's metadata for numeric columns and for what texts mean."""
-    from mlflowkit.features.cells import category_rules, number_rule
+    from mlflowkit.features.cells import category_rules
 
     numeric, columns, rule = _model_columns(client)
     lines = _csv_lines(text, where)
@@ -191,7 +191,7 @@ def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
     ignored = [column for column in header if column not in columns] if columns else []
     if ignored:
         note(f"ignored, because the model does not take them: {format_list(ignored, 12)}")
-    categories, rule = category_rules(rule, header), number_rule(rule)
+    categories = category_rules(rule, header)
     rows = []
     for number, fields in lines:
         if len(fields) != len(header):
@@ -234,8 +234,12 @@ def _number(text: str, rule: TextRule, where: str) -> float | bool | None:
 
 
 def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str], TextRule]:
-    """The numeric columns of the service's model, all of them, and what texts mean to it."""
+    """The numeric columns of the service's model, all of them, and what texts mean to it.
+
+    A service of version 0.1 does not say; its model was trained with the default texts of missing values.
+    """
     from mlflowkit.bundle import TextRule
+    from mlflowkit.features.cells import DEFAULT_MISSING
 
     server = _get(client, "/v2")
     models = server.get("models") if isinstance(server, dict) else None
@@ -247,7 +251,8 @@ def _model_columns(client: _Client) -> tuple[frozenset[str], frozenset[str], Tex
     model = _get(client, f"/v2/models/{models[0]}")
     for tensor in model["inputs"]:
         columns[tensor["datatype"] != "BYTES"].update(tensor.get("parameters", {}).get("columns", ()))
-    rule = TextRule.model_validate(model.get("parameters", {}).get("texts", {}))
+    texts = model.get("parameters", {}).get("texts", {"missing": DEFAULT_MISSING})
+    rule = TextRule.model_validate(texts)
     return frozenset(columns[True]), frozenset(columns[True] | columns[False]), rule
 
 

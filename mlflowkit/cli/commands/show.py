@@ -47,6 +47,8 @@ def _print(value: dict[str, Json]) -> None:
             echo(f"            {step['error']}")
     for name, metric in value["metrics"].items():
         echo(f"  {name:<24} {metric:.6g}" if metric is not None else f"  {name:<24} undefined")
+    if decision := value.get("decision"):
+        echo(f"  decision threshold       {decision['threshold']:.6g} ({decision['rule']})")
     if importance := value.get("importance"):
         echo(f"  {importance['metric']} falls without (values shuffled)")
         for name, fall in importance["columns"].items():

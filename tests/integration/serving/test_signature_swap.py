@@ -189,7 +189,8 @@ def test_a_canary_tells_it_in_its_state_its_first_event_and_its_incident(
 
     monkeypatch.setattr(requests, "begin", begin)
     version, told = bundles["fewer"].manifest.version, "column income is gone: requests that have it are refused"
-    world.deploy(bundles["fewer"], strategy="canary", steps=[0, 50], metrics=ERRORS)
+    deployed = world.deploy(bundles["fewer"], strategy="canary", steps=[0, 50], metrics=ERRORS)
+    assert '"income"' in deployed["curl"], "the champion answers until the version is promoted"
     controller.step()
     assert world.warnings == [f"breaks clients: {told}"]
     assert world.ask() == (200, bundles["first"].manifest.version)  # mirrored requests only
