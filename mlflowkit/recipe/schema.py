@@ -59,7 +59,8 @@ class RecipeSchema(Section):
 
 def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
     """The Spec of each stage, keyed by stage; deploy is absent when the recipe has no ``serve``."""
-    task = recipe.task
+    task, split = recipe.task, recipe.data.split
+    time_column = split.column if split.kind == "time" else ""
     table = recipe.data.model_dump(exclude={"checks"})
     specs: dict[str, Section] = {
         "data": data_stage.Spec.model_validate({"task": task, **table}),
@@ -68,7 +69,7 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
         "export": export_stage.Spec(export=recipe.export, decision=recipe.decision),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
         "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates, latency=recipe.latency),
-        "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe)),
+        "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe), time_column=time_column),
     }
     if recipe.serve is not None:
         specs["deploy"] = deploy_stage.Spec(name=recipe.name, serve=recipe.serve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from mlflowkit import bundle
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.judging import gates
+from mlflowkit.judging.shift.reference import EVIDENCE
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
+from mlflowkit.stages import monitor_evidence
 from mlflowkit.stages.base import read_signature, read_table_info, write_json
 from mlflowkit.system.text import parse_json
 from mlflowkit.values import Event, Json, StageResult, Verdict
@@ -43,6 +46,10 @@ class Spec(Section):
     name: str
     policy: str
     """Digest of the gates."""
+    time_column: str = ""
+    """The column that orders the rows, where they are split by time."""
+    segments: tuple[str, ...] = ()
+    """Columns by whose values live traffic is also judged."""
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
@@ -66,6 +73,11 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     data, signature = context.inputs["data"], read_signature(out)
     digests = row_digests.training_row_digests(data, signature, read_table_info(data).target)
     row_digests.write(out / row_digests.EVIDENCE, digests)
+    context.progress(Event("package", "progress", "counting the rows that live traffic is compared with", fraction=0.4))
+    reference = monitor_evidence.model_reference(
+        data, context.inputs["evaluate"], signature, time_column=spec.time_column, segments=spec.segments
+    )
+    (out / EVIDENCE).write_text(json.dumps(reference.to_json(), ensure_ascii=False, allow_nan=False))
     context.progress(Event("package", "progress", "predicting the sample rows", fraction=0.5))
     write_json(out / "evidence" / "sample.json", _sample(context, out, signature))
     written = bundle.write(

@@ -21,6 +21,7 @@ from mlflowkit.errors import BundleError, DataError, EngineError, StoreError
 from mlflowkit.features import row_digests as seen
 from mlflowkit.graphs.candidates import Engine
 from mlflowkit.graphs.cuda_device import detect_gpu
+from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.ports import StageContext
 from mlflowkit.stages import data, evaluate, package
 from mlflowkit.stages.base import read_table_info
@@ -769,6 +770,8 @@ def test_a_model_that_passed_is_packed_blessed_and_answers_its_sample(trained: E
     assert digests.tolist() == seen.training_row_digests(trained.inputs["data"], made.signature, "status").tolist()
     evidence = {name.removeprefix("evidence/") for name in made.manifest.files if name.startswith("evidence/")}
     assert evidence >= {"reference.whylogs", "evaluation.json", "verdicts.json", "parity.json", "latency.json"}
+    reference = Reference.from_json(json.loads(made.read(EVIDENCE)))
+    assert reference.columns["output.score"].rows == len(trained.table)
     sample = json.loads(made.read("evidence/sample.json"))
     assert sample["rows"] == trained.table[trained.features].head(3).to_dict(orient="records")
     inputs = np.array([list(row.values()) for row in sample["rows"]], dtype=np.float32)

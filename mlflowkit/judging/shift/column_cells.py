@@ -23,8 +23,8 @@ class Cells:
 
     Of a number: ``edges`` ascend from the reference's minimum to its maximum, in the type that the graph takes
     (float32 values, held as float). A value x is in cell j of the inner ones when edges[j] <= x < edges[j + 1], the
-    last of them also at its upper edge. The inner cells lie between (below) and (above); infinities are in those; NaN
-    is (missing).
+    last of them also at its upper edge. Where the last two edges are equal, the last inner cell holds the maximum
+    alone. The inner cells lie between (below) and (above); infinities are in those; NaN is (missing).
 
     Of a text: ``values`` have a cell each; ``others`` are further values of the reference, counted as (other); anything
     else is (new), and an absent value or "" is (missing). ``complete`` is False where the reference had more values
@@ -32,6 +32,8 @@ class Cells:
 
     >>> Cells("number", edges=(0.0, 1.0, 5.0)).names
     ('(below)', '[0, 1)', '[1, 5]', '(above)', '(missing)')
+    >>> Cells("number", edges=(0.0, 1.0, 1.0)).names
+    ('(below)', '[0, 1)', '1', '(above)', '(missing)')
     >>> Cells("text", values=("red",), others=("blue",)).names
     ('red', '(other)', '(new)', '(missing)')
     """
@@ -49,7 +51,7 @@ class Cells:
             return (*self.values, OTHER, NEW, MISSING)
         pairs = list(pairwise(self.edges))
         inner = [
-            f"[{low:.6g}, {high:.6g}{']' if index == len(pairs) - 1 else ')'}"
+            f"[{low:.6g}, {high:.6g}{']' if index == len(pairs) - 1 else ')'}" if low < high else f"{high:.6g}"
             for index, (low, high) in enumerate(pairs)
         ]
         if len(self.edges) == 1:
@@ -77,7 +79,8 @@ class Cells:
         """
         if value["kind"] == "number":
             edges = tuple(float(edge) for edge in value["edges"])
-            if any(not low < high for low, high in pairwise(edges)):
+            ascend = [low < high for low, high in pairwise(edges)]
+            if not (all(ascend[:-1]) and all(low <= high for low, high in pairwise(edges[-2:]))):
                 raise ValueError("the edges of cells must ascend")
             return cls("number", edges=edges)
         if value["kind"] != "text":
