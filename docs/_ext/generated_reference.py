@@ -157,7 +157,9 @@ def _option(option: Any) -> str:
 
 
 def metrics_page() -> str:
-    """The Prometheus metrics of gateways and rollouts, read from the calls that make their families."""
+    """The Prometheus metrics of gateways, rollouts and monitoring, read from the code that makes their families."""
+    from mlflowkit.monitoring.export.monitor_metrics import COUNTERS, GAUGES
+
     lines = ["# Prometheus metrics", "", "Counters are exposed with the suffix `_total`.", ""]
     for title, relative in (
         ("Gateway (`GET /metrics` of the service)", "serving/inference/gateway_metrics.py"),
@@ -166,6 +168,17 @@ def metrics_page() -> str:
         lines += [f"## {title}", "", "| metric | description |", "|---|---|"]
         lines += [f"| `{name}` | {_cell(text)} |" for name, text in _families(PACKAGE / relative)]
         lines.append("")
+    lines += [
+        "## Monitoring (`GET /metrics` of the admin server)",
+        "",
+        "| metric | labels | description |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {', '.join(labels)} | {_cell(text)} |"
+        for name, (labels, text) in sorted({**GAUGES, **COUNTERS}.items())
+    ]
+    lines.append("")
     return "\n".join(lines)
 
 

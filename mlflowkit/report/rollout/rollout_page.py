@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflowkit import __version__
+from mlflowkit.monitoring.export.monitor_metrics import MonitorMetrics
 from mlflowkit.report import formatting
 from mlflowkit.report.rollout import rollout_charts
 from mlflowkit.report.rollout.incident_views import evidence, incidents, shadow, webhooks
@@ -317,4 +318,4 @@ def page_renderers() -> Pages:
 
 def admin_listener(state: Path) -> AdminListener:
     """The admin listener of a state folder, on loopback; it serves while its context is entered."""
-    return AdminListener(state, AdminApp(state, page_renderers()))
+    return AdminListener(state, AdminApp(state, page_renderers(), more_metrics=MonitorMetrics(state).render))

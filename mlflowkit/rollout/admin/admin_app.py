@@ -1,7 +1,8 @@
 """The admin ASGI application: pages, JSON API, events, metrics, and the commands of `mlkit rollout`.
 
 It runs in the controller's process, apart from the gateways, and only reads and writes files: a slow page delays no
-prediction, and a gateway that is down is still shown. The HTML renderers are injected.
+prediction, and a gateway that is down is still shown. The HTML renderers are injected, and so are the metrics of what
+lies above rollouts.
 
 Access control:
 
@@ -93,10 +94,19 @@ class Pages:
 class AdminApp:
     """The admin ASGI application of a state folder."""
 
-    def __init__(self, state: Path, pages: Pages, *, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        state: Path,
+        pages: Pages,
+        *,
+        host: str = "127.0.0.1",
+        more_metrics: Callable[[Sequence[str]], bytes] = lambda services: b"",
+    ) -> None:
+        """``more_metrics`` renders what follows the metrics of rollouts, of the services that a scraper may see."""
         self.counter = EventCounter()
         self._state = state
         self._pages = pages
+        self._more_metrics = more_metrics
         self._monitor = ServiceMonitor(state)
         self._rings: dict[Path, tuple[object, auth.Keyring]] = {}
         self._streams = 0
@@ -134,8 +144,10 @@ class AdminApp:
         return Response(asset.content, media_type=asset.kind)
 
     async def _metrics(self, request: Request) -> Response:
-        page = rollout_metrics.render_metrics(await self._authorized(request, "metrics"), self.counter)
-        return Response(page, media_type=rollout_metrics.CONTENT_TYPE)
+        views = await self._authorized(request, "metrics")
+        page = rollout_metrics.render_metrics(views, self.counter)
+        more = await run_in_threadpool(self._more_metrics, [view.service for view in views])
+        return Response(page + more, media_type=rollout_metrics.CONTENT_TYPE)
 
     async def _views(self, request: Request) -> Response:
         return JSONResponse({"services": [view.to_json() for view in await self._authorized(request)]})
