@@ -228,6 +228,11 @@ def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
     return Bundle(path=path, manifest=manifest, signature=signature, blessing=blessing, engine=read_engine(path))
 
 
+def read_manifest(path: Path) -> Manifest:
+    """Read a bundle's manifest alone, without its files. Raises BundleError when it is missing or altered."""
+    return _read_checksummed(path / MANIFEST, Manifest)
+
+
 def read_engine(folder: Path) -> Engine:
     """Read ``engine.json``; the default engine when there is none. Raises BundleError when it is invalid."""
     path = folder / ENGINE

@@ -32,6 +32,13 @@ POINTS: tuple[str, ...] = (
 ROLLOUT_POINTS = ("rollout.begun", "rollout.decided", "rollout.saved", "rollout.acting", "rollout.acted")
 """Points of a rollout controller: a request taken; before and after a state is written; before and after an action."""
 
+RETRAIN_POINTS = (
+    "retrain.deciding", "retrain.decided", "retrain.starting", "retrain.started", "retrain.claimed", "retrain.working",
+    "retrain.worked", "retrain.ended",
+)  # fmt: skip
+"""Points of retraining: before and after an episode is written, before and after a process is started; in that process,
+after its claim, before and after `mlkit run`, and after its result is written."""
+
 TRIAL_POINTS = ("trial.building", "trial.passing", "trial.loading", "trial.answering", "trial.measuring")
 """Points of a trial's process; the passes run in a fork of it."""
 
@@ -64,7 +71,7 @@ def parse(text: str) -> Mapping[str, str]:
     {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
     """
     match = _PATTERN.fullmatch(text)
-    points = (*POINTS, *ROLLOUT_POINTS, *TRIAL_POINTS, *STATE_POINTS)
+    points = (*POINTS, *ROLLOUT_POINTS, *RETRAIN_POINTS, *TRIAL_POINTS, *STATE_POINTS)
     if match is None or match[2] not in points:
         raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(points)}")
     return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}

@@ -247,7 +247,7 @@ def refuse(facts: RetrainFacts, terms: RetrainTerms) -> tuple[DecisionKind, str]
     newest = min((run.age for run in facts.runs), default=None)
     if newest is not None and newest < terms.cooldown and not retry:
         until = clock_text(facts.now + terms.cooldown - newest)
-        return "refused", f"cooldown until {until}: the last run began {_duration(newest)} ago"
+        return "refused", f"cooldown until {until}"
     spent = [run.age for run in facts.runs if run.age < terms.budget_seconds and not _is_retry(run, facts.runs)]
     if len(spent) >= terms.budget_runs and not retry:
         free = clock_text(facts.now + terms.budget_seconds - max(spent))
@@ -341,10 +341,3 @@ def _describe_rest(facts: RetrainFacts, terms: RetrainTerms) -> str:
 def _listed(names: Sequence[str]) -> str:
     shown = [*names[:5], *([f"{len(names) - 5} more"] if len(names) > 5 else [])]
     return ", ".join(shown)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -1,0 +1,204 @@
+"""A retraining is made once: over controllers and processes that die at any point, two at a time, and clock steps."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlflowkit.monitoring.retrain import episodes
+from mlflowkit.monitoring.retrain.steady_clock import Moment, this_moment
+from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.failpoint import RETRAIN_POINTS
+from tests.support import retrain_drill as drill
+from tests.support.waiting import wait_for
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["mlflowkit.monitoring.retrain.retrain_driver", "tests.support.retrain_drill"])
+OF_THE_CONTROLLER, OF_THE_PROCESS = RETRAIN_POINTS[:4], RETRAIN_POINTS[4:]
+
+
+def run(state: Path, *arguments: str) -> int | None:
+    """Control in a process of its own; its exit code."""
+    process = _context.Process(target=drill.control, args=(state, *arguments))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def check(files: ServiceFiles, ending: str = "promoted") -> None:
+    """The drift was answered by one episode, and one version came of it."""
+    assert drill.only_episode(files).ending == ending
+    assert [version for *_, version in drill.trained(files.state)] == ["v2"]
+    table = files.table()
+    assert table is not None
+    assert table.champion.digest == "digest-v2"
+
+
+@pytest.mark.parametrize("point", OF_THE_CONTROLLER)
+def test_a_controller_that_is_killed_anywhere_trains_once(tmp_path: Path, point: str) -> None:
+    killed = 0
+    for number in itertools.count(1):
+        state = tmp_path / f"{number}"
+        files = drill.set_up(state)
+        code = run(state, f"{point}:{number}")
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        killed += 1
+        assert run(state) == 0
+        check(files)
+    assert killed >= 2
+
+
+@pytest.mark.parametrize("point", OF_THE_PROCESS)
+@pytest.mark.parametrize("task", ["look", "train"])
+def test_a_process_that_is_lost_is_noticed_and_replaced(tmp_path: Path, point: str, task: str) -> None:
+    files = drill.set_up(tmp_path)
+    assert run(tmp_path, "", point, f"{task}-1") == 0
+    deployed_untold = (task, point) == ("train", "retrain.worked")
+    check(files, "superseded" if deployed_untold else "promoted")
+    episode = drill.only_episode(files)
+    if task == "train":
+        statuses = [attempt.status for attempt in episode.runs]
+        assert statuses == (["lost"] if deployed_untold else ["done"] if point == "retrain.ended" else ["lost", "done"])
+    else:
+        assert len(drill.entries(tmp_path / "looks.jsonl")) == (4 if point == "retrain.worked" else 2)
+
+
+def test_two_controllers_at_once_train_once(tmp_path: Path) -> None:
+    """Neither waits for the other: only the claims keep their processes apart."""
+    files = drill.set_up(tmp_path)
+    both = [drill.Drill(files), drill.Drill(files)]
+    for one in both:
+        one.window += drill.DAY
+
+    def over() -> bool:
+        for one in both:
+            one.driver.tick(one.situation((drill.DRIFT,), 0))
+        return all(one.driver.episode is None for one in both) and bool(drill.trained(tmp_path))
+
+    wait_for(over, what="the end of both")
+    check(files)
+
+
+def test_many_processes_for_one_attempt_do_the_work_once(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    launcher = drill.ForkLauncher()
+    one = drill.Drill(files, launcher)
+    one.window += drill.DAY
+    original = launcher.start
+
+    def several(files: ServiceFiles, id: str, attempt: str) -> None:
+        for _ in range(5):
+            original(files, id, attempt)
+
+    launcher.start = several  # type: ignore[method-assign]
+    wait_for(lambda: one.driver.tick(one.situation((drill.DRIFT,), 0)).episode == "", what="the end of the episode")
+    for pids in launcher.children.values():
+        for pid in pids:
+            if pid not in launcher.codes:
+                os.waitpid(pid, 0)
+    check(files)
+
+
+def test_failed_runs_are_repeated_until_a_person_is_needed(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    (tmp_path / "runs.json").write_text('{"code": 3}')
+    world = drill.Drill(files)
+    states = [world.close_window().state for _ in range(4)]
+    assert states[-1] == "asking"
+    assert len(drill.trained(tmp_path)) == drill.TERMS.failures
+    again = drill.Drill(files)  # another controller knows it, too
+    again.window = world.window
+    assert again.close_window().state == "asking"
+    assert len(drill.trained(tmp_path)) == drill.TERMS.failures
+
+
+@pytest.mark.parametrize("code", [1, 4])
+def test_a_gate_that_does_not_pass_ends_it_until_the_data_change(tmp_path: Path, code: int) -> None:
+    files = drill.set_up(tmp_path)
+    (tmp_path / "runs.json").write_text(f'{{"code": {code}}}')
+    world = drill.Drill(files)
+    reports = [world.close_window() for _ in range(5)]
+    assert [attempt.outcome for attempt in drill.only_episode(files).runs] == ["rejected"]
+    assert len(drill.trained(tmp_path)) == 1
+    assert reports[-1].state == "wanted"
+    (tmp_path / "data.txt").write_text("v3")
+    (tmp_path / "runs.json").write_text("{}")
+    world.close_window()
+    assert [version for *_, version in drill.trained(tmp_path)] == ["v2", "v3"]
+    assert drill.only_episode(files).ending == "promoted"
+
+
+def test_unchanged_data_are_looked_at_in_each_window_and_not_trained_on(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path, data="v1")
+    world = drill.Drill(files)
+    reports = [world.close_window() for _ in range(4)]
+    assert [report.state for report in reports] == ["waiting"] * 4
+    assert len(drill.entries(tmp_path / "looks.jsonl")) == 4
+    assert sum(len(report.sentences) for report in reports) <= 2
+    assert not drill.trained(tmp_path)
+    (tmp_path / "data.txt").write_text("v2")
+    world.close_window()
+    check(files)
+
+
+def test_an_alarm_that_ends_closes_its_episode(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path, data="v1")
+    world = drill.Drill(files)
+    world.close_window()
+    world.close_window((), healthy=1)
+    assert drill.only_episode(files).open
+    world.close_window((), healthy=2)
+    assert drill.only_episode(files).ending == "resolved"
+    assert not drill.trained(tmp_path)
+
+
+def test_budget_and_cooldown_hold_over_restarts_and_clock_steps(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    terms = replace(drill.TERMS, cooldown=3600.0, budget_runs=2)
+    start, passed, step = this_moment(), [0.0], [0.0]
+
+    def clock() -> Moment:
+        return Moment(start.wall + passed[0] + step[0], start.uptime + passed[0], start.boot)
+
+    def train(data: str, since: float) -> str:
+        (tmp_path / "data.txt").write_text(data)
+        world = drill.Drill(files, terms=terms, clock=clock)
+        world.window += since
+        return world.close_window((replace(drill.DRIFT, since=since),), lasting=True).state
+
+    def versions() -> list[str]:
+        return [version for *_, version in drill.trained(tmp_path)]
+
+    train("v2", 1.0)
+    assert versions() == ["v2"]
+    for step[0] in (0.0, 9 * drill.DAY, -9 * drill.DAY):  # the wall clock is moved, a minute passes
+        passed[0] += 60.0
+        assert train("v3", 2.0) == "wanted"
+    assert versions() == ["v2"]
+    passed[0] += 3600.0
+    train("v3", 2.0)
+    assert versions() == ["v2", "v3"]
+    for step[0] in (0.0, 30 * drill.DAY, -30 * drill.DAY):
+        passed[0] += 2 * 3600.0
+        assert train("v4", 3.0) == "wanted"
+    assert versions() == ["v2", "v3"]
+    passed[0] += terms.budget_seconds
+    train("v4", 3.0)
+    assert versions() == ["v2", "v3", "v4"]
+
+
+def test_a_damaged_episode_stops_no_other(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    files.write_bytes("monitor/episodes/damaged.json", b'{"format": 1, "id": 7}')
+    files.write_bytes("monitor/episodes/cut.json", b'{"format"')
+    drill.Drill(files).close_window()
+    episode = next(episode for episode in episodes.read_episodes(files))
+    assert episode.ending == "promoted"
