@@ -11,7 +11,9 @@
                          machine.json (where latency was measured) · parity.json · sample.json (test rows with their
                          predictions) · seen_rows.npy (digests of the training and validation rows: uint64, sorted;
                          see mlflowkit.features.row_digests) · monitor.json (what live traffic is compared with; see
-                         mlflowkit.judging.shift.reference; bundles of version 0.1 have none)
+                         mlflowkit.judging.shift.reference) · calibrator.json (what estimates of
+                         performance are made from; see mlflowkit.judging.performance); bundles of version 0.1 have
+                         neither
       blessing.json      Blessing: present only when the gates passed
 
 The **identity** of a bundle is the digest of ``model.onnx``, ``signature.json`` and ``engine.json`` (if present).

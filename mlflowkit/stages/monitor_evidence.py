@@ -63,7 +63,7 @@ def feature_values(part: Path, name: str, datatype: str) -> np.ndarray:
 
     from mlflowkit.features.tensors import categorical_matrix, numeric_matrix
 
-    table = _read_columns(part, [name])
+    table = read_columns(part, [name])
     if datatype == "BYTES":
         return categorical_matrix(table, [name])[:, 0]
     return numeric_matrix(table, [name], np.float64 if datatype == "FP64" else np.float32)[:, 0]
@@ -75,7 +75,7 @@ def output_columns(predictions: Path, signature: Signature) -> dict[str, np.ndar
 
     binary = len(signature.classes) == 2
     score = f"score:{signature.classes[-1]}" if binary else ""
-    table = _read_columns(predictions, ["prediction", *([score] if binary else [])])
+    table = read_columns(predictions, ["prediction", *([score] if binary else [])])
     if signature.task == "regression":
         wide = any(tensor.datatype == "FP64" for tensor in signature.outputs)
         return {"output.prediction": numeric_matrix(table, ["prediction"], "f8" if wide else "f4")[:, 0]}
@@ -145,7 +145,7 @@ def _segment_column(part: Path, name: str) -> np.ndarray:
     return feature_values(part, name, "BYTES")
 
 
-def _read_columns(part: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_columns(part: Path, columns: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     return _reading(part, lambda: pd.read_parquet(part, columns=list(columns)))

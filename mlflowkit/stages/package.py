@@ -12,7 +12,7 @@ from mlflowkit import bundle
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import EngineError, StoreError
 from mlflowkit.judging import gates
-from mlflowkit.judging.shift.reference import EVIDENCE
+from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages import monitor_evidence
@@ -78,7 +78,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         data, context.inputs["evaluate"], signature, time_column=spec.time_column, segments=spec.segments
     )
     (out / EVIDENCE).write_text(json.dumps(reference.to_json(), ensure_ascii=False, allow_nan=False))
-    context.progress(Event("package", "progress", "predicting the sample rows", fraction=0.5))
+    _write_calibrator(spec, context, out, signature, reference)
+    context.progress(Event("package", "progress", "predicting the sample rows", fraction=0.8))
     write_json(out / "evidence" / "sample.json", _sample(context, out, signature))
     written = bundle.write(
         out,
@@ -111,6 +112,19 @@ def read_verdicts(path: Path) -> tuple[Verdict, ...]:
         return tuple(Verdict.from_json(item) for item in parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="mlkit run RECIPE --force evaluate") from error
+
+
+def _write_calibrator(spec: Spec, context: StageContext, out: Path, signature: Signature, reference: Reference) -> None:
+    """Write what estimates of performance are made from; nothing where the rows allow none."""
+    from mlflowkit.judging.performance import calibrator
+    from mlflowkit.stages.evaluation.calibration_evidence import model_calibrator
+
+    context.progress(Event("package", "progress", "calibrating estimates of performance", fraction=0.5))
+    data = context.inputs["data"]
+    session = context.ports.runtime.load(out / "model.onnx", engine=bundle.read_engine(out))
+    document = model_calibrator(data, session, signature, read_table_info(data), reference, spec.time_column)
+    if document is not None:
+        (out / calibrator.EVIDENCE).write_text(json.dumps(document, allow_nan=False))
 
 
 def _copy(source: Path, target: Path, stage: str) -> None:

@@ -132,9 +132,17 @@ class Calibrator:
 
 
 def fit_calibrator(
-    scores: Array, predicted: NDArray[np.int64], actual: NDArray[np.int64], cells: Cells | None = None
+    scores: Array,
+    predicted: NDArray[np.int64],
+    actual: NDArray[np.int64],
+    cells: Cells | None = None,
+    codes: NDArray[np.int64] | None = None,
+    times: NDArray[np.int64] | None = None,
 ) -> Calibrator | None:
     """A calibrator of rows that the model was not fitted to; ``predicted`` and ``actual`` are 0 or 1.
+
+    ``codes`` are the rows' cells of ``cells``. ``times``, the rows' places in time, make the held-out parts consecutive
+    ones, so that their bias is also that of a changing time.
 
     None with fewer than `MIN_POSITIVES` rows of either class. Deterministic.
     """
@@ -143,8 +151,10 @@ def fit_calibrator(
         return None
     kind = "isotonic" if len(actual) >= MIN_ISOTONIC_ROWS else "platt"
     knots, curve, bootstrap = _curves(scores, actual, kind, BOOTSTRAPS)
-    held_out = _held_out(scores, predicted, actual, kind)
-    centres, labelled = ((), ()) if cells is None else _centres(scores, predicted, cells)
+    held_out = _held_out(scores, predicted, actual, kind, _folds(len(actual), times))
+    known = cells is not None and codes is not None and cells.edges
+    centres, labelled = _centres(scores, predicted, cells, codes) if known else ((), ())  # type: ignore[arg-type]
+    cells = cells if known else None
     numbers = len(actual), positives
     nearest = np.abs(_log_odds(scores)[:, None] - _log_odds(np.array(knots))[None]).argmin(axis=1)
     rows = [np.bincount(nearest[predicted == label], minlength=len(knots)).tolist() for label in (0, 1)]
@@ -222,11 +232,18 @@ def _fit_platt(at: Array, counts: Array) -> Array:
     return fitted
 
 
+def _folds(rows: int, times: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The held-out part of each row: `FOLDS` random ones, or consecutive ones in time."""
+    order = np.random.default_rng(1).permutation(rows) if times is None else np.argsort(times, kind="stable")
+    folds = np.empty(rows, dtype=np.int64)
+    folds[order] = np.arange(rows) * FOLDS // rows
+    return folds
+
+
 def _held_out(
-    scores: Array, predicted: NDArray[np.int64], actual: NDArray[np.int64], kind: str
+    scores: Array, predicted: NDArray[np.int64], actual: NDArray[np.int64], kind: str, folds: NDArray[np.int64]
 ) -> dict[str, HeldOutBias]:
     """Estimates of each fold's rows by a curve of the other folds, and the realised metrics, averaged over folds."""
-    folds = np.random.default_rng(1).permutation(len(actual)) % FOLDS
     parts: dict[str, list[tuple[float, float]]] = {name: [] for name in SCORE_METRICS}
     for fold in range(FOLDS):
         rows, others = folds == fold, folds != fold
@@ -246,7 +263,8 @@ def _held_out(
             estimated, realised = (round(float(np.mean(column)), _DIGITS) for column in zip(*finite, strict=True))
             variance = sampling_variance(name, whole, whole.rows)
             if math.isfinite(variance):
-                result[name] = HeldOutBias(estimated, realised, round(math.sqrt(variance), _DIGITS))
+                between = float(np.std([first - second for first, second in finite])) / math.sqrt(len(finite))
+                result[name] = HeldOutBias(estimated, realised, round(max(math.sqrt(variance), between), _DIGITS))
     return result
 
 
@@ -257,22 +275,19 @@ def expected_counts(rows: Array, probabilities: Array) -> Array:
     return counts
 
 
-def _centres(scores: Array, predicted: NDArray[np.int64], cells: Cells) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _centres(
+    scores: Array, predicted: NDArray[np.int64], cells: Cells, codes: NDArray[np.int64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean score of each cell but (missing), and the share of its rows that are labelled positive.
 
     A cell without rows takes the middle of its edges, and the label of the nearest cell.
     """
-    edges = np.array(cells.edges)
-    index = np.searchsorted(edges, scores, side="right")
-    index = np.where(scores == edges[-1], max(len(edges) - 1, 1), index)
     names = len(cells.names) - 1
-    sizes = np.bincount(index, minlength=names)[:names]
-    ends = np.concatenate([[0.0], edges, [1.0]])
+    ends = np.clip([0.0, *(cells.edges if len(cells.edges) > 1 else cells.edges * 2), 1.0], 0.0, 1.0)
     middles = [(low + high) / 2 for low, high in pairwise(ends)]
-    if len(edges) == 1:
-        middles = [edges[0] / 2, edges[0], (edges[0] + 1) / 2]
-    sums = np.bincount(index, weights=scores, minlength=names)[:names]
-    labels = np.bincount(index, weights=predicted, minlength=names)[:names]
+    sizes = np.bincount(codes, minlength=names)[:names]
+    sums = np.bincount(codes, weights=scores, minlength=names)[:names]
+    labels = np.bincount(codes, weights=predicted, minlength=names)[:names]
     used = np.flatnonzero(sizes)
     nearest = [int(used[np.abs(used - cell).argmin()]) for cell in range(names)]
     centres = [sums[cell] / sizes[cell] if sizes[cell] else middles[cell] for cell in range(names)]

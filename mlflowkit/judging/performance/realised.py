@@ -94,7 +94,7 @@ def _sum(left: Mapping[K, int], right: Mapping[K, int]) -> dict[K, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class RealisedPerformance:
+class RealisedMetric:
     """A realised metric of the last blocks, with its interval by the design effect; ``blocks`` are all of them."""
 
     metric: str
@@ -118,7 +118,7 @@ def join_cohorts(cohorts: Sequence[LabelledCohort], min_labels: int) -> list[Lab
     return joined
 
 
-def realised_performance(metric: str, cohorts: Sequence[LabelledCohort], min_labels: int) -> RealisedPerformance | None:
+def realised_performance(metric: str, cohorts: Sequence[LabelledCohort], min_labels: int) -> RealisedMetric | None:
     """A metric of mature cohorts in the order of time; None while there are too few labels or it is not determined."""
     joined = join_cohorts(cohorts, max(min_labels, 1))
     blocks = [block for cohort in joined if (block := cohort_block(metric, cohort)) is not None]
@@ -132,7 +132,7 @@ def realised_performance(metric: str, cohorts: Sequence[LabelledCohort], min_lab
     if block is None:
         return None
     low, high = interval(metric, block.value, math.sqrt(block.variance * effect), CONFIDENCE)
-    return RealisedPerformance(metric, block.value, low, high, recent.labels, effect, tuple(blocks))
+    return RealisedMetric(metric, block.value, low, high, recent.labels, effect, tuple(blocks))
 
 
 def cohort_block(metric: str, cohort: LabelledCohort) -> PerformanceBlock | None:
