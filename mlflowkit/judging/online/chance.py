@@ -24,15 +24,24 @@ def judge_kappa(task: LimitTask) -> LimitResult:
     of independent observations, and no ratio. Uses epochs with `MIN_PAIRS`.
     """
     bound = 1 - task.limit.value if task.limit.kind == "margin" else task.limit.value
-    epochs = [shadow.pairs for _, _, shadow in task.arms if shadow.pairs.pairs >= MIN_PAIRS]
+    shadows = [shadow for _, _, shadow in task.arms if shadow.pairs.pairs >= MIN_PAIRS]
+    epochs = [shadow.pairs for shadow in shadows]
     total = sum((shadow.pairs for _, _, shadow in task.arms), PairMoments())
-    strata = [Stratum(pairs.excess(bound), pairs.variance(bound) / pairs.pairs) for pairs in epochs]
-    strata = [stratum for stratum in strata if stratum.variance > 0]
+    strata, by_key = [], []
+    for shadow in shadows:
+        pairs, requests = shadow.pairs, 2 * shadow.pairs.pairs
+        stratum = Stratum(pairs.excess(bound), pairs.variance(bound) / pairs.pairs)
+        if stratum.variance > 0:
+            strata.append(stratum)
+            repeats = requests / shadow.keys.effective(requests)
+            by_key.append(Stratum(stratum.difference, stratum.variance * repeats))
     deviation = float(task.trace.get("deviation", 0.0))
     if strata and not deviation:
         deviation = math.sqrt(sum(epochs, PairMoments()).variance(bound))
-    excess, information = sequential.pool(strata)
-    worse, not_worse = sequential.mean_evidence(excess, information, 0.0, _SCALE * deviation) if strata else (0.0, 0.0)
+    worse, not_worse = 0.0, 0.0
+    if strata:
+        worse, _ = sequential.mean_evidence(*sequential.pool(by_key), 0.0, _SCALE * deviation)
+        _, not_worse = sequential.mean_evidence(*sequential.pool(strata), 0.0, _SCALE * deviation)
     max_harm = max(float(task.trace.get("best", 0.0)), worse)
     trace = {"deviation": deviation, "best": max_harm}
     limit = Limit("min", bound)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from operator import mul
 
 from mlflowkit.judging.online import sequential
+from mlflowkit.judging.online.evidence import VariantCounts
 from mlflowkit.judging.online.metric_results import LimitResult
 from mlflowkit.judging.online.metric_specs import LimitTask
-from mlflowkit.judging.online.rates import discount_past
+from mlflowkit.judging.online.rates import ROUNDING, added_share, discount_past, seen_key
 from mlflowkit.judging.online.sequential import Share, Wealth
 from mlflowkit.values import Json, Measurement
 
@@ -25,11 +27,7 @@ def judge_drift(task: LimitTask) -> LimitResult:
     asymptotic, and every set that could show the distance must be shown not to. Where labels and scores were both
     counted, either may fail (each at half of the level), and both must pass.
     """
-    present = [
-        kind
-        for kind in _KINDS
-        if any(key.startswith(f"{kind}:") for _, *both in task.arms for counts in both for key in counts.predictions)
-    ]
+    present = [kind for kind in _KINDS if any(arm.predicted(f"{kind}:")[0] for _, *both in task.arms for arm in both)]
     results = [_judge_kind(task, kind, task.trace.get(kind, {})) for kind in present]
     if not results:
         measurement = Measurement(task.spec.metric, math.nan, -math.inf, math.inf, 0, task.confidence)
@@ -49,35 +47,56 @@ def judge_drift(task: LimitTask) -> LimitResult:
 def _judge_kind(task: LimitTask, kind: str, trace: Mapping[str, Json]) -> LimitResult:
     prefix, ordered, limit = f"{kind}:", kind != "label", task.limit.value
     harm, max_harm = Wealth.from_json(trace.get("harm")), float(trace.get("best", 0.0))
-    seen = dict(trace.get("seen", {}))
+    seen, known = dict(trace.get("seen", {})), dict(trace.get("effective", {}))
     sums: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for counted in seen.values():
         _add(sums, counted)
     scaled_counts: list[list[dict[str, float]]] = []
     for epoch, *arms in task.arms:
-        counts = [
-            {key: float(value) for key, value in arm.predictions.items() if key.startswith(prefix)} for arm in arms
-        ]
-        factors = [arm.clusters_per_row for arm in arms]
+        counts, factors = map(list, zip(*(arm.predicted(prefix) for arm in arms), strict=True))
         scaled_counts.append(
             [{name: count * factor for name, count in of.items()} for of, factor in zip(counts, factors, strict=True)]
         )
+        key = seen_key(epoch, any(arm.request_predictions for arm in arms), seen, [dict(now) for now in counts])
+        if key is None:
+            continue
         news = [
             {name: value - before.get(name, 0.0) for name, value in now.items()}
-            for now, before in zip(counts, seen.get(str(epoch), [{}, {}]), strict=True)
+            for now, before in zip(counts, seen.get(key, [{}, {}]), strict=True)
         ]
-        if not all(sum(new.values()) > 0 and min(new.values()) >= 0 for new in news):
+        if not all(sum(new.values()) > 0 and min(new.values()) >= -ROUNDING for new in news):
             continue
-        if names := _most_different(sums, ordered):
+        effective, shares = _key_shares(arms, counts, news, known.get(key))
+        if effective:
+            known[key] = effective
+            factors = list(map(mul, factors, shares))
+        if (names := _most_different(sums, ordered)) and min(factors) > 0:
             first, second = (_share(new, names).scaled(factor) for new, factor in zip(news, factors, strict=True))
             worse, _ = sequential.rate_difference_bets(first, second, limit, discount_past(_share(sums[0], names)))
             harm = harm.bet(worse, second.count)
             max_harm = max(max_harm, harm.log)
-        seen[str(epoch)] = counts
+        seen[key] = [dict(now) for now in counts]
         _add(sums, news)
     evidence_not_worse, measurement, samples = _measure(task, scaled_counts, ordered)
-    next_trace = {"seen": seen, "harm": harm.to_json(), "best": max_harm}
+    next_trace = {"seen": seen, "harm": harm.to_json(), "best": max_harm} | ({"effective": known} if known else {})
     return LimitResult(task.limit, max_harm, evidence_not_worse, measurement, samples, next_trace)
+
+
+def _key_shares(
+    arms: Sequence[VariantCounts],
+    counts: Sequence[Mapping[str, float]],
+    news: Sequence[Mapping[str, float]],
+    before: Sequence[float] | None,
+) -> tuple[list[float], list[float]]:
+    """What each arm's counts are worth where affinity keys repeat, and the share of its new counts; ([], []) where
+    none does. ``before`` is the former of the last look."""
+    totals = [sum(now.values()) for now in counts]
+    effective = [arm.keys.effective(total) for arm, total in zip(arms, totals, strict=True)]
+    if effective == totals:
+        return [], []
+    added = [sum(new.values()) for new in news]
+    known = before or [total - new for total, new in zip(totals, added, strict=True)]
+    return effective, list(map(added_share, effective, known, added))
 
 
 def _measure(

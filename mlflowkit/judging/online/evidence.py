@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
+from mlflowkit.judging.online.key_sketch import KeySketch
 from mlflowkit.values import Json
 
 LATENCY_GROWTH = 1.02
@@ -94,6 +95,11 @@ class VariantCounts:
     quality      from feedback, by metric: "accuracy", "log_loss", "absolute_error", "squared_error"; a row each
     mirrored     requests meant for a shadow; ``dropped`` counts those that were not delivered in time
     pairs        a shadow's answers and the champion's to the same rows and to others, for kappa
+    keys         how often affinity keys repeat among its requests
+
+    ``request_predictions``, ``request_agreement`` and ``request_quality`` count the same by requests: each is one
+    observation, the mean over its rows, so that neither the size of a batch nor how alike its rows are matters. Counts
+    of older versions lack them, as do those of simulated requests of one row.
     """
 
     requests: int = 0
@@ -107,6 +113,10 @@ class VariantCounts:
     mirrored: int = 0
     dropped: int = 0
     pairs: PairMoments = PairMoments()
+    request_predictions: Mapping[str, float] = field(default_factory=dict)
+    request_agreement: Mapping[str, Moments] = field(default_factory=dict)
+    request_quality: Mapping[str, Moments] = field(default_factory=dict)
+    keys: KeySketch = field(default_factory=KeySketch)
 
     def __add__(self, other: VariantCounts) -> VariantCounts:
         return VariantCounts(
@@ -121,11 +131,34 @@ class VariantCounts:
             self.mirrored + other.mirrored,
             self.dropped + other.dropped,
             self.pairs + other.pairs,
+            _add_maps(self.request_predictions, other.request_predictions),
+            _add_maps(self.request_agreement, other.request_agreement),
+            _add_maps(self.request_quality, other.request_quality),
+            self.keys + other.keys,
         )
+
+    def predicted(self, prefix: str) -> tuple[Mapping[str, float], float]:
+        """Counts by the predictions of a prefix ("label:"), and how many observations one of these counts is."""
+        if self.request_predictions:
+            return {name: count for name, count in self.request_predictions.items() if name.startswith(prefix)}, 1.0
+        rows = {name: float(count) for name, count in self.predictions.items() if name.startswith(prefix)}
+        return rows, self.clusters_per_row
+
+    def graded(self, metric: str) -> tuple[Moments, float]:
+        """Moments of a metric from feedback, and how many observations one of their counts is."""
+        by_request = self.request_quality.get(metric)
+        return (self.quality.get(metric, Moments()), self.clusters_per_row) if by_request is None else (by_request, 1.0)
+
+    def agreeing(self, name: str) -> tuple[Moments, float]:
+        """Moments of a slice's agreement, and how many observations one of their counts is."""
+        by_request = self.request_agreement.get(name)
+        if by_request is None:
+            return self.agreement.get(name, Moments()), self.mirrored_clusters_per_row
+        return by_request, 1.0
 
     @property
     def clusters_per_row(self) -> float:
-        """Answered requests a row, at most 1: rows of one request share their fate and count as one observation."""
+        """Answered requests a row, at most 1: exact for requests of equal size only, for counts by rows."""
         requests = self.requests - self.errors
         return requests / self.rows if self.rows > requests > 0 else 1.0
 
@@ -198,6 +231,8 @@ def _add_maps(left: Mapping, right: Mapping) -> Mapping:  # type: ignore[type-ar
 def _to_json(value: object) -> Json:
     if isinstance(value, Moments):
         return [value.count, value.total, value.squares]
+    if isinstance(value, KeySketch):
+        return value.to_json()
     if isinstance(value, PairMoments):
         return [getattr(value, part.name) for part in fields(value)]
     if isinstance(value, Mapping):
@@ -208,7 +243,9 @@ def _to_json(value: object) -> Json:
 def _counts_to_json(counts: VariantCounts) -> Json:
     values = {part.name: getattr(counts, part.name) for part in fields(counts)}
     return {
-        name: _to_json(value) for name, value in values.items() if value and value not in (Moments(), PairMoments())
+        name: _to_json(value)
+        for name, value in values.items()
+        if value and value not in (Moments(), PairMoments(), KeySketch())
     }
 
 
@@ -216,9 +253,11 @@ def _counts_from_json(value: Mapping[str, Json]) -> VariantCounts:
     counts: dict[str, Json] = dict(value)
     if "latency" in counts:
         counts["latency"] = {int(index): count for index, count in counts["latency"].items()}
-    for name in ("agreement", "quality"):
+    for name in ("agreement", "quality", "request_agreement", "request_quality"):
         if name in counts:
             counts[name] = {key: Moments(*moments) for key, moments in counts[name].items()}
+    if "keys" in counts:
+        counts["keys"] = KeySketch.from_json(counts["keys"])
     if "pairs" in counts:
         counts["pairs"] = PairMoments(*counts["pairs"])
     if "difference" in counts:

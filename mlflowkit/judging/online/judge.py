@@ -13,9 +13,10 @@ within an epoch up to the width of a bin, other means asymptotically; see `mlflo
 A metric without any limit has a margin of 0: FAILED means shown to be worse than the champion, PASSED shown to be
 better, as in an A/B test. FAILED is final. PASSED reflects the evidence so far and is withdrawn when it weakens.
 
-Requests are assumed independent. Under sticky routing a user's requests are not, and a few heavy users can make equal
-arms look different: set a margin larger than what they can shift. Rows of one request are not assumed independent:
-quality, agreement and predictions count as many observations as there were requests.
+A request is one observation of quality, agreement and predictions: the mean over its rows. Requests are assumed
+independent, but for those of one affinity key: evidence for FAILED counts these as if they were alike (see
+`mlflowkit.judging.online.key_sketch`), except of error_rate and latency. Evidence for PASSED does not: where few keys
+carry the traffic, set a margin larger than what they can shift.
 """
 
 from __future__ import annotations

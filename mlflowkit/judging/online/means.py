@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 
 from mlflowkit.judging.online import sequential
-from mlflowkit.judging.online.evidence import Moments, VariantCounts
+from mlflowkit.judging.online.evidence import Moments
 from mlflowkit.judging.online.metric_results import LimitResult
 from mlflowkit.judging.online.metric_specs import LimitTask
 from mlflowkit.judging.online.sequential import Stratum
@@ -21,25 +22,27 @@ _SCALE = 0.09
 def judge_mean(task: LimitTask) -> LimitResult:
     """Judge log_loss, absolute_error or squared_error; uses epochs with `MIN_OBSERVATIONS` of each arm."""
     compared = task.limit.kind == "margin"
-    strata, totals, sums, deviation = [], [0, 0], Moments(), float(task.trace.get("deviation", 0.0))
+    strata, by_key, totals, sums = [], [], [0, 0], Moments()
+    deviation = float(task.trace.get("deviation", 0.0))
     for _, champion, challenger in task.arms:
-        first, second = (arm.quality.get(task.spec.metric, Moments()) for arm in (champion, challenger))
+        (first, one), (second, other) = (arm.graded(task.spec.metric) for arm in (champion, challenger))
         totals = [totals[0] + first.count, totals[1] + second.count]
         if min(second.count, first.count if compared else second.count) < MIN_OBSERVATIONS:
             continue
-        variance = _variance_of_mean(second, challenger, first if compared else second)
-        if compared:
-            variance += _variance_of_mean(first, champion, second)
-        if variance > 0:
-            strata.append(Stratum(second.mean - (first.mean if compared else 0.0), variance))
+        variances = [_variance_of_mean(second, first if compared else second) / other]
+        variances += [_variance_of_mean(first, second) / one] if compared else []
+        if sum(variances) > 0:
+            difference = second.mean - (first.mean if compared else 0.0)
+            strata.append(Stratum(difference, sum(variances)))
+            repeats = [
+                arm.count / counts.keys.effective(arm.count)
+                for arm, counts in ((second, challenger), (first, champion))[: len(variances)]
+            ]
+            by_key.append(Stratum(difference, sum(map(mul, variances, repeats))))
             sums = sums + second
     if strata and not deviation:
         deviation = math.sqrt(_variance(sums))
-    value, information = sequential.pool(strata)
-    above, below = 0.0, 0.0
-    if strata:
-        above, below = sequential.mean_evidence(value, information, task.limit.value, _SCALE * deviation)
-    worse, not_worse = (below, above) if task.limit.kind == "min" else (above, below)
+    worse, not_worse = _evidence(task, by_key, deviation)[0], _evidence(task, strata, deviation)[1]
     max_harm = max(float(task.trace.get("best", 0.0)), worse)
     measurement = measure_mean(task, strata, deviation, totals[1])
     trace = {"deviation": deviation, "best": max_harm}
@@ -57,13 +60,21 @@ def measure_mean(
     return Measurement(task.spec.metric, value, low, high, samples, task.confidence, method=method)
 
 
-def _variance_of_mean(moments: Moments, counts: VariantCounts, other: Moments) -> float:
+def _evidence(task: LimitTask, strata: Sequence[Stratum], deviation: float) -> tuple[float, float]:
+    """Log evidence against "not worse" and against "worse"."""
+    if not strata:
+        return 0.0, 0.0
+    above, below = sequential.mean_evidence(*sequential.pool(strata), task.limit.value, _SCALE * deviation)
+    return (below, above) if task.limit.kind == "min" else (above, below)
+
+
+def _variance_of_mean(moments: Moments, other: Moments) -> float:
     """Variance of an arm's mean. The smaller arm takes the larger one's variance where that is larger: a small sample
     of a long-tailed distribution that misses the tail underestimates mean and variance at once."""
     variance = _variance(moments)
     if moments.count < other.count:
         variance = max(variance, _variance(other))
-    return variance / (moments.count * counts.clusters_per_row)
+    return variance / moments.count
 
 
 def _variance(moments: Moments) -> float:

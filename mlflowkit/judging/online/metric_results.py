@@ -66,7 +66,8 @@ def combine_limits(spec: MetricSpec, tasks: Sequence[LimitTask], results: Sequen
     verdict = Verdict(
         gate=spec.name,
         outcome=outcome,
-        message=_message(replace(decisive, measurement=measurement), outcome, direction),
+        message=_message(replace(decisive, measurement=measurement), outcome, direction)
+        + (_few_keys(tasks[0]) if outcome is Outcome.INCONCLUSIVE else ""),
         metric=spec.metric,
         measurement=None if math.isnan(measurement.value) else measurement,
         threshold=threshold,
@@ -159,6 +160,18 @@ def _message(result: LimitResult, outcome: Outcome, direction: str) -> str:
     minus = "-" if direction == "min" and limit.kind == "margin" and limit.value else ""
     threshold = f"{limit.kind} {minus}{_short(limit.value)}"
     return f"{measurement.name} {estimate}{where} {sign} {threshold} after {counts}: {outcome}"
+
+
+def _few_keys(task: LimitTask) -> str:
+    """What the challenger's requests are worth where few affinity keys carry them; "" where they do not."""
+    if task.spec.metric == "error_rate" or task.spec.metric.startswith("latency_"):
+        return ""
+    sketches = [challenger.keys for _, _, challenger in task.arms]
+    requests = sum(sketch.requests for sketch in sketches)
+    effective = sum(sketch.effective(sketch.requests) for sketch in sketches)
+    if requests < 2 * effective or not requests:
+        return ""
+    return f"; few affinity keys carry the traffic: {requests:,} requests are worth about {max(effective, 1):,.0f}"
 
 
 def possible_bounds(

@@ -16,16 +16,31 @@ from mlflowkit.values import Json, Measurement
 
 MAX_PAST_REQUESTS = 20_000
 """Weight of earlier blocks when alternatives are centred: rates drift."""
+ROUNDING = 1e-6
+"""Means over the rows of a request add up to whole numbers up to this."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateCounts:
-    """Bad observations of both arms in one epoch; ``factors`` are clusters / observations of each arm."""
+    """Bad observations of both arms in one epoch; ``factors`` are clusters / observations of each arm, and
+    ``effective`` the observations that each is worth where affinity keys repeat. ``by_request`` counts are not
+    comparable with counts by rows."""
 
     epoch: int
     champion: Share
     challenger: Share
     factors: tuple[float, float] = (1.0, 1.0)
+    effective: tuple[float, float] = (math.inf, math.inf)
+    by_request: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """New counts of both arms; ``key_factors`` scale them to keys as independent observations."""
+
+    champion: Share
+    challenger: Share
+    key_factors: tuple[float, float]
 
 
 def judge_rate(task: LimitTask) -> LimitResult:
@@ -50,8 +65,10 @@ def judge_agreement(task: LimitTask) -> LimitResult:
     for index, name in enumerate(["", *names]):
         strata = []
         for epoch, _, shadow in task.arms:
-            disagreed = misses(shadow.agreement.get(name, Moments()))
-            strata.append(RateCounts(epoch, Share(), disagreed, (1.0, shadow.mirrored_clusters_per_row)))
+            moments, factor = shadow.agreeing(name)
+            effective = shadow.keys.effective(moments.count)
+            by_request = bool(shadow.request_agreement)
+            strata.append(RateCounts(epoch, Share(), misses(moments), (1.0, factor), (math.inf, effective), by_request))
         result = _judge_strata(rate_task, strata, task.trace.get("of", {}).get(name, {}))
         traces[name] = result.trace
         log_share = 0.0 if not columns else -math.log(2) - (math.log(index * (index + 1)) if index else 0.0)
@@ -80,10 +97,12 @@ def discount_past(past: Share) -> Share:
 def _count_losses(metric: str, epoch: int, champion: VariantCounts, challenger: VariantCounts) -> RateCounts:
     arms = (champion, challenger)
     if metric == "error_rate":
-        first, second = (Share(arm.requests, arm.errors) for arm in arms)
-        return RateCounts(epoch, first, second)
-    first, second = (misses(arm.quality.get(metric, Moments())) for arm in arms)
-    return RateCounts(epoch, first, second, (champion.clusters_per_row, challenger.clusters_per_row))
+        failed, others = (Share(arm.requests, arm.errors) for arm in arms)
+        return RateCounts(epoch, failed, others)
+    (first, one), (second, other) = (arm.graded(metric) for arm in arms)
+    effective = champion.keys.effective(first.count), challenger.keys.effective(second.count)
+    by_request = any(arm.request_quality for arm in arms)
+    return RateCounts(epoch, misses(first), misses(second), (one, other), effective, by_request)
 
 
 def _judge_strata(task: LimitTask, strata: Sequence[RateCounts], trace: Mapping[str, Json]) -> LimitResult:
@@ -92,20 +111,32 @@ def _judge_strata(task: LimitTask, strata: Sequence[RateCounts], trace: Mapping[
     harm, proof = Wealth.from_json(trace.get("harm")), Wealth.from_json(trace.get("proof"))
     past = Share(*trace.get("past", (0.0, 0.0)))
     max_harm, seen = float(trace.get("best", 0.0)), dict(trace.get("seen", {}))
-    for champion, challenger in _new_blocks(strata, seen, compared):
-        if compared:
-            worse, not_worse = sequential.rate_difference_bets(champion, challenger, task.limit.value, past)
-            past = discount_past(past + champion)
-        else:
-            bound, upper = _loss_bound(task)
-            above, below = sequential.rate_bets(challenger, bound)
-            worse, not_worse = (above, below) if upper else (below, above)
-        harm, proof = harm.bet(worse, challenger.count), proof.bet(not_worse, challenger.count)
-        max_harm = max(max_harm, harm.log)
+    for block in _new_blocks(strata, seen, compared):
+        champion, challenger = block.champion, block.challenger
+        worse, not_worse = _bets(task, champion, challenger, past)
+        proof = proof.bet(not_worse, challenger.count)
+        if block.key_factors != (1.0, 1.0):
+            champion, challenger = (
+                arm.scaled(factor) for arm, factor in zip((champion, challenger), block.key_factors, strict=True)
+            )
+            worse = _bets(task, champion, challenger, past)[0] if min(block.key_factors) > 0 else ()
+        if worse:
+            harm = harm.bet(worse, challenger.count)
+            max_harm = max(max_harm, harm.log)
+        past = discount_past(past + block.champion) if compared else past
     wealth = {"harm": harm.to_json(), "proof": proof.to_json()}
     next_trace = {"seen": seen, "past": [past.count, past.hits], **wealth, "best": max_harm}
     samples = (round(sum(part.champion.count for part in strata)), round(sum(part.challenger.count for part in strata)))
     return LimitResult(task.limit, max_harm, proof.log, _measure(task, strata), samples, next_trace)
+
+
+def _bets(task: LimitTask, champion: Share, challenger: Share, past: Share) -> tuple[Sequence[float], Sequence[float]]:
+    """Log e-values of a block against "not worse" and against "worse"."""
+    if task.limit.kind == "margin":
+        return sequential.rate_difference_bets(champion, challenger, task.limit.value, past)
+    bound, upper = _loss_bound(task)
+    above, below = sequential.rate_bets(challenger, bound)
+    return (above, below) if upper else (below, above)
 
 
 def _loss_bound(task: LimitTask) -> tuple[float, bool]:
@@ -115,16 +146,53 @@ def _loss_bound(task: LimitTask) -> tuple[float, bool]:
     return 1 - task.limit.value, task.limit.kind == "min"
 
 
-def _new_blocks(strata: Sequence[RateCounts], seen: dict[str, Json], compared: bool) -> Iterator[tuple[Share, Share]]:
+def _new_blocks(strata: Sequence[RateCounts], seen: dict[str, Json], compared: bool) -> Iterator[_Block]:
     """Counts since the last look, by epoch; updates ``seen``. An epoch waits while an arm has nothing new."""
     for stratum in strata:
-        champion, challenger, epoch = stratum.champion, stratum.challenger, str(stratum.epoch)
+        champion, challenger = stratum.champion, stratum.challenger
+        counts = [champion.count, champion.hits, challenger.count, challenger.hits]
+        effective = [min(stratum.effective[0], champion.count), min(stratum.effective[1], challenger.count)]
+        now = counts if effective == [champion.count, challenger.count] else counts + effective
+        epoch = seen_key(stratum.epoch, stratum.by_request, seen, now)
+        if epoch is None:
+            continue
         before = seen.get(epoch, (0.0, 0.0, 0.0, 0.0))
-        news = champion - Share(*before[:2]), challenger - Share(*before[2:])
+        news = champion - Share(*before[:2]), challenger - Share(*before[2:4])
         required = news if compared else news[1:]
-        if all(part.count > 0 and 0 <= part.hits <= part.count for part in required):
-            seen[epoch] = [champion.count, champion.hits, challenger.count, challenger.hits]
-            yield news[0].scaled(stratum.factors[0]), news[1].scaled(stratum.factors[1])
+        if all(part.count > 0 and -ROUNDING <= part.hits <= part.count + ROUNDING for part in required):
+            seen[epoch] = now
+            known = before[4:] or (before[0], before[2])
+            factors = tuple(map(added_share, effective, known, (news[0].count, news[1].count)))
+            first, second = (part.scaled(factor) for part, factor in zip(news, stratum.factors, strict=True))
+            yield _Block(first, second, (factors[0] if compared else 1.0, factors[1]))
+
+
+def seen_key(epoch: int, by_request: bool, seen: dict[str, Json], now: Json) -> str | None:
+    """The key in ``seen`` of an epoch's counts; None where they wait, because their unit is another than before.
+
+    Counts by requests that follow counts by rows (the writer was updated) start at ``now``, so that nothing counts
+    twice; counts by rows never follow.
+
+    >>> seen = {"1": [5, 1, 5, 0]}
+    >>> seen_key(1, False, seen, []), seen_key(1, True, seen, [3, 1, 3, 0]), seen
+    ('1', '1r', {'1r': [3, 1, 3, 0]})
+    >>> seen_key(1, False, seen, [])
+    """
+    rows, requests = str(epoch), f"{epoch}r"
+    if not by_request:
+        return None if requests in seen else rows
+    if seen.pop(rows, None) is not None:
+        seen[requests] = now
+    return requests
+
+
+def added_share(effective: float, before: float, news: float) -> float:
+    """The share of new observations that are effective, from the totals before and after.
+
+    >>> added_share(150.0, 100.0, 200.0), added_share(90.0, 100.0, 200.0), added_share(0.0, 0.0, 0.0)
+    (0.25, 0.0, 1.0)
+    """
+    return min(max((effective - before) / news, 0.0), 1.0) if news > 0 else 1.0
 
 
 def _measure(task: LimitTask, strata: Sequence[RateCounts]) -> Measurement:

@@ -7,8 +7,8 @@ evidence adds up, and 0 is none.
 
 Two arms are always compared over the same period. A *block* is the counts between two looks. Each test states whether
 it is exact or asymptotic, and under which assumptions. All assume that the requests of an arm are independent given the
-past. Correlated requests (one user's, under sticky routing; the rows of one request) are fewer observations than
-counts: see `Share.scaled` for clusters of known size.
+past. Correlated observations (requests of one user, under sticky routing; rows of one request) are fewer than counts:
+see `VariantCounts.request_quality`, `KeySketch`, and `Share.scaled` for clusters of known size.
 """
 
 from __future__ import annotations

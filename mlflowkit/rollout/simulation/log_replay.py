@@ -16,7 +16,7 @@ and requests that the log's sampling left out. The same log, plan and seed give 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
@@ -51,15 +51,28 @@ MAX_LOOKS = 1000
 """Maximum looks at a recorded experiment."""
 
 
-def _split_counts(bins: np.ndarray, failed: np.ndarray, rows: np.ndarray, keys: Mapping[str, int]) -> VariantCounts:
+_Keys = tuple[dict[str, int], dict[str, float]]
+"""Predictions counted by rows, and by requests."""
+
+
+def _split_counts(bins: np.ndarray, failed: np.ndarray, rows: np.ndarray, keys: _Keys) -> VariantCounts:
     """Counts of split requests; ``keys`` are their predictions."""
-    return VariantCounts(len(bins), int(failed.sum()), int(rows[~failed].sum()), histogram(bins[~failed]), keys)
+    answered, latency = int(rows[~failed].sum()), histogram(bins[~failed])
+    return VariantCounts(
+        len(bins), int(failed.sum()), answered, latency, predictions=keys[0], request_predictions=keys[1]
+    )
 
 
-def _mirror_counts(requests: int, failed: int, rows: int, alike: float, keys: Mapping[str, int]) -> VariantCounts:
-    """Counts of mirrored requests, of whose rows ``alike`` agree."""
-    agreement = {"": Moments(rows, alike, alike)}
-    return VariantCounts(requests, failed, rows, predictions=keys, agreement=agreement, mirrored=requests)
+def _mirror_counts(requests: int, failed: int, rows: np.ndarray, alike: np.ndarray, keys: _Keys) -> VariantCounts:
+    """Counts of mirrored requests, of whose ``rows`` (of each answered request) ``alike`` agree."""
+    count, same = int(rows.sum()), float(alike.sum())
+    means = alike[rows > 0] / rows[rows > 0]
+    return VariantCounts(
+        requests, failed, count, mirrored=requests,
+        predictions=keys[0], agreement={"": Moments(count, same, same)},
+        request_predictions=keys[1],
+        request_agreement={"": Moments(len(means), float(means.sum()), float(np.square(means).sum()))},
+    )  # fmt: skip
 
 
 class _LogPlayer:
@@ -89,8 +102,8 @@ class _LogPlayer:
         variants = self._counts.setdefault(epoch, {})
         variants[name] = variants[name] + counts if name in variants else counts
 
-    def _keys(self, predictions: Predictions, requests: np.ndarray) -> dict[str, int]:
-        return predictions.counted(requests) if self._drift else {}
+    def _keys(self, predictions: Predictions, requests: np.ndarray) -> _Keys:
+        return (predictions.counted(requests), predictions.shared(requests)) if self._drift else ({}, {})
 
     def _add_feedback(self, challenger: str, changed: Callable[[str, np.ndarray, np.ndarray], np.ndarray]) -> None:
         """Add the feedback that has arrived; ``changed`` maps the challenger's values."""
@@ -105,13 +118,15 @@ class _LogPlayer:
                 selected = (self._epoch[requests] == epoch) & (self._challenger_requests[requests] == is_challenger)
                 if epoch < 0 or not selected.any():
                     continue
-                quality = {}
+                quality, by_request = {}, {}
                 for metric in self._quality:
                     values = feedback.values[metric][:, window][:, selected]
                     values = changed(metric, values, requests[selected]) if is_challenger else values
                     count, total, squares = values.sum(axis=1).tolist()
                     quality[metric] = Moments(int(count), total, squares)
-                self._add(int(epoch), name, VariantCounts(quality=quality))
+                    means = values[1, values[0] > 0] / values[0, values[0] > 0]
+                    by_request[metric] = Moments(len(means), float(means.sum()), float(np.square(means).sum()))
+                self._add(int(epoch), name, VariantCounts(quality=quality, request_quality=by_request))
 
 
 class RecordedExperiment(_LogPlayer):
@@ -159,8 +174,8 @@ class RecordedExperiment(_LogPlayer):
         taken = first + (self._champion[requests] & (self._log.epoch[requests] == recorded)).nonzero()[0]
         if len(taken):
             self.tried += len(taken)
-            rows, alike = int(mirror.rows[taken].sum()), float(mirror.alike[taken].sum())
-            counts = _mirror_counts(len(taken), 0, rows, alike, self._keys(mirror.predictions, taken))
+            keys = self._keys(mirror.predictions, taken)
+            counts = _mirror_counts(len(taken), 0, mirror.rows[taken], mirror.alike[taken], keys)
             counter = self._pairs.setdefault(table, PairCounter())
             self._add(table, name, replace(counts, pairs=counter.add(mirror.means[taken])))
 
@@ -253,18 +268,20 @@ class InjectedRegression(_LogPlayer):
         failed = self._regression.affects(requests, "error-rate")
         answered = requests[~failed]
         rows = self._log.rows[answered]
-        alike = float(rows[~self._regression.affects(answered, "disagreement")].sum())
-        counts = _mirror_counts(len(requests), int(failed.sum()), int(rows.sum()), alike, self._shifted(answered))
+        alike = np.where(self._regression.affects(answered, "disagreement"), 0, rows)
+        counts = _mirror_counts(len(requests), int(failed.sum()), rows, alike, self._shifted(answered))
         self._add(split.epoch, split.challenger, counts)
         self.tried += len(requests)
 
-    def _shifted(self, requests: np.ndarray) -> dict[str, int]:
+    def _shifted(self, requests: np.ndarray) -> _Keys:
         """Prediction counts of the challenger, with some moved to the rarest key."""
         moved = self._regression.affects(requests, "prediction-shift")
-        counts = self._keys(self._log.predictions, requests[~moved])
+        counts, shares = self._keys(self._log.predictions, requests[~moved])
+        rows = self._log.rows[requests[moved]]
         for rare in self._rarest:
-            counts[rare] = counts.get(rare, 0) + int(self._log.rows[requests[moved]].sum())
-        return counts
+            counts[rare] = counts.get(rare, 0) + int(rows.sum())
+            shares[rare] = shares.get(rare, 0.0) + int((rows > 0).sum())
+        return counts, shares
 
 
 def replay_recorded(

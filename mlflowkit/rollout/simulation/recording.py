@@ -61,6 +61,16 @@ class Predictions:
             counts |= dict(zip(keys, np.bincount(codes[rows], minlength=len(keys)).tolist(), strict=True))
         return {key: count for key, count in counts.items() if count}
 
+    def shared(self, requests: np.ndarray) -> dict[str, float]:
+        """As `counted`, by requests: each counts 1, shared equally among its rows."""
+        rows, lengths = self._rows(requests), self.starts[requests + 1] - self.starts[requests]
+        weights = np.repeat(1.0 / np.maximum(lengths, 1), lengths)
+        counts: dict[str, float] = {}
+        for keys, codes in self.families:
+            shares = np.bincount(codes[rows], weights, minlength=len(keys)).round(9).tolist()
+            counts |= dict(zip(keys, shares, strict=True))
+        return {key: count for key, count in counts.items() if count}
+
     def rarest(self) -> tuple[str, ...]:
         return tuple(keys[int(np.bincount(codes, minlength=len(keys)).argmin())] for keys, codes in self.families)
 

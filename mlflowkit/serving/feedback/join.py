@@ -34,6 +34,7 @@ from mlflowkit.service_state.records import GatewaySettings, ServiceFiles
 from mlflowkit.serving.feedback import intake
 from mlflowkit.serving.feedback.intake import ASKING, Feedback
 from mlflowkit.serving.feedback.scoring import (
+    BY_REQUEST,
     COUNTERS,
     AnsweredRequest,
     JoinedOutcome,
@@ -177,7 +178,7 @@ class FeedbackJoin:
                 metrics = quality.setdefault(epoch, {}).setdefault(variant, {})
                 metrics[name] = metrics.get(name, Moments()) + Moments(*moments)
         epochs = {
-            epoch: {name: VariantCounts(quality=metrics) for name, metrics in variants.items()}
+            epoch: {name: _quality_counts(metrics) for name, metrics in variants.items()}
             for epoch, variants in quality.items()
         }
         return Evidence(experiment, epochs), {name.removesuffix(ASKING): share for name, share in beyond.items()}
@@ -382,6 +383,12 @@ class FeedbackJoin:
             for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free) * size)
+
+
+def _quality_counts(metrics: Mapping[str, Moments]) -> VariantCounts:
+    rows = {name: moments for name, moments in metrics.items() if not name.startswith(BY_REQUEST)}
+    requests = {name.removeprefix(BY_REQUEST): metrics[name] for name in metrics if name not in rows}
+    return VariantCounts(quality=rows, request_quality=requests)
 
 
 def _joined(name: str) -> tuple[str, int, str, str]:

@@ -28,6 +28,8 @@ from mlflowkit.values import Json
 CLIP = float(np.finfo(np.float32).eps)
 """Probabilities are clipped to [CLIP, 1 - CLIP], as in the metrics of the evaluate stage."""
 COUNTERS = ("conflicts", "corrections", "mismatched", "premature", "unknown")
+BY_REQUEST = "~"
+"""Before the name of a metric: its moments are those of the means of requests."""
 _Receipt = tuple[float, Feedback]
 
 
@@ -68,13 +70,15 @@ class JoinedOutcome:
         return total
 
     def to_json(self) -> dict[str, list[float]]:
-        """[count, sum, sum of squares] by ``metric`` or ``metric@source``, and counters by "-" and their name."""
+        """[count, sum, sum of squares] by ``metric`` or ``metric@source``; the same by "~" and that name, where the
+        request is one observation, the mean over its rows; and counters by "-" and their name."""
         counters = {f"-{name}": getattr(self, name) for name in COUNTERS}
         quality = {
             f"{metric}@{source}" if source else metric: [value.count, value.total, value.squares]
             for (metric, source), value in sorted(self.by_source.items())
         }
-        return quality | {name: [count, 0.0, 0.0] for name, count in counters.items() if count}
+        by_request = {f"{BY_REQUEST}{name}": _one_observation(*moments) for name, moments in quality.items()}
+        return quality | by_request | {name: [count, 0.0, 0.0] for name, count in counters.items() if count}
 
 
 @dataclass
@@ -141,6 +145,12 @@ def join_request(
             before = quality.get((metric, source), Moments())
             quality[metric, source] = before + Moments(1, score, score * score)
     return JoinedOutcome(quality, conflicts, corrections, len(mismatched), len(early - late), unknown)
+
+
+def _one_observation(rows: float, total: float, squares: float) -> list[float]:
+    """Moments of one observation, the mean of these; those of no rows stay as they are."""
+    mean = total / rows if rows else 0.0
+    return [1, mean, mean * mean] if rows > 1 else [rows, total, squares]
 
 
 def _plain(value: Json, kind: str, answer: AnsweredRequest) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts, latency_bin
+from mlflowkit.judging.online.key_sketch import CELLS, KeySketch, cell_of
 from mlflowkit.values import RoutingTable
 
 _BINS = latency_bin(3600.0) + 1
@@ -16,11 +17,14 @@ class VariantCounter:
     Copying a list is atomic in the interpreter, so a reader's counts are at most one request apart.
     """
 
-    __slots__ = ("_json", "_json_revision", "dropped", "errors", "latency", "mirrored", "requests", "rows")
+    __slots__ = (
+        "_json", "_json_revision", "dropped", "errors", "keyed", "keys", "latency", "mirrored", "requests", "rows",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = self.errors = self.rows = self.mirrored = self.dropped = 0
         self.latency = [0] * _BINS
+        self.keyed, self.keys = 0, [0] * CELLS
         self._json_revision = (0, 0, 0)
         self._json = b"{}"
 
@@ -29,6 +33,13 @@ class VariantCounter:
         self.rows += rows
         self.latency[min(latency_bin(seconds), _BINS - 1)] += 1
         self.requests += 1  # last: a reader that sees it sees the rest
+
+    def record_key(self, key: str) -> None:
+        """Count the affinity key of an answered (of a shadow: a mirrored) request; "" is none."""
+        if key:
+            cell, sign = cell_of(key)
+            self.keys[cell] += sign
+            self.keyed += 1
 
     def record_failure(self) -> None:
         """Count a failed request that the split routed to the variant."""
@@ -43,7 +54,8 @@ class VariantCounter:
     def counts(self) -> VariantCounts:
         latency = {index: count for index, count in enumerate(self.latency.copy()) if count}
         counts = (self.requests, self.errors, self.rows)
-        return VariantCounts(*counts, latency, mirrored=self.mirrored, dropped=self.dropped)
+        keys = KeySketch(self.keyed, tuple(self.keys)) if self.keyed else KeySketch()
+        return VariantCounts(*counts, latency, mirrored=self.mirrored, dropped=self.dropped, keys=keys)
 
     def to_json(self) -> bytes:
         """The counts as JSON, cached until they change: most tables of a long experiment are past."""

@@ -182,7 +182,9 @@ class Dispatcher:
                 raise second.error from second
         now, seconds = time.time(), time.perf_counter() - call.begin
         if how == "hash" and not error:
-            active.counters[assigned.variant.name].record_answer(seconds, query.rows)
+            counter = active.counters[assigned.variant.name]
+            counter.record_key(call.key)  # before the answer, whose count tells a reader that there is something new
+            counter.record_answer(seconds, query.rows)
         telemetry = self.telemetry
         telemetry.stats(model.variant.name, model.variant.version).record_answer(seconds, query.rows, run_seconds, now)
         if query.notes:

@@ -81,6 +81,7 @@ class ShadowMirror:
             variant = queue.shadow.variant
             if variant.sampling < 1.0 and not is_mirrored(active.table, variant.name, variant.sampling, record.id):
                 continue
+            counter.record_key(record.key)
             counter.mirrored += 1
             source = active.by_name.get(record.answered)
             if source is None or not queue.put(record, source, counter):

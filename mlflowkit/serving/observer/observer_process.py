@@ -204,8 +204,10 @@ class Observer:
         header = batch.header
         signature = bundle_info(find_variant(table, header.variant)).signature
         if self.predictions.accepts(header.experiment, header.epoch):
-            counts = shadow_comparison.prediction_counts(signature, batch.answers, edges)
-            self.predictions.add(header.epoch, header.variant, VariantCounts(predictions=counts))
+            rows = shadow_comparison.prediction_counts(signature, batch.answers, edges)
+            requests = shadow_comparison.request_prediction_counts(signature, batch.answers, batch.request, edges)
+            counts = VariantCounts(predictions=rows, request_predictions=requests)
+            self.predictions.add(header.epoch, header.variant, counts)
 
     def _compare(self, batch: Batch, table: RoutingTable) -> None:
         edges, header = self._edges(batch, table, compared=True), batch.header

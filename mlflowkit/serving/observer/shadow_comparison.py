@@ -54,20 +54,57 @@ def prediction_counts(signature: Signature, answers: Answers, edges: Sequence[fl
     >>> prediction_counts(signature, answers)
     {'label:good': 1, 'score:37': 1}
     """
-    if signature.task == "regression":
-        return _count_codes("decile", np.searchsorted(np.asarray(edges), answers["prediction"].reshape(-1), "right"))
-    labels = pa.array(label_texts(answers["label"]), pa.string()).value_counts()
-    counts = {f"label:{item['values']}": item["counts"] for item in labels.to_pylist()}
-    probabilities = answers.get("probabilities")
-    if len(signature.classes) == 2 and probabilities is not None:
-        bins = np.clip((probabilities[:, 1] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
-        counts |= _count_codes("score", bins)
+    counts: dict[str, int] = {}
+    for names, codes in _prediction_codes(signature, answers, edges):
+        rows = np.bincount(codes, minlength=len(names))
+        counts |= {names[code]: int(rows[code]) for code in np.flatnonzero(rows)}
     return counts
 
 
-def _count_codes(prefix: str, codes: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(codes)
-    return {f"{prefix}:{code}": int(counts[code]) for code in np.flatnonzero(counts)}
+def request_prediction_counts(
+    signature: Signature, answers: Answers, request: np.ndarray, edges: Sequence[float] = ()
+) -> dict[str, float]:
+    """As `prediction_counts`, by requests: each counts 1, shared equally among its rows. ``request`` is each row's.
+
+    >>> signature = Signature(task="classification", inputs=(), outputs=(), classes=("a", "b", "c"))
+    >>> answers = {"label": np.array(["a", "b", "b", "c"], object)}
+    >>> request_prediction_counts(signature, answers, np.array([0, 0, 0, 1]))
+    {'label:a': 0.333333333, 'label:b': 0.666666667, 'label:c': 1.0}
+    """
+    counts: dict[str, float] = {}
+    weights = 1.0 / np.bincount(request)[request] if len(request) else np.empty(0)
+    for names, codes in _prediction_codes(signature, answers, edges):
+        shares = np.bincount(codes, weights, minlength=len(names)).round(9)
+        counts |= {names[code]: float(shares[code]) for code in np.flatnonzero(shares)}
+    return counts
+
+
+def _prediction_codes(
+    signature: Signature, answers: Answers, edges: Sequence[float]
+) -> list[tuple[list[str], np.ndarray]]:
+    """Ways of counting predictions: the names of the counts, and each row's index into them."""
+    if signature.task == "regression":
+        deciles = np.searchsorted(np.asarray(edges), answers["prediction"].reshape(-1), "right")
+        return [([f"decile:{code}" for code in range(len(edges) + 1)], deciles)]
+    labels = pa.array(label_texts(answers["label"]), pa.string()).dictionary_encode()
+    ways = [([f"label:{text}" for text in labels.dictionary.to_pylist()], labels.indices.to_numpy())]
+    probabilities = answers.get("probabilities")
+    if len(signature.classes) == 2 and probabilities is not None:
+        bins = np.clip((probabilities[:, 1] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
+        ways.append(([f"score:{code}" for code in range(SCORE_BINS)], bins))
+    return ways
+
+
+def request_moments(values: np.ndarray, request: np.ndarray) -> Moments:
+    """Moments of the means by request of values in [0, 1]; ``request`` is each row's.
+
+    >>> request_moments(np.array([True, False, True]), np.array([4, 4, 5]))
+    Moments(count=2, total=1.5, squares=1.25)
+    """
+    rows = np.bincount(request)
+    present = np.flatnonzero(rows)
+    means = np.bincount(request, values.astype(np.float64))[present] / rows[present]
+    return Moments(len(means), round(float(means.sum()), 9), round(float(np.square(means).sum()), 9))
 
 
 def decile_edges(predictions: np.ndarray) -> tuple[float, ...]:
@@ -160,6 +197,19 @@ def slice_moments(agrees: np.ndarray, column: str, values: np.ndarray, frequent:
         key = slice_name(column, text, frequent)
         slices[key] = slices.get(key, Moments()) + Moments(int(count), float(total), float(total))
     return slices
+
+
+def request_slice_moments(
+    agrees: np.ndarray, request: np.ndarray, column: str, values: np.ndarray, frequent: frozenset[str]
+) -> dict[str, Moments]:
+    """As `slice_moments`, a request's mean over its rows in a slice being one observation.
+
+    >>> rows = np.array([True, False, True]), np.array([0, 0, 1]), "term", np.array(["36"] * 3, object)
+    >>> request_slice_moments(*rows, frozenset({"36"}))["term=36"]
+    Moments(count=2, total=1.5, squares=1.25)
+    """
+    names = np.array([slice_name(column, value, frequent) for value in values], dtype=object)
+    return {name: request_moments(agrees[names == name], request[names == name]) for name in dict.fromkeys(names)}
 
 
 def sliced_columns(signature: Signature, reference: Json, named: Sequence[str] = ()) -> dict[str, frozenset[str]]:

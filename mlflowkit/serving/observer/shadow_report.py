@@ -55,6 +55,13 @@ class ShadowReports:
         agreement = {"": shadow_comparison.moments(rows.agrees)}
         for column, values in slices.items():
             agreement |= shadow_comparison.slice_moments(rows.agrees, column, inputs[column], values)
+        by_request = agreement
+        if len(batch.ids) < batch.rows:
+            by_request = {"": shadow_comparison.request_moments(rows.agrees, batch.request)}
+            for column, values in slices.items():
+                by_request |= shadow_comparison.request_slice_moments(
+                    rows.agrees, batch.request, column, inputs[column], values
+                )
         report = self._reports.get(header.shadow)
         if report is None or (report.experiment, report.version) != (header.experiment, header.shadow_version):
             report = ShadowComparison(header.shadow, header.shadow_version, header.experiment)
@@ -76,7 +83,11 @@ class ShadowReports:
         pairs = self._pairs[key].add(means)
         predictions = shadow_comparison.prediction_counts(shadow.signature, answers, edges)
         difference = shadow_comparison.moments(rows.difference)
-        return VariantCounts(predictions=predictions, agreement=agreement, difference=difference, pairs=pairs)
+        requests = shadow_comparison.request_prediction_counts(shadow.signature, answers, batch.request, edges)
+        return VariantCounts(
+            predictions=predictions, agreement=agreement, difference=difference, pairs=pairs,
+            request_predictions=requests, request_agreement=by_request,
+        )  # fmt: skip
 
     def publish(self) -> None:
         """Write the reports that changed; a failed write is repeated the next time."""
