@@ -373,9 +373,10 @@ class Platform(Protocol):
         Raises ServiceError when ``service`` (a stages.deploy.ServeSection) cannot listen on its address.
         """
 
-    def ensure(self, service: Any, progress: Callable[[str], None] = ...) -> str:
+    def ensure(self, service: Any, progress: Callable[[str], None] = ..., *, monitor: Any = None) -> str:
         """Start the gateway of a stages.deploy.ServeSection unless it is up; returns its endpoint URL.
 
+        ``monitor`` is the MonitorSection whose windows and segments live rows are counted by.
         ``progress`` is told, in words, what a start that takes long waits for.
         """
 
@@ -643,6 +644,8 @@ class StageContext:
     folder     the recipe's folder: base of relative paths and Python references
     champion   bundle folder of the champion that gates compare with, or None
     previous   published folder of this stage in the last run of this recipe, or None (frozen schemas)
+    recipe     the recipe's file, absolute; None for a bundle that is deployed without one
+    overrides  those of the run
     """
 
     inputs: Mapping[str, Path]
@@ -656,3 +659,5 @@ class StageContext:
     progress: RunProgress
     champion: Path | None = None
     previous: Path | None = None
+    recipe: Path | None = None
+    overrides: tuple[str, ...] = ()

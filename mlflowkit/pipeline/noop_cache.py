@@ -127,6 +127,8 @@ def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary:
     deployed = any(step["stage"] == "deploy" for step in summary["steps"])
     folders = [key.state / OBJECTS / step["digest"] for step in summary["steps"] if step["digest"]]
     published = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    if deployed:  # what its monitor goes by
+        published.append(key.state / "services" / summary["service"] / "monitor" / "settings.json")
     reused = {"action": "reuse", "reason": f"unchanged since run {summary['run']}", "seconds": 0.0}
     receipt = {
         "format": FORMAT,

@@ -103,7 +103,7 @@ def build_plan(
     digests = FileDigests(journal)
     ingredients = collect_ingredients(loaded, digests)
     digests.save()
-    planner = _Planner(loaded.recipe.name, journal, store, services, frozenset(force))
+    planner = _Planner(loaded, journal, store, services, frozenset(force))
     for stage in stages:
         planner.add(stage, ingredients[stage])
     return ExecutionPlan(tuple(planner.steps.values()), planner.results, planner.champion)
@@ -166,7 +166,7 @@ def describe_changes(stage: str, before: Mapping[str, str], now: Mapping[str, st
 class _Planner:
     """A plan under construction."""
 
-    name: str
+    loaded: LoadedRecipe
     journal: Journal
     store: ObjectStore
     services: ServiceQuery | None
@@ -174,6 +174,10 @@ class _Planner:
     steps: dict[str, Step] = field(default_factory=dict)
     results: dict[str, StepResult] = field(default_factory=dict)
     champion: ChampionState = field(default_factory=ChampionState)
+
+    @property
+    def name(self) -> str:
+        return self.loaded.recipe.name
 
     def add(self, stage: str, own: Mapping[str, str]) -> None:
         """Add the next stage, given its ingredients without inputs and champion."""
@@ -200,7 +204,29 @@ class _Planner:
         identity = bundle_identity(self.store.path(self.results["package"].published.digest))
         if problem := deploy_problem(self.journal, self.services, self.name, service, identity):
             return "run", problem
-        return "reuse", rollout_status(self.journal.state, service, identity) or reason
+        status = rollout_status(self.journal.state, service, identity)
+        if not status and (problem := monitor_problem(self.journal.state, self.loaded)):
+            return "run", problem
+        return "reuse", status or reason
+
+
+def monitor_problem(state: Path, loaded: LoadedRecipe) -> str:
+    """Why the recipe's monitor and retrain sections must be deployed: the service goes by others. "" if it does not."""
+    from mlflowkit.monitoring import monitor_settings
+    from mlflowkit.service_state.records import ServiceFiles
+
+    recipe = loaded.recipe
+    if recipe.serve is None:
+        return ""
+    settings = monitor_settings.deployed_settings(
+        recipe.name, recipe.monitor, recipe.retrain, loaded.path, loaded.overrides
+    )
+    files = ServiceFiles(state / "services" / recipe.serve.service)
+    return (
+        ""
+        if monitor_settings.are_current(files, settings)
+        else f"service {recipe.serve.service} is monitored by other settings"
+    )
 
 
 def evaluation_champion(journal: Journal, name: str, optimize: str) -> ChampionState:

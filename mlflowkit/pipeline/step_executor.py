@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
-from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem
+from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem, monitor_problem
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.storage.step_lease import Heartbeat, LeaseWatcher, this_owner
 from mlflowkit.pipeline.storage.store import storage_lock
@@ -158,6 +158,8 @@ class StepExecutor:
             progress=self._stage_progress,
             champion=store.path(champion) / "bundle" if champion else None,
             previous=store.path(last.published.digest) if last and store.intact(last.published) else None,
+            recipe=self.loaded.path,
+            overrides=self.loaded.overrides,
         )
 
     def _stage_progress(self, event: Event) -> None:
@@ -196,4 +198,5 @@ class StepExecutor:
         service = serve.service if serve is not None else ""
         identity = bundle_identity(self.recorder.folder("package"))
         journal, name = self.recorder.journal, self.recorder.record.name
-        return deploy_problem(journal, self.ports.platform.status, name, service, identity)
+        problem = deploy_problem(journal, self.ports.platform.status, name, service, identity)
+        return problem or monitor_problem(journal.state, self.loaded)

@@ -55,9 +55,12 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str, bool]]:
     for key in ("columns", "orders"):
         for name in view.mapping("data", key):
             yield ("data", key, name), name, True
-    for index, name in enumerate(view.items("data", "drop")):
-        if isinstance(name, str):
-            yield ("data", "drop", index), name, False
+    for name in view.mapping("monitor", "columns"):
+        yield ("monitor", "columns", name), name, True
+    for path in (("data", "drop"), ("monitor", "segments")):
+        for index, name in enumerate(view.items(*path)):
+            if isinstance(name, str):
+                yield (*path, index), name, False
     for index, _ in enumerate(view.items("data", "checks")):
         if name := view.text("data", "checks", index, "column"):
             yield ("data", "checks", index, "column"), name, False

@@ -312,7 +312,7 @@ def _compose_with_hydra(
                 config = hydra_compose(path.stem, arguments)
                 loader = GlobalHydra.instance().config_loader()
                 defaults = loader.compute_defaults_list(path.stem, arguments, RunMode.RUN).defaults
-            container = OmegaConf.to_container(config, resolve=False)
+            container = _with_text_keys(OmegaConf.to_container(config, resolve=False))
         except Exception as error:
             raise RecipeError(_composition_faults(error, path, shown, root, groups)) from error
     sources = []
@@ -323,6 +323,18 @@ def _compose_with_hydra(
         if file is not None:
             sources.append(_ConfigSource(file, tuple(filter(None, (default.package or "").split(".")))))
     return sources, container
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Values with the key that Hydra reads as true as the text it is. Raises ValueError when it is there both ways."""
+    if isinstance(value, list):
+        return [_with_text_keys(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if True in value and yaml_tree.BOOLEAN_KEY in value:
+        raise ValueError(f"'{yaml_tree.BOOLEAN_KEY}' is a key with quotes and one without: write it alike everywhere")
+    names = {True: yaml_tree.BOOLEAN_KEY}
+    return {names.get(name, name) if name is True else name: _with_text_keys(item) for name, item in value.items()}
 
 
 def _merge_sources(sources: Sequence[_ConfigSource], container: Json, path: Path, shown: str) -> Composition:

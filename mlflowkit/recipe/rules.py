@@ -41,10 +41,10 @@ def problems(values: Json) -> list[Problem]:
     >>> violated[0].path, violated[0].message
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
-    from mlflowkit.recipe import rollout_rules
+    from mlflowkit.recipe.section_rules import monitor_rules, rollout_rules
 
     view = RecipeView(values)
-    return [problem for rule in (*RULES, *rollout_rules.RULES) for problem in rule(view)]
+    return [problem for rule in (*RULES, *rollout_rules.RULES, *monitor_rules.RULES) for problem in rule(view)]
 
 
 RATIOS = dict(zip(metrics.LATENCY, metrics.LATENCY_RATIOS, strict=True))
@@ -295,7 +295,7 @@ def _schema_check(view: RecipeView) -> Iterator[Problem]:
             close = closest_match(column, list(schema))
             message = f"column {column!r} is not among the columns of the schema check"
             hint = f"did you mean {close}?" if close else "declare it there, or write extra: allow"
-            yield Problem(path, message, hint, at_key=path[:2] == ("data", "columns"))
+            yield Problem(path, message, hint, at_key=path[1] == "columns")
     for column, kind in view.mapping("data", "columns").items():
         allowed = KIND_OF_TYPE.get(str(schema.get(column)))
         if allowed and kind in ("numeric", "categorical", "time") and kind not in allowed:
@@ -314,6 +314,11 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str]]:
     for index, column in enumerate(view.items("data", "drop")):
         if isinstance(column, str):
             yield ("data", "drop", index), column
+    for column in view.mapping("monitor", "columns"):
+        yield ("monitor", "columns", column), column
+    for index, column in enumerate(view.items("monitor", "segments")):
+        if isinstance(column, str):
+            yield ("monitor", "segments", index), column
     for index, check in enumerate(view.items("data", "checks")):
         if not isinstance(check, dict):
             continue

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from mlflowkit.judging.decision_rule import DecisionSection
+from mlflowkit.monitoring.monitor_settings import MonitorSection, RetrainSection
 from mlflowkit.sections import Section
 from mlflowkit.stages import data as data_stage
 from mlflowkit.stages import deploy as deploy_stage
@@ -55,6 +56,10 @@ class RecipeSchema(Section):
     """How long gates on latency may measure."""
     serve: deploy_stage.ServeSection | None = None
     """The service; without it a run ends at the bundle."""
+    monitor: MonitorSection | None = None
+    """What is watched in the service's traffic; nothing by default."""
+    retrain: RetrainSection | None = None
+    """When the recipe is run again; never by default."""
 
 
 def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
@@ -72,7 +77,9 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
         "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe), time_column=time_column),
     }
     if recipe.serve is not None:
-        specs["deploy"] = deploy_stage.Spec(name=recipe.name, serve=recipe.serve)
+        specs["deploy"] = deploy_stage.Spec(
+            name=recipe.name, serve=recipe.serve, monitor=recipe.monitor, retrain=recipe.retrain
+        )
     return specs
 
 

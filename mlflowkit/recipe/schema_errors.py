@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from mlflowkit.errors import Fault, closest_match
+from mlflowkit.monitoring.monitor_settings import DURATION
 from mlflowkit.recipe import schema_tree, yaml_tree
 from mlflowkit.recipe.schema_tree import Shape
 from mlflowkit.recipe.yaml_tree import KeyPath, Node
@@ -17,6 +18,8 @@ from mlflowkit.sections import Section
 from mlflowkit.stages.train import UNSUPPORTED, unsupported_hint
 from mlflowkit.system import entry_points
 from mlflowkit.values import Json
+
+_DURATIONS = "a duration such as 30s, 5m, 12h or 1d"
 
 
 def schema_faults(errors: Sequence[Mapping[str, Any]], root: Node, values: Json) -> list[Fault]:
@@ -47,6 +50,8 @@ def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, r
     shape = _input_shape(shape) if shape is not None else None
     expected = schema_tree.expected(shape) if shape is not None else "another value"
     value = yaml_tree.format_value(node)
+    if shape is not None and schema_tree.pattern(shape) == DURATION:
+        return fault_at(node, path, f"expected {_DURATIONS}, found {value}", _duration_hint(node, shape))
     if shape is not None and isinstance(path[-1], int) and (item := _section_of(shape)) is not None:
         message = f"item {path[-1] + 1} of {path[-2]}: expected {expected}, found {value}"
         return fault_at(node, path, message, _item_hint(node, shape, item))
@@ -62,6 +67,16 @@ def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, r
     if kind == "finite_number":
         expected = expected.replace("a number", "a finite number", 1)
     return fault_at(node, path, f"expected {expected}, found {value}", _value_hint(node, shape))
+
+
+def _duration_hint(node: Node, shape: Shape) -> str:
+    """A number is meant as seconds; a unit written out has a letter."""
+    text = str(node.value).strip().lower().replace(" ", "")
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :][:1] or "s"
+    if not isinstance(node.value, bool) and _is_number(number) and float(number) >= 0 and unit in "smhdw":
+        return f"write {number}{unit}"
+    return _default_hint(shape)
 
 
 def _input_shape(shape: Shape) -> Shape:
@@ -175,6 +190,8 @@ def _unknown_tag(kind: str, path: KeyPath, shape: Shape, node: Node, task: str) 
 
 
 def _pattern_message(pattern: str, value: Json) -> tuple[str, str]:
+    if pattern.startswith("^https?://"):
+        return "expected a URL that begins with http:// or https://", f"write http://{value}"
     if ":" in pattern:
         hint = ""
         if isinstance(value, str) and ":" not in value and "." in value:

@@ -28,6 +28,8 @@ MAX_NODES = 50_000
 """Limit of the number of values, with aliases expanded."""
 MAX_SHOWN = 60
 """Characters of a value in a message."""
+BOOLEAN_KEY = "on"
+"""A key of recipes that YAML 1.1 reads as true; unquoted it is meant as text, as YAML 1.2 reads it."""
 OVERRIDE_FILE = "<override>"
 """The file of a location in an override, whose line is the override's index, from 1."""
 
@@ -250,6 +252,8 @@ class _YamlReader:
             self.anchors[event.anchor] = Node(value, self._location(event.start_mark))
         if isinstance(value, str):
             return value
+        if event.value == BOOLEAN_KEY:
+            return BOOLEAN_KEY
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         message = f"the key {event.value!r} reads as {'nothing' if value is None else describe_type(value)}"

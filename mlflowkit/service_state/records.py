@@ -22,6 +22,9 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       champions.json      earlier champions, for a rollback
       failed.json         rejected versions, which are not deployed again
       incidents/          a record for each rollback, in JSON and in Markdown
+      monitor/settings.json  monitoring.monitor_settings.MonitorSettings: what is monitored; written by a deploy
+      monitor/state.json     what the monitor has counted and decided, by version; written by the controller's process
+      monitor/view.json      monitoring.monitor_view.MonitorView: what the CLI, the page and the metrics show
       webhooks/           events to be delivered; webhooks.json: results of the last deliveries
       admin.json          address of the admin page, written by the controller's process
       isolated/<digest>/  addresses of the processes of an isolated variant, readable by their owner only
@@ -105,6 +108,10 @@ class GatewaySettings:
     log_days: float = 7.0
     log_mb: float = 1024.0
     profile: bool = True
+    pane_seconds: float = 300.0
+    """Length of the panes in which live rows are counted."""
+    segments: tuple[str, ...] = ()
+    """Columns by whose values live rows are also counted in parts."""
     unknown_columns: str = "error"
     """error or ignore: what happens to columns of a request that the model does not know."""
     missing_columns: str = "error"
@@ -118,6 +125,7 @@ class GatewaySettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowed_hosts", tuple(self.allowed_hosts))  # JSON has lists
+        object.__setattr__(self, "segments", tuple(self.segments))
 
     @property
     def endpoint(self) -> str:

@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field
 
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import MlkitError, ServiceError
+from mlflowkit.monitoring import monitor_settings
+from mlflowkit.monitoring.monitor_settings import MonitorSection, RetrainSection
 from mlflowkit.ports import Platform, StageContext
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.sections import Section
@@ -163,6 +165,8 @@ class Spec(Section):
 
     name: str
     serve: ServeSection
+    monitor: MonitorSection | None = None
+    retrain: RetrainSection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     endpoint = platform.ensure(
         spec.serve.beside(context.folder),
         lambda message: context.progress(Event("deploy", "warning", message)),
+        monitor=spec.monitor,
     )
     _service_status(platform, service)
     table = files.table()
@@ -219,6 +224,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     if "rollout" not in deployed:
         origin = {"name": spec.name, "run": context.run}
         version_history.record_champion(files, candidate, origin, time.time(), before=champion)
+    _write_monitor_settings(spec, context, files)
     notes = {"signature_changes": [change.to_json() for change in changes]} if changes else {}
     result = {"service": service, "endpoint": endpoint, "version": manifest.version, **deployed, **notes}
     write_json(context.out / "service.json", result)
@@ -226,6 +232,17 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     if "rollout" in deployed and champion is not None:
         rows = _sample_rows(Path(champion.bundle)) or rows  # what clients send until the version is promoted
     return StageResult(summary={**result, "curl": curl(endpoint, rows[:1], keyed=has_keys)})
+
+
+def _write_monitor_settings(spec: Spec, context: StageContext, files: ServiceFiles) -> None:
+    """Have the service monitored by the recipe's sections."""
+    settings = monitor_settings.deployed_settings(
+        spec.name, spec.monitor, spec.retrain, context.recipe, context.overrides
+    )
+    if settings is None and files.exists(monitor_settings.SETTINGS):
+        message = f"{files.service} is no longer monitored: there is no monitor section"
+        context.progress(Event("deploy", "warning", message))
+    monitor_settings.write_settings(files, settings)
 
 
 def curl(endpoint: str, rows: list[Any], *, keyed: bool = False) -> str:

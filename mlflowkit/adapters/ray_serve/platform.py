@@ -59,7 +59,9 @@ class RayServePlatform:
             requested_settings(ServiceFiles(self.state / "services" / service.service), service)
         clusters.spawn(self.state, self.runtime, self.sidecars)
 
-    def ensure(self, service: Any, progress: Callable[[str], None] = lambda message: None) -> str:
+    def ensure(
+        self, service: Any, progress: Callable[[str], None] = lambda message: None, *, monitor: Any = None
+    ) -> str:
         """Start the gateways of a stages.deploy.ServeSection if they are not up; returns the endpoint's URL.
 
         ``progress`` is told what the start waits for. Running gateways apply changed limits, threads, replicas or
@@ -73,6 +75,10 @@ class RayServePlatform:
                 claims.enter_context(_port_lock(port))
             before = files.desired()
             settings = requested_settings(files, service)
+            if monitor is not None:
+                settings = replace(
+                    settings, pane_seconds=monitor.pane_seconds, segments=tuple(sorted(monitor.segments))
+                )
             desired = before
             if desired is None or not desired.up or desired.settings != settings:
                 desired = Desired(1 if before is None else before.generation + 1, True, settings)

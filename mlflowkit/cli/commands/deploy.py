@@ -17,7 +17,7 @@ from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     from mlflowkit.bundle import Bundle
-    from mlflowkit.stages.deploy import ServeSection
+    from mlflowkit.stages.deploy import ServeSection, Spec
     from mlflowkit.wiring import Wiring
 
 BundleArgument = Annotated[
@@ -129,13 +129,25 @@ def _deploy(bundle: Bundle, section: ServeSection, state: Path, recipe: Path | N
             run=bundle.blessing.run if bundle.blessing is not None else "",
             ports=wiring,
             progress=progress,
+            recipe=None if recipe is None else recipe.resolve(),
         )
         try:
-            result = stage.run(stage.Spec(name=manifest.name, serve=section), context)
+            result = stage.run(_stage_spec(manifest.name, section, recipe), context)
         finally:
             wiring.objects.discard_scratch(f"deploy-{manifest.identity}")
         progress(Event("deploy", "done", seconds=time.monotonic() - begin))
     return result.summary
+
+
+def _stage_spec(name: str, section: ServeSection, recipe: Path | None) -> Spec:
+    """The Spec of the deploy stage, with the recipe's monitor and retrain sections."""
+    from mlflowkit.recipe.check import load
+    from mlflowkit.stages.deploy import Spec
+
+    if recipe is None:
+        return Spec(name=name, serve=section)
+    loaded = load(recipe).recipe
+    return Spec(name=name, serve=section, monitor=loaded.monitor, retrain=loaded.retrain)
 
 
 def _into_store(wiring: Wiring, bundle: Bundle) -> Path:

@@ -20,6 +20,8 @@ from mlflowkit.system.text import shell_word
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlflowkit.recipe.schema import LoadedRecipe
+
 
 @app.command()
 def up(
@@ -42,7 +44,8 @@ def up(
     platform = Wiring(folder).platform
     before = next((status for status in platform.status() if status.service == section.service), None)
     champion = None if before is not None and before.variants else _champion(folder, loaded.recipe.name)
-    endpoint = platform.ensure(section.beside(loaded.folder), note)
+    endpoint = platform.ensure(section.beside(loaded.folder), note, monitor=loaded.recipe.monitor)
+    _write_monitor_settings(loaded, platform.folder(section.service))
     if champion is not None:
         from mlflowkit.bundle import open_bundle
         from mlflowkit.values import RoutingTable, Variant
@@ -55,6 +58,18 @@ def up(
         raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {shell_word(recipe)}")
     value = {"service": now.service, "endpoint": endpoint, "version": now.variants[0].version, "epoch": now.epoch}
     print_result(value, f"{now.service} answers at {endpoint} with version {value['version']}", json)
+
+
+def _write_monitor_settings(loaded: LoadedRecipe, folder: Path) -> None:
+    """Have the service monitored by the recipe's sections, with the overrides of the run that deployed it."""
+    from mlflowkit.monitoring import monitor_settings
+    from mlflowkit.service_state.records import ServiceFiles
+
+    files, recipe = ServiceFiles(folder), loaded.recipe
+    before = monitor_settings.read_settings(files)
+    overrides = loaded.overrides if before is None else before.overrides
+    settings = monitor_settings.deployed_settings(recipe.name, recipe.monitor, recipe.retrain, loaded.path, overrides)
+    monitor_settings.write_settings(files, settings)
 
 
 def _champion(state: Path, name: str) -> Path:
