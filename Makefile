@@ -46,7 +46,7 @@ test: install
 
 # Everything.
 test-all: install
-	$(PYTEST) tests -n $(JOBS) --dist loadscope
+	$(PYTEST) tests -n $(JOBS) --dist loadscope $(ARGUMENTS)
 
 mutants: install
 	$(BIN)/python -m tests.mutants

@@ -37,21 +37,32 @@ class Pair:
 def difference(metric: str, candidate: LabelledPredictions, champion: LabelledPredictions) -> Estimate:
     """A metric of the candidate minus the champion's, paired: both predicted the same rows.
 
-    Raises as `metrics.estimate` does. Models with identical predictions differ by exactly 0.
+    Raises as `metrics.estimate` does. Models that are identical in what the metric reads differ by exactly 0.
     """
-    import numpy as np
-
     require(metric, candidate)
     require(metric, champion)
     ours, theirs = estimate(metric, candidate), estimate(metric, champion)
-    scores = (candidate.scores, champion.scores)
-    same_scores = scores[0] is None or scores[1] is None or np.array_equal(scores[0], scores[1])
-    if same_scores and np.array_equal(candidate.predicted, champion.predicted):
+    if _is_same(metric, candidate, champion):
         bounds, method = (lambda _: (0.0, 0.0)), "the same answers on every row"
     else:
         bounds_of = _DIFFERENCES.get(metric) or partial(_by_plugin, metric)
         bounds, method = bounds_of(Pair(candidate, champion, ours.value, theirs.value))
     return Estimate(metric, ours.value - theirs.value, ours.samples, bounds, method, ours.unit, ours.basis)
+
+
+def _is_same(metric: str, candidate: LabelledPredictions, champion: LabelledPredictions) -> bool:
+    """Whether two models give the same scores and, unless the metric reads scores only, the same predictions.
+
+    Equal predictions under different scores are two models that agree on these rows: others may tell them apart.
+    """
+    import numpy as np
+
+    if candidate.scores is not None and champion.scores is not None:
+        if not np.array_equal(candidate.scores, champion.scores):
+            return False
+        if metric in _OF_SCORES:
+            return True
+    return np.array_equal(candidate.predicted, champion.predicted)
 
 
 def _by_plugin(metric: str, pair: Pair) -> BoundsAndMethod:
@@ -156,6 +167,8 @@ def _median(pair: Pair) -> BoundsAndMethod:
     return bounds, "order statistics, MOVER, paired"
 
 
+_OF_SCORES = ("roc_auc", "macro_roc_auc", "average_precision", "log_loss", "brier")
+"""Metrics that read the probabilities only: a decision threshold does not move them."""
 _DIFFERENCES: Mapping[str, Callable[[Pair], BoundsAndMethod]] = {
     "accuracy": _proportions,
     "recall": _recall,

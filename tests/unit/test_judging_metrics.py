@@ -117,6 +117,15 @@ def test_the_same_answers_differ_by_exactly_nothing() -> None:
     assert (made.low, made.value, made.high) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "log_loss", "brier", "macro_roc_auc"])
+def test_another_decision_threshold_leaves_metrics_of_scores_where_they_are(metric: str) -> None:
+    champion = classified(50, 2, 1)
+    candidate = LabelledPredictions("classification", champion.actual, 1 - champion.predicted, champion.scores)
+    change = difference(metric, candidate, champion)
+    assert (change.value, change.bounds(0.95), change.method) == (0.0, (0.0, 0.0), "the same answers on every row")
+    assert difference("accuracy", candidate, champion).value != 0.0
+
+
 def test_two_models_without_fault_on_few_rows_are_not_known_to_be_alike() -> None:
     actual = np.arange(20) % 2
     made = []
