@@ -38,7 +38,17 @@ def finding(column: str = "age", aspect: str = "distribution", **values: Any) ->
 def window(number: int = 0, **values: Any) -> dict[str, Any]:
     """The closed window of a minute that is ``number`` minutes after START."""
     start = START + 60.0 * number
-    return {"start": start, "seconds": 60.0, "rows": 1990, "lost": 10, "answered": 2000, "state": "closed", **values}
+    return {
+        "start": start,
+        "seconds": 60.0,
+        "rows": 1990,
+        "lost": 10,
+        "answered": 2000,
+        "state": "HEALTHY",
+        "effective_rows": 1900.0,
+        "refused": 3,
+        **values,
+    }
 
 
 def view(**values: Any) -> dict[str, Any]:
@@ -60,6 +70,7 @@ def view(**values: Any) -> dict[str, Any]:
         "retrain": {"state": "idle", "reason": "", "episode": None, "budget_left": 2, "runs": []},
         "decisions": [],
         "blind": [],
+        "window_seconds": 60.0,
         "updated": START + 60.0,
         **values,
     }  # fmt: skip

@@ -103,9 +103,9 @@ class ViewEvents:
 
     def _count(self, counts: Counter[str], kind: str, events: Iterable[Mapping[str, Json]], label: str) -> None:
         for event in events:
-            id = _text(event.get("episode") or event.get("id") or event.get("time"))
+            id = _text(event.get("run") or event.get("episode") or event.get("id") or event.get("time"))
             outcome = _text(event.get(label))
-            if id and outcome and self._seen.get(f"{kind} {id}") != outcome:
+            if id and outcome and outcome != "running" and self._seen.get(f"{kind} {id}") != outcome:
                 self._seen[f"{kind} {id}"] = outcome
                 counts[outcome] += 1
 
@@ -159,6 +159,7 @@ GAUGES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "mlkit_window_rows": (_SERVICE, "Profiled rows of the last closed window."),
     "mlkit_window_answered_rows": (_SERVICE, "Rows that gateways answered in the last closed window."),
     "mlkit_window_lost_rows": (_SERVICE, "Answered rows of the last closed window that are in no profile."),
+    "mlkit_window_refused_requests": (_SERVICE, "Requests of the last closed window that were refused."),
     "mlkit_window_seconds": (_SERVICE, "Length of a window."),
     "mlkit_window_age_seconds": (_SERVICE, "Seconds since the end of the last closed window."),
     "mlkit_alerts": ((*_SERVICE, "kind", "severity", "state"), "Alerts of the monitor."),
@@ -214,6 +215,7 @@ def _add_state(page: _Page, base: Labels, view: Mapping[str, Json], now: float) 
 
 def _add_windows(page: _Page, base: Labels, view: Mapping[str, Json], now: float) -> None:
     """The window that ended last. Where there is none yet, its age is that of the view's state."""
+    page.add("mlkit_window_seconds", base[:1], view.get("window_seconds"))
     windows = [
         (start + seconds, seconds, window)
         for window in _items(view.get("windows"))
@@ -227,8 +229,10 @@ def _add_windows(page: _Page, base: Labels, view: Mapping[str, Json], now: float
         return
     end, seconds, window = max(windows, key=lambda item: item[0])
     page.add("mlkit_window_age_seconds", base[:1], max(0.0, now - end))
-    page.add("mlkit_window_seconds", base[:1], seconds)
-    for name, key in (("rows", "rows"), ("lost_rows", "lost"), ("answered_rows", "answered")):
+    if _number(view.get("window_seconds")) is None:
+        page.add("mlkit_window_seconds", base[:1], seconds)
+    names = (("rows", "rows"), ("lost_rows", "lost"), ("answered_rows", "answered"), ("refused_requests", "refused"))
+    for name, key in names:
         page.add(f"mlkit_window_{name}", base[:1], window.get(key))
 
 

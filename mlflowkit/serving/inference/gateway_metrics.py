@@ -29,7 +29,8 @@ import mlflowkit
 from mlflowkit.serving.inference.variants import ActiveTable, Versions
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-_BUCKET_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BUCKET_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the buckets of every histogram, but the last one's."""
 _Samples = Mapping[Any, float]
 _Family = Callable[[str, str, tuple[str, ...], _Samples], Metric]
 _SINK_GAUGES = ("queued", "backlog_bytes")
@@ -41,11 +42,11 @@ class Durations:
     __slots__ = ("buckets", "total")
 
     def __init__(self) -> None:
-        self.buckets = [0] * (len(_BUCKET_SECONDS) + 1)
+        self.buckets = [0] * (len(BUCKET_SECONDS) + 1)
         self.total = 0.0
 
     def add(self, seconds: float) -> None:
-        self.buckets[bisect_left(_BUCKET_SECONDS, seconds)] += 1
+        self.buckets[bisect_left(BUCKET_SECONDS, seconds)] += 1
         self.total += seconds
 
     @property
@@ -54,7 +55,7 @@ class Durations:
 
     def cumulative(self) -> list[tuple[str, float]]:
         """(upper bound, observations up to it), Prometheus's histogram format."""
-        bounds = (*map(str, _BUCKET_SECONDS), "+Inf")
+        bounds = (*map(str, BUCKET_SECONDS), "+Inf")
         return list(zip(bounds, map(float, itertools.accumulate(self.buckets.copy())), strict=True))
 
 
