@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-_ODDS_ABOVE = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+ODDS_ABOVE = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _ODDS_BELOW = (1.1, 1.25, 1.6, 2.5, 6.0)
 _SPREAD = (-1.6, -0.7, 0.0, 0.7, 1.6)
 _TINY = 1e-9
@@ -139,8 +139,8 @@ def rate_bets(block: Share, bound: float) -> tuple[list[float], list[float]]:
     """
     bound = min(max(bound, _TINY), 1 - _TINY)
     return (
-        [_likelihood_ratio(block, scale_odds(bound, ratio), bound) for ratio in _ODDS_ABOVE],
-        [_likelihood_ratio(block, scale_odds(bound, 1 / ratio), bound) for ratio in _ODDS_ABOVE],
+        [_likelihood_ratio(block, scale_odds(bound, ratio), bound) for ratio in ODDS_ABOVE],
+        [_likelihood_ratio(block, scale_odds(bound, 1 / ratio), bound) for ratio in ODDS_ABOVE],
     )
 
 
@@ -179,7 +179,7 @@ def rate_difference_bets(
     odds = base / (1 - base) * np.exp(offsets)
     first = np.clip(odds / (1 + odds), 1e-7, 1 - margin - 1e-6 if margin < 1 else 1e-6)[None, :]
     edge = np.minimum(first + margin, 1 - 1e-6)
-    above, below = _odds_of(edge, _ODDS_ABOVE), _odds_of(first, [1 / ratio for ratio in _ODDS_BELOW])
+    above, below = _odds_of(edge, ODDS_ABOVE), _odds_of(first, [1 / ratio for ratio in _ODDS_BELOW])
     nearer = [edge - margin / 2, first] if margin > 0 else []
     second = np.concatenate([above, *nearer, below])
     first = np.broadcast_to(first, second.shape)

@@ -21,11 +21,13 @@ from mlflowkit.judging.shift.stream_arrays import (
     is_learned,
     pack,
     phase_of,
+    used_windows,
 )
 from mlflowkit.values import Outcome
 
 if TYPE_CHECKING:
     from mlflowkit.judging.shift.detector import Assessment, DetectorState
+    from mlflowkit.judging.shift.distances import Array, Mask
 
 REFUSAL_WINDOWS = 2
 """Windows of evidence that an alarm about refused requests needs: what a gateway refused is a fact, no sample."""
@@ -35,16 +37,14 @@ _TWINS = ("output.label", "output.score")
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedStream:
-    """One aspect of one column after the current window."""
+class JudgedGroup:
+    """One aspect of its columns: a row of the arrays for each."""
 
-    column: CountedColumn
     aspect: Aspect
-    row: int
-    """Its row in ``state`` and ``assessment``."""
+    columns: Sequence[CountedColumn]
     state: DetectorState
     assessment: Assessment
-    judged: bool
+    judged: Mask
     sustained: int
 
 
@@ -62,137 +62,143 @@ def advance(
     """
     phase = phase_of(window, settings)
     columns = counted_columns(trace, reference, window, settings)
-    refused = list(_refused_columns(trace, window))
-    groups = [*group_by_aspect(columns).items(), ("type", refused)]
-    number = sum(len(members) for _, members in groups)
-    streams = [
-        stream
-        for aspect, members in groups
-        if members
-        for stream in _judge(members, aspect, phase, settings, math.log(max(number, 1) / settings.level))
-    ]
+    members = {**group_by_aspect(columns), "type": list(_refused_columns(trace, window))}
+    number = sum(map(len, members.values()))
+    threshold = math.log(max(number, 1) / settings.level)
+    groups = [_judge(aspect, part, phase, settings, threshold) for aspect, part in members.items() if part]
+    alarms, shares = _discover(groups, settings.level)
     findings: list[ColumnFinding] = []
-    traces: dict[tuple[str, str, str], AspectTrace] = {}
-    for stream, alarm, share in zip(streams, *_discover(streams, settings.level), strict=True):
-        kept, finding = _conclude(stream, alarm, share, window.start, settings)
-        traces[stream.column.segment, stream.column.name, stream.aspect] = kept
-        findings.append(finding)
-    after = ShiftTrace(
-        trace.windows + 1,
-        _next_columns(trace, columns, streams, traces, phase, settings),
-        {column.name: replace(column.trace, aspects={"type": traces["", column.name, "type"]}) for column in refused},
-    )
-    return after, (*findings, *_missing_columns(reference, window, settings))
+    aspects: dict[tuple[str, str, str], AspectTrace] = {}
+    suspected: set[tuple[str, str]] = set()
+    for group, alarm, share in zip(groups, alarms, shares, strict=True):
+        suspected |= _suspected(group)
+        for key, kept, finding in _conclude(group, alarm, share, window.start, settings):
+            aspects[key] = kept
+            findings.append(finding)
+    refused = {
+        column.name: ColumnTrace(aspects={"type": aspects["", column.name, "type"]}) for column in members["type"]
+    }
+    kept_columns = _next_columns(trace, columns, suspected, aspects, phase, settings)
+    after = ShiftTrace(trace.windows + 1, kept_columns, refused)
+    return after, (*findings, *_unjudged_columns(reference, window, settings))
 
 
 def _judge(
-    members: Sequence[CountedColumn], aspect: Aspect, phase: int, settings: ShiftSettings, threshold: float
-) -> Iterator[JudgedStream]:
+    aspect: Aspect, columns: Sequence[CountedColumn], phase: int, settings: ShiftSettings, threshold: float
+) -> JudgedGroup:
     import numpy as np
 
     from mlflowkit.judging.shift.detector import advance_streams
 
-    state, streams, base = pack(members, aspect, phase, settings)
+    state, streams, base = pack(columns, aspect, phase, settings)
     sustained = settings.sustained
     if aspect == "type":
         sustained = min(sustained, REFUSAL_WINDOWS)
-        rows = streams.counts.sum(axis=1)
-        streams = replace(streams, judged=rows >= REFUSAL_REQUESTS)
-        base = replace(base, reference=np.tile([1e9, 0.0], (len(members), 1)), alike=True)
+        streams = replace(streams, judged=streams.counts.sum(axis=1) >= REFUSAL_REQUESTS)
+        base = replace(base, reference=np.tile([1e9, 0.0], (len(columns), 1)), alike=True)
     after, assessment = advance_streams(state, streams, base, settings.level, threshold, sustained)
-    for row, (column, judged) in enumerate(zip(members, streams.judged.tolist(), strict=True)):
-        yield JudgedStream(column, aspect, row, after, assessment, judged, sustained)
+    return JudgedGroup(aspect, columns, after, assessment, streams.judged, sustained)
 
 
-def _discover(streams: Sequence[JudgedStream], level: float) -> tuple[list[bool], list[float]]:
-    """Which streams' evidence suffices, and each one's evidence as a share of what it takes.
-
-    Evidence of fewer than ``sustained`` windows counts as none: an e-value remains one when it is lowered.
-    """
+def _discover(groups: Sequence[JudgedGroup], level: float) -> tuple[list[Mask], list[Array]]:
+    """Which streams' evidence suffices, and each one's evidence as a share of what it takes, by group."""
     import numpy as np
 
-    from mlflowkit.judging.shift.detector import discoveries
+    from mlflowkit.judging.shift.detector import discoveries, lasting
 
-    if not streams:
+    if not groups:
         return [], []
-    segments = {(stream.column.segment, stream.column.name) for stream in streams}
-    evidence = np.array([float(stream.assessment.evidence[stream.row]) for stream in streams])
-    for index, stream in enumerate(streams):
-        twins = [(stream.column.segment, name) for name in _TWINS]
-        if stream.column.name in _TWINS and all(twin in segments for twin in twins):
-            evidence[index] -= math.log(2)
-    windows = np.array([stream.state.support[stream.row] / stream.sustained for stream in streams])
-    alarms = discoveries(np.where(windows >= 1, evidence, -math.inf), level)
-    needed = math.log(len(streams) / (max(int(alarms.sum()), 1) * level))
-    shares = np.clip(np.minimum(evidence / needed, windows), 0.0, None)
-    return alarms.tolist(), np.where(alarms, np.maximum(shares, 1.0), np.minimum(shares, 0.999)).tolist()
+    weighted = [group.assessment.evidence - _halved(group.columns) for group in groups]
+    evidence = [lasting(part, group.state, group.sustained) for part, group in zip(weighted, groups, strict=True)]
+    ends = np.cumsum([len(part) for part in evidence])[:-1]
+    alarms = discoveries(np.concatenate(evidence), level)
+    needed = math.log(len(alarms) / (max(int(alarms.sum()), 1) * level))
+    windows = [group.state.support / group.sustained for group in groups]
+    shares = np.clip(np.minimum(np.concatenate(weighted) / needed, np.concatenate(windows)), 0.0, None)
+    shares = np.where(alarms, np.maximum(shares, 1.0), np.minimum(shares, 0.999))
+    return np.split(alarms, ends), np.split(shares, ends)
+
+
+def _halved(columns: Sequence[CountedColumn]) -> Array:
+    """log 2 for the outputs that are counted as labels and as scores."""
+    import numpy as np
+
+    names = {(column.segment, column.name) for column in columns}
+    both = {segment for segment, _ in names if all((segment, twin) in names for twin in _TWINS)}
+    return np.array([math.log(2) * (column.name in _TWINS and column.segment in both) for column in columns])
+
+
+def _suspected(group: JudgedGroup) -> set[tuple[str, str]]:
+    from mlflowkit.judging.shift.detector import suspects
+
+    marks = suspects(group.assessment, group.judged).tolist()
+    return {(column.segment, column.name) for column, mark in zip(group.columns, marks, strict=True) if mark}
 
 
 def _conclude(
-    stream: JudgedStream, alarm: bool, share: float, start: float, settings: ShiftSettings
-) -> tuple[AspectTrace, ColumnFinding]:
-    """The trace of a stream after the window, and its finding."""
-    row, state, assessment, column = stream.row, stream.state, stream.assessment, stream.column
-    value, low, high, recent_high, allowed, effective, evidence, gain, detectable = (
-        float(getattr(assessment, name)[row]) for name in assessment.__slots__
-    )
-    kept = column.trace.aspects.get(stream.aspect, AspectTrace())
-    within = stream.judged and (high <= allowed or (recent_high <= allowed and gain < 0))
-    inside = kept.inside + within if within or not stream.judged else 0
-    failed = kept.failed or alarm
-    if kept.failed and inside >= settings.rearm:
-        failed, evidence = False, 0.0
-        logs: tuple[float, ...] = ()
-        support, share = 0, 0.0
-    else:
-        logs, support = tuple(state.logs[row].tolist()), int(state.support[row])
-    since = None if evidence <= 0 and not failed else kept.since if kept.since is not None else start
-    outcome = Outcome.FAILED if failed else Outcome.PASSED if within and evidence <= 0 else Outcome.INCONCLUSIVE
-    enough = stream.judged or (effective > 0 and not column.trace.windows)
-    finding = ColumnFinding(
-        column.name,
-        stream.aspect,
-        outcome,
-        value if enough else None,
-        low if stream.judged else None,
-        high if stream.judged else None,
-        round(allowed, 6),
-        max(share, 1.0) if failed else share if evidence > 0 else 0.0,
-        column.rows,
-        round(effective, 2),
-        detectable if stream.judged else None,
-        since,
-        column.segment,
-    )
-    learning = "" if is_learned(column, 0, settings) else f"{len(column.trace.windows)}"
-    return AspectTrace(logs, support, since, failed, inside if failed else 0), replace(
-        finding, message=describe(finding, learning)
-    )
+    group: JudgedGroup, alarms: Mask, shares: Array, start: float, settings: ShiftSettings
+) -> Iterator[tuple[tuple[str, str, str], AspectTrace, ColumnFinding]]:
+    """The trace of each stream after the window, and its finding."""
+    from mlflowkit.judging.shift.detector import conclude
+
+    state, within = conclude(group.state, group.assessment, group.judged, alarms, settings.rearm)
+    values = zip(*(getattr(group.assessment, name).tolist() for name in _SHOWN), strict=True)
+    kept = zip(state.logs.tolist(), state.support.tolist(), state.failed.tolist(), state.inside.tolist(), strict=True)
+    marks = zip(group.judged.tolist(), within.tolist(), shares.tolist(), strict=True)
+    for column, shown, (logs, support, failed, inside), (judged, calm, share) in zip(
+        group.columns, values, kept, marks, strict=True
+    ):
+        value, low, high, allowed, effective, detectable = shown
+        before = column.trace.aspects.get(group.aspect, AspectTrace())
+        grown = failed or support > 0
+        since = None if not grown else start if before.since is None else before.since
+        aspect = AspectTrace(tuple(logs), int(support), since, failed, int(inside))
+        outcome = Outcome.FAILED if failed else Outcome.PASSED if calm and not grown else Outcome.INCONCLUSIVE
+        finding = ColumnFinding(
+            column.name,
+            group.aspect,
+            outcome,
+            value if judged else None,
+            low if judged else None,
+            high if judged else None,
+            round(allowed, 6),
+            max(share, 1.0) if failed else share if grown else 0.0,
+            column.rows,
+            round(effective, 2),
+            detectable if judged else None,
+            since,
+            column.segment,
+        )
+        learning = "" if is_learned(column, 0, settings) else f"{len(column.trace.windows)}"
+        yield (
+            (column.segment, column.name, group.aspect),
+            aspect,
+            replace(finding, message=describe(finding, learning)),
+        )
+
+
+_SHOWN = ("value", "low", "high", "allowed", "effective", "detectable")
 
 
 def _next_columns(
     trace: ShiftTrace,
     columns: Sequence[CountedColumn],
-    streams: Sequence[JudgedStream],
+    suspected: set[tuple[str, str]],
     aspects: Mapping[tuple[str, str, str], AspectTrace],
     phase: int,
     settings: ShiftSettings,
 ) -> Mapping[str, Mapping[str, ColumnTrace]]:
     """The columns' traces: a window joins the baseline of a column until that is complete, unless something of the
-    column has evidence against it or lies surely beyond its margin."""
+    column has evidence against it or lies surely beyond its margin; then those that wait to join are dropped too."""
     from mlflowkit.judging.shift.detector import FADE
 
-    suspect = set()
-    for stream in streams:
-        row, key = stream.row, (stream.column.segment, stream.column.name)
-        beyond = stream.judged and stream.assessment.low[row] > stream.assessment.allowed[row]
-        if beyond or stream.assessment.evidence[row] > 0:
-            suspect.add(key)
     after = {segment: dict(kept) for segment, kept in trace.columns.items()}
     for column in columns:
         key, kept = (column.segment, column.name), column.trace
         windows = kept.windows
-        if key not in suspect and column.rows and _grows(windows, phase, settings):
+        if key in suspected:
+            windows = windows if settings.baseline == "season" else windows[: used_windows(len(windows), settings)]
+        elif column.rows and _grows(windows, phase, settings):
             windows = (*windows, BaselineWindow(column.counts, column.batches, phase))
         before = kept.recent or (0.0,) * len(column.counts)
         recent = tuple(FADE * old + new / column.batches for old, new in zip(before, column.counts, strict=True))
@@ -205,7 +211,7 @@ def _next_columns(
 def _grows(windows: Sequence[BaselineWindow], phase: int, settings: ShiftSettings) -> bool:
     if settings.baseline == "season":
         return sum(window.phase == phase for window in windows) < settings.season_count
-    return len(windows) < settings.baseline_windows
+    return len(windows) < settings.baseline_windows + settings.sustained
 
 
 def _refused_columns(trace: ShiftTrace, window: WindowCounts) -> Iterator[CountedColumn]:
@@ -214,11 +220,10 @@ def _refused_columns(trace: ShiftTrace, window: WindowCounts) -> Iterator[Counte
     for reason in sorted({*trace.refused, *window.refused}):
         hits = window.refused.get(reason, 0)
         kept = trace.refused.get(reason, ColumnTrace())
-        counts = (total - hits, hits)
-        yield CountedColumn("", reason, ColumnReference(Cells("text"), ()), counts, 1.0, kept, ())
+        yield CountedColumn("", reason, ColumnReference(Cells("text"), ()), (total - hits, hits), 1.0, kept, ())
 
 
-def _missing_columns(reference: Reference, window: WindowCounts, settings: ShiftSettings) -> Iterator[ColumnFinding]:
+def _unjudged_columns(reference: Reference, window: WindowCounts, settings: ShiftSettings) -> Iterator[ColumnFinding]:
     """Columns that only one of the reference and the window has, or whose cells differ."""
     profile: ProfileCounts = window.total
     for name in sorted({*reference.columns, *profile.columns} - set(settings.ignored)):
@@ -232,16 +237,7 @@ def _missing_columns(reference: Reference, window: WindowCounts, settings: Shift
         if cells is not None and counts is not None:
             message = f"{name} was counted in {len(counts)} cells, its reference in {cells}: it is not judged"
         margin = settings.limit(name, "distribution")
+        unknown = (None, None, None)
         yield ColumnFinding(
-            name,
-            "distribution",
-            Outcome.INCONCLUSIVE,
-            None,
-            None,
-            None,
-            margin,
-            0.0,
-            profile.rows,
-            0.0,
-            message=message,
+            name, "distribution", Outcome.INCONCLUSIVE, *unknown, margin, 0.0, profile.rows, 0.0, message=message
         )

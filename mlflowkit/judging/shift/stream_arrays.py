@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlflowkit.judging.shift.counts import Counts, ProfileCounts, WindowCounts
@@ -13,7 +13,8 @@ from mlflowkit.judging.shift.shift_settings import LEARN, ShiftSettings
 from mlflowkit.judging.shift.shift_trace import AspectTrace, BaselineWindow, ColumnTrace, ShiftTrace
 
 if TYPE_CHECKING:
-    from mlflowkit.judging.shift.detector import Baselines, DetectorState, Streams
+    from mlflowkit.judging.shift.design_effects import Baselines
+    from mlflowkit.judging.shift.detector import DetectorState, Streams
 
 OUTPUT = "output."
 
@@ -95,10 +96,20 @@ def phase_of(window: WindowCounts, settings: ShiftSettings) -> int:
 def baseline_windows(column: CountedColumn, settings: ShiftSettings) -> tuple[BaselineWindow, ...]:
     """Windows from which the design effect is learned: live ones, or the parts of the reference for want of them."""
     parts = column.reference.parts
-    short = len(column.trace.windows) < LEARN
+    windows = column.trace.windows
+    short = len(windows) < LEARN
     if settings.baseline == "training" and short and len(parts) >= LEARN and not column.segment:
         return tuple(BaselineWindow(part) for part in parts)
-    return column.trace.windows
+    return windows if settings.baseline == "season" else windows[: used_windows(len(windows), settings)]
+
+
+def used_windows(learned: int, settings: ShiftSettings) -> int:
+    """How many of the learned windows are the baseline: the latest wait, since evidence against them takes time.
+
+    >>> [used_windows(learned, ShiftSettings()) for learned in (3, 7, 10, 11, 17)]
+    [3, 7, 7, 8, 14]
+    """
+    return min(learned, max(LEARN, learned - settings.sustained))
 
 
 def is_learned(column: CountedColumn, phase: int, settings: ShiftSettings) -> bool:
@@ -116,7 +127,8 @@ def pack(
     """The arrays of one aspect of the columns: all cells but (missing) for the distribution, else two."""
     import numpy as np
 
-    from mlflowkit.judging.shift.detector import Baselines, Streams
+    from mlflowkit.judging.shift.design_effects import Baselines
+    from mlflowkit.judging.shift.detector import Streams
 
     whole = aspect == "distribution"
     width = max((len(column.counts) - 1 for column in columns), default=1) if whole else 2
@@ -155,20 +167,21 @@ def _part(aspect: str, counts: Sequence[float]) -> Sequence[float]:
 def _state(columns: Sequence[CountedColumn], aspect: str, width: int) -> DetectorState:
     import numpy as np
 
-    from mlflowkit.judging.shift.detector import DetectorState, start
+    from mlflowkit.judging.shift.detector import start
 
     state = start(len(columns), width)
     logs, support, rows = state.logs.copy(), state.support.copy(), state.recent_rows.copy()
-    recent = np.zeros((len(columns), width))
+    recent, failed, inside = np.zeros((len(columns), width)), state.failed.copy(), state.inside.copy()
     for row, column in enumerate(columns):
         kept = column.trace.aspects.get(aspect, AspectTrace())
         if len(kept.logs) == logs.shape[1]:
             logs[row], support[row] = kept.logs, kept.support
+        failed[row], inside[row] = kept.failed, kept.inside
         if column.trace.recent:
             part = _part(aspect, column.trace.recent)
             recent[row, : len(part)] = part
             rows[row] = column.trace.recent_rows * sum(part) / max(sum(column.trace.recent), 1e-300)
-    return DetectorState(logs, support, recent, rows)
+    return replace(state, logs=logs, support=support, recent=recent, recent_rows=rows, failed=failed, inside=inside)
 
 
 def group_by_aspect(columns: Sequence[CountedColumn]) -> Mapping[Aspect, list[CountedColumn]]:
