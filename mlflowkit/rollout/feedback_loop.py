@@ -20,7 +20,8 @@ _log = logging.getLogger("mlflowkit.rollout")
 def run(files: ServiceFiles, ending: threading.Event, lost: threading.Event) -> None:
     """Join until either event is set; errors are logged and retried.
 
-    Without feedback this only lists a folder: the index is opened, and Arrow imported, with the first feedback.
+    Without feedback this only lists a folder: the index is opened, and Arrow imported, with the first feedback. Where
+    the recipe judges realised performance it is opened at once: labels may come after the log was swept.
     """
     join: FeedbackJoin | None = None
     last_error = ""
@@ -28,7 +29,7 @@ def run(files: ServiceFiles, ending: threading.Event, lost: threading.Event) -> 
         while not ending.is_set() and not lost.is_set():
             wait = JOIN_SECONDS
             try:
-                if join is None and any((files.folder / "feedback").glob("*.jsonl")):
+                if join is None and (any((files.folder / "feedback").glob("*.jsonl")) or _expects_labels(files)):
                     from mlflowkit.serving.feedback.join import FeedbackJoin
 
                     join = FeedbackJoin(files.folder)
@@ -46,3 +47,12 @@ def run(files: ServiceFiles, ending: threading.Event, lost: threading.Event) -> 
     finally:
         if join is not None:
             join.close()
+
+
+def _expects_labels(files: ServiceFiles) -> bool:
+    """Whether the service's monitor judges realised performance."""
+    settings = files.read_json("monitor/settings.json")
+    try:
+        return settings is not None and settings["monitor"]["performance"]["realised"] is not None
+    except (KeyError, TypeError):
+        return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from mlflowkit.serving.observer.prediction_log import LogWriter, Segment, log_ro
 from tests.support.observing import SIGNATURE, answered, record
 
 REQUESTS = 6
+HOUR = 3600.0
 
 
 @st.composite
@@ -31,7 +34,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]
             record(
                 f"r{draw(st.integers(0, REQUESTS - 1))}",
                 scores,
-                time=float(number),
+                time=number * HOUR,
                 epoch=draw(st.sampled_from([3, 4])),
                 variant=draw(st.sampled_from(["champion", "candidate"])),
                 how=draw(st.sampled_from(["hash", "hash", "hash", "override"])),
@@ -42,7 +45,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Batch], list[tuple[float, Feedback]
     feedback = draw(
         st.lists(
             st.tuples(
-                st.integers(0, 9).map(float),
+                st.integers(0, 9).map(lambda number: number * HOUR),
                 st.builds(
                     Feedback,
                     st.integers(0, REQUESTS).map(lambda number: f"r{number}"),
@@ -116,7 +119,14 @@ def result(events: Sequence[Any], steps: Sequence[str]) -> tuple[Any, dict[str, 
         counters = dict(join.counters())
         join.close()
         world.feedback.close()
-        return rounded(evidence), counters
+        return (rounded(evidence), matured(world.folder)), counters
+
+
+def matured(folder: Path) -> Any:
+    """What the index counts along the time of the answers."""
+    with contextlib.closing(sqlite3.connect(folder / "join.sqlite")) as index:
+        rows = index.execute("SELECT period, version, kind, key, count, total, squares FROM matured WHERE count != 0")
+        return {row[:4]: (row[4], round(row[5], 6), round(row[6], 6)) for row in rows}
 
 
 def _cut(join: FeedbackJoin) -> None:

@@ -38,6 +38,17 @@ def score_cell(score: float) -> int:
     return min(max(math.floor((math.log(score / (1 - score)) + LIMIT) / STEP + 1e-9), 0), CELLS - 1)
 
 
+def score_cells(scores: Array) -> NDArray[np.int64]:
+    """The cell of each finite score.
+
+    >>> score_cells(np.array([0.5, 0.0, 1.0])).tolist()
+    [90, 0, 179]
+    """
+    clipped = np.clip(scores.astype(np.float64), _CLIP, 1 - _CLIP)
+    cells = np.floor((np.log(clipped / (1 - clipped)) + LIMIT) / STEP + 1e-9)
+    return np.clip(cells, 0, CELLS - 1).astype(np.int64)
+
+
 def cell_scores() -> Array:
     """The score in the middle of each cell, float64 [`CELLS`]."""
     middle: Array = 1 / (1 + np.exp(LIMIT - STEP * (np.arange(CELLS) + 0.5)))

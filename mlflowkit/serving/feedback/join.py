@@ -31,7 +31,7 @@ import pyarrow.compute as compute
 from mlflowkit.errors import StoreError
 from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts
 from mlflowkit.service_state.records import GatewaySettings, ServiceFiles
-from mlflowkit.serving.feedback import intake
+from mlflowkit.serving.feedback import intake, matured
 from mlflowkit.serving.feedback.intake import ASKING, Feedback
 from mlflowkit.serving.feedback.scoring import (
     BY_REQUEST,
@@ -56,7 +56,8 @@ PENDING_SECONDS = 86_400.0
 """How long an item waits for its request to appear in the log."""
 STEP_ITEMS = 200_000
 """Rows and items that one step reads, approximately."""
-_COLUMNS = ("time", "id", "row", "experiment", "epoch", "variant", "answered", "how", "label", "prediction", "prob")
+_COLUMNS = ("time", "id", "row", "experiment", "epoch", "variant", "version", "answered", "how", "label", "prediction",
+            "prob")  # fmt: skip
 _COUNTED = ("hash", "mirror")
 _ONE_A_LABEL = ("accuracy", "absolute_error")
 """Metrics that count each label once."""
@@ -102,9 +103,10 @@ DELETE FROM items WHERE number IN (
     WHERE place > {ITEMS_PER_ID})
 """
 _INSERT_ANSWERS = """
-INSERT INTO answers (id, variant, row, time, experiment, epoch, label, prediction, probabilities, classes)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, variant, row) DO UPDATE SET
-time = excluded.time, experiment = excluded.experiment, epoch = excluded.epoch, label = excluded.label,
+INSERT INTO answers (id, variant, row, time, period, experiment, epoch, label, prediction, probabilities, classes,
+version, cell) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, variant, row) DO UPDATE SET
+time = excluded.time, period = excluded.period, version = excluded.version, cell = excluded.cell,
+experiment = excluded.experiment, epoch = excluded.epoch, label = excluded.label,
 prediction = excluded.prediction, probabilities = excluded.probabilities, classes = excluded.classes
 WHERE (excluded.time, excluded.epoch) < (time, epoch)
 """
@@ -119,6 +121,8 @@ class FeedbackJoin:
         self._files = ServiceFiles(folder)
         self._class_names: dict[int, tuple[str, ...]] = {}
         self._written: dict[str, Json] = {}
+        self._period = matured.PERIOD_SECONDS
+        self._newest: float | None = None
         self._database = _open(self._path)
 
     def step(self, experiment: str | None = None) -> Evidence:
@@ -130,6 +134,7 @@ class FeedbackJoin:
         """
         desired = self._files.desired()
         settings = GatewaySettings(self._files.service) if desired is None else desired.settings
+        self._period = matured.period_seconds(float(getattr(settings, "pane_seconds", matured.PERIOD_SECONDS)))
         with self._transaction():
             # Feedback is read when the log of answers has been read to its end: what then has no answer has none yet.
             if self._index("predictions", _INSERT_ANSWERS, self._read_answers()):
@@ -250,17 +255,22 @@ class FeedbackJoin:
         table = table.filter(compute.and_(own_answer, compute.is_in(table["how"], pa.array(_COUNTED))))
         answered = [table[name].to_pylist() for name in ("id", "variant", "row")]
         routed = [table[name].to_pylist() for name in ("experiment", "epoch")]
-        times = (table["time"].cast(pa.int64()).to_numpy() / 1e6).tolist()
+        times = table["time"].cast(pa.int64()).to_numpy() / 1e6
+        periods = matured.period_starts(times, self._period)
+        versions = table["version"].to_pylist()
         empty: list[Any] = [None] * table.num_rows
         labels = table["label"].to_pylist() if "label" in table.column_names else empty
         predictions = table["prediction"].to_pylist() if "prediction" in table.column_names else empty
         names = [name for name in table.column_names if name.startswith("probability.")]
-        blobs, classes = empty, empty
+        blobs, classes, matrix = empty, empty, None
+        labels_of = [name.partition(".")[2] for name in names]
         if names and table.num_rows:
             matrix = np.stack([table[name].to_numpy().astype(np.float32) for name in names], axis=1)
             blobs = [row.tobytes() for row in matrix]
-            classes = [self._class_key([name.partition(".")[2] for name in names])] * table.num_rows
-        return list(zip(*answered, times, *routed, labels, predictions, blobs, classes, strict=True))
+            classes = [self._class_key(labels_of)] * table.num_rows
+        cells = matured.answer_cells(labels, labels_of, matrix)
+        answers = labels, predictions, blobs, classes, versions, cells
+        return list(zip(*answered, times.tolist(), periods, *routed, *answers, strict=True))
 
     def _class_key(self, names: Sequence[str]) -> int:
         text = json.dumps(names)
@@ -286,8 +296,9 @@ class FeedbackJoin:
             for number, (variant, experiment, epoch, answers) in enumerate(self._answers_of(request_id)):
                 outcome = join_request(answers, feedback, answered)
                 if number > 0:  # an item is left out once, however many variants answered
-                    outcome = JoinedOutcome(outcome.by_source)
+                    outcome = JoinedOutcome(outcome.by_source, labelled=outcome.labelled)
                 self._count(request_id, variant, experiment, epoch, outcome)
+                self._count_matured(request_id, variant, answers, outcome)
         self._database.executemany("UPDATE items SET matched = 1 WHERE id = ? AND matched = 0", ids)
 
     def _answers_of(self, request_id: str) -> list[tuple[str, str, int, list[AnsweredRequest]]]:
@@ -335,6 +346,18 @@ class FeedbackJoin:
             (request_id, variant, experiment, epoch, json.dumps(metrics)),
         )
 
+    def _count_matured(
+        self, request_id: str, variant: str, answers: Sequence[AnsweredRequest], outcome: JoinedOutcome
+    ) -> None:
+        """Count the labelled rows by the period of their answer; answers of indexes of before count nowhere."""
+        period, version, answered = self._database.execute(
+            "SELECT period, version, time FROM answers WHERE id = ? AND variant = ? ORDER BY row LIMIT 1",
+            (request_id, variant),
+        ).fetchone()
+        if version is not None:
+            sums = matured.contribution(answers, outcome, answered)
+            matured.replace_contribution(self._database, request_id, variant, (period, version), sums)
+
     def _add_to_total(self, key: tuple[str, int, str, str], moments: Sequence[float]) -> None:
         self._database.execute(
             "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -363,10 +386,11 @@ class FeedbackJoin:
             self._database.execute(
                 f"DELETE FROM {name} WHERE number <= (SELECT MAX(number) FROM {name}) - ?", (factor * INDEXED_ROWS,)
             )
+        self._newest = matured.remove_oldest(self._database, 2 * INDEXED_ROWS, self._newest)
         removed = 0
         while self._size() > megabytes * (1 << 20):
             before = removed
-            for name, part in (("answers", 5), ("items", 5), ("counted", 20)):
+            for name, part in (("answers", 5), ("items", 5), ("counted", 20), ("contributed", 20)):
                 first, last = self._database.execute(f"SELECT MIN(number), MAX(number) FROM {name}").fetchone()
                 if last is not None:
                     until = first + (last - first) // part
@@ -422,6 +446,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.executescript(_SCHEMA)
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'feedback'").fetchone():
             connection.executescript(_MIGRATE)
+        matured.add_tables(connection)
     except BaseException:
         connection.close()
         raise

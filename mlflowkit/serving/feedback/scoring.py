@@ -52,6 +52,7 @@ class JoinedOutcome:
     mismatched   items for another number of rows, or of the other kind
     premature    items received before the answer was given
     unknown      labels that are none of the model's classes
+    labelled     (row, source, value, when the row's first label was received) of each row that counts
     """
 
     by_source: Mapping[tuple[str, str], Moments]
@@ -60,6 +61,7 @@ class JoinedOutcome:
     mismatched: int = 0
     premature: int = 0
     unknown: int = 0
+    labelled: tuple[tuple[int, str, Any, float], ...] = ()
 
     @property
     def quality(self) -> dict[str, Moments]:
@@ -92,6 +94,11 @@ class _LabelledRow:
         key = json.dumps(value)
         first, last, _ = labels.get(key, (received, received, value))
         labels[key] = (min(first, received), max(last, received), value)
+
+    @property
+    def first(self) -> float:
+        """When the first label of any source was received."""
+        return min(first for labels in self.values.values() for first, _, _ in labels.values())
 
     def decided(self) -> tuple[str, Any, int, int]:
         """(source, value, corrections, conflicts)."""
@@ -135,16 +142,19 @@ def join_request(
                 rows.setdefault(row, _LabelledRow()).add(item.source, received, _plain(value, kind, answers[row]))
     quality: dict[tuple[str, str], Moments] = {}
     conflicts = corrections = unknown = 0
+    labelled: list[tuple[int, str, Any, float]] = []
     for row, labels in sorted(rows.items()):
         source, actual, corrected, differing = labels.decided()
         corrections += corrected
         conflicts += differing
         scores = _scores(answers[row], actual)
         unknown += scores is None
+        if scores is not None:
+            labelled.append((row, source, actual, labels.first))
         for metric, score in (scores or {}).items():
             before = quality.get((metric, source), Moments())
             quality[metric, source] = before + Moments(1, score, score * score)
-    return JoinedOutcome(quality, conflicts, corrections, len(mismatched), len(early - late), unknown)
+    return JoinedOutcome(quality, conflicts, corrections, len(mismatched), len(early - late), unknown, tuple(labelled))
 
 
 def _one_observation(rows: float, total: float, squares: float) -> list[float]:
