@@ -132,8 +132,11 @@ def _judge_pair(
 
 
 def _bad(history: Sequence[RequestCounts], since: float, slow: float | None) -> tuple[int, int]:
-    """(requests, bad ones) of the counts that ended after a time."""
-    parts = [part for part in history if part.start + part.seconds > since]
-    if slow is None:
-        return sum(part.requests for part in parts), sum(part.errors for part in parts)
-    return sum(sum(part.latency.values()) for part in parts), sum(slower_than(part.latency, slow) for part in parts)
+    """(requests, bad ones) after a time; of a part that began before, in proportion."""
+    requests = bad = 0.0
+    for part in history:
+        share = min(max((part.start + part.seconds - since) / part.seconds, 0.0), 1.0)
+        if share:
+            requests += share * (part.requests if slow is None else sum(part.latency.values()))
+            bad += share * (part.errors if slow is None else slower_than(part.latency, slow))
+    return round(requests), min(round(bad), round(requests))

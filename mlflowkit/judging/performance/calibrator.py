@@ -77,10 +77,10 @@ class Calibrator:
     labelled: tuple[float, ...] = ()
     weights: tuple[tuple[float, float], ...] = ()
 
-    def probabilities(self, scores: Array) -> Array:
+    def probabilities(self, scores: Array, *, bootstrap: bool = True) -> Array:
         """The curve's probabilities at scores [K], and those of each bootstrap curve: [1 + B, K]."""
         at, knots = _log_odds(scores), _log_odds(np.array(self.knots))
-        return np.stack([np.interp(at, knots, curve) for curve in (self.curve, *self.bootstrap)])
+        return np.stack([np.interp(at, knots, curve) for curve in (self.curve, *(self.bootstrap if bootstrap else ()))])
 
     def to_json(self) -> Json:
         """The content of ``evidence/calibrator.json``: the same bytes for the same rows."""

@@ -80,7 +80,7 @@ def estimate_score_metric(
     others = values[1:][np.isfinite(values[1:])]
     if not math.isfinite(value) or len(others) < len(values) / 2:
         return None
-    variance = sampling_variance(metric, coarsened(ScoreTable(table.scores, expected[0])), effective)
+    variance = sampling_variance(metric, coarsened(ScoreTable(table.scores, expected[0]), 60), effective)
     systematic = math.hypot(float(others.std()), bias.error)
     if not math.isfinite(variance):
         return None
@@ -91,15 +91,18 @@ def estimate_score_metric(
     return PerformanceEstimate(metric, value, low, high, *errors, table.rows, effective, drift_error)
 
 
+def point_estimate(metric: str, table: ScoreTable, calibrator: Calibrator) -> float | None:
+    """The estimate alone, without its band; None where the rows do not determine it."""
+    if metric not in calibrator.held_out or table.rows <= 0:
+        return None
+    expected = expected_counts(table.counts.sum(2), calibrator.probabilities(table.scores, bootstrap=False)[0])
+    value = float(metric_values(metric, table.scores, expected)) - calibrator.held_out[metric].bias
+    return value if math.isfinite(value) else None
+
+
 def _drift_error(metric: str, values: Array, calibrator: Calibrator) -> float:
     """Standard deviation, over bootstrap curves, of the estimate minus that on the calibrator's own rows."""
     knots = np.array(calibrator.knots)
     expected = expected_counts(np.array(calibrator.weights), calibrator.probabilities(knots))
     differences = (values - metric_values(metric, knots, expected))[1:]
     return float(differences[np.isfinite(differences)].std())
-
-
-def expected_table(table: ScoreTable, calibrator: Calibrator) -> ScoreTable:
-    """The table with expected labels in the place of the counted ones."""
-    expected: Array = expected_counts(table.counts.sum(2), calibrator.probabilities(table.scores)[0])
-    return ScoreTable(table.scores, expected)

@@ -147,7 +147,7 @@ def cohort_block(metric: str, cohort: LabelledCohort) -> PerformanceBlock | None
         return None
     share = trials(metric, table)
     counted = None if share is None else Share(share[1], share[1] - share[0])
-    variance = sampling_variance(metric, coarsened(table), table.rows)
+    variance = sampling_variance(metric, coarsened(table, 60), table.rows)
     rows = table.rows if share is None else share[1]
     return PerformanceBlock(cohort.start, cohort.seconds, value, variance, rows, counted)
 
