@@ -80,7 +80,8 @@ class CellCounter:
     def _typed(self, values: Any) -> np.ndarray:
         """The numbers in the type of the bounds; beyond float32 is infinite, and lies above or below all edges."""
         with np.errstate(over="ignore"):
-            return _numbers(values).astype(self._bounds.dtype, copy=False)
+            typed: np.ndarray = _numbers(values).astype(self._bounds.dtype, copy=False)
+            return typed
 
     def _text_codes(self, values: Any) -> np.ndarray:
         if not _is_arrow(values):
@@ -91,7 +92,8 @@ class CellCounter:
         encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
         indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
         distinct = map(category_text, encoded.dictionary.to_pylist())
-        return self._lookup([*distinct, ""])[indices]
+        codes: np.ndarray = self._lookup([*distinct, ""])[indices]
+        return codes
 
     def _object_codes(self, values: np.ndarray) -> np.ndarray:
         texts = values.tolist()
@@ -148,4 +150,5 @@ def _numbers(values: Any) -> np.ndarray:
         return np.array([float(value) if category_text(value) else math.nan for value in array], np.float64)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a column of {array.dtype} has no cells of numbers")
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
+    numbers: np.ndarray = array if array.dtype.kind == "f" else array.astype(np.float64)
+    return numbers

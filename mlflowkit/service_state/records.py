@@ -39,7 +39,8 @@ These are no control records and stay files, whatever the storage of the records
       predictions/        the prediction log, Parquet segments: appended, large, read by column
       feedback/           feedback as received, segments of JSON lines: appended and synced by line
       join.sqlite         the index that joins feedback with the log: a database of one process, rebuilt from both
-      profiles/           <version>/<window>.<replica>.profile, whylogs profiles of live traffic: large, merged offline
+      profiles/           <version>/<window>.<writer>.<sequence>.pane, counts and profiles of live traffic, each written
+                          once; answered.<writer>.<number>.ledger, the rows that a gateway answered, memory-mapped
       keys.json           hashed API keys that came in the environment: secrets of this machine, read like `--keys FILE`
     ray/                  the Ray cluster of this machine: cluster.json, its log, its token; meaningless on another
     receipts/             the cache of runs with nothing to do: local, and only a shortcut
@@ -108,10 +109,13 @@ class GatewaySettings:
     log_days: float = 7.0
     log_mb: float = 1024.0
     profile: bool = True
+    """Whether answered rows are counted and profiled for monitoring."""
     pane_seconds: float = 300.0
-    """Length of the panes in which live rows are counted."""
+    """Length of the windows in which they are counted: whole seconds, 1 at least."""
+    profile_days: float = 62.0
+    """How long the counts are kept; the profiler's sketches are kept as long as the log."""
     segments: tuple[str, ...] = ()
-    """Columns by whose values live rows are also counted in parts."""
+    """Columns whose most frequent values are counted apart, too."""
     unknown_columns: str = "error"
     """error or ignore: what happens to columns of a request that the model does not know."""
     missing_columns: str = "error"
@@ -126,6 +130,7 @@ class GatewaySettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowed_hosts", tuple(self.allowed_hosts))  # JSON has lists
         object.__setattr__(self, "segments", tuple(self.segments))
+        object.__setattr__(self, "pane_seconds", float(max(1, round(self.pane_seconds))))
 
     @property
     def endpoint(self) -> str:

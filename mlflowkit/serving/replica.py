@@ -42,6 +42,7 @@ from mlflowkit.serving.inference.gateway_metrics import Telemetry
 from mlflowkit.serving.inference.shadow import ShadowMirror
 from mlflowkit.serving.inference.variants import ActiveTable, Versions, load_table
 from mlflowkit.serving.key_file import KeyFile
+from mlflowkit.serving.observer.answered_ledger import AnsweredLedger
 from mlflowkit.serving.observer.observer_client import ObserverClient, observer_command
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.system.text import first_line
@@ -90,7 +91,8 @@ class Replica:
         self._remotes = remotes
         self._settings: GatewaySettings = desired.settings
         self.versions = Versions()
-        self._observer = observer = ObserverClient(observer_command(folder, name, profiler))
+        self._ledger = AnsweredLedger(folder / "profiles", name, pane_seconds=_pane_seconds(self._settings))
+        self._observer = observer = ObserverClient(observer_command(folder, name, profiler), ledger=self._ledger)
         telemetry = Telemetry(self._settings.service, name)
         telemetry.sink_counters = observer.counters
         mirror = ShadowMirror(self.versions, observer)
@@ -203,6 +205,7 @@ class Replica:
         old, self._settings = self._settings, settings
         self._key_file.follow(settings.keys)
         self.plane.settings = settings
+        self._ledger.pane_seconds = _pane_seconds(settings)
         self._feedback.days, self._feedback.megabytes = settings.log_days, settings.feedback_mb
         if self._server is not None and _address(settings) != _address(old):
             previous = self._grpc, self._server
@@ -310,6 +313,11 @@ class Replica:
 
 def _retired_replicas(record: Any) -> tuple[str, ...]:
     return tuple(record["replicas"])
+
+
+def _pane_seconds(settings: GatewaySettings) -> float:
+    """The length of the windows in which answered rows are counted; 0 when no profiles are kept."""
+    return settings.pane_seconds if settings.profile else 0.0
 
 
 def _address(settings: GatewaySettings) -> tuple[object, ...]:

@@ -48,6 +48,13 @@ STATE_POINTS = (
 """Points of a journal's migration (its copy is made; a version's step is done, not committed), of collecting garbage,
 and of a run between its plan and its record."""
 
+PANE_POINTS = (
+    "ledger.created", "ledger.counted", "pane.counted", "pane.written", "pane.merging", "pane.merged", "pane.removed",
+)  # fmt: skip
+"""Points of a gateway's ledger (a file is made; rows are counted, their record is not queued), and of an observer's
+panes: before and after one is written, before and after several are merged, and after each that was merged is removed.
+"""
+
 _PATTERN = re.compile(
     r"(?:(enospc|edquot|raise|segv|hang):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z](?:[a-z0-9-]*[a-z0-9])?))?(?::(\d+))?"
 )
@@ -71,7 +78,7 @@ def parse(text: str) -> Mapping[str, str]:
     {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
     """
     match = _PATTERN.fullmatch(text)
-    points = (*POINTS, *ROLLOUT_POINTS, *RETRAIN_POINTS, *TRIAL_POINTS, *STATE_POINTS)
+    points = (*POINTS, *ROLLOUT_POINTS, *RETRAIN_POINTS, *TRIAL_POINTS, *STATE_POINTS, *PANE_POINTS)
     if match is None or match[2] not in points:
         raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(points)}")
     return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}

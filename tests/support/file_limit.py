@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def failing_writes() -> Iterator[None]:
-    """Files of this process may not grow beyond 1,000 bytes; keep it to the call under test, since the test runner's
+def failing_writes(size: int = 1000) -> Iterator[None]:
+    """Files of this process may not grow beyond ``size`` bytes; keep it to the call under test, since the test runner's
     own output may be such a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:

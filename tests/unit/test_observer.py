@@ -18,9 +18,7 @@ from mlflowkit.judging.online.evidence import Evidence, VariantCounts
 from mlflowkit.report.rollout.rollout_page import render_service
 from mlflowkit.rollout.admin.snapshot import ServiceMonitor
 from mlflowkit.serving.inference.answer_records import Record
-from mlflowkit.serving.observer.live_profile import LiveProfiles, read_profiles
 from mlflowkit.serving.observer.observer_process import Observer, PredictionCounts
-from mlflowkit.serving.observer.prediction_log import log_rows
 from mlflowkit.serving.observer.shadow_comparison import EDGE_ROWS
 from mlflowkit.values import RoutingTable, Variant
 from tests.support.observing import REGRESSION, SIGNATURE, answered, classified, compared, mirrored, record
@@ -207,35 +205,3 @@ def test_predictions_of_a_regression_are_counted_by_deciles_that_all_replicas_sh
     for batch in answered(valued(np.array([3.0, 97.0]))):
         second.answered(batch)
     assert of(second, "champion").predictions == {"decile:0": 1, "decile:9": 1}
-
-
-def test_live_profiles_merge_and_know_what_is_missing(tmp_path: Path) -> None:
-    pytest.importorskip("whylogs")
-    from mlflowkit.adapters.whylogs import WhylogsProfiler
-
-    live = LiveProfiles(tmp_path, "r1", "mlflowkit.adapters.whylogs:WhylogsProfiler", days=1e6)
-    for term, when in (("36 months", 600.0), ("", 610.0), ("60 months", 900.0)):
-        (batch,) = answered(record("a", [0.2, 0.7], term=term))
-        live.add(log_rows(batch, SIGNATURE), "v1", when)
-        live.close()
-    windows = read_profiles(tmp_path, "v1", 0, 1e12)
-    assert sorted(windows) == [600, 900]
-    profiler = WhylogsProfiler()
-    columns = profiler.summary(windows[600][0])["columns"]
-    assert (columns["term"]["count"], columns["term"]["missing"]) == (4, 2)
-    assert columns["term"]["frequent"] == [["36 months", 2]]
-    assert (columns["age"]["max"], columns["income"]["missing"]) == (1.0, 4)
-    assert columns["output.probability.good"]["mean"] == pytest.approx(0.45)
-    merged = profiler.summary(profiler.merge([windows[600][0], windows[900][0]]))["columns"]
-    assert merged["term"]["count"] == 6
-    assert {value for value, _ in merged["term"]["frequent"]} == {"36 months", "60 months"}
-    assert live.profiled == 6
-
-
-def test_a_profiler_that_fails_costs_its_rows_only(tmp_path: Path) -> None:
-    live = LiveProfiles(tmp_path, "r1", "mlflowkit.nothing:Here", days=7)
-    (batch,) = answered(record("a", [0.2, 0.7]))
-    live.add(log_rows(batch, SIGNATURE), "v1", 600.0)
-    live.close()
-    assert (live.profiled, live.dropped) == (0, 2)
-    assert read_profiles(tmp_path, "v1", 0, 1e12) == {}

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from mlflowkit.serving.protocol.http_error import RequestError
+
 AssignedBy = Literal["hash", "override", "version"]
 """How a request got its variant: the split, the override header, or a version in the path."""
 
@@ -22,6 +24,7 @@ class Record:
     seconds   from the request's headers to the answer
     inputs    arrays by tensor, as the graph took them; answers: arrays by output
     error     why ``variant`` failed; "" when it did not
+    pane_seconds  length of the window that the rows were counted in as answered; 0 for none: they are not profiled
     """
 
     time: float
@@ -38,6 +41,7 @@ class Record:
     inputs: Mapping[str, np.ndarray]
     answers: Mapping[str, np.ndarray]
     error: str = ""
+    pane_seconds: float = 300.0
 
 
 @dataclass(slots=True)
@@ -53,10 +57,11 @@ class MirrorRecord:
 
 
 class RecordSink(Protocol):
-    """Takes records. Both methods return at once and never raise; a sink may drop records and counts those."""
+    """Takes records. The methods return at once and never raise; a sink may drop records and counts those."""
 
     def answered(self, record: Record) -> None: ...
     def compared(self, mirrored: MirrorRecord) -> None: ...
+    def refused(self, version: str, error: RequestError) -> None: ...
 
 
 class RequestMirror(Protocol):
@@ -70,4 +75,5 @@ class NullSink:
 
     def answered(self, record: Record) -> None: ...
     def compared(self, mirrored: MirrorRecord) -> None: ...
+    def refused(self, version: str, error: RequestError) -> None: ...
     def offer(self, record: Record) -> None: ...

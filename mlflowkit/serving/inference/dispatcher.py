@@ -203,8 +203,7 @@ class Dispatcher:
         stats.record_failure(time.perf_counter() - call.begin)
         return stats
 
-    @staticmethod
-    def _parse(call: InferenceCall, model: LoadedModel, active: ActiveTable, how: AssignedBy) -> Query:
+    def _parse(self, call: InferenceCall, model: LoadedModel, active: ActiveTable, how: AssignedBy) -> Query:
         """Parse the query for a model.
 
         Raises RequestError for a malformed request, and InferenceFailure for a request that fits the champion's inputs
@@ -213,10 +212,21 @@ class Dispatcher:
         try:
             return call.parse(model.schema)
         except RequestError as error:
-            if how != "hash" or model.bundle.signature == active.champion.bundle.signature:
+            champion = active.champion
+            if how != "hash" or model.bundle.signature == champion.bundle.signature:
+                self._count_refusal(model, error, how)
                 raise
-            call.parse(active.champion.schema)
+            try:
+                call.parse(champion.schema)
+            except RequestError as refusal:
+                self._count_refusal(champion, refusal, how)
+                raise
             raise InferenceFailure(f"it takes other inputs: {error.message}", error) from error
+
+    def _count_refusal(self, model: LoadedModel, error: RequestError, how: AssignedBy) -> None:
+        """Count a request that the split gave a model and that its inputs refuse: its sender may have changed them."""
+        if how == "hash" and error.status < 500:
+            self.sink.refused(model.variant.version, error)
 
     async def _run_checked(self, model: LoadedModel, query: Query, seconds: float) -> _TimedOutputs:
         """Finite outputs of one model and the duration of its run; keeps its circuit. Raises InferenceFailure."""

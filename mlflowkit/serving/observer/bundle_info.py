@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import ServiceError
+from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.service_state.records import read_json
 from mlflowkit.values import Json, RoutingTable, Variant
+
+_log = logging.getLogger("mlflowkit.observer")
 
 
 @dataclass(frozen=True, slots=True)
 class BundleInfo:
-    """Signature and reference profile of a bundle."""
+    """Signature and reference profile of a bundle; ``monitoring`` is None for a bundle that has no cells."""
 
     signature: Signature
     reference: Json
     digest: str
+    monitoring: Reference | None = None
 
 
 @lru_cache(maxsize=64)
@@ -29,7 +34,18 @@ def bundle_info(variant: Variant) -> BundleInfo:
         signature = Signature.model_validate_json((folder / "signature.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ServiceError(f"{folder}: signature.json cannot be read: {error}", hint="mlkit status") from error
-    return BundleInfo(signature, read_json(folder / "evidence" / "reference.json"), variant.digest)
+    reference = read_json(folder / "evidence" / "reference.json")
+    return BundleInfo(signature, reference, variant.digest, _monitoring(folder))
+
+
+def _monitoring(folder: Path) -> Reference | None:
+    """The cells that live rows are counted in; None for a bundle of an earlier release, or a damaged file."""
+    try:
+        document = read_json(folder / EVIDENCE)
+        return None if document is None else Reference.from_json(document)
+    except (ServiceError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        _log.error("%s is damaged, live rows are not counted by column: %r", folder / EVIDENCE, error)
+        return None
 
 
 def find_variant(table: RoutingTable, name: str) -> Variant:

@@ -39,7 +39,10 @@ _header_key = attrgetter("experiment", "epoch", "variant", "version", "answered"
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """Values shared by all rows of a batch; ``shadow`` and ``shadow_version`` are "" in an ``ANSWERED`` frame."""
+    """Values shared by all rows of a batch; ``shadow`` and ``shadow_version`` are "" in an ``ANSWERED`` frame.
+
+    ``pane_seconds`` is the length of the window in which the gateway counted the rows as answered; 0 for none.
+    """
 
     experiment: str
     epoch: int
@@ -49,6 +52,7 @@ class FrameHeader:
     how: str
     shadow: str = ""
     shadow_version: str = ""
+    pane_seconds: float = 0.0
 
     @property
     def is_evidence(self) -> bool:
@@ -91,12 +95,12 @@ def group_records(records: Iterable[Record | MirrorRecord]) -> Iterator[tuple[Fr
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for item in records:
         if isinstance(item, MirrorRecord):
-            key = (*_header_key(item.record), item.shadow, item.version, item.answers is None)
+            key = (*_header_key(item.record), item.shadow, item.version, 0.0, item.answers is None)
         else:
-            key = _header_key(item)
+            key = (*_header_key(item), "", "", item.pane_seconds)
         groups.setdefault(key, []).append(item)
     for key, members in groups.items():
-        yield FrameHeader(*key[:8]), members
+        yield FrameHeader(*key[:9]), members
 
 
 def encode_records(header: FrameHeader, records: Sequence[Record]) -> pa.Buffer:

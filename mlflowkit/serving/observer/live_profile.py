@@ -1,11 +1,10 @@
-"""Profiles of live traffic: one per version and WINDOW_SECONDS, mergeable with each other and with the reference.
+"""Counts and profiles answered rows by version and window, and writes them as panes (see `panes`).
 
-::
-
-    <service>/profiles/<version>/<start of the window, seconds since the epoch>.<replica>.profile
-
-Rows are gathered and profiled in bulk, because a profiler's cost is per call and column more than per row. The columns
-are those of the reference profile and the answers: ``output.label``, ``output.prediction``,
+Rows are gathered for GATHER_SECONDS and counted in bulk, because counting costs per call and column more than per row;
+each gathering is a pane, so that no more than those rows are at risk when the observer is killed. Once a window is
+over, its panes are merged into one. A row is in the window of its own time, which the gateway took when it counted the
+row as answered, whatever the clocks do meanwhile. The profiler is a guest: where it fails, the counts are written
+without its bytes. The columns that it is given are the inputs and the answers: ``output.label``, ``output.prediction``,
 ``output.probability.<class>``.
 """
 
@@ -13,17 +12,23 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 
 from mlflowkit.errors import StoreError, UsageError
-from mlflowkit.system.files import replace_file
+from mlflowkit.judging.shift.counts import ProfileCounts, WindowCounts
+from mlflowkit.serving.observer.pane_compaction import PaneFolder
+from mlflowkit.serving.observer.pane_counts import CountedRows, CountingPlan, count_rows
+from mlflowkit.serving.observer.panes import Pane, PaneRange, write_pane
+from mlflowkit.system import failpoint
 from mlflowkit.system.log_once import LogOnce
 
 if TYPE_CHECKING:
@@ -31,81 +36,187 @@ if TYPE_CHECKING:
 
     from mlflowkit.ports import MergingProfiler
 
-WINDOW_SECONDS = 300
 GATHER_ROWS = 20_000
 GATHER_SECONDS = 10.0
-SUFFIX = ".profile"
+"""Longest time that rows wait to be written; a fifth of a window where that is shorter."""
+CLOSE_SECONDS = 30.0
+"""Time after the end of a window, or a window where that is shorter, until its panes are merged."""
+MAX_PROFILE_BYTES = 16 << 20
+"""A profile that is larger is not written."""
+NO_PLAN = CountingPlan()
 _log = logging.getLogger("mlflowkit.observer")
+_Key = tuple[str, float, float]
+"""Version, start and seconds of a window."""
 
 
 @dataclass(slots=True)
-class _Window:
-    pending: list[pa.Table] = field(default_factory=list)
+class _Gathered:
+    """Rows that wait to be counted, all of one window; ``requests`` numbers the requests over all tables."""
+
+    since: float
+    tables: list[pa.Table] = field(default_factory=list)
+    request: list[np.ndarray] = field(default_factory=list)
     rows: int = 0
-    since: float = 0.0
-    profile: bytes = b""
+    requests: int = 0
 
 
 class LiveProfiles:
-    """Writes one replica's profiles. Used by one thread; the profiler is imported when the first rows are profiled.
+    """Writes one observer's panes. Used by one thread; the profiler is imported when the first rows are profiled.
 
-    ``profiler`` is the ``module:class`` of a MergingProfiler; profiles older than ``days`` are removed.
+    ``profiler`` is the ``module:class`` of a MergingProfiler, "" for none. ``days`` is how long its bytes are kept,
+    ``count_days`` how long the counts are. ``clock`` is the wall clock, ``elapsed`` a monotonic one.
     """
 
-    def __init__(self, folder: Path, replica: str, profiler: str, *, days: float) -> None:
-        self.folder = folder
-        self.days = days
+    def __init__(
+        self,
+        folder: Path,
+        replica: str,
+        profiler: str,
+        *,
+        days: float,
+        count_days: float = 62.0,
+        clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.writer = f"{replica}-{time.time_ns() // 1_000_000:x}{os.urandom(2).hex()}"
+        self.days, self.count_days = days, count_days
         self.profiled = self.dropped = 0
-        self._replica = replica
+        self._folder = folder
         self._profiler_name = profiler
         self._profiler: MergingProfiler | None = None
-        self._windows: dict[tuple[str, int], _Window] = {}
+        self._clock, self._elapsed = clock, elapsed
+        self._gathered: dict[_Key, _Gathered] = {}
+        self._written: dict[_Key, list[str]] = {}
+        self._sequence = 0
+        self._panes = PaneFolder(folder)
+        self._plans: dict[str, CountingPlan] = {}
         self._errors = LogOnce(_log)
 
-    def add(self, rows: pa.Table, version: str, time_answered: float) -> None:
-        """Add rows in the prediction log's format that ``version`` answered at about ``time_answered``."""
-        number = int(time_answered // WINDOW_SECONDS)
-        window = self._windows.setdefault((version, number), _Window())
-        if not window.pending:
-            window.since = time.monotonic()
-        window.pending.append(rows)
-        window.rows += rows.num_rows
-        if window.rows >= GATHER_ROWS:
-            self._update_profile(version, number, window)
+    def add(
+        self,
+        rows: pa.Table,
+        version: str,
+        request: np.ndarray,
+        times: np.ndarray,
+        seconds: float,
+        plan: CountingPlan = NO_PLAN,
+    ) -> None:
+        """Add rows in the prediction log's format that ``version`` answered.
+
+        ``request`` is the index of each row's request, ``times`` has each request's time, and ``seconds`` is the length
+        of the windows in which the gateway counted them.
+        """
+        self._plans[version] = plan
+        starts = times // seconds * seconds  # as `answered_ledger.window_start`
+        for start in np.unique(starts):
+            inside = starts == start
+            if inside.all():
+                self._gather((version, float(start), seconds), rows, request)
+            else:
+                mask = inside[request]
+                self._gather((version, float(start), seconds), rows.filter(pa.array(mask)), request[mask])
 
     def tick(self) -> None:
-        """Profile rows that have waited GATHER_SECONDS, forget finished windows and remove old files."""
-        self._flush(time.monotonic() - GATHER_SECONDS)
+        """Write rows that have waited long enough, merge the panes of finished windows, remove old files."""
+        self._flush(lambda key, waited: waited >= min(GATHER_SECONDS, key[2] / 5))
+        now = self._clock()
+        for key in [key for key in self._written if key[1] + key[2] + min(CLOSE_SECONDS, key[2]) <= now]:
+            if key not in self._gathered:
+                self._close_window(key)
+        self._attempt(lambda: self._panes.tidy(now, self._elapsed(), self.days, self.count_days), "old profiles")
 
     def close(self) -> None:
-        self._flush(float("inf"))
+        self._flush(lambda key, waited: True)
 
-    def _flush(self, before: float) -> None:
-        current = int(time.time() // WINDOW_SECONDS)
-        for (version, number), window in list(self._windows.items()):
-            if window.pending and window.since <= before:
-                self._update_profile(version, number, window)
-            elif not window.pending and number < current - 1:
-                del self._windows[version, number]
-                self._remove_old_files(version)
+    def _gather(self, key: _Key, rows: pa.Table, request: np.ndarray) -> None:
+        gathered = self._gathered.get(key)
+        if gathered is None:
+            gathered = self._gathered[key] = _Gathered(self._elapsed())
+        gathered.tables.append(rows)
+        gathered.request.append(request + gathered.requests)
+        gathered.rows += rows.num_rows
+        gathered.requests += int(request.max(initial=-1)) + 1
+        if gathered.rows >= GATHER_ROWS:
+            self._write(key, self._gathered.pop(key))
 
-    def _update_profile(self, version: str, number: int, window: _Window) -> None:
-        """Merge pending rows into the window's profile and write it; rows that fail are counted as dropped."""
-        rows, window.rows = window.rows, 0
-        tables, window.pending = window.pending, []
+    def _flush(self, due: Callable[[_Key, float], bool]) -> None:
+        now = self._elapsed()
+        for key, gathered in list(self._gathered.items()):
+            if due(key, now - gathered.since):
+                del self._gathered[key]
+                self._write(key, gathered)
+
+    def _write(self, key: _Key, gathered: _Gathered) -> None:
+        """Count rows and write them as a pane; rows that the disk refuses are counted as dropped."""
+        version, start, seconds = key
+        self._sequence += 1
+        table = pa.concat_tables(gathered.tables, promote_options="default")
+        counted = self._count(version, table, np.concatenate(gathered.request))
+        profile = self._profile(version, gathered.tables)
+        counts = WindowCounts(version, start, seconds, counted.total, counted.segments)
+        ranges = (PaneRange(self.writer, self._sequence, self._sequence),)
+        pane = Pane(self._folder.parent.name, counts, ranges, profile, gathered.rows if profile else 0)
+        failpoint.hit("pane.counted")
         try:
-            profiler = self._load_profiler()
-            profile = profiler.profile(_to_frame(tables))
-            window.profile = profiler.merge([window.profile, profile]) if window.profile else profile
-            path = self.folder / version / f"{number * WINDOW_SECONDS}.{self._replica}{SUFFIX}"
-            replace_file(path, window.profile, durable=False)
-        except Exception as error:  # noqa: BLE001 - a profiler may raise anything, and must not end the observer
-            self.dropped += rows
-            self._errors.error(f"live profile of version {version}: {error!r}", key=version)
-            if not isinstance(error, StoreError):
-                window.profile = b""
+            path = write_pane(self._folder / version, pane, durable=False)
+        except StoreError as error:
+            self.dropped += gathered.rows
+            reason = getattr(error.__cause__, "strerror", None) or error.message
+            home = self._folder / version
+            self._errors.error(f"profiles cannot be written under {home}, rows are lost: {reason}", key=version)
+            return
+        failpoint.hit("pane.written")
+        self._errors.clear(version)
+        self.profiled += gathered.rows
+        self._written.setdefault(key, []).append(path.name)
+
+    def _count(self, version: str, table: pa.Table, request: np.ndarray) -> CountedRows:
+        """Count rows; what cannot be counted by column is counted as rows and requests."""
+        plan = self._plans.get(version, NO_PLAN)
+        try:
+            counted = count_rows(plan, table, request)
+        except Exception as error:  # noqa: BLE001 - a column may hold anything, and must not cost the rows
+            self._errors.error(f"columns of version {version} are not counted: {error!r}", key=f"{version} counts")
+            sizes = np.bincount(request).astype(np.int64)
+            squares = int(np.square(sizes).sum())
+            return CountedRows(ProfileCounts(int(np.count_nonzero(sizes)), table.num_rows, squares))
+        for column, problem in counted.problems.items():
+            self._errors.error(
+                f"column {column} of version {version} is not counted: {problem}", key=f"{version} {column}"
+            )
+        return counted
+
+    def _profile(self, version: str, tables: Sequence[pa.Table]) -> bytes:
+        """The profiler's bytes of the rows; empty where it fails, or there is none."""
+        if not self._profiler_name:
+            return b""
+        try:
+            profile = self._load_profiler().profile(_to_frame(tables))
+        except Exception as error:  # noqa: BLE001 - a profiler may raise anything, and must not cost the counts
+            message = f"live profile of version {version}: {error!r}; its rows are counted by cells only"
+            self._errors.error(message, key=f"{version} profiler")
+            return b""
+        self._errors.clear(f"{version} profiler")
+        return profile if len(profile) <= MAX_PROFILE_BYTES else b""
+
+    def _close_window(self, key: _Key) -> None:
+        """Merge the panes that were written of a window into one; where that fails, they stay as they are."""
+        names = self._written.pop(key)
+        version, start, seconds = key
+        if len(names) > 1:
+            merge = self._merge_profiles if self._profiler_name else None
+            self._attempt(lambda: self._panes.merge(version, names, start, seconds, merge), f"panes of {version}")
+
+    def _merge_profiles(self, profiles: Sequence[bytes]) -> bytes:
+        return self._load_profiler().merge(profiles)
+
+    def _attempt(self, work: Callable[[], object], subject: str) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - what cannot be tidied up stays, and is read all the same
+            self._errors.error(f"{subject}: {error!r}", key=subject)
         else:
-            self.profiled += rows
+            self._errors.clear(subject)
 
     def _load_profiler(self) -> MergingProfiler:
         if self._profiler is None:
@@ -115,15 +226,8 @@ class LiveProfiles:
             self._profiler = getattr(importlib.import_module(module), name)()
         return self._profiler
 
-    def _remove_old_files(self, version: str) -> None:
-        oldest = time.time() - self.days * 86_400
-        folder = self.folder / version
-        for path in () if folder.is_symlink() or self.folder.is_symlink() else folder.glob(f"*{SUFFIX}"):
-            if int(path.name.partition(".")[0]) < oldest:
-                path.unlink(missing_ok=True)
 
-
-def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
+def _to_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
     """Convert logged rows to the profiler's columns: inputs under their own names, a missing text as None."""
     table = pa.concat_tables(tables, promote_options="default")
     columns: dict[str, pa.ChunkedArray] = {}
@@ -138,13 +242,3 @@ def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
             columns[f"output.{name}"] = table[name]
     frame: pd.DataFrame = pa.table(columns).to_pandas()
     return frame
-
-
-def read_profiles(folder: Path, version: str, since: float, until: float) -> Mapping[int, list[bytes]]:
-    """Read the profiles of a version, by the start of their window, one per replica, for windows in [since, until)."""
-    profiles: dict[int, list[bytes]] = {}
-    for path in sorted((folder / version).glob(f"*{SUFFIX}")):
-        start = int(path.name.partition(".")[0])
-        if since <= start < until:
-            profiles.setdefault(start, []).append(path.read_bytes())
-    return profiles

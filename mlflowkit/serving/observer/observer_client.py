@@ -26,6 +26,8 @@ from typing import Any
 
 from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
 from mlflowkit.serving.observer import frames
+from mlflowkit.serving.observer.answered_ledger import AnsweredLedger
+from mlflowkit.serving.protocol.http_error import RequestError, refusal_reason
 from mlflowkit.system.child_process import module_command
 from mlflowkit.values import RoutingTable
 
@@ -50,10 +52,16 @@ def observer_command(folder: Path, replica: str, profiler: str) -> list[str]:
 
 
 class ObserverClient:
-    """The RecordSink of a gateway replica, given an `observer_command`. Its methods do not block or raise."""
+    """The RecordSink of a gateway replica, given an `observer_command`. Its methods do not block or raise.
 
-    def __init__(self, argv: Sequence[str], *, backlog_bytes: int = BACKLOG_BYTES) -> None:
+    ``ledger`` counts what was answered on the thread that calls `answered`, before anything can be lost.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, ledger: AnsweredLedger | None = None, backlog_bytes: int = BACKLOG_BYTES
+    ) -> None:
         self._argv = list(argv)
+        self._ledger = ledger
         self._limit = backlog_bytes
         self._queue: deque[Record | MirrorRecord | RoutingTable] = deque()
         self._tables: deque[RoutingTable] = deque(maxlen=MAX_TABLES)
@@ -69,7 +77,9 @@ class ObserverClient:
         self._thread.start()
 
     def answered(self, record: Record | MirrorRecord) -> None:
-        """Queue the record of an answered request, or drop and count it."""
+        """Count an answered request in the ledger; queue its record, or drop and count it."""
+        if self._ledger is not None and type(record) is Record:
+            self._ledger.count(record)
         if len(self._queue) < MAX_QUEUED_RECORDS:
             self._queue.append(record)
         else:
@@ -78,6 +88,11 @@ class ObserverClient:
     def compared(self, mirrored: MirrorRecord) -> None:
         """Queue a mirrored request with the shadow's answer, or drop and count it."""
         self.answered(mirrored)
+
+    def refused(self, version: str, error: RequestError) -> None:
+        """Count a request that a version's inputs refused."""
+        if self._ledger is not None:
+            self._ledger.refuse(version, *refusal_reason(error))
 
     def send_table(self, table: RoutingTable) -> None:
         """Queue a routing table; call it before the first record that is answered under the table."""

@@ -151,7 +151,7 @@ class Observer:
     def answered(self, batch: Batch) -> None:
         """Count, log and profile answered rows."""
         table = self._table_of(batch)
-        self.sinks.answered(batch, bundle_info(find_variant(table, batch.header.answered)).signature)
+        self.sinks.answered(batch, bundle_info(find_variant(table, batch.header.answered)))
         if batch.header.is_evidence:
             self._count(batch, table)
 

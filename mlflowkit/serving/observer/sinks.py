@@ -6,19 +6,23 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from mlflowkit.bundle import Signature
 from mlflowkit.service_state.records import GatewaySettings
+from mlflowkit.serving.observer.bundle_info import BundleInfo
 from mlflowkit.serving.observer.frames import Batch
 from mlflowkit.serving.observer.live_profile import LiveProfiles
+from mlflowkit.serving.observer.pane_counts import CountingPlan, counting_plan
 from mlflowkit.serving.observer.prediction_log import LogWriter, log_rows, sample_requests, shadow_log_rows
 from mlflowkit.system.log_once import LogOnce
 
 MAX_QUEUED_BYTES = 64 << 20
 """Bytes that may wait for the disk, or for the profiler; more are dropped."""
+MAX_PLANS = 64
 _log = logging.getLogger("mlflowkit.observer")
 
 
@@ -81,29 +85,43 @@ class RecordSinks:
 
     def __init__(self, folder: Path, replica: str, profiler: str, settings: GatewaySettings) -> None:
         self.settings = settings
-        self._profiler = profiler
         self._log = LogWriter(folder / "predictions", replica, days=settings.log_days, megabytes=settings.log_mb)
-        self._profiles = LiveProfiles(folder / "profiles", replica, profiler, days=settings.log_days)
+        self._profiles = LiveProfiles(
+            folder / "profiles", replica, profiler, days=settings.log_days, count_days=settings.profile_days
+        )
+        self._plans: dict[tuple[str, str, tuple[str, ...]], CountingPlan] = {}
         self._log_worker = BackgroundWorker("log", self._log.tick, self._log.roll)
         self._profile_worker = BackgroundWorker("profile", self._profiles.tick, self._profiles.close)
 
     def apply_settings(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self._log.days, self._log.megabytes = settings.log_days, settings.log_mb
-        self._profiles.days = settings.log_days
+        self._profiles.days, self._profiles.count_days = settings.log_days, settings.profile_days
 
-    def answered(self, batch: Batch, signature: Signature) -> None:
-        """Log answered rows, and profile those that the split assigned and the variant answered itself."""
+    def answered(self, batch: Batch, info: BundleInfo) -> None:
+        """Log answered rows, and profile those that the gateway has counted as answered."""
         settings, header = self.settings, batch.header
-        if not settings.log and not settings.profile:
+        profiled = header.is_evidence and header.pane_seconds > 0
+        if not settings.log and not profiled:
             return
-        rows = log_rows(batch, signature)
+        rows = log_rows(batch, info.signature)
         if settings.log:
             sampled = sample_requests(rows, batch, settings.log_sampling)
             self._log_worker.submit(lambda: self._log.add(sampled), sampled)
-        if settings.profile and self._profiler and header.is_evidence:
-            time = float(batch.times[0])
-            self._profile_worker.submit(lambda: self._profiles.add(rows, header.version, time), rows)
+        if profiled:
+            plan, seconds = self._plan(header.version, info), header.pane_seconds
+            request, times = batch.request, batch.times
+            task = partial(self._profiles.add, rows, header.version, request, times, seconds, plan)
+            self._profile_worker.submit(task, rows)
+
+    def _plan(self, version: str, info: BundleInfo) -> CountingPlan:
+        """What is counted of a version, prepared once for its bundle and the settings."""
+        key = (version, info.digest, self.settings.segments)
+        if key not in self._plans:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = counting_plan(info.signature, info.monitoring, self.settings.segments)
+        return self._plans[key]
 
     def shadowed(self, batch: Batch, signature: Signature) -> None:
         rows = sample_requests(shadow_log_rows(batch, signature), batch, self.settings.log_sampling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,24 +12,51 @@ from mlflowkit.errors import closest_match
 
 RETRY = ((b"retry-after", b"1"),)
 CLOSE = ((b"connection", b"close"),)
+_LOCATION = re.compile(r"(?:row \d+, column (.{1,64}?)|inputs\[(.{1,64}?)\](?:, value \d+)?): ")
+"""The beginning of a message about a value: the column or the tensor that has it."""
 _JSON_NAMES = {
     dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number",
 }  # fmt: skip
 
 
 class RequestError(Exception):
-    """The reply to a request that cannot be served as sent: an HTTP status (4xx, or 5xx of the model) and a message."""
+    """The reply to a request that cannot be served as sent: an HTTP status (4xx, or 5xx of the model) and a message.
 
-    def __init__(self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    ``reason`` is the same for all requests with the same fault, whatever their values; "" for `refusal_reason`'s.
+    """
+
+    def __init__(
+        self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = (), reason: str = ""
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = headers
+        self.reason = reason
 
 
-def bad_request(message: str) -> RequestError:
+def bad_request(message: str, reason: str = "") -> RequestError:
     """The error for a malformed request (400)."""
-    return RequestError(400, message)
+    return RequestError(400, message, reason=reason)
+
+
+def refusal_reason(error: RequestError) -> tuple[str, bool]:
+    """Why a request was refused, in words that do not depend on its values, and whether they hold a name that the
+    client chose.
+
+    >>> refusal_reason(bad_request("row 3, column age: a string; a number or null is expected"))
+    ('value of column age', False)
+    >>> refusal_reason(bad_request("row 0: column size is not known", "unknown column size"))
+    ('unknown column size', True)
+    >>> refusal_reason(RequestError(413, "70000 rows; at most 65536 are answered at once"))
+    ('status 413', False)
+    """
+    if error.reason:
+        return error.reason, error.reason.startswith("unknown")
+    match = _LOCATION.match(error.message)
+    if match is not None:
+        return (f"value of column {match[1]}" if match[1] else f"value of input {match[2]}"), False
+    return ("malformed request" if error.status == 400 else f"status {error.status}"), False
 
 
 def json_type(value: Any) -> str:

@@ -254,12 +254,14 @@ class Schema:
         for column in () if policy.unknown == "ignore" and known else row:
             if column not in self.columns:
                 allowed = join_names(self.columns) + suggestion(column, self.columns)
-                raise bad_request(f"row {index}: column {short_json(column)} is not known; allowed: {allowed}")
+                message = f"row {index}: column {short_json(column)} is not known; allowed: {allowed}"
+                raise bad_request(message, f"unknown column {str(column)[:64]}")
         missing = [column for column in self.columns if column not in row]
         if not missing or (policy.missing == "null" and known):
             return
         also = f" (also not given: {join_names(missing[1:])})" if len(missing) > 1 else ""
-        raise bad_request(f"row {index}: column {missing[0]} is not given; null says that a value is missing{also}")
+        message = f"row {index}: column {missing[0]} is not given; null says that a value is missing{also}"
+        raise bad_request(message, f"missing column {missing[0]}")
 
     def _parse_tensors(
         self,
@@ -292,7 +294,8 @@ class Schema:
         for name, tensor in self.tensors.items():
             if name not in inputs:
                 if policy.missing != "null" or not tensor.columns or tensor.datatype not in NULLS:
-                    raise bad_request(f"inputs: tensor {name} is missing; expected {join_names(self.tensors)}")
+                    message = f"inputs: tensor {name} is missing; expected {join_names(self.tensors)}"
+                    raise bad_request(message, f"missing input {name}")
                 inputs[name] = _nulls(tensor.datatype, (rows, *self.widths[name]))
                 notes.setdefault("missing_columns", {}).update(dict.fromkeys(tensor.columns, rows))
         return inputs, rows
@@ -326,7 +329,8 @@ class Schema:
         missing = [column for column in self.columns if column not in parts]
         datatypes = {column: self.columns[column][0].datatype for column in missing}
         if missing and (policy.missing != "null" or not set(datatypes.values()) <= NULLS.keys()):
-            raise bad_request(f"inputs: columns {join_names(missing)} are missing; null says that a value is missing")
+            message = f"inputs: columns {join_names(missing)} are missing; null says that a value is missing"
+            raise bad_request(message, f"missing column {missing[0]}")
         if missing:
             parts |= {column: _nulls(datatype, (rows,)) for column, datatype in datatypes.items()}
             notes["missing_columns"] = dict.fromkeys(missing, rows)
@@ -339,7 +343,8 @@ class Schema:
     def _unknown_tensor(self, name: str) -> RequestError:
         by_column = f", or one tensor for each of {join_names(self.columns)}" if self.by_rows else ""
         expected = join_names(self.tensors) + by_column + suggestion(name, [*self.tensors, *self.columns])
-        return bad_request(f"inputs: tensor {short_json(name)} is not known; expected {expected}")
+        message = f"inputs: tensor {short_json(name)} is not known; expected {expected}"
+        return bad_request(message, f"unknown input {str(name)[:64]}")
 
     def _requested_outputs(
         self, document: Mapping[str, Any]

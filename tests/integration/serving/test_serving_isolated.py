@@ -40,6 +40,7 @@ from mlflowkit.serving.inference.gateway_metrics import Telemetry
 from mlflowkit.serving.inference.router import is_mirrored
 from mlflowkit.serving.inference.shadow import ShadowMirror, translate
 from mlflowkit.serving.inference.variants import Versions, load_table
+from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import RoutingTable, Variant
 from tests.support.lending_bundle import ROWS, expected
@@ -60,6 +61,9 @@ class Kept:
 
     def compared(self, mirrored: MirrorRecord) -> None:
         self.mirrored.append(mirrored)
+
+    def refused(self, version: str, error: RequestError) -> None:
+        pass
 
 
 class Mirroring:

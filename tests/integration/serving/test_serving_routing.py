@@ -16,6 +16,7 @@ from mlflowkit.errors import EngineError
 from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
 from mlflowkit.serving.inference.circuit_breaker import MAX_FAILURES
 from mlflowkit.serving.inference.router import Router
+from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import Affinity, RoutingTable, Variant
 from tests.support.gateways import InProcess
@@ -46,6 +47,9 @@ class Kept:
 
     def compared(self, mirrored: MirrorRecord) -> None:
         raise AssertionError("nothing is mirrored here")
+
+    def refused(self, version: str, error: RequestError) -> None:
+        pass
 
 
 @pytest.fixture
