@@ -81,7 +81,7 @@ class PredictionLogSettings(Section):
     max_mb: float = Field(default=1024.0, gt=0)
     """Largest size, in MiB; the oldest files are deleted first."""
     profile: bool = True
-    """Whether live traffic is profiled with whylogs."""
+    """Whether live traffic is counted by columns for monitoring, and profiled with whylogs."""
 
 
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflowkit import bundle
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.values import Lineage, RoutingTable, Variant
 
 NUMERIC = ("age", "income", "debt")
@@ -93,9 +94,14 @@ SIGNATURE = Signature(
 
 
 def make_bundle(
-    folder: Path, seed: int = 1, *, blessed: bool = True, rows: list[dict[str, Any]] | None = None
+    folder: Path,
+    seed: int = 1,
+    *,
+    blessed: bool = True,
+    rows: list[dict[str, Any]] | None = None,
+    monitoring: Reference | None = None,
 ) -> bundle.Bundle:
-    """Write a bundle of version ``seed`` into ``folder``."""
+    """Write a bundle of version ``seed`` into ``folder``, with ``monitoring`` as its cells."""
     (folder / "evidence").mkdir(parents=True)
     onnx.save(graph(seed), folder / "model.onnx")
     (folder / "signature.json").write_text(SIGNATURE.model_dump_json())
@@ -107,6 +113,8 @@ def make_bundle(
         },
     }
     (folder / "evidence" / "reference.json").write_text(json.dumps(reference))
+    if monitoring is not None:
+        (folder / EVIDENCE).write_text(json.dumps(monitoring.to_json()))
     rows = ROWS if rows is None else rows
     (folder / "evidence" / "sample.json").write_text(json.dumps({"rows": rows, "outputs": expected(folder, rows)}))
     return bundle.write(

@@ -108,12 +108,22 @@ def test_a_profiler_that_raises_costs_its_bytes_only(
     assert totals(drill.read()) == (110, 0, 110)
 
 
-def test_no_profiler_and_an_unknown_one_cost_no_counts(tmp_path: Path) -> None:
+def test_a_profiler_that_is_not_there_costs_no_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     drill = PaneDrill(tmp_path, "mlflowkit.nothing:Here")
+    for _ in range(2):
+        drill.ask(2)
+        pass_time(drill, 11)
+    assert (drill.live.profiled, drill.live.dropped) == (4, 0)
+    assert totals(drill.read()) == (4, 0, 4)
+    assert caplog.text.count("No module named 'mlflowkit.nothing'") == 1
+
+
+def test_the_end_does_not_wait_for_a_profiler(tmp_path: Path) -> None:
+    drill = PaneDrill(tmp_path, WHYLOGS)
     drill.ask(2)
     drill.live.close()
-    assert (drill.live.profiled, drill.live.dropped) == (2, 0)
     assert totals(drill.read()) == (2, 0, 2)
+    assert drill.read().profiled == 0
 
 
 def test_profiles_of_panes_merge_and_know_what_is_missing(tmp_path: Path) -> None:

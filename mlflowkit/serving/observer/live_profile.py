@@ -126,6 +126,9 @@ class LiveProfiles:
         self._attempt(lambda: self._panes.tidy(now, self._elapsed(), self.days, self.count_days), "old profiles")
 
     def close(self) -> None:
+        """Write what waits. A profiler that is not imported yet is left out: its import takes longer than is left."""
+        if self._profiler is None:
+            self._profiler_name = ""
         self._flush(lambda key, waited: True)
 
     def _gather(self, key: _Key, rows: pa.Table, request: np.ndarray) -> None:
