@@ -172,6 +172,7 @@ class Dispatcher:
                 active.counters[assigned.variant.name].record_failure()
             self._record_failure(call, assigned).fallbacks += falls_back
             if not falls_back:
+                self._count_refusal(assigned, failure.error, how)
                 raise failure.error from failure
             model, error = active.champion, str(failure)
             query = call.parse(model.schema)
@@ -179,6 +180,7 @@ class Dispatcher:
                 outputs, run_seconds = await self._run_checked(model, query, self._seconds_left(call, model, how))
             except InferenceFailure as second:
                 self._record_failure(call, model)
+                self._count_refusal(model, second.error, how)
                 raise second.error from second
         now, seconds = time.time(), time.perf_counter() - call.begin
         if how == "hash" and not error:
@@ -224,7 +226,7 @@ class Dispatcher:
             raise InferenceFailure(f"it takes other inputs: {error.message}", error) from error
 
     def _count_refusal(self, model: LoadedModel, error: RequestError, how: AssignedBy) -> None:
-        """Count a request that the split gave a model and that its inputs refuse: its sender may have changed them."""
+        """Count a request that the split gave a model and that is the sender's fault: its inputs may have changed."""
         if how == "hash" and error.status < 500:
             self.sink.refused(model.variant.version, error)
 

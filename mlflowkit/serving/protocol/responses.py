@@ -144,5 +144,6 @@ def require_finite(array: np.ndarray, name: str) -> np.ndarray:
             return array
     if not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
-        raise RequestError(422, f"row {row}: the model has no finite answer ({name} is not a number) for these values")
+        message = f"row {row}: the model has no finite answer ({name} is not a number) for these values"
+        raise RequestError(422, message, reason="no finite answer")
     return array
