@@ -145,13 +145,15 @@ def describe_changes(stage: str, before: Mapping[str, str], now: Mapping[str, st
 
     >>> describe_changes("train", {"spec:train.epochs": "20", "seed": "7"}, {"spec:train.epochs": "30", "seed": "8"})
     ['train.epochs 20 -> 30', 'seed 7 -> 8']
+    >>> describe_changes("data", {"spec:decimal": "null"}, {"spec:decimal.price": ","})
+    ['data.decimal.price added']
     """
     descriptions: list[str] = []
     own_modules = 0
     for name in sorted(set(before) | set(now), key=lambda name: (KINDS.index(name.partition(":")[0]), name)):
         old, new = before.get(name), now.get(name)
         kind, _, rest = name.partition(":")
-        if old == new or name == "spec" or kind == "input":
+        if old == new or name == "spec" or kind == "input" or _is_spelled_out(name, now if new is None else before):
             continue
         if kind == "own":
             own_modules += 1
@@ -336,6 +338,11 @@ def _describe_change(stage: str, kind: str, rest: str, old: str | None, new: str
     if kind == "champion":
         return f"the champion is another: {(old or 'none')[:12]} -> {(new or 'none')[:12]}"
     return f"{kind} {_short(old)} -> {_short(new)}"
+
+
+def _is_spelled_out(name: str, others: Mapping[str, str]) -> bool:
+    """Whether the other side has keys below this one: a value became a section, which is what is described."""
+    return name not in others and any(other.startswith((f"{name}.", f"{name}[")) for other in others)
 
 
 def _short(text: str | None) -> str:

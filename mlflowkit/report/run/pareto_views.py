@@ -55,7 +55,7 @@ def front(candidates: Sequence[Row], latency: str, max_drop: float | None) -> Vi
         "surely beats in all objectives; the line joins the best of them.",
         label=f"{latency.replace('_', ' ')} against {metric} of {len(points)} candidates",
         x_label=f"{latency.replace('_', ' ')}, µs",
-        y_label=metric,
+        y_label=f"{metric}, validation rows",
         x_domain=x_domain,
         y_domain=y_domain,
     )
