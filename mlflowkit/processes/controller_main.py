@@ -9,14 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.logs import configure_logging
 from mlflowkit.values import Variant
+
+if TYPE_CHECKING:
+    from mlflowkit.monitoring.export.export_loop import ExportLoop
 
 _log = logging.getLogger("mlflowkit.rollout")
 
@@ -65,8 +70,21 @@ def control(state: Path, stop: threading.Event) -> None:
 
             reject(wiring.tracker, origin["name"], version.digest)
 
-    with admin_listener(state):
+    with admin_listener(state), _export_loop(state):
         RolloutController(state, ControllerDeps(wiring.platform, promoted, rejected)).run(stop)
+
+
+def _export_loop(state: Path) -> ExportLoop:
+    """The loop that sends what monitors see to other systems, while this process controls ``state``."""
+    from mlflowkit.monitoring.export.alertmanager import AlertmanagerExporter
+    from mlflowkit.monitoring.export.export_loop import ExportLoop
+    from mlflowkit.service_state.controller_lease import read_holder
+
+    def leads() -> bool:
+        holder = read_holder(state)
+        return holder is not None and holder.pid == os.getpid() and holder.node == socket.gethostname()
+
+    return ExportLoop(state, [AlertmanagerExporter()], leads=leads)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlflowkit.monitoring.monitor_settings import seconds_of
 from mlflowkit.serving.inference.gateway_metrics import BUCKET_SECONDS
 from mlflowkit.values import Json
 
@@ -57,7 +58,7 @@ class RuleTarget:
         p99, errors = latency.get("p99_ms"), latency.get("error_rate")
         return cls(
             service,
-            _seconds(monitor.get("window") or "1d"),
+            seconds_of(monitor.get("window") or "1d"),
             None if p99 is None else float(p99),
             None if errors is None else float(errors),
         )
@@ -298,11 +299,6 @@ def bucket_above(seconds: float) -> float | None:
     """
     index = bisect_left(BUCKET_SECONDS, seconds)
     return BUCKET_SECONDS[index] if index < len(BUCKET_SECONDS) else None
-
-
-def _seconds(text: str) -> float:
-    """The seconds of a duration of a recipe, such as 5m or 1d."""
-    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[text[-1]]
 
 
 def duration(seconds: float) -> str:

@@ -157,7 +157,7 @@ def _payload(view: Mapping[str, Json], alert: Mapping[str, Json], page: str) -> 
 
 def _alerts(view: Mapping[str, Json]) -> list[Mapping[str, Json]]:
     alerts = view.get("alerts")
-    valid = [
+    valid: list[Mapping[str, Json]] = [
         alert
         for alert in (alerts if isinstance(alerts, list) else [])
         if isinstance(alert, dict) and alert.get("id") and isinstance(alert.get("state"), str)
