@@ -17,17 +17,23 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from mlflowkit.errors import MlkitError
+from mlflowkit.errors import DataError, MlkitError, UsageError
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json, Step
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
     from mlflowkit.bench.result import BenchResult, BenchRow, BenchSettings
     from mlflowkit.bench.suite import BenchSuite
     from mlflowkit.bench.target import BenchEntry, TargetChoice
+    from mlflowkit.bundle import Bundle
     from mlflowkit.pipeline.bench_targets import InputSpec
     from mlflowkit.pipeline.noop_cache import InputsSnapshot
     from mlflowkit.ports import RunProgress
     from mlflowkit.recipe.schema import LoadedRecipe
+    from mlflowkit.scoring.table_drift import DriftReport
     from mlflowkit.values import ServiceStatus
 
 
@@ -285,6 +291,75 @@ def _bench_suite(
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not scripts.exists():
             work.rmdir()
+
+
+def drift(
+    first: str | os.PathLike[str] | pa.Table | pd.DataFrame | Bundle,
+    second: str | os.PathLike[str] | pa.Table | pd.DataFrame,
+    *,
+    by: Sequence[str] = (),
+    unit: str | None = None,
+    margin: float = 0.1,
+) -> DriftReport:
+    """Compare two tables column by column, or a table with what a model was trained on.
+
+    A table is the path of a file (CSV, Parquet, JSON), a pandas DataFrame or an Arrow table; a model is its `Bundle`.
+
+    Args:
+        by: Columns by whose values the tables are compared too.
+        unit: A column whose values are independent, where rows are not: the rows of one value are one observation.
+        margin: A distance that is no harm.
+
+    Returns:
+        Findings by column, each PASSED (surely within the margin), FAILED (surely beyond) or INCONCLUSIVE, with
+        intervals that hold for all columns together at 95 %; and the columns that could not be compared.
+
+    Raises:
+        UsageError: A column or file that is not there, or a bundle without a reference.
+        DataError: A table that cannot be read or has no rows.
+    """
+    from mlflowkit.bundle import Bundle
+    from mlflowkit.judging.shift.sample_shift import SampleShift
+    from mlflowkit.scoring import table_drift
+
+    settings = SampleShift(margin=margin)
+    if isinstance(first, Bundle):
+        table = Path(second).expanduser() if isinstance(second, str | os.PathLike) else _read_table(second)
+        return table_drift.compare_with_bundle(first, table, by=by, unit=unit, settings=settings)
+    names = [str(table) if isinstance(table, str | os.PathLike) else "" for table in (first, second)]
+    names = [name or f"the {place} table" for name, place in zip(names, ("first", "second"), strict=True)]
+    tables = _read_table(first), _read_table(second)
+    return table_drift.compare_two(*tables, (names[0], names[1]), by=by, unit=unit, settings=settings)
+
+
+def _read_table(table: str | os.PathLike[str] | pa.Table | pd.DataFrame) -> pa.Table:
+    """A table in one piece: a file by the rules of ``data.source``, or a table in memory."""
+    import pyarrow as pa
+
+    from mlflowkit.scoring.reading import format_of, open_rows
+    from mlflowkit.stages.sources import CsvSource, ParquetSource
+    from mlflowkit.wiring import Wiring
+
+    if isinstance(table, pa.Table):
+        return table
+    if not isinstance(table, str | os.PathLike):
+        try:
+            return pa.Table.from_pandas(table, preserve_index=False)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(f"the table cannot be read: {error}", hint="give each column one type") from error
+    path = Path(table).expanduser()
+    kind = format_of(path)
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", hint=f"ls {shell_word(path.parent)}")
+    if kind in ("json", "jsonl"):
+        return pa.concat_tables(open_rows(path).batches, promote_options="permissive")
+    separator = "\t" if ".tsv" in path.suffixes else ","
+    file = str(path.resolve())
+    source = ParquetSource(kind="parquet", path=file) if kind == "parquet" else None
+    read = (source or CsvSource(kind="csv", path=file, separator=separator)).read(
+        path.parent, Wiring(path.parent).tables
+    )
+    return read if isinstance(read, pa.Table) else pa.Table.from_pandas(read, preserve_index=False)
 
 
 def _execute(recipe: Recipe, state: Path, until: str | None, force: Sequence[str], progress: RunProgress | None) -> Run:

@@ -18,8 +18,8 @@ from mlflowkit.system.files import FULL, disk_error
 from mlflowkit.system.text import printable, printable_json, printable_line
 
 COMMANDS = (
-    "init", "validate", "plan", "run", "runs", "show", "diff", "report", "explain", "schema", "predict", "feedback",
-    "key", "engines", "status", "rollout", "simulate", "replay", "bench", "up", "down", "deploy", "gc",
+    "init", "validate", "plan", "run", "runs", "show", "diff", "drift", "report", "explain", "schema", "predict",
+    "feedback", "key", "engines", "status", "rollout", "simulate", "replay", "bench", "up", "down", "deploy", "gc",
 )  # fmt: skip
 """Modules of `cli.commands`, one a command; imported on demand."""
 
