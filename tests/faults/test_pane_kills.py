@@ -13,8 +13,7 @@ import pytest
 
 from mlflowkit.serving.observer.panes import list_panes
 from mlflowkit.system.failpoint import PANE_POINTS
-from tests.support.pane_kills import KillDrill
-from tests.support.waiting import wait_for
+from tests.support.pane_kills import KillDrill, wait_long_for
 
 pytestmark = pytest.mark.heavy
 GATEWAY_POINTS = tuple(point for point in PANE_POINTS if point.startswith("ledger"))
@@ -33,7 +32,7 @@ def in_panes(drill: KillDrill) -> int:
 
 def await_all(drill: KillDrill) -> None:
     """Wait until every answered row is in a pane; an observer that is only starting may take its time."""
-    wait_for(lambda: all(window.lost == 0 for window in drill.check().windows))
+    wait_long_for(lambda: all(window.lost == 0 for window in drill.check().windows))
 
 
 def test_nothing_is_lost_when_nothing_is_killed(drill: KillDrill) -> None:
@@ -57,7 +56,7 @@ def test_nothing_is_lost_when_nothing_is_killed(drill: KillDrill) -> None:
 @pytest.mark.parametrize("point", OBSERVER_POINTS)
 def test_an_observer_killed_at_a_point(drill: KillDrill, point: str) -> None:
     drill.start(f"{point}:2")
-    first = wait_for(lambda: drill.observer)
+    first = wait_long_for(lambda: drill.observer)
     while first.is_running() and first.status() != "zombie":
         assert drill.ask(5)
     drill.ask(20)
@@ -67,7 +66,7 @@ def test_an_observer_killed_at_a_point(drill: KillDrill, point: str) -> None:
     drill.start()  # what was half merged is read, and merged, all the same
     before = drill.replied.total()
     drill.ask(1)
-    wait_for(lambda: in_panes(drill) == rows + drill.replied.total() - before)
+    wait_long_for(lambda: in_panes(drill) == rows + drill.replied.total() - before)
     drill.stop()
     assert in_panes(drill) == rows + drill.replied.total() - before
 
@@ -106,7 +105,7 @@ def test_an_observer_that_was_stopped_and_goes_on_counts_each_row_once(drill: Ki
     drill.start()
     drill.ask(30)
     await_all(drill)
-    observer = wait_for(lambda: drill.observer)
+    observer = wait_long_for(lambda: drill.observer)
     observer.send_signal(signal.SIGSTOP)
     drill.ask(30)
     observer.send_signal(signal.SIGCONT)
@@ -122,6 +121,6 @@ def test_panes_of_finished_windows_are_merged_while_rows_arrive(drill: KillDrill
         drill.ask(5)
         return any(".merged." in item.name for item in list_panes(drill.profiles / drill.version))
 
-    wait_for(merged)
+    wait_long_for(merged)
     await_all(drill)
     drill.stop()

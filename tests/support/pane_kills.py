@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,11 @@ MONITORING = Reference(
         "output.label": ColumnReference(Cells("text", values=("bad", "good")), (50, 50, 0, 0, 0)),
     }
 )
+
+
+def wait_long_for(condition: Callable[[], Any]) -> Any:
+    """Wait for processes that start, beside others that leave them little of the machine."""
+    return wait_for(condition, seconds=120.0)
 
 
 class KillDrill:
@@ -77,7 +83,7 @@ class KillDrill:
         environment = {**os.environ, failpoint.VARIABLE: point}
         command = [sys.executable, "-m", "tests.support.replica_process", str(self.files.folder), "r1", self._profiler]
         self._gateway = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2])
-        wait_for(lambda: self._is_ready() or self._ended())
+        wait_long_for(lambda: self._is_ready() or self._ended())
 
     @property
     def url(self) -> str:
@@ -95,7 +101,7 @@ class KillDrill:
         generation = desired.generation + 1
         self._settings = replace(self._settings, **settings)
         self.files.write_desired(Desired(generation, True, self._settings))
-        wait_for(lambda: any(report.generation == generation for report in self.files.reports()))
+        wait_long_for(lambda: any(report.generation == generation for report in self.files.reports()))
 
     @property
     def observer(self) -> psutil.Process | None:
@@ -129,9 +135,9 @@ class KillDrill:
 
     def kill_observer(self) -> None:
         """SIGKILL the observer, and wait until there is another."""
-        observer = wait_for(lambda: self.observer)
+        observer = wait_long_for(lambda: self.observer)
         observer.send_signal(signal.SIGKILL)
-        wait_for(lambda: (other := self.observer) is not None and other.pid != observer.pid)
+        wait_long_for(lambda: (other := self.observer) is not None and other.pid != observer.pid)
 
     def kill_gateway(self) -> None:
         """SIGKILL the gateway, and wait until its observer has written what it had and ended."""
@@ -163,7 +169,7 @@ class KillDrill:
         self._gateway.send_signal(number)
         self._gateway.wait(30)
         if observer is not None:
-            wait_for(lambda: not observer.is_running() or observer.status() == psutil.STATUS_ZOMBIE)
+            wait_long_for(lambda: not observer.is_running() or observer.status() == psutil.STATUS_ZOMBIE)
         self._gateway = None
 
     def _is_ready(self) -> bool:
