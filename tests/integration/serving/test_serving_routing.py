@@ -16,7 +16,7 @@ from mlflowkit.errors import EngineError
 from mlflowkit.serving.inference.answer_records import MirrorRecord, Record
 from mlflowkit.serving.inference.circuit_breaker import MAX_FAILURES
 from mlflowkit.serving.inference.router import Router
-from mlflowkit.serving.protocol.http_error import RequestError
+from mlflowkit.serving.protocol.http_error import RequestError, refusal_reason
 from mlflowkit.serving.protocol.input_schema import Schema
 from mlflowkit.values import Affinity, RoutingTable, Variant
 from tests.support.gateways import InProcess
@@ -41,6 +41,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.refusals: list[tuple[str, str]] = []
 
     def answered(self, record: Record) -> None:
         self.records.append(record)
@@ -49,7 +50,7 @@ class Kept:
         raise AssertionError("nothing is mirrored here")
 
     def refused(self, version: str, error: RequestError) -> None:
-        pass
+        self.refusals.append((version, refusal_reason(error)[0]))
 
 
 @pytest.fixture
@@ -242,12 +243,32 @@ def test_a_challenger_that_takes_other_inputs_is_charged_and_a_wrong_request_is_
     object.__setattr__(model, "schema", Schema(other))
     object.__setattr__(model, "bundle", model.bundle.model_copy(update={"signature": other}))
     user = users(running, "challenger", 1)[0]
+    tap = running.plane.dispatcher.sink = Kept()
     reply = ask(running, user)
     assert (reply.status_code, reply.headers[FALLBACK]) == (200, "challenger")
     assert counts(running)["challenger"] == (1, 1)
+    assert tap.refusals == []
     wrong = running.client.post("/predict", json={"rows": [{"age": 1}]}, headers={"x-user": user})
     assert wrong.status_code == 400
     assert counts(running)["challenger"] == (1, 1)
+    champion = running.versions.active.champion.variant.version  # type: ignore[union-attr]
+    assert tap.refusals == [(champion, "missing column income")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "missing column age"),
+        ({"age": "old"}, "value of column age"),
+        ({"size": 1.0}, "unknown column size"),
+        ({"income": -5.0}, "no finite answer"),
+    ],
+)
+def test_a_refused_request_is_seen_by_its_reason(running: InProcess, row: dict[str, Any], reason: str) -> None:
+    tap = running.plane.dispatcher.sink = Kept()
+    sent = {**ROWS[0], **row} if row else {name: ROWS[0][name] for name in list(ROWS[0])[1:]}
+    assert running.client.post("/predict", json={"rows": [sent]}).status_code in (400, 422)
+    assert [found for _, found in tap.refusals] == [reason]
 
 
 def test_a_row_without_a_finite_answer_fails_its_own_request_and_none_in_flight(running: InProcess) -> None:
