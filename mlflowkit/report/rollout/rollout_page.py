@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflowkit import __version__
 from mlflowkit.monitoring.export.monitor_metrics import MonitorMetrics
 from mlflowkit.report import formatting
+from mlflowkit.report.monitor import monitor_site
 from mlflowkit.report.rollout import rollout_charts
 from mlflowkit.report.rollout.incident_views import evidence, incidents, shadow, webhooks
 from mlflowkit.report.run.data_views import View
@@ -308,12 +309,13 @@ def render_services(services: Sequence[ServiceView]) -> str:
 
 def page_renderers() -> Pages:
     """The renderers and static files of the admin application."""
-    sheets = (TEMPLATES / "page.css").read_bytes() + (TEMPLATES / "rollout.css").read_bytes()
+    sheets = b"".join((TEMPLATES / name).read_bytes() for name in ("page.css", "rollout.css", "monitor.css"))
     assets = {
         "page.css": Asset(sheets, "text/css"),
         "page.js": Asset((TEMPLATES / "rollout.js").read_bytes(), "text/javascript"),
+        "monitor.js": Asset((TEMPLATES / "monitor.js").read_bytes(), "text/javascript"),
     }
-    return Pages(render_services, render_service, assets)
+    return Pages(render_services, render_service, monitor_site.render_page, assets)
 
 
 def admin_listener(state: Path) -> AdminListener:

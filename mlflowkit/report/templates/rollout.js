@@ -1,5 +1,5 @@
-/* Keeps the page of a service up to date: on a change event from the server, fetch the page again and replace the
-   parts that differ. All HTML is rendered by the server. */
+/* Keeps the page of a service, or of its monitor, up to date: on a change event from the server, fetch the page again
+   and replace the parts that differ. All HTML is rendered by the server. */
 "use strict";
 (() => {
   const live = document.getElementById("live");
@@ -14,7 +14,7 @@
   /* Fetched as a document, so that no string is ever parsed as HTML here. */
   const fetched = () => new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("GET", location.pathname);
+    request.open("GET", location.pathname + location.search);
     request.responseType = "document";
     request.timeout = 15000;
     request.onload = () => request.status === 200 && request.response
@@ -95,7 +95,7 @@
     dialog.showModal();
   });
 
-  field("do").addEventListener("click", async () => {
+  if (dialog) field("do").addEventListener("click", async () => {
     field("do").disabled = true;
     try {
       const reply = await fetch(path, {
@@ -114,7 +114,7 @@
     }
   });
 
-  field("reason").addEventListener("keydown", event => {
+  if (dialog) field("reason").addEventListener("keydown", event => {
     if (event.key === "Enter") { event.preventDefault(); field("do").click(); }
   });
 

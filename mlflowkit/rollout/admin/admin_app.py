@@ -48,6 +48,7 @@ from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.serving import auth
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
 from mlflowkit.system.files import disk_errors, file_stamp
+from mlflowkit.values import Json
 
 EVENT_SECONDS = 1.0
 """Minimum interval between change events of a page."""
@@ -61,6 +62,8 @@ BODY_SECONDS = 10.0
 """Deadline of a command's body."""
 MAX_BODY = 4096
 MAX_REASON = 500
+MONITOR_RECORD = "monitor/view.json"
+"""What the monitor knows of a service; see monitoring.monitor_view."""
 COMMANDS: tuple[CommandKind, ...] = get_args(CommandKind)
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -83,11 +86,21 @@ class Asset:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What a page shows: ``content`` is compared with what was there before, ``data`` is sent when it has changed."""
+
+    content: object
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
 class Pages:
-    """HTML renderers of the service list and of one service, and the static files that both load."""
+    """HTML renderers of the service list, of one service and of its monitor, and the static files that they load."""
 
     services: Callable[[Sequence[ServiceView]], str]
     service: Callable[[ServiceView], str]
+    monitor: Callable[[ServiceFiles, Mapping[str, str]], str]
+    """Of a service, with the query of the page's address."""
     assets: Mapping[str, Asset]
 
 
@@ -114,11 +127,14 @@ class AdminApp:
         routes = [
             Route("/", self._index),
             Route("/services/{service}", self._service),
+            Route("/services/{service}/monitor", self._monitor_page),
             Route("/assets/{name}", self._asset),
             Route("/metrics", self._metrics),
             Route("/api/services", self._views),
             Route("/api/services/{service}", self._view),
             Route("/api/services/{service}/events", self._events),
+            Route("/api/services/{service}/monitor", self._monitor_view),
+            Route("/api/services/{service}/monitor/events", self._monitor_events),
             Route("/api/services/{service}/rollout/{command}", self._command, methods=["POST"]),
         ]
         errors = dict.fromkeys((404, 405, RequestError, MlkitError), _error_reply)
@@ -155,42 +171,73 @@ class AdminApp:
     async def _view(self, request: Request) -> Response:
         return JSONResponse((await self._requested(request)).to_json())
 
+    async def _monitor_page(self, request: Request) -> Response:
+        files = await self._requested_files(request)
+        return HTMLResponse(await run_in_threadpool(self._pages.monitor, files, dict(request.query_params)))
+
+    async def _monitor_view(self, request: Request) -> Response:
+        files = await self._requested_files(request)
+        view = await run_in_threadpool(files.read_json, MONITOR_RECORD)
+        if view is None:
+            raise RequestError(404, f"service {files.service} is not monitored, or no window has been closed yet")
+        return JSONResponse(view)
+
     async def _events(self, request: Request) -> Response:
-        view = await self._requested(request)
+        service = (await self._requested(request)).service
+
+        def look() -> Change | None:
+            view = self._monitor.view(service)
+            if view is None:
+                return None
+            phase = None if view.rollout is None else view.rollout.phase
+            return Change(replace(view, time=0.0), {"epoch": view.epoch, "phase": phase})
+
+        return self._stream(request, service, look)
+
+    async def _monitor_events(self, request: Request) -> Response:
+        files = await self._requested_files(request)
+
+        def look() -> Change:
+            version = "".join(entry.version for entry in files.list(MONITOR_RECORD))
+            return Change(version, {"monitor": version})
+
+        return self._stream(request, files.service, look)
+
+    def _stream(self, request: Request, service: str, look: Callable[[], Change | None]) -> Response:
         if self._streams >= MAX_STREAMS:
             raise RequestError(503, f"{MAX_STREAMS} pages follow the changes already")
-        return StreamingResponse(self._changes(view, _token(request)), media_type="text/event-stream")
+        return StreamingResponse(self._changes(service, _token(request), look), media_type="text/event-stream")
 
-    async def _changes(self, view: ServiceView, token: bytes) -> AsyncIterator[str]:
-        """An event now, and one whenever the view has changed, while the key is valid."""
+    async def _changes(self, service: str, token: bytes, look: Callable[[], Change | None]) -> AsyncIterator[str]:
+        """An event now, and one whenever what ``look`` returns has changed, while the key is valid."""
         self._streams += 1
         try:
-            async for event in self._events_of(view, token):
+            async for event in self._events_of(service, token, look):
                 yield event
         finally:
             self._streams -= 1
 
-    async def _events_of(self, view: ServiceView, token: bytes) -> AsyncIterator[str]:
-        sent: ServiceView | None = None
+    async def _events_of(self, service: str, token: bytes, look: Callable[[], Change | None]) -> AsyncIterator[str]:
+        sent: object = None
         sent_at = time.monotonic()
         while not self._closing.is_set():
-            current = replace(view, time=0.0)
-            if current != sent:
-                sent, sent_at = current, time.monotonic()
-                phase = None if view.rollout is None else view.rollout.phase
-                yield f"event: change\ndata: {json.dumps({'epoch': view.epoch, 'phase': phase})}\n\n"
+            try:
+                latest = await run_in_threadpool(look)
+            except MlkitError:
+                return
+            if latest is None:
+                return
+            if latest.content != sent:
+                sent, sent_at = latest.content, time.monotonic()
+                yield f"event: change\ndata: {json.dumps(latest.data)}\n\n"
             elif time.monotonic() - sent_at > KEEPALIVE_SECONDS:
                 sent_at = time.monotonic()
                 yield ": keep-alive\n\n"
             await asyncio.sleep(EVENT_SECONDS)
             try:
-                await run_in_threadpool(self._check_key, view.service, token)
+                await run_in_threadpool(self._check_key, service, token)
             except (RequestError, MlkitError):
                 return
-            latest = await run_in_threadpool(self._monitor.view, view.service)
-            if latest is None:
-                return
-            view = latest
 
     async def _command(self, request: Request) -> Response:
         _check_origin(request)
@@ -214,6 +261,10 @@ class AdminApp:
             raise RequestError(404, f"no service {name[:80]!r} here; there is {names or 'none'}")
         await run_in_threadpool(self._check_key, name, _token(request))
         return view
+
+    async def _requested_files(self, request: Request) -> ServiceFiles:
+        """The records of the service in the request's path. Raises RequestError as `_requested`."""
+        return ServiceFiles(self._state / "services" / (await self._requested(request)).service)
 
     async def _authorized(self, request: Request, other: auth.Scope = "admin") -> tuple[ServiceView, ...]:
         """The services that the request's key is valid for: with the scope admin, or another one.
