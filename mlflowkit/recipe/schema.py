@@ -74,7 +74,12 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
         "export": export_stage.Spec(export=recipe.export, decision=recipe.decision),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
         "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates, latency=recipe.latency),
-        "package": package_stage.Spec(name=recipe.name, policy=policy_digest(recipe), time_column=time_column),
+        "package": package_stage.Spec(
+            name=recipe.name,
+            policy=policy_digest(recipe),
+            time_column=time_column,
+            segments=tuple(recipe.monitor.segments) if recipe.monitor else (),
+        ),
     }
     if recipe.serve is not None:
         specs["deploy"] = deploy_stage.Spec(

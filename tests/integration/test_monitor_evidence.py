@@ -14,6 +14,7 @@ from mlflowkit.errors import DataError, StoreError
 from mlflowkit.features.tensors import inputs_from_table
 from mlflowkit.judging.shift.reference import Reference
 from mlflowkit.stages.monitor_evidence import model_reference
+from tests.support import ROOT
 from tests.support.golden import Golden
 
 
@@ -106,3 +107,13 @@ def test_what_is_wrong_is_named(folders: tuple[Path, Path]) -> None:
     with pytest.raises(StoreError, match=r"predictions\.parquet cannot be read") as raised:
         model_reference(*folders, signature())
     assert raised.value.hint == "mlkit run RECIPE --force evaluate"
+
+
+def test_segments_and_time_column_come_from_the_recipe() -> None:
+    from mlflowkit import api
+    from mlflowkit.recipe.schema import stage_specs
+
+    overrides = ["+monitor.segments=[home_ownership]", "data.split={kind: time, column: day}"]
+    specs = stage_specs(api.load(ROOT / "recipes" / "lending.yaml", overrides).loaded.recipe)
+    package = specs["package"].model_dump()
+    assert (package["segments"], package["time_column"]) == (("home_ownership",), "day")
