@@ -6,23 +6,26 @@ command or rollout request of that id. Replies are kept for an hour; a command i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.errors import ConflictError, ServiceError, UsageError
 from mlflowkit.judging.compatibility import Leniency, breaking_changes, summarize_changes
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.signature_check import compare_bundles
 from mlflowkit.rollout.state import RolloutState
 from mlflowkit.service_state import version_history
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.values import Json, Variant
 
 CommandKind = Literal["promote", "pause", "resume", "abort", "rollback"]
+Author = Literal["person", "monitor"]
 REPLY_TTL_SECONDS = 3600.0
 POLL_SECONDS = 0.05
 _log = logging.getLogger("mlflowkit.rollout")
@@ -32,16 +35,21 @@ _log = logging.getLogger("mlflowkit.rollout")
 class OperatorCommand:
     """A command. ``variant`` names a lasting shadow that abort removes; ``full`` promotes past all steps.
 
-    ``experiment`` is the rollout that it is for, "" for none; it is rejected if that rollout ended meanwhile.
+    ``experiment`` is the rollout that it is for, "" for none; it is rejected if that rollout ended meanwhile. The
+    monitor of live traffic commands, too (``by``): a rollback with its ``cause``, and "shadow", which lets the version
+    ``shadow`` answer mirrored requests.
     """
 
     id: str
-    command: CommandKind
+    command: CommandKind | Literal["shadow"]
     reason: str = ""
     full: bool = False
     variant: str = ""
     time: float = 0.0
     experiment: str = ""
+    by: Author = "person"
+    cause: str = ""
+    shadow: Mapping[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,27 @@ def submit(
     command = OperatorCommand(id, kind, reason, full, variant, time.time(), experiment)
     files.write_json(f"commands/{id}.json", asdict(command))
     return command
+
+
+def submit_rollback(files: ServiceFiles, id: str, reason: str, cause: str) -> None:
+    """Write the monitor's command to go back to the previous champion, unless it has been written under this id."""
+    _submit_once(files, OperatorCommand(id, "rollback", reason, time=time.time(), by="monitor", cause=cause))
+
+
+def submit_shadow(files: ServiceFiles, id: str, shadow: Variant) -> None:
+    """Write the monitor's command to mirror requests to a version, unless it has been written under this id."""
+    _submit_once(files, OperatorCommand(id, "shadow", time=time.time(), by="monitor", shadow=asdict(shadow)))
+
+
+def submit_removal(files: ServiceFiles, id: str, shadow: str) -> None:
+    """Write the monitor's command to remove a lasting shadow, unless it has been written under this id."""
+    _submit_once(files, OperatorCommand(id, "abort", variant=shadow, time=time.time(), by="monitor"))
+
+
+def _submit_once(files: ServiceFiles, command: OperatorCommand) -> None:
+    if read_reply(files, command.id) is None:
+        with contextlib.suppress(ConflictError):
+            files.create_json(f"commands/{command.id}.json", asdict(command))
 
 
 def describe_effect(files: ServiceFiles, kind: CommandKind, *, full: bool = False, variant: str = "") -> str:

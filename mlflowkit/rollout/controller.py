@@ -187,6 +187,9 @@ class ServiceController:
         command = next(iter(commands.pending(self.files)), None)
         if command is None or (command.variant and state is None):
             return command
+        if command.command == "shadow" and state is not None:
+            self._reply(command.id, False, f"a rollout is running: {policy.describe(state)}", "mlkit rollout status")
+            return None
         if not command.variant and command.experiment != ("" if state is None else state.experiment):
             ended = "" if self.saved is None else f": {policy.describe(self.saved.state)}"
             message = f"the rollout of this command is over{ended}" if command.experiment else "a rollout began"
@@ -214,7 +217,7 @@ class ServiceController:
         command = None
         if operator is not None and operator.variant:
             command = PolicyCommand("remove", operator.reason, variant=operator.variant)
-        elif operator is not None:
+        elif operator is not None and operator.command != "shadow":  # those wait, see _next_command
             command = PolicyCommand(operator.command, operator.reason, operator.full)
         table = self.files.table()
         if table is not None and table.epoch >= state.epoch and table.experiment != state.experiment and state.epochs:
@@ -289,8 +292,14 @@ class ServiceController:
         return True
 
     def _handle_idle_command(self, command: OperatorCommand) -> None:
-        """Without a running rollout: roll back to the previous champion, or remove a lasting shadow."""
+        """Without a running rollout: roll back to the previous champion, add a lasting shadow, or remove one."""
         now, table = self.deps.clock(), self.files.table()
+        if self.saved is not None and self.saved.state.experiment == f"back-{command.id}":
+            self._reply(command.id, True, f"back to version {self.saved.state.champion.version}")
+            return  # executed, and killed before the reply
+        if command.command == "shadow":
+            self._add_shadow(command, table)
+            return
         if table is not None and command.variant in {variant.name for variant in table.variants}:
             variants = tuple(variant for variant in table.variants if variant.name != command.variant)
             self._publish(replace(table, epoch=table.epoch + 1, variants=variants))
@@ -302,11 +311,28 @@ class ServiceController:
             self._reply(command.id, False, message, "mlkit rollout status")
             return
         state, actions = policy.roll_back_to(
-            table, previous.variant, id=f"back-{command.id}", reason=command.reason, now=now, origin=previous.origin
-        )
+            table, previous.variant, id=f"back-{command.id}", reason=command.reason, now=now, origin=previous.origin,
+            by=command.by, cause=command.cause,
+        )  # fmt: skip
         self._save(state, actions)
         self._reply(command.id, True, f"back to version {previous.variant.version}")
         self._execute_pending()
+
+    def _add_shadow(self, command: OperatorCommand, table: RoutingTable | None) -> None:
+        """Publish the table with one more lasting shadow, unless it has this version already."""
+        try:
+            shadow = replace(Variant(**(command.shadow or {})), role="shadow", weight=0.0, start=0.0)
+        except TypeError:
+            self._reply(command.id, False, "the command names no version")
+            return
+        if table is None or shadow.digest == table.champion.digest:
+            self._reply(
+                command.id, False, f"version {shadow.version} is the champion" if table else "nothing serves yet"
+            )
+            return
+        if all(variant.digest != shadow.digest and variant.name != shadow.name for variant in table.variants):
+            self._publish(replace(table, epoch=table.epoch + 1, variants=(*table.variants, shadow)))
+        self._reply(command.id, True, f"{shadow.name} answers mirrored requests")
 
     def _reply(self, id: str, ok: bool, message: str, hint: str = "") -> None:
         commands.write_reply(self.files, CommandReply(id, ok, message, hint, self.deps.clock()))
@@ -356,7 +382,8 @@ class ServiceController:
                     rejection = version_history.RejectionRecord(
                         blamed.digest, blamed.version, reason, at, state.experiment, state.ending
                     )
-                    version_history.record_rejection(self.files, rejection)
+                    if action.blocks:
+                        version_history.record_rejection(self.files, rejection)
                     path = incidents.record(self.files, state, action, evidence)
                 _log.warning("%s: version %s: %s (%s)", state.service, blamed.version, reason, path)
                 self.deps.rejected(state.service, blamed, state.origin)

@@ -13,7 +13,7 @@ from pathlib import Path
 from mlflowkit.errors import ServiceError
 from mlflowkit.judging.online.evidence import Evidence
 from mlflowkit.judging.online.metric_results import possible_bounds
-from mlflowkit.rollout.state import RollBack, RolloutState
+from mlflowkit.rollout.state import AUTHORS, RollBack, RolloutState
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.system.text import parse_json
 from mlflowkit.values import Json, Variant
@@ -83,7 +83,7 @@ def markdown(incident: Mapping[str, Json]) -> str:
         "",
         f"{_format_time(incident['time'])}, {incident['time'] - incident['began']:.0f} s after it began, at step "
         f"{incident['step']} of {len(incident['steps'])} ({incident['strategy']}), by "
-        f"{'a person' if incident['by'] == 'person' else 'the policy'}. Version {champion} answers.",
+        f"{AUTHORS.get(incident['by'], 'the policy')}. Version {champion} answers.",
         "",
         f"Reason: {incident['reason']}",
         "",

@@ -109,16 +109,24 @@ def begin(request: Request, table: RoutingTable, *, now: float, fence: int = 0) 
 
 
 def roll_back_to(
-    table: RoutingTable, previous: Variant, *, id: str, reason: str, now: float, origin: Mapping[str, str]
-) -> Decision:
-    """Replace the champion with an earlier one, of origin ``origin``, while no rollout is running."""
-    shadows = tuple(variant for variant in table.variants if variant.role == "shadow")
+    table: RoutingTable, previous: Variant, *, id: str, reason: str, now: float, origin: Mapping[str, str],
+    by: Literal["person", "monitor"] = "person", cause: str = "",
+) -> Decision:  # fmt: skip
+    """Replace the champion with an earlier one, of origin ``origin``, while no rollout is running.
+
+    With the cause "drift" the champion's version is not blocked.
+    """
+    shadows = tuple(
+        variant for variant in table.variants if variant.role == "shadow" and variant.digest != previous.digest
+    )
     state = RolloutState(
         experiment=id, service=table.service, plan=Rollout(), champion=_as_champion(previous),
         candidate=table.champion, epoch=table.epoch, begun=now, step_started=now, clock=now, others=shadows, salt=id,
         affinity=table.affinity, override_header=table.override_header, origin=origin,
     )  # fmt: skip
-    state, (swap, rejection) = _start_rollback(state, reason or "rollback by a person", "rolled_back", "person")
+    state, (swap, rejection) = _start_rollback(state, reason or f"rollback by a {by}", "rolled_back", by)
+    if isinstance(rejection, RollBack):
+        rejection = replace(rejection, cause=cause)
     return state, (swap, Promote(state.champion, state.candidate), rejection)
 
 
@@ -312,7 +320,10 @@ def _end_on_command(state: RolloutState, command: PolicyCommand | None) -> Decis
 
 
 def _start_rollback(
-    state: RolloutState, reason: str, ending: Literal["rolled_back", "aborted"], by: Literal["policy", "person"]
+    state: RolloutState,
+    reason: str,
+    ending: Literal["rolled_back", "aborted"],
+    by: Literal["policy", "person", "monitor"],
 ) -> Decision:
     """Give all traffic to the champion and reject the candidate's version."""
     if state.phase == "rolling_back":

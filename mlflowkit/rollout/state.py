@@ -27,6 +27,9 @@ VERSION = 1
 MAX_OBSERVATIONS = 400
 """Length of the history; beyond it, every second observation of the older half is dropped."""
 
+AUTHORS: Mapping[str, str] = {"person": "a person", "monitor": "the monitor"}
+"""Who decided the end of a rollout, in words; "the policy" otherwise."""
+
 Phase = Literal[
     "pending", "preparing", "running", "paused", "awaiting_approval", "promoting", "promoted", "rolling_back",
     "rolled_back", "aborted", "kept",
@@ -119,7 +122,7 @@ class RolloutState:
     held_from     ``elapsed`` since when metrics that point to worse alone hold the step; None while they do not
     ending        final phase of a rollout that is rolling back
     traces        memory of the judges between observations
-    by            who decided the end: "policy" or "person"
+    by            who decided the end: "policy", "person" or "monitor" (of live traffic, after a promotion)
     signature_changes  what changes for the champion's clients
     """
 
@@ -145,7 +148,7 @@ class RolloutState:
     override_header: str = "x-mlkit-variant"
     ending: Literal["rolled_back", "aborted"] = "rolled_back"
     reason: str = ""
-    by: Literal["policy", "person"] = "policy"
+    by: Literal["policy", "person", "monitor"] = "policy"
     finished: float | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
     counts: StepCounts = StepCounts()
@@ -216,12 +219,20 @@ class Promote:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """Reject the version ``blamed``: write an incident, and block its digest until an operator lifts the block."""
+    """Reject the version ``blamed``: write an incident, and block its digest until an operator lifts the block.
+
+    It is not blocked for the cause "drift": the traffic changed, not the version.
+    """
 
     blamed: Variant
     reason: str
     time: float
     findings: tuple[MetricResult, ...] = ()
+    cause: str = ""
+
+    @property
+    def blocks(self) -> bool:
+        return self.cause != "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +362,7 @@ def _parse_action(value: Mapping[str, Json]) -> Action:
             return Promote(Variant(**fields["candidate"]), Variant(**fields["champion"]))
         case "RollBack":
             blamed, findings = Variant(**fields["blamed"]), tuple(map(_parse_finding, fields["findings"]))
-            return RollBack(blamed, fields["reason"], fields["time"], findings)
+            return RollBack(blamed, fields["reason"], fields["time"], findings, str(fields.get("cause", "")))
         case "Tell":
             return Notify(**fields)
     raise ValueError(f"no such action: {value['action']!r}")

@@ -16,6 +16,7 @@ from mlflowkit.monitoring.retrain.steady_clock import Moment, this_moment
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.system.failpoint import RETRAIN_POINTS
 from tests.support import retrain_drill as drill
+from tests.support.rollout_drill import entries
 from tests.support.waiting import wait_for
 
 _context = multiprocessing.get_context("forkserver")
@@ -68,7 +69,7 @@ def test_a_process_that_is_lost_is_noticed_and_replaced(tmp_path: Path, point: s
         statuses = [attempt.status for attempt in episode.runs]
         assert statuses == (["lost"] if deployed_untold else ["done"] if point == "retrain.ended" else ["lost", "done"])
     else:
-        assert len(drill.entries(tmp_path / "looks.jsonl")) == (4 if point == "retrain.worked" else 2)
+        assert len(entries(tmp_path / "looks.jsonl")) == (4 if point == "retrain.worked" else 2)
 
 
 def test_two_controllers_at_once_train_once(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_unchanged_data_are_looked_at_in_each_window_and_not_trained_on(tmp_path
     world = drill.Drill(files)
     reports = [world.close_window() for _ in range(4)]
     assert [report.state for report in reports] == ["waiting"] * 4
-    assert len(drill.entries(tmp_path / "looks.jsonl")) == 4
+    assert len(entries(tmp_path / "looks.jsonl")) == 4
     assert sum(len(report.sentences) for report in reports) <= 2
     assert not drill.trained(tmp_path)
     (tmp_path / "data.txt").write_text("v2")

@@ -16,6 +16,7 @@ from mlflowkit.rollout.admin.view_models import (
     ServiceView,
     ShareView,
 )
+from mlflowkit.rollout.state import AUTHORS
 from mlflowkit.system.text import format_count, truncate
 
 OUTCOMES = {"PASSED": "ok", "FAILED": "bad", "INCONCLUSIVE": "warn", "ERROR": "bad"}
@@ -212,7 +213,7 @@ def incident_view(incident: IncidentView) -> View:
     lasted = f"{formatting.seconds(incident.time - incident.began)}, to step {incident.step} of {len(incident.steps)}"
     facts = [
         ("Experiment", incident.experiment),
-        ("Decided by", "a person" if incident.by == "person" else "the policy"),
+        ("Decided by", AUTHORS.get(incident.by, "the policy")),
         ("Lasted", f"{lasted} ({steps})"),
         ("Strategy", incident.strategy),
         ("Versions", f"{incident.candidate_version} against champion {incident.champion_version}"),

@@ -19,6 +19,7 @@ from mlflowkit.rollout.admin.admin_server import AdminListener
 from mlflowkit.rollout.admin.build_view import format_duration
 from mlflowkit.rollout.admin.view_models import RolloutView, ServiceView, StepView, VariantView
 from mlflowkit.rollout.commands import CommandKind
+from mlflowkit.rollout.state import AUTHORS
 from mlflowkit.system.text import format_count
 
 PHASES: Mapping[str, tuple[str, str]] = {
@@ -156,7 +157,7 @@ def rollout_progress(rollout: RolloutView, service: str) -> View:
         "begun": formatting.moment(rollout.begun or None),
         "finished": formatting.moment(rollout.finished) if rollout.finished is not None else "",
         "reason": rollout.reason,
-        "by": "a person" if rollout.by == "person" else "the policy",
+        "by": AUTHORS.get(rollout.by, "the policy"),
         "steps": [step_row(step) for step in rollout.steps],
         "waiting": rollout.waiting,
         "warnings": rollout.warnings,

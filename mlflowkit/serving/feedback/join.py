@@ -39,6 +39,7 @@ from mlflowkit.serving.feedback.scoring import (
     AnsweredRequest,
     JoinedOutcome,
     join_request,
+    paired_difference,
     sources_beyond,
 )
 from mlflowkit.serving.observer import prediction_log
@@ -59,6 +60,10 @@ STEP_ITEMS = 200_000
 _COLUMNS = ("time", "id", "row", "experiment", "epoch", "variant", "version", "answered", "how", "label", "prediction",
             "prob")  # fmt: skip
 _COUNTED = ("hash", "mirror")
+PAIRED = "paired:"
+"""Before a shadow's name: the champion's quality minus the shadow's on the same rows, one observation a request."""
+_CHAMPION = "champion"
+"""Name of the champion in every table."""
 _ONE_A_LABEL = ("accuracy", "absolute_error")
 """Metrics that count each label once."""
 _log = logging.getLogger("mlflowkit.rollout")
@@ -173,7 +178,7 @@ class FeedbackJoin:
         labels: dict[str, Counter[str]] = {}
         for _, variant, metric, count, _, _ in rows:
             name, _, source = metric.partition("@")
-            if name in _ONE_A_LABEL:
+            if name in _ONE_A_LABEL and not variant.startswith(PAIRED):
                 labels.setdefault(variant, Counter())[source] += count
         beyond = sources_beyond(labels, max_share)
         quality: dict[int, dict[str, dict[str, Moments]]] = {}
@@ -293,20 +298,25 @@ class FeedbackJoin:
                 )
                 for received in receipts
             ]
+            outcomes: dict[str, JoinedOutcome] = {}
             for number, (variant, experiment, epoch, answers) in enumerate(self._answers_of(request_id)):
                 outcome = join_request(answers, feedback, answered)
                 if number > 0:  # an item is left out once, however many variants answered
                     outcome = JoinedOutcome(outcome.by_source, labelled=outcome.labelled)
+                outcomes[variant] = outcome
                 self._count(request_id, variant, experiment, epoch, outcome)
                 self._count_matured(request_id, variant, answers, outcome)
+                if variant != _CHAMPION and _CHAMPION in outcomes:  # it comes before all shadows, see _answers_of
+                    pair = paired_difference(outcomes[_CHAMPION], outcome)
+                    self._count(request_id, f"{PAIRED}{variant}", experiment, epoch, pair)
         self._database.executemany("UPDATE items SET matched = 1 WHERE id = ? AND matched = 0", ids)
 
     def _answers_of(self, request_id: str) -> list[tuple[str, str, int, list[AnsweredRequest]]]:
         """(variant, experiment, epoch, rows) of a request; experiment and epoch are those of its first row."""
         rows = self._database.execute(
             "SELECT variant, experiment, epoch, label, prediction, probabilities, classes FROM answers"
-            " WHERE id = ? ORDER BY variant, row",
-            (request_id,),
+            " WHERE id = ? ORDER BY variant != ?, variant, row",
+            (request_id, _CHAMPION),
         ).fetchall()
         groups: dict[str, tuple[str, str, int, list[AnsweredRequest]]] = {}
         for variant, experiment, epoch, label, prediction, blob, classes in rows:
@@ -331,7 +341,8 @@ class FeedbackJoin:
         ).fetchone()
         metrics = outcome.to_json()
         if earlier is None:
-            self._add_to_total(_joined("joined"), [1, 0.0, 0.0])
+            if not variant.startswith(PAIRED):
+                self._add_to_total(_joined("joined"), [1, 0.0, 0.0])
         else:
             if earlier == (experiment, epoch, json.dumps(metrics)):
                 return

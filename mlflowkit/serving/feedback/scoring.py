@@ -163,6 +163,25 @@ def _one_observation(rows: float, total: float, squares: float) -> list[float]:
     return [1, mean, mean * mean] if rows > 1 else [rows, total, squares]
 
 
+def paired_difference(champion: JoinedOutcome, shadow: JoinedOutcome) -> JoinedOutcome:
+    """The champion's quality minus a shadow's on the same rows of one request, by metric and source.
+
+    One observation a request, the mean over its rows: rows of a request need not be independent. Metrics that are not
+    of the same rows are left out.
+
+    >>> ours, theirs = (JoinedOutcome({("accuracy", ""): Moments(2, total, total)}) for total in (1.0, 2.0))
+    >>> paired_difference(ours, theirs).quality
+    {'accuracy': Moments(count=1, total=-0.5, squares=0.25)}
+    """
+    differences = {}
+    for key, own in champion.by_source.items():
+        other = shadow.by_source.get(key)
+        if other is not None and own.count and other.count == own.count:
+            difference = own.mean - other.mean
+            differences[key] = Moments(1, difference, difference * difference)
+    return JoinedOutcome(differences)
+
+
 def _plain(value: Json, kind: str, answer: AnsweredRequest) -> Any:
     """A label as the text of its class, a target as it is. A boolean is the class written so (True, true), else 0 or 1.
 
