@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.monitoring.retrain import episodes
+from mlflowkit.monitoring.retrain.retrain_driver import PERSON_REQUEST
 from mlflowkit.monitoring.retrain.steady_clock import Moment, this_moment
+from mlflowkit.rollout import commands
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.system.failpoint import RETRAIN_POINTS
 from tests.support import retrain_drill as drill
@@ -203,3 +205,44 @@ def test_a_damaged_episode_stops_no_other(tmp_path: Path) -> None:
     drill.Drill(files).close_window()
     episode = next(episode for episode in episodes.read_episodes(files))
     assert episode.ending == "promoted"
+
+
+def ask(files: ServiceFiles, id: str = "ask-1") -> None:
+    files.write_json(PERSON_REQUEST, {"id": id, "time": 12_345.0})
+
+
+def test_a_person_gets_a_run_without_an_alarm_and_past_the_cooldown(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    world = drill.Drill(files, terms=replace(drill.TERMS, cooldown=3600.0))
+    world.close_window(())
+    assert not drill.trained(tmp_path)
+    for number in range(2):  # the request is read twice by a controller that is killed before it removes it
+        ask(files)
+        world.close_window(())
+        assert len(drill.trained(tmp_path)) == 1, number
+    reply = commands.read_reply(files, "ask-1")
+    assert reply is not None
+    assert reply.ok
+    assert episodes.read_episodes(files)[0].by == "person"
+
+
+def test_a_person_is_told_why_there_is_no_run(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path, data="v1")
+    world = drill.Drill(files)
+    ask(files)
+    world.close_window(())
+    world.close_window(())
+    episode = drill.only_episode(files)
+    assert (episode.ending, episode.decision) == ("answered", "waiting for data")
+    assert not drill.trained(tmp_path)
+
+
+def test_a_persons_run_that_fails_is_not_repeated_for_ever(tmp_path: Path) -> None:
+    files = drill.set_up(tmp_path)
+    (tmp_path / "runs.json").write_text('{"code": 3}')
+    world = drill.Drill(files)
+    ask(files)
+    for _ in range(4):
+        world.close_window(())
+    assert len(drill.trained(tmp_path)) == drill.TERMS.failures
+    assert drill.only_episode(files).ending == "answered"

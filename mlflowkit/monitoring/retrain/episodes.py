@@ -115,7 +115,8 @@ class Episode:
     window         start of the window for which the newest look was made
     runs           train attempts, oldest first
     decision, reason   the newest decision
-    ending         why it is closed: promoted, resolved (the alarm ended), superseded (another champion); "" while open
+    ending         why it is closed: promoted, resolved (the alarm ended), superseded (another champion, or a person
+                   asked), answered (the person who asked was told why not); "" while open
     """
 
     id: str
@@ -147,6 +148,11 @@ class Episode:
         """The attempt whose process may be at work."""
         attempts = (*self.runs[-1:], *((self.look,) if self.look else ()))
         return next((attempt for attempt in attempts if attempt.under_way), None)
+
+    @property
+    def rolling_out(self) -> bool:
+        """Whether the version of the newest run is being rolled out."""
+        return bool(self.runs) and self.runs[-1].outcome == "rolling out"
 
     def with_attempt(self, attempt: Attempt) -> Episode:
         """The episode with an attempt added, or replaced by number."""

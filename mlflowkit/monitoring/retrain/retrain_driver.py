@@ -32,11 +32,14 @@ from mlflowkit.monitoring.retrain.retrain_policy import (
 from mlflowkit.monitoring.retrain.runner import Launcher
 from mlflowkit.monitoring.retrain.steady_clock import Moment, this_moment
 from mlflowkit.rollout import commands, policy
+from mlflowkit.rollout.commands import CommandReply
 from mlflowkit.rollout.requests import REQUEST
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.system import failpoint
 from mlflowkit.values import Json, Outcome, Variant
 
+PERSON_REQUEST = "monitor/retrain_request.json"
+"""The record by which a person asks for a retraining: {id, time}. The driver takes it, and replies to the id."""
 _log = logging.getLogger("mlflowkit.monitoring")
 
 Quantiles = Callable[[Sequence[str]], Mapping[str, Sequence[float]]]
@@ -120,6 +123,7 @@ class RetrainDriver:
     def tick(self, situation: RetrainSituation) -> RetrainReport:
         """Follow the attempts, decide if there is something new to decide by, and act. Raises MlkitError; the next
         tick goes on."""
+        self._take_request(situation)
         self._follow(situation)
         key = self._decision_key(situation)
         if situation.window is not None and key != self._decided:
@@ -152,6 +156,32 @@ class RetrainDriver:
             by_person=by_person or (episode is not None and episode.by == "person"),
         )
 
+    def _take_request(self, situation: RetrainSituation) -> None:
+        """Open the episode that a person asks for, in the place of the one that is open, and reply."""
+        if not self.files.exists(PERSON_REQUEST):
+            return
+        try:
+            value = self.files.read_json(PERSON_REQUEST)
+            request, moment = str(value["id"]), float(value["time"])
+        except (MlkitError, KeyError, TypeError, ValueError) as error:
+            _log.error("%s is damaged and was removed: %s", self.files.location(PERSON_REQUEST), error)
+            self.files.delete(PERSON_REQUEST)
+            return
+        before = self.episode
+        id = retrain_policy.episode_id(self.files.service, situation.champion.digest, moment)
+        busy = before is not None and (before.current is not None or before.rolling_out)
+        if busy and before is not None and before.id != id:
+            reply = CommandReply(request, False, f"episode {before.id} is under way", "mlkit status")
+        else:
+            if before is not None and before.id != id:
+                self._save(replace(before, ending="superseded"))
+            if all(episode.id != id for episode in self._episodes):
+                decision = RetrainDecision("look at data", "", moment, "a person asked for it")
+                self._save(replace(self._open(situation, decision), by="person"))
+            reply = CommandReply(request, True, id)
+        commands.write_reply(self.files, reply)
+        self.files.delete(PERSON_REQUEST)
+
     # -------------------------------------------------------------------------------------------- what is under way
 
     def _follow(self, situation: RetrainSituation) -> None:
@@ -163,7 +193,7 @@ class RetrainDriver:
         if current is not None:
             self._follow_attempt(episode, current)
         episode = self.episode
-        if episode is not None and episode.runs and episode.runs[-1].outcome == "rolling out":
+        if episode is not None and episode.rolling_out:
             outcome, message = follow_rollout(self.files, episode.runs[-1])
             if outcome != "rolling out":
                 self._conclude(episode, replace(episode.runs[-1], outcome=outcome, message=message))
@@ -220,12 +250,12 @@ class RetrainDriver:
         last = episode.runs[-1] if episode.runs else None
         if last is not None and last.outcome == "promoted":
             return "promoted"
-        if episode.current is not None or (last is not None and last.outcome == "rolling out"):
+        if episode.current is not None or episode.rolling_out:
             return ""
         if champion_digest(self.files, situation.champion.digest) != episode.champion:
             return "superseded"
         if episode.by == "person":
-            return "resolved" if last is not None and last.outcome == "rejected" else ""
+            return "answered" if episode.decision not in ("none", "train", "hold") else ""
         return "resolved" if situation.healthy >= self.plan.terms.rearm else ""
 
     # -------------------------------------------------------------------------------------------------- the decision
@@ -362,7 +392,7 @@ class RetrainDriver:
         current = None if episode is None else episode.current
         if current is not None:
             return "checking" if current.task == "look" else "running"
-        if episode is not None and episode.runs and episode.runs[-1].outcome == "rolling out":
+        if episode is not None and episode.rolling_out:
             return "running"
         return _STATES.get(self._decision.kind, "wanted" if self._decision.wanted else "idle")
 
@@ -379,6 +409,7 @@ _ENDINGS = {
     "promoted": "the new version is the champion",
     "superseded": "another version is the champion",
     "resolved": "nothing asks for a new model any more",
+    "answered": "the person who asked was told",
 }
 
 

@@ -135,7 +135,7 @@ class RetrainFacts:
     runs         runs of this service, newest last
     healthy      closed windows without an alarm since the newest run ended
     episode      id of the open episode; "" for none
-    by_person    a person asks: rules 4 and 5 do not apply
+    by_person    a person asks: what is wanted, and cooldown, budget and re-arming do not count
     """
 
     now: float
@@ -201,7 +201,7 @@ def decide_retrain(facts: RetrainFacts, terms: RetrainTerms) -> RetrainDecision:
         return _decision("rollback", f"the former champion is better: {facts.probation_message}", demand)
     if demand is None:
         return RetrainDecision("none", _describe_rest(facts, terms))
-    refusal = None if facts.by_person else refuse(facts, terms)
+    refusal = refuse(facts, terms)
     if refusal is not None:
         return _decision(*refusal, demand)
     return _decision(*_decide_on_data(facts, terms), demand)
@@ -242,6 +242,8 @@ def refuse(facts: RetrainFacts, terms: RetrainTerms) -> tuple[DecisionKind, str]
     if facts.episode and len(failed) >= terms.failures:
         times = "once" if len(failed) == 1 else f"{len(failed)} times"
         return "ask a person", f"the run failed {times}: a person has to look"
+    if facts.by_person:
+        return None
     ended = [run for run in facts.runs if run.status != "running"]
     retry = bool(failed) and ended[-1].episode == facts.episode
     newest = min((run.age for run in facts.runs), default=None)
