@@ -126,7 +126,8 @@ class RetrainDriver:
         self._take_request(situation)
         self._follow(situation)
         key = self._decision_key(situation)
-        if situation.window is not None and key != self._decided:
+        asked = self.episode is not None and self.episode.by == "person"
+        if (situation.window is not None or asked) and key != self._decided:
             self._decide(situation)
             self._decided = self._decision_key(situation)
         return self._report()

@@ -241,7 +241,7 @@ def refuse(facts: RetrainFacts, terms: RetrainTerms) -> tuple[DecisionKind, str]
     failed = [run for run in facts.runs if run.episode == facts.episode and run.status == "failed"]
     if facts.episode and len(failed) >= terms.failures:
         times = "once" if len(failed) == 1 else f"{len(failed)} times"
-        return "ask a person", f"the run failed {times}: a person has to look"
+        return "ask a person", f"the run failed {times}; mlkit retrain {facts.service} tries again"
     if facts.by_person:
         return None
     ended = [run for run in facts.runs if run.status != "running"]
