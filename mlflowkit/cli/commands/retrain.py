@@ -155,23 +155,22 @@ def _planned_data(
     files: ServiceFiles, recipe: str, overrides: Sequence[str], known: DataFacts
 ) -> tuple[DataFacts, str]:
     """The data version by a plan, which reads no data: known where the data stage has been run on what is there now."""
-    import json
-
     from mlflowkit.pipeline.plan import preview
     from mlflowkit.recipe.check import load
+    from mlflowkit.stages.base import read_table_info
     from mlflowkit.wiring import Wiring
 
     wiring = Wiring(files.state)
     try:
         planned = preview(load(Path(recipe), tuple(overrides)), wiring, until="data")
     except MlkitError as error:
-        return replace(known, problem=error.message.splitlines()[0]), error.message.splitlines()[0]
+        problem = "; ".join(line.strip() for line in error.message.splitlines())
+        return replace(known, problem=problem), problem
     step = planned.steps[0]
     result = planned.results.get("data")
     if step.action == "run" or result is None:
         return known, f"changed: {step.reason}; looked at before anything is trained"
-    table = wiring.objects.path(result.published.digest) / "table.json"
-    version = str(json.loads(table.read_bytes())["data_version"])
+    version = read_table_info(wiring.objects.path(result.published.digest)).data_version
     same = version == known.champion
     return replace(known, version=version), f"version {version[:12]}, {'the' if same else 'not the'} champion's"
 
@@ -222,7 +221,7 @@ def _follow(files: ServiceFiles, id: str, wait: bool, *, quiet: bool) -> Episode
             raise ServiceError(f"episode {id} of {files.service} is gone", hint="mlkit status")
         current = episode.current
         text = "the data are looked at" if current is not None and current.task == "look" else ""
-        elif episode.decision == "hold":
+        if current is None and episode.decision == "hold":
             text = f"waiting: {episode.reason}"
         if episode.runs:
             text = f"run {episode.runs[-1].number}: {episode.runs[-1].outcome}"

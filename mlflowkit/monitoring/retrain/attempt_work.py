@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from mlflowkit.errors import InterruptedRunError, MlkitError
+from mlflowkit.errors import DataError, InterruptedRunError, MlkitError
 from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.monitoring.retrain import episodes
 from mlflowkit.monitoring.retrain.bounded_log import BoundedLog, sweep_logs
@@ -114,7 +114,7 @@ class RecipeCommand:
             value = json.loads(output)
         except ValueError:
             value = {}
-        if code not in (0, 1, 4) and not value:
+        if code != 0 and not value:  # a crash: not the verdict of a gate
             value = {"error": {"message": last or f"the run ended with code {code}"}}
         return code, value if isinstance(value, dict) else {}
 
@@ -142,11 +142,16 @@ def _look(command: RunsRecipe, episode: Episode) -> AttemptResult:
 
 
 def read_summary(code: int, summary: Mapping[str, Json]) -> AttemptResult:
-    """The result of ``mlkit run --json``."""
+    """The result of ``mlkit run --json``. Without a run in it, no exit code is that of a gate.
+
+    >>> read_summary(1, {}).code, read_summary(1, {"run": "r1"}).code
+    (3, 1)
+    """
     steps = summary.get("steps") or ()
     error = summary.get("error") or {}
+    judged = bool(summary.get("run"))
     return AttemptResult(
-        code if summary.get("run") or code else MlkitError.exit_code,
+        code if judged or code not in (0, 1, 4) else MlkitError.exit_code,
         str(summary.get("run") or ""),
         str(summary.get("identity") or ""),
         str(summary.get("version") or ""),
@@ -174,9 +179,11 @@ def count_training_rows(
 
     Columns that the new data lack are left out.
     """
+    import numpy as np
     import pyarrow.parquet as parquet
 
     from mlflowkit.features.cell_counts import count_cells
+    from mlflowkit.features.tensors import categorical_matrix, numeric_matrix
 
     file = parquet.ParquetFile(folder / "train.parquet")
     counts, quantiles = {}, {}
@@ -184,14 +191,18 @@ def count_training_rows(
         column = reference.columns.get(name)
         if column is None:
             continue
-        values = file.read(columns=[name]).column(0)
+        frame = file.read(columns=[name]).to_pandas()
+        number = column.cells.kind == "number"
+        edges = np.array(column.cells.edges)
+        dtype = np.float32 if np.array_equal(edges, edges.astype(np.float32)) else np.float64
         try:
+            values = (numeric_matrix(frame, [name], dtype) if number else categorical_matrix(frame, [name]))[:, 0]
             counts[name] = count_cells(column.cells, values)
-        except (TypeError, ValueError) as error:  # a column that changed its type cannot be compared
+        except (DataError, TypeError, ValueError) as error:  # a column that changed its type cannot be compared
             _log.warning("column %s of the new data cannot be counted: %s", name, error)
             continue
-        if column.cells.kind == "number":
-            quantiles[name] = number_quantiles(values.cast("float64").to_numpy())
+        if number:
+            quantiles[name] = number_quantiles(values)
     return counts, {name: row for name, row in quantiles.items() if row}
 
 
