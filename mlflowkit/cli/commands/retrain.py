@@ -128,7 +128,7 @@ def preview_retrain(files: ServiceFiles, settings: MonitorSettings) -> RetrainPr
     from mlflowkit.monitoring.retrain import retrain_inputs, retrain_policy
     from mlflowkit.monitoring.retrain.retrain_driver import RetrainDeps, RetrainDriver, RetrainPlan
     from mlflowkit.monitoring.retrain.runner import ProcessLauncher
-    from mlflowkit.pipeline.running_runs import describe_running_run
+    from mlflowkit.pipeline.storage.running_runs import describe_running_run
     from mlflowkit.wiring import Wiring
 
     assert settings.retrain is not None
