@@ -169,23 +169,26 @@ def back_test(
         return BackTest("UNKNOWN", None, None, None, tolerance, 0, 0)
     errors = []
     for cohort in join_cohorts(mature, settings.min_labels):
-        block = cohort_block(metric, cohort)
-        value = None if block is None else _estimate_of_cohort(metric, evidence, cohort, windows)
-        if block is not None and value is not None:
-            errors.append(EstimateError(cohort.start, value - block.value, block.variance, cohort.labels))
+        block = cohort_block(metric, cohort, variance=False)
+        expected = None if block is None else _expected_of_cohort(metric, evidence, cohort, windows)
+        if block is not None and expected is not None:
+            errors.append(EstimateError(cohort.start, expected[0] - block.value, expected[1], cohort.labels))
     return judge_estimates(errors, tolerance)
 
 
-def _estimate_of_cohort(
+def _expected_of_cohort(
     metric: str, evidence: Evidence, cohort: LabelledCohort, windows: Sequence[WindowCounts]
-) -> float | None:
-    """Of a classification the labelled rows' own scores; of a regression the windows of the same time."""
+) -> tuple[float, float] | None:
+    """The estimate, and the variance of what will be realised.
+
+    Of a classification by the labelled rows' own scores; of a regression by the windows of the same time.
+    """
     if isinstance(evidence, Calibrator):
-        return estimated.point_estimate(metric, cohort.table(), evidence) if cohort.labelled_cells else None
+        return estimated.expected_metric(metric, cohort.table(), evidence) if cohort.labelled_cells else None
     end = cohort.start + cohort.seconds
     parts = [window.total for window in windows if cohort.start <= window.start and window.start < end]
     estimate, _ = _estimate(metric, evidence, sum(parts, ProfileCounts()))
-    return None if estimate is None else estimate.value
+    return None if estimate is None else (estimate.value, estimate.sampling**2 * estimate.effective / cohort.labels)
 
 
 # ----------------------------------------------------------------------------------------------------------- realised

@@ -91,13 +91,18 @@ def estimate_score_metric(
     return PerformanceEstimate(metric, value, low, high, *errors, table.rows, effective, drift_error)
 
 
-def point_estimate(metric: str, table: ScoreTable, calibrator: Calibrator) -> float | None:
-    """The estimate alone, without its band; None where the rows do not determine it."""
+def expected_metric(metric: str, table: ScoreTable, calibrator: Calibrator) -> tuple[float, float] | None:
+    """The estimate without its band, and the variance of what will be realised; None where it is not determined.
+
+    The variance is that of the expected labels, not of those that came: the latter's would depend on the metric's
+    realised value, and weights made of it would lean to one side.
+    """
     if metric not in calibrator.held_out or table.rows <= 0:
         return None
     expected = expected_counts(table.counts.sum(2), calibrator.probabilities(table.scores, bootstrap=False)[0])
     value = float(metric_values(metric, table.scores, expected)) - calibrator.held_out[metric].bias
-    return value if math.isfinite(value) else None
+    variance = sampling_variance(metric, coarsened(ScoreTable(table.scores, expected), 60), table.rows)
+    return (value, variance) if math.isfinite(value) and math.isfinite(variance) else None
 
 
 def _drift_error(metric: str, values: Array, calibrator: Calibrator) -> float:

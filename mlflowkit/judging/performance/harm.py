@@ -22,7 +22,8 @@ LEVEL = 0.05
 MIN_BLOCKS = 3
 """Blocks before a metric can be FAILED: none decides alone."""
 MIN_PAIRS = 4
-_ODDS = (1.2, 1.3, 1.6, 2.5, 6.0)
+_ODDS = (1.2, 1.35, 1.35, 2.0, 4.0)
+"""Alternatives of a share, as ratios of odds; a ratio that stands twice has twice the stake: what is found soonest."""
 _OFFSETS = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Alternatives of a metric that is no share, in multiples of ``scale``."""
 
@@ -61,7 +62,8 @@ def design_effect(blocks: Sequence[PerformanceBlock]) -> float:
 
     From successive differences (von Neumann, Annals of Mathematical Statistics 1941) without the largest, so that one
     lasting change of the metric does not look like noise; corrected for what the largest of so many would be without
-    any change. 1 for fewer than `MIN_PAIRS` of them.
+    any change. 1 for fewer than `MIN_PAIRS` of them, and where it is less than two standard errors (sqrt(3 / n), of
+    n successive differences) above 1: its noise would cost evidence.
     """
     pairs = [
         (second.value - first.value) ** 2 / (first.variance + second.variance)
@@ -73,7 +75,8 @@ def design_effect(blocks: Sequence[PerformanceBlock]) -> float:
         return 1.0
     # mean of the largest of n squared standard normals, by its limit distribution
     largest = 2 * math.log(number) - math.log(math.log(number)) - math.log(math.pi) + 2 * 0.5772
-    return max(1.0, (math.fsum(pairs) - max(pairs)) / (number - largest))
+    effect = (math.fsum(pairs) - max(pairs)) / (number - largest)
+    return effect if effect > 1 + 2 * math.sqrt(3 / number) else 1.0
 
 
 def judge_blocks(

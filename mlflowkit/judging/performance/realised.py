@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -121,7 +121,7 @@ def join_cohorts(cohorts: Sequence[LabelledCohort], min_labels: int) -> list[Lab
 def realised_performance(metric: str, cohorts: Sequence[LabelledCohort], min_labels: int) -> RealisedMetric | None:
     """A metric of mature cohorts in the order of time; None while there are too few labels or it is not determined."""
     joined = join_cohorts(cohorts, max(min_labels, 1))
-    blocks = [block for cohort in joined if (block := cohort_block(metric, cohort)) is not None]
+    blocks = _blocks(metric, joined)
     if not blocks:
         return None
     effect = design_effect(blocks)
@@ -135,8 +135,26 @@ def realised_performance(metric: str, cohorts: Sequence[LabelledCohort], min_lab
     return RealisedMetric(metric, block.value, low, high, recent.labels, effect, tuple(blocks))
 
 
-def cohort_block(metric: str, cohort: LabelledCohort) -> PerformanceBlock | None:
-    """A metric of one cohort's labelled rows; None where these do not determine it."""
+def _blocks(metric: str, joined: Sequence[LabelledCohort]) -> list[PerformanceBlock]:
+    """The blocks of cohorts, with the variance of all rows together.
+
+    A cohort's own variance would depend on its value (few errors, little variance), and evidence weighted by it would
+    lean to one side.
+    """
+    blocks = [block for cohort in joined if (block := cohort_block(metric, cohort, variance=False)) is not None]
+    if not blocks:
+        return []
+    whole = joined[0]
+    for cohort in joined[1:]:
+        whole = whole + cohort
+    total = cohort_block(metric, whole)
+    if total is None:
+        return []
+    return [replace(block, variance=total.variance * total.rows / block.rows) for block in blocks]
+
+
+def cohort_block(metric: str, cohort: LabelledCohort, *, variance: bool = True) -> PerformanceBlock | None:
+    """A metric of one cohort's labelled rows; None where these do not determine it. Without ``variance`` it is 0."""
     if metric in MOMENT_METRICS and metric in cohort.moments:
         return _moment_block(metric, cohort, cohort.moments[metric])
     if metric not in SCORE_METRICS or not cohort.labelled_cells:
@@ -147,9 +165,9 @@ def cohort_block(metric: str, cohort: LabelledCohort) -> PerformanceBlock | None
         return None
     share = trials(metric, table)
     counted = None if share is None else Share(share[1], share[1] - share[0])
-    variance = sampling_variance(metric, coarsened(table, 60), table.rows)
+    spread = sampling_variance(metric, coarsened(table, 60), table.rows) if variance else 0.0
     rows = table.rows if share is None else share[1]
-    return PerformanceBlock(cohort.start, cohort.seconds, value, variance, rows, counted)
+    return PerformanceBlock(cohort.start, cohort.seconds, value, spread, rows, counted)
 
 
 def _moment_block(metric: str, cohort: LabelledCohort, moments: Moments) -> PerformanceBlock | None:
