@@ -33,7 +33,7 @@ def describe(finding: ColumnFinding, learning: str = "") -> str:
         size += f" ({_percent(finding.low)} to {_percent(finding.high)} %)"
         allowed = f"{_percent(finding.margin)} %"
     if finding.outcome is Outcome.FAILED:
-        return f"{name}: {size}; shown to be beyond the {allowed} allowed over several windows"
+        return f"{name}: {size}; shown to be beyond the {allowed} allowed"
     if finding.outcome is Outcome.PASSED:
         return f"{name}: {size}, within the {allowed} allowed"
     grown = f"; evidence {_percent(finding.evidence)} % of what an alarm takes" if finding.evidence > 0 else ""
