@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -261,19 +260,124 @@ def rate_of_clean(name: str, runs: int, days: int = 30, columns: int = 100) -> d
     return {"runs": runs, "alarmed": hits, "share": hits / runs, "interval": interval(hits, runs)}
 
 
+def moved(distances: Sequence[float], day: int, effect: float = 1.0) -> Scenario:
+    """Columns at Kolmogorov-Smirnov distances from a day on."""
+    shifts = np.array([location(distance) for distance in distances])
+    return lambda rng, shape: stepped(rng, shape, shifts, day, effect)
+
+
+def lasting_shift(runs: int, distance: float, day: int, effect: float = 1.0) -> dict[str, Any]:
+    """One column moves on ``day`` and stays; followed for 20 windows."""
+    columns, wait = 100, 6
+    parts = in_chunks(moved([distance] + [0.0] * (columns - 1), day, effect), runs, columns, day + 20, seed=12)
+    failed = np.concatenate([part.failed[:, :, 0] for part in parts], axis=1)
+    alarms = np.concatenate([part.alarms for part in parts])
+    delay = np.where(failed.any(axis=0), failed.argmax(axis=0) - day + 1, 99)
+    soon = (delay >= 1) & (delay <= wait) & (alarms[:, 0] == 1)
+    detectable = np.concatenate([part.detectable[day - 1, :, 0] for part in parts])
+    return {
+        "runs": runs,
+        f"within {wait} windows, one alarm": int(soon.sum()),
+        "share": float(soon.mean()),
+        "interval": interval(int(soon.sum()), runs),
+        "median windows": float(np.median(delay)),
+        "found in 20 windows": float((delay < 99).mean()),
+        "other columns alarmed": int((alarms[:, 1:] > 0).any(axis=1).sum()),
+        "said detectable before": float(np.median(detectable)),
+    }
+
+
+def discovery_proportion(runs: int) -> dict[str, Any]:
+    """10 of 100 columns at 0.25 and 30 just inside of the margin, at 0.09, from day 17 on."""
+    parts = in_chunks(moved([0.25] * 10 + [0.09] * 30 + [0.0] * 60, 17), runs, 100, 47, seed=13)
+    alarms = np.concatenate([part.alarms for part in parts]) > 0
+    false = alarms[:, 10:].sum(axis=1) / np.maximum(alarms.sum(axis=1), 1)
+    return {
+        "runs": runs,
+        "false discovery proportion": float(false.mean()),
+        "inside columns alarmed": float(alarms[:, 10:40].mean()),
+        "moved columns alarmed": float(alarms[:, :10].mean()),
+    }
+
+
+def at_the_margin(runs: int, distance: float, effect: float = 1.0) -> dict[str, Any]:
+    """Every column at one distance from day 17 on, for 30 windows."""
+    parts = in_chunks(moved([distance] * 100, 17, effect), runs, 100, 47, seed=14)
+    alarms = np.concatenate([part.alarms for part in parts]) > 0
+    passed = np.concatenate([part.passed[-1] for part in parts])
+    hits, count = int(alarms.sum()), alarms.size
+    return {
+        "columns": count,
+        "alarmed": hits,
+        "share": hits / count,
+        "interval": interval(hits, count),
+        "PASSED at the end": float(passed.mean()),
+    }
+
+
+def ramp(runs: int, windows: int = 60) -> dict[str, Any]:
+    """One column moves evenly from 0 to a distance of 0.3 over 60 windows, from the first window of the baseline on."""
+
+    def slow(rng: np.random.Generator, shape: tuple[int, int]) -> Draw:
+        first = np.arange(shape[1]) < 1
+        return lambda day: draw_counts(rng, np.broadcast_to(location(0.3 * day / windows) * first, shape), ROWS)
+
+    parts = in_chunks(slow, runs, 100, windows + 1, seed=15)
+    failed = np.concatenate([part.failed[:, :, 0] for part in parts], axis=1)
+    at = np.where(failed.any(axis=0), 0.3 * failed.argmax(axis=0) / windows, math.inf)
+    return {
+        "runs": runs,
+        "median distance when found": float(np.median(at)),
+        "found before 0.25": float((at < 0.25).mean()),
+    }
+
+
+def window_sizes(runs: int, rows: int) -> dict[str, Any]:
+    """30 clean windows of ``rows`` rows."""
+    parts = in_chunks(partial(iid, rows=rows), runs, 100, 30, seed=16)
+    alarmed = sum(int((part.alarms > 0).any(axis=1).sum()) for part in parts)
+    passed = float(np.mean([part.passed[-1].mean() for part in parts]))
+    return {"runs": runs, "alarmed": alarmed, "interval": interval(alarmed, runs), "PASSED at the end": passed}
+
+
+MOVED: dict[str, Callable[[int], dict[str, Any]]] = {
+    "lasting distance 0.2 in one column from day 10": partial(lasting_shift, distance=0.2, day=10),
+    "lasting distance 0.2 in one column from day 17": partial(lasting_shift, distance=0.2, day=17),
+    "lasting distance 0.15 in one column from day 17": partial(lasting_shift, distance=0.15, day=17),
+    "lasting distance 0.35, design effect 30": partial(lasting_shift, distance=0.35, day=17, effect=30.0),
+    "lasting distance 0.5, design effect 116": partial(lasting_shift, distance=0.5, day=17, effect=116.0),
+    "10 columns at 0.25, 30 at 0.09": discovery_proportion,
+    "all columns at the margin": partial(at_the_margin, distance=0.1),
+    "all columns at the margin, design effect 30": partial(at_the_margin, distance=0.1, effect=30.0),
+    "all columns at the margin, design effect 230": partial(at_the_margin, distance=0.1, effect=230.0),
+    "all columns at half of the margin": partial(at_the_margin, distance=0.05),
+    "slow ramp to 0.3 over 60 windows": ramp,
+    **{f"windows of {rows:,} rows": partial(window_sizes, rows=rows) for rows in (10, 50, 300, 5_000_000)},
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=1000, help="of each clean scenario; of others a fifth")
     parser.add_argument("--quick", action="store_true", help="50 runs of each scenario")
-    parser.add_argument("--scenario", help="only those whose name holds this text")
+    parser.add_argument("--scenario", default="", help="only those whose name holds this text")
+    parser.add_argument("--peers", action="store_true", help="judge clean windows by Evidently and NannyML too")
     options = parser.parse_args()
     runs = 50 if options.quick else options.runs
-    for name in CLEAN:
-        if options.scenario and options.scenario not in name:
-            continue
-        began = time.perf_counter()
-        result = rate_of_clean(name, runs)
-        print(name, json.dumps(result), f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+    tasks = {name: partial(rate_of_clean, name, runs) for name in CLEAN}
+    tasks |= {name: partial(task, max(runs // 5, 10)) for name, task in MOVED.items()}
+    for name, task in tasks.items():
+        if options.scenario in name:
+            began = time.perf_counter()
+            result = task()
+            print(
+                json.dumps({"scenario": name, **result, "seconds": round(time.perf_counter() - began, 1)}), flush=True
+            )
+    if options.peers:
+        from benchmarks.drift_peers import compare_peers
+
+        for result in compare_peers(max(runs // 50, 5)):
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
