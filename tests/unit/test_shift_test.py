@@ -85,6 +85,22 @@ def test_a_column_has_its_own_margin() -> None:
     assert judge(of(14, *[MOVED] * 6), settings)[-1]["distribution"].outcome is Outcome.PASSED
 
 
+def test_an_own_limit_of_a_share_holds_whatever_the_baseline_is() -> None:
+    holed = [window(start, (0, *(160,) * 10, 0, 400)) for start in range(16)]
+    assert judge(holed)[-1]["missing"].outcome is Outcome.PASSED, "20 % are missing from the beginning"
+    own = ShiftSettings(limits={"age": ColumnLimits(missing=0.1)})
+    final = judge(holed, own)[-1]["missing"]
+    assert (final.outcome, final.margin) == (Outcome.FAILED, 0.1)
+
+
+def test_a_short_baseline_takes_longer_to_show_a_shift() -> None:
+    short = ShiftSettings(baseline_windows=3)
+    outcomes = [findings["distribution"].outcome for findings in judge(of(10, *[MOVED] * 30), short)]
+    assert outcomes[2] is Outcome.INCONCLUSIVE
+    assert outcomes[-1] is Outcome.FAILED
+    assert Outcome.FAILED not in outcomes[:13]
+
+
 def test_few_effective_rows_are_inconclusive() -> None:
     batch = [window(start, MOVED, squares=2000**2) for start in range(10, 20)]
     for findings in judge([*of(10), *batch])[10:]:

@@ -52,7 +52,8 @@ class Streams:
     """The current window of M streams: ``counts`` (M, K) and ``batches`` (M,), the design effect of its requests.
 
     ``ordered`` (M,): whether S is one end of the cells; ``fixed`` (K,) is S where it is not chosen. ``judged`` (M,): no
-    evidence is taken where it is False. ``limit`` (M,): the margin.
+    evidence is taken where it is False. ``limit`` (M,): the margin, or where ``absolute`` (M,) what is allowed of the
+    share whatever the baseline's is.
     """
 
     counts: Array
@@ -61,6 +62,7 @@ class Streams:
     limit: Array
     judged: Mask
     fixed: Mask | None = None
+    absolute: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ def advance_streams(
     share = np.where(sets, cell_shares(baseline), 0.0).sum(axis=1)
     fixed = streams.fixed is not None
     doubt = baseline_doubt(baseline, base_effective, share, ordered, level, fixed)
+    if streams.absolute is not None:
+        share, doubt = (np.where(streams.absolute, 0.0, part) for part in (share, doubt))
     bound = np.minimum(share + doubt + streams.limit, 1.0)
     judged = streams.judged & (rows > 0) & (base_rows > 0)
     cut = (threshold + math.log(len(ODDS_ABOVE))) / sustained

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mlflowkit.judging.shift.findings import ColumnFinding
-from mlflowkit.judging.shift.shift_settings import LEARN
 from mlflowkit.values import Outcome
 
 _SHARES = {
@@ -15,14 +14,15 @@ _SHARES = {
 
 
 def describe(finding: ColumnFinding, learning: str = "") -> str:
-    """One sentence about a finding. ``learning`` is the number of windows learned so far, where they do not suffice.
+    """One sentence about a finding. ``learning``: the windows learned so far, of those needed, while they do not
+    suffice.
 
     >>> describe(ColumnFinding("age", "missing", Outcome.PASSED, 0.012, 0.01, 0.02, 0.05, 0.0, 2000, 2000.0))
     'age: 1.2 % missing values (1 to 2 %), within the 5 % allowed'
     """
     name = finding.column + (f" where {finding.segment}" if finding.segment else "")
     if learning and finding.aspect != "type" and finding.low is None:
-        return f"{name}: learning how windows differ by themselves, {learning} of {LEARN} windows so far"
+        return f"{name}: learning how windows differ by themselves, {learning} windows so far"
     if finding.value is None or finding.low is None or finding.high is None:
         return f"{name}: {finding.effective_rows:,.0f} effective rows of {finding.rows:,} are too few to judge"
     if finding.aspect == "distribution":

@@ -115,11 +115,13 @@ def _compare_aspect(
         surely = distance_interval(counts, some, baseline, base_some, ordered, level / number)[1]
         allowed, most = limit, limit
     else:
-        share = cell_shares(baseline)[:, 1]
+        absolute = np.array([settings.absolute(column.name, aspect) for column in columns])
+        share = np.where(absolute, 0.0, cell_shares(baseline)[:, 1])
         value, low, high = share_interval(counts[:, 1], rows, some, level)
         surely = share_interval(counts[:, 1], rows, some, level / number)[1]
         allowed = share + limit
-        most = allowed + baseline_doubt(baseline, base_some, share, ordered, level / number, fixed=True)
+        doubt = baseline_doubt(baseline, base_some, share, ordered, level / number, fixed=True)
+        most = allowed + np.where(absolute, 0.0, doubt)
     judged = (some >= min(settings.min_rows, 30.0)) & (base_rows > 0)
     outcomes = np.where(surely > most, Outcome.FAILED, np.where(high <= allowed, Outcome.PASSED, Outcome.INCONCLUSIVE))
     shown = zip(*(part.tolist() for part in (outcomes, value, low, high, allowed, some, judged)), strict=True)

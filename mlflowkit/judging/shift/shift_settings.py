@@ -15,22 +15,24 @@ class ColumnLimits:
     """Limits of one column; None is the common one.
 
     margin      a distance that is no harm
-    missing, new, range, type
-                how much the share of missing values, of new ones, of values outside of the reference's range, or of
-                requests refused for this column may lie above the baseline's
+    missing, new, range
+                the largest share of missing values, of new ones, or of values outside of the reference's range that is
+                no harm, whatever the baseline's is
     """
 
     margin: float | None = None
     missing: float | None = None
     new: float | None = None
     range: float | None = None
-    type: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftSettings:
     """Settings of `advance`, common to all columns but for ``limits``.
 
+    missing, new, range, type
+                      how far a share (of missing values, of new ones, of values outside of the reference's range, of
+                      requests refused) may lie above the baseline's without harm; margin: the same of a distance
     level             the level of the false discovery rate, over columns, segments and aspects
     sustained         windows of evidence that an alarm needs at least; rearm: windows within the margin that end it
     min_rows          effective rows below which a window is not judged
@@ -63,5 +65,18 @@ class ShiftSettings:
         (0.2, 0.05, 0.01)
         """
         name = "margin" if aspect == "distribution" else aspect
-        own = getattr(self.limits.get(column, ColumnLimits()), name)
+        own = self._own(column, name)
         return float(getattr(self, name) if own is None else own)
+
+    def absolute(self, column: str, aspect: str) -> bool:
+        """Whether the limit is that of a share as it is, not of its rise above the baseline's."""
+        return aspect != "distribution" and self._own(column, aspect) is not None
+
+    @property
+    def learn(self) -> int:
+        """Windows of a live baseline before anything is judged."""
+        return min(LEARN, max(self.baseline_windows, 2))
+
+    def _own(self, column: str, name: str) -> float | None:
+        own: float | None = getattr(self.limits.get(column), name, None)
+        return own

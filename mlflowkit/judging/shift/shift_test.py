@@ -169,7 +169,7 @@ def _conclude(
             since,
             column.segment,
         )
-        learning = "" if is_learned(column, 0, settings) else f"{len(column.trace.windows)}"
+        learning = "" if is_learned(column, 0, settings) else f"{len(column.trace.windows)} of {settings.learn}"
         yield (
             (column.segment, column.name, group.aspect),
             aspect,
@@ -210,7 +210,7 @@ def _next_columns(
 
 def _grows(windows: Sequence[BaselineWindow], phase: int, settings: ShiftSettings) -> bool:
     if settings.baseline == "season":
-        return sum(window.phase == phase for window in windows) < settings.season_count
+        return sum(window.phase == phase for window in windows) < max(settings.season_count, 2)
     return len(windows) < settings.baseline_windows + settings.sustained
 
 

@@ -97,8 +97,8 @@ def baseline_windows(column: CountedColumn, settings: ShiftSettings) -> tuple[Ba
     """Windows from which the design effect is learned: live ones, or the parts of the reference for want of them."""
     parts = column.reference.parts
     windows = column.trace.windows
-    short = len(windows) < LEARN
-    if settings.baseline == "training" and short and len(parts) >= LEARN and not column.segment:
+    short = len(windows) < settings.learn
+    if settings.baseline == "training" and short and len(parts) >= settings.learn and not column.segment:
         return tuple(BaselineWindow(part) for part in parts)
     return windows if settings.baseline == "season" else windows[: used_windows(len(windows), settings)]
 
@@ -109,7 +109,7 @@ def used_windows(learned: int, settings: ShiftSettings) -> int:
     >>> [used_windows(learned, ShiftSettings()) for learned in (3, 7, 10, 11, 17)]
     [3, 7, 7, 8, 14]
     """
-    return min(learned, max(LEARN, learned - settings.sustained))
+    return min(learned, max(settings.learn, learned - settings.sustained))
 
 
 def is_learned(column: CountedColumn, phase: int, settings: ShiftSettings) -> bool:
@@ -118,7 +118,7 @@ def is_learned(column: CountedColumn, phase: int, settings: ShiftSettings) -> bo
     if settings.baseline == "season":
         phases = {window.phase for window in windows}
         return len(windows) - len(phases) >= LEARN - 1 and sum(window.phase == phase for window in windows) >= 2
-    return len(windows) >= LEARN and (settings.baseline == "live" or bool(sum(column.training)))
+    return len(windows) >= settings.learn and (settings.baseline == "live" or bool(sum(column.training)))
 
 
 def pack(
@@ -155,6 +155,7 @@ def pack(
         np.array([settings.limit(column.name, aspect) for column in columns], dtype=float),
         learned & (counts.sum(axis=1) / design >= settings.min_rows),
         None if whole else np.array([False, True]),
+        np.array([settings.absolute(column.name, aspect) for column in columns], dtype=bool),
     )
     baseline = Baselines(windows, batches, phases, same, trained if settings.baseline == "training" else None)
     return _state(columns, aspect, width), streams, baseline
