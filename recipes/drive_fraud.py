@@ -2,7 +2,7 @@
 
     python recipes/drive_fraud.py --days 60 --day 5s --scenario ring
 
-A window of 5 seconds stands for a day. Deploys fraud.yaml with its durations scaled to that, then sends a sample of each
+A window of 5 seconds stands for a day. Deploys fraud.yaml with its durations scaled, then sends a sample of each
 day's transactions one by one, and their outcomes through the feedback API when they are due. A calendar file tells the
 recipe which day it is, so that a retraining sees what is known by then. Prints what the monitor decides; the page that
 it names shows why. The service stays up: mlkit down stops it.
@@ -12,29 +12,23 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import http.client
 import itertools
 import json
 import os
-import queue
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import fraud
 import numpy as np
+from traffic import Row, Sender, call, run_recipe, say, wait_until
 
 RECIPE = Path(__file__).parent / "fraud.yaml"
-MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
-CONNECTIONS = 4
 LABELS_AT_ONCE = 500
-HISTORY = 14
+HISTORY = 10
 """Days of transactions that a training looks back on."""
 
 
@@ -66,11 +60,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Transaction:
-    """A request: its id, the body, the card, when it is sent (in days from day 0), and its outcome with its due day."""
+    """A request, when it is sent (in days from day 0), and its outcome with the day on which it is known."""
 
-    id: str
-    body: bytes
-    card: int
+    request: Row
     at: float
     outcome: str
     due: float
@@ -87,9 +79,7 @@ def transactions_of(day: int, plan: Plan, nonce: str = "") -> list[Transaction]:
         at = day + number / plan.rows
         result.append(
             Transaction(
-                id=f"{nonce}d{day}-{place}",
-                body=json.dumps({"rows": [row]}).encode(),
-                card=int(cards[number]),
+                Row(f"{nonce}d{day}-{place}", json.dumps({"rows": [row]}).encode(), {"x-card": str(cards[number])}),
                 at=at,
                 outcome=fraud.OUTCOMES[int(drawn.fraud[place])],
                 due=at + float(drawn.delay[place]),
@@ -102,6 +92,7 @@ def overrides(plan: Plan, calendar: Path) -> list[str]:
     """Overrides of fraud.yaml: its durations in replayed days, and data that arrive."""
     return [
         f"data.source.args.days={HISTORY}",
+        "model.args.max_iter=40",
         f"+data.source.args.median_delay={plan.median_delay:g}",
         f"+data.source.args.calendar={calendar}",
         f"data.source.files=[{calendar}]",
@@ -118,90 +109,12 @@ def overrides(plan: Plan, calendar: Path) -> list[str]:
     ]
 
 
-def say(line: str) -> None:
-    """Print a line at once, also into a file."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 def write_calendar(path: Path, plan: Plan, until: int) -> None:
     """Let the data of the days before ``until`` arrive."""
     value = {"until": until, "scenario": plan.scenario, "onset": plan.onset, "size": plan.size}
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(value))
     os.replace(temporary, path)
-
-
-def call(url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
-    """One request on a connection of its own; the JSON of its reply, None where it has none."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)
-    try:
-        kind = {"content-type": "application/json"}
-        method = "GET" if body is None else "POST"
-        connection.request(method, parts.path, body, {**kind, **(headers or {})})
-        reply = connection.getresponse()
-        content = reply.read()
-        return json.loads(content) if reply.status < 300 and content else None
-    finally:
-        connection.close()
-
-
-class Sender:
-    """Threads with a connection each that send transactions to the service, and count what becomes of them."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.parts = urlsplit(endpoint)
-        self.work: queue.Queue[Transaction | None] = queue.Queue()
-        self.lock = threading.Lock()
-        self.answered = self.alerts = self.failed = 0
-        self.versions: dict[str, int] = {}
-        self.problem = ""
-        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(CONNECTIONS)]
-        for thread in self.threads:
-            thread.start()
-
-    def close(self) -> None:
-        """End when all is sent."""
-        for _ in self.threads:
-            self.work.put(None)
-        for thread in self.threads:
-            thread.join()
-
-    def take_counts(self) -> tuple[int, int, int]:
-        """Answered, reported as fraud, and failed since the last call."""
-        with self.lock:
-            counts = self.answered, self.alerts, self.failed
-            self.answered = self.alerts = self.failed = 0
-            return counts
-
-    def _run(self) -> None:
-        connection = self._connect()
-        while (item := self.work.get()) is not None:
-            try:
-                self._send(connection, item)
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                connection = self._connect()
-                with self.lock:
-                    self.failed += 1
-                    self.problem = repr(error)
-
-    def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(str(self.parts.hostname), self.parts.port, timeout=10)
-
-    def _send(self, connection: http.client.HTTPConnection, item: Transaction) -> None:
-        headers = {"content-type": "application/json", "x-request-id": item.id, "x-card": str(item.card)}
-        connection.request("POST", "/predict", item.body, headers)
-        reply = connection.getresponse()
-        content = reply.read()
-        with self.lock:
-            if reply.status == 200:
-                self.answered += 1
-                self.alerts += b'"fraud"' in content.partition(b'"probabilities"')[0]
-            else:
-                self.failed += 1
-                self.problem = content.decode(errors="replace")[:300]
 
 
 @dataclass
@@ -214,7 +127,7 @@ class Labels:
 
     def expect(self, item: Transaction) -> None:
         if item.due != float("inf"):
-            heapq.heappush(self.waiting, (item.due, next(self.order), item.id, item.outcome))
+            heapq.heappush(self.waiting, (item.due, next(self.order), item.request.id, item.outcome))
 
     def post_due(self, day: float) -> int:
         """Send what is known by now; returns how many."""
@@ -271,20 +184,13 @@ class Watcher:
         return lines
 
 
-def deploy(plan: Plan, state: Path, calendar: Path, more: Sequence[str]) -> Mapping[str, Any]:
-    """Run the recipe and return its service from `mlkit status`. Ends the program when the run fails."""
-    command = ["run", str(RECIPE), *overrides(plan, calendar), *more, "--state", str(state)]
-    say("$ mlkit " + " ".join(command))
-    if subprocess.run([*MLKIT, *command], check=False).returncode:
-        raise SystemExit("the recipe did not run to its end: see above")
-    status = subprocess.run([*MLKIT, "status", "--state", str(state), "--json"], check=True, capture_output=True)
-    services: Sequence[Mapping[str, Any]] = json.loads(status.stdout)["services"]
-    return next(service for service in services if service["admin"])
-
-
 def replay(plan: Plan, service: Mapping[str, Any], calendar: Path) -> Watcher:
     """Send all days, in the time that they take; returns what was seen."""
-    sender, labels, watcher = Sender(service["endpoint"]), Labels(service["endpoint"]), Watcher(service["admin"])
+    sender, labels, watcher = (
+        Sender(service["endpoint"], "fraud"),
+        Labels(service["endpoint"]),
+        Watcher(service["admin"]),
+    )
     say(f"\npage  {watcher.page}\n")
     watcher.look(0)
     watcher.events.clear()
@@ -295,10 +201,8 @@ def replay(plan: Plan, service: Mapping[str, Any], calendar: Path) -> Watcher:
         items = transactions_of(day, plan, nonce)
         for item in items:
             labels.expect(item)
-            wait = begin + item.at * plan.day_seconds - time.monotonic()
-            if wait > 0.02:
-                time.sleep(wait)
-            sender.work.put(item)
+            wait_until(begin + item.at * plan.day_seconds)
+            sender.work.put(item.request)
         known = labels.post_due(day + 1)
         tell(day, sender, known, watcher)
     sender.close()
@@ -343,7 +247,7 @@ def main(arguments: Sequence[str]) -> None:
     state.mkdir(parents=True, exist_ok=True)
     calendar = state / "fraud_calendar.json"
     write_calendar(calendar, plan, 0)
-    service = deploy(plan, state, calendar, more)
+    service = run_recipe(RECIPE, [*overrides(plan, calendar), *more], state)
     watcher = replay(plan, service, calendar)
     say("\n" + " · ".join(f"{event} on day {day}" for event, day in watcher.events.items() or {"nothing": 0}.items()))
     say(f"the service stays up: {watcher.page}; mlkit down --state {state} stops it")
