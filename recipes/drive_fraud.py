@@ -28,7 +28,7 @@ from traffic import Row, Sender, call, run_recipe, say, wait_until
 
 RECIPE = Path(__file__).parent / "fraud.yaml"
 LABELS_AT_ONCE = 500
-HISTORY = 10
+HISTORY = 12
 """Days of transactions that a training looks back on."""
 
 

@@ -14,7 +14,7 @@ import pytest
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SMALL = ("data.source.args.days=10", "+data.source.args.median_delay=2", "model.args.max_iter=40")
+SMALL = ("data.source.args.days=12", "+data.source.args.median_delay=2", "model.args.max_iter=40")
 
 
 def evaluate(recipe: str, state: Path, *overrides: str) -> dict[str, Any]:
