@@ -79,6 +79,7 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
             policy=policy_digest(recipe),
             time_column=time_column,
             segments=tuple(recipe.monitor.segments) if recipe.monitor else (),
+            outliers=recipe.monitor.outliers.max_share if recipe.monitor and recipe.monitor.outliers else None,
         ),
     }
     if recipe.serve is not None:

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from mlflowkit.features.outlier_forest import OutlierForest
+
 SEGMENT_VALUES = 8
 """Values of a column that are a segment each, the most frequent of the training rows."""
+MIN_OUTLIER_ROWS = 200
+"""Training rows from which an outlier model is fitted."""
 T = TypeVar("T")
 
 
@@ -44,6 +48,32 @@ def model_reference(
             columns[name] = _column(name, values, parts, shares)
             _add_segments(counts, columns[name], name, values, rows)
     return Reference(columns, counts)
+
+
+def outlier_model(
+    data: Path, signature: Signature, reference: Reference, share: float
+) -> tuple[OutlierForest, ColumnReference]:
+    """An isolation forest of the training rows that calls ``share`` of them outliers, and its counts of the test rows.
+
+    Raises DataError where there are no training rows.
+    """
+    import numpy as np
+
+    from mlflowkit.features import outlier_forest
+    from mlflowkit.features.cell_counts import count_cells
+
+    features = {name: tensor.datatype for tensor in signature.inputs for name in tensor.columns}
+    train = {name: feature_values(data / "train.parquet", name, datatype) for name, datatype in features.items()}
+    rows = max(map(len, train.values()), default=0)
+    if rows < MIN_OUTLIER_ROWS:
+        message = f"{rows} training rows are too few for monitor.outliers, which needs {MIN_OUTLIER_ROWS}"
+        raise DataError(message, hint="leave monitor.outliers out")
+    chosen = np.sort(np.random.default_rng(0).permutation(rows)[: outlier_forest.FIT_ROWS])
+    sample = {name: values[chosen] for name, values in train.items()}
+    forest = outlier_forest.fit_forest(sample, reference.columns, share)
+    test = {name: feature_values(data / "test.parquet", name, datatype) for name, datatype in features.items()}
+    labels = np.array(outlier_forest.CELLS.values, dtype=object)[forest.outliers(test).astype(np.int64)]
+    return forest, ColumnReference(outlier_forest.CELLS, count_cells(outlier_forest.CELLS, labels))
 
 
 def importance_shares(importance: Json) -> dict[str, float]:

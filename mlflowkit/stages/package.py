@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mlflowkit import bundle
@@ -50,6 +51,8 @@ class Spec(Section):
     """The column that orders the rows, where they are split by time."""
     segments: tuple[str, ...] = ()
     """Columns by whose values live traffic is also judged."""
+    outliers: float | None = None
+    """The share of outliers that is no harm, where the recipe asks for a model of them."""
 
 
 def run(spec: Spec, context: StageContext) -> StageResult:
@@ -74,10 +77,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     digests = row_digests.training_row_digests(data, signature, read_table_info(data).target)
     row_digests.write(out / row_digests.EVIDENCE, digests)
     context.progress(Event("package", "progress", "counting the rows that live traffic is compared with", fraction=0.4))
-    reference = monitor_evidence.model_reference(
-        data, context.inputs["evaluate"], signature, time_column=spec.time_column, segments=spec.segments
-    )
-    (out / EVIDENCE).write_text(json.dumps(reference.to_json(), ensure_ascii=False, allow_nan=False))
+    reference = _write_reference(spec, context, out, signature)
     _write_calibrator(spec, context, out, signature, reference)
     context.progress(Event("package", "progress", "predicting the sample rows", fraction=0.8))
     write_json(out / "evidence" / "sample.json", _sample(context, out, signature))
@@ -104,6 +104,24 @@ def run(spec: Spec, context: StageContext) -> StageResult:
             "model_bytes": written.model.stat().st_size,
         },
     )
+
+
+def _write_reference(spec: Spec, context: StageContext, out: Path, signature: Signature) -> Reference:
+    """Write what live traffic is compared with, and the outlier model if the recipe asks for one."""
+    from mlflowkit.features import outlier_forest
+
+    data, columns = context.inputs["data"], {}
+    reference = monitor_evidence.model_reference(
+        data, context.inputs["evaluate"], signature, time_column=spec.time_column, segments=spec.segments
+    )
+    if spec.outliers is not None:
+        # half of the share is the baseline: live traffic may rise by the other half
+        forest, column = monitor_evidence.outlier_model(data, signature, reference, spec.outliers / 2)
+        columns[outlier_forest.COLUMN] = column
+        (out / outlier_forest.EVIDENCE_FILE).write_text(json.dumps(forest.to_json(), allow_nan=False))
+    reference = replace(reference, columns={**reference.columns, **columns})
+    (out / EVIDENCE).write_text(json.dumps(reference.to_json(), ensure_ascii=False, allow_nan=False))
+    return reference
 
 
 def read_verdicts(path: Path) -> tuple[Verdict, ...]:

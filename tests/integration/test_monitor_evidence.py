@@ -13,7 +13,7 @@ from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.errors import DataError, StoreError
 from mlflowkit.features.tensors import inputs_from_table
 from mlflowkit.judging.shift.reference import Reference
-from mlflowkit.stages.monitor_evidence import model_reference
+from mlflowkit.stages.monitor_evidence import model_reference, outlier_model
 from tests.support import ROOT
 from tests.support.golden import Golden
 
@@ -114,6 +114,23 @@ def test_segments_and_time_column_come_from_the_recipe() -> None:
     from mlflowkit.recipe.schema import stage_specs
 
     overrides = ["+monitor.segments=[home_ownership]", "data.split={kind: time, column: day}"]
+    overrides += ["+monitor.outliers={kind: isolation_forest, max_share: 0.02}"]
     specs = stage_specs(api.load(ROOT / "recipes" / "lending.yaml", overrides).loaded.recipe)
     package = specs["package"].model_dump()
     assert (package["segments"], package["time_column"]) == (("home_ownership",), "day")
+    assert package["outliers"] == 0.02
+
+
+def test_an_outlier_model_is_fitted_on_training_rows_and_counts_test_rows(folders: tuple[Path, Path]) -> None:
+    reference = model_reference(*folders, signature())
+    forest, column = outlier_model(folders[0], signature(), reference, 0.02)
+    assert forest.columns == ("rate", "late", "country")
+    assert column.rows == 300
+    assert column.counts[1] <= 20
+    train = inputs_from_table(signature(), pd.read_parquet(folders[0] / "train.parquet"))
+    columns = {name: train["numeric"][:, index] for index, name in enumerate(("rate", "late"))}
+    flagged = forest.outliers({**columns, "country": train["categorical"][:, 0]})
+    assert flagged.mean() == pytest.approx(0.02, abs=0.01)
+    table(600, 1).head(50).to_parquet(folders[0] / "train.parquet")
+    with pytest.raises(DataError, match="50 training rows are too few"):
+        outlier_model(folders[0], signature(), reference, 0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import ServiceError
+from mlflowkit.features.outlier_forest import EVIDENCE_FILE, OutlierForest
 from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.service_state.records import read_json
 from mlflowkit.values import Json, RoutingTable, Variant
@@ -18,12 +19,14 @@ _log = logging.getLogger("mlflowkit.observer")
 
 @dataclass(frozen=True, slots=True)
 class BundleInfo:
-    """Signature and reference profile of a bundle; ``monitoring`` is None for a bundle that has no cells."""
+    """Signature and reference profile of a bundle; ``monitoring`` is None for a bundle that has no cells, ``outliers``
+    for one without a model of outliers."""
 
     signature: Signature
     reference: Json
     digest: str
     monitoring: Reference | None = None
+    outliers: OutlierForest | None = None
 
 
 @lru_cache(maxsize=64)
@@ -35,7 +38,7 @@ def bundle_info(variant: Variant) -> BundleInfo:
     except (OSError, ValueError) as error:
         raise ServiceError(f"{folder}: signature.json cannot be read: {error}", hint="mlkit status") from error
     reference = read_json(folder / "evidence" / "reference.json")
-    return BundleInfo(signature, reference, variant.digest, _monitoring(folder))
+    return BundleInfo(signature, reference, variant.digest, _monitoring(folder), _outliers(folder))
 
 
 def _monitoring(folder: Path) -> Reference | None:
@@ -45,6 +48,16 @@ def _monitoring(folder: Path) -> Reference | None:
         return None if document is None else Reference.from_json(document)
     except (ServiceError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         _log.error("%s is damaged, live rows are not counted by column: %r", folder / EVIDENCE, error)
+        return None
+
+
+def _outliers(folder: Path) -> OutlierForest | None:
+    """The model that says which rows are outliers; None for a bundle without one, or a damaged file."""
+    try:
+        document = read_json(folder / EVIDENCE_FILE)
+        return None if document is None else OutlierForest.from_json(document)
+    except (ServiceError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        _log.error("%s is damaged, outliers are not counted: %r", folder / EVIDENCE_FILE, error)
         return None
 
 

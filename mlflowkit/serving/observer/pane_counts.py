@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 
 from mlflowkit.bundle import Signature
+from mlflowkit.features import outlier_forest
 from mlflowkit.features.cell_counts import CellCounter
+from mlflowkit.features.outlier_forest import OutlierForest
 from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.counts import Counts, ProfileCounts
 from mlflowkit.judging.shift.reference import Reference
 from mlflowkit.system.text import category_text
 
+_OUTLIER = "outlier"
+"""The column that is added to the log's where outliers are counted."""
 MAX_SEGMENT_COLUMNS = 8
 MAX_SEGMENT_VALUES = 8
 """The most frequent values of a column in the reference, of which each is a segment."""
@@ -33,11 +37,13 @@ class SegmentColumn:
 class CountingPlan:
     """What is counted of a version's rows: a counter by column, and the column of the log that it reads.
 
-    Without a reference these are none: then only rows and requests are counted.
+    Without a reference these are none: then only rows and requests are counted. ``outliers`` says which rows are
+    outliers, where the reference has their share.
     """
 
     columns: Mapping[str, tuple[str, CellCounter]] = field(default_factory=dict)
     segments: tuple[SegmentColumn, ...] = ()
+    outliers: OutlierForest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +55,13 @@ class CountedRows:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def counting_plan(signature: Signature, reference: Reference | None, segments: Sequence[str]) -> CountingPlan:
+def counting_plan(
+    signature: Signature, reference: Reference | None, segments: Sequence[str], outliers: OutlierForest | None = None
+) -> CountingPlan:
     """The plan of a version. ``segments`` are columns; those without a list of values in the reference are left out."""
     if reference is None:
         return CountingPlan()
-    sources = {"output.label": "label", "output.prediction": "prediction"}
+    sources = {"output.label": "label", "output.prediction": "prediction", outlier_forest.COLUMN: _OUTLIER}
     if len(signature.classes) == 2:
         sources["output.score"] = f"probability.{category_text(signature.classes[-1])}"
     columns = {
@@ -61,7 +69,8 @@ def counting_plan(signature: Signature, reference: Reference | None, segments: S
         for name, column in reference.columns.items()
     }
     chosen = [_segment_column(name, reference) for name in segments]
-    return CountingPlan(columns, tuple(filter(None, chosen))[:MAX_SEGMENT_COLUMNS])
+    outliers = outliers if outlier_forest.COLUMN in columns else None
+    return CountingPlan(columns, tuple(filter(None, chosen))[:MAX_SEGMENT_COLUMNS], outliers)
 
 
 def _segment_column(column: str, reference: Reference) -> SegmentColumn | None:
@@ -84,6 +93,8 @@ def count_rows(plan: CountingPlan, rows: pa.Table, request: np.ndarray) -> Count
     total = _sizes(np.bincount(request)) if rows.num_rows else (0, 0)
     columns: dict[str, Counts] = {}
     problems: dict[str, str] = {}
+    if plan.outliers is not None:
+        rows = _with_outliers(plan.outliers, rows, problems)
     parts = {segment.source: _segment_codes(segment, rows, problems) for segment in plan.segments}
     by_segment: dict[str, dict[str, Counts]] = {name: {} for segment in plan.segments for name in segment.names}
     for name, (source, counter) in plan.columns.items():
@@ -103,6 +114,24 @@ def count_rows(plan: CountingPlan, rows: pa.Table, request: np.ndarray) -> Count
                 by_segment[part][name] = counts
     segments = _segments(plan, parts, request, by_segment)
     return CountedRows(ProfileCounts(total[0], rows.num_rows, total[1], columns), segments, problems)
+
+
+def _with_outliers(forest: OutlierForest, rows: pa.Table, problems: dict[str, str]) -> pa.Table:
+    """The rows with a column that says whether each is an outlier."""
+    try:
+        columns: dict[str, np.ndarray] = {}
+        for name in forest.columns:
+            if f"input.{name}" in rows.column_names:
+                values = rows[f"input.{name}"].combine_chunks().to_numpy(zero_copy_only=False)
+                if name in forest.texts:
+                    columns[name] = np.where(values == None, "", values)  # noqa: E711 - by element
+                else:
+                    columns[name] = values.astype(np.float64)
+        labels = np.array(outlier_forest.CELLS.values, dtype=object)
+        return rows.append_column(_OUTLIER, pa.array(labels[forest.outliers(columns).astype(np.int64)], pa.string()))
+    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        problems[outlier_forest.COLUMN] = str(error)
+        return rows
 
 
 def _segment_codes(segment: SegmentColumn, rows: pa.Table, problems: dict[str, str]) -> np.ndarray:

@@ -120,7 +120,7 @@ class RecordSinks:
         if key not in self._plans:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            self._plans[key] = counting_plan(info.signature, info.monitoring, self.settings.segments)
+            self._plans[key] = counting_plan(info.signature, info.monitoring, self.settings.segments, info.outliers)
         return self._plans[key]
 
     def shadowed(self, batch: Batch, signature: Signature) -> None:
