@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflowkit.serving.observer import answered_ledger, live_profile
+from mlflowkit.serving.observer import answered_ledger, live_profile, pane_compaction, panes
 from mlflowkit.serving.observer.answered_ledger import AnsweredLedger, read_ledgers
 from mlflowkit.serving.observer.panes import load_pane, read_profiles, read_windows
 from tests.support.file_limit import failing_writes
@@ -448,3 +448,47 @@ def test_a_pane_is_small(tmp_path: Path) -> None:
     (name,) = drill.files()
     assert (drill.folder / "v1" / name).stat().st_size < 2000
     assert load_pane(drill.folder / "v1", name).profile == b""
+
+
+def test_a_reader_beside_a_merge_counts_each_row_once(drill: PaneDrill, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(4):
+        drill.ask(3)
+        pass_time(drill, 20)
+    load, merged = panes.load_pane, False
+
+    def load_after_a_merge(folder: Path, name: str) -> panes.Pane:
+        nonlocal merged
+        if not merged:
+            merged = True
+            pass_time(drill, 600)
+        return load(folder, name)
+
+    monkeypatch.setattr(panes, "load_pane", load_after_a_merge)
+    assert totals(drill.read()) == (12, 0, 12)
+    assert drill.read().problems == ()
+    assert len(drill.files()) == 1
+
+
+def test_two_merges_at_once_lose_no_row(drill: PaneDrill) -> None:
+    """One holds the lock of the folder; the other leaves the panes as they are, and both are read."""
+    for _ in range(3):
+        drill.ask(3)
+        pass_time(drill, 20)
+    with pane_compaction.PaneFolder(drill.folder)._lock() as locked:
+        assert locked
+        pass_time(drill, 600)
+        assert len(drill.files()) == 3
+    assert totals(drill.read()) == (9, 0, 9)
+
+
+def test_panes_that_share_a_part_are_told_and_the_larger_one_counts(drill: PaneDrill) -> None:
+    for _ in range(3):
+        drill.ask(3)
+        pass_time(drill, 20)
+    home = drill.folder / "v1"
+    first, second, third = (panes.load_pane(home, name) for name in drill.files())
+    for pair in ((first, second), (second, third)):
+        panes.write_pane(home, panes.merge_panes(pair, 999_900, 300), durable=False)
+    reading = drill.read()
+    assert totals(reading)[1:] == (0, 9)  # what the left-out pane shares is in the others, or by itself
+    assert ["holds a part" in problem for problem in reading.problems] == [True]
