@@ -21,6 +21,9 @@ from tests.support.pane_kills import KillDrill
 OBSERVER_SHARE = 0.7
 """Share of the random kills that are the observer's; the others are the gateway's."""
 
+WRITTEN_SHARE = 0.5
+"""Share of the random kills before which the observer has written something since the last one."""
+
 
 def at_point(folder: Path, point: str) -> dict[str, Any]:
     """Kill one process at a failpoint, go on with a new one, and compare."""
@@ -48,6 +51,8 @@ def at_random(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     with KillDrill(folder) as drill:
         drill.start()
         for number in range(kills):
+            if chance.random() < WRITTEN_SHARE:
+                drill.ask_until_written()
             drill.ask(chance.randrange(60))
             time.sleep(chance.uniform(0, 0.2))
             if chance.random() < OBSERVER_SHARE:

@@ -21,7 +21,7 @@ from mlflowkit.bundle import Bundle
 from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.reference import ColumnReference, Reference
 from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
-from mlflowkit.serving.observer.panes import PaneReading, read_panes
+from mlflowkit.serving.observer.panes import PaneReading, list_panes, read_panes
 from mlflowkit.system import failpoint
 from mlflowkit.values import RoutingTable, Variant
 from tests.support.lending_bundle import make_bundle
@@ -127,6 +127,12 @@ class KillDrill:
             assert reply.status_code == 200, reply.text
             self.replied[purpose] += rows
         return True
+
+    def ask_until_written(self) -> None:
+        """Send requests until the observer has written another pane."""
+        home = self.profiles / self.version
+        before = {item.name for item in list_panes(home)}
+        wait_long_for(lambda: self.ask(3) and {item.name for item in list_panes(home)} - before)
 
     def send_bad(self, row: dict[str, Any]) -> None:
         """Send a request that the model's inputs refuse."""

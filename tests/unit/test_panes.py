@@ -31,17 +31,22 @@ def pass_time(drill: PaneDrill, seconds: float) -> None:
 
 
 def test_features_and_outputs_are_counted_by_cells_and_segments(drill: PaneDrill) -> None:
-    drill.answer(record("a", [0.2, 0.7, 0.9], time=drill.now), record("b", [0.4], "60 months", time=drill.now))
+    drill.answer(
+        record("a", [0.2, 0.7, 0.9], time=drill.now),
+        record("b", [0.4], "60 months", time=drill.now),
+        record("c", [0.4], "12 months", time=drill.now),
+    )
     drill.live.close()
+    assert drill.read().problems == ()
     (window,) = drill.read().windows
-    assert (window.start, window.seconds, window.answered, window.lost) == (999_900, 300, 4, 0)
-    assert (window.total.requests, window.total.rows, window.total.squares) == (2, 4, 10)
+    assert (window.start, window.seconds, window.answered, window.lost) == (999_900, 300, 5, 0)
+    assert (window.total.requests, window.total.rows, window.total.squares) == (3, 5, 11)
     assert window.total.columns == {
-        "age": (0, 2, 2, 0, 0),
-        "income": (0, 0, 0, 4),
-        "term": (3, 1, 0, 0, 0),
-        "output.label": (2, 2, 0, 0, 0),
-        "output.score": (0, 2, 2, 0, 0),
+        "age": (0, 3, 2, 0, 0),
+        "income": (0, 0, 0, 5),
+        "term": (3, 1, 0, 1, 0),
+        "output.label": (3, 2, 0, 0, 0),
+        "output.score": (0, 3, 2, 0, 0),
     }
     assert set(window.segments) == {"term=36 months", "term=60 months"}
     short, long = window.segments["term=36 months"], window.segments["term=60 months"]
