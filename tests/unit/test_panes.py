@@ -497,3 +497,16 @@ def test_panes_that_share_a_part_are_told_and_the_larger_one_counts(drill: PaneD
     reading = drill.read()
     assert totals(reading)[1:] == (0, 9)  # what the left-out pane shares is in the others, or by itself
     assert ["holds a part" in problem for problem in reading.problems] == [True]
+
+
+def test_an_observer_that_was_stopped_for_twenty_minutes_counts_each_row_once(drill: PaneDrill) -> None:
+    drill.ask(4)
+    pass_time(drill, 1200)
+    drill.ask(2)
+    drill.answer(*(record(f"queued-{number}", [0.7], time=drill.now - 900) for number in range(3)))
+    pass_time(drill, 1200)
+    assert [(window.start, window.total.rows, window.lost) for window in drill.read().windows] == [
+        (999_900, 4, 0),
+        (1_000_200, 3, 0),
+        (1_001_100, 2, 0),
+    ]
