@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflowkit.bench.suite import BenchSuite
     from mlflowkit.bench.target import BenchEntry, TargetChoice
     from mlflowkit.bundle import Bundle
+    from mlflowkit.monitoring.monitor_view import MonitorView
     from mlflowkit.pipeline.bench_targets import InputSpec
     from mlflowkit.pipeline.noop_cache import InputsSnapshot
     from mlflowkit.ports import RunProgress
@@ -222,6 +223,17 @@ def nothing_to_do(
 
     summary = look_up(NoopKey(_absolute(path), tuple(overrides), until or "", state), _services(state))
     return None if summary is None else Run(summary)
+
+
+def monitor(service: str, *, state: str | os.PathLike[str] = ".mlkit") -> MonitorView | None:
+    """What is seen in the traffic of a service: state, columns, alerts, decisions; None where nothing was looked at.
+
+    Raises ServiceError when the record is damaged.
+    """
+    from mlflowkit.monitoring.monitor_view import read_view
+    from mlflowkit.service_state.records import ServiceFiles
+
+    return read_view(ServiceFiles(_absolute(state) / "services" / service))
 
 
 def benchmark(

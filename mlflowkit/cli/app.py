@@ -19,7 +19,7 @@ from mlflowkit.system.text import printable, printable_json, printable_line
 
 COMMANDS = (
     "init", "validate", "plan", "run", "runs", "show", "diff", "drift", "report", "explain", "schema", "predict",
-    "feedback", "key", "engines", "status", "rollout", "retrain", "simulate", "replay", "bench", "up",
+    "feedback", "key", "engines", "status", "rollout", "monitor", "retrain", "simulate", "replay", "bench", "up",
     "down", "deploy", "gc",
 )  # fmt: skip
 """Modules of `cli.commands`, one a command; imported on demand."""

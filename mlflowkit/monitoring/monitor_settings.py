@@ -206,8 +206,9 @@ class MonitorSection(Section):
 
     window: Duration = "1d"
     """Length of a window, from 5s to 7d; above 5m a multiple of 5m. A window is one observation."""
-    grace: Duration = "5m"
-    """Time after a window's end in which its last rows may still arrive."""
+    grace: Duration | None = None
+    """Time after a window's end in which its last rows may still arrive; by default 5m, or the window if that is
+    shorter."""
     min_rows: int = Field(default=300, ge=1)
     """Effective rows of a judged window; a window with fewer is joined with the next, up to 7."""
     baseline: Annotated[Baseline, BeforeValidator(_expand_baseline, json_schema_input_type=Baseline)] = LiveBaseline(
@@ -248,7 +249,7 @@ class MonitorSection(Section):
 
     @property
     def grace_seconds(self) -> float:
-        return seconds_of(self.grace)
+        return min(PANE_SECONDS, self.window_seconds) if self.grace is None else seconds_of(self.grace)
 
     @property
     def pane_seconds(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mlflowkit.errors import ServiceError
@@ -118,8 +119,8 @@ class PerformanceView:
 
 @dataclass(frozen=True, slots=True)
 class AlertView:
-    """An alert. ``kind`` is drift, predictions, missing, new_values, range, type, schema, performance, no_data, blind
-    or profile_loss; ``severity`` is critical, warning or info."""
+    """An alert. ``kind`` is drift, predictions, missing, new_values, range, schema, performance, latency, errors,
+    labels or no_data; ``severity`` is critical, warning or info."""
 
     id: str
     kind: str
@@ -234,6 +235,16 @@ def read_view(files: ServiceFiles) -> MonitorView | None:
         raise ServiceError(
             f"{place} is damaged: {error!r}", hint=f"rm {shell_word(place)}; the monitor writes it again"
         ) from error
+
+
+def read_word(folder: Path) -> str:
+    """The state of the service in a folder in one word; "" where it is not monitored, or was not looked at yet."""
+    files = ServiceFiles(folder)
+    try:
+        view = read_view(files) if files.exists("monitor/settings.json") else None
+    except ServiceError:
+        return "damaged"
+    return "" if view is None else view.state
 
 
 def _load(kind: type[T], value: Mapping[str, Json], **parts: Any) -> T:

@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from mlflowkit.values import Variant
 
 if TYPE_CHECKING:
     from mlflowkit.monitoring.export.export_loop import ExportLoop
+    from mlflowkit.service_state.controller_lease import ControllerLease
+    from mlflowkit.service_state.records import ServiceFiles
 
 _log = logging.getLogger("mlflowkit.rollout")
 
@@ -45,6 +48,7 @@ def main(arguments: list[str]) -> int:
 def control(state: Path, stop: threading.Event) -> None:
     """Control the rollouts of ``state`` and serve its admin page until ``stop`` is set."""
     from mlflowkit.pipeline.requirements import is_tracked
+    from mlflowkit.pipeline.storage.running_runs import describe_running_run
     from mlflowkit.report.rollout.rollout_page import admin_listener
     from mlflowkit.rollout.controller import ControllerDeps, RolloutController
     from mlflowkit.wiring import Wiring
@@ -70,8 +74,24 @@ def control(state: Path, stop: threading.Event) -> None:
 
             reject(wiring.tracker, origin["name"], version.digest)
 
+    watchers = {"monitor": partial(_monitor, lambda name: describe_running_run(wiring, name))}
+    deps = ControllerDeps(wiring.platform, promoted, rejected, watchers=watchers)
     with admin_listener(state), _export_loop(state):
-        RolloutController(state, ControllerDeps(wiring.platform, promoted, rejected)).run(stop)
+        RolloutController(state, deps).run(stop)
+
+
+def _monitor(
+    runs: Callable[[str], str],
+    files: ServiceFiles,
+    lease: ControllerLease,
+    ending: threading.Event,
+    lost: threading.Event,
+) -> None:
+    """Monitor a service for as long as this process controls it; ``runs`` tells the runs of a recipe under way."""
+    from mlflowkit.monitoring.monitor_loop import MonitorDeps, MonitorLoop, pane_reader, performance_look, retrain_hook
+
+    deps = MonitorDeps(pane_reader, performance_look, partial(retrain_hook, runs))
+    MonitorLoop(files, lease, deps).run(ending, lost)
 
 
 def _export_loop(state: Path) -> ExportLoop:

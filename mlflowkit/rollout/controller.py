@@ -47,6 +47,8 @@ PromotedCallback = Callable[[str, Variant, Mapping[str, str]], None]
 """Called with (service, new champion, its origin) after the table changed, perhaps twice; moves the aliases."""
 RejectedCallback = Callable[[str, Variant, Mapping[str, str]], None]
 """Called with (service, rejected version, origin) after a rollback, perhaps twice; takes its alias."""
+ServiceWatcher = Callable[[ServiceFiles, ControllerLease, threading.Event, threading.Event], None]
+"""Called with (files, lease, ending, lost); runs until either event is set, sets ``lost`` when the lease is."""
 Judge = Callable[..., tuple[tuple[MetricResult, ...], Mapping[str, Json]]]
 
 
@@ -69,6 +71,8 @@ class ControllerDeps:
     rejected: RejectedCallback = lambda service, version, origin: None
     judge: Judge = online.judge
     clock: Callable[[], float] = time.time
+    watchers: Mapping[str, ServiceWatcher] = field(default_factory=dict)
+    """By name; each runs in a thread of its own for every service, besides that of its rollouts."""
 
 
 class RolloutController:
@@ -113,6 +117,11 @@ class RolloutController:
                         f"feedback-{files.service}",
                         lambda f=files: feedback_loop.run(f, ending, lost),  # type: ignore[misc]
                     )
+                    for name, watch in self._deps.watchers.items():
+                        ensure_running(
+                            f"{name}-{files.service}",
+                            lambda w=watch, f=files: w(f, lease, ending, lost),  # type: ignore[misc]
+                        )
                 stop.wait(SERVICES_SECONDS)
         finally:
             ending.set()

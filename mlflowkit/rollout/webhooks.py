@@ -1,8 +1,14 @@
-"""Deliver rollout events to webhooks: one signed POST per event, retried outside the controller's loop.
+"""Deliver events to webhooks: one signed POST per event, retried outside the controller's loop.
 
-The body is JSON, UTF-8, signed as the bytes that are sent::
+The body is JSON, UTF-8, signed as the bytes that are sent. Every event has the message as ``text`` too, by which Slack
+and what is compatible with it shows it. Of a rollout::
 
-    {"id", "event", "service", "experiment", "strategy", "step", "weight", "champion", "candidate", "message", "time"}
+    {"id", "event", "service", "experiment", "strategy", "step", "weight", "champion", "candidate", "message", "text",
+     "time"}
+
+Of a monitor, where ``event`` is alert.firing or alert.resolved::
+
+    {"id", "event", "service", "version", "episode", "severity", "alerts", "columns", "message", "text", "time"}
 
 Every attempt has the headers of Standard Webhooks (https://www.standardwebhooks.com), so its libraries verify it. The
 key is ``whsec_`` + base64 as they expect, or any other text, whose UTF-8 bytes are then the secret::
@@ -19,9 +25,9 @@ five minutes off and ids that it has processed (`verify` does all but the last).
 event; 408, 429, 5xx and connection failures are retried after 1, 2, 4, ... 64 s; any other status is final.
 
 Pending deliveries are ``<service>/webhooks/*.json``; the results of the last hundred are in
-``<service>/webhooks.json``. Neither has a URL, which may be a secret: a delivery has the number of its hook in the plan
-of its rollout, and results show scheme, host and port only. Keys, and URLs given as ``url_env``, are never stored: they
-are read from the controller's environment when sending.
+``<service>/webhooks.json``. Neither has a URL, which may be a secret: a delivery names the place of its hook in the
+plan of its rollout or in another record, and results show scheme, host and port only. Keys, and URLs given as
+``url_env``, are never stored: they are read from the controller's environment when sending.
 
 An attempt ends after DELIVERY_SECONDS in all, however slowly the receiver answers, and runs in a thread of its own, at
 most SERVICE_THREADS at a time for one service: a receiver cannot hold up the events of others.
@@ -38,7 +44,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,6 +55,7 @@ from mlflowkit.rollout import outbound
 from mlflowkit.rollout import state as states
 from mlflowkit.rollout.state import Notify, RolloutState
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Json
 
 TOLERANCE_SECONDS = 300.0
@@ -67,7 +74,8 @@ RETRYABLE_STATUS = frozenset((408, 429, *range(500, 600)))
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for hook number ``hook`` of an experiment's plan.
+    """One event for hook number ``hook`` of an experiment's plan, or for the hook at ``place`` in the control record
+    ``record``, as long as that has the same ``digest``.
 
     ``url`` and ``secret_env`` (the key's environment variable) are those of a delivery of the format before, which has
     no ``hook``, and "" in a new one.
@@ -83,6 +91,24 @@ class Delivery:
     error: str = ""
     experiment: str = ""
     hook: int = -1
+    record: str = ""
+    place: Sequence[str | int] = ()
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingEvent:
+    """An event for the hooks of a control record. ``key`` identifies it, so that it is sent once.
+
+    record, place  the record that has the list of hooks, and the keys under which
+    """
+
+    key: str
+    event: str
+    time: float
+    body: Mapping[str, Json]
+    record: str
+    place: tuple[str, ...]
 
 
 class _NeverSentError(Exception):
@@ -139,6 +165,7 @@ def enqueue(files: ServiceFiles, state: RolloutState, notification: Notify) -> N
         "champion": state.champion.version,
         "candidate": state.candidate.version,
         "message": notification.message,
+        "text": f"{state.service}: {notification.message}",
         "time": notification.time,
     }
     delivered = {delivery["id"] for delivery in history(files)}
@@ -151,6 +178,30 @@ def enqueue(files: ServiceFiles, state: RolloutState, notification: Notify) -> N
                 experiment=state.experiment, hook=number,
             )  # fmt: skip
             files.write_json(name, asdict(delivery))
+
+
+def enqueue_event(files: ServiceFiles, event: OutgoingEvent) -> None:
+    """Queue an event for every hook of its record, once."""
+    delivered = {delivery["id"] for delivery in history(files)}
+    for number, hook in enumerate(_look_up(files.read_json(event.record), event.place) or ()):
+        id = f"{event.key}-{number}"
+        name = f"webhooks/{id}.json"
+        if id not in delivered and not files.exists(name):
+            delivery = Delivery(
+                id, "", "", event.event, json.dumps({**event.body, "id": id, "event": event.event}), event.time,
+                record=event.record, place=(*event.place, number), digest=digest_json(hook),
+            )  # fmt: skip
+            files.write_json(name, asdict(delivery))
+
+
+def _look_up(value: Json, place: Sequence[str | int]) -> Json:
+    """What is in a JSON value under keys and indices; None for nothing."""
+    for part in place:
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def history(files: ServiceFiles) -> list[dict[str, Json]]:
@@ -276,6 +327,11 @@ class WebhookSender:
 
 def _target(files: ServiceFiles, delivery: Delivery) -> tuple[str, str]:
     """(URL, the key's environment variable) of a delivery. Raises _NeverSentError."""
+    if delivery.record:
+        value = _look_up(files.read_json(delivery.record), delivery.place)
+        if not isinstance(value, dict) or digest_json(value) != delivery.digest:
+            raise _NeverSentError("the recipe's webhooks are other ones than when this event was queued")
+        return _url(value.get("url"), value.get("url_env")), str(value.get("secret_env") or "")
     if delivery.hook < 0:
         return delivery.url, delivery.secret_env
     saved = states.read(files)
@@ -283,10 +339,15 @@ def _target(files: ServiceFiles, delivery: Delivery) -> tuple[str, str]:
     if state is None or state.experiment != delivery.experiment or delivery.hook >= len(state.plan.webhooks):
         raise _NeverSentError("another rollout has begun, and the URL of this one's hook is gone with it")
     hook = state.plan.webhooks[delivery.hook]
-    url = hook.url or _from_environment(hook.url_env or "", "with the URL")
-    if not url.startswith(("http://", "https://")):
-        raise _NeverSentError(f"{hook.url_env} holds no URL: http:// or https:// is expected")
-    return url, hook.secret_env or ""
+    return _url(hook.url, hook.url_env), hook.secret_env or ""
+
+
+def _url(url: str | None, url_env: str | None) -> str:
+    """The URL of a hook. Raises _NeverSentError."""
+    address = url or _from_environment(url_env or "", "with the URL")
+    if not address.startswith(("http://", "https://")):
+        raise _NeverSentError(f"{url_env or 'the hook'} holds no URL: http:// or https:// is expected")
+    return address
 
 
 def _from_environment(name: str, purpose: str) -> str:

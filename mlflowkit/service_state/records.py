@@ -23,7 +23,9 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       failed.json         rejected versions, which are not deployed again
       incidents/          a record for each rollback, in JSON and in Markdown
       monitor/settings.json  monitoring.monitor_settings.MonitorSettings: what is monitored; written by a deploy
-      monitor/state.json     what the monitor has counted and decided, by version; written by the controller's process
+      monitor/states/        <version>.json: what the monitor has counted and decided of a version; written by the
+                             controller's process
+      monitor/commands/      acknowledgements and silences for the monitor, a record each
       monitor/view.json      monitoring.monitor_view.MonitorView: what the CLI, the page and the metrics show
       webhooks/           events to be delivered; webhooks.json: results of the last deliveries
       admin.json          address of the admin page, written by the controller's process

@@ -39,6 +39,10 @@ RETRAIN_POINTS = (
 """Points of retraining: before and after an episode is written, before and after a process is started; in that process,
 after its claim, before and after `mlkit run`, and after its result is written."""
 
+MONITOR_POINTS = ("monitor.decided", "monitor.saved", "monitor.acted", "monitor.cleared")
+"""Points of a monitor: before and after a window's state is written, after its notifications are queued, and after
+that is written."""
+
 TRIAL_POINTS = ("trial.building", "trial.passing", "trial.loading", "trial.answering", "trial.measuring")
 """Points of a trial's process; the passes run in a fork of it."""
 

@@ -39,7 +39,8 @@ def status(
     folder = state_folder(state)
     read = _snapshot_reader(folder, None if service is None else find_service(folder, service).service)
     if json:
-        emit_json({"services": [_json(service, view) for service, view in read()]})
+        services = [(service, view, monitor_word(folder, service.service)) for service, view in read()]
+        emit_json({"services": [{**_json(service, view), "monitor": word} for service, view, word in services]})
     elif watch:
         _watch(folder, read)
     else:
@@ -96,6 +97,8 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
             output.append(f"  {variant.role}  {variant.name}  version {variant.version}  {share}")
         if view.rollout is not None:
             output += [f"  {line}" for line in _rollout_lines(view.rollout)]
+        if word := monitor_word(folder, service.service):
+            output.append(f"  monitor  {word}")
         if view.admin:
             output.append(f"  page  {view.admin}")
         output += [f"  problem  {problem}" for problem in view.problems]
@@ -105,6 +108,13 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
             output.append("  next  mlkit up RECIPE starts it with the version it served last")
     output.append(WORDS)
     return output
+
+
+def monitor_word(folder: Path, service: str) -> str:
+    """The state of a service's monitor in one word; "" where it is not monitored."""
+    from mlflowkit.monitoring.monitor_view import read_word
+
+    return read_word(folder / "services" / service)
 
 
 def _rollout_lines(rollout: RolloutView) -> list[str]:

@@ -15,7 +15,7 @@ from mlflowkit.serving.observer.panes import read_windows
 
 NOT_MONITORED = (
     "This service is not monitored, or no window has been closed yet. A recipe with a section monitor: has its service "
-    "monitored from the next mlkit run on."
+    "monitored from its next run on."
 )
 
 
