@@ -245,7 +245,7 @@ def _silence_notification(alert: Alert, event: Literal["firing", "resolved"], te
 
 def _patience(state: PolicyState, rearm: int) -> int:
     """Windows in a row that something must last before it is told where it came back, and be gone before it is over."""
-    return rearm * PATIENCE**state.flaps
+    return int(rearm * PATIENCE**state.flaps)
 
 
 def _about(key: tuple[str, str, str]) -> str:
