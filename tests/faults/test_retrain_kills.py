@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def run(state: Path, *arguments: str) -> int | None:
 
 def check(files: ServiceFiles, ending: str = "promoted") -> None:
     """The drift was answered by one episode, and one version came of it."""
-    assert drill.only_episode(files).ending == ending
+    episode = drill.only_episode(files)
+    assert episode.ending == ending, episode
     assert [version for *_, version in drill.trained(files.state)] == ["v2"]
     table = files.table()
     assert table is not None
@@ -149,6 +151,21 @@ def test_unchanged_data_are_looked_at_in_each_window_and_not_trained_on(tmp_path
     assert not drill.trained(tmp_path)
     (tmp_path / "data.txt").write_text("v2")
     world.close_window()
+    check(files)
+
+
+def test_a_look_that_takes_longer_than_a_window_is_decided_by_all_the_same(tmp_path: Path) -> None:
+    """Each tick closes a window, as where windows are of seconds: a look ends in a later one than it began in."""
+    files = drill.set_up(tmp_path)
+    world = drill.Drill(files)
+
+    def closes() -> bool:
+        world.window += drill.DAY
+        report = world.driver.tick(world.situation((drill.DRIFT,), 0))
+        time.sleep(0.2)  # the look ends meanwhile
+        return report.episode == "" and bool(drill.trained(tmp_path))
+
+    wait_for(closes, what="the end of the episode")
     check(files)
 
 

@@ -120,6 +120,20 @@ def test_a_column_counts_once_whatever_its_alarms() -> None:
     assert kind(replace(READY, alarms=(low, replace(low, column="b")))) == "train"
 
 
+def test_the_share_of_importance_that_is_needed_suffices() -> None:
+    assert kind(replace(READY, alarms=(replace(DRIFT, importance=TERMS.importance),))) == "train"
+
+
+def test_a_repetition_does_not_count_twice() -> None:
+    repeated = (PastRun("x", 3 * DAY, "failed"), PastRun("x", 3 * DAY - 60, "promoted"))
+    assert kind(replace(READY, runs=repeated)) == "train"
+    assert kind(replace(READY, runs=(*repeated, PastRun("y", 2 * DAY, "promoted")))) == "refused"
+
+
+def test_a_person_may_try_data_again_that_gave_no_champion() -> None:
+    assert kind(replace(READY, runs=(REJECTED,), healthy=2, by_person=True)) == "train"
+
+
 def test_a_person_passes_the_refusals_and_not_the_blocks() -> None:
     asked = replace(READY, alarms=(), by_person=True, runs=(PastRun("x", 1.0, "promoted"),) * 5)
     assert kind(asked) == "train"

@@ -112,7 +112,8 @@ class Episode:
     recipe, overrides   what is run, absolute
     by             "monitor", or "person" who asked for it
     look, looks    the newest look at the data, and how many there were
-    window         start of the window for which the newest look was made
+    window         start of the window for which the newest look was made, or at whose end it was decided by
+    judged         whether anything was decided by the newest look: it may end after the window that it was made for
     runs           train attempts, oldest first
     decision, reason   the newest decision
     ending         why it is closed: promoted, resolved (the alarm ended), superseded (another champion, or a person
@@ -134,6 +135,7 @@ class Episode:
     look: Attempt | None = None
     looks: int = 0
     window: float | None = None
+    judged: bool = False
     runs: tuple[Attempt, ...] = ()
     decision: str = "none"
     reason: str = ""

@@ -288,8 +288,10 @@ class RetrainDriver:
             return
         if not looking:
             episode = replace(episode, decision=decision.kind, reason=decision.reason)
+        if episode.look is not None and not episode.judged and not looking:
+            episode = replace(episode, window=situation.window, judged=True)
         if looking:
-            self._begin(replace(episode, window=situation.window), "look", episode.looks + 1)
+            self._begin(replace(episode, window=situation.window, judged=False), "look", episode.looks + 1)
         elif decision.kind == "train":
             self._begin(episode, "train", len(episode.runs) + 1)
         elif episode != self.episode:
@@ -329,8 +331,10 @@ class RetrainDriver:
         champion = champion_data_version(situation.champion)
         episode = self.episode
         look = None if episode is None else episode.look
-        if episode is None or look is None or episode.window != situation.window or look.under_way:
+        if episode is None or look is None or look.under_way:
             return DataFacts(champion=champion)
+        if episode.judged and episode.window != situation.window:
+            return DataFacts(champion=champion)  # what was there at an earlier window
         if look.status == "lost":
             return DataFacts(champion=champion, problem=f"looking at them failed: {look.message}")
         result = look.result or AttemptResult(MlkitError.exit_code)
