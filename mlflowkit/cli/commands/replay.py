@@ -58,19 +58,29 @@ def replay(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the assignment to the challenger and of the regression.")
     ] = 0,
+    monitor: Annotated[bool, typer.Option("--monitor", help="Replay the monitor's decisions only.")] = False,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Simulate a recipe's rollout over a prediction log: the real policy and judges, recorded requests.
 
     For an experiment in the log, show what the recipe's plan would have decided, and when. For a champion's requests,
-    show whether the plan would detect a challenger that is worse by a given amount.
+    show whether the plan would detect a challenger that is worse by a given amount. With a monitor in the recipe, also
+    show what it would have decided over the recorded windows of each version: states, alerts, retraining.
     """
+    from mlflowkit.cli.playback.monitor_playback_table import replay_monitoring
     from mlflowkit.cli.simulation_table import plan_of
     from mlflowkit.recipe.check import load
     from mlflowkit.rollout.simulation.recording import read_recording
 
     loaded = load(recipe, overrides or ())
+    if monitor:
+        service = loaded.recipe.name if loaded.recipe.serve is None else loaded.recipe.serve.service
+        folder = state_folder(state, recipe) / "services" / service if log is None else log
+        played = replay_monitoring(loaded, folder, json)
+        if json:
+            emit_json({"recipe": str(loaded.path), "service": service, "log": str(folder), "monitor": played})
+        return
     plan, serve = plan_of(loaded)
     folder = state_folder(state, recipe) / "services" / serve.service if log is None else log
     note(f"reading the log in {folder}")
@@ -87,6 +97,8 @@ def replay(
         if others and not json:
             echo(f"other experiments of this log (--experiment ID): {', '.join(others)}")
         value = _replay_experiment(plan, recording, name, candidate, json)
+    if loaded.recipe.monitor is not None:
+        value = {**value, "monitor": replay_monitoring(loaded, folder, json)}
     if json:
         emit_json({**source, **value})
 

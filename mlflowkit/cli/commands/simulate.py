@@ -14,12 +14,15 @@ from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
+    from mlflowkit.recipe.schema import LoadedRecipe
     from mlflowkit.rollout.settings import Rollout
     from mlflowkit.rollout.simulation.feasibility import StepTime, TimeToPass
     from mlflowkit.rollout.simulation.scenarios import Scenario, TrafficFigures
     from mlflowkit.rollout.simulation.simulator import SimulatedRollout, Summary
     from mlflowkit.rollout.simulation.synthetic_traffic import SyntheticWorld
 
+DEFAULT_RATE = 50.0
+"""Requests a second, where no traffic is given."""
 FIRST_SECONDS = 7.0
 """Time for the first answer."""
 MAX_DRAWN = 4
@@ -67,14 +70,24 @@ def simulate(
     from_log: LogOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the traffic.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
+    monitor: Annotated[bool, typer.Option("--monitor", help="Simulate the recipe's monitor instead.")] = False,
+    columns: Annotated[int, typer.Option(min=1, max=1000, help="Monitored columns (--monitor).")] = 20,
+    windows: Annotated[int, typer.Option(min=1, max=10_000, help="Windows after the baseline (--monitor).")] = 30,
+    design_effect: Annotated[
+        float, typer.Option(min=1, metavar="ROWS", help="Rows of a window that count as one (--monitor).")
+    ] = 1.0,
     out: OutOption = None,
     json: JsonOption = False,
 ) -> None:
     """Simulate a recipe's rollout: the real policy and judges, synthetic traffic, simulated time.
 
     Shows how often challengers as good as the champion, and worse ones, are promoted and rolled back, after how many
-    requests, and how many clients they served.
+    requests, and how many clients they served. With --monitor: how often the recipe's monitor alarms on clean traffic,
+    how soon it sees a lasting shift, and how many rows are answered until then.
     """
+    if monitor:
+        _simulate_monitor(load_recipe(recipe, overrides), rate, columns, windows, design_effect, rollouts, seed, json)
+        return
     from mlflowkit.cli.simulation_table import plan_of
     from mlflowkit.recipe.check import load
     from mlflowkit.rollout.simulation import scenarios
@@ -94,6 +107,27 @@ def simulate(
         emit_json({"recipe": str(loaded.path), "service": serve.service, **result.to_json(job)})
     if out is not None:
         _write_page(out, job, result)
+
+
+def load_recipe(recipe: Path, overrides: Sequence[str] | None) -> LoadedRecipe:
+    """Compose and check a recipe."""
+    from mlflowkit.recipe.check import load
+
+    return load(recipe, tuple(overrides or ()))
+
+
+def _simulate_monitor(
+    loaded: LoadedRecipe, rate: float | None, columns: int, windows: int, design_effect: float, runs: int, seed: int,
+    json: bool,
+) -> None:  # fmt: skip
+    """Simulate the monitor under a rate of requests of one row."""
+    from mlflowkit.cli.playback import monitor_playback_table
+    from mlflowkit.monitoring.playback.synthetic_windows import SyntheticVersion
+
+    section = monitor_playback_table.monitor_section(loaded)
+    rows = max(1, round((DEFAULT_RATE if rate is None else rate) * section.window_seconds))
+    traffic = SyntheticVersion(rows, section.window_seconds, columns, design_effect, windows=windows)
+    monitor_playback_table.simulate_monitoring(loaded, traffic, runs, seed, json)
 
 
 @dataclass(frozen=True, slots=True)
