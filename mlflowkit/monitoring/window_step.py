@@ -22,6 +22,7 @@ from mlflowkit.monitoring.monitor_view import BlindView, HistoryPoint, Performan
 from mlflowkit.monitoring.monitor_windows import ClosedWindow, close, view_of
 from mlflowkit.system.text import format_count, limited
 
+OUTLIER = "output.outlier"
 PREDICTIONS = ("output.label", "output.prediction", "output.score")
 KEPT_BY_COLUMNS = 60
 """Windows that are kept with all their columns, for an estimate of the error."""
@@ -57,8 +58,13 @@ def shift_settings(section: MonitorSection, rearm: int) -> ShiftSettings:
 
     >>> shift_settings(MonitorSection(margin=0.2), 3).limit("age", "distribution")
     0.2
+    >>> outliers = {"kind": "isolation_forest", "max_share": 0.04}
+    >>> shift_settings(MonitorSection.model_validate({"outliers": outliers}), 3).limit("output.outlier", "distribution")
+    0.02
     """
     limits = {name: ColumnLimits(margin=section.predictions.margin) for name in PREDICTIONS}
+    if section.outliers is not None:  # the packaged model calls the other half of the share outliers
+        limits[OUTLIER] = ColumnLimits(margin=section.outliers.max_share / 2)
     for name in section.columns:
         own = section.limits(name)
         if own is not None:

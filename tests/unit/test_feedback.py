@@ -257,3 +257,12 @@ def test_a_label_that_is_no_class_is_counted_apart() -> None:
 def test_labels_are_compared_as_the_data_stage_reads_them(label: Any) -> None:
     answer = AnsweredRequest("1", {"0": 0.1, "1": 0.9})
     assert join_request([answer], [(1.0, Feedback("r", "label", (label,)))]).quality["accuracy"].total == 1.0
+
+
+def test_a_request_with_labels_of_many_rows_is_one_observation() -> None:
+    answers = [AnsweredRequest("good", {"good": 0.8, "bad": 0.2})] * 4
+    document = join_request(answers, [(1.0, Feedback("r", "label", ("good", "good", "bad", None)))]).to_json()
+    assert document["accuracy"] == [3, 2.0, 2.0]
+    count, total, squares = document["~accuracy"]
+    assert (count, total, squares) == (1, pytest.approx(2 / 3), pytest.approx(4 / 9))
+    assert document["~log_loss"][0] == 1

@@ -66,6 +66,27 @@ def test_only_what_the_split_gave_a_variant_and_it_answered_itself_counts(
     assert of(observer, "candidate") == VariantCounts()
 
 
+def test_a_request_of_many_rows_is_one_observation(tmp_path: Path, observers: list[Observer]) -> None:
+    observer = observers[0]
+    observer.add_table(table(tmp_path))
+    batch = record("a", [0.9] * 3 + [0.1])
+    for decoded in answered(batch, record("b", [0.1])):
+        observer.answered(decoded)
+    counts = of(observer, "champion")
+    assert {name: counts.predictions[name] for name in ("label:good", "label:bad")} == {"label:good": 3, "label:bad": 2}
+    shares = {name: counts.request_predictions[name] for name in ("label:good", "label:bad")}
+    assert shares == {"label:good": 0.75, "label:bad": 1.25}
+    answers = classified([0.9, 0.9, 0.1, 0.1]), classified([0.9])
+    for decoded in compared(mirrored(batch, answers[0]), mirrored(record("b", [0.1], "60 months"), answers[1])):
+        observer.compared(decoded)
+    shadow = of(observer, "candidate")
+    assert (shadow.agreement[""].count, shadow.agreement[""].total) == (5, 3.0)
+    assert (shadow.request_agreement[""].count, shadow.request_agreement[""].total) == (2, 0.75)
+    assert shadow.request_agreement["term=36 months"].count == 1
+    written = Evidence.from_json(json.loads(json.dumps(observer.predictions.evidence().to_json())))
+    assert written.of("candidate") == shadow
+
+
 def test_agreement_is_sliced_by_the_columns_that_the_rollout_names(tmp_path: Path, observers: list[Observer]) -> None:
     observer = observers[0]
     plan = {"metrics": [{"metric": "agreement", "columns": ["age"]}]}  # a number: there are no slices of it
