@@ -16,6 +16,9 @@ from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.counts import Counts
 from mlflowkit.system.text import category_text
 
+FEW_VALUES = 16
+"""Values for each bound, up to which a look-up by value costs less than a comparison of all values."""
+
 
 class CellCounter:
     """The cells of one column, prepared for counting: edges as an array, texts in a hash table.
@@ -62,15 +65,20 @@ class CellCounter:
         return tuple(counts)
 
     def _count_numbers(self, values: Any) -> Counts:
-        """Counts from the number of values at or above each bound: a few vector instructions a value."""
+        """Counts from the number of values at or above each bound, a few vector instructions a value; few values are
+        looked up one by one."""
         numbers = self._typed(values)
+        if len(numbers) < FEW_VALUES * len(self._bounds):
+            return tuple(np.bincount(self._codes_of(numbers), minlength=self.size).tolist())
         missing = int(np.count_nonzero(numbers != numbers))
         above = [int(np.count_nonzero(numbers >= bound)) for bound in self._bounds]
         starting = [len(numbers) - missing, *above]
         return (*(low - high for low, high in zip(starting, [*above, 0], strict=True)), missing)
 
     def _number_codes(self, values: Any) -> np.ndarray:
-        numbers = self._typed(values)
+        return self._codes_of(self._typed(values))
+
+    def _codes_of(self, numbers: np.ndarray) -> np.ndarray:
         codes = np.searchsorted(self._bounds, numbers, side="right")
         absent = np.isnan(numbers)
         if absent.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflowkit.features import cell_counts
 from mlflowkit.features.cell_counts import CellCounter, count_cells
 from mlflowkit.judging.shift.column_cells import Cells
 
@@ -46,8 +48,10 @@ def test_numbers_are_counted_as_the_cells_say(edges: list[float], values: list[f
         expected[slow_code(cells.edges, value)] += 1
     if not edges:  # nothing lies below no edges
         expected[0], expected[1] = 0, expected[0] + expected[1]
-    for array in (np.array(values + edges, np.float32), np.array(values + edges), pa.array(values + edges)):
-        assert count_cells(cells, array) == tuple(expected)
+    for few in (0, cell_counts.FEW_VALUES):  # the ways for many values, and for few
+        with patch.object(cell_counts, "FEW_VALUES", few):
+            for array in (np.array(values + edges, np.float32), np.array(values + edges), pa.array(values + edges)):
+                assert count_cells(cells, array) == tuple(expected)
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=40), st.lists(FLOATS, max_size=40), st.data())

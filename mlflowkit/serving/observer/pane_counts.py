@@ -95,10 +95,11 @@ def count_rows(plan: CountingPlan, rows: pa.Table, request: np.ndarray) -> Count
     problems: dict[str, str] = {}
     if plan.outliers is not None:
         rows = _with_outliers(plan.outliers, rows, problems)
+    present = set(rows.column_names)
     parts = {segment.source: _segment_codes(segment, rows, problems) for segment in plan.segments}
     by_segment: dict[str, dict[str, Counts]] = {name: {} for segment in plan.segments for name in segment.names}
     for name, (source, counter) in plan.columns.items():
-        if source not in rows.column_names:
+        if source not in present:
             continue
         try:
             if not plan.segments:
