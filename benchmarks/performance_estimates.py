@@ -282,11 +282,8 @@ def loans_draw(seed: int) -> tuple[Errors, np.random.Generator]:
     table = table_of("loans_full_schema")
     target = table["interest_rate"].to_numpy(np.float64)
     known_later = ("interest_rate", "installment", "balance", "grade", "sub_grade", "rownames")
-    numbers = [
-        name
-        for name in table
-        if table[name].dtype.kind in "fi" and not name.startswith(known_later) and "paid" not in name
-    ]
+    columns = [str(name) for name in table if table[name].dtype.kind in "fi"]
+    numbers = [name for name in columns if not name.startswith(known_later) and "paid" not in name]
     inputs = table[numbers].to_numpy(np.float32)
     order = random.permutation(len(table))
     train, held, pool = np.split(order, [5000, 7500])
