@@ -456,20 +456,21 @@ PARTS: dict[str, tuple[Callable[[int], dict[str, Any]], int, int]] = {
 """What is measured, with its number of runs in full and in --quick."""
 
 
-def measured(quick: bool, only: Sequence[str]) -> Iterator[tuple[str, dict[str, Any], float]]:
+def measured(quick: bool, only: Sequence[str], count: int | None) -> Iterator[tuple[str, dict[str, Any], float]]:
     for name, (measure, runs, few) in PARTS.items():
         if not only or name in only:
             start = time.perf_counter()
-            yield name, measure(few if quick else runs), time.perf_counter() - start
+            yield name, measure(count or (few if quick else runs)), time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the draws; writes no result")
     parser.add_argument("--only", nargs="*", default=[], choices=list(PARTS), help="these parts; the others stay")
+    parser.add_argument("--runs", type=int, help="runs of each part, in the place of its own number")
     options = parser.parse_args()
     results = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for name, result, seconds in measured(options.quick, options.only):
+    for name, result, seconds in measured(options.quick, options.only, options.runs):
         print(f"{name} ({seconds:.0f} s)\n{json.dumps(result, indent=1)}", flush=True)
         results[name] = result
     if not options.quick:

@@ -203,12 +203,11 @@ def _fit(scores: Array, counts: Array, kind: str) -> Array:
     """The fitted probability of each group; ``counts`` [2, groups] of the two classes."""
     sizes = counts.sum(0)
     if kind == "isotonic":
-        from sklearn.isotonic import IsotonicRegression
+        from scipy.optimize import isotonic_regression
 
         used = sizes > 0
-        model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        model.fit(scores[used], counts[1, used] / sizes[used], sample_weight=sizes[used])
-        fitted: Array = model.predict(scores)
+        steps = isotonic_regression(counts[1, used] / sizes[used], weights=sizes[used]).x
+        fitted: Array = np.interp(scores, scores[used], steps)
         return fitted
     return _fit_platt(_log_odds(scores), counts)
 

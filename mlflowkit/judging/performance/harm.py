@@ -19,8 +19,8 @@ from mlflowkit.judging.performance.score_table import LOWER_IS_BETTER
 from mlflowkit.values import Outcome
 
 LEVEL = 0.05
-MIN_BLOCKS = 3
-"""Blocks before a metric can be FAILED: none decides alone."""
+MIN_BLOCKS = 7
+"""Blocks before a metric can be FAILED: fewer say too little of how days differ by themselves."""
 MIN_PAIRS = 4
 _ODDS = (1.2, 1.35, 1.35, 2.0, 4.0)
 """Alternatives of a share, as ratios of odds; a ratio that stands twice has twice the stake: what is found soonest."""
@@ -63,7 +63,7 @@ def design_effect(blocks: Sequence[PerformanceBlock]) -> float:
     From successive differences (von Neumann, Annals of Mathematical Statistics 1941) without the largest, so that one
     lasting change of the metric does not look like noise; corrected for what the largest of so many would be without
     any change. 1 for fewer than `MIN_PAIRS` of them, and where it is less than two standard errors (sqrt(3 / n), of
-    n successive differences) above 1: its noise would cost evidence.
+    n successive differences) above 1: its noise would cost evidence. Else a standard error is added.
     """
     pairs = [
         (second.value - first.value) ** 2 / (first.variance + second.variance)
@@ -76,7 +76,8 @@ def design_effect(blocks: Sequence[PerformanceBlock]) -> float:
     # mean of the largest of n squared standard normals, by its limit distribution
     largest = 2 * math.log(number) - math.log(math.log(number)) - math.log(math.pi) + 2 * 0.5772
     effect = (math.fsum(pairs) - max(pairs)) / (number - largest)
-    return effect if effect > 1 + 2 * math.sqrt(3 / number) else 1.0
+    error = math.sqrt(3 / number)
+    return effect * (1 + error) if effect > 1 + 2 * error else 1.0
 
 
 def judge_blocks(
