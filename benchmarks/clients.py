@@ -22,7 +22,7 @@ PACKAGES = {
     "schemathesis": ("schemathesis==4.32.0",),
     "litserve": ("litserve==0.2.19", "onnxruntime==1.26.0"),
     "bentoml": ("bentoml==1.4.39", "onnxruntime==1.26.0"),
-    "evidently": ("evidently==0.7.23",),
+    "evidently": ("evidently==0.7.23", "pyarrow>=20"),
     "nannyml": ("nannyml==0.13.1", "setuptools<81"),
 }
 CLIENTS = ("clients", "mlserver", "schemathesis")

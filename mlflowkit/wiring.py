@@ -17,6 +17,8 @@ from mlflowkit.errors import UsageError
 if TYPE_CHECKING:
     from mlflowkit.bench.timings import DeviceClock
     from mlflowkit.graphs.candidates import Candidate, Engine
+    from mlflowkit.monitoring.export.evidently_report import SampleReports
+    from mlflowkit.monitoring.export.whylabs_upload import ProfileUploads, StampingProfiler
     from mlflowkit.ports import (
         Checker,
         EngineBuilder,
@@ -72,6 +74,26 @@ class Wiring:
         from mlflowkit.adapters.whylogs import WhylogsProfiler
 
         return WhylogsProfiler()
+
+    @cached_property
+    def live_profiler(self) -> StampingProfiler:
+        """The profiler of live traffic, whose profiles are merged."""
+        from mlflowkit.adapters.whylogs import WhylogsProfiler
+
+        return WhylogsProfiler()
+
+    @cached_property
+    def profile_uploads(self) -> ProfileUploads:
+        from mlflowkit.adapters.whylabs import WhylabsUploads
+        from mlflowkit.rollout.outbound import request
+
+        return WhylabsUploads(request)
+
+    @cached_property
+    def sample_reports(self) -> SampleReports:
+        from mlflowkit.adapters.evidently import EvidentlyReports
+
+        return EvidentlyReports()
 
     @cached_property
     def runtime(self) -> Runtime:

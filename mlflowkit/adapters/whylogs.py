@@ -59,6 +59,15 @@ class WhylogsProfiler:
             first = first.merge(other)
         return _canonical(first.serialize())
 
+    def stamp(self, profile: bytes, time: float) -> bytes:
+        """The profile with another timestamp of its data, in seconds since the epoch, for systems that file it by time.
+
+        Raises DataError for bytes that are not a profile.
+        """
+        view = _deserialize(profile)
+        view.set_dataset_timestamp(datetime.fromtimestamp(time, UTC))
+        return _canonical(view.serialize())
+
     def summary(self, profile: bytes) -> Mapping[str, Any]:
         """``{rows, columns: {name: {type, count, missing, mean, stddev, min, max, quantiles, histogram, frequent,
         unique}}}``; keys that do not apply are absent. Raises DataError for bytes that are not a profile."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflowkit.monitoring.export.export_loop import ExportLoop
     from mlflowkit.service_state.controller_lease import ControllerLease
     from mlflowkit.service_state.records import ServiceFiles
+    from mlflowkit.wiring import Wiring
 
 _log = logging.getLogger("mlflowkit.rollout")
 
@@ -76,7 +77,7 @@ def control(state: Path, stop: threading.Event) -> None:
 
     watchers = {"monitor": partial(_monitor, lambda name: describe_running_run(wiring, name))}
     deps = ControllerDeps(wiring.platform, promoted, rejected, watchers=watchers)
-    with admin_listener(state), _export_loop(state):
+    with admin_listener(state), _export_loop(state, wiring):
         RolloutController(state, deps).run(stop)
 
 
@@ -94,17 +95,24 @@ def _monitor(
     MonitorLoop(files, lease, deps).run(ending, lost)
 
 
-def _export_loop(state: Path) -> ExportLoop:
+def _export_loop(state: Path, wiring: Wiring) -> ExportLoop:
     """The loop that sends what monitors see to other systems, while this process controls ``state``."""
     from mlflowkit.monitoring.export.alertmanager import AlertmanagerExporter
+    from mlflowkit.monitoring.export.evidently_report import EvidentlyExporter
     from mlflowkit.monitoring.export.export_loop import ExportLoop
+    from mlflowkit.monitoring.export.whylabs_upload import WhylabsExporter
     from mlflowkit.service_state.controller_lease import read_holder
 
     def leads() -> bool:
         holder = read_holder(state)
         return holder is not None and holder.pid == os.getpid() and holder.node == socket.gethostname()
 
-    return ExportLoop(state, [AlertmanagerExporter()], leads=leads)
+    exporters = (
+        AlertmanagerExporter(),
+        WhylabsExporter(wiring.profile_uploads, lambda: wiring.live_profiler),  # it imports pandas
+        EvidentlyExporter(wiring.sample_reports),
+    )
+    return ExportLoop(state, exporters, leads=leads)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ MONITOR_POINTS = ("monitor.decided", "monitor.saved", "monitor.acted", "monitor.
 """Points of a monitor: before and after a window's state is written, after its notifications are queued, and after
 that is written."""
 
+EXPORT_POINTS = ("whylabs.opened", "whylabs.put")
+"""Points of an upload to WhyLabs: its address is recorded; its profile is put, and not recorded as such."""
+
 TRIAL_POINTS = ("trial.building", "trial.passing", "trial.loading", "trial.answering", "trial.measuring")
 """Points of a trial's process; the passes run in a fork of it."""
 
@@ -82,7 +85,10 @@ def parse(text: str) -> Mapping[str, str]:
     {'action': 'enospc', 'name': 'store.synced', 'stage': 'train', 'nth': '2'}
     """
     match = _PATTERN.fullmatch(text)
-    points = (*POINTS, *ROLLOUT_POINTS, *RETRAIN_POINTS, *TRIAL_POINTS, *STATE_POINTS, *PANE_POINTS)
+    points = (
+        *POINTS, *ROLLOUT_POINTS, *RETRAIN_POINTS, *MONITOR_POINTS, *TRIAL_POINTS, *STATE_POINTS, *PANE_POINTS,
+        *EXPORT_POINTS,
+    )  # fmt: skip
     if match is None or match[2] not in points:
         raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(points)}")
     return {"action": match[1] or "kill", "name": match[2], "stage": match[3] or "", "nth": match[4] or "1"}

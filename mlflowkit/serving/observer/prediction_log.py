@@ -72,13 +72,15 @@ class Segment:
 
     @classmethod
     def parse(cls, name: str) -> Segment | None:
-        """Parse a file name; None when it is no segment.
+        """Parse a file name; None when it is no segment: it is another name than that of the segment it tells of.
 
         >>> Segment.parse("r1-18c-00000003-00000018.parquet")
         Segment(writer='r1-18c', first=3, last=18)
+        >>> Segment.parse("r1-3-18.parquet")
         """
         match = _SEGMENT_NAME.fullmatch(name)
-        return None if match is None else cls(match[1], int(match[2]), int(match[3]))
+        segment = None if match is None else cls(match[1], int(match[2]), int(match[3]))
+        return segment if segment is not None and segment.name == name else None
 
 
 def segments(folder: Path) -> list[Segment]:
@@ -319,7 +321,7 @@ def read_since(
         except FileNotFoundError:
             waiting = _unread(folder, reached)
             continue
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             _log.error("the prediction log: %s is damaged: %s", segment.name, error)
         reached[segment.writer] = segment.last
         if held is not None:
