@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlflowkit.cli.app import StateOption, note, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, note, print_result, state_folder
 from mlflowkit.errors import UsageError
+from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     from mlflowkit.monitoring.export.alert_rules import RuleTarget
@@ -26,6 +27,7 @@ def add_exports(commands: typer.Typer) -> None:
     """Add the commands to the group of ``mlkit monitor``."""
     commands.command("rules")(rules)
     commands.command("dashboard")(dashboard)
+    commands.command("evidently")(evidently)
 
 
 def rules(
@@ -63,6 +65,47 @@ def dashboard(out: OutOption = None) -> None:
     from mlflowkit.monitoring.export.grafana import dashboard as grafana_dashboard
 
     _write(out, json.dumps(grafana_dashboard(), indent=2, ensure_ascii=False) + "\n")
+
+
+def evidently(
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="The service.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The report (HTML).")] = Path("evidently.html"),
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="How far back the compared rows go, such as 6h; older rows are before.")
+    ] = "1d",
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write Evidently's report: the last logged rows of the champion against those before them, sampled."""
+    import time
+
+    from mlflowkit.cli.service_lookup import find_service
+    from mlflowkit.monitoring.export.evidently_report import write_report
+    from mlflowkit.monitoring.monitor_settings import seconds_of
+    from mlflowkit.wiring import Wiring
+
+    folder = state_folder(state)
+    files = find_service(folder, service)
+    table = files.table()
+    if table is None:
+        raise UsageError(f"{service} serves no version yet", hint=f"mlkit rollout status {service}")
+    try:
+        seconds = seconds_of(since)
+    except ValueError as error:
+        raise UsageError(f"--since: {error}") from error
+    now = time.time()
+    target = out.expanduser().resolve()
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is no folder", hint=f"mkdir -p {shell_word(target.parent)}")
+    version = table.champion.version
+    result = write_report(files, version, Wiring(folder).sample_reports, target, since=now - seconds, until=now)
+    before, current = result["rows"]
+    text = (
+        f"{target} compares {current:,} rows of {version} with {before:,} before them, in {result['columns']} columns"
+    )
+    left_out = [f"{name} is left out: {reason}" for name, reason in result["left_out"].items()]
+    print_result({"service": service, "version": version, "report": str(target), **result},
+                 "\n".join([text, *left_out]), json)  # fmt: skip
 
 
 def rule_targets(folder: Path, service: str | None) -> list[RuleTarget]:

@@ -49,6 +49,7 @@ def build_incident(
         "ending": state.ending,
         "by": state.by,
         "reason": action.reason,
+        "cause": action.cause,
         "strategy": state.strategy,
         "step": state.step + 1,
         "steps": [step.weight for step in state.steps],

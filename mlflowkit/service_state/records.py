@@ -27,6 +27,9 @@ They are read and written through `ports.ControlRecords` only; `control_records`
                              controller's process
       monitor/commands/      acknowledgements and silences for the monitor, a record each
       monitor/view.json      monitoring.monitor_view.MonitorView: what the CLI, the page and the metrics show
+      monitor/alertmanager.json  alerts as Alertmanager was sent them, and when; by the controller's process
+      monitor/whylabs.json   how far profiles are uploaded to WhyLabs, and the upload under way
+      monitor/evidently.json time and fault of Evidently's last report
       webhooks/           events to be delivered; webhooks.json: results of the last deliveries
       admin.json          address of the admin page, written by the controller's process
       isolated/<digest>/  addresses of the processes of an isolated variant, readable by their owner only
@@ -43,6 +46,7 @@ These are no control records and stay files, whatever the storage of the records
       join.sqlite         the index that joins feedback with the log: a database of one process, rebuilt from both
       profiles/           <version>/<window>.<writer>.<sequence>.pane, counts and profiles of live traffic, each written
                           once; answered.<writer>.<number>.ledger, the rows that a gateway answered, memory-mapped
+      monitor/evidently.html  Evidently's report of logged rows
       keys.json           hashed API keys that came in the environment: secrets of this machine, read like `--keys FILE`
     ray/                  the Ray cluster of this machine: cluster.json, its log, its token; meaningless on another
     receipts/             the cache of runs with nothing to do: local, and only a shortcut

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflowkit.monitoring.export.monitor_metrics import COUNTERS, GAUGES, MonitorMetrics, ViewEvents, render_views
 from mlflowkit.report.rollout.rollout_page import admin_listener
+from mlflowkit.service_state.records import ServiceFiles
 from tests.support.monitor_views import START, finding, view, window, write_view
 from tests.support.rollout_world import RolloutWorld
 from tests.support.waiting import wait_for
@@ -59,12 +60,11 @@ def test_every_metric_has_a_sample() -> None:
         view(
             columns=columns,
             alerts=[alert],
-            rollbacks=[{"id": "r1", "cause": "performance"}],
             retrain={"state": "idle", "budget_left": 1, "runs": runs},
         )
     )
     names = {name for name, _ in samples}
-    assert names == {*GAUGES, *(f"{name}_total" for name in COUNTERS)}
+    assert names == {*GAUGES, *(f"{name}_total" for name in COUNTERS)} - {"mlkit_monitor_rollback_total"}
     assert value(samples, "mlkit_monitor_state", state="HEALTHY") == 1
     assert value(samples, "mlkit_monitor_state", state="DRIFTING") == 0
     assert value(samples, "mlkit_drift_distance", kind="distribution", bound="margin") == 0.1
@@ -80,7 +80,6 @@ def test_every_metric_has_a_sample() -> None:
     assert value(samples, "mlkit_monitor_age_seconds") == 30
     assert value(samples, "mlkit_window_lost_rows") == 10
     assert value(samples, "mlkit_retrain_total", outcome="promoted") == 1
-    assert value(samples, "mlkit_monitor_rollback_total", cause="performance") == 1
 
 
 def test_no_value_of_the_data_is_a_label() -> None:
@@ -153,6 +152,25 @@ def test_damaged_view_leaves_a_page_that_parses(tmp_path: Path, content: bytes, 
     assert value(samples, "mlkit_monitor_state", service="other", state="HEALTHY") == 1
     assert value(samples, "mlkit_monitor_state", service="lending", state="HEALTHY") is None
     assert len(caplog.records) == (not content.startswith(b"{") or content == b"{")
+
+
+def test_rollbacks_of_a_monitor_are_counted_once_by_their_cause(tmp_path: Path) -> None:
+    write_view(tmp_path, view())
+    files = ServiceFiles(tmp_path / "services" / "lending")
+    for number, by in enumerate(("monitor", "person", "monitor")):
+        files.write_json(f"incidents/2026-{number}.json", {"by": by, "cause": "performance" if by == "monitor" else ""})
+    metrics = MonitorMetrics(tmp_path, clock=lambda: START)
+    for _ in range(2):
+        samples = parse(metrics.render(["lending"]))
+    assert value(samples, "mlkit_monitor_rollback_total", cause="performance") == 2
+
+
+def test_run_counts_once_it_has_ended() -> None:
+    def shown(outcome: str) -> dict[str, Any]:
+        return view(retrain={"state": "idle", "runs": [{"run": "r1", "episode": "e1", "outcome": outcome}]})
+
+    samples = rendered(shown("running"), shown("promoted"), shown("promoted"))
+    assert value(samples, "mlkit_retrain_total") == 1
 
 
 def test_admin_page_has_the_metrics_of_monitoring_after_those_of_rollouts(tmp_path: Path) -> None:

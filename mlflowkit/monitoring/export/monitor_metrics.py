@@ -57,8 +57,21 @@ class MonitorMetrics:
                 view = self._read(ServiceFiles(self._state / "services" / service))
                 if view is not None:
                     views[service] = view
-                    self._events.setdefault(service, ViewEvents()).update(view)
+                    events = self._events.setdefault(service, ViewEvents())
+                    events.update(view)
+                    self._count_rollbacks(ServiceFiles(self._state / "services" / service), events)
             return render_views(views, self._events, self._clock())
+
+    def _count_rollbacks(self, files: ServiceFiles, events: ViewEvents) -> None:
+        """Count incidents that a monitor caused; each is read once."""
+        try:
+            for entry in files.list("incidents/*.json"):
+                if not events.has_seen(entry.key):
+                    incident = _object(files.read_json(entry.key))
+                    cause = _text(incident.get("cause")) or "unknown"
+                    events.add_incident(entry.key, cause if incident.get("by") == "monitor" else "")
+        except ServiceError as error:
+            self._errors.error(error.message, key=f"{files.service} incidents")
 
     def _read(self, files: ServiceFiles) -> Mapping[str, Json] | None:
         try:
@@ -81,7 +94,8 @@ class ViewEvents:
         self.runs: Counter[str] = Counter()
         self.rollbacks: Counter[str] = Counter()
         self._windows: dict[tuple[str, float], tuple[int, int]] = {}
-        self._seen: dict[str, str] = {}
+        self._runs: dict[str, str] = {}
+        self._incidents: set[str] = set()
 
     def update(self, view: Mapping[str, Json]) -> None:
         """Count what is new. A window whose rows grew after it was first shown adds the difference."""
@@ -98,16 +112,22 @@ class ViewEvents:
         while len(self._windows) > MAX_WINDOWS:
             del self._windows[next(iter(self._windows))]
         retrain = _object(view.get("retrain"))
-        self._count(self.runs, "run", _items(retrain.get("runs")), "outcome")
-        self._count(self.rollbacks, "rollback", _items(view.get("rollbacks")), "cause")
+        for run in _items(retrain.get("runs")):
+            id = _text(run.get("run") or run.get("episode"))
+            outcome = _text(run.get("outcome"))
+            if id and outcome and outcome != "running" and self._runs.get(id) != outcome:
+                self._runs[id] = outcome
+                self.runs[outcome] += 1
 
-    def _count(self, counts: Counter[str], kind: str, events: Iterable[Mapping[str, Json]], label: str) -> None:
-        for event in events:
-            id = _text(event.get("run") or event.get("episode") or event.get("id") or event.get("time"))
-            outcome = _text(event.get(label))
-            if id and outcome and outcome != "running" and self._seen.get(f"{kind} {id}") != outcome:
-                self._seen[f"{kind} {id}"] = outcome
-                counts[outcome] += 1
+    def has_seen(self, incident: str) -> bool:
+        """Whether an incident was added."""
+        return incident in self._incidents
+
+    def add_incident(self, incident: str, cause: str) -> None:
+        """Count an incident, with the cause of a monitor's rollback, or "" for another one's."""
+        self._incidents.add(incident)
+        if cause:
+            self.rollbacks[cause] += 1
 
 
 def render_views(views: Mapping[str, Mapping[str, Json]], events: Mapping[str, ViewEvents], now: float) -> bytes:
