@@ -64,7 +64,11 @@ class WhylabsUploads:
         }
         status, reply = self._request("POST", endpoint.rstrip("/") + path, body, headers, (key,))
         if status != 200:
-            hint = "is the key valid, and does it permit this dataset?" if status in (401, 403) else ""
+            hint = (
+                "the key is not valid, or does not permit this dataset: make another in WhyLabs"
+                if status in (401, 403)
+                else ""
+            )
             raise ServiceError(f"WhyLabs at {_place(endpoint)} refused a POST: HTTP {status}: {reply[:300]}", hint=hint)
         try:
             upload = json.loads(reply)

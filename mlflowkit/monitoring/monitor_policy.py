@@ -187,7 +187,7 @@ def acknowledge(
     if not chosen:
         ids = [alert.id for alert in state.active]
         near = closest_match(target, ids)
-        hint = f"did you mean {near}?" if near else "mlkit monitor"
+        hint = f"did you mean {near}?" if near else "mlkit monitor show"
         raise UsageError(f"no alert {target!r} is firing; there is {limited(ids) if ids else 'none'}", hint=hint)
     word: Literal["acked", "silenced"] = "acked" if kind == "ack" else "silenced"
     changed = {alert.id: replace(alert, state=word, until=until) for alert in chosen}

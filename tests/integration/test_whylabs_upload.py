@@ -159,7 +159,7 @@ def test_dataset_that_the_key_does_not_permit_is_told(tmp_path: Path, fake: Fake
     files = service(tmp_path, windows=1, dataset="model-4")
     with pytest.raises(ServiceError, match="HTTP 403") as raised:
         exporter().export(files, START)
-    assert "permit this dataset" in raised.value.hint
+    assert "not permit this dataset" in raised.value.hint
 
 
 def test_window_without_a_profile_is_told_once_and_passed(

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, print_result, state_folder
+from mlflowkit.cli.monitor_exports import add_exports
 from mlflowkit.cli.service_lookup import find_service, services_of
 from mlflowkit.errors import ServiceError, UsageError, closest_match
 from mlflowkit.system.text import limited
@@ -56,6 +57,7 @@ commands = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(commands)
+add_exports(commands)
 
 
 @commands.command()

@@ -34,6 +34,8 @@ LOST_SHARE = 0.001
 STUCK_SECONDS = 6 * 3600.0
 LATE_SHARE = 0.5
 """Labels are late when the labelled share is below this part of its maximum of 30 days."""
+SERVICE, COLUMN = "{{ $labels.service }}", "{{ $labels.column }}"
+"""Labels in the texts of alerts."""
 RUNNING_PHASES = "preparing|running|paused|awaiting_approval|promoting|rolling_back"
 
 
@@ -127,7 +129,7 @@ def _data_rules(target: RuleTarget) -> list[AlertRule]:
     heard = f'mlkit_monitor_state{{service={service},state!~"NO_DATA|BLIND"}} == 1'
     columns = f"max by (service, version, column) (mlkit_drift_evidence{{service={service},"
     failed = f"max by (service, version, metric) (mlkit_performance_failed{{service={service},kind="
-    explain = monitor = "See the page of {{ $labels.service }}."
+    explain, monitor = f"mlkit monitor explain {SERVICE} {COLUMN}", f"mlkit monitor {SERVICE}"
     rules = [
         AlertRule(
             "MlkitDriftSustained", "ticket", f'{columns}kind!="missing"}}) >= 1',
@@ -178,7 +180,7 @@ def _latency_rules(target: RuleTarget) -> list[AlertRule]:
         f'(mlkit_alerts{{service={service},kind="schema",state!="resolved"}}) > 0',
         "Requests to {{ $labels.service }} do not fit the model's columns",
         "A column was renamed, dropped or changed its type upstream: such requests are refused and are in no profile. "
-        "See the page of {{ $labels.service }}.",
+        f"mlkit monitor {SERVICE}",
         seconds=min(120.0, target.window_seconds), keep=min(300.0, target.window_seconds),
     )  # fmt: skip
     burns = [_hold(rule, target.service, answered) for rule in _burn_rules(target)]
@@ -229,7 +231,7 @@ _BURNS: tuple[tuple[str, float, tuple[str, str], Severity], ...] = (
 def _loop_rules(target: RuleTarget) -> list[AlertRule]:
     """Rules about the monitor itself. That of stale windows needs no holding: its other half fires without a sample."""
     service, window = quote(target.service), target.window_seconds
-    monitor = "See the page of {{ $labels.service }}."
+    monitor = f"mlkit monitor {SERVICE}"
     ages = (f"max by (service) (mlkit_{name}_age_seconds{{service={service}}})" for name in ("window", "monitor"))
     state = f"max by (service, version) (mlkit_monitor_state{{service={service},state="
     nothing = AlertRule(
@@ -273,19 +275,19 @@ def _retrain_rules(target: RuleTarget) -> list[AlertRule]:
     stuck = AlertRule(
         "MlkitRetrainStuck", "ticket",
         f'max by (service) (mlkit_monitor_state{{service={service},state="RETRAINING"}}) == 1',
-        "Retraining of {{ $labels.service }} does not end", "The page of {{ $labels.service }} names its run.",
+        "Retraining of {{ $labels.service }} does not end", f"Its run is named by: mlkit monitor {SERVICE}",
         seconds=STUCK_SECONDS, labels={"reason": "running"},
     )  # fmt: skip
     spent = AlertRule(
         "MlkitBudgetSpent", "ticket", f"max by (service) (mlkit_retrain_budget_left{{service={service}}}) == 0",
         "{{ $labels.service }} has used its budget of retraining runs",
-        "A further shift will retrain nothing. See the page of {{ $labels.service }}.",
+        f"A further shift will retrain nothing. mlkit monitor {SERVICE}",
     )  # fmt: skip
     asking = AlertRule(
         "MlkitRetrainStuck", "ticket",
         f'max by (service) (mlkit_retrain_state{{service={service},state="asking"}}) == 1',
         "Retraining of {{ $labels.service }} waits for a person",
-        "Too many runs failed, so that no further one starts by itself. See the page of {{ $labels.service }}.",
+        f"Too many runs failed, so that no further one starts by itself. mlkit monitor {SERVICE}",
         labels={"reason": "asking"},
     )  # fmt: skip
     return [_hold(rule, target.service, heard) for rule in (stuck, asking, spent)]

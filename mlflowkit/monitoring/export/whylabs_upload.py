@@ -158,6 +158,6 @@ class WhylabsExporter:
         if not key:
             raise ServiceError(
                 f"the controller's environment has no {target.key_env} with the WhyLabs API key",
-                hint=f"set {target.key_env} where services are started: mlkit down, then mlkit up",
+                hint=f"set {target.key_env} where services are started: mlkit down, then mlkit up RECIPE",
             )
         return key
