@@ -249,9 +249,13 @@ def _compare_cells(
     weighted = np.bincount(cell_codes(cells, values), weights, minlength=len(cells.names))
     first = ColumnSample(np.array(counts[:-1], float), float(counts[-1]), sum(counts))
     second = ColumnSample(weighted[:-1], float(weighted[-1]), len(values))
-    yield compare_distributions(name, first, second, cells.ordered, settings, segment)
-    yield _missing(name, first, second, settings, segment)
     observations = first.present, second.present
+    hidden = 0.0
+    if not cells.ordered and min(observations):
+        other = len(cells.values)
+        hidden = min(counts[other] / first.present, float(weighted[other]) / second.present)
+    yield compare_distributions(name, first, second, cells.ordered, settings, segment, hidden)
+    yield _missing(name, first, second, settings, segment)
     if not min(observations):
         return
     if cells.ordered:

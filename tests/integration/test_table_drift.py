@@ -16,8 +16,10 @@ from mlflowkit import bundle
 from mlflowkit.cli.app import main
 from mlflowkit.errors import DataError, UsageError
 from mlflowkit.features.reference_cells import column_reference
+from mlflowkit.features.table_shift import TableValues, compare_with_reference
 from mlflowkit.features.tensors import inputs_from_table
 from mlflowkit.judging.shift.reference import EVIDENCE, Reference
+from mlflowkit.judging.shift.sample_shift import SampleShift
 from mlflowkit.values import Lineage
 from tests.support import lending_bundle
 
@@ -257,3 +259,34 @@ def test_a_bundle_without_a_reference_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no reference") as raised:
         mk.drift(old, requests(100, 1))
     assert raised.value.hint.startswith("mlkit run RECIPE")
+
+
+def test_what_cells_do_not_tell_apart_is_no_pass() -> None:
+    remarks = np.array([f"remark {number}" for number in range(4000)], object)
+    reference = Reference({"remarks": column_reference(remarks)})
+    values = TableValues({"remarks": remarks[::-1]}, 4000, np.ones(4000))
+    (distance, missing) = compare_with_reference(reference, values, SampleShift()).findings
+    assert (distance.value, distance.outcome) == (0.0, "INCONCLUSIVE")
+    assert distance.high > 0.98
+    assert "98.8 % of the values are beyond those that are kept, and are not told apart" in distance.message
+    assert missing.outcome == "PASSED"
+
+
+# ---- images as columns
+
+
+def test_inverted_and_blurred_digits_are_apart_and_random_halves_are_not() -> None:
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images
+    order = np.random.default_rng(0).permutation(len(images))
+    first, second = images[order[:900]], images[order[900:]]
+    blurred = (np.roll(second, 1, 1) + np.roll(second, -1, 1) + np.roll(second, 1, 2) + np.roll(second, -1, 2)) / 4
+
+    def outcomes(changed: np.ndarray) -> list[str]:
+        tables = [pd.DataFrame(part.reshape(len(part), 64)).rename(columns=str) for part in (first, changed)]
+        return [str(item.outcome) for item in mk.drift(*tables).findings if item.aspect == "distribution"]
+
+    assert "FAILED" not in outcomes(second)
+    assert outcomes(16 - second).count("FAILED") > 32
+    assert outcomes(blurred).count("FAILED") > 32

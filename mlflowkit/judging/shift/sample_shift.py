@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+MUCH_HIDDEN = 0.01
+"""Share of values that are not told apart, from which a message says so."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnSample:
     """One side of a comparison: present values by cell, and the missing ones. ``counts`` and ``missing`` are weights of
@@ -61,9 +65,17 @@ class SampleShift:
 
 
 def compare_distributions(
-    column: str, first: ColumnSample, second: ColumnSample, ordered: bool, settings: SampleShift, segment: str = ""
+    column: str,
+    first: ColumnSample,
+    second: ColumnSample,
+    ordered: bool,
+    settings: SampleShift,
+    segment: str = "",
+    hidden: float = 0.0,
 ) -> ColumnFinding:
     """The distance of the present values of the second sample from those of the first.
+
+    ``hidden`` is the share of present values that are in a cell of many values: by so much the distance may be larger.
 
     >>> settings = SampleShift(margin=0.1)
     >>> finding = compare_distributions("age", ColumnSample((5000, 5000), 0, 10000),
@@ -85,12 +97,14 @@ def compare_distributions(
     below = sum(_doubt(own, side.present, ordered, share) for own, side in zip(shares, (first, second), strict=True))
     above = sum(math.sqrt(math.log(2 / share) / (2 * side.present)) for side in (first, second))
     value = min(round(value, 12), 1.0)
-    low, high = max(value - below, 0.0), min(value + above, 1.0)
+    low, high = max(value - below, 0.0), min(value + above + hidden, 1.0)
     outcome = _outcome(low, high, settings.margin)
     verb = {Outcome.FAILED: "beyond", Outcome.PASSED: "within"}.get(outcome, "undecided at")
     kind = "Kolmogorov-Smirnov distance" if ordered else "total variation"
     message = f"{_name(column, segment)}: {kind} {value:.3f} ({low:.3f} to {high:.3f}), {verb} the margin of "
     message += f"{settings.margin:g}"
+    if hidden >= MUCH_HIDDEN:
+        message += f"; {_percent(hidden)} % of the values are beyond those that are kept, and are not told apart"
     return ColumnFinding(
         column, "distribution", outcome, value, low, high, settings.margin, 0.0, rows, round(effective, 2),
         segment=segment, message=message,
