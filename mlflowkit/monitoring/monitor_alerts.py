@@ -104,7 +104,7 @@ def alert_id(episode: str, kind: str, column: str, segment: str) -> str:
     """The id of an alert: its episode and a digest of what it is about, safe in a URL and on a command line.
 
     >>> alert_id("4f1c9a70", "drift", "int_rate", "")
-    '4f1c9a70-2e56fc'
+    '4f1c9a70-807384'
     """
     return f"{episode}-{hashlib.sha256(repr((kind, column, segment)).encode()).hexdigest()[:6]}"
 

@@ -321,7 +321,7 @@ def quote(text: str) -> str:
     """A string literal of PromQL.
 
     >>> print(quote('a"b'))
-    "a\\\\"b"
+    "a\\\"b"
     """
     return json.dumps(text, ensure_ascii=False)
 
