@@ -202,25 +202,23 @@ def flights(_: int) -> dict[str, Any]:
     calibrator = fit_calibrator(rows.scores, rows.predicted, rows.actual, times=np.arange(len(held)))
     assert calibrator is not None
     assert random_parts is not None
-    months: dict[str, Any] = {}
+    months: dict[str, dict[str, list[float]]] = {"roc_auc": {}, "brier": {}}
     cohorts: list[LabelledCohort] = []
-    for number in range(1, 13):
+    for number in range(2, 13):
         inside = np.flatnonzero(month == number) if number > 2 else held[month[held] == number]
-        if len(inside):
-            window = scored.take(inside)
-            estimate = estimate_score_metric("roc_auc", table_of_rows(*_fields(window)), calibrator, len(inside))
+        counted = table_of_rows(*_fields(scored.take(inside)))
+        for metric, rows_of in months.items():
+            estimate = estimate_score_metric(metric, counted, calibrator, len(inside))
             assert estimate is not None
-            value = metric_value("roc_auc", table_of_rows(*_fields(window)))
-            months[str(number)] = [round(x, 4) for x in (estimate.value, estimate.low, estimate.high, value)]
-            if number > 2:
-                for date in np.unique(day[inside]):
-                    today = scored.take(inside[day[inside] == date])
-                    cohorts.append(today.cohort(86_400.0 * float(date), 86_400.0))
-    backtests = {}
-    for number, name in ((6, "end of June"), (9, "end of September"), (12, "end of December")):
-        until = (pd.Timestamp(2013, number, 1) + pd.offsets.MonthEnd(1)).timestamp()
-        backtest = back_test("roc_auc", calibrator, [c for c in cohorts if c.start <= until][-120:], (), SETTINGS)
-        backtests[name] = [backtest.trust, backtest.message]
+            figures = (estimate.value, estimate.low, estimate.high, metric_value(metric, counted))
+            rows_of[str(number)] = [round(x, 4) for x in figures]
+        for date in np.unique(day[inside]) if number > 2 else ():
+            cohorts.append(scored.take(inside[day[inside] == date]).cohort(86_400.0 * float(date), 86_400.0))
+    backtests = {
+        f"{metric}, {name}": _flights_trust(metric, calibrator, cohorts, number)
+        for metric in months
+        for number, name in ((3, "end of March"), (6, "end of June"), (9, "end of September"), (12, "end of December"))
+    }
     from sklearn.isotonic import IsotonicRegression
 
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(rows.scores, rows.actual).predict(rows.scores)
@@ -233,12 +231,20 @@ def flights(_: int) -> dict[str, Any]:
     }
     return {
         "held-out bias that packaging measures": {name: round(bias, 4) for name, bias in biases.items()},
-        "roc_auc by month [estimate, low, high, realised]": months,
+        "by month [estimate, low, high, realised]": months,
         "isotonic regression on the same rows, estimated minus realised": round(
             float(naive) - metric_value("roc_auc", table_of_rows(*_fields(rows))), 4
         ),
-        "back-test by day, over the last 120 days": backtests,
+        "back-test by day, over the last 120 days at most": backtests,
     }
+
+
+def _flights_trust(metric: str, calibrator: Calibrator, cohorts: Sequence[LabelledCohort], month: int) -> list[str]:
+    """What the back-test says at the end of a month."""
+    until = (pd.Timestamp(2013, month, 1) + pd.offsets.MonthEnd(1)).timestamp()
+    days = [cohort for cohort in cohorts if cohort.start <= until][-120:]
+    result = back_test(metric, calibrator, days, (), SETTINGS)
+    return [result.trust, result.message]
 
 
 def _fields(rows: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -469,12 +475,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], choices=list(PARTS), help="these parts; the others stay")
     parser.add_argument("--runs", type=int, help="runs of each part, in the place of its own number")
     options = parser.parse_args()
-    results = json.loads(OUT.read_text()) if OUT.exists() else {}
     for name, result, seconds in measured(options.quick, options.only, options.runs):
         print(f"{name} ({seconds:.0f} s)\n{json.dumps(result, indent=1)}", flush=True)
-        results[name] = result
-    if not options.quick:
-        OUT.write_text(json.dumps(results, indent=1) + "\n")
+        if not options.quick:
+            results = json.loads(OUT.read_text()) if OUT.exists() else {}
+            OUT.write_text(json.dumps(results | {name: result}, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

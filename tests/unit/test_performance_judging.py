@@ -109,6 +109,18 @@ def test_too_few_positives_have_no_calibrator() -> None:
     assert calibrator.fit_calibrator(scores, np.zeros(300, int), (np.arange(300) < 5).astype(np.int64)) is None
 
 
+def test_a_concept_that_changes_within_the_held_out_rows_is_an_error_of_the_estimates() -> None:
+    """In random parts it is seen by none; in consecutive ones estimates and labels fall apart."""
+    scores, predicted, actual = _rows(4000)
+    late = np.arange(4000) >= 3200
+    actual = np.where(late & (np.random.default_rng(5).random(4000) < 0.4), 1 - actual, actual)
+    random_parts = calibrator.fit_calibrator(scores, predicted, actual)
+    in_time = calibrator.fit_calibrator(scores, predicted, actual, times=np.arange(4000))
+    assert random_parts is not None
+    assert in_time is not None
+    assert in_time.held_out["roc_auc"].error > 2 * random_parts.held_out["roc_auc"].error
+
+
 @pytest.mark.parametrize("metric", score_table.SCORE_METRICS)
 def test_estimates_follow_a_shift_of_the_inputs(metric: str) -> None:
     fitted = calibrator.fit_calibrator(*_rows(6000))
