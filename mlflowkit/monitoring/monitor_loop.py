@@ -71,7 +71,7 @@ class RetrainHook(Protocol):
 class PerformanceLook(Protocol):
     """What is known of a version's performance; called in each tick, which counts requests. Does not raise MlkitError.
 
-    ``windows`` are None between windows: then only requests are counted.
+    ``windows`` are None between windows: then only requests are counted and judged.
     """
 
     def __call__(
@@ -227,8 +227,9 @@ class MonitorLoop:
         if self._look is None and self.deps.performance is not None:
             self._look = self.deps.performance(self.files)
         if self._look is not None and now - self._looked >= LOOK_SECONDS:
-            self._look(settings, champion, None, now)
-            self._looked = now
+            looked_before, self._looked = self._looked, now
+            seen = self._look(settings, champion, None if looked_before else state.outputs, now)
+            self._performance = replace_kinds(self._performance, seen)
         closed = False
         for counts in source.windows(state.cursor, now):
             self.lease.check()
@@ -358,6 +359,12 @@ def event_of(service: str, version: str, notification: Notification) -> Outgoing
     )  # fmt: skip
 
 
+def replace_kinds(known: Sequence[PerformanceView], seen: Sequence[PerformanceView]) -> tuple[PerformanceView, ...]:
+    """What is known of performance, with what was seen now in the place of its kinds."""
+    kinds = {item.kind for item in seen}
+    return (*(item for item in known if item.kind not in kinds), *seen)
+
+
 def performance_look(files: ServiceFiles) -> PerformanceLook:
     """The look at a service's performance by its bundle, its labels and its gateways' counts."""
     from mlflowkit.monitoring.monitor_performance import PerformanceMonitoring
@@ -371,8 +378,9 @@ def performance_look(files: ServiceFiles) -> PerformanceLook:
         if section.latency is not None:
             monitoring.look_at_requests(version.version, now)
         if windows is None:
-            return ()
-        findings = monitoring.assess(section, version.version, Path(version.bundle), windows, now)
+            findings = monitoring.assess_requests(section, version.version, now)
+        else:
+            findings = monitoring.assess(section, version.version, Path(version.bundle), windows, now)
         return [
             PerformanceView(
                 item.metric,

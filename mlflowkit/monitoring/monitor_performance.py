@@ -69,6 +69,13 @@ class PerformanceMonitoring:
         inputs = PerformanceInputs(version, now, evidence, windows, cohorts, requests, fault)
         return assess_performance(settings, inputs)
 
+    def assess_requests(self, section: MonitorSection, version: str, now: float) -> tuple[MetricFinding, ...]:
+        """The findings on latency and errors alone: burn rates are of minutes, whatever a window is."""
+        from mlflowkit.judging.performance.assess import PerformanceInputs, assess_performance
+
+        settings = replace(performance_settings(section), estimated=None, realised=None)
+        return assess_performance(settings, PerformanceInputs(version, now, requests=self._read_history().parts))
+
     def _cohorts(self, section: MonitorSection, version: str, now: float) -> tuple[tuple[LabelledCohort, ...], str]:
         """The cohorts of a version, a window long each (an hour, where windows are shorter), and why there are none."""
         from mlflowkit.serving.feedback.cohorts import read_cohorts

@@ -26,6 +26,7 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       monitor/states/        <version>.json: what the monitor has counted and decided of a version; written by the
                              controller's process
       monitor/commands/      acknowledgements and silences for the monitor, a record each
+      monitor/requests.json  what gateways counted in the last hours, for burn rates; by the controller's process
       monitor/view.json      monitoring.monitor_view.MonitorView: what the CLI, the page and the metrics show
       monitor/alertmanager.json  alerts as Alertmanager was sent them, and when; by the controller's process
       monitor/whylabs.json   how far profiles are uploaded to WhyLabs, and the upload under way

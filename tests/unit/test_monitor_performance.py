@@ -13,8 +13,9 @@ import pytest
 from mlflowkit import bundle
 from mlflowkit.judging.online.evidence import Evidence, VariantCounts, latency_bin
 from mlflowkit.judging.performance.calibrator import EVIDENCE, fit_calibrator
+from mlflowkit.monitoring.monitor_loop import performance_look, replace_kinds
 from mlflowkit.monitoring.monitor_performance import REQUESTS, PerformanceMonitoring
-from mlflowkit.monitoring.monitor_settings import MonitorSection
+from mlflowkit.monitoring.monitor_settings import MonitorSection, MonitorSettings
 from mlflowkit.rollout.feedback_loop import _expects_labels
 from mlflowkit.service_state.records import ServiceFiles
 from mlflowkit.values import Lineage, Outcome, RoutingTable, Variant
@@ -73,6 +74,23 @@ def test_requests_are_looked_at_and_judged(files: ServiceFiles) -> None:
     monitoring.look_at_requests("v1", 1e6 + 3660.0)
     findings = {finding.kind: finding for finding in monitoring.assess(SECTION, "v1", None, (), 1e6 + 3660.0)}
     assert findings["latency"].outcome is Outcome.FAILED
+    between = monitoring.assess_requests(SECTION, "v1", 1e6 + 3660.0)
+    assert {finding.kind: finding.outcome for finding in between} == {
+        kind: findings[kind].outcome for kind in ("latency", "errors")
+    }
+
+
+def test_latency_is_judged_between_windows_too(files: ServiceFiles, tmp_path: Path) -> None:
+    settings, version = MonitorSettings(SECTION), Variant("champion", "v1", "d", str(tmp_path))
+    look = performance_look(files)
+    gateway(files, 100, 0.2)
+    first = look(settings, version, (), 1e6)
+    assert [item.kind for item in first] == ["estimated", "realised", "latency", "errors"]
+    gateway(files, 5000, 0.2)
+    known = replace_kinds(first, look(settings, version, None, 1e6 + 60))
+    assert {item.kind: item.verdict for item in known} == {
+        "estimated": "INCONCLUSIVE", "realised": "INCONCLUSIVE", "latency": "FAILED", "errors": "PASSED"
+    }  # fmt: skip
 
 
 def test_a_damaged_history_begins_anew_and_is_told_once(files: ServiceFiles, caplog: pytest.LogCaptureFixture) -> None:
