@@ -198,11 +198,17 @@ def test_child_that_hangs_grows_dies_or_raises_ends_with_its_reason(
 
 @pytest.mark.slow
 @pytest.mark.heavy
+@pytest.mark.timeout(1000)
 def test_real_evidently_writes_a_report(tmp_path: Path, interpreter: str) -> None:
     files = service(tmp_path, logged(7000, NOW - 2 * DAY), logged(6000, NOW - 0.5 * DAY, shift=20, seed=1))
     begin = time.monotonic()
     result = write_report(
-        files, CHAMPION.version, EvidentlyReports(interpreter), tmp_path / "report.html", since=NOW - DAY, until=NOW
+        files,
+        CHAMPION.version,
+        EvidentlyReports(interpreter, seconds=900.0),
+        tmp_path / "report.html",
+        since=NOW - DAY,
+        until=NOW,
     )
     sys.stderr.write(f"{time.monotonic() - begin:.1f} s\n")
     assert result["rows"] == [SAMPLE_ROWS, SAMPLE_ROWS]
