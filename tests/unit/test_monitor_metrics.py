@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflowkit.monitoring.export.monitor_metrics import COUNTERS, GAUGES, MonitorMetrics, ViewEvents, render_views
+from mlflowkit.monitoring.monitor_view import MonitorView
 from mlflowkit.report.rollout.rollout_page import admin_listener
 from mlflowkit.service_state.records import ServiceFiles
 from tests.support.monitor_views import START, finding, view, window, write_view
@@ -171,6 +172,12 @@ def test_run_counts_once_it_has_ended() -> None:
 
     samples = rendered(shown("running"), shown("promoted"), shown("promoted"))
     assert value(samples, "mlkit_retrain_total") == 1
+
+
+def test_views_of_these_tests_are_records_of_the_monitor() -> None:
+    written = MonitorView.from_json(view()).to_json()
+    assert written.keys() >= view().keys()
+    assert rendered(written).keys() >= rendered(view()).keys()
 
 
 def test_admin_page_has_the_metrics_of_monitoring_after_those_of_rollouts(tmp_path: Path) -> None:
