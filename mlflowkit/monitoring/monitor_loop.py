@@ -7,6 +7,7 @@ twice and sends nothing twice. An error is told once, in the log and in the reco
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -308,7 +309,8 @@ class MonitorLoop:
 
     def _write_view(self, view: MonitorView) -> None:
         with self.lease.guard():
-            self.files.write_json(VIEW, view.to_json(), durable=False)
+            content = json.dumps(view.to_json(), separators=(",", ":"), allow_nan=False)
+            self.files.write_bytes(VIEW, content.encode(), durable=False)
         self._view, self._written = view, view.updated
 
 

@@ -5,6 +5,7 @@ Written whole, before anything is done that follows from it; a monitor that is k
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -76,7 +77,7 @@ class MonitorState:
             "plan": self.plan,
             "policy": self.policy.to_json(),
             "cursor": self.cursor.to_json(),
-            "trace": self.trace.to_json(),
+            "trace": _packed(self.trace),
             "windows": [asdict(window) for window in self.windows],
             "findings": [finding.to_json() for finding in self.findings],
             "history": history,
@@ -106,7 +107,7 @@ class MonitorState:
             PolicyState.from_json(value["policy"]),
             str(value["plan"]),
             WindowCursor.from_json(value["cursor"]),
-            ShiftTrace.from_json(value["trace"]),
+            _unpacked(value["trace"]),
             tuple(WindowView(**window) for window in value["windows"]),
             tuple(ColumnFinding(**{**item, "outcome": Outcome(item["outcome"])}) for item in value["findings"]),
             history,
@@ -120,6 +121,24 @@ class MonitorState:
             tuple(Notification.from_json(item) for item in value["todo"]),
             str(value["asked"]),
         )
+
+
+def _packed(trace: ShiftTrace) -> Json:
+    """The trace with the columns of each segment as a text of JSON: no more than one is taken apart at a time."""
+    columns = {
+        segment: json.dumps(ShiftTrace(0, {segment: kept}).to_json()["columns"][segment], separators=(",", ":"))
+        for segment, kept in trace.columns.items()
+    }
+    return {**replace(trace, columns={}).to_json(), "columns": columns}
+
+
+def _unpacked(value: Mapping[str, Json]) -> ShiftTrace:
+    trace = ShiftTrace.from_json({**value, "columns": {}})
+    columns = {
+        str(segment): ShiftTrace.from_json({"windows": 0, "columns": {segment: json.loads(text)}, "refused": {}})
+        for segment, text in value["columns"].items()
+    }
+    return replace(trace, columns={segment: part.columns[segment] for segment, part in columns.items()})
 
 
 def new_state(service: str, variant: Variant, plan: str) -> MonitorState:
@@ -165,7 +184,8 @@ def read_state(files: ServiceFiles, variant: Variant, section: MonitorSection) -
 
 def write_state(files: ServiceFiles, state: MonitorState) -> None:
     """Write a version's state durably."""
-    files.write_json(f"{STATES}/{state.version}.json", state.to_json())
+    content = json.dumps(state.to_json(), separators=(",", ":"), allow_nan=False)
+    files.write_bytes(f"{STATES}/{state.version}.json", content.encode())
 
 
 def sweep_states(files: ServiceFiles, current: str) -> None:

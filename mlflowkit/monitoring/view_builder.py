@@ -104,7 +104,7 @@ def baseline_text(section: MonitorSection, state: MonitorState) -> str:
     if isinstance(baseline, LiveBaseline):
         columns = state.trace.columns.get("", {}).values()
         windows = max((len(column.windows) for column in columns), default=0)
-        return f"the version's own first {baseline.windows} windows ({windows} so far)"
+        return f"the version's own first {baseline.windows} windows ({min(windows, baseline.windows)} so far)"
     if isinstance(baseline, SeasonBaseline):
         return f"the windows at the same time of up to {baseline.count} periods of {baseline.period}"
     return "the training rows"

@@ -122,7 +122,7 @@ def _judge(state: MonitorState, window: ClosedWindow, inputs: StepInputs) -> tup
     state = replace(
         state,
         trace=trace,
-        findings=findings,
+        findings=tuple(item for item in findings if not item.segment or item.evidence > 0),
         history=_extended(state.history, findings, counts.start),
         training=training_distances(inputs.reference, counts),
         last=last,
