@@ -28,6 +28,7 @@ from traffic import Row, Sender, call, run_recipe, say, wait_until
 
 RECIPE = Path(__file__).parent / "fraud.yaml"
 LABELS_AT_ONCE = 500
+EVENTS = ("alarm", "retrain", "canary", "promotion")
 HISTORY = 12
 """Days of transactions that a training looks back on."""
 
@@ -44,6 +45,8 @@ class Plan:
     rows: int = 1500
     seed: int = 7
     median_delay: float = 3.0
+    until: str = ""
+    """End on the day on which this was seen: one of EVENTS."""
 
     @property
     def world(self) -> fraud.World:
@@ -205,6 +208,8 @@ def replay(plan: Plan, service: Mapping[str, Any], calendar: Path) -> Watcher:
             sender.work.put(item.request)
         known = labels.post_due(day + 1)
         tell(day, sender, known, watcher)
+        if plan.until in watcher.events:
+            break
     sender.close()
     return watcher
 
@@ -232,11 +237,14 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path, list[str]]:
     parser.add_argument(
         "--delay", type=float, default=Plan.median_delay, help="days until half of the outcomes are known"
     )
+    parser.add_argument("--until", choices=EVENTS, default="", help="end when this was seen")
     parser.add_argument("--state", type=Path, default=RECIPE.parent / ".mlkit", help="state folder")
     parser.add_argument("overrides", nargs="*", help="further overrides of the recipe, such as serve.port=0")
     given = parser.parse_args(arguments)
     seconds = float(given.day.removesuffix("s"))
-    plan = Plan(given.days, seconds, given.scenario, given.onset, given.size, given.rows, given.seed, given.delay)
+    plan = Plan(
+        given.days, seconds, given.scenario, given.onset, given.size, given.rows, given.seed, given.delay, given.until
+    )
     return plan, given.state.resolve(), given.overrides
 
 

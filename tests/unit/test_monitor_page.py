@@ -108,6 +108,19 @@ def test_performance_shows_estimated_and_realised_with_the_share_that_is_labelle
     assert all("bound 0.6" in label for label in labels)
 
 
+@pytest.mark.parametrize(
+    ("metric", "kind", "left"),
+    [("roc_auc", "realised", False), ("log_loss", "realised", True), ("latency_p99_ms", "latency", True),
+     ("error_rate", "errors", True)],
+)  # fmt: skip
+def test_allowed_side_of_a_bound_is_that_of_its_metric(metric: str, kind: str, left: bool) -> None:
+    row = {**example()["performance"][0], "metric": metric, "kind": kind, "value": 0.5, "low": 0.4, "high": 0.6}
+    page = alone({**example(), "performance": [{**row, "bound": 0.55}]})
+    allowed = re.search(r'<rect class="allowed" x="([\d.]+)%"', page[page.index('id="performance"') :])
+    assert allowed is not None
+    assert (float(allowed[1]) == 0.0) == left
+
+
 def test_log_of_decisions_is_newest_first_and_what_cannot_be_seen_is_listed() -> None:
     value = example()
     page = alone(value)

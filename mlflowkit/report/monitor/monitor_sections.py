@@ -295,7 +295,7 @@ def _bound(metric: PerformanceView) -> charts.Bound | None:
         return None
     low = metric.value if metric.low is None else metric.low
     high = metric.value if metric.high is None else metric.high
-    direction = "max" if _lower_is_better(metric.metric) else "min"
+    direction = "max" if metric.kind in ("latency", "errors") or _lower_is_better(metric.metric) else "min"
     return charts.Bound(low, metric.value, high, metric.bound, direction, metric.verdict)
 
 
