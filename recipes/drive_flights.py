@@ -18,7 +18,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from traffic import Row, Sender, call, run_recipe, say, wait_until
+from traffic import Row, Sender, call, next_window, run_recipe, say, wait_until
 
 RECIPE = Path(__file__).parent / "flights.yaml"
 FEATURES = ("carrier", "origin", "dest", "distance", "hour", "dep_delay", "air_time")
@@ -48,7 +48,7 @@ def overrides(seconds: float) -> list[str]:
 def replay(service: Mapping[str, Any], seconds: float, rows: int) -> None:
     """Send all months, each within its window."""
     sender, nonce = Sender(service["endpoint"], "late"), f"{int(time.time())}-"
-    begin = time.monotonic() + seconds - time.time() % seconds  # windows begin at multiples of their length
+    begin = next_window(seconds)
     for number, month in enumerate(MONTHS):
         requests, outcomes = requests_of(month, rows, nonce)
         wait_until(begin + number * seconds)

@@ -24,7 +24,7 @@ from typing import Any
 
 import fraud
 import numpy as np
-from traffic import Row, Sender, call, run_recipe, say, wait_until
+from traffic import Row, Sender, call, next_window, run_recipe, say, wait_until
 
 RECIPE = Path(__file__).parent / "fraud.yaml"
 LABELS_AT_ONCE = 500
@@ -198,7 +198,7 @@ def replay(plan: Plan, service: Mapping[str, Any], calendar: Path) -> Watcher:
     watcher.look(0)
     watcher.events.clear()
     nonce = f"{int(time.time())}-"
-    begin = time.monotonic()
+    begin = next_window(plan.day_seconds)
     for day in range(plan.days):
         write_calendar(calendar, plan, day)
         items = transactions_of(day, plan, nonce)

@@ -60,7 +60,7 @@ class Sender:
         self.parts = urlsplit(endpoint)
         self.work: queue.Queue[Row | None] = queue.Queue()
         self.lock = threading.Lock()
-        self.positive = json.dumps(positive).encode()
+        self.positive = f'"label":{json.dumps(positive)}'.encode()
         self.answered = self.positives = self.failed = 0
         self.problem = ""
         self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(CONNECTIONS)]
@@ -106,7 +106,7 @@ class Sender:
         with self.lock:
             if reply.status == 200:
                 self.answered += 1
-                self.positives += self.positive in content.partition(b'"probabilities"')[0]
+                self.positives += content.count(self.positive)
             else:
                 self.failed += 1
                 self.problem = content.decode(errors="replace")[:300]
@@ -122,6 +122,11 @@ def run_recipe(recipe: Path, overrides: Sequence[str], state: Path) -> Mapping[s
     status = subprocess.run([*MLKIT, "status", "--state", str(state), "--json"], check=True, capture_output=True)
     services: Sequence[Mapping[str, Any]] = json.loads(status.stdout)["services"]
     return next(service for service in services if service["service"] == recipe.stem)
+
+
+def next_window(seconds: float) -> float:
+    """When the next window of this length begins, on the monotonic clock: windows are at multiples of their length."""
+    return time.monotonic() + seconds - time.time() % seconds
 
 
 def wait_until(moment: float) -> None:
