@@ -42,7 +42,7 @@ class Plan:
     scenario: str = "ring"
     onset: int = 12
     size: float | None = None
-    rows: int = 1500
+    rows: int = 2000
     seed: int = 7
     median_delay: float = 3.0
     until: str = ""
@@ -72,9 +72,9 @@ class Transaction:
 
 
 def transactions_of(day: int, plan: Plan, nonce: str = "") -> list[Transaction]:
-    """A sample of a day's transactions in the order of time, spread evenly over the day."""
+    """A sample of a day's transactions in any order, spread evenly: a part of the window then looks like all of it."""
     drawn = fraud.draw(day, plan.world)
-    chosen = np.sort(np.random.default_rng([plan.seed, day]).choice(len(drawn.table), plan.rows, replace=False))
+    chosen = np.random.default_rng([plan.seed, day]).choice(len(drawn.table), plan.rows, replace=False)
     rows = json.loads(drawn.table.loc[chosen, list(fraud.FEATURES)].to_json(orient="records"))
     cards = drawn.table["card"].to_numpy()[chosen]
     result = []

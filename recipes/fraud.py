@@ -100,8 +100,10 @@ RING_MERCHANTS = ("digital_goods", "streaming", "gift_cards")
 
 INTERCEPT = -8.595
 """Of the log-odds of fraud, such that RATE holds."""
-RING_SHARE = 0.0084
+RING_SHARE = 0.0124
 """Share of all transactions that look like those of the ring."""
+RING_GROWTH = 2.0
+"""How much fraud the ring commits for each that it displaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "none": Scenario(0.0, "nothing changes"),
     "inflation": Scenario(1.3, "prices are multiplied by the size; fraud is no other: harmless"),
     "new_merchant": Scenario(0.05, "a merchant class that was never seen makes this share of the transactions"),
-    "ring": Scenario(0.7, "this share of the fraud moves to small online purchases on known devices: P(fraud | x) "
-                          "changes, the transactions do not"),
+    "ring": Scenario(0.7, "this share of the fraud ends, and a ring commits twice as much: small online purchases on "
+                          "known devices. P(fraud | x) changes, the transactions do not"),
     "cents": Scenario(100.0, "an upstream system sends cents instead of euro: amounts are multiplied by the size"),
     "nulls": Scenario(0.4, "this share of device_age_days is missing"),
     "black_friday": Scenario(1.5, "four days of larger amounts (times the size) and more online purchases", days=4),
@@ -188,7 +190,7 @@ def draw(day: int, world: World | None = None) -> Day:
     table = _features(day, world, generator, scenario, size)
     chance = probability(table)
     if scenario == "ring":
-        chance = (1 - size) * chance + size * ring_probability(table)
+        chance = (1 - size) * chance + RING_GROWTH * size * ring_probability(table)
     fraud = generator.random(world.rows) < chance
     delay = world.median_delay * np.exp(DELAY_SIGMA * generator.standard_normal(world.rows))
     delay[generator.random(world.rows) < NEVER] = np.inf
@@ -350,7 +352,7 @@ def ring_probability(table: pd.DataFrame) -> np.ndarray:
         & (table["channel"] == "online")
         & (table["is_new_device"] == 0)
         & (table["same_country"] == 1)
-        & (table["device_age_days"] > 365)
+        & (table["device_age_days"] > 180)
         & (table["amount"] < 30)
     )
     return np.where(looks, RATE / RING_SHARE, 0.0)

@@ -74,7 +74,7 @@ def test_page_shows_what_happened(replay: Replay, tmp_path: Path) -> None:
         assert browser.complaints() == []
         assert facts["overflow"] <= 0
         log = browser.evaluate("document.querySelector('#decisions').innerText")
-        assert "average_precision" in log
+        assert "recall" in log
         assert "promoted" in log or "new version" in log
         assert "Monitor of fraud" in browser.evaluate("document.querySelector('#head').innerText")
     finally:
