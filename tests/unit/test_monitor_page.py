@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from mlflowkit.cli.app import main
 from mlflowkit.errors import ServiceError
+from mlflowkit.monitoring.monitor_settings import SETTINGS, MonitorSection, MonitorSettings
 from mlflowkit.monitoring.monitor_view import VIEW, MonitorView
 from mlflowkit.report.monitor import monitor_page, monitor_site
 from mlflowkit.report.monitor.heat_map import HeatCell, heat_row
@@ -236,6 +238,29 @@ def test_service_that_is_not_monitored_is_told_what_to_do(tmp_path: Path) -> Non
     assert "monitor:" in monitor_site.render_page(files, {})
     with pytest.raises(ServiceError, match="is not monitored"):
         monitor_site.render_file(files)
+
+
+def test_command_writes_the_page_of_one_service(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = MonitorSettings(MonitorSection())
+    for service in ("lending", "other"):
+        monitor(tmp_path, service).files.write_json(SETTINGS, settings.to_json())
+
+    def command(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as done:
+            main(["monitor", *arguments, "--state", str(tmp_path)])
+        captured = capfd.readouterr()
+        return int(done.value.code or 0), captured.out + captured.err
+
+    page = tmp_path / "pages" / "monitor.html"
+    code, printed = command("lending", "--out", str(page))
+    assert code == 1, "something FAILED, and that is told as without a page"
+    assert str(page) in printed
+    assert "2,000 live rows" in text(page.read_text(), "detail")
+    code, printed = command("--out", str(tmp_path / "none.html"))
+    assert code == 2
+    assert "lending" in printed
+    assert "other" in printed
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_page_that_is_one_file_has_the_histograms_of_what_failed(tmp_path: Path) -> None:

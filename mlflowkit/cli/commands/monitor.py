@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, print_result, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note, print_result, state_folder
 from mlflowkit.cli.monitor_exports import add_exports
 from mlflowkit.cli.service_lookup import find_service, services_of
 from mlflowkit.errors import ServiceError, UsageError, closest_match
@@ -50,6 +50,9 @@ ForOption = Annotated[str, typer.Option("--for", metavar="TIME", help="How long,
 OnlyService = Annotated[
     str | None, typer.Option("--service", metavar="NAME", help="Its service; optional if there is only one.")
 ]
+PageOption = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the page of one service to a file.")
+]
 commands = typer.Typer(
     name="monitor",
     help="Show what is seen in live traffic: drift, performance, alerts; acknowledge or silence an alert.",
@@ -66,17 +69,20 @@ def show(
     state: StateOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing changes until Ctrl-C.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show once; the default.")] = False,
+    out: PageOption = None,
     json: JsonOption = False,
 ) -> int:
     """Show the state, the alerts, and what cannot be seen. Without a command, this is what is done."""
     from mlflowkit.cli.monitor_text import document, exit_code
 
-    if watch and (json or once):
-        raise UsageError("--watch does not go with --json or --once", hint="mlkit monitor show --json prints once")
+    if watch and (json or once or out):
+        raise UsageError("--watch does not go with --json, --once or --out", hint="mlkit monitor show prints once")
     folder = state_folder(state)
     if watch:
         return _watch(folder, service)
     views = _views(folder, service)
+    if out is not None:
+        _write_page(folder, views, out)
     now = time.time()
     if json:
         documents = [document(view, now) for view in views]
@@ -164,6 +170,21 @@ def _text(views: list[MonitorView], folder: Path) -> list[str]:
         return [f"no service in {folder} is monitored; monitor: {{window: 1d}} in a recipe with serve makes one"]
     now = time.time()
     return [line for view in views for line in lines(view, now)]
+
+
+def _write_page(folder: Path, views: list[MonitorView], out: Path) -> None:
+    """Write the monitor's page of the only service as one file. Raises UsageError where there is not exactly one."""
+    from mlflowkit.report.monitor.monitor_site import render_file
+    from mlflowkit.system.files import replace_file
+
+    if len(views) != 1:
+        names = limited([view.service for view in views]) or "none"
+        raise UsageError(
+            f"--out writes the page of one service; there is {names}", hint="name the service: mlkit monitor SERVICE"
+        )
+    path = out.expanduser().resolve()
+    replace_file(path, render_file(find_service(folder, views[0].service)).encode(), shared=True)
+    note(f"page  {path}")
 
 
 def _watch(folder: Path, service: str | None) -> int:
