@@ -76,7 +76,7 @@ def show(
     from mlflowkit.cli.monitor_text import document, exit_code
 
     if watch and (json or once or out):
-        raise UsageError("--watch does not go with --json, --once or --out", hint="mlkit monitor show prints once")
+        raise UsageError("--watch does not go with --json, --once or --out", hint="mlkit monitor show --once")
     folder = state_folder(state)
     if watch:
         return _watch(folder, service)
@@ -180,7 +180,7 @@ def _write_page(folder: Path, views: list[MonitorView], out: Path) -> None:
     if len(views) != 1:
         names = limited([view.service for view in views]) or "none"
         raise UsageError(
-            f"--out writes the page of one service; there is {names}", hint="name the service: mlkit monitor SERVICE"
+            f"--out writes the page of one service; there is {names}", hint="mlkit status lists the services"
         )
     path = out.expanduser().resolve()
     replace_file(path, render_file(find_service(folder, views[0].service)).encode(), shared=True)
