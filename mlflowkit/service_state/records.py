@@ -31,6 +31,10 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       monitor/alertmanager.json  alerts as Alertmanager was sent them, and when; by the controller's process
       monitor/whylabs.json   how far profiles are uploaded to WhyLabs, and the upload under way
       monitor/evidently.json time and fault of Evidently's last report
+      monitor/episodes/      <id>.json, monitoring.retrain.episodes.Episode: what an alarm led to; by the monitor
+      monitor/attempts/      the claim of a retraining's process, made once, and its result; written by that process
+      monitor/probation.json monitoring.retrain.probation.ProbationState: a promoted version and the one before it
+      monitor/retrain_request.json  a person's request for a retraining; removed by the monitor when it took it
       webhooks/           events to be delivered; webhooks.json: results of the last deliveries
       admin.json          address of the admin page, written by the controller's process
       isolated/<digest>/  addresses of the processes of an isolated variant, readable by their owner only
@@ -44,6 +48,7 @@ These are no control records and stay files, whatever the storage of the records
     services/<service>/
       predictions/        the prediction log, Parquet segments: appended, large, read by column
       feedback/           feedback as received, segments of JSON lines: appended and synced by line
+      monitor/logs/       the logs of retrainings: appended, bounded
       join.sqlite         the index that joins feedback with the log: a database of one process, rebuilt from both
       profiles/           <version>/<window>.<writer>.<sequence>.pane, counts and profiles of live traffic, each written
                           once; answered.<writer>.<number>.ledger, the rows that a gateway answered, memory-mapped
