@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast, get_args
 
 from mlflowkit.bundle import read_manifest
 from mlflowkit.errors import MlkitError
@@ -24,6 +25,7 @@ from mlflowkit.monitoring.retrain.episodes import Attempt, AttemptResult, Episod
 from mlflowkit.monitoring.retrain.retrain_policy import (
     ColumnAlarm,
     DataFacts,
+    DecisionKind,
     PerformanceFinding,
     RetrainDecision,
     RetrainFacts,
@@ -385,7 +387,7 @@ class RetrainDriver:
         runs = episodes.past_runs(self._episodes, self._deps.clock())
         return RetrainReport(
             self._state_word(),
-            self._decision,
+            self._shown,
             "" if episode is None else episode.id,
             retrain_policy.budget_left(runs, self.plan.terms),
             tuple(_run_view(other, run) for other in self._episodes for run in other.runs)[-20:],
@@ -395,11 +397,23 @@ class RetrainDriver:
     def _state_word(self) -> str:
         episode = self.episode
         current = None if episode is None else episode.current
-        if current is not None:
-            return "checking" if current.task == "look" else "running"
+        if current is not None and current.task == "train":
+            return "running"
+        if current is not None and self._shown.kind == "look at data":
+            return "checking"
         if episode is not None and episode.rolling_out:
             return "running"
-        return _STATES.get(self._decision.kind, "wanted" if self._decision.wanted else "idle")
+        return _STATES.get(self._shown.kind, "wanted" if self._shown.wanted else "idle")
+
+    @property
+    def _shown(self) -> RetrainDecision:
+        """The newest decision; while the data are looked at again, the one that the look before led to."""
+        episode, decision = self.episode, self._decision
+        if decision.kind != "look at data" or episode is None or episode.decision not in get_args(DecisionKind):
+            return decision
+        if episode.decision in ("none", "train"):
+            return decision
+        return replace(decision, kind=cast(DecisionKind, episode.decision), reason=episode.reason)
 
 
 _STATES: Mapping[str, str] = {
