@@ -99,11 +99,6 @@ class LiveService:
     def view(self) -> MonitorView | None:
         return read_view(self.files)
 
-    def trained(self) -> list[str]:
-        """Runs of the recipe that trained."""
-        runs = self.mlkit("runs")["runs"]
-        return [run["run"] for run in runs if len(run["steps"]) > 2] if runs and "steps" in runs[0] else []
-
     def attempts(self) -> list[str]:
         """What became of the runs that retraining started."""
         return [run.outcome for episode in episodes.read_episodes(self.files) for run in episode.runs]
