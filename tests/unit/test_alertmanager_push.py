@@ -62,6 +62,12 @@ def test_alert_that_a_person_knows_is_kept_up_and_not_begun(state: str) -> None:
     assert ends(kept) == {"a1": REFRESH_SECONDS + HOLD_SECONDS}
 
 
+@pytest.mark.parametrize(("kind", "name"), [("labels", "MlkitLabelsLate"), ("latency", "MlkitLatencyBurn")])
+def test_alerts_have_the_names_of_the_rules(kind: str, name: str) -> None:
+    push = decide_push(view(alerts=[alert(kind=kind)]), PushState(), URL, START)
+    assert push.alerts[0]["labels"]["alertname"] == name
+
+
 def test_inhibited_alert_is_not_begun() -> None:
     assert decide_push(view(alerts=[alert(inhibited_by="schema")]), PushState(), URL, START).alerts == ()
 

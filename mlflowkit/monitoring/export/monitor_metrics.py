@@ -311,7 +311,7 @@ def _add_performance(page: _Page, base: Labels, rows: Sequence[Mapping[str, Json
             page.add("mlkit_performance_failed", labels, float(row["verdict"] == "FAILED"))
         if row.get("kind") == "estimated":
             page.add("mlkit_performance_trusted", labels[:3], float(row.get("trust") == "TRUSTED"))
-        if row.get("kind") == "realised":
+        if row.get("kind") in ("realised", "labels"):
             page.add("mlkit_labelled_share", (base[0], "mature"), row.get("labelled_share"))
 
 
