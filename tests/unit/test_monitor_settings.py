@@ -12,6 +12,7 @@ from mlflowkit.errors import ServiceError
 from mlflowkit.monitoring import monitor_settings
 from mlflowkit.monitoring.monitor_settings import MonitorSection, MonitorSettings, RetrainSection, seconds_of
 from mlflowkit.monitoring.monitor_view import MonitorView, read_view
+from mlflowkit.pipeline.plan import monitor_problem
 from mlflowkit.recipe.check import examine, load
 from mlflowkit.recipe.schema import stage_specs
 from mlflowkit.service_state.records import GatewaySettings, ServiceFiles
@@ -156,11 +157,13 @@ def test_sections_without_the_ones_that_they_need(recipe: Path) -> None:
 
 
 def test_only_the_deploy_stage_depends_on_them(recipe: Path) -> None:
-    """Neither is an ingredient of any other step, so that nothing is trained when they change."""
+    """Nothing is trained when they change. Segments and outliers are counted in the reference when it is packaged."""
     with_both = stage_specs(load(recipe).recipe)
+    other = stage_specs(load(recipe, ["monitor.window=1h", "monitor.margin=0.2", "retrain.rearm=9"]).recipe)
+    assert [name for name in with_both if with_both[name] != other[name]] == ["deploy"]
     recipe.write_text(BASE)
     without = stage_specs(load(recipe).recipe)
-    assert [name for name in with_both if with_both[name] != without[name]] == ["deploy"]
+    assert [name for name in with_both if with_both[name] != without[name]] == ["package", "deploy"]
 
 
 def test_settings_reach_the_service_and_are_removed_again(tmp_path: Path) -> None:
@@ -177,6 +180,21 @@ def test_settings_reach_the_service_and_are_removed_again(tmp_path: Path) -> Non
     assert not monitor_settings.are_current(files, other)
     monitor_settings.write_settings(files, None)
     assert monitor_settings.read_settings(files) is None
+
+
+def test_a_plan_deploys_sections_that_the_service_does_not_go_by(recipe: Path, tmp_path: Path) -> None:
+    """Also where everything else is reused, and where the sections were removed."""
+    state, loaded = tmp_path / "state", load(recipe)
+    values = loaded.recipe
+    files = ServiceFiles(state / "services" / "loans")
+    assert "monitored by other settings" in monitor_problem(state, loaded)
+    settings = monitor_settings.deployed_settings("loans", values.monitor, values.retrain, loaded.path, ())
+    monitor_settings.write_settings(files, settings)
+    assert monitor_problem(state, loaded) == ""
+    assert monitor_problem(state, load(recipe, ["monitor.margin=0.2"])) != ""
+    assert monitor_problem(state, load(recipe, ["retrain.rearm=5"])) != ""
+    recipe.write_text(BASE)
+    assert monitor_problem(state, load(recipe)) != ""
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b'{"monitor": {"window": "x"}}', b'{"monitor": null}'])
