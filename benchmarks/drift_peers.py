@@ -1,12 +1,13 @@
 """The same clean windows judged by the shift test and, at their defaults, by Evidently and by NannyML.
 
-    python -m benchmarks.drift_rates --scenario none --peers
+    python -m benchmarks.drift_peers [--months 5]
 
 100 columns of normal values; 14 windows to learn from, then 30 that are judged.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -83,3 +84,14 @@ def _rates(counts: list[list[int]]) -> dict[str, float]:
         "months with any": round(float((windows > 0).any(axis=1).mean()), 4),
         "alarms a month": round(float(windows.sum(axis=1).mean()), 1),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--months", type=int, default=5)
+    for result in compare_peers(parser.parse_args().months):
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -36,6 +36,7 @@ NAMES = (
     "canary",
     "rollouts",
     "sequential",
+    "drift_rates",
 )
 RESULTS = Path(__file__).parent / "results"
 

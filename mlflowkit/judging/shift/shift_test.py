@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 REFUSAL_WINDOWS = 2
 """Windows of evidence that an alarm about refused requests needs: what a gateway refused is a fact, no sample."""
 REFUSAL_REQUESTS = 30.0
+BLOCK = 2048
+"""Streams whose arrays are made at a time: those of 25,000 columns and segments would take more than all else."""
 _TWINS = ("output.label", "output.score")
 """The same answers counted in two ways: each is tested at half of its level."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedGroup:
-    """One aspect of its columns: a row of the arrays for each."""
+    """One aspect of some columns: a row of the arrays for each."""
 
     aspect: Aspect
     columns: Sequence[CountedColumn]
@@ -65,8 +67,12 @@ def advance(
     members = {**group_by_aspect(columns), "type": list(_refused_columns(trace, window))}
     number = sum(map(len, members.values()))
     threshold = math.log(max(number, 1) / settings.level)
-    groups = [_judge(aspect, part, phase, settings, threshold) for aspect, part in members.items() if part]
-    alarms, shares = _discover(groups, settings.level)
+    groups = [
+        _judge(aspect, part[first : first + BLOCK], phase, settings, threshold)
+        for aspect, part in members.items()
+        for first in range(0, len(part), BLOCK)
+    ]
+    alarms, shares = _discover(groups, _twins(columns), settings.level)
     findings: list[ColumnFinding] = []
     aspects: dict[tuple[str, str, str], AspectTrace] = {}
     suspected: set[tuple[str, str]] = set()
@@ -100,15 +106,22 @@ def _judge(
     return JudgedGroup(aspect, columns, after, assessment, streams.judged, sustained)
 
 
-def _discover(groups: Sequence[JudgedGroup], level: float) -> tuple[list[Mask], list[Array]]:
-    """Which streams' evidence suffices, and each one's evidence as a share of what it takes, by group."""
+def _discover(
+    groups: Sequence[JudgedGroup], halved: Collection[tuple[str, str]], level: float
+) -> tuple[list[Mask], list[Array]]:
+    """Which streams' evidence suffices, and each one's evidence as a share of what it takes, by group. Columns that are
+    ``halved``, by segment and name, are tested at half of their level."""
     import numpy as np
 
     from mlflowkit.judging.shift.detector import discoveries, lasting
 
     if not groups:
         return [], []
-    weighted = [group.assessment.evidence - _halved(group.columns) for group in groups]
+    weighted = [
+        group.assessment.evidence
+        - np.array([math.log(2) * ((column.segment, column.name) in halved) for column in group.columns])
+        for group in groups
+    ]
     evidence = [lasting(part, group.state, group.sustained) for part, group in zip(weighted, groups, strict=True)]
     ends = np.cumsum([len(part) for part in evidence])[:-1]
     alarms = discoveries(np.concatenate(evidence), level)
@@ -119,13 +132,10 @@ def _discover(groups: Sequence[JudgedGroup], level: float) -> tuple[list[Mask], 
     return np.split(alarms, ends), np.split(shares, ends)
 
 
-def _halved(columns: Sequence[CountedColumn]) -> Array:
-    """log 2 for the outputs that are counted as labels and as scores."""
-    import numpy as np
-
-    names = {(column.segment, column.name) for column in columns}
-    both = {segment for segment, _ in names if all((segment, twin) in names for twin in _TWINS)}
-    return np.array([math.log(2) * (column.name in _TWINS and column.segment in both) for column in columns])
+def _twins(columns: Sequence[CountedColumn]) -> set[tuple[str, str]]:
+    """The outputs of each segment that are counted as labels and as scores, where both are."""
+    names = {(column.segment, column.name) for column in columns if column.name in _TWINS}
+    return {(segment, name) for segment, name in names if all((segment, twin) in names for twin in _TWINS)}
 
 
 def _suspected(group: JudgedGroup) -> set[tuple[str, str]]:
@@ -152,7 +162,9 @@ def _conclude(
         before = column.trace.aspects.get(group.aspect, AspectTrace())
         grown = failed or support > 0
         since = None if not grown else start if before.since is None else before.since
-        aspect = AspectTrace(tuple(logs), int(support), since, failed, int(inside))
+        aspect = AspectTrace()
+        if grown or max(logs) > 0:  # an e-CUSUM below 1 goes on as 1: there is nothing to keep
+            aspect = AspectTrace(tuple(logs), int(support), since, failed, int(inside))
         outcome = Outcome.FAILED if failed else Outcome.PASSED if calm and not grown else Outcome.INCONCLUSIVE
         finding = ColumnFinding(
             column.name,
