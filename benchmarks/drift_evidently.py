@@ -16,6 +16,10 @@ import pandas as pd
 
 
 def drifted_columns(reference: pd.DataFrame, current: pd.DataFrame) -> int:
+    import pandas.core.dtypes.common as dtypes
+
+    if not hasattr(dtypes, "infer_dtype_from_object"):  # pandas 3 has none, and Evidently 0.7 imports it
+        dtypes.infer_dtype_from_object = lambda dtype: np.dtype(dtype).type
     from evidently import Report
     from evidently.presets import DataDriftPreset
 
