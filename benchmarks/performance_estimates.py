@@ -30,8 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from mlflowkit.features.cell_codes import cell_codes
-from mlflowkit.features.cell_counts import count_cells
+from mlflowkit.features.cell_counts import CellCounter, count_cells
 from mlflowkit.features.reference_cells import cells_of, column_reference
 from mlflowkit.judging.online.evidence import Moments
 from mlflowkit.judging.online.sequential import Share
@@ -98,7 +97,7 @@ class Scored:
 
     def calibrator(self) -> Calibrator:
         cells = cells_of(self.scores.astype(np.float32))
-        codes = cell_codes(cells, self.scores.astype(np.float32))
+        codes = CellCounter(cells).codes(self.scores.astype(np.float32))
         fitted = fit_calibrator(self.scores, self.predicted, self.actual, cells, codes)
         assert fitted is not None
         return fitted
@@ -275,7 +274,7 @@ def fit_errors(values: dict[str, np.ndarray], errors: np.ndarray, held: np.ndarr
     codes, sizes = {}, {}
     for name, column in values.items():
         cells = reference.columns[name].cells
-        codes[name], sizes[name] = cell_codes(cells, column[held]), len(cells.names)
+        codes[name], sizes[name] = CellCounter(cells).codes(column[held]), len(cells.names)
     table = fit_error_table(codes, sizes, errors[held])
     assert table is not None
     return Errors(table, reference, {name: column[pool] for name, column in values.items()}, errors[pool])

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflowkit.features.cell_codes import cell_codes
+from mlflowkit.features.cell_counts import CellCounter
 from mlflowkit.features.text_columns import category_texts
 from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.counts import Counts
@@ -246,7 +246,7 @@ def _compare_cells(
     name: str, cells: Cells, counts: Counts, values: np.ndarray, weights: np.ndarray, settings: SampleShift,
     segment: str,
 ) -> Iterator[ColumnFinding]:  # fmt: skip
-    weighted = np.bincount(cell_codes(cells, values), weights, minlength=len(cells.names))
+    weighted = np.bincount(CellCounter(cells).codes(values), weights, minlength=len(cells.names))
     first = ColumnSample(np.array(counts[:-1], float), float(counts[-1]), sum(counts))
     second = ColumnSample(weighted[:-1], float(weighted[-1]), len(values))
     observations = first.present, second.present

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from mlflowkit.bundle import Signature, TensorSpec
-from mlflowkit.features.cell_codes import cell_codes
-from mlflowkit.features.cell_counts import count_cells
+from mlflowkit.features.cell_counts import CellCounter, count_cells
 from mlflowkit.features.reference_cells import cells_of, column_reference
 from mlflowkit.judging.performance.calibrator import Calibrator
 from mlflowkit.judging.performance.error_table import ErrorTable, estimate_error
@@ -120,12 +119,12 @@ def test_what_allows_no_calibrator_gives_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [np.array([1, 2, 2, np.nan, np.inf, -np.inf, 9], np.float32), np.array([np.nan])])
 def test_codes_are_of_the_cells_that_are_counted(values: np.ndarray) -> None:
     for cells in (cells_of(values), cells_of(np.linspace(0, 5, 500)), cells_of(np.array([2.0, 2.0]))):
-        codes = cell_codes(cells, values)
+        codes = CellCounter(cells).codes(values)
         assert tuple(np.bincount(codes, minlength=len(count_cells(cells, values))).tolist()) == count_cells(
             cells, values
         )
     texts = np.array(["a", "b", "", "c", "a"], object)
     cells = cells_of(np.array(["a", "b"], object))
-    assert tuple(np.bincount(cell_codes(cells, texts), minlength=len(cells.names)).tolist()) == count_cells(
+    assert tuple(np.bincount(CellCounter(cells).codes(texts), minlength=len(cells.names)).tolist()) == count_cells(
         cells, texts
     )

@@ -10,8 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from mlflowkit.features.cell_codes import cell_codes
-from mlflowkit.features.cell_counts import count_cells
+from mlflowkit.features.cell_counts import CellCounter, count_cells
 from mlflowkit.features.reference_cells import cells_of
 from mlflowkit.judging.online.evidence import Evidence, Moments, VariantCounts, latency_bin
 from mlflowkit.judging.performance.assess import PerformanceInputs, assess_performance
@@ -45,7 +44,7 @@ def rows(
 def calibrator() -> Calibrator:
     scores, predicted, actual = rows(5000, 0)
     cells = cells_of(scores)
-    fitted = fit_calibrator(scores.astype(float), predicted, actual, cells, cell_codes(cells, scores))
+    fitted = fit_calibrator(scores.astype(float), predicted, actual, cells, CellCounter(cells).codes(scores))
     assert fitted is not None
     return fitted
 

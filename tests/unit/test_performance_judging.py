@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from mlflowkit.features.cell_codes import cell_codes
-from mlflowkit.features.cell_counts import count_cells
+from mlflowkit.features.cell_counts import CellCounter, count_cells
 from mlflowkit.judging.online.evidence import Moments, latency_bin
 from mlflowkit.judging.online.sequential import Share
 from mlflowkit.judging.performance import (
@@ -85,7 +84,7 @@ def test_a_calibrator_is_read_back_and_has_the_same_bytes_each_time() -> None:
     scores, predicted, actual = _rows(1200)
     cells = Cells("number", edges=tuple(np.quantile(scores, np.linspace(0, 1, 21)).tolist()))
     first, second = (
-        calibrator.fit_calibrator(scores, predicted, actual, cells, cell_codes(cells, scores)) for _ in range(2)
+        calibrator.fit_calibrator(scores, predicted, actual, cells, CellCounter(cells).codes(scores)) for _ in range(2)
     )
     assert first is not None
     assert json.dumps(first.to_json()) == json.dumps(second and second.to_json())
@@ -135,7 +134,7 @@ def test_estimates_follow_a_shift_of_the_inputs(metric: str) -> None:
 def test_estimates_from_the_monitor_s_cells_are_near_those_of_rows() -> None:
     scores, predicted, actual = _rows(4000)
     cells = Cells("number", edges=tuple(np.quantile(scores, np.linspace(0, 1, 21)).tolist()))
-    fitted = calibrator.fit_calibrator(scores, predicted, actual, cells, cell_codes(cells, scores))
+    fitted = calibrator.fit_calibrator(scores, predicted, actual, cells, CellCounter(cells).codes(scores))
     assert fitted is not None
     live = _rows(3000, shift=0.5, seed=2)
     counts = count_cells(cells, live[0])

@@ -93,13 +93,13 @@ def _times(table: pd.DataFrame, time_column: str) -> np.ndarray | None:
 def _calibrator(predicted: LabelledPredictions, reference: Reference, times: np.ndarray | None) -> Json | None:
     import numpy as np
 
-    from mlflowkit.features.cell_codes import cell_codes
+    from mlflowkit.features.cell_counts import CellCounter
     from mlflowkit.judging.performance.calibrator import fit_calibrator
 
     scores = predicted.class_scores[:, -1].astype(np.float32)
     column = reference.columns.get("output.score")
     cells = None if column is None else column.cells
-    codes = None if cells is None else cell_codes(cells, scores)
+    codes = None if cells is None else CellCounter(cells).codes(scores)
     labels = predicted.predicted.astype(np.int64), predicted.actual.astype(np.int64)
     fitted = fit_calibrator(scores.astype(np.float64), *labels, cells, codes, times)
     return None if fitted is None else fitted.to_json()
@@ -110,7 +110,7 @@ def _error_table(
 ) -> Json | None:
     import numpy as np
 
-    from mlflowkit.features.cell_codes import cell_codes
+    from mlflowkit.features.cell_counts import CellCounter
     from mlflowkit.features.tensors import categorical_matrix, numeric_matrix
     from mlflowkit.judging.performance.error_table import fit_error_table
 
@@ -128,6 +128,6 @@ def _error_table(
     for name, column in values.items():
         if name in reference.columns:
             cells = reference.columns[name].cells
-            codes[name], sizes[name] = cell_codes(cells, column), len(cells.names)
+            codes[name], sizes[name] = CellCounter(cells).codes(column), len(cells.names)
     fitted = fit_error_table(codes, sizes, np.abs(predicted.actual - predicted.predicted)) if codes else None
     return None if fitted is None else fitted.to_json()
