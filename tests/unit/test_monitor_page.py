@@ -78,6 +78,17 @@ def test_alerts_have_the_commands_that_answer_them() -> None:
     assert f"mlkit monitor ack {resolved['id']}" not in page
 
 
+def test_alert_names_its_segment_or_how_its_metric_is_known() -> None:
+    first = example()["alerts"][0]
+    alerts = [
+        {**first, "kind": "drift", "column": "age", "segment": "country=DE"},
+        {**first, "id": "other", "kind": "performance", "column": "recall", "segment": "realised"},
+    ]
+    page = text(alone({**example(), "alerts": alerts}), "alerts")
+    assert "drift: age, where country=DE" in page
+    assert "performance: recall, realised" in page
+
+
 def test_column_that_failed_comes_first_with_its_numbers() -> None:
     page = text(alone(example()), "drift")
     names = re.findall(r"(int_rate|annual_inc|output\.score)", page)

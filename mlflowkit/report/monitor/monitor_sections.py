@@ -339,7 +339,7 @@ def _alert_row(service: str, alert: AlertView) -> View:
         "state": alert.state,
         "tone": "warn" if tone == "bad" and alert.severity == "info" else tone,
         "kind": alert.kind.replace("_", " "),
-        "column": alert.column + (f", where {alert.segment}" if alert.segment else ""),
+        "column": _alert_place(alert),
         "until": "" if alert.until is None else formatting.moment(alert.until),
         "resolved": "" if alert.resolved is None else formatting.moment(alert.resolved),
         "inhibited": alert.inhibited_by,
@@ -348,6 +348,13 @@ def _alert_row(service: str, alert: AlertView) -> View:
         "message": alert.message,
         "commands": commands,
     }
+
+
+def _alert_place(alert: AlertView) -> str:
+    """The column of an alert with its segment; of performance, the metric and how it is known."""
+    if not alert.segment:
+        return alert.column
+    return f"{alert.column}, {'' if alert.kind == 'performance' else 'where '}{alert.segment}"
 
 
 def alert_commands(service: str, alert: AlertView) -> list[str]:
