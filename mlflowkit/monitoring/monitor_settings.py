@@ -73,6 +73,7 @@ class SeasonBaseline(Section):
     """Earlier periods that are compared with."""
 
 
+BaselineKind = Literal["live", "training", "season"]
 Baseline = Annotated[LiveBaseline | TrainingBaseline | SeasonBaseline, Field(discriminator="kind")]
 
 
@@ -211,8 +212,8 @@ class MonitorSection(Section):
     shorter."""
     min_rows: int = Field(default=300, ge=1)
     """Effective rows of a judged window; a window with fewer is joined with the next, up to 7."""
-    baseline: Annotated[Baseline, BeforeValidator(_expand_baseline, json_schema_input_type=Baseline)] = LiveBaseline(
-        kind="live"
+    baseline: Annotated[Baseline, BeforeValidator(_expand_baseline, json_schema_input_type=Baseline | BaselineKind)] = (
+        LiveBaseline(kind="live")
     )
     """What windows are compared with."""
     level: float = Field(default=0.05, gt=0, lt=0.5)

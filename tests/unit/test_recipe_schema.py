@@ -24,9 +24,13 @@ def validator() -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats, as editors read them."""
+    """YAML 1.2's floats, and ``on`` as text, as editors read them."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:bool" or first not in "oO"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
     "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

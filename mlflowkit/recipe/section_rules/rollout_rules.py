@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+from mlflowkit.errors import closest_match
 from mlflowkit.recipe.rule import Problem, RecipeView, Rule
 from mlflowkit.recipe.yaml_tree import KeyPath, format_value
+from mlflowkit.rollout.settings import Rollout
 
 ROLLOUT = ("serve", "rollout")
 STRATEGIES = ("shadow", "canary", "ab", "blue_green")
@@ -48,6 +50,9 @@ def _has_metrics(view: RecipeView) -> Iterator[Problem]:
     if strategy not in STRATEGIES:
         return
     metrics = view.items(*ROLLOUT, "metrics")
+    unknown = [key for key in view.mapping(*ROLLOUT) if key not in Rollout.model_fields]
+    if closest_match("metrics", unknown):
+        return  # a misspelt key is told, not what follows from it
     if not metrics and (not view.has(*ROLLOUT, "metrics") or isinstance(view.get(*ROLLOUT, "metrics"), list)):
         strategy_text = "an ab" if strategy == "ab" else f"a {strategy}"
         hint = "add metrics: [{metric: error_rate, margin: 0.01}], or write strategy: direct"
