@@ -31,9 +31,9 @@ INSTALL = "pip install 'mlflowkit[evidently]'"
 
 
 class EvidentlyReports:
-    """Makes reports. ``python`` is the interpreter with Evidently; this one by default."""
+    """Makes reports. ``python`` is the interpreter with Evidently, "" for this one."""
 
-    def __init__(self, python: str = sys.executable, *, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> None:
+    def __init__(self, python: str = "", *, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> None:
         self._python = python
         self._seconds = seconds
         self._megabytes = megabytes
@@ -47,7 +47,8 @@ class EvidentlyReports:
         from mlflowkit.system.child_process import die_with_parent_command, python_path
 
         module = "mlflowkit.adapters.evidently"
-        command = [self._python, *die_with_parent_command(module, str(reference), str(current), str(out))[1:]]
+        this, *arguments = die_with_parent_command(module, str(reference), str(current), str(out))
+        command = [self._python or this, *arguments]
         environment = {**os.environ, **python_path(), **QUIET}
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             child = subprocess.Popen(
@@ -106,6 +107,9 @@ MISSING = 4
 
 def main(arguments: list[str]) -> int:
     """Make one report; returns the exit code."""
+    from mlflowkit.system.files import use_private_umask
+
+    use_private_umask()
     reference, current, out = map(Path, arguments)
     os.environ.update(QUIET)
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, StateOption, note, print_result, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, echo, note, print_result, state_folder
 from mlflowkit.errors import UsageError
 from mlflowkit.system.text import shell_word
 
@@ -135,7 +135,7 @@ def _write(out: Path | None, text: str) -> None:
     from mlflowkit.cli.output_file import write_text
 
     if out is None:
-        typer.echo(text, nl=False)
+        echo(text.removesuffix("\n"))
     else:
         write_text(out, text)
         note(f"{out} is written")

@@ -180,8 +180,10 @@ WRITERS = {
     "cli/simulation_table.py": "rewrites a line, escaped",
     "cli/commands/bench.py": "rewrites a line, escaped",
     "processes/controller_main.py": "a constant",
+    "processes/retrain_main.py": "a constant",
     "processes/tracker_main.py": "a constant",
     "processes/trial_main.py": "a constant; JSON",
+    "adapters/evidently.py": "JSON, for its parent",
     "adapters/mlflow_worker.py": "its log",
     "testing/": "prints nothing for people",
 }
