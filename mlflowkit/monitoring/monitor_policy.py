@@ -382,7 +382,7 @@ def _notify(
     worst = min(told, key=lambda alert: SEVERITIES.index(alert.severity))
     more = f"; and {format_count(len(told) - 1, 'other alert')}" if len(told) > 1 else ""
     notification = _notification(state, f"{state.episode}-firing", "firing", told, f"{worst.message}{more}", now)
-    return replace(_decided(state, now, f"alert sent: {worst.message}{more}"), notified=True), (notification,)
+    return replace(_decided(state, now, f"alert raised: {worst.message}{more}"), notified=True), (notification,)
 
 
 def _columns_text(alerts: Sequence[Alert]) -> str:

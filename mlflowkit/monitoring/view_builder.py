@@ -58,7 +58,7 @@ def build_view(
         tuple(_blind(state, inputs))[:MAX_BLIND],
         now,
         section.window_seconds,
-        summary(state, word, retrain),
+        summary(section, state, word, retrain),
         fault,
         baseline_text(section, state),
         state.rows,
@@ -66,7 +66,7 @@ def build_view(
     )
 
 
-def summary(state: MonitorState, word: StateWord, retrain: RetrainView) -> str:
+def summary(section: MonitorSection, state: MonitorState, word: StateWord, retrain: RetrainView) -> str:
     """The state in a sentence: what it is, since when, why, what was done and why not more."""
     policy = state.policy
     if not state.windows:
@@ -83,10 +83,18 @@ def summary(state: MonitorState, word: StateWord, retrain: RetrainView) -> str:
         others = len(policy.active) - 1
         if others:
             parts.append(f"{format_count(others, 'other alert')}")
-        parts.append("alert sent" if policy.notified else "nobody told yet")
+        parts.append(_raised(section) if policy.notified else "no alert raised yet")
         if retrain.state != "off":
             parts.append(retrain.reason or f"retraining: {retrain.state}")
     return "; ".join(part for part in parts if part)
+
+
+def _raised(section: MonitorSection) -> str:
+    """Who an alert is for: what is raised for nobody is not called sent."""
+    receivers = len(section.alerts.webhooks) + (section.alerts.alertmanager is not None)
+    if not receivers:
+        return "alert raised, but monitor.alerts names no receiver"
+    return f"alert raised for {format_count(receivers, 'receiver')}"
 
 
 def utc(seconds: float) -> str:

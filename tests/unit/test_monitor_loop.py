@@ -54,7 +54,7 @@ def test_learning_healthy_and_a_planted_shift_with_its_numbers(world: MonitorWor
     assert age.verdict == "FAILED"
     assert age.low > 0.1
     assert "age" in view.message
-    assert "alert sent" in view.message
+    assert "alert raised for 1 receiver" in view.message
     assert [event["event"] for event in world.events] == ["alert.firing"]
     assert str(world.events[0]["text"]).startswith("[CRITICAL] loans: age")
     assert finite(view.to_json())
