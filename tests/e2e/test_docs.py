@@ -75,7 +75,10 @@ def test_a_recipe_has_no_fault(page: Path, index: int, block: Block, tmp_path: P
     (tmp_path / "loans.csv").write_text("id,grade,annual_income,interest_rate\n1,A,50000,5.5\n")
     base = {} if "name" in written else yaml.safe_load((ROOT / "recipes" / "lending.yaml").read_text())
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**base, **written}, sort_keys=False))
+    rest = {key: value for key, value in base.items() if key not in written}
+    recipe.write_text(
+        f"{yaml.safe_dump(rest, sort_keys=False) if rest else ''}{block.text}"
+    )  # PyYAML reads on: as true
     try:
         load(recipe)
     except MlkitError as error:

@@ -42,6 +42,8 @@ class DeliveryWorld:
             out=out,
             ports=self,
             folder=self.recipe.parent,
+            recipe=self.recipe,
+            overrides=(),
             progress=lambda event: None,
             run="run-1",
         )

@@ -53,7 +53,7 @@ class RayRollouts:
         out.mkdir(parents=True)
         context: Any = SimpleNamespace(
             inputs={"package": made.path.parent}, out=out, ports=self, progress=lambda event: None, run="run1",
-            folder=self.folder,
+            folder=self.folder, recipe=None, overrides=(),
         )  # fmt: skip
         section = {"service": "lending", "port": 0, "rollout": rollout}
         return deploy.run(deploy.Spec(name="", serve=ServeSection.model_validate(section)), context).summary

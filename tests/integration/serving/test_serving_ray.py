@@ -68,6 +68,8 @@ class RayService:
             out=out,
             ports=self,
             folder=self.folder,
+            recipe=None,
+            overrides=(),
             run="run1",
             progress=lambda event: None,
         )

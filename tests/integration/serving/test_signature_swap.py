@@ -64,7 +64,14 @@ class Deployed:
                 self.warnings.append(event.message)
 
         context: Any = SimpleNamespace(
-            inputs={"package": made.path.parent}, out=out, ports=self, progress=progress, run="run1", folder=self.state
+            inputs={"package": made.path.parent},
+            out=out,
+            ports=self,
+            progress=progress,
+            run="run1",
+            folder=self.state,
+            recipe=None,
+            overrides=(),
         )
         section = {"service": "lending", "port": 0, "rollout": rollout, **self.columns}
         return deploy.run(deploy.Spec(name="lending", serve=ServeSection.model_validate(section)), context).summary
