@@ -10,7 +10,7 @@ EXTRAS ?= all,$(RUNTIME),tensorrt-rtx,examples,test,dev,docs
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install demo run test-fast test test-all mutants check docs clients bench wheel clean
+.PHONY: install demo run test-fast test test-slow test-all mutants check docs clients bench wheel clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -42,7 +42,11 @@ test-fast: install
 
 # All but what takes minutes on its own (marked slow).
 test: install
-	$(PYTEST) tests -m "not slow" -n $(JOBS) --dist loadscope
+	$(PYTEST) tests -m "not slow" -n $(JOBS) --dist loadscope $(ARGUMENTS)
+
+# What takes minutes on its own.
+test-slow: install
+	$(PYTEST) tests -m slow -n $(JOBS) --dist loadscope $(ARGUMENTS)
 
 # Everything.
 test-all: install
