@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mlkit(folder: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def mlkit(folder: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str]]]:
     def run(command: str, *arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as done:
             main([command, str(folder / "recipe.yaml"), *arguments])
         return int(done.value.code or 0), capfd.readouterr().out
 
-    return run
+    yield run
+    with pytest.raises(SystemExit):  # a run warms Ray and the service up before it knows that it is refused
+        main(["down", "--state", str(folder / ".mlkit")])
 
 
 def test_a_run_that_would_break_clients_ends_before_it_trains(mlkit: Any) -> None:
