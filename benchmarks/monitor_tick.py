@@ -49,7 +49,7 @@ def window_of(reference: Reference, start: float, random: np.random.Generator) -
 
 def measure(columns: int, segments: int, windows: int, folder: Path) -> dict[str, Any]:
     reference, random = wide_reference(columns, segments), np.random.default_rng(7)
-    world = MonitorWorld(folder, MonitorSection(window="60s", grace="10s", segments=["s"]), known=reference)
+    world = MonitorWorld(folder, MonitorSection(window="60s", grace="10s", segments=["s"]), model_reference=reference)
     seconds = []
     for _ in range(windows):
         world.panes = [window_of(reference, world.now, random)]

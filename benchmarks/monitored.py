@@ -31,8 +31,8 @@ LEAST_THROUGHPUT, MOST_P99 = 0.97, 1.05
 WHYLOGS = "mlflowkit.adapters.whylogs:WhylogsProfiler"
 
 
-def keep_apart(drill: KillDrill) -> None:
-    """The gateway on the last core; its observer, and the children of this process, on the others."""
+def pin_to_cores(drill: KillDrill) -> None:
+    """Pin the gateway to the last core; its observer, and the children of this process, to the others."""
     cores = list(range(os.cpu_count() or 1))
     observer = drill.observer
     for process, own in ((drill.gateway, cores[-1:]), (observer, cores[:-1])):
@@ -46,7 +46,7 @@ def measured(drill: KillDrill, body: Path, seconds: float, *, monitored: bool) -
     """One measurement."""
     drill.change(profile=monitored)
     time.sleep(PAUSE_SECONDS)
-    keep_apart(drill)
+    pin_to_cores(drill)
     return load(drill.url, body, CONNECTIONS, seconds)
 
 
@@ -72,9 +72,9 @@ def main() -> int:
         drill.start()
         for number in range(rounds + 1):
             for monitored in (True, False) if number % 2 else (False, True):
-                found = measured(drill, body, seconds, monitored=monitored)
+                result = measured(drill, body, seconds, monitored=monitored)
                 if number:
-                    results[monitored].append(found)
+                    results[monitored].append(result)
         observer = drill.observer
         used = 0.0 if observer is None else sum(psutil.Process(observer.pid).cpu_times()[:2])
         drill.stop()
@@ -82,12 +82,12 @@ def main() -> int:
         rows = [
             {
                 "monitoring": "on" if monitored else "off",
-                "requests": spread([one["per_second"] for one in found], "/s"),
-                "of off": ratio(found, results[False], "per_second"),
-                "p99": spread([one["p99_us"] for one in found], "µs"),
-                "p99 of off": ratio(found, results[False], "p99_us"),
+                "requests": spread([result["per_second"] for result in measurements], "/s"),
+                "of off": ratio(measurements, results[False], "per_second"),
+                "p99": spread([result["p99_us"] for result in measurements], "µs"),
+                "p99 of off": ratio(measurements, results[False], "p99_us"),
             }
-            for monitored, found in results.items()
+            for monitored, measurements in results.items()
         ]
     report("monitored: one gateway, monitoring on and off in turns, 16 connections", rows, options.out)
     answered, lost = sum(window.answered for window in windows), sum(window.lost for window in windows)

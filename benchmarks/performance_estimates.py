@@ -416,10 +416,10 @@ def streams(runs: int) -> dict[str, Any]:
     result: dict[str, Any] = {"runs of each": runs}
     for name, run in (("SEA, accuracy", sea_run), ("FriedmanDrift, mae", friedman_run)):
         outcomes = [run(seed) for seed in range(runs)]
-        found = [labels for labels, _ in outcomes if labels is not None and labels >= 0]
+        delays = [labels for labels, _ in outcomes if labels is not None and labels >= 0]
         result[name] = {
-            "realised alarm within 1,500 labels": share(sum(labels <= 1500 for labels in found), runs),
-            "labels, median and largest": [float(np.median(found)), max(found)] if found else None,
+            "realised alarm within 1,500 labels": share(sum(labels <= 1500 for labels in delays), runs),
+            "labels, median and largest": [float(np.median(delays)), max(delays)] if delays else None,
             "alarms before the change": share(sum(labels is not None and labels < 0 for labels, _ in outcomes), runs),
             "runs with an alarm of a feature": share(sum(alarms > 0 for _, alarms in outcomes), runs),
         }

@@ -100,16 +100,16 @@ class CellCounter:
         encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
         indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
         distinct = map(category_text, encoded.dictionary.to_pylist())
-        codes: np.ndarray = self._lookup([*distinct, ""])[indices]
+        codes: np.ndarray = self._codes_of_texts([*distinct, ""])[indices]
         return codes
 
     def _object_codes(self, values: np.ndarray) -> np.ndarray:
         texts = values.tolist()
         if values.dtype.kind not in "OU" or not set(map(type, texts)) <= {str}:
             texts = list(map(category_text, texts))
-        return self._lookup(texts)
+        return self._codes_of_texts(texts)
 
-    def _lookup(self, texts: list[str]) -> np.ndarray:
+    def _codes_of_texts(self, texts: list[str]) -> np.ndarray:
         get, unknown = self._codes.get, self._unknown
         return np.fromiter([get(text, unknown) for text in texts], np.intp, len(texts))
 

@@ -102,8 +102,8 @@ def compare_tables(
             problems.append(ColumnProblem(name, f"holds {kinds[0]} in the first table and {kinds[1]} in the second"))
         else:
             pairs[name] = pair
-    seen = {*first.columns, *(problem.column for problem in first.problems)}
-    added = [name for name in second.columns if name not in seen]
+    first_names = {*first.columns, *(problem.column for problem in first.problems)}
+    added = [name for name in second.columns if name not in first_names]
     problems += [ColumnProblem(name, "is not in the first table", broken=False) for name in added]
     segments = [("", np.ones(first.rows, bool), np.ones(second.rows, bool)), *_segments(pairs, by)]
     settings = replace(settings, aspects=sum(3 for _ in pairs for _ in segments))

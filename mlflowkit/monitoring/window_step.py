@@ -11,6 +11,7 @@ from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.counts import Counts, WindowCounts
 from mlflowkit.judging.shift.findings import ColumnFinding
 from mlflowkit.judging.shift.reference import Reference
+from mlflowkit.judging.shift.shift_comparison import measure_skew
 from mlflowkit.judging.shift.shift_settings import LEARN, ColumnLimits, ShiftSettings
 from mlflowkit.judging.shift.shift_test import advance as advance_shift
 from mlflowkit.monitoring import monitor_policy
@@ -21,6 +22,7 @@ from mlflowkit.monitoring.monitor_state import KEPT_POINTS, KEPT_WINDOWS, Findin
 from mlflowkit.monitoring.monitor_view import BlindView, HistoryPoint, PerformanceView, WindowView
 from mlflowkit.monitoring.monitor_windows import ClosedWindow, close, view_of
 from mlflowkit.system.text import format_count, limited
+from mlflowkit.values import Outcome
 
 OUTLIER = "output.outlier"
 PREDICTIONS = ("output.label", "output.prediction", "output.score")
@@ -102,7 +104,7 @@ def step(state: MonitorState, counts: WindowCounts, inputs: StepInputs, now: flo
         return replace(state, windows=_bounded((*state.windows, view_of(window, word))))
     policy, notifications = monitor_policy.advance(state.policy, facts, now, rearm=inputs.rearm)
     if window.kind == "judged" and not facts.learning and not state.skew_told:
-        state, policy = replace(state, skew_told=True), _tell_skew(state, policy, inputs, now)
+        state, policy = replace(state, skew_told=True), _note_skew(state, policy, inputs, now)
     live = state.live if policy.episode else state.last
     return replace(
         state,
@@ -241,21 +243,34 @@ def cell_distance(cells: Cells, first: Counts, second: Counts) -> float | None:
     return round(largest, 6)
 
 
-def _tell_skew(
+def _note_skew(
     state: MonitorState, policy: monitor_policy.PolicyState, inputs: StepInputs, now: float
 ) -> monitor_policy.PolicyState:
-    """Say once how far live rows are from the training rows, whatever the baseline is."""
-    limits = shift_settings(inputs.section, inputs.rearm)
-    far = {
-        name: distance
-        for name, distance in state.training.items()
-        if distance > limits.limit(name, "distribution") and name not in limits.ignored
-    }
-    if not far:
-        return monitor_policy.note(policy, "no column is beyond its margin from the training rows", now)
-    worst = sorted(far, key=lambda name: -far[name])
-    names = limited([f"{name} {far[name]:.3g}" for name in worst])
-    return monitor_policy.note(policy, f"skew: live rows are beyond the margin from the training rows: {names}", now)
+    """Note once how far the live baseline is from the training rows, with what its windows can show.
+
+    A baseline of training rows has no skew of its own: its findings are these distances.
+    """
+    if inputs.section.baseline.kind == "training":
+        return policy
+    findings = [
+        finding
+        for finding in measure_skew(state.trace, inputs.reference, shift_settings(inputs.section, inputs.rearm))
+        if finding.aspect == "distribution" and not finding.segment
+    ]
+    beyond = [finding for finding in findings if finding.outcome is Outcome.FAILED]
+    within = sum(finding.outcome is Outcome.PASSED for finding in findings)
+    undecided = len(findings) - len(beyond) - within
+    if beyond:
+        beyond.sort(key=lambda finding: -(finding.value or 0.0))
+        names = limited([f"{it.column} {it.value:.3g} ({it.low:.3g} to {it.high:.3g})" for it in beyond])
+        text = f"skew: live rows are shown to be beyond the margin from the training rows: {names}"
+    elif findings:
+        text = f"{within} of {format_count(len(findings), 'column')} are within their margin from the training rows"
+    else:
+        text = "how far live rows are from the training rows is not known: the bundle has no counts of them"
+    if undecided:
+        text += f"; {undecided} undecided by the rows so far"
+    return monitor_policy.note(policy, text, now)
 
 
 def _extended(

@@ -76,14 +76,14 @@ class MonitorWorld:
     state: Path
     section: MonitorSection = field(default_factory=lambda: MonitorSection(window="60s", grace="10s"))
     retrain: RetrainSection | None = None
-    known: Reference = field(default_factory=reference)
+    model_reference: Reference = field(default_factory=reference)
     version: str = "v1"
     panes: list[WindowCounts] = field(default_factory=list)
     now: float = START
 
     def __post_init__(self) -> None:
         self.files = ServiceFiles(self.state / "services" / "loans")
-        self.traffic = Traffic(self.known)
+        self.traffic = Traffic(self.model_reference)
         self.files.write_desired(Desired(1, True, GatewaySettings("loans")))
         self.deploy(self.version)
         self.configure()
@@ -95,7 +95,7 @@ class MonitorWorld:
     def deploy(self, version: str) -> None:
         bundle = self.state / "objects" / version / "bundle"
         (bundle / EVIDENCE).parent.mkdir(parents=True, exist_ok=True)
-        (bundle / EVIDENCE).write_text(json.dumps(self.known.to_json()))
+        (bundle / EVIDENCE).write_text(json.dumps(self.model_reference.to_json()))
         table, epoch = self.files.table(), 1
         if table is not None:
             epoch = table.epoch + 1

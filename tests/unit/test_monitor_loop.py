@@ -127,7 +127,7 @@ def test_missing_values_inhibit_the_drift_of_their_column(world: MonitorWorld) -
 def test_a_bundle_of_an_earlier_release_is_learning_and_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = MonitorWorld(tmp_path, SECTION, known=Reference())
+    world = MonitorWorld(tmp_path, SECTION, model_reference=Reference())
     assert set(world.pass_windows(9)) == {"LEARNING"}
     assert "no monitoring reference" in world.view.message
     (tmp_path / "objects" / "v1" / "bundle" / EVIDENCE).write_text("{")
@@ -319,3 +319,26 @@ def test_a_hook_that_changed_is_not_sent_an_event_of_before(
     [result] = world.files.read_json("webhooks.json")
     assert "other ones than when this event was queued" in result["error"]
     assert "secret" not in json.dumps(result)
+
+
+def skew_notes(world: MonitorWorld) -> list[str]:
+    return [line.text for line in world.view.decisions if "training rows" in line.text]
+
+
+def test_skew_against_the_training_rows_is_noted_once_with_its_interval(world: MonitorWorld) -> None:
+    world.traffic.shifts = {"age": 0.3}  # from the first window on: the live baseline has it, too
+    assert world.pass_windows(10)[-1] == "HEALTHY"
+    [text] = skew_notes(world)
+    assert text.startswith("skew: live rows are shown to be beyond the margin from the training rows: age 0.")
+    low, high = (float(part) for part in text.partition("(")[2].partition(")")[0].split(" to "))
+    assert 0.1 < low < 0.3 < high
+
+
+def test_few_rows_show_no_skew_however_far_their_own_distance_is(world: MonitorWorld) -> None:
+    world.configure(SECTION.model_copy(update={"min_rows": 30}))
+    world.traffic.rows = 40
+    world.pass_windows(10)
+    assert max(item.training or 0.0 for item in world.view.columns) > 0.1  # by chance: beyond the margin as it stands
+    [text] = skew_notes(world)
+    assert not text.startswith("skew")
+    assert "undecided" in text

@@ -22,6 +22,7 @@ from mlflowkit.cli.app import (
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
+    from mlflowkit.recipe.schema import LoadedRecipe
     from mlflowkit.rollout.settings import Rollout
     from mlflowkit.rollout.simulation.recording import Recording
     from mlflowkit.rollout.simulation.scenarios import Scenario
@@ -75,32 +76,44 @@ def replay(
 
     loaded = load(recipe, overrides or ())
     if monitor:
-        service = loaded.recipe.name if loaded.recipe.serve is None else loaded.recipe.serve.service
-        folder = state_folder(state, recipe) / "services" / service if log is None else log
-        played = replay_monitoring(loaded, folder, json)
-        if json:
-            emit_json({"recipe": str(loaded.path), "service": service, "log": str(folder), "monitor": played})
+        _replay_monitor(loaded, state_folder(state, recipe), log, json)
         return
     plan, serve = plan_of(loaded)
     folder = state_folder(state, recipe) / "services" / serve.service if log is None else log
     note(f"reading the log in {folder}")
     recording = read_recording(folder)
-    source = {"recipe": str(loaded.path), "service": serve.service, "log": str(folder), **_size(recording)}
-    recorded = [name for name in recording.experiments if name and recording.challengers(name)]
     if not json:
         _print_head(plan, recording, folder)
+    recorded = [name for name in recording.experiments if name and recording.challengers(name)]
     if plant or not (recorded or experiment or candidate):
         value = _replay_injected(plan, recording, plant or (), rollouts, seed, json)
     else:
-        name = experiment if experiment is not None else recorded[-1] if recorded else ""
-        others = [other for other in recorded if other != name]
-        if others and not json:
-            echo(f"other experiments of this log (--experiment ID): {', '.join(others)}")
-        value = _replay_experiment(plan, recording, name, candidate, json)
+        value = _replay_experiment(plan, recording, _choose(experiment, recorded, json), candidate, json)
     if loaded.recipe.monitor is not None:
         value = {**value, "monitor": replay_monitoring(loaded, folder, json)}
     if json:
-        emit_json({**source, **value})
+        source = {"recipe": str(loaded.path), "service": serve.service, "log": str(folder)}
+        emit_json({**source, **_size(recording), **value})
+
+
+def _choose(experiment: str | None, recorded: Sequence[str], as_json: bool) -> str:
+    """The experiment to replay: the named one, else the last; names the others of the log."""
+    name = experiment if experiment is not None else recorded[-1] if recorded else ""
+    others = [other for other in recorded if other != name]
+    if others and not as_json:
+        echo(f"other experiments of this log (--experiment ID): {', '.join(others)}")
+    return name
+
+
+def _replay_monitor(loaded: LoadedRecipe, state: Path, log: Path | None, as_json: bool) -> None:
+    """Replay the monitor's decisions alone, over the profiles of a service's folder."""
+    from mlflowkit.cli.playback.monitor_playback_table import replay_monitoring
+
+    service = loaded.recipe.name if loaded.recipe.serve is None else loaded.recipe.serve.service
+    folder = state / "services" / service if log is None else log
+    played = replay_monitoring(loaded, folder, as_json)
+    if as_json:
+        emit_json({"recipe": str(loaded.path), "service": service, "log": str(folder), "monitor": played})
 
 
 def _size(recording: Recording) -> dict[str, Json]:

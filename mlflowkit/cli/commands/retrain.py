@@ -53,7 +53,7 @@ def retrain(
         preview = preview_retrain(files, settings)
         print_result(preview.to_json(), "\n".join(preview.lines()), json)
         return 0
-    episode = _follow(files, _ask(files), wait, quiet=json)
+    episode = _await_episode(files, _request_run(files), wait, quiet=json)
     run = episode.runs[-1] if episode.runs else None
     value = {
         "service": files.service, "episode": episode.id, "decision": episode.decision, "reason": episode.reason,
@@ -191,7 +191,7 @@ def _settings(files: ServiceFiles) -> MonitorSettings:
     return settings
 
 
-def _ask(files: ServiceFiles) -> str:
+def _request_run(files: ServiceFiles) -> str:
     """Ask the monitor for a retraining; returns the id of its episode. Raises ServiceError when it declines."""
     from mlflowkit.errors import ConflictError, ServiceError
     from mlflowkit.monitoring.retrain.retrain_driver import PERSON_REQUEST
@@ -202,14 +202,14 @@ def _ask(files: ServiceFiles) -> str:
         files.create_json(PERSON_REQUEST, {"id": id, "time": time.time()})
     except ConflictError as error:
         hint = f"mlkit retrain {files.service} --dry-run"
-        raise ServiceError(f"a retraining of {files.service} is being asked for already", hint=hint) from error
+        raise ServiceError(f"a retraining of {files.service} is requested already", hint=hint) from error
     reply = commands.wait_for_reply(files, id, REPLY_SECONDS)
     if not reply.ok:
         raise ServiceError(reply.message, hint=reply.hint)
     return reply.message
 
 
-def _follow(files: ServiceFiles, id: str, wait: bool, *, quiet: bool) -> Episode:
+def _await_episode(files: ServiceFiles, id: str, wait: bool, *, quiet: bool) -> Episode:
     """Wait until the run has begun or is refused; with ``wait`` until its version is promoted or turned down."""
     from mlflowkit.errors import ServiceError
     from mlflowkit.monitoring.retrain import episodes

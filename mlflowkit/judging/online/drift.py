@@ -47,7 +47,7 @@ def judge_drift(task: LimitTask) -> LimitResult:
 def _judge_kind(task: LimitTask, kind: str, trace: Mapping[str, Json]) -> LimitResult:
     prefix, ordered, limit = f"{kind}:", kind != "label", task.limit.value
     harm, max_harm = Wealth.from_json(trace.get("harm")), float(trace.get("best", 0.0))
-    seen, known = dict(trace.get("seen", {})), dict(trace.get("effective", {}))
+    seen, effective_totals = dict(trace.get("seen", {})), dict(trace.get("effective", {}))
     sums: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for counted in seen.values():
         _add(sums, counted)
@@ -66,9 +66,9 @@ def _judge_kind(task: LimitTask, kind: str, trace: Mapping[str, Json]) -> LimitR
         ]
         if not all(sum(new.values()) > 0 and min(new.values()) >= -ROUNDING for new in news):
             continue
-        effective, shares = _key_shares(arms, counts, news, known.get(key))
+        effective, shares = _key_shares(arms, counts, news, effective_totals.get(key))
         if effective:
-            known[key] = effective
+            effective_totals[key] = effective
             factors = list(map(mul, factors, shares))
         if (names := _most_different(sums, ordered)) and min(factors) > 0:
             first, second = (_share(new, names).scaled(factor) for new, factor in zip(news, factors, strict=True))
@@ -78,7 +78,9 @@ def _judge_kind(task: LimitTask, kind: str, trace: Mapping[str, Json]) -> LimitR
         seen[key] = [dict(now) for now in counts]
         _add(sums, news)
     evidence_not_worse, measurement, samples = _measure(task, scaled_counts, ordered)
-    next_trace = {"seen": seen, "harm": harm.to_json(), "best": max_harm} | ({"effective": known} if known else {})
+    next_trace = {"seen": seen, "harm": harm.to_json(), "best": max_harm}
+    if effective_totals:
+        next_trace["effective"] = effective_totals
     return LimitResult(task.limit, max_harm, evidence_not_worse, measurement, samples, next_trace)
 
 
@@ -95,8 +97,8 @@ def _key_shares(
     if effective == totals:
         return [], []
     added = [sum(new.values()) for new in news]
-    known = before or [total - new for total, new in zip(totals, added, strict=True)]
-    return effective, list(map(added_share, effective, known, added))
+    earlier = before or [total - new for total, new in zip(totals, added, strict=True)]
+    return effective, list(map(added_share, effective, earlier, added))
 
 
 def _measure(

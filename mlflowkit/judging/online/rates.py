@@ -161,8 +161,8 @@ def _new_blocks(strata: Sequence[RateCounts], seen: dict[str, Json], compared: b
         required = news if compared else news[1:]
         if all(part.count > 0 and -ROUNDING <= part.hits <= part.count + ROUNDING for part in required):
             seen[epoch] = now
-            known = before[4:] or (before[0], before[2])
-            factors = tuple(map(added_share, effective, known, (news[0].count, news[1].count)))
+            earlier = before[4:] or (before[0], before[2])
+            factors = tuple(map(added_share, effective, earlier, (news[0].count, news[1].count)))
             first, second = (part.scaled(factor) for part, factor in zip(news, stratum.factors, strict=True))
             yield _Block(first, second, (factors[0] if compared else 1.0, factors[1]))
 

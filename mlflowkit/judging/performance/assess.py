@@ -127,8 +127,8 @@ def _no_estimate(name: str, inputs: PerformanceInputs) -> str:
             f"{name} is not estimated: the bundle of version {inputs.version} has no calibrator (packaged by an "
             "earlier version of mlflowkit, more than two classes, or too few held-out rows)"
         )
-    known = ("mae",) if isinstance(inputs.evidence, ErrorTable) else SCORE_METRICS
-    return f"{name} is not estimated: of this task {', '.join(known)} are"
+    estimable = ("mae",) if isinstance(inputs.evidence, ErrorTable) else SCORE_METRICS
+    return f"{name} is not estimated: of this task {', '.join(estimable)} are"
 
 
 def _estimate(metric: str, evidence: Evidence, counts: ProfileCounts) -> tuple[PerformanceEstimate | None, str]:
@@ -207,8 +207,8 @@ def _realised(
         reference=_reference(metric, inputs.evidence),
     )  # fmt: skip
     if metric not in REALISED_METRICS:
-        known = ", ".join((*SCORE_METRICS, "mae"))
-        return replace(nothing, message=f"{name} is not counted from labels: {known} are")
+        countable = ", ".join((*SCORE_METRICS, "mae"))
+        return replace(nothing, message=f"{name} is not counted from labels: {countable} are")
     result = realised_performance(metric, mature, settings.min_labels)
     if inputs.label_error or result is None:
         labels = sum(cohort.labels for cohort in mature)

@@ -120,11 +120,11 @@ class AnsweredLedger:
         if not self.pane_seconds:
             return
         try:
-            known = self._reasons.setdefault(version, set())
-            if reason not in known:
-                if len(known) >= (MAX_REASONS // 2 if free else MAX_REASONS):
+            reasons = self._reasons.setdefault(version, set())
+            if reason not in reasons:
+                if len(reasons) >= (MAX_REASONS // 2 if free else MAX_REASONS):
                     reason = OTHER_REASONS
-                known.add(reason)
+                reasons.add(reason)
             seconds = self.pane_seconds
             slot = self._slot(version, window_start(time.time(), seconds), seconds, reason)
             self._longs[slot + _REFUSED] += 1

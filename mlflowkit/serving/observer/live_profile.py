@@ -199,8 +199,14 @@ class LiveProfiles:
             message = f"live profile of version {version}: {error!r}; its rows are counted by cells only"
             self._errors.error(message, key=f"{version} profiler")
             return b""
+        if len(profile) > MAX_PROFILE_BYTES:
+            message = (
+                f"live profile of version {version}: {len(profile):,} bytes, at most {MAX_PROFILE_BYTES:,} are kept"
+            )
+            self._errors.error(f"{message}; its rows are counted by cells only", key=f"{version} profiler")
+            return b""
         self._errors.clear(f"{version} profiler")
-        return profile if len(profile) <= MAX_PROFILE_BYTES else b""
+        return profile
 
     def _close_window(self, key: _Key) -> None:
         """Merge the panes that were written of a window into one; where that fails, they stay as they are."""

@@ -11,6 +11,7 @@ Several observers share the folder: one at a time merges, under a lock.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from mlflowkit.serving.observer.panes import (
 )
 from mlflowkit.system import failpoint
 from mlflowkit.system.files import make_folder, private_opener
+from mlflowkit.system.log_once import LogOnce
 
 HOUR, DAY = 3600, MAX_SECONDS
 DAY_AFTER_DAYS = 35.0
@@ -43,6 +45,7 @@ MAX_GROUPS = 16
 TEMPORARY_SECONDS = 3600.0
 """Age at which a hidden file is one of a dead writer."""
 LOCK = ".merging"
+_errors = LogOnce(logging.getLogger("mlflowkit.observer"))
 MergeProfiles = Callable[[Sequence[bytes]], bytes]
 
 
@@ -175,11 +178,12 @@ def _load(home: Path, name: str) -> Pane | None:
 
 
 def _with_profiles(merged: Pane, panes: Sequence[Pane], merge_profiles: MergeProfiles) -> Pane:
-    """A merged pane with the merged profiles of its parts, without where the profiler fails."""
+    """A merged pane with the merged profiles of its parts; where the profiler fails, without, which is logged."""
     profiles = [pane.profile for pane in panes if pane.profile]
     if not profiles:
         return merged
     try:
         return replace(merged, profile=merge_profiles(profiles), profiled=sum(pane.profiled for pane in panes))
-    except Exception:  # noqa: BLE001 - a profiler may raise anything; counts are worth more
+    except Exception as error:  # noqa: BLE001 - a profiler may raise anything; counts are worth more
+        _errors.error(f"profiles of {len(profiles)} panes are not merged: {error!r}; their rows stay counted by cells")
         return merged
