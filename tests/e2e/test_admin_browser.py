@@ -10,8 +10,8 @@ import pytest
 
 from mlflowkit.report.rollout.rollout_page import admin_listener
 from mlflowkit.rollout.policy import PolicyCommand
-from mlflowkit.service_state.records import read_json
 from tests.support.browser import CONTRAST, FACTS, WANTED, Browser
+from tests.support.live_pages import admin_endpoint, online_browser, show
 from tests.support.rollout_world import RolloutWorld
 
 pytestmark = WANTED
@@ -33,10 +33,7 @@ class Site:
 
     def url(self, service: str) -> str:
         """The page of a service, once the listener said where it is."""
-        while True:
-            told = read_json(self.state / "services" / service / "admin.json")
-            if told is not None:
-                return str(told["endpoint"])
+        return admin_endpoint(self.state, service)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +45,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"), online=True)
-    yield browser
-    browser.open("about:blank", width=1280)
-    browser.close()
-
-
-def show(browser: Browser, url: str, **how: object) -> None:
-    """Open a page and wait until it hears of changes."""
-    browser.open(url, scripts=True, **{"width": 1280, **how})  # type: ignore[arg-type]
-    browser.until("document.querySelector('#live.on') !== null")
+    with online_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("width", [1280, 390])

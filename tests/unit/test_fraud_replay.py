@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.recipe_programs import recipe_program
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
 def replay() -> Iterator[Any]:
-    """The program as a module, beside the modules that it imports."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(RECIPES))
-    try:
-        import drive_fraud
-
-        yield drive_fraud
-    finally:
-        sys.path.remove(str(RECIPES))
-        for name in set(sys.modules) - before:
-            if str(RECIPES) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+    """The program as a module."""
+    with recipe_program("drive_fraud") as program:
+        yield program
 
 
 def test_a_day_is_a_sample_that_is_sent_evenly_and_has_no_answer_in_it(replay: Any) -> None:
