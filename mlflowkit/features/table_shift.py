@@ -20,7 +20,14 @@ from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.counts import Counts
 from mlflowkit.judging.shift.findings import Aspect, ColumnFinding
 from mlflowkit.judging.shift.reference import Reference
-from mlflowkit.judging.shift.sample_shift import ColumnSample, SampleShift, compare_distributions, compare_shares
+from mlflowkit.judging.shift.sample_shift import (
+    ColumnSample,
+    SampleShift,
+    chance_new,
+    chance_outside,
+    compare_distributions,
+    compare_shares,
+)
 
 MAX_SEGMENTS = 8
 """Values of a column by which tables are compared, the most frequent of the first table."""
@@ -234,7 +241,13 @@ def _compare_values(
     hits = float(weights[1][outside].sum())
     observations = samples[0].present, samples[1].present
     aspect: Aspect = "range" if is_number else "new"
-    yield compare_shares(name, aspect, (0.0, hits), observations, samples[1].rows, settings, segment)
+    singles = float(counts[0][counts[0] <= 1].sum())  # in observations: of units, values that one unit may have alone
+    chance = (
+        chance_outside(observations[0], settings.confidence)
+        if is_number
+        else chance_new(singles, observations[0], settings.confidence)
+    )
+    yield compare_shares(name, aspect, (0.0, hits), observations, samples[1].rows, settings, segment, chance)
 
 
 def _outside(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -260,10 +273,18 @@ def _compare_cells(
         return
     if cells.ordered:
         hits = float(weighted[0] + weighted[-2])
-        yield compare_shares(name, "range", (0.0, hits), observations, second.rows, settings, segment)
+        chance = chance_outside(first.present, settings.confidence)
+        yield compare_shares(name, "range", (0.0, hits), observations, second.rows, settings, segment, chance)
     elif cells.complete:
         hits = float(weighted[-2])
-        yield compare_shares(name, "new", (0.0, hits), observations, second.rows, settings, segment)
+        chance = chance_new(_most_singles(cells, counts), first.present, settings.confidence)
+        yield compare_shares(name, "new", (0.0, hits), observations, second.rows, settings, segment, chance)
+
+
+def _most_singles(cells: Cells, counts: Counts) -> float:
+    """The largest number of texts that a reference can have once: those of (other) are not counted one by one."""
+    kept = counts[: len(cells.values)]
+    return float(kept.count(1) + min(len(cells.others), counts[len(cells.values)]))
 
 
 def _missing(

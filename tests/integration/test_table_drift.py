@@ -81,6 +81,19 @@ def test_equal_tables_fail_rarely_and_a_shift_of_the_margin_is_not_failed() -> N
 
 
 @pytest.mark.simulation
+@pytest.mark.simulation
+@pytest.mark.parametrize("rows", [(5, 4000), (40, 4000), (4000, 1), (4000, 5), (300, 300)])
+def test_small_tables_of_one_distribution_fail_rarely(rows: tuple[int, int]) -> None:
+    random, failed = np.random.default_rng(sum(rows)), 0
+    for _ in range(100):
+        tables = [
+            pd.DataFrame({"x": random.normal(size=size), "who": [f"u{n}" for n in random.geometric(0.01, size=size)]})
+            for size in rows
+        ]
+        failed += any(item.outcome == "FAILED" for item in mk.drift(*tables).findings)
+    assert failed <= 10  # 5 expected at most; more than 10 of 100 by chance: 1 %
+
+
 def test_rows_of_one_day_are_one_observation_where_the_unit_is_named() -> None:
     rng = np.random.default_rng(0)
     by_rows = by_days = covered = 0

@@ -4,9 +4,11 @@ The distance is Kolmogorov and Smirnov's over ordered cells, else total variatio
 missing values, values that are new and values outside of the range are shares of their own. Intervals hold for all
 aspects of all columns at once (Bonferroni), without any assumption on the distributions: for ordered cells by the
 Dvoretzky-Kiefer-Wolfowitz inequality with Massart's constant (Annals of Probability 18, 1990), for others by
-McDiarmid's inequality around the expected total variation, for shares by Wilson's score interval, combined by
-Newcombe's method. They assume that observations are independent: rows, or units of several rows where a unit is named.
-The mean over a unit's rows is one observation, which varies no more than a row that is drawn from it.
+McDiarmid's inequality around the expected total variation, for shares by the interval of Clopper and Pearson,
+combined by Newcombe's method. A small first sample has not seen all there is: by how much that alone may raise the
+shares of new and outside values is allowed for (`chance_outside`, `chance_new`). They assume that observations are
+independent: rows, or units of several rows where a unit is named. The mean over a unit's rows is one observation,
+which varies no more than a row that is drawn from it.
 """
 
 from __future__ import annotations
@@ -119,8 +121,11 @@ def compare_shares(
     rows: int,
     settings: SampleShift,
     segment: str = "",
+    chance: float = 0.0,
 ) -> ColumnFinding:
     """How much the share of an aspect (missing, new, range) rose from the first sample to the second.
+
+    ``chance`` is the share that the second sample may have because the first is small: so much more is no failure.
 
     >>> finding = compare_shares("age", "missing", (0, 40), (100, 100), 100, SampleShift())
     >>> finding.outcome.value, finding.value, round(finding.low, 2)
@@ -132,18 +137,20 @@ def compare_shares(
         message = f"{_name(column, segment)}: no rows, so no share of {_SHARES[aspect]}"
         return _undecided(column, aspect, allowed, rows, effective, segment, message)
     shares = [part / whole for part, whole in zip(hits, observations, strict=True)]
-    bounds = [stats.wilson(part, whole, settings.confidence) for part, whole in zip(hits, observations, strict=True)]
+    bounds = [_exact_bounds(part, whole, settings.confidence) for part, whole in zip(hits, observations, strict=True)]
     value = shares[1] - shares[0]
     low = value - math.hypot(shares[1] - bounds[1][0], bounds[0][1] - shares[0])
     high = value + math.hypot(bounds[1][1] - shares[1], shares[0] - bounds[0][0])
-    if aspect != "missing":  # none is new or outside of the first table by definition: that share has no doubt
+    if aspect != "missing":  # none is new or outside of the first table by definition
         low, high = bounds[1]
-    outcome = _outcome(low, high, allowed)
+    outcome = _outcome(low, high, allowed, allowed + chance)
     verb = {Outcome.FAILED: "more than", Outcome.PASSED: "within"}.get(outcome, "undecided at")
     message = f"{_name(column, segment)}: {_percent(shares[1])} % {_SHARES[aspect]}"
     if aspect == "missing":
         message += f" after {_percent(shares[0])} %, a rise of {_percent(value)}"
     message += f" ({_percent(low)} to {_percent(high)}), {verb} the {_percent(allowed)} allowed"
+    if outcome is Outcome.INCONCLUSIVE and low > allowed:
+        message += f": a first table of {observations[0]:,.0f} may alone be the reason for {_percent(chance)}"
     return ColumnFinding(
         column, aspect, outcome, value, low, high, allowed, 0.0, rows, round(effective, 2),
         segment=segment, message=message,
@@ -157,8 +164,50 @@ _SHARES = {
 }
 
 
-def _outcome(low: float, high: float, allowed: float) -> Outcome:
-    return Outcome.FAILED if low > allowed else Outcome.PASSED if high <= allowed else Outcome.INCONCLUSIVE
+def chance_outside(observations: float, confidence: float) -> float:
+    """The largest share of one distribution that lies outside of the range of so many of its values.
+
+    That share has the distribution Beta(2, n - 1), whatever the values' is (Wilks, Annals of Mathematical
+    Statistics 12, 1941); less where values are tied.
+
+    >>> round(chance_outside(10, 0.95), 2), round(chance_outside(10_000, 0.95), 5)
+    (0.45, 0.00056)
+    """
+    from scipy.special import betaincinv
+
+    return 1.0 if observations <= 1 else float(betaincinv(2, observations - 1, (1 + confidence) / 2))
+
+
+def chance_new(singles: float, observations: float, confidence: float) -> float:
+    """The largest share of one distribution that a sample has not seen, of which ``singles`` values were seen once.
+
+    The share of values seen once estimates it (Good, Biometrika 40, 1953); its bound is taken as that of a share of
+    independent observations.
+
+    >>> round(chance_new(0, 1000, 0.95), 4), round(chance_new(300, 1000, 0.95), 2)
+    (0.0037, 0.33)
+    """
+    return _exact_bounds(min(singles, observations), observations, confidence)[1]
+
+
+def _exact_bounds(hits: float, observations: float, confidence: float) -> stats.Bounds:
+    import numpy as np
+
+    from mlflowkit.judging.shift.distances import share_interval
+
+    whole = np.array(observations)
+    _, low, high = share_interval(np.array(hits), whole, whole, 1 - confidence)
+    return float(low), float(high)
+
+
+def _outcome(low: float, high: float, allowed: float, most: float | None = None) -> Outcome:
+    return (
+        Outcome.FAILED
+        if low > (allowed if most is None else most)
+        else Outcome.PASSED
+        if high <= allowed
+        else Outcome.INCONCLUSIVE
+    )
 
 
 def _doubt(shares: np.ndarray, observations: float, ordered: bool, level: float) -> float:
