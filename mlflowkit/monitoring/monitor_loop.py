@@ -46,6 +46,8 @@ RETRAIN_SECONDS = 2.0
 LOOK_SECONDS = 5.0
 """Interval between counts of requests for burn rates."""
 DEFAULT_REARM = 2
+FOREIGN = "no retraining: the state folder was copied or moved here; mlkit run RECIPE allows it"
+"""A recipe that another folder's record names is not run."""
 _log = logging.getLogger("mlflowkit.monitoring")
 
 
@@ -412,11 +414,14 @@ def retrain_hook(
         return None
     from mlflowkit.monitoring.retrain.service_retrain import ServiceRetrain
 
-    retrain = ServiceRetrain(files, settings, guard=lease.guard, runs=lambda: runs(settings.name))
+    trusted = settings.retrain is None or settings.written_in(files.state)
+    own = settings if trusted else replace(settings, retrain=None)
+    retrain = ServiceRetrain(files, own, guard=lease.guard, runs=lambda: runs(settings.name))
 
     def hook(view: MonitorView, live: WindowCounts | None) -> RetrainStep:
         outcome = retrain.tick(view, live)
-        return RetrainStep(outcome.view, outcome.sentences, outcome.asks_person)
+        retrained = outcome.view if trusted else replace(outcome.view, reason=FOREIGN)
+        return RetrainStep(retrained, outcome.sentences, outcome.asks_person)
 
     return hook
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from mlflowkit.errors import ServiceError
 from mlflowkit.sections import Section
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.files import folder_identity, make_folder
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
@@ -310,6 +311,7 @@ class MonitorSettings:
     recipe     absolute path of the recipe that was deployed, "" for a bundle without one; ``overrides`` are those of
                its run
     name       the recipe's name, under which its champion is registered
+    folder     identity of the state folder in which a run wrote them; "" before they are written
     """
 
     monitor: MonitorSection
@@ -317,6 +319,14 @@ class MonitorSettings:
     recipe: str = ""
     overrides: tuple[str, ...] = ()
     name: str = ""
+    folder: str = field(default="", compare=False)
+
+    def written_in(self, state: Path) -> bool:
+        """Whether a run on this machine wrote them in this state folder.
+
+        A recipe is run on the word of no other: who hands over a state folder must not choose what it executes.
+        """
+        return self.folder == folder_identity(state)
 
     def to_json(self) -> Json:
         """The content of ``monitor/settings.json``."""
@@ -326,6 +336,7 @@ class MonitorSettings:
             "recipe": self.recipe,
             "overrides": list(self.overrides),
             "name": self.name,
+            "folder": self.folder,
         }
 
     @classmethod
@@ -343,6 +354,7 @@ class MonitorSettings:
             str(value.get("recipe", "")),
             tuple(map(str, value.get("overrides", ()))),
             str(value.get("name", "")),
+            str(value.get("folder", "")),
         )
 
 
@@ -364,14 +376,23 @@ def write_settings(files: ServiceFiles, settings: MonitorSettings | None) -> Non
         if files.exists(SETTINGS):
             files.delete(SETTINGS)
         return
-    value = settings.to_json()
+    make_folder(files.state)
+    value = _as_written(files, settings)
     if _stored(files) != value:
         files.write_json(SETTINGS, value)
 
 
 def are_current(files: ServiceFiles, settings: MonitorSettings | None) -> bool:
     """Whether a service's stored settings are these."""
-    return bool(_stored(files) == (None if settings is None else settings.to_json()))
+    stored = _stored(files)
+    if settings is None or stored is None:
+        return settings is None and stored is None
+    return bool(stored == _as_written(files, settings))
+
+
+def _as_written(files: ServiceFiles, settings: MonitorSettings) -> Json:
+    """The record of settings in a service's state folder."""
+    return replace(settings, folder=folder_identity(files.state)).to_json()
 
 
 def deployed_settings(

@@ -183,6 +183,12 @@ def disk_error(error: OSError, path: Path) -> StoreError:
     )
 
 
+def folder_identity(folder: Path) -> str:
+    """What a folder is on this machine: its path without links, and its inode. A copy of it is another one; so is one
+    that was unpacked from somebody's archive. Raises OSError when there is none."""
+    return f"{folder.resolve()}:{folder.stat().st_ino}"
+
+
 def file_stamp(path: Path) -> tuple[int, int] | None:
     """Modification time (ns) and inode of a file, which change when it is replaced; None when there is no file."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,6 +75,9 @@ class Place:
             id, "fraud", self.champion.digest, "v1", self.champion.bundle, 0.0, "drift of amount", this_moment(),
             str(self.folder / "recipe.yaml"), ("seed=3",), champion_data,
         )  # fmt: skip
+        write_settings(
+            self.files, MonitorSettings(MonitorSection(window="60s"), RetrainSection(), episode.recipe, (), "fraud")
+        )
         episodes.write_episode(self.files, episode.with_attempt(Attempt("look", 1, this_moment())))
         words = ["-m", "mlflowkit.processes.retrain_main", str(self.state), "fraud", id, "look-1"]
         subprocess.run([sys.executable, *words], check=True, timeout=240)
@@ -117,6 +121,38 @@ def test_data_that_fail_their_checks_are_told(place: Place) -> None:
     write_rows(place.folder, 1.0)
 
 
+def test_a_copied_folder_runs_no_recipe(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place.look("e6")
+    copy = tmp_path / "copied"
+    shutil.copytree(place.state, copy)
+    files = ServiceFiles(copy / "services" / "fraud")
+    forged = replace(episodes.read_episode(files, "e6"), id="e7")  # type: ignore[type-var]
+    episodes.write_episode(files, forged.with_attempt(Attempt("look", 1, this_moment())))
+    words = ["-m", "mlflowkit.processes.retrain_main", str(copy), "fraud", "e7", "look-1"]
+    subprocess.run([sys.executable, *words], check=True, timeout=240)
+    result = episodes.read_result(files, "e7", "look-1")
+    assert result is not None
+    assert (result.code, result.data_version) == (3, "")
+    assert "is not run" in result.message
+    code, text = mlkit(capsys, "retrain", "fraud", "--dry-run", "--state", str(copy))
+    assert (code, "was copied or moved here" in text) == (2, True)
+
+
+def test_a_recipe_that_was_not_deployed_is_not_run(place: Place) -> None:
+    other = place.folder / "other.yaml"
+    shutil.copy(place.folder / "recipe.yaml", other)
+    place.look("e8")
+    episode = episodes.read_episode(place.files, "e8")
+    assert episode is not None
+    forged = replace(episode, id="e9", recipe=str(other)).with_attempt(Attempt("look", 1, this_moment()))
+    episodes.write_episode(place.files, forged)
+    words = ["-m", "mlflowkit.processes.retrain_main", str(place.state), "fraud", "e9", "look-1"]
+    subprocess.run([sys.executable, *words], check=True, timeout=240)
+    result = episodes.read_result(place.files, "e9", "look-1")
+    assert result is not None
+    assert (result.code, "is not run" in result.message) == (3, True)
+
+
 def mlkit(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as ended:
         cli.main(list(arguments))
@@ -125,6 +161,7 @@ def mlkit(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
 
 
 def test_the_dry_run_shows_each_input_and_starts_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    write_settings(place.files, None)
     command = ("retrain", "fraud", "--dry-run", "--state", str(place.state))
     code, text = mlkit(capsys, *command)
     assert (code, "has no section monitor" in text) == (2, True)

@@ -14,8 +14,16 @@ import pytest
 from mlflowkit.errors import ServiceError
 from mlflowkit.judging.shift.reference import EVIDENCE, Reference
 from mlflowkit.monitoring import alert_commands, monitor_state
-from mlflowkit.monitoring.monitor_loop import RetrainStep
-from mlflowkit.monitoring.monitor_settings import Alerts, AlertWebhook, MonitorSection, RetrainSection, write_settings
+from mlflowkit.monitoring.monitor_loop import RetrainStep, retrain_hook
+from mlflowkit.monitoring.monitor_settings import (
+    Alerts,
+    AlertWebhook,
+    MonitorSection,
+    MonitorSettings,
+    RetrainSection,
+    read_settings,
+    write_settings,
+)
 from mlflowkit.monitoring.monitor_view import MonitorView, RetrainView
 from mlflowkit.rollout.commands import read_reply
 from mlflowkit.rollout.webhooks import WebhookSender
@@ -342,3 +350,16 @@ def test_few_rows_show_no_skew_however_far_their_own_distance_is(world: MonitorW
     [text] = skew_notes(world)
     assert not text.startswith("skew")
     assert "undecided" in text
+
+
+def test_a_copied_folder_retrains_nothing_and_says_why(world: MonitorWorld, tmp_path: Path) -> None:
+    section = SECTION.model_copy(update={"min_rows": 30})
+    write_settings(world.files, MonitorSettings(section, RetrainSection(), "/recipe.yaml", (), "loans"))
+    settings = read_settings(world.files)
+    assert settings is not None
+    world.pass_window()
+    for folder, foreign in ((settings.folder, False), ("/elsewhere/.mlkit:7", True), ("", True)):
+        hook = retrain_hook(lambda name: "", world.files, replace(settings, folder=folder), world.lease)
+        assert hook is not None
+        view = hook(world.view, None).view
+        assert ("was copied or moved here" in view.reason, view.state == "off") == (foreign, foreign)

@@ -188,6 +188,12 @@ def _settings(files: ServiceFiles) -> MonitorSettings:
         )
     if not settings.recipe:
         raise UsageError(f"{files.service} was deployed without a recipe", hint="mlkit run RECIPE")
+    if not settings.written_in(files.state):
+        raise UsageError(
+            f"{files.service} is not retrained: {files.state} was copied or moved here, and a recipe is not run on the "
+            "word of such a folder",
+            hint=f"mlkit run {shell_word(settings.recipe)}",
+        )
     return settings
 
 

@@ -17,14 +17,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from mlflowkit.errors import DataError, InterruptedRunError, MlkitError
+from mlflowkit.errors import DataError, InterruptedRunError, MlkitError, ServiceError
 from mlflowkit.judging.shift.reference import EVIDENCE, Reference
+from mlflowkit.monitoring.monitor_settings import read_settings
 from mlflowkit.monitoring.retrain import episodes
 from mlflowkit.monitoring.retrain.bounded_log import BoundedLog, sweep_logs
 from mlflowkit.monitoring.retrain.episodes import AttemptResult, Episode
 from mlflowkit.service_state.records import ServiceFiles, read_json
 from mlflowkit.system import failpoint
 from mlflowkit.system.child_process import die_with_parent_command, python_path
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class RecipeCommand:
         The environment is this process's, so that a recipe's secrets are found by their names. Raises
         InterruptedRunError when this process is told to end.
         """
+        _require_own_recipe(self._files, self._episode)
         episode, recipe = self._episode, Path(self._episode.recipe)
         words = ["run", str(recipe), *episode.overrides, *options, "--state", str(self._files.state), "--json"]
         failpoint.hit("retrain.working")
@@ -117,6 +120,16 @@ class RecipeCommand:
         if code != 0 and not value:  # a crash: not the verdict of a gate
             value = {"error": {"message": last or f"the run ended with code {code}"}}
         return code, value if isinstance(value, dict) else {}
+
+
+def _require_own_recipe(files: ServiceFiles, episode: Episode) -> None:
+    """Raise ServiceError unless a run on this machine, in this state folder, deployed the episode's recipe."""
+    settings = read_settings(files)
+    if settings is None or settings.recipe != episode.recipe or not settings.written_in(files.state):
+        raise ServiceError(
+            f"{episode.recipe} is not run: it is not the recipe that was deployed to {files.service} from here",
+            hint=f"mlkit run {shell_word(episode.recipe)}",
+        )
 
 
 def _train(command: RunsRecipe) -> AttemptResult:
