@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 SAFE_PATH: Mapping[str, str] = {"PYTHONSAFEPATH": "1"}
 """Environment with which processes that a vendor starts (Ray's workers) leave out the working directory too."""
@@ -30,6 +31,28 @@ def python_path() -> dict[str, str]:
     value = os.environ.get("PYTHONPATH", "")
     entries = [os.path.abspath(entry) for entry in value.split(os.pathsep) if entry]
     return {"PYTHONPATH": os.pathsep.join(entries)} if value else {}
+
+
+@contextmanager
+def set_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process's environment, for libraries that read them there, and restore them at the end.
+
+    >>> with set_environment({"MLKIT_EXAMPLE": "1"}):
+    ...     os.environ["MLKIT_EXAMPLE"]
+    '1'
+    >>> "MLKIT_EXAMPLE" in os.environ
+    False
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def module_command(module: str, *arguments: str) -> list[str]:

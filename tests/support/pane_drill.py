@@ -34,11 +34,13 @@ PLAN = counting_plan(SIGNATURE, REFERENCE, ("term",))
 
 @dataclass
 class PaneDrill:
-    """One service's gateway ledger and observer, without processes. ``now`` is the wall clock."""
+    """One service's gateway ledger and observer, without processes. ``now`` is the time, the wall clock ``clock_step``
+    seconds off it."""
 
     folder: Path
     profiler: str = ""
     now: float = 1_000_000.0
+    clock_step: float = 0.0
     seconds: float = 300.0
     days: float = 7.0
     answered: int = 0
@@ -53,7 +55,12 @@ class PaneDrill:
         """Another observer; what the last one gathered and did not write is gone."""
         self.observers.append(
             LiveProfiles(
-                self.folder, "r1", self.profiler, days=self.days, clock=lambda: self.now, elapsed=lambda: self.now
+                self.folder,
+                "r1",
+                self.profiler,
+                days=self.days,
+                clock=lambda: self.now + self.clock_step,
+                elapsed=lambda: self.now,
             )
         )
         return self.observers[-1]

@@ -84,6 +84,7 @@ class KillDrill:
         command = [sys.executable, "-m", "tests.support.replica_process", str(self.files.folder), "r1", self._profiler]
         self._gateway = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2])
         wait_long_for(lambda: self._is_ready() or self._ended())
+        assert point or not self._ended(), f"the gateway ended with {self._gateway.returncode}"
 
     @property
     def url(self) -> str:

@@ -436,6 +436,16 @@ def test_files_of_versions_that_do_not_run_are_removed_in_time(drill: PaneDrill)
     assert not (drill.folder / "v1").exists()
 
 
+def test_a_clock_that_jumps_years_ahead_removes_nothing(drill: PaneDrill) -> None:
+    drill.ask(5)
+    pass_time(drill, 20)
+    pass_time(drill, 400)
+    drill.clock_step = 10 * 365 * 86_400
+    for _ in range(4):
+        pass_time(drill, 61)
+    assert totals(drill.read()) == (5, 0, 5)
+
+
 def test_a_linked_folder_is_left_alone(drill: PaneDrill, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

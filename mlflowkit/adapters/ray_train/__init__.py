@@ -7,7 +7,6 @@ scikit-learn, 2 cores).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from mlflowkit.features.preprocess import (
 )
 from mlflowkit.ports import StageContext
 from mlflowkit.service_state.records import process_started, read_json
+from mlflowkit.system.child_process import set_environment
 from mlflowkit.system.files import replace_file
 from mlflowkit.values import Event
 
@@ -86,10 +86,10 @@ class RayTorchTrainer:
             fitted = loop.train(job, data, loop.WorkerGroup(), report)
         else:
             environment = ray_environment(self.state)
-            os.environ.update(environment or {})
-            from mlflowkit.adapters.ray_train.ray_workers import train_on_ray
+            with set_environment(environment or {}):
+                from mlflowkit.adapters.ray_train.ray_workers import train_on_ray
 
-            fitted = train_on_ray(job, data, environment, report)
+                fitted = train_on_ray(job, data, environment, report)
         save_preprocess(preprocess, context.out)
         replace_file(context.out / "model.safetensors", save(dict(fitted.weights)))
         standardised = {"mean": mean, "scale": scale, "double": bool(table.target_offset)}

@@ -33,7 +33,7 @@ from torch import Tensor, distributed, nn
 from mlflowkit import errors
 from mlflowkit.adapters.ray_train import checkpoint, loop
 from mlflowkit.errors import EngineError, MlkitError
-from mlflowkit.system.child_process import SAFE_PATH
+from mlflowkit.system.child_process import SAFE_PATH, set_environment
 from mlflowkit.system.files import private_opener, replace_file
 
 RAY_DEFAULTS = {
@@ -216,13 +216,13 @@ def _forward_progress(files: _ScratchFiles, report: loop.ReportEpoch) -> Iterato
 def local_ray(environment: Mapping[str, str] | None, workers: int) -> Iterator[None]:
     """Connect to a Ray with CPUs for the workers: the current one, that of ``environment``, or a new one.
 
-    A Ray connected or started here is left at the end. Ray's messages about lost workers go to stderr, as stdout is
-    for results. Raises EngineError when Ray does not start.
+    A Ray connected or started here is left at the end, and this process's environment is as before: what it starts
+    later must not inherit ``PYTHONSAFEPATH``. Ray's messages about lost workers go to stderr, as stdout is for results.
+    Raises EngineError when Ray does not start.
     """
-    for name, value in RAY_DEFAULTS.items():
-        os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr):
+    defaults = {name: value for name, value in RAY_DEFAULTS.items() if name not in os.environ}
+    with set_environment(defaults), redirect_stdout(sys.stderr):
         if ray.is_initialized():
             yield
             return

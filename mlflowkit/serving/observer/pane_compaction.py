@@ -55,6 +55,7 @@ class PaneFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tidied = float("-inf")
+        self._began: tuple[float, float] | None = None
 
     def merge(
         self, version: str, names: Sequence[str], start: float, seconds: float, merge_profiles: MergeProfiles | None
@@ -86,11 +87,14 @@ class PaneFolder:
     def tidy(self, now: float, elapsed: float, days: float, count_days: float) -> None:
         """Merge panes older than ``days`` to hours and days, and remove files older than ``count_days``.
 
-        At most once in TIDY_SECONDS of ``elapsed``; ``now`` is in seconds since the epoch. Links are not followed.
+        At most once in TIDY_SECONDS of ``elapsed``; ``now`` is in seconds since the epoch. Links are not followed. A
+        clock that is set forward makes no file older: time passes as ``elapsed`` does from the first call on.
         """
         if elapsed - self._tidied < TIDY_SECONDS or self._folder.is_symlink():
             return
         self._tidied = elapsed
+        self._began = self._began or (now, elapsed)
+        now = min(now, self._began[0] + elapsed - self._began[1])
         groups = 0
         for home in self._versions():
             self._sweep(home, now, days, count_days)

@@ -145,6 +145,7 @@ def traffic(world: RayRollouts) -> Iterator[Traffic]:
     running.stop()
 
 
+@pytest.mark.slow  # the next test goes on from it
 def test_a_bad_version_is_rolled_back_by_itself_and_a_good_one_promoted(
     world: RayRollouts, traffic: Traffic, bundles: dict[str, Bundle]
 ) -> None:

@@ -47,8 +47,11 @@ def two_cpus() -> Iterator[None]:
     """The Ray that a run would start for itself, shared by the tests of this module."""
     from mlflowkit.adapters.ray_train.ray_workers import local_ray
 
+    before = {**os.environ}
     with local_ray(None, 2):
         yield
+    added = {name for name in os.environ if name not in before}
+    assert "PYTHONSAFEPATH" not in added, "processes that are started later inherit it"
 
 
 @pytest.mark.slow
