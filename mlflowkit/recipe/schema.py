@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from mlflowkit.delivery.delivery_settings import DeliverySection
 from mlflowkit.judging.decision_rule import DecisionSection
 from mlflowkit.monitoring.monitor_settings import MonitorSection, RetrainSection
 from mlflowkit.sections import Section
@@ -60,6 +61,8 @@ class RecipeSchema(Section):
     """What is watched in the service's traffic; nothing by default."""
     retrain: RetrainSection | None = None
     """When the recipe is run again; never by default."""
+    delivery: DeliverySection | None = None
+    """CI/CD: what `mlkit export` generates; nothing by default."""
 
 
 def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:

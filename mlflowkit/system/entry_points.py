@@ -1,4 +1,4 @@
-"""Plugins: sources, metrics and passes of installed distributions, registered as entry points.
+"""Plugins: sources, metrics, passes and delivery targets of installed distributions, registered as entry points.
 
 A plugin is one file and one line in the ``pyproject.toml`` of its distribution::
 
@@ -22,7 +22,8 @@ from typing import Any
 from mlflowkit.errors import MlkitError, UsageError
 
 SOURCES, METRICS, PASSES = "mlflowkit.sources", "mlflowkit.metrics", "mlflowkit.passes"
-GROUPS = (SOURCES, METRICS, PASSES)
+TARGETS = "mlflowkit.targets"
+GROUPS = (SOURCES, METRICS, PASSES, TARGETS)
 """The entry point groups."""
 
 

@@ -1,0 +1,229 @@
+"""The neutral delivery plan: which commands run where, with which rights, secrets and images. Pure.
+
+A target renders a `DeliveryPlan` for one system. The commands are those of `mlkit`; each may run again at any time:
+
+========  ==============================================  ================================================
+step      command                                         what it does
+========  ==============================================  ================================================
+check     ``mlkit ci check RECIPE``                       format, lint, tests of the code; a small training
+judge     ``mlkit ci judge RECIPE --environment ENV``     run up to the bundle, judge it against ENV's champion
+comment   ``mlkit ci comment --from report.json``         the verdict on the pull request
+image     ``mlkit image build RECIPE --push``             image and bundle in the registry, signed
+promote   ``mlkit gitops promote RECIPE --environment``   the desired digest, committed to the environment's repository
+settle    ``mlkit gitops settle RECIPE --environment``    the rollout's verdict, committed there
+========  ==============================================  ================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from mlflowkit.delivery.delivery_settings import (
+    ChecksSettings,
+    DeliverySection,
+    EnvironmentSettings,
+    PolicySettings,
+    SecretReference,
+    TriggerSettings,
+)
+from mlflowkit.monitoring.monitor_settings import seconds_of
+from mlflowkit.system.digests import digest_json
+from mlflowkit.values import Json
+
+Permission = Literal[
+    "read-code", "read-image", "write-comment", "push-image", "sign", "read-env-repo", "write-env-repo", "write-trigger"
+]
+"""What a step may do; each target maps it to its system's own rights."""
+OUTPUT = "$MLKIT_OUT"
+"""Folder of the outputs, outside of the checkout, so that the checkout stays clean."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFacts:
+    """What delivery must know of a recipe. ``path`` is relative to the repository's root."""
+
+    name: str
+    path: str
+    service: str = ""
+    port: int = 8080
+    replicas: int = 1
+    timeout_seconds: float = 10.0
+    strategy: str = "direct"
+    gpus: int = 0
+    rollout: Json = None
+    """The recipe's ``serve.rollout``, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image to build: ``train`` runs steps, ``serve`` answers requests, ``monitor`` watches the service."""
+
+    role: Literal["train", "serve", "monitor"]
+    repository: str
+    base: str
+    requirements: str
+    entry: tuple[str, ...]
+    user: str = "65532:0"
+
+    @property
+    def reference(self) -> str:
+        """The repository of this role: that of the recipe, with the role appended except for ``serve``."""
+        return self.repository if self.role == "serve" else f"{self.repository}-{self.role}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    cpus: float
+    memory_mb: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryStep:
+    """One command. ``exit_codes`` are those that do not fail the pipeline; ``retries`` those after a failure of the
+    world (exit code 3)."""
+
+    id: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    environment: str = ""
+    permissions: tuple[Permission, ...] = ("read-code",)
+    secrets: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=lambda: Resources(2, 4096, 0))
+    timeout_minutes: int = 120
+    retries: int = 0
+    exit_codes: tuple[int, ...] = (0,)
+    approval: bool = False
+    """Whether a person lets it go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """An environment with its defaults filled in."""
+
+    name: str
+    namespace: str
+    path: str
+    settings: EnvironmentSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryPlan:
+    """What is delivered, for every target alike."""
+
+    recipe: RecipeFacts
+    registry: str
+    credentials: SecretReference
+    images: tuple[Image, ...]
+    steps: tuple[DeliveryStep, ...]
+    triggers: tuple[TriggerSettings, ...]
+    secrets: Mapping[str, SecretReference]
+    environments: tuple[Environment, ...]
+    checks: ChecksSettings
+    policy: PolicySettings
+    section: DeliverySection
+    """The section itself, for the options of targets."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name as every system takes it: lower case, dashes for underscores.
+
+        >>> from mlflowkit.delivery.delivery_settings import RegistrySettings
+        >>> section = DeliverySection(registry=RegistrySettings(image="ghcr.io/acme/lending"))
+        >>> delivery_plan(section, RecipeFacts("my_model", "recipes/a.yaml")).name
+        'my-model'
+        """
+        return self.recipe.name.replace("_", "-")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan: the same plan renders the same files."""
+        return digest_json(self.to_json())
+
+    def step(self, id: str) -> DeliveryStep:
+        """The step of an id. Raises KeyError."""
+        return {step.id: step for step in self.steps}[id]
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = TypeAdapter(DeliveryPlan).dump_python(self, mode="json")
+        return value
+
+
+def delivery_plan(section: DeliverySection, recipe: RecipeFacts, *, default_base: str = "") -> DeliveryPlan:
+    """The plan of a recipe's ``delivery`` section.
+
+    >>> from mlflowkit.delivery.delivery_settings import RegistrySettings
+    >>> section = DeliverySection(registry=RegistrySettings(image="ghcr.io/acme/lending"))
+    >>> [step.id for step in delivery_plan(section, RecipeFacts("lending", "recipes/lending.yaml")).steps]
+    ['check', 'judge', 'comment', 'image']
+    """
+    base = section.registry.base or default_base
+    images = tuple(
+        Image(role, section.registry.image, base, section.requirements, entry)  # type: ignore[arg-type]
+        for role, entry in (
+            ("train", ("mlkit",)),
+            ("serve", ("mlkit", "serve", "--delivery", "/etc/mlkit/delivery.yaml")),
+            ("monitor", ("mlkit", "monitor")),
+        )
+    )
+    return DeliveryPlan(
+        recipe=recipe,
+        registry=section.registry.image,
+        credentials=section.registry.credentials,
+        images=images,
+        steps=_steps(section, recipe),
+        triggers=tuple(section.triggers),
+        secrets=dict(section.secrets),
+        environments=tuple(
+            Environment(
+                name,
+                settings.namespace or f"{(recipe.service or recipe.name).replace('_', '-')}-{name}"[:63],
+                settings.path or f"deploy/overlays/{name}",
+                settings,
+            )
+            for name, settings in section.environments.items()
+        ),
+        checks=section.checks,
+        policy=section.policy,
+        section=section,
+    )
+
+
+def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep, ...]:
+    runner = section.runner
+    resources = Resources(runner.cpus, runner.memory_mb, runner.gpus)
+    minutes = max(1, round(seconds_of(runner.timeout) / 60))
+    report, secrets = f"{OUTPUT}/report.json", tuple(section.secrets)
+    last = next(reversed(section.environments), "")
+    against = ("--environment", last) if last else ()
+    allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
+    steps = [
+        DeliveryStep("check", ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT), secrets=secrets, resources=resources,
+             timeout_minutes=min(minutes, 30), outputs=("checks.xml",)),
+        DeliveryStep("judge", ("mlkit", "ci", "judge", recipe.path, *against, "--out", OUTPUT), ("check",), secrets=secrets,
+             permissions=("read-code", "read-image", "read-env-repo"), resources=resources, timeout_minutes=minutes,
+             retries=1, exit_codes=allowed, outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html")),
+        DeliveryStep("comment", ("mlkit", "ci", "comment", "--from", report), ("judge",), permissions=("write-comment",),
+             timeout_minutes=5, retries=2),
+        DeliveryStep("image", ("mlkit", "image", "build", recipe.path, "--push", "--from", report), ("judge",),
+             permissions=("read-code", "push-image", *(("sign",) if section.policy.signed else ())),
+             timeout_minutes=30, retries=1, resources=resources, outputs=("image.json",)),
+    ]  # fmt: skip
+    before = "image"
+    for name, settings in section.environments.items():
+        where = ("--environment", name)
+        promote = f"promote-{name}"
+        needs = (before, f"settle-{settings.after}") if settings.after else (before,)
+        steps += [
+            DeliveryStep(promote, ("mlkit", "gitops", "promote", recipe.path, *where, "--from", report), needs, name,
+                 permissions=("read-code", "read-image", "write-env-repo"), timeout_minutes=15, retries=3,
+                 approval=settings.promote == "approval"),
+            DeliveryStep(f"settle-{name}", ("mlkit", "gitops", "settle", recipe.path, *where), (promote,), name,
+                 permissions=("read-code", "write-env-repo"), timeout_minutes=minutes, retries=3),
+        ]  # fmt: skip
+    return tuple(steps)

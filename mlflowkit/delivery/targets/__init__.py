@@ -1,0 +1,29 @@
+"""The built-in targets, one system a module; each is imported when it is named."""
+
+from __future__ import annotations
+
+import importlib
+
+from mlflowkit.delivery.delivery_target import DeliveryTarget
+from mlflowkit.errors import UsageError, closest_match
+from mlflowkit.system import entry_points
+
+BUILT_IN: dict[str, str] = {}
+"""References of the target classes, by the name that recipes write."""
+
+
+def target(name: str) -> DeliveryTarget:
+    """The target of a name, built in or of an installed plugin. Raises UsageError for an unknown name."""
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        kind = getattr(importlib.import_module(module), attribute)
+    elif name in entry_points.names(entry_points.TARGETS):
+        kind = entry_points.load(entry_points.TARGETS, name)
+    else:
+        near = closest_match(name, BUILT_IN)
+        raise UsageError(
+            f"there is no delivery target {name!r}: it may be {', '.join(BUILT_IN)}",
+            hint=f"write {near}" if near else entry_points.install_hint(entry_points.TARGETS, name),
+        )
+    instance: DeliveryTarget = kind()
+    return instance
