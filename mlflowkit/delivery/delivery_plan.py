@@ -203,27 +203,69 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     against = ("--environment", last) if last else ()
     allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
     steps = [
-        DeliveryStep("check", ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT), secrets=secrets, resources=resources,
-             timeout_minutes=min(minutes, 30), outputs=("checks.xml",)),
-        DeliveryStep("judge", ("mlkit", "ci", "judge", recipe.path, *against, "--out", OUTPUT), ("check",), secrets=secrets,
-             permissions=("read-code", "read-image", "read-env-repo"), resources=resources, timeout_minutes=minutes,
-             retries=1, exit_codes=allowed, outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html")),
-        DeliveryStep("comment", ("mlkit", "ci", "comment", "--from", report), ("judge",), permissions=("write-comment",),
-             timeout_minutes=5, retries=2),
-        DeliveryStep("image", ("mlkit", "image", "build", recipe.path, "--push", "--from", report), ("judge",),
-             permissions=("read-code", "push-image", *(("sign",) if section.policy.signed else ())),
-             timeout_minutes=30, retries=1, resources=resources, outputs=("image.json",)),
-    ]  # fmt: skip
+        DeliveryStep(
+            "check",
+            ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT),
+            secrets=secrets,
+            resources=resources,
+            timeout_minutes=min(minutes, 30),
+            outputs=("checks.xml",),
+        ),
+        DeliveryStep(
+            "judge",
+            ("mlkit", "ci", "judge", recipe.path, *against, "--out", OUTPUT),
+            ("check",),
+            secrets=secrets,
+            permissions=("read-code", "read-image", "read-env-repo"),
+            resources=resources,
+            timeout_minutes=minutes,
+            retries=1,
+            exit_codes=allowed,
+            outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html"),
+        ),
+        DeliveryStep(
+            "comment",
+            ("mlkit", "ci", "comment", "--from", report),
+            ("judge",),
+            permissions=("write-comment",),
+            timeout_minutes=5,
+            retries=2,
+        ),
+        DeliveryStep(
+            "image",
+            ("mlkit", "image", "build", recipe.path, "--push", "--from", report),
+            ("judge",),
+            permissions=("read-code", "push-image", *(("sign",) if section.policy.signed else ())),
+            timeout_minutes=30,
+            retries=1,
+            resources=resources,
+            outputs=("image.json",),
+        ),
+    ]
     before = "image"
     for name, settings in section.environments.items():
         where = ("--environment", name)
         promote = f"promote-{name}"
         needs = (before, f"settle-{settings.after}") if settings.after else (before,)
         steps += [
-            DeliveryStep(promote, ("mlkit", "gitops", "promote", recipe.path, *where, "--from", report), needs, name,
-                 permissions=("read-code", "read-image", "write-env-repo"), timeout_minutes=15, retries=3,
-                 approval=settings.promote == "approval"),
-            DeliveryStep(f"settle-{name}", ("mlkit", "gitops", "settle", recipe.path, *where), (promote,), name,
-                 permissions=("read-code", "write-env-repo"), timeout_minutes=minutes, retries=3),
-        ]  # fmt: skip
+            DeliveryStep(
+                promote,
+                ("mlkit", "gitops", "promote", recipe.path, *where, "--from", report),
+                needs,
+                name,
+                permissions=("read-code", "read-image", "write-env-repo"),
+                timeout_minutes=15,
+                retries=3,
+                approval=settings.promote == "approval",
+            ),
+            DeliveryStep(
+                f"settle-{name}",
+                ("mlkit", "gitops", "settle", recipe.path, *where),
+                (promote,),
+                name,
+                permissions=("read-code", "write-env-repo"),
+                timeout_minutes=minutes,
+                retries=3,
+            ),
+        ]
     return tuple(steps)
