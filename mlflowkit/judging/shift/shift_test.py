@@ -18,7 +18,6 @@ from mlflowkit.judging.shift.stream_arrays import (
     CountedColumn,
     counted_columns,
     group_by_aspect,
-    is_learned,
     pack,
     phase_of,
     used_windows,
@@ -181,7 +180,7 @@ def _conclude(
             since,
             column.segment,
         )
-        learning = "" if is_learned(column, 0, settings) else f"{len(column.trace.windows)} of {settings.learn}"
+        learning = "" if column.learned else f"{len(column.trace.windows)} of {settings.learn}"
         yield (
             (column.segment, column.name, group.aspect),
             aspect,

@@ -31,6 +31,10 @@ class CountedColumn:
     trace: ColumnTrace
     training: Counts
     """The reference's counts in this segment; () where it has none."""
+    history: tuple[BaselineWindow, ...] = ()
+    """What its design effect is learned from, see `baseline_windows`."""
+    learned: bool = False
+    """Whether that suffices to judge the current window."""
 
     @property
     def rows(self) -> int:
@@ -64,9 +68,9 @@ def counted_columns(
     trace: ShiftTrace, reference: Reference, window: WindowCounts, settings: ShiftSettings
 ) -> list[CountedColumn]:
     """The columns that the window has counts of in the reference's cells, in every segment."""
-    columns = []
+    columns, phase = [], phase_of(window, settings)
     for segment, profile in _segments(window).items():
-        traces = trace.columns.get(segment, {})
+        traces, batches = trace.columns.get(segment, {}), _batches(profile)
         trained = reference.segments.get(segment, {})
         for name, column in reference.columns.items():
             counts = profile.columns.get(name, ())
@@ -74,7 +78,9 @@ def counted_columns(
                 continue
             training = trained.get(name, ()) if segment else column.counts
             kept = traces.get(name, ColumnTrace())
-            columns.append(CountedColumn(segment, name, column, counts, _batches(profile), kept, training))
+            history = baseline_windows(kept, column, segment, settings)
+            learned = is_learned(history, training, phase, settings)
+            columns.append(CountedColumn(segment, name, column, counts, batches, kept, training, history, learned))
     return columns
 
 
@@ -93,13 +99,13 @@ def phase_of(window: WindowCounts, settings: ShiftSettings) -> int:
     return round((window.start % settings.season_seconds) / max(window.seconds, 1e-9))
 
 
-def baseline_windows(column: CountedColumn, settings: ShiftSettings) -> tuple[BaselineWindow, ...]:
+def baseline_windows(
+    trace: ColumnTrace, reference: ColumnReference, segment: str, settings: ShiftSettings
+) -> tuple[BaselineWindow, ...]:
     """Windows from which the design effect is learned: live ones, or the parts of the reference for want of them."""
-    parts = column.reference.parts
-    windows = column.trace.windows
-    short = len(windows) < settings.learn
-    if settings.baseline == "training" and short and len(parts) >= settings.learn and not column.segment:
-        return tuple(BaselineWindow(part) for part in parts)
+    windows = trace.windows
+    if settings.baseline == "training" and not segment and len(windows) < settings.learn <= len(reference.parts):
+        return tuple(BaselineWindow(part) for part in reference.parts)
     return windows if settings.baseline == "season" else windows[: used_windows(len(windows), settings)]
 
 
@@ -112,13 +118,12 @@ def used_windows(learned: int, settings: ShiftSettings) -> int:
     return min(learned, max(settings.learn, learned - settings.sustained))
 
 
-def is_learned(column: CountedColumn, phase: int, settings: ShiftSettings) -> bool:
-    """Whether the baseline suffices to judge the current window."""
-    windows = baseline_windows(column, settings)
+def is_learned(windows: Sequence[BaselineWindow], training: Counts, phase: int, settings: ShiftSettings) -> bool:
+    """Whether a baseline suffices to judge the current window."""
     if settings.baseline == "season":
         phases = {window.phase for window in windows}
         return len(windows) - len(phases) >= LEARN - 1 and sum(window.phase == phase for window in windows) >= 2
-    return len(windows) >= settings.learn and (settings.baseline == "live" or bool(sum(column.training)))
+    return len(windows) >= settings.learn and (settings.baseline == "live" or any(training))
 
 
 def pack(
@@ -132,14 +137,13 @@ def pack(
 
     whole = aspect == "distribution"
     width = max((len(column.counts) - 1 for column in columns), default=1) if whole else 2
-    histories = [baseline_windows(column, settings) for column in columns]
-    depth = max((len(history) for history in histories), default=0)
+    depth = max((len(column.history) for column in columns), default=0)
     shape = (len(columns), depth)
     windows, batches = np.zeros((*shape, width)), np.ones(shape)
     phases, same = np.zeros(shape), np.zeros(shape, dtype=bool)
     counts, trained = np.zeros((len(columns), width)), np.zeros((len(columns), width))
-    for row, (column, history) in enumerate(zip(columns, histories, strict=True)):
-        for place, past in enumerate(history):
+    for row, column in enumerate(columns):
+        for place, past in enumerate(column.history):
             part = _part(aspect, past.counts)
             windows[row, place, : len(part)] = part
             batches[row, place], phases[row, place], same[row, place] = past.batches, past.phase, past.phase == phase
@@ -147,7 +151,7 @@ def pack(
             part = _part(aspect, values) if values else ()
             target[row, : len(part)] = part
     design = np.array([column.batches for column in columns])
-    learned = np.array([is_learned(column, phase, settings) for column in columns], dtype=bool)
+    learned = np.array([column.learned for column in columns], dtype=bool)
     streams = Streams(
         counts,
         design,
