@@ -10,7 +10,7 @@ EXTRAS ?= all,$(RUNTIME),tensorrt-rtx,examples,test,dev,docs
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install demo run test-fast test test-slow test-all mutants check docs clients bench wheel clean
+.PHONY: install demo run test-fast test test-slow test-all mutants check docs tools clients bench wheel clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -65,6 +65,14 @@ check: install
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
+# Checkers of generated files, and act; in an environment of their own, for their versions do not fit our pins.
+tools: .tools/.installed
+
+.tools/.installed: tests/tools.txt
+	test -x .tools/bin/python || $(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --disable-pip-version-check --no-compile -r tests/tools.txt
+	touch $@
+
 clients: install
 	$(BIN)/python -m benchmarks.clients
 
@@ -75,5 +83,5 @@ wheel: install
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache recipes/.mlkit benchmarks/.cache docs/_build docs/reference/generated
+	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache recipes/.mlkit benchmarks/.cache docs/_build docs/reference/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ A target renders a `DeliveryPlan` for one system. The commands are those of `mlk
 ========  ==============================================  ================================================
 step      command                                         what it does
 ========  ==============================================  ================================================
+trigger   ``mlkit trigger RECIPE --because WHY --json``   whether there is work: {action: started} when there is
 check     ``mlkit ci check RECIPE``                       format, lint, tests of the code; a small training
 judge     ``mlkit ci judge RECIPE --environment ENV``     run up to the bundle, judge it against ENV's champion
 comment   ``mlkit ci comment --from report.json``         the verdict on the pull request
@@ -12,6 +13,12 @@ image     ``mlkit image build RECIPE --push``             image and bundle in th
 promote   ``mlkit gitops promote RECIPE --environment``   the desired digest, committed to the environment's repository
 settle    ``mlkit gitops settle RECIPE --environment``    the rollout's verdict, committed there
 ========  ==============================================  ================================================
+
+Every target sets these variables for a step: ``MLKIT_OUT`` (folder of outputs, outside of the checkout; the outputs of
+``judge`` are in it for ``comment``, ``image`` and ``promote``: ``report.json``, and ``bundle/``, a copy of the bundle),
+``MLKIT_STATE``, ``MLKIT_REGISTRY_USER`` and ``MLKIT_REGISTRY_TOKEN`` (where the step reads or pushes images),
+``MLKIT_GIT_TOKEN`` (where it reads or writes the environment's repository or a trigger's ref), ``MLKIT_BECAUSE`` (what
+started ``trigger``), and the step's secrets.
 """
 
 from __future__ import annotations
@@ -40,6 +47,8 @@ Permission = Literal[
 """What a step may do; each target maps it to its system's own rights."""
 OUTPUT = "$MLKIT_OUT"
 """Folder of the outputs, outside of the checkout, so that the checkout stays clean."""
+BECAUSE = "$MLKIT_BECAUSE"
+"""What started a pipeline that asks whether there is work: schedule, data or drift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +211,20 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     last = next(reversed(section.environments), "")
     against = ("--environment", last) if last else ()
     allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
+    asked = any(trigger.on in ("schedule", "data", "drift") for trigger in section.triggers)
+    trigger = DeliveryStep(
+        "trigger",
+        ("mlkit", "trigger", recipe.path, "--because", BECAUSE, "--json"),
+        permissions=("read-code", "read-image", "read-env-repo", "write-trigger"),
+        secrets=secrets,
+        timeout_minutes=15,
+    )
     steps = [
+        *((trigger,) if asked else ()),
         DeliveryStep(
             "check",
             ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT),
+            ("trigger",) if asked else (),
             secrets=secrets,
             resources=resources,
             timeout_minutes=min(minutes, 30),
@@ -221,7 +240,7 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
             timeout_minutes=minutes,
             retries=1,
             exit_codes=allowed,
-            outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html"),
+            outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html", "bundle"),
         ),
         DeliveryStep(
             "comment",

@@ -25,6 +25,8 @@ class DeliveryTarget:
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    steps: ClassVar[frozenset[str]] = frozenset(("trigger", "check", "judge", "comment", "image", "promote", "settle"))
+    """The kinds of steps that it renders (``promote-staging`` is a ``promote``): each command of one appears."""
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
         """What of the plan this system cannot express; each becomes a fault of the recipe."""

@@ -7,6 +7,7 @@ Each suite is a class of pytest tests. Subclass it in a test module and override
             return FileRecords(folder)
 """
 
+from mlflowkit.testing.delivery_suite import DeliveryTargetContract, delivery_plans
 from mlflowkit.testing.plugin_suites import MetricContract, PassContract, SourceContract
 from mlflowkit.testing.runtime_suites import (
     PROFILED_ROWS,
@@ -21,6 +22,7 @@ from mlflowkit.testing.state_suites import ControlRecordsContract, JournalContra
 __all__ = [
     "PROFILED_ROWS",
     "ControlRecordsContract",
+    "DeliveryTargetContract",
     "JournalContract",
     "MetricContract",
     "ObjectStoreContract",
@@ -28,6 +30,7 @@ __all__ = [
     "ProfilerContract",
     "RuntimeContract",
     "SourceContract",
+    "delivery_plans",
     "profiled_table",
     "runtime_graph",
     "runtime_inputs",

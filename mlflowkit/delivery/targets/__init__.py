@@ -8,7 +8,9 @@ from mlflowkit.delivery.delivery_target import DeliveryTarget
 from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.system import entry_points
 
-BUILT_IN: dict[str, str] = {}
+BUILT_IN: dict[str, str] = {
+    "github": "mlflowkit.delivery.targets.github:GithubActions",
+}
 """References of the target classes, by the name that recipes write."""
 
 
