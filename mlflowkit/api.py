@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflowkit.monitoring.monitor_view import MonitorView
     from mlflowkit.pipeline.bench_targets import InputSpec
     from mlflowkit.pipeline.noop_cache import InputsSnapshot
+    from mlflowkit.pipeline.plan import ChampionState
     from mlflowkit.ports import RunProgress
     from mlflowkit.recipe.schema import LoadedRecipe
     from mlflowkit.scoring.table_drift import DriftReport
@@ -202,12 +203,24 @@ def run(
     force: Sequence[str] = (),
     state: str | os.PathLike[str] | None = None,
     progress: RunProgress | None = None,
+    champion: str | os.PathLike[str] | None = None,
+    champion_required: bool = False,
 ) -> Run:
     """Run the stale stages of a recipe and reuse the others.
 
     A blocking gate sets the run's status; `Run.raise_for_status` raises it. Raises a stage's MlkitError and
     InterruptedRunError.
+
+    Args:
+        champion: The folder of a blessed bundle that gates compare with; the recipe's own champion by default.
+        champion_required: Whether such a gate is INCONCLUSIVE, not PASSED, where there is no champion.
     """
+    if champion is not None or champion_required:
+        from mlflowkit.ci.judged_champion import import_champion
+
+        loaded = recipe if isinstance(recipe, Recipe) else load(recipe)
+        folder = _state(state, loaded.path)
+        return _execute(loaded, folder, until, force, progress, import_champion(folder, champion, champion_required))
     if isinstance(recipe, Recipe):
         return _execute(recipe, _state(state, recipe.path), until, force, progress)
     folder = _state(state, _absolute(recipe))
@@ -374,7 +387,14 @@ def _read_table(table: str | os.PathLike[str] | pa.Table | pd.DataFrame) -> pa.T
     return read if isinstance(read, pa.Table) else pa.Table.from_pandas(read, preserve_index=False)
 
 
-def _execute(recipe: Recipe, state: Path, until: str | None, force: Sequence[str], progress: RunProgress | None) -> Run:
+def _execute(
+    recipe: Recipe,
+    state: Path,
+    until: str | None,
+    force: Sequence[str],
+    progress: RunProgress | None,
+    champion: ChampionState | None = None,
+) -> Run:
     from mlflowkit.pipeline.noop_cache import NoopKey, write
     from mlflowkit.pipeline.run import execute, raise_for
     from mlflowkit.pipeline.run_summary import summarize
@@ -382,12 +402,16 @@ def _execute(recipe: Recipe, state: Path, until: str | None, force: Sequence[str
     from mlflowkit.wiring import Wiring
 
     progress = progress or (lambda event: None)
-    record = execute(recipe.loaded, state, Wiring(state), progress, until=until, force=force, reporter=render)
+    record = execute(
+        recipe.loaded, state, Wiring(state), progress, until=until, force=force, reporter=render, champion=champion
+    )
     summary = summarize(record, state)
     try:
         raise_for(record, _options(recipe, state, until))
     except MlkitError as error:
         return Run(summary, error)
+    if champion is not None:
+        return Run(summary)  # the no-op cache knows the journal's champion only
     key = NoopKey(recipe.path, recipe.loaded.overrides, until or "", state)
     write(key, recipe.snapshot, recipe.loaded, summary)
     return Run(summary)

@@ -643,6 +643,7 @@ class StageContext:
     scratch    folder of this fingerprint that survives a kill, for checkpoints
     folder     the recipe's folder: base of relative paths and Python references
     champion   bundle folder of the champion that gates compare with, or None
+    champion_required   whether gates that compare with it are INCONCLUSIVE without one; else they pass
     previous   published folder of this stage in the last run of this recipe, or None (frozen schemas)
     recipe     the recipe's file, absolute; None for a bundle that is deployed without one
     overrides  those of the run
@@ -658,6 +659,7 @@ class StageContext:
     ports: Ports
     progress: RunProgress
     champion: Path | None = None
+    champion_required: bool = False
     previous: Path | None = None
     recipe: Path | None = None
     overrides: tuple[str, ...] = ()

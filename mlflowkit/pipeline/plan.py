@@ -29,10 +29,20 @@ KINDS = ("spec", "seed", "content", "code", "library", "champion", "machine", "o
 
 @dataclass(frozen=True, slots=True)
 class ChampionState:
-    """The bundle that gates compare with: identity and digest of its package folder, "" for none."""
+    """The bundle that gates compare with: identity and digest of its package folder, "" for none.
+
+    Where a champion is ``required``, as in CI, gates that compare with it are INCONCLUSIVE when there is none; else
+    they pass, since a first version has nothing to be worse than.
+    """
 
     identity: str = ""
     digest: str = ""
+    required: bool = False
+
+    @property
+    def ingredient(self) -> str:
+        """What of it the result of the evaluation depends on."""
+        return self.identity or ("required" if self.required else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +107,17 @@ def build_plan(
     until: str | None = None,
     force: Sequence[str] = (),
     services: ServiceQuery | None = None,
+    champion: ChampionState | None = None,
 ) -> ExecutionPlan:
-    """Plan a run. Raises UsageError for an unknown stage, DataError and UserCodeError for unreadable data or code."""
+    """Plan a run. ``champion`` is compared with instead of the journal's.
+
+    Raises UsageError for an unknown stage, DataError and UserCodeError for unreadable data or code.
+    """
     stages = _select_stages(loaded, until, force)
     digests = FileDigests(journal)
     ingredients = collect_ingredients(loaded, digests)
     digests.save()
-    planner = _Planner(loaded, journal, store, services, frozenset(force))
+    planner = _Planner(loaded, journal, store, services, frozenset(force), champion)
     for stage in stages:
         planner.add(stage, ingredients[stage])
     return ExecutionPlan(tuple(planner.steps.values()), planner.results, planner.champion)
@@ -173,6 +187,8 @@ class _Planner:
     store: ObjectStore
     services: ServiceQuery | None
     force: frozenset[str]
+    given: ChampionState | None = None
+    """The champion to compare with, instead of the journal's."""
     steps: dict[str, Step] = field(default_factory=dict)
     results: dict[str, StepResult] = field(default_factory=dict)
     champion: ChampionState = field(default_factory=ChampionState)
@@ -187,8 +203,9 @@ class _Planner:
         for name in STAGE_INPUTS[stage]:
             ingredients[f"input:{name}"] = self.steps[name].fingerprint
         if stage == "evaluate":
-            self.champion = evaluation_champion(self.journal, self.name, self.steps["optimize"].fingerprint)
-            ingredients["champion"] = self.champion.identity
+            optimize = self.steps["optimize"].fingerprint
+            self.champion = self.given or evaluation_champion(self.journal, self.name, optimize)
+            ingredients["champion"] = self.champion.ingredient
         key = fingerprint(stage, ingredients)
         result = self.journal.result(key)
         intact = result is not None and self.store.intact(result.published)

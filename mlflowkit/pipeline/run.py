@@ -26,7 +26,7 @@ from mlflowkit.judging.gates import is_blocking
 from mlflowkit.pipeline import client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage import checkout
-from mlflowkit.pipeline.plan import ExecutionPlan, build_plan
+from mlflowkit.pipeline.plan import ChampionState, ExecutionPlan, build_plan
 from mlflowkit.pipeline.promotion import deferred_problem, record_runs
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
 from mlflowkit.pipeline.run_recorder import RunRecorder
@@ -55,12 +55,14 @@ def execute(
     force: Sequence[str] = (),
     stages: Mapping[str, Stage] | None = None,
     reporter: Reporter | None = None,
+    champion: ChampionState | None = None,
 ) -> RunRecord:
     """Run a recipe and return its record; `raise_for` turns a blocking gate into an exception.
 
     When nothing is stale, the record is that of the earlier run with its steps marked as reused. ``reporter`` renders
-    the report page from the record and the published folder of each stage. Raises a stage's exception, and
-    InterruptedRunError on SIGINT or SIGTERM; finished steps are kept and the next run resumes after them.
+    the report page from the record and the published folder of each stage. Gates compare with ``champion``, by default
+    the recipe's own in the journal. Raises a stage's exception, and InterruptedRunError on SIGINT or SIGTERM; finished
+    steps are kept and the next run resumes after them.
     Raises EngineError before any step when a library that a step needs is not installed.
     """
     if warning := close_state(state):
@@ -70,7 +72,15 @@ def execute(
         planning.enter_context(storage_lock(state))  # until the run's record protects what it reuses
         journal.sweep()
         store.sweep(journal.live_fingerprints, journal.finished_fingerprints)
-        plan = build_plan(loaded, journal, store, until=until, force=force, services=lambda: ports.platform.status())
+        plan = build_plan(
+            loaded,
+            journal,
+            store,
+            until=until,
+            force=force,
+            services=lambda: ports.platform.status(),
+            champion=champion,
+        )
         earlier = _earlier_run(loaded, journal, plan)
         if earlier is not None:
             return replace(earlier, error=_update_tracker(journal, store, ports))

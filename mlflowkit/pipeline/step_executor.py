@@ -157,6 +157,7 @@ class StepExecutor:
             ports=self.ports,
             progress=self._stage_progress,
             champion=store.path(champion) / "bundle" if champion else None,
+            champion_required=self.plan.champion.required,
             previous=store.path(last.published.digest) if last and store.intact(last.published) else None,
             recipe=self.loaded.path,
             overrides=self.loaded.overrides,

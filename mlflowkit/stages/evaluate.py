@@ -84,7 +84,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         context.progress(Event("evaluate", "progress", message, fraction=0.5))
     fault = metrics.unusable_reason(predicted)
     times = _time_graphs(spec, context, signature, table)
-    evidence = EvaluationEvidence(table, predicted, fault, champion, times)
+    evidence = EvaluationEvidence(table, predicted, fault, champion, times, timing.without_champion(context))
     context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.95))
     verdicts = tuple(judge_gates(spec.gates, evidence))
     evaluation = _evaluation_json(spec, evidence, signature, _latency_estimates(optimized, times))

@@ -15,7 +15,7 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
-from mlflowkit.stages.evaluation.timing import DESCRIPTIONS, TimingEvidence, is_of_class, time_estimate
+from mlflowkit.stages.evaluation.timing import DESCRIPTIONS, FIRST_VERSION, TimingEvidence, is_of_class, time_estimate
 from mlflowkit.system.entry_points import METRICS
 from mlflowkit.system.text import category_text
 from mlflowkit.values import Outcome, Verdict
@@ -49,8 +49,9 @@ class Gate(Section):
     """PASSED needs the whole interval at or below it."""
     against: Literal["champion", "float"] | None = None
     """Compare with the model that serves now, paired on the test rows that both or neither of the two were trained on.
-    PASSED when there is none; INCONCLUSIVE when its bundle does not record its training rows. A latency ratio is
-    against the float graph (its default), or against the champion, measured in the same rounds."""
+    PASSED when there is none (INCONCLUSIVE in `mlkit ci judge`, which needs one); INCONCLUSIVE when its bundle does not
+    record its training rows. A latency ratio is against the float graph (its default), or against the champion,
+    measured in the same rounds."""
     margin: float = Field(default=0.0, ge=0)
     """Non-inferiority margin: how much worse than the champion is allowed."""
     slice: Slice | None = None
@@ -105,6 +106,8 @@ class EvaluationEvidence:
     fault: str
     champion: ChampionEvidence | None
     timing: TimingEvidence = field(default_factory=TimingEvidence)
+    no_champion: tuple[Outcome, str] = FIRST_VERSION
+    """Outcome, and its reason, of gates that compare with a champion that there is not."""
 
 
 def judge_gates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -> Iterator[Verdict]:
@@ -201,7 +204,7 @@ def _fault(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> tuple[Ou
         return Outcome.ERROR, evidence.fault
     if spec.change:
         if evidence.champion is None:
-            return Outcome.PASSED, "no champion yet: nothing to compare with"
+            return evidence.no_champion
         if evidence.champion.predictions is None:
             return evidence.champion.outcome, evidence.champion.fault
     return None

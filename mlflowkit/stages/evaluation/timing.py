@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 PICKED = "picked"
 """The graph that will serve, in `TimedRounds.blocks`; the graphs it is compared with are ``float`` and ``champion``."""
+FIRST_VERSION = (Outcome.PASSED, "no champion yet: nothing to compare with")
+NO_CHAMPION = (
+    Outcome.INCONCLUSIVE,
+    "there is no champion here to compare with: name its bundle, as in `mlkit ci judge RECIPE --champion BUNDLE`",
+)
 DESCRIPTIONS: Mapping[str, str] = {"float": "the float graph", "champion": "the champion"}
 REQUEST_ROWS = 1000
 """Test rows that requests are cut from."""
@@ -101,6 +106,11 @@ class TimingEvidence:
         }
 
 
+def without_champion(context: StageContext) -> tuple[Outcome, str]:
+    """Outcome, and its reason, of gates that compare with a champion where there is none."""
+    return NO_CHAMPION if context.champion_required else FIRST_VERSION
+
+
 def rival_graphs(
     names: Sequence[str], context: StageContext, picked: TimedGraph
 ) -> tuple[dict[str, TimedGraph], dict[str, tuple[Outcome, str]]]:
@@ -109,7 +119,7 @@ def rival_graphs(
     settled: dict[str, tuple[Outcome, str]] = {}
     for name in names:
         if name == "champion" and context.champion is None:
-            settled[name] = (Outcome.PASSED, "no champion yet: nothing to compare with")
+            settled[name] = without_champion(context)
             continue
         try:
             graphs[name] = _rival_graph(name, context, picked)
