@@ -18,12 +18,15 @@ from pydantic import ValidationError
 from mlflowkit.errors import Fault, RecipeError
 from mlflowkit.recipe import column_rules, compose, reference_rules, rules, schema_errors, yaml_tree
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema
+from mlflowkit.recipe.section_rules import delivery_rules
 from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Node
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 
 ENVIRONMENT_KEYS: tuple[KeyPath, ...] = (("data", "source", "path"), ("model", "path"))
 """Keys whose value may come from the environment: paths."""
+HIDDEN = "***"
+"""What is shown in place of a secret that stands in a recipe."""
 INSTANTIATING = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 """Keys by which Hydra instantiates objects."""
 
@@ -100,8 +103,16 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> ExaminedRecipe:
         faults.add(schema_errors.fault_at(node, problem.path, problem.message, problem.hint, at_key=problem.at_key))
     order = {name: index for index, name in enumerate([shown, *composition.texts, OVERRIDE_FILE])}
     ordered = sorted(faults.faults, key=lambda fault: (order.get(fault.file, len(order)), fault.line, fault.column))
-    texts, files = composition.texts, composition.files
+    texts, files = _without_secrets(root, composition.texts), composition.files
     return ExaminedRecipe(absolute, tuple(overrides), root, values, tuple(ordered), recipe, texts, files)
+
+
+def _without_secrets(root: Node, texts: dict[str, str]) -> dict[str, str]:
+    """The texts that errors quote, without the secrets that stand in them."""
+    for path, node in yaml_tree.walk(root):
+        if path[:1] == ("delivery",) and isinstance(node.value, str) and delivery_rules.secret_kind(node.value):
+            texts = {name: text.replace(node.value, HIDDEN) for name, text in texts.items()}
+    return texts
 
 
 class _FaultCollector:
@@ -165,6 +176,12 @@ def _forbidden_value(path: KeyPath, node: Node) -> Fault | None:
     if isinstance(node.value, float) and not math.isfinite(node.value):
         message = f"expected a finite number, found {yaml_tree.format_value(node)}"
         return schema_errors.fault_at(node, path, message, "write a number")
+    if path[:1] == ("delivery",) and isinstance(node.value, str) and delivery_rules.secret_kind(node.value):
+        message = (
+            f"this looks like {delivery_rules.secret_kind(node.value)}; a recipe only names where a secret is kept"
+        )
+        hint = "revoke it: what stood in a file is known; then name where it is kept, such as {env: NAME}"
+        return schema_errors.fault_at(node, path, message, hint, value=HIDDEN)
     if node.value == "???" and isinstance(node.value, str):
         message = "a value is required here"
         return schema_errors.fault_at(node, path, message, f"add {yaml_tree.dotted(path)}=VALUE to the command")

@@ -41,10 +41,11 @@ def problems(values: Json) -> list[Problem]:
     >>> violated[0].path, violated[0].message
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
-    from mlflowkit.recipe.section_rules import monitor_rules, rollout_rules
+    from mlflowkit.recipe.section_rules import delivery_rules, monitor_rules, rollout_rules
 
     view = RecipeView(values)
-    return [problem for rule in (*RULES, *rollout_rules.RULES, *monitor_rules.RULES) for problem in rule(view)]
+    sections = (*rollout_rules.RULES, *monitor_rules.RULES, *delivery_rules.RULES)
+    return [problem for rule in (*RULES, *sections) for problem in rule(view)]
 
 
 RATIOS = dict(zip(metrics.LATENCY, metrics.LATENCY_RATIOS, strict=True))

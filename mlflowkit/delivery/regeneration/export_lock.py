@@ -33,8 +33,8 @@ class LockEntry:
 
     recipe: str
     target: str
-    version: int
-    plan: str
+    version: int = 0
+    plan: str = ""
     header: str = ""
     body: str = ""
     """SHA-256 of the text."""

@@ -100,6 +100,7 @@ def write_changes(root: Path, changes: Mapping[str, FileChange], entries: Mappin
     try:
         moves = _stage(root, folder, changes, entries)
         _carry_out(root, folder, moves)
+        _drop_empty(root, [move.path for move in moves if not move.staged])
     except OSError as error:
         raise disk_error(error, root) from error
     finally:
@@ -141,6 +142,7 @@ def recover(root: Path) -> tuple[str, ...]:
     except OSError as error:
         raise disk_error(error, root) from error
     _drop(folder)
+    _drop_empty(root, [move.path for move in moves if not move.staged])
     return tuple(path for path in done if path != LOCK)
 
 
@@ -189,6 +191,7 @@ def _carry_out(root: Path, folder: Path, moves: tuple[_Move, ...]) -> None:
         for move in reversed(done):
             target = place(root, move.path)
             if move.kept and (folder / move.kept).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(folder / move.kept, target)
             elif not move.kept:
                 target.unlink(missing_ok=True)
@@ -200,8 +203,14 @@ def _move(folder: Path, move: _Move, target: Path) -> None:
         os.replace(folder / move.staged, target)
         return
     target.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a folder that is empty now; any other stays
-        target.parent.rmdir()
+
+
+def _drop_empty(root: Path, removed: list[str]) -> None:
+    """Remove the folders of removed files that are empty now."""
+    for path in removed:
+        for parent in list(PurePosixPath(path).parents)[:-1]:
+            with contextlib.suppress(OSError):  # not empty
+                (root / parent).rmdir()
 
 
 def _keep_entries(staged: Path, old: Mapping[str, LockEntry], paths: list[str]) -> None:
