@@ -6,6 +6,7 @@ is named by its writer).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,11 @@ import yaml
 
 WIDTH = 1_000_000
 """No line is folded."""
+_AMBIGUOUS = re.compile(
+    r"[yYnN]|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?0[oOxXbB][0-9a-fA-F_]+|[-+]?[0-9][0-9_,.]*([eE]\S*)?"
+)
+"""Texts that PyYAML leaves plain although another reader of YAML 1.1 or 1.2 has a boolean or a number there (1e3, 0o17,
+y): they are quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,10 @@ class _Emitter:
             return [*above, f"- {first}", *(f"  {line}" if line else "" for line in rest)]
         if _is_literal(item):
             return [*(f"# {line}".rstrip() for line in comment.splitlines()), *self._literal("-", item)]
-        return [f"- {self._scalar(item) or 'null'}{f'  # {comment}' if comment else ''}"]
+        text = f"- {self._scalar(item) or 'null'}"
+        if "\n" in comment:
+            return [*(f"# {line}".rstrip() for line in comment.splitlines()), text]
+        return [f"{text}  # {comment}" if comment else text]
 
     @staticmethod
     def _literal(prefix: str, text: str) -> list[str]:
@@ -106,7 +115,7 @@ class _Emitter:
             return "{}"
         if isinstance(value, Sequence):
             return "[]"
-        return _quoted(value)
+        return _quoted.__wrapped__(value) if isinstance(value, float) else _quoted(value)  # 0.0 == -0.0
 
 
 def _is_nested(value: Any) -> bool:
@@ -126,8 +135,12 @@ def _is_literal(value: Any) -> bool:
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)
 def _quoted(value: Any) -> str:
-    """A scalar as PyYAML writes it: quoted only where it would be read as something else."""
+    """A scalar as PyYAML writes it: quoted only where it would be read as something else, on one line."""
+    if isinstance(value, str) and (_AMBIGUOUS.fullmatch(value) or not all(c == " " or c.isprintable() for c in value)):
+        style = "'" if value.isprintable() else '"'
+        quoted: str = yaml.safe_dump(value, width=WIDTH, allow_unicode=True, default_style=style)
+        return quoted.removesuffix("\n")
     text: str = yaml.safe_dump(value, width=WIDTH, allow_unicode=True, default_flow_style=True)
     return text.removesuffix("\n").removesuffix("\n...").rstrip("\n")
