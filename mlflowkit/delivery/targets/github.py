@@ -31,7 +31,7 @@ RIGHTS: Mapping[Permission, Mapping[str, tuple[str, str]]] = {
 }  # fmt: skip
 """Rights of the workflow's token, with the reason that stands beside each. Those of the environment's repository are
 not among them where it is another one: `_env_repository`."""
-NO_APPROVAL = "zizmor: ignore[secrets-outside-env] a pull request is checked before anybody approves anything"
+NO_APPROVAL = "zizmor: ignore[secrets-outside-env] this job runs before anybody approves a promotion"
 HEADER = "Change the recipe and run `mlkit export`; what is changed here is merged when it is generated again."
 
 
@@ -234,7 +234,10 @@ def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
     for name in step.secrets:
         env[name] = Commented(_secret(plan.secrets[name]), NO_APPROVAL)
     if {"read-image", "push-image"} & set(step.permissions):
-        env |= {"MLKIT_REGISTRY_USER": "${{ github.actor }}", "MLKIT_REGISTRY_TOKEN": _secret(plan.credentials)}
+        token: Any = _secret(plan.credentials)
+        if plan.credentials.env and not step.environment:
+            token = Commented(token, NO_APPROVAL)
+        env |= {"MLKIT_REGISTRY_USER": "${{ github.actor }}", "MLKIT_REGISTRY_TOKEN": token}
     if {"read-env-repo", "write-env-repo", "write-trigger"} & set(step.permissions):
         writes = "write-env-repo" in step.permissions
         repository = "" if step.id == "trigger" else _env_repository(plan, step)
