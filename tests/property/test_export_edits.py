@@ -57,7 +57,8 @@ def _try(seed: int) -> str:
         file = root / "ci.yml"
         edited, written = _edited(generator, file.read_bytes(), serial)
         if generator.random() < 0.1 and b"\r" not in edited:
-            edited, written = edited.replace(b"\n", b"\r\n"), [line + b"\r" for line in written]
+            edited = edited.replace(b"\n", b"\r\n")
+            written = [line for line in edited.split(b"\n") if b"mine" in line]
         file.write_bytes(edited)
         before = tree(root)
         (change,) = export_texts(root, {"ci.yml": new}).changes
