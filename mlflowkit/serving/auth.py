@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import time
@@ -118,9 +119,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+UNAUTHENTICATED = "MLKIT_UNAUTHENTICATED"
+"""Environment variable; 1 where the platform in front is the only one that reaches the service and checks callers
+itself, as SageMaker does: it sends no key and a Host of its own."""
+
+
+def is_fronted() -> bool:
+    """Whether a platform in front of this process checks callers itself."""
+    return os.environ.get(UNAUTHENTICATED) == "1"
+
+
 def check_exposed(host: str, keys: str) -> None:
     """Raise ServiceError for a listener beyond loopback without API keys."""
-    if not keys and not is_loopback(host):
+    if not keys and not is_loopback(host) and not is_fronted():
         hint = "mlkit key create --keys keys.json, and in the recipe serve.auth.keys: keys.json"
         raise ServiceError(f"{host} is reached from other machines, and no API keys are asked for", hint=hint)
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import BundleError, MlkitError, ServiceError
 from mlflowkit.service_state.records import (
+    DRAINING,
     HEARTBEAT_SECONDS,
     RETIRED,
     GatewaySettings,
@@ -60,7 +61,7 @@ REMOTE_SECONDS = 5.0
 answers there is no wait: a challenger that is down must not keep a gateway from starting."""
 RESTART_HINT = "nothing to do: Ray Serve replaces the replica; mlkit status"
 _log = logging.getLogger("mlflowkit.serving")
-WATCHED = ("service.json", "table.json", "proposal.json", RETIRED)
+WATCHED = ("service.json", "table.json", "proposal.json", RETIRED, DRAINING)
 """The records that a replica follows."""
 
 
@@ -170,6 +171,7 @@ class Replica:
         if self._retired is not None and self._report.replica in (self._files.read(RETIRED, _retired_replicas) or ()):
             threading.Thread(target=self._retire, args=(self._retired,), name="mlkit-retire").start()
             return
+        self.plane.draining = self._files.exists(DRAINING)
         desired = self._files.desired()
         if desired is not None and desired.generation != self._report.generation:
             self._update_report(generation=desired.generation)

@@ -10,13 +10,15 @@
     GET  /v2/models[/{m}[/versions/{v}]]/stats      statistics
     POST /v2/repository/index                       loaded versions
     POST /predict                                   {"rows": [{column: value}]}
+    POST /invocations                               rows, tensors or CSV, as SageMaker sends them
+    GET  /ping  /-/healthz                          readiness, for SageMaker and for KubeRay
     POST /v2/feedback                               ground truth, by request id
     GET  /openapi.json  /docs                       the OpenAPI document of these endpoints, and a page of it
     GET  /metrics                                   Prometheus
 
 Errors are ``{"error": "..."}``. 400 malformed body · 401 no valid API key · 403 a key without the scope, or a page of
 another origin · 404 no such path, model or version · 405 · 408 body too slow (see `connection`) · 413 too many bytes or
-rows · 415 a content type of HTML forms · 421 a foreign Host · 422 no finite answer for these values · 503 (with
+rows · 415 a content type that is not read · 421 a foreign Host · 422 no finite answer for these values · 503 (with
 Retry-After) no model yet, or too many requests waiting · 504 deadline passed. Malformed input is never answered with
 500.
 
@@ -35,6 +37,7 @@ from typing import Any
 import orjson
 
 from mlflowkit.service_state.records import GatewaySettings
+from mlflowkit.serving.auth import is_fronted
 from mlflowkit.serving.feedback.intake import Intake, feedback_source
 from mlflowkit.serving.feedback.intake import parse as parse_feedback
 from mlflowkit.serving.http.browser_guard import BrowserGuard
@@ -56,6 +59,7 @@ from mlflowkit.serving.inference.dispatcher import InferenceAnswer
 from mlflowkit.serving.inference.gateway_metrics import CONTENT_TYPE, merge_pages
 from mlflowkit.serving.inference.router import parameter_key
 from mlflowkit.serving.protocol.binary_tensors import Buffer, binary_inputs, read_document, split_body
+from mlflowkit.serving.protocol.csv_rows import content_kind, csv_rows
 from mlflowkit.serving.protocol.http_error import RequestError, bad_request, json_type
 from mlflowkit.serving.protocol.responses import answer_notes, note_headers, render_infer, render_rows
 from mlflowkit.values import Json
@@ -66,6 +70,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 Reply = tuple[int, bytes, Headers]
 
 _JSON: Headers = ((b"content-type", b"application/json"),)
+_PLAIN: Headers = ((b"content-type", b"text/plain"),)
 _GZIP: Headers = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
 _INDEX_BYTES = 4096
 _log = logging.getLogger("mlflowkit.serving")
@@ -110,11 +115,13 @@ class Gateway:
             endpoint = route.endpoint
             if plane.keys is not None:
                 plane.authorize(endpoint, head.token)
-            else:
+            elif not is_fronted():
                 self._browser_guard().check(request.method, request.headers)
             route.check_method(request.method)
             if endpoint == "infer" or endpoint == "predict":
                 status, body, headers = await self._infer(request, route, head)
+            elif endpoint == "invocations":
+                status, body, headers = await self._invoke(request, head)
             elif endpoint == "feedback":
                 status, body, headers = await self._take_feedback(request, head)
             elif endpoint == "index":
@@ -166,6 +173,30 @@ class Gateway:
         if active is not None and active.affinity_parameter:
             call.key = parameter_key(document, active.affinity_parameter)
         return self._render(route.endpoint, await plane.dispatcher.answer(call), call.id)
+
+    async def _invoke(self, request: HttpRequest, head: RequestHead) -> Reply:
+        """Answer rows, tensors or CSV, by content type and content. Raises RequestError(415) for any other."""
+        plane, call = self.plane, head.call
+        plane.check_load()
+        header = content_kind(request.headers)
+        max_rows, columns = plane.settings.max_rows, plane.columns
+        body = await self._read_body(request, head)
+        if header is not None:
+            call.parse = lambda schema: schema.rows(
+                {"rows": csv_rows(body, schema.signature, header=header, limit=max_rows)},
+                limit=max_rows,
+                columns=columns,
+            )
+            return self._render("predict", await plane.dispatcher.answer(call), call.id)
+        document = read_document(body)
+        if tensors := "inputs" in document:
+            call.parse = lambda schema: schema.infer(document, limit=max_rows, columns=columns)
+        else:
+            call.parse = lambda schema: schema.rows(document, limit=max_rows, columns=columns)
+        active = plane.versions.active
+        if active is not None and active.affinity_parameter:
+            call.key = parameter_key(document, active.affinity_parameter)
+        return self._render("infer" if tensors else "predict", await plane.dispatcher.answer(call), call.id)
 
     async def _read_body(self, request: HttpRequest, head: RequestHead, header: int = 0) -> Buffer:
         """The whole body, decompressed; see `RequestBodyReader.read`."""
@@ -222,6 +253,11 @@ class Gateway:
             raise metadata.load_not_allowed()
         if endpoint == "live":
             return _render_json({"live": True})
+        if endpoint in ("ready", "healthz", "model-ready"):
+            plane.check_draining()
+        if endpoint == "healthz":
+            plane.dispatcher.active()
+            return 200, b"success", _PLAIN
         if endpoint == "ready":
             plane.dispatcher.active()
             return _render_json({"ready": True})

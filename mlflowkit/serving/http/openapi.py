@@ -20,7 +20,7 @@ _ERRORS = {
     "401": "No valid API key.",
     "403": "An API key without the scope, or an operation that no key permits.",
     "404": "No such model or version.",
-    "415": "A content type of HTML forms (without keys), or a content encoding that is not read.",
+    "415": "A content type or a content encoding that is not read.",
     "408": "The body arrived too slowly.",
     "413": "Too many bytes or rows.",
     "422": "The model has no finite answer for these values.",
@@ -67,6 +67,7 @@ def _paths(service: str, active: ActiveTable | None) -> Document:
     load_text = f"Refused: {metadata.load_not_allowed().message}"
     metrics = {"200": {"description": "Metrics", "content": {"text/plain": {"schema": _TEXT}}}}
     page = {"200": {"description": "A page", "content": {"text/html": {"schema": _TEXT}}}}
+    healthz = {"200": {"description": "success", "content": {"text/plain": {"schema": _TEXT}}}}
     ready_filter = {"required": False, "content": {"application/json": {"schema": _object((), ready=_BOOLEAN)}}}
     feedback_text = "Report ground truth by request id"
     paths: Document = {
@@ -81,6 +82,9 @@ def _paths(service: str, active: ActiveTable | None) -> Document:
             }
         },
         "/predict": {"post": _inference("predict", "Predict from plain rows", "Rows", "Predictions")},
+        "/invocations": {"post": _invocations()},
+        "/ping": {"get": _operation("ping", "Whether there is a model, for SageMaker", "Ready")},
+        "/-/healthz": {"get": _operation("healthz", "Whether there is a model, for KubeRay", None, responses=healthz)},
         "/v2/feedback": {
             "post": {
                 **_operation("feedback", feedback_text, "Accepted", "400", "404", "408", "413", "415", status="202"),
@@ -144,6 +148,18 @@ def _inference(operation: str, summary: str, request: str, reply: str) -> Docume
         **_operation(operation, summary, None, *_INFERENCE_ERRORS, responses=answer),
         "requestBody": {"required": True, "content": _json_content(request)},
     }
+
+
+def _invocations() -> Document:
+    """Rows, tensors or CSV."""
+    operation = _inference("invocations", "Predict, as SageMaker calls it", "Rows", "Predictions")
+    read, replies = (
+        {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}}
+        for names in (("Rows", "InferRequest"), ("Predictions", "InferReply"))
+    )
+    operation["requestBody"]["content"] = {"application/json": read, "text/csv": {"schema": _TEXT}}
+    operation["responses"]["200"]["content"] = {"application/json": replies}
+    return operation
 
 
 def _object(required: tuple[str, ...], **properties: Any) -> Document:

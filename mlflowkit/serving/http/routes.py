@@ -11,6 +11,9 @@ from mlflowkit.serving.protocol.http_error import CLOSE, RequestError
 
 FIXED_ROUTES: Mapping[tuple[str, ...], str] = {
     ("predict",): "predict",
+    ("invocations",): "invocations",
+    ("ping",): "ready",
+    ("-", "healthz"): "healthz",
     ("metrics",): "metrics",
     ("openapi.json",): "openapi",
     ("docs",): "docs",
@@ -25,7 +28,7 @@ MODEL_ROUTES: Mapping[tuple[str, ...], str] = {
     (): "model", ("ready",): "model-ready", ("infer",): "infer", ("stats",): "stats",
     ("config",): "config",
 }  # fmt: skip
-POST_ENDPOINTS = frozenset({"predict", "infer", "index", "load", "feedback"})
+POST_ENDPOINTS = frozenset({"predict", "infer", "invocations", "index", "load", "feedback"})
 """Endpoints that take POST; the others take GET and HEAD."""
 
 

@@ -23,10 +23,10 @@ from mlflowkit.serving.protocol.http_error import CLOSE, RETRY, RequestError
 from mlflowkit.serving.protocol.input_schema import ColumnPolicy, Query, Schema
 from mlflowkit.values import Json
 
-PUBLIC_ENDPOINTS = frozenset({"live", "ready", "model-ready"})
+PUBLIC_ENDPOINTS = frozenset({"live", "ready", "healthz", "model-ready"})
 """Endpoints that need no API key: supervisors and load balancers call them."""
 REQUIRED_SCOPE: Mapping[str, Scope] = {
-    "infer": "infer", "predict": "infer", "feedback": "feedback", "metrics": "metrics",
+    "infer": "infer", "predict": "infer", "invocations": "infer", "feedback": "feedback", "metrics": "metrics",
 }  # fmt: skip
 """The scope an endpoint requires; see `Keyring.check` for the others."""
 _IDS_AT_ONCE = 256
@@ -65,6 +65,8 @@ class DataPlane:
         self.dispatcher = Dispatcher(settings, versions, telemetry, sink, mirror)
         self.columns = ColumnPolicy(settings.unknown_columns, settings.missing_columns)
         self.in_flight = 0
+        self.draining = False
+        """Whether this process is about to stop; it still answers."""
         self._ids = request_ids()
 
     @property
@@ -127,6 +129,11 @@ class DataPlane:
         """
         if self.dispatcher.waiting >= self.settings.max_queue:
             raise RequestError(503, f"{self.settings.max_queue} requests are waiting already", (*RETRY, *CLOSE))
+
+    def check_draining(self) -> None:
+        """Raise RequestError(503) once this process is to end: it answers, and load balancers are to send no more."""
+        if self.draining:
+            raise RequestError(503, f"{self.settings.service} is about to stop", CLOSE)
 
     def check_model_name(self, name: str) -> None:
         """Raise RequestError(404) for another model than this service's."""
