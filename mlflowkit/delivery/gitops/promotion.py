@@ -1,0 +1,113 @@
+"""Whether a version may become an environment's candidate, and what a rollout's end makes of its file. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlflowkit.delivery.gitops.desired_delivery import (
+    MAX_REJECTED,
+    DesiredCandidate,
+    DesiredDelivery,
+    RejectedIdentity,
+)
+from mlflowkit.system.text import printable_line, truncate
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionDecision:
+    """``commit`` with the new file, ``unchanged``, or ``refused``, each with its reason."""
+
+    action: Literal["commit", "unchanged", "refused"]
+    desired: DesiredDelivery
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BakingFact:
+    """Since when an environment's champion has been a version; None while it is not."""
+
+    environment: str
+    since: float | None
+    seconds: float = 0.0
+    """How long it must have been."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutVerdict:
+    """What became of a version in the gateway."""
+
+    outcome: Literal["promoted", "rolled_back", "running", "unknown"]
+    reason: str
+    at: str = ""
+
+
+def decide_promotion(
+    present: DesiredDelivery, candidate: DesiredCandidate, baking: BakingFact | None, now: float
+) -> PromotionDecision:
+    """Decide whether a verified version becomes the candidate."""
+    short = candidate.identity[:12]
+    if present.champion is not None and present.champion.identity == candidate.identity:
+        if present.candidate is None:
+            return PromotionDecision("unchanged", present, f"{short} is the champion already")
+        desired = replace(present, candidate=None)
+        return PromotionDecision("commit", desired, f"{short} is the champion: {present.candidate.identity[:12]} ends")
+    if present.candidate is not None and present.candidate.identity == candidate.identity:
+        return PromotionDecision("unchanged", present, f"{short} is the candidate already")
+    rejected = present.rejection(candidate.identity)
+    if rejected is not None:
+        incident = rejected.incident or "no incident is named"
+        return PromotionDecision("refused", present, f"{short} was rejected {rejected.at}: {incident}")
+    if baking is not None:
+        problem = _unbaked(baking, short, now)
+        if problem:
+            return PromotionDecision("refused", present, problem)
+    previous = "" if present.candidate is None else f" in place of {present.candidate.identity[:12]}"
+    return PromotionDecision("commit", replace(present, candidate=candidate), f"{short} is the candidate{previous}")
+
+
+def _unbaked(baking: BakingFact, short: str, now: float) -> str:
+    if baking.since is None:
+        return f"{short} is not the champion of {baking.environment}, where it must be promoted first"
+    left = baking.seconds - (now - baking.since)
+    if left <= 0:
+        return ""
+    served = (now - baking.since) / 3600
+    return f"{short} has been champion of {baking.environment} for {served:.1f} h, of {baking.seconds / 3600:.1f} h"
+
+
+def champion_since(versions: Sequence[tuple[float, DesiredDelivery | None]], identity: str) -> float | None:
+    """Since when the newest versions of a file (time of commit, newest first) all have this champion.
+
+    >>> champion_since([(9.0, None)], "a") is None
+    True
+    """
+    since = None
+    for at, desired in versions:
+        if desired is None or desired.champion is None or desired.champion.identity != identity:
+            break
+        since = at
+    return since
+
+
+def decide_settlement(present: DesiredDelivery, identity: str, verdict: RolloutVerdict) -> PromotionDecision:
+    """What the end of the rollout of ``identity`` makes of the file; the file may have changed since it was read."""
+    candidate = present.candidate
+    if candidate is None or candidate.identity != identity:
+        return PromotionDecision("unchanged", present, f"{identity[:12]} is no longer the candidate")
+    if verdict.outcome == "promoted":
+        desired = replace(present, champion=candidate.as_champion, candidate=None)
+        return PromotionDecision("commit", desired, f"{identity[:12]} is promoted: {verdict.reason}")
+    if verdict.outcome == "rolled_back":
+        incident = truncate(_plain(verdict.reason) or "rolled back", 400)
+        entry = RejectedIdentity(identity, incident, verdict.at)
+        kept = [item for item in present.rejected if item.identity != identity]
+        desired = replace(present, candidate=None, rejected=(*kept, entry)[-MAX_REJECTED:])
+        return PromotionDecision("commit", desired, f"{identity[:12]} is rejected: {verdict.reason}")
+    return PromotionDecision("unchanged", present, verdict.reason)
+
+
+def _plain(text: str) -> str:
+    """A text as the file takes it: ASCII, one line."""
+    return printable_line(text).encode("ascii", "replace").decode().replace("\t", " ").strip()
