@@ -49,7 +49,7 @@ class FileCommit:
 
 
 @dataclass(frozen=True, slots=True)
-class FileChange:
+class FileReplacement:
     """The new content of the file and the commit's message."""
 
     content: bytes
@@ -155,7 +155,7 @@ class GitRepository:
     def replace(
         self,
         path: str,
-        change: Callable[[FileVersion], FileChange | None],
+        change: Callable[[FileVersion], FileReplacement | None],
         *,
         attempts: int = 60,
         sleep: Callable[[float], None] = time.sleep,
@@ -182,7 +182,7 @@ class GitRepository:
             f"{self.shown}: {self.branch} changed during each of {attempts} pushes", hint="run the same command again"
         )
 
-    def _commit(self, parent: str, path: str, change: FileChange) -> str:
+    def _commit(self, parent: str, path: str, change: FileReplacement) -> str:
         """A commit with one file changed."""
         index = {"GIT_INDEX_FILE": str(self._folder / f"index-{os.getpid()}-{time.monotonic_ns()}")}
         self.git("read-tree", *([parent] if parent else ["--empty"]), more=index)
