@@ -30,6 +30,9 @@ CsvOption = Annotated[
 TargetOption = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict; goes with --csv.")
 ]
+CiOption = Annotated[
+    str | None, typer.Option("--ci", metavar="SYSTEM", help="Make a project with a pipeline: github, gitlab, jenkins.")
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of recipe and service [default: the file's].")
 ]
@@ -41,10 +44,14 @@ def init(
     csv: CsvOption = None,
     target: TargetOption = None,
     name: NameOption = None,
+    ci: CiOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a recipe: a small one that runs, or (--csv FILE --target COLUMN) one for a table of your own."""
+    """Write a recipe: a small one that runs, or (--csv FILE --target COLUMN) one for a table of your own.
+
+    With --ci it is a project with a pipeline: requirements, a test, a delivery section, and the pipeline itself.
+    """
     from mlflowkit.cli.commands.schema import schema_text
     from mlflowkit.recipe import templates
     from mlflowkit.recipe.jsonschema import FILE
@@ -59,19 +66,81 @@ def init(
         choices, text = _recipe_for(csv, target, name, directory)
         texts = {"recipe.yaml": text}
     files = {**texts, FILE: schema_text()}
+    if ci is not None:
+        files = _with_ci(directory, files, ci)
     _write(directory, files, force)
     recipe = directory / "recipe.yaml"
+    generated = () if ci is None else _export(directory, recipe)
     if json:
-        emit_json({"recipe": str(recipe), "choices": None if choices is None else _to_json(choices)})
+        value = {"recipe": str(recipe), "choices": None if choices is None else _to_json(choices)}
+        emit_json(value if ci is None else {**value, "generated": list(generated)})
         return
-    for file in files:
-        echo(f"wrote {directory / file}")
+    for file in (*(str(directory / name) for name in files), *generated):
+        echo(f"wrote {file}")
     if choices is not None:
         _print_choices(choices)
         faults = _faults(recipe)
         echo(faults or f"next: read {recipe}, then mlkit run {shell_word(recipe)}")
     else:
         echo(f"next: mlkit run {shell_word(recipe)}")
+
+
+def _with_ci(directory: Path, files: Mapping[str, str], ci: str) -> dict[str, str]:
+    """The files of a project with a pipeline; makes a git repository of the directory where it is in none.
+
+    Raises UsageError for a system that nothing is generated for.
+    """
+    from mlflowkit.ci.recipe_facts import repository_root
+    from mlflowkit.delivery.targets import BUILT_IN
+    from mlflowkit.recipe.starter.ci_project import FORGES, delivery_text, needs_repository, project_files
+
+    known = [name for name in FORGES if name in BUILT_IN]
+    if ci not in known:
+        raise UsageError(f"--ci {ci}: it may be {', '.join(known)}", hint=f"mlkit init --ci {known[0]}")
+    folder = directory.resolve()
+    if needs_repository(folder):
+        directory.mkdir(parents=True, exist_ok=True)
+        _git(folder, "init", "--quiet", "--initial-branch=main")
+        note(f"made a git repository of {directory}")
+    below = folder.relative_to(repository_root(next(path for path in (folder, *folder.parents) if path.is_dir())))
+    name = next(
+        line.partition(":")[2].strip() for line in files["recipe.yaml"].splitlines() if line.startswith("name:")
+    )
+    delivery = delivery_text(name, ci, "" if below == Path() else below.as_posix())
+    recipe = files["recipe.yaml"].rstrip("\n") + "\n" + delivery
+    return {**files, "recipe.yaml": recipe, **project_files(has_code="datasets.py" in files)}
+
+
+def _git(folder: Path, *arguments: str) -> None:
+    import subprocess
+
+    try:
+        subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError as error:
+        raise UsageError("git is not installed", hint="apt-get install git") from error
+    except subprocess.CalledProcessError as error:
+        raise UsageError(
+            f"git {arguments[0]} failed: {error.stderr.strip()}", hint=f"git -C {folder} status"
+        ) from error
+
+
+def _export(directory: Path, recipe: Path) -> tuple[str, ...]:
+    """Generate the pipeline; returns the paths of its files."""
+    from mlflowkit.ci.recipe_export import export_recipe
+
+    try:
+        result = export_recipe(recipe)
+    except RecipeError:  # of a table with problems: they are printed, and the pipeline comes after they are solved
+        note(f"the pipeline is not generated yet: mlkit export {shell_word(recipe)}")
+        return ()
+    if result.conflicts:
+        path = result.conflicts[0].path
+        raise UsageError(
+            f"{path} is there already, and is not of mlkit export",
+            hint=f"mlkit export {shell_word(recipe)} --theirs {path} replaces it",
+        )
+    written = [result.root / change.path for change in result.changes if change.writes]
+    return tuple(os.path.relpath(path, Path.cwd()) for path in written)
 
 
 def _recipe_for(csv: Path, target: str, name: str | None, directory: Path) -> tuple[RecipeChoices, str]:

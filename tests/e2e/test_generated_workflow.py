@@ -1,0 +1,58 @@
+"""A new project's generated workflow, executed by act."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tests.support.act_world import ActWorld
+
+pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow]
+WORKFLOW = ".github/workflows/mlkit-tumours.yml"
+PULL_REQUEST = {
+    "pull_request": {
+        "number": 7,
+        "head": {"ref": "change", "sha": "0" * 40, "repo": {"full_name": "acme/tumours", "fork": False}},
+        "base": {"ref": "main"},
+    },
+    "repository": {"full_name": "acme/tumours", "default_branch": "main"},
+}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=Test", "-c", "user.email=test@example.com")
+    return subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    command = [sys.executable, "-m", "mlflowkit.cli", "init", "--ci", "github", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    (folder / "requirements.txt").write_text("")  # what the test's own environment has
+    _git(folder, "remote", "add", "origin", "https://github.com/acme/tumours.git")
+    _git(folder, "add", "-A")
+    _git(folder, "commit", "-qm", "A model")
+    return folder
+
+
+def test_the_checks_of_a_new_project_are_green_and_leave_the_checkout_clean(tmp_path: Path, project: Path) -> None:
+    world = ActWorld(tmp_path / "act", project)
+    done = world.run(WORKFLOW, "pull_request", job="check", payload=PULL_REQUEST)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    (suite, own) = ET.parse(world.artifacts / "mlkit-tumours-check" / "checks.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), own.get("tests")) == ("5", "0", "1")
+    assert _git(project, "status", "--porcelain") == ""
+
+
+def test_a_failing_test_of_the_user_is_a_red_job(tmp_path: Path, project: Path) -> None:
+    test = project / "tests" / "test_datasets.py"
+    test.write_text(test.read_text().replace('"benign"', '"harmless"'))
+    _git(project, "commit", "-qam", "Break it")
+    done = ActWorld(tmp_path / "act", project).run(WORKFLOW, "pull_request", job="check", payload=PULL_REQUEST)
+    assert done.returncode != 0
+    assert "failed   tests" in done.stdout
