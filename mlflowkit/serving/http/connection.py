@@ -203,6 +203,8 @@ class Connection(asyncio.Protocol):
             self._start_eager(self._eager)
         if not self._incomplete or self._deaf:
             return
+        if not self._in_body:
+            self._large = True  # it began behind another message, whose end set the count back: its size is added up
         if self._head_bytes > MAX_HEAD_BYTES + (len(data) if new else 0):
             self._refuse(replies.TRAILERS_TOO_LARGE if self._in_body else replies.HEADERS_TOO_LARGE)
         elif self.deadline == NEVER:

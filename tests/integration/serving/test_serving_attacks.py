@@ -181,6 +181,14 @@ def test_a_head_that_may_be_read_in_two_ways_is_refused_and_closed(
     assert [code for code, _, _ in exchange(guarded, LIVE + sent)] == [200, status]
 
 
+def test_a_large_head_is_refused_however_it_is_cut_into_packets(guarded: InProcess) -> None:
+    large = b"GET /v2 HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 70_000 + b"\r\n\r\n"
+    for cut in (1, 100, 20_000, 69_000):
+        assert [status for status, _, _ in exchange(guarded, LIVE + large[:cut], large[cut:])] == [200, 431]
+    allowed = large.replace(b"b" * 70_000, b"b" * 60_000)
+    assert [status for status, _, _ in exchange(guarded, LIVE + allowed[:20_000], allowed[20_000:])] == [200, 200, 200]
+
+
 def test_http_1_0_needs_no_host_and_is_closed(guarded: InProcess) -> None:
     [(status, headers, _)] = exchange(guarded, b"GET /v2 HTTP/1.0\r\n\r\n")
     assert (status, headers["connection"]) == (200, "close")
