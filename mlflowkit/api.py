@@ -204,7 +204,8 @@ def run(
     state: str | os.PathLike[str] | None = None,
     progress: RunProgress | None = None,
     champion: str | os.PathLike[str] | None = None,
-    champion_required: bool = False,
+    in_pipeline: bool = False,
+    first_version: bool = False,
 ) -> Run:
     """Run the stale stages of a recipe and reuse the others.
 
@@ -213,14 +214,14 @@ def run(
 
     Args:
         champion: The folder of a blessed bundle that gates compare with; the recipe's own champion by default.
-        champion_required: Whether such a gate is INCONCLUSIVE, not PASSED, where there is no champion.
+        in_pipeline: Whether CI judges: without a champion such a gate is INCONCLUSIVE, not PASSED; a limit in
+            milliseconds is judged only where the gate names the machine's class.
+        first_version: With ``in_pipeline``, that there is no champion yet and such a gate passes.
     """
-    if champion is not None or champion_required:
-        from mlflowkit.ci.judged_champion import import_champion
-
+    if champion is not None or in_pipeline:
         loaded = recipe if isinstance(recipe, Recipe) else load(recipe)
         folder = _state(state, loaded.path)
-        return _execute(loaded, folder, until, force, progress, import_champion(folder, champion, champion_required))
+        return _execute(loaded, folder, until, force, progress, _champion(folder, champion, in_pipeline, first_version))
     if isinstance(recipe, Recipe):
         return _execute(recipe, _state(state, recipe.path), until, force, progress)
     folder = _state(state, _absolute(recipe))
@@ -415,6 +416,19 @@ def _execute(
     key = NoopKey(recipe.path, recipe.loaded.overrides, until or "", state)
     write(key, recipe.snapshot, recipe.loaded, summary)
     return Run(summary)
+
+
+def _champion(
+    state: Path, bundle: str | os.PathLike[str] | None, in_pipeline: bool, first_version: bool
+) -> ChampionState:
+    from mlflowkit.pipeline.plan import ChampionState
+    from mlflowkit.pipeline.storage.bundle_import import import_bundle
+    from mlflowkit.wiring import Wiring
+
+    if bundle is None:
+        return ChampionState(in_pipeline=in_pipeline, first_version=first_version)
+    identity, digest = import_bundle(state, Wiring(state).objects, _absolute(bundle))
+    return ChampionState(identity, digest, in_pipeline)
 
 
 def _options(recipe: Recipe, state: Path, until: str | None) -> list[str]:

@@ -643,7 +643,8 @@ class StageContext:
     scratch    folder of this fingerprint that survives a kill, for checkpoints
     folder     the recipe's folder: base of relative paths and Python references
     champion   bundle folder of the champion that gates compare with, or None
-    champion_required   whether gates that compare with it are INCONCLUSIVE without one; else they pass
+    champion_required  whether gates that compare with it are INCONCLUSIVE without one; else they pass
+    class_required     whether limits in milliseconds are judged only where the gate names a class of machines
     previous   published folder of this stage in the last run of this recipe, or None (frozen schemas)
     recipe     the recipe's file, absolute; None for a bundle that is deployed without one
     overrides  those of the run
@@ -660,6 +661,7 @@ class StageContext:
     progress: RunProgress
     champion: Path | None = None
     champion_required: bool = False
+    class_required: bool = False
     previous: Path | None = None
     recipe: Path | None = None
     overrides: tuple[str, ...] = ()

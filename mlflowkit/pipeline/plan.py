@@ -31,18 +31,20 @@ KINDS = ("spec", "seed", "content", "code", "library", "champion", "machine", "o
 class ChampionState:
     """The bundle that gates compare with: identity and digest of its package folder, "" for none.
 
-    Where a champion is ``required``, as in CI, gates that compare with it are INCONCLUSIVE when there is none; else
-    they pass, since a first version has nothing to be worse than.
+    Where a pipeline judges (``in_pipeline``), gates that compare with it are INCONCLUSIVE when there is none, unless
+    somebody said that this is the ``first_version``; else they pass, since it has nothing to be worse than.
     """
 
     identity: str = ""
     digest: str = ""
-    required: bool = False
+    in_pipeline: bool = False
+    first_version: bool = False
 
     @property
     def ingredient(self) -> str:
         """What of it the result of the evaluation depends on."""
-        return self.identity or ("required" if self.required else "")
+        none = "first version" if self.first_version else "none"
+        return f"{self.identity or none} in a pipeline" if self.in_pipeline else self.identity
 
 
 @dataclass(frozen=True, slots=True)

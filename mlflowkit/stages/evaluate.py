@@ -245,7 +245,7 @@ def _time_graphs(spec: Spec, context: StageContext, signature: Signature, table:
     """Measure what gates on time are judged on, until all are decided or the budget of the recipe ends."""
     timed = [gate for gate in spec.gates if gate.metric in metrics.TIMES]
     budget = LatencyBudget(spec.latency.seconds, spec.latency.rounds)
-    evidence = TimingEvidence(describe_machine(), budget=budget)
+    evidence = TimingEvidence(describe_machine(), class_required=context.class_required, budget=budget)
     if not timed:
         return evidence
     for gate in timed:

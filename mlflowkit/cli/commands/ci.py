@@ -1,13 +1,29 @@
-"""mlkit ci: what a pipeline runs for a recipe: checks of its code, verdicts on its model, a comment on the change."""
+"""mlkit ci: what a pipeline runs for a recipe: checks of its code, verdicts on its model, a comment on the change.
+
+``judge --json`` prints the report (`mlflowkit.ci.judge_report.JudgeReport`), as it is in report.json.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, RecipeArgument, app, echo, emit_json, note
+from mlflowkit.cli.app import (
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    StateOption,
+    app,
+    echo,
+    emit_json,
+    fail,
+    note,
+    state_folder,
+)
+from mlflowkit.cli.commands.plan import ForceOption
 
 if TYPE_CHECKING:
     from mlflowkit.ci.code_checks import CodeCheckReport
@@ -40,6 +56,51 @@ def check(recipe: RecipeArgument, out: OutOption, json: JsonOption = False) -> i
         _print_checks(report)
         note(f"written: {out / 'checks.xml'}")
     return report.exit_code
+
+
+@group.command()
+def judge(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    *,
+    out: OutOption,
+    environment: Annotated[str, typer.Option(metavar="ENV", help="Judge against this environment's champion.")] = "",
+    champion: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Folder of the blessed bundle to compare with.")
+    ] = None,
+    first_version: Annotated[
+        bool, typer.Option("--first-version", help="There is no champion yet: nothing can be worse than it.")
+    ] = False,
+    force: ForceOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Run a recipe up to its bundle and judge it; write report.json, JUnit, SARIF, the page and the bundle.
+
+    Exits with 0 where it is blessed, 1 where a gate FAILED, 2 for a wrong recipe, 3 where the world failed, 4 where a
+    gate stays INCONCLUSIVE, as one against a champion does when there is none.
+    """
+    from mlflowkit.ci import job_summary
+    from mlflowkit.ci.judgement import JudgeRequest
+    from mlflowkit.ci.judgement import judge as judge_recipe
+    from mlflowkit.cli.progress import run_progress, stdout_to_stderr
+
+    request = JudgeRequest(
+        recipe, out, state_folder(state, recipe), tuple(overrides or ()), environment, champion,
+        "" if champion is None else str(champion), first_version, tuple(force or ()),
+    )  # fmt: skip
+    with stdout_to_stderr(), run_progress() as progress:
+        judgement = judge_recipe(request, progress)
+    for line in job_summary.publish(judgement.report, judgement.faults, os.environ):
+        note(line)
+    if json:
+        emit_json(judgement.report.to_json())
+    else:
+        echo(job_summary.as_text(judgement.report))
+        note(f"outputs: {out}")
+    if judgement.error is not None and not json:
+        fail(judgement.error, as_json=False)
+    return judgement.report.exit_code
 
 
 def _print_checks(report: CodeCheckReport) -> None:

@@ -222,6 +222,12 @@ def judge_time(gate: Gate, spec: GateSpec, timing: TimingEvidence) -> Verdict:
     if gate.machine is not None and not is_of_class(timing.machine, gate.machine):
         reason = f"the limit holds for machines of the class {gate.machine!r}; this one is {timing.machine!r}"
         return undecided_verdict(spec, Outcome.INCONCLUSIVE, reason)
+    if gate.machine is None and timing.class_required and not against:
+        reason = (
+            f"not judged here: a pipeline's runner is any machine, this one {timing.machine!r}; name the class that "
+            "the limit holds for in gates.machine, or judge {metric: latency_ratio, against: champion, max: 1.5}"
+        )
+        return undecided_verdict(spec, Outcome.INCONCLUSIVE, reason)
     if timing.rounds is None:
         return replace(undecided_verdict(spec, Outcome.INCONCLUSIVE, "no latency was measured"), remeasure=True)
     verdict = _judge_rounds(spec, timing.rounds, against, alike=against in timing.alike)

@@ -37,7 +37,7 @@ PICKED = "picked"
 FIRST_VERSION = (Outcome.PASSED, "no champion yet: nothing to compare with")
 NO_CHAMPION = (
     Outcome.INCONCLUSIVE,
-    "there is no champion here to compare with: name its bundle, as in `mlkit ci judge RECIPE --champion BUNDLE`",
+    "no champion is here to compare with: --champion BUNDLE names its bundle, --first-version says that there is none",
 )
 DESCRIPTIONS: Mapping[str, str] = {"float": "the float graph", "champion": "the champion"}
 REQUEST_ROWS = 1000
@@ -79,6 +79,8 @@ class TimingEvidence:
     machine: str = ""
     """Description of the machine that measured (`system.machine.describe_machine`)."""
     rounds: TimedRounds | None = None
+    class_required: bool = False
+    """Whether a limit in milliseconds is judged only where its gate names a class of machines, as in a pipeline."""
     budget: LatencyBudget = field(default_factory=lambda: LatencyBudget(0.0, 0))
     settled: Mapping[str, tuple[Outcome, str]] = field(default_factory=dict)
     """Graphs to compare with that are not there to be measured: the outcome of their gates and the reason."""

@@ -1,0 +1,273 @@
+"""`mlkit ci judge`: run a recipe up to its bundle, judge it against an environment's champion, write the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflowkit import api
+from mlflowkit.bundle import Bundle, Manifest, open_bundle, read_manifest
+from mlflowkit.ci import forge_formats
+from mlflowkit.ci.judge_report import (
+    JudgeReport,
+    ReportedChampion,
+    ReportedChange,
+    ReportedComparison,
+    ReportedMeasurement,
+    ReportedStep,
+    ReportedVerdict,
+    report_bytes,
+)
+from mlflowkit.ci.recipe_facts import repository_root
+from mlflowkit.errors import Fault, MlkitError, RecipeError, UsageError
+from mlflowkit.pipeline.lineage import checkout
+from mlflowkit.ports import RunProgress
+from mlflowkit.system.files import replace_file
+from mlflowkit.system.machine import describe_machine
+from mlflowkit.system.text import shell_word, truncate
+from mlflowkit.values import Json
+from mlflowkit.wiring import Wiring
+
+LAST_STAGE = "package"
+"""A pipeline judges bundles; what deploys them is another step."""
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """What is judged. ``champion`` is the folder of the bundle to compare with, None where there is none."""
+
+    recipe: Path
+    out: Path
+    state: Path
+    overrides: Sequence[str] = ()
+    environment: str = ""
+    champion: Path | None = None
+    champion_source: str = ""
+    first_version: bool = False
+    """Whether there is no champion yet, so that nothing can be worse than it."""
+    force: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The report, and the error with which the command ends."""
+
+    report: JudgeReport
+    error: MlkitError | None = None
+    faults: Sequence[Fault] = field(default=())
+    run: api.Run | None = None
+
+
+def judge(request: JudgeRequest, progress: RunProgress) -> Judgement:
+    """Judge a recipe and write report.json, junit.xml, mlkit.sarif, metrics.txt, page.html and bundle/ into ``out``.
+
+    A failure of the run is a judgement too: its report has the error and the exit code. Raises InterruptedRunError, and
+    UsageError for an ``out`` inside the checkout that git does not ignore, or an environment that is not there.
+    """
+    root = repository_root(request.recipe.resolve().parent)
+    _check_out(request.out, root)
+    head = _head_of_change()
+    git = checkout(request.recipe.resolve().parent)
+    base = {
+        "path": request.recipe.resolve().relative_to(root).as_posix(),
+        "environment": request.environment,
+        "git_commit": git.commit,
+        "git_dirty": git.dirty,
+        "head": head or git.commit,
+        "machine": describe_machine(),
+        "recipe": request.recipe.stem,
+    }
+    judgement = _judge(request, root, base, progress)
+    _write(request.out, judgement)
+    return judgement
+
+
+def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], progress: RunProgress) -> Judgement:
+    try:
+        recipe = api.load(request.recipe, request.overrides)
+        section = recipe.loaded.recipe.delivery
+        base |= {"recipe": recipe.name, "runner": (section.runner.machine or "") if section else ""}
+        _check_environment(request, tuple(section.environments) if section else ())
+        run = api.run(
+            recipe,
+            until=LAST_STAGE,
+            force=request.force,
+            state=request.state,
+            progress=progress,
+            champion=request.champion,
+            in_pipeline=True,
+            first_version=request.first_version and request.champion is None,
+        )
+    except RecipeError as error:
+        faults = [_relative(fault, root) for fault in error.faults]
+        return Judgement(_failed(base, error), error, faults)
+    except MlkitError as error:
+        if error.exit_code not in (2, 3):
+            raise
+        return Judgement(_failed(base, error), error)
+    return Judgement(_report(request, base, run), run.error, run=run)
+
+
+def _check_out(out: Path, root: Path) -> None:
+    """Raise UsageError for an output folder that would make the checkout dirty."""
+    folder = Path(os.path.abspath(out))
+    if not folder.is_relative_to(root):
+        return
+    command = ["git", "-C", str(root), "check-ignore", "-q", str(folder / "report.json")]
+    if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:
+        message = f"--out {out} lies in the checkout and git does not ignore it: the outputs would make it dirty"
+        raise UsageError(message, hint=f"--out {shell_word(Path(tempfile.gettempdir()) / 'mlkit-out')}")
+
+
+def _check_environment(request: JudgeRequest, environments: Sequence[str]) -> None:
+    if request.environment and request.environment not in environments:
+        listed = ", ".join(environments) or "none"
+        raise UsageError(
+            f"delivery.environments of {request.recipe} has no {request.environment!r}: it has {listed}",
+            hint=f"mlkit explain {shell_word(request.recipe)} delivery.environments",
+        )
+
+
+def _failed(base: Mapping[str, Any], error: MlkitError) -> JudgeReport:
+    message, hint = truncate(error.message, 1900), truncate(error.hint, 1900)
+    return JudgeReport(**base, status="error", exit_code=error.exit_code, error=message, hint=hint)  # type: ignore[arg-type]
+
+
+def _relative(fault: Fault, root: Path) -> Fault:
+    """The fault with its file relative to the repository's root, as forges want it."""
+    from dataclasses import replace
+
+    path = Path(os.path.abspath(fault.file))
+    inside = not fault.file.startswith("<") and path.is_relative_to(root)
+    return replace(fault, file=path.relative_to(root).as_posix()) if inside else fault
+
+
+def _report(request: JudgeRequest, base: Mapping[str, Any], run: api.Run) -> JudgeReport:
+    answer = run.answer
+    evaluation = _evaluation(answer, request.state)
+    compared = evaluation.get("champion") or {}
+    blessed = answer["blessing"] is not None
+    bundle = open_bundle(run.bundle) if run.bundle is not None else None
+    champion = None if request.champion is None else read_manifest(request.champion)
+    return JudgeReport(
+        **base,
+        status=answer["status"],
+        exit_code=0 if run.error is None else run.error.exit_code,  # type: ignore[arg-type]
+        identity=str(answer["identity"] or ""),
+        version=str(answer["version"] or ""),
+        blessed=blessed,
+        run=str(answer["run"]),
+        verdicts=tuple(_verdict(verdict) for verdict in answer["verdicts"]),
+        metrics={name: _measurement(value) for name, value in evaluation.get("metrics", {}).items()},
+        comparisons={name: _comparison(value) for name, value in compared.get("metrics", {}).items()},
+        compared_rows=int(compared.get("rows", 0)),
+        champion=None if champion is None else _champion(champion, request.champion_source or str(request.champion)),
+        changes=tuple(_changes(champion, None if bundle is None else bundle)),
+        steps=tuple(
+            ReportedStep(stage=step["stage"], action=step["action"], reason=step["reason"], seconds=step["seconds"])
+            for step in answer["steps"]
+        ),
+        warnings=tuple(truncate(str(warning), 1900) for warning in answer["warnings"]),
+        data_version=str(answer["lineage"]["data_version"]),
+        error="" if run.error is None else truncate(run.error.message, 1900),
+        hint="" if run.error is None else truncate(run.error.hint, 1900),
+    )
+
+
+def _evaluation(answer: Mapping[str, Json], state: Path) -> Mapping[str, Any]:
+    """The content of evaluation.json; {} where the run ended before it."""
+    digest = next((step["digest"] for step in answer["steps"] if step["stage"] == "evaluate"), "")
+    path = Wiring(state).objects.path(digest) / "evaluation.json" if digest else None
+    value: Mapping[str, Any] = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
+    return value
+
+
+def _verdict(value: Mapping[str, Json]) -> ReportedVerdict:
+    measurement = value["measurement"]
+    return ReportedVerdict(
+        gate=truncate(value["gate"], 1900),
+        verdict=value["verdict"],
+        message=truncate(value["message"], 1900),
+        metric=value["metric"],
+        measurement=None if measurement is None else _measurement(measurement),
+        threshold=value["threshold"],
+        direction=value["direction"],
+        blocking=value["blocking"],
+        slice=truncate(value["slice"], 1900),
+        change=value["change"],
+    )
+
+
+def _measurement(value: Mapping[str, Json]) -> ReportedMeasurement:
+    names = ("value", "low", "high", "samples", "confidence", "unit", "method")
+    return ReportedMeasurement(**{name: value[name] for name in names if value.get(name) is not None})
+
+
+def _comparison(value: Mapping[str, Json]) -> ReportedComparison:
+    return ReportedComparison(**{name: _measurement(value[name]) for name in ("champion", "candidate", "difference")})
+
+
+def _champion(manifest: Manifest, source: str) -> ReportedChampion:
+    return ReportedChampion(
+        identity=manifest.identity,
+        version=manifest.version,
+        source=source,
+        git_commit=manifest.git_commit,
+        data_version=manifest.data_version,
+    )
+
+
+def _changes(champion: Manifest | None, candidate: Bundle | None) -> list[ReportedChange]:
+    """In which of code, data, recipe and policy the candidate differs from the champion."""
+    if champion is None or candidate is None:
+        return []
+    fields = {"code": "git_commit", "data": "data_version", "recipe": "recipe_digest", "gates": "policy"}
+    pairs = [(kind, getattr(champion, name), getattr(candidate.manifest, name)) for kind, name in fields.items()]
+    return [
+        ReportedChange(kind=kind, name=fields[kind], before=before[:12] or "unknown", after=after[:12] or "unknown")
+        for kind, before, after in pairs
+        if before != after
+    ]
+
+
+def _head_of_change() -> str:
+    """The head commit of the pull request that GitHub runs for; "" elsewhere. The checkout is a merge commit there."""
+    path = os.environ.get("GITHUB_EVENT_PATH", "")
+    try:
+        event = json.loads(Path(path).read_bytes()) if path else {}
+        head = event["pull_request"]["head"]["sha"] if "pull_request" in event else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return head if isinstance(head, str) and len(head) in (40, 64) and head.isalnum() else ""
+
+
+def _write(out: Path, judgement: Judgement) -> None:
+    """Write the outputs, report.json last: it is there when the others are."""
+    report = judgement.report
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").unlink(missing_ok=True)
+    run = judgement.run
+    _copy(None if run is None else run.report, None if run is None else run.bundle, out)
+    replace_file(out / "junit.xml", forge_formats.junit(report))
+    replace_file(out / "mlkit.sarif", (json.dumps(forge_formats.sarif(judgement.faults), indent=1) + "\n").encode())
+    replace_file(out / "metrics.txt", forge_formats.gitlab_metrics(report).encode())
+    replace_file(out / "report.json", report_bytes(report))
+
+
+def _copy(page: Path | None, bundle: Path | None, out: Path) -> None:
+    """Copy the run's page and its bundle, whose files are read-only in the store, to where a job uploads them from."""
+    (out / "page.html").unlink(missing_ok=True)
+    if page is not None:
+        shutil.copyfile(page, out / "page.html")
+    target = out / "bundle"
+    if target.exists():
+        shutil.rmtree(target)
+    if bundle is not None:
+        shutil.copytree(bundle, target, copy_function=shutil.copyfile)

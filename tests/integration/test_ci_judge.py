@@ -1,0 +1,93 @@
+"""`mlkit ci judge` over a real recipe in a git repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUICK = ("optimize.candidates=[onnx]", "train.epochs=2")
+
+
+class Project:
+    """A repository with the lending recipe; ``out`` is outside of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.base = folder / "project", folder
+        self.folder.mkdir()
+        for name in ("lending.yaml", "datasets.py"):
+            shutil.copy(RECIPES / name, self.folder)
+        (self.folder / ".gitignore").write_text(".mlkit\n")
+        self.git("init", "-q", "-b", "main")
+        self.git("add", "-A")
+        self.git("-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "-qm", "first")
+
+    def git(self, *arguments: str) -> str:
+        command = ["git", "-C", str(self.folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    def judge(self, *arguments: str, out: str = "out", recipe: str = "lending.yaml") -> tuple[int, dict[str, Any], str]:
+        """Exit code, report and stderr of the command."""
+        folder = self.base / out
+        command = [sys.executable, "-P", "-m", "mlflowkit.cli", "ci", "judge", recipe, *arguments, "--out", str(folder)]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=250)
+        report = folder / "report.json"
+        return done.returncode, json.loads(report.read_bytes()) if report.exists() else {}, done.stderr
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("judge"))
+
+
+def test_without_a_champion_a_change_gate_does_not_pass_and_with_one_it_is_judged(project: Project) -> None:
+    code, report, stderr = project.judge(*QUICK)
+    change = next(item for item in report["verdicts"] if item["gate"].startswith("latency_ratio against champion"))
+    assert (code, report["exit_code"], report["blessed"]) == (4, 4, False)
+    assert change["verdict"] == "INCONCLUSIVE"
+    assert "--champion BUNDLE" in stderr
+    assert not (project.base / "out" / "bundle").exists()
+
+    code, report, _ = project.judge(*QUICK, "--first-version", out="first")
+    assert (code, report["blessed"]) == (0, True)
+    bundle = project.base / "first" / "bundle"
+    assert report["head"] == project.git("rev-parse", "HEAD")
+    assert {item.name for item in bundle.parent.iterdir()} == {
+        "bundle", "junit.xml", "metrics.txt", "mlkit.sarif", "page.html", "report.json",
+    }  # fmt: skip
+
+    code, report, _ = project.judge(QUICK[0], "train.epochs=3", "--champion", str(bundle), out="second")
+    assert report["champion"]["identity"] == json.loads((bundle / "manifest.json").read_bytes())["identity"]
+    compared = next(item for item in report["verdicts"] if item["gate"].startswith("roc_auc against champion"))
+    assert compared["measurement"]["samples"] > 1000
+    assert report["comparisons"]["roc_auc"]["difference"]["low"] <= compared["measurement"]["value"]
+    assert project.git("status", "--porcelain") == ""
+
+    (bundle / "model.onnx").chmod(0o600)
+    (bundle / "model.onnx").write_bytes(b"another")
+    code, report, stderr = project.judge(QUICK[0], "train.epochs=3", "--champion", str(bundle), out="third")
+    assert (code, report["status"]) == (3, "error")
+    assert "model.onnx" in report["error"]
+
+
+def test_a_wrong_recipe_is_a_report_with_located_faults(project: Project) -> None:
+    (project.folder / "wrong.yaml").write_text(
+        (project.folder / "lending.yaml").read_text().replace("task: classification", "task: clasification")
+    )
+    code, report, _ = project.judge(recipe="wrong.yaml", out="wrong")
+    [result] = json.loads((project.base / "wrong" / "mlkit.sarif").read_bytes())["runs"][0]["results"]
+    assert (code, report["exit_code"], report["status"]) == (2, 2, "error")
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "wrong.yaml"
+    (project.folder / "wrong.yaml").unlink()
+
+
+def test_outputs_that_make_the_checkout_dirty_are_refused(project: Project) -> None:
+    code, report, stderr = project.judge(out="project/out")
+    assert (code, report) == (2, {})
+    assert "the outputs would make it dirty" in stderr
