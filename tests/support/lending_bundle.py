@@ -100,6 +100,7 @@ def make_bundle(
     blessed: bool = True,
     rows: list[dict[str, Any]] | None = None,
     monitoring: Reference | None = None,
+    policy: str = "policy1",
 ) -> bundle.Bundle:
     """Write a bundle of version ``seed`` into ``folder``, with ``monitoring`` as its cells."""
     (folder / "evidence").mkdir(parents=True)
@@ -121,7 +122,7 @@ def make_bundle(
         folder,
         name="lending",
         lineage=Lineage("c0ffee", False, "data1", "recipe1"),
-        policy="policy1",
+        policy=policy,
         run="run1",
         blessed=blessed,
         created=0.0,
