@@ -56,14 +56,14 @@ def deploy(
     if not bundle.is_dir():
         raise UsageError(f"there is no folder {bundle}", hint="mlkit deploy BUNDLE: the folder with manifest.json")
     opened = open_bundle(bundle.resolve(), blessed=True)
-    section = _serve_section(opened, recipe, service, port, allow_breaking)
+    section = serve_section(opened.path, opened.manifest.name, recipe, service, port, allow_breaking)
     folder = state_folder(state, recipe)
     summary = {"service": section.service, "version": opened.manifest.version, "identity": opened.manifest.identity}
     if dry_run:
         text = f"would serve version {opened.manifest.version} of {opened.manifest.name} as {section.service}"
         print_result({**summary, "state": str(folder), "port": section.port}, text, json)
         return
-    deployed = _deploy(opened, section, folder, recipe)
+    deployed = deploy_bundle(opened, section, folder, recipe)
     if json:
         emit_json({**summary, **deployed})
     else:
@@ -72,20 +72,25 @@ def deploy(
         print_result({}, f"{text}\n{deployed['curl']}", as_json=False)
 
 
-def _serve_section(
-    bundle: Bundle, recipe: Path | None, service: str | None, port: int | None, allow_breaking: bool
+def serve_section(
+    source: Path,
+    name: str,
+    recipe: Path | None,
+    service: str | None,
+    port: int | None,
+    allow_breaking: bool = False,
 ) -> ServeSection:
-    """The recipe's serve section, or the defaults with the bundle's name. Raises UsageError, RecipeError."""
+    """The recipe's serve section, or the defaults with a bundle's ``name``. Raises UsageError, RecipeError."""
     from pydantic import ValidationError
 
     from mlflowkit.recipe.check import load
     from mlflowkit.stages.deploy import ServeSection
 
-    values: dict[str, Any] = {"service": re.sub(r"[^a-z0-9-]+", "-", bundle.manifest.name).strip("-")}
+    values: dict[str, Any] = {"service": re.sub(r"[^a-z0-9-]+", "-", name).strip("-")}
     if recipe is not None:
         loaded = load(recipe)
         if loaded.recipe.serve is None:
-            raise UsageError(f"{recipe} has no serve section", hint=f"mlkit deploy {shell_word(bundle.path)}")
+            raise UsageError(f"{recipe} has no serve section", hint=f"mlkit deploy {shell_word(source)}")
         values = loaded.recipe.serve.beside(loaded.folder).model_dump()
     values |= {"service": service} if service is not None else {}
     values |= {"port": port} if port is not None else {}
@@ -99,7 +104,7 @@ def _serve_section(
         raise UsageError(f"--{name} {fault['input']!r}: {fault['msg']}", hint="mlkit deploy --help") from error
 
 
-def _deploy(bundle: Bundle, section: ServeSection, state: Path, recipe: Path | None) -> Mapping[str, Any]:
+def deploy_bundle(bundle: Bundle, section: ServeSection, state: Path, recipe: Path | None) -> Mapping[str, Any]:
     """Copy the bundle into the store and run the deploy stage on it; returns its summary."""
     from mlflowkit.cli.progress import run_progress, stdout_to_stderr
     from mlflowkit.pipeline.storage.permissions import close_state

@@ -18,9 +18,12 @@ from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mlflowkit.recipe.schema import LoadedRecipe
+    from mlflowkit.stages.deploy import ServeSection
+    from mlflowkit.wiring import Wiring
 
 
 @app.command()
@@ -41,10 +44,22 @@ def up(
     folder = state_folder(state, recipe)
     if warning := close_state(folder):
         note(f"warning: {warning}")
-    platform = Wiring(folder).platform
+    wiring = Wiring(folder)
+    platform = wiring.platform
+    endpoint = start_service(wiring, loaded, section.beside(loaded.folder), note)
+    now = next(status for status in platform.status() if status.service == section.service)
+    if not now.ready:
+        raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {shell_word(recipe)}")
+    value = {"service": now.service, "endpoint": endpoint, "version": now.variants[0].version, "epoch": now.epoch}
+    print_result(value, f"{now.service} answers at {endpoint} with version {value['version']}", json)
+
+
+def start_service(wiring: Wiring, loaded: LoadedRecipe, section: ServeSection, progress: Callable[[str], None]) -> str:
+    """Start a recipe's service with the table that it has, or the journal's champion; returns the endpoint."""
+    platform = wiring.platform
     before = next((status for status in platform.status() if status.service == section.service), None)
-    champion = None if before is not None and before.variants else _champion(folder, loaded.recipe.name)
-    endpoint = platform.ensure(section.beside(loaded.folder), note, monitor=loaded.recipe.monitor)
+    champion = None if before is not None and before.variants else _champion(wiring.state, loaded.recipe.name)
+    endpoint = platform.ensure(section, progress, monitor=loaded.recipe.monitor)
     _write_monitor_settings(loaded, platform.folder(section.service))
     if champion is not None:
         from mlflowkit.bundle import open_bundle
@@ -53,11 +68,7 @@ def up(
         manifest = open_bundle(champion, blessed=True).manifest
         variant = Variant("champion", manifest.version, manifest.identity, str(champion))
         platform.publish(RoutingTable(section.service, 1, (variant,)))
-    now = next(status for status in platform.status() if status.service == section.service)
-    if not now.ready:
-        raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {shell_word(recipe)}")
-    value = {"service": now.service, "endpoint": endpoint, "version": now.variants[0].version, "epoch": now.epoch}
-    print_result(value, f"{now.service} answers at {endpoint} with version {value['version']}", json)
+    return endpoint
 
 
 def _write_monitor_settings(loaded: LoadedRecipe, folder: Path) -> None:

@@ -198,7 +198,7 @@ class RegistryClient:
                     return
             except self._httpx.HTTPError as error:
                 reason = str(error) or type(error).__name__
-                hint = "check the registry's address and the network, then run it again"
+                hint = f"curl -I {self.repository.url.partition('/v2/')[0]}/v2/ shows whether it answers"
                 raise ServiceError(
                     f"the registry {self.repository.host} does not answer: {reason}", hint=hint
                 ) from error

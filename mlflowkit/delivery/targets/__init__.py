@@ -9,6 +9,7 @@ from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.system import entry_points
 
 BUILT_IN: dict[str, str] = {
+    "docker": "mlflowkit.delivery.targets.dockerfile:DockerTarget",
     "github": "mlflowkit.delivery.targets.github:GithubActions",
 }
 """References of the target classes, by the name that recipes write."""

@@ -1,0 +1,173 @@
+"""mlkit serve: a service in the foreground, as the one process of a container."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlflowkit.cli.app import StateOption, app, note, state_folder
+from mlflowkit.errors import UsageError
+from mlflowkit.system.text import shell_word
+
+if TYPE_CHECKING:
+    from mlflowkit.bundle import Bundle
+    from mlflowkit.stages.deploy import ServeSection
+    from mlflowkit.wiring import Wiring
+
+SAGEMAKER_MODEL = Path("/opt/ml/model")
+"""Where SageMaker puts the model's files."""
+MAX_DELIVERY_BYTES = 1 << 20
+
+
+@app.command()
+def serve(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe, for its serve section.", show_default=False)
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(envvar="MLKIT_BUNDLE", metavar="FOLDER", help="Serve this blessed bundle.")
+    ] = None,
+    delivery: Annotated[
+        Path | None,
+        typer.Option(envvar="MLKIT_DELIVERY", metavar="FILE", help="Serve what this delivery.yaml names, by digest."),
+    ] = None,
+    service: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the service [default: the recipe's or the bundle's].")
+    ] = None,
+    host: Annotated[str | None, typer.Option(envvar="MLKIT_HOST", help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(envvar=["MLKIT_PORT", "SAGEMAKER_BIND_TO_PORT"], help="Port to listen on.")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option(envvar="MLKIT_KEYS", metavar="FILE", help="File of API keys.")] = None,
+    drain: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Between the end of readiness and of the listener.")
+    ] = 5.0,
+    give_up: Annotated[
+        float, typer.Option("--give-up", min=1, metavar="SECONDS", help="Fail when not ready for so long.")
+    ] = 120.0,
+    state: StateOption = None,
+) -> None:
+    """Serve until SIGTERM, in the foreground: for containers, as PID 1.
+
+    Give a recipe, --bundle or --delivery; a service of that name in the state folder goes on with the routing table
+    that it has. Without any, the bundle in /opt/ml/model is served. Logs go to standard error.
+    """
+    from mlflowkit.processes.foreground import ForegroundLimits, StopRequested, serve_in_foreground, split_off_init
+    from mlflowkit.system.files import use_private_umask
+    from mlflowkit.system.logs import configure_logging
+    from mlflowkit.wiring import Wiring
+
+    folder = state_folder(state, recipe)
+    given = [name for name, value in (("--bundle", bundle), ("--delivery", delivery)) if value is not None]
+    if len(given) > 1:
+        raise UsageError("--bundle and --delivery name two models", hint=f"mlkit serve --bundle {shell_word(bundle)}")
+    use_private_umask()
+    configure_logging()
+    split_off_init(lambda: _stop(folder))
+    try:
+        wiring = Wiring(folder)
+        source = _Source(wiring, recipe, bundle, delivery, service)
+        section = source.section(host, port, keys)
+        limits = ForegroundLimits(drain, give_up)
+        code = serve_in_foreground(wiring.platform, folder, section.service, lambda: source.start(section), limits)
+    except StopRequested:
+        code = 0  # before anything was started
+    raise typer.Exit(code)
+
+
+def _stop(state: Path) -> None:
+    from mlflowkit.wiring import Wiring
+
+    Wiring(state).platform.down()
+
+
+class _Source:
+    """Where the served version comes from."""
+
+    def __init__(
+        self, wiring: Wiring, recipe: Path | None, bundle: Path | None, delivery: Path | None, service: str | None
+    ) -> None:
+        self._wiring, self._recipe, self._service = wiring, recipe, service
+        self._delivery = delivery
+        if bundle is None and delivery is None and recipe is None and service is None:
+            bundle = _sagemaker_bundle()
+        self._bundle = bundle
+        self._opened: Bundle | None = None
+
+    def section(self, host: str | None, port: int | None, keys: Path | None) -> ServeSection:
+        """The serve section: the recipe's or the defaults, with the options of the command line."""
+        from mlflowkit.cli.commands.deploy import serve_section
+        from mlflowkit.stages.deploy import ServeSection
+
+        if self._delivery is not None:
+            name, self._bundle = _delivered_bundle(self._delivery, self._wiring.state)
+            self._service = self._service or name
+        if self._bundle is not None:
+            from mlflowkit.bundle import open_bundle
+
+            self._opened = open_bundle(self._bundle.resolve(), blessed=True)
+            section = serve_section(self._opened.path, self._opened.manifest.name, self._recipe, self._service, port)
+        elif self._recipe is not None:
+            section = serve_section(self._recipe, "", self._recipe, self._service, port)
+        else:
+            section = ServeSection(service=self._service or "", **({} if port is None else {"port": port}))
+        changes: dict[str, object] = {} if host is None else {"host": host}
+        if "SAGEMAKER_BIND_TO_PORT" in os.environ and host is None:
+            changes["host"] = "0.0.0.0"
+        if keys is not None:
+            changes["auth"] = section.auth.model_copy(update={"keys": str(keys.resolve()), "keys_env": None})
+        return section.model_copy(update=changes)
+
+    def start(self, section: ServeSection) -> str:
+        """Start the service, with the table that it has or the version that is to be served; returns the endpoint."""
+        from mlflowkit.cli.commands.deploy import deploy_bundle
+        from mlflowkit.cli.commands.up import start_service
+        from mlflowkit.service_state.records import ServiceFiles
+
+        platform = self._wiring.platform
+        table = ServiceFiles(platform.folder(section.service)).table()
+        identities = () if table is None else tuple(variant.digest for variant in table.variants)
+        if self._opened is not None and self._opened.manifest.identity not in identities:
+            return str(deploy_bundle(self._opened, section, self._wiring.state, self._recipe)["endpoint"])
+        if self._recipe is not None:
+            from mlflowkit.recipe.check import load
+
+            return start_service(self._wiring, load(self._recipe), section, note)
+        if table is None:
+            message = f"service {section.service} of {self._wiring.state} has no version"
+            raise UsageError(message, hint="mlkit serve --bundle FOLDER")
+        return platform.ensure(section, note)
+
+
+def _sagemaker_bundle() -> Path:
+    """The bundle that SageMaker unpacked. Raises UsageError when there is none."""
+    for folder in (SAGEMAKER_MODEL, SAGEMAKER_MODEL / "bundle"):
+        if (folder / "manifest.json").is_file():
+            return folder
+    raise UsageError("nothing to serve is named", hint="mlkit serve --bundle FOLDER, or mlkit serve RECIPE")
+
+
+def _delivered_bundle(file: Path, state: Path) -> tuple[str, Path]:
+    """The service and the champion's bundle that a delivery file names, fetched by digest. Raises UsageError."""
+    from mlflowkit.bundle import read_manifest
+    from mlflowkit.delivery.gitops.desired_delivery import parse_delivery
+    from mlflowkit.delivery.image.bundle_artifact import pull_bundle
+
+    try:
+        with file.open("rb") as stream:
+            desired = parse_delivery(stream.read(MAX_DELIVERY_BYTES), str(file))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -l {shell_word(file)}") from error
+    if desired.champion is None:
+        raise UsageError(f"{file} names no champion", hint="mlkit serve --bundle FOLDER needs none")
+    reference = desired.champion.bundle
+    note(f"fetching {reference}")
+    folder = pull_bundle(reference, state / "bundles" / reference.rpartition(":")[2])
+    identity = read_manifest(folder).identity
+    if identity != desired.champion.identity:
+        message = f"{file} says identity {desired.champion.identity[:12]}, and {reference} is {identity[:12]}"
+        raise UsageError(message, hint="write the identity that belongs to the digest into the file")
+    return desired.service, folder
