@@ -100,7 +100,7 @@ def environment_file(recipe: Path, environment: str) -> EnvironmentFile:
         suggestion = f"--environment {close}" if close else "add it to environments in the recipe's delivery section"
         raise UsageError(f"no environment {environment!r} in {recipe}; there is {', '.join(known) or 'none'}",
                          hint=suggestion)  # fmt: skip
-    url = known[environment].settings.repo or _own_remote(loaded.folder)
+    url = known[environment].settings.repo or own_remote(loaded.folder)
     return EnvironmentFile(recipe, plan, known[environment], url, policy_digest(loaded.recipe))
 
 
@@ -323,7 +323,7 @@ def _baking(target: EnvironmentFile, identity: str) -> BakingFact | None:
     return BakingFact(before.environment.name, champion_since(versions, identity), seconds)
 
 
-def _own_remote(folder: Path) -> str:
+def own_remote(folder: Path) -> str:
     """The remote ``origin`` of the recipe's repository."""
     import subprocess
 

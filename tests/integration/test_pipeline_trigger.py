@@ -1,0 +1,161 @@
+"""Triggers: claimed once across clones, taken over from a dead owner, quiet when nothing changed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlflowkit.ci.pipeline_trigger import ClaimPlace, finish, trigger
+from mlflowkit.delivery.gitops.trigger_claims import TriggerClaim, TriggerTerms, decide_trigger
+from mlflowkit.errors import UsageError
+from tests.support.export_project import make_project
+
+CLAIM = TriggerClaim("a" * 64, "p1", "lending", "me", "data", 1000.0, 2000.0)
+TERMS = TriggerTerms(1000.0, attempts=2, cooldown=100.0, budget_runs=2, budget_seconds=10_000.0)
+
+
+@pytest.fixture
+def clones(tmp_path: Path) -> list[Path]:
+    """Four clones of a project with one bare remote; the recipe in each."""
+    remote = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(remote)], check=True)
+    recipe = make_project(tmp_path / "first")
+    subprocess.run(["git", "-C", str(recipe.parent), "remote", "add", "origin", str(remote)], check=True)
+    recipes = [recipe]
+    for number in range(3):
+        shutil.copytree(recipe.parent, tmp_path / f"clone-{number}")
+        recipes.append(tmp_path / f"clone-{number}" / recipe.name)
+    return recipes
+
+
+def ask(question: tuple[Path, ClaimPlace | None, float | None]) -> str:
+    recipe, place, now = question
+    return trigger(recipe, "data", recipe.parent / ".mlkit", claim=place, now=now).action
+
+
+def ask_at_once(questions: list[tuple[Path, ClaimPlace | None, float | None]]) -> list[str]:
+    """The actions that processes are answered with, four at a time."""
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(ask, questions))
+
+
+def test_twenty_triggers_from_four_clones_start_one_training(clones: list[Path]) -> None:
+    actions = Counter(ask_at_once([(clones[number % 4], None, None) for number in range(20)]))
+    assert actions == {"started": 1, "running": 19}
+
+
+@pytest.mark.parametrize("place", ["git", "journal"])
+def test_a_killed_owner_is_taken_over_once(clones: list[Path], place: ClaimPlace) -> None:
+    recipe = clones[0]
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom mlflowkit.ci.pipeline_trigger import trigger\n"
+        f"recipe = Path({str(recipe)!r})\n"
+        f"print(trigger(recipe, 'data', recipe.parent / '.mlkit', claim={place!r}, lease=100, now=1000.0).action,"
+        " flush=True)\ntime.sleep(600)\n"
+    )
+    winner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert winner.stdout is not None
+    assert winner.stdout.readline() == "started\n"
+    winner.send_signal(signal.SIGKILL)
+    winner.wait()
+    state = recipe.parent / ".mlkit"
+    others = clones if place == "git" else [recipe] * 4
+    assert trigger(others[1], "data", others[1].parent / ".mlkit", claim=place, now=1050.0).action == "running"
+    actions = Counter(ask_at_once([(other, place, 1200.0) for other in others]))
+    assert actions == {"started": 1, "running": 3}
+    answer = trigger(recipe, "data", state, claim=place, now=1300.0)
+    assert answer.action == "running"
+    assert finish(recipe, answer.key, state, claim=place).action == "done"
+    assert trigger(recipe, "data", state, claim=place, now=1e9).action == "done"
+    with pytest.raises(UsageError, match="there is no claim"):
+        finish(recipe, "b" * 64, state, claim=place)
+
+
+def test_the_same_event_five_times_and_late_ticks_start_one(clones: list[Path]) -> None:
+    recipe = clones[0]
+    assert [trigger(recipe, "schedule", recipe.parent / ".mlkit").action for _ in range(5)] == [
+        "started", "running", "running", "running", "running",
+    ]  # fmt: skip
+
+
+def test_other_data_are_another_key_and_a_dry_run_claims_nothing(clones: list[Path]) -> None:
+    recipe, state = clones[0], clones[0].parent / ".mlkit"
+    first = trigger(recipe, "data", state, dry_run=True)
+    assert trigger(recipe, "data", state, dry_run=True) == replace(first)
+    assert trigger(recipe, "data", state).action == "started"
+    (recipe.parent / "rows.csv").write_text("a,bad\n1,0\n2,1\n")
+    second = trigger(recipe, "data", state)
+    assert second.action == "started"
+    assert second.key != first.key
+
+
+def test_a_repository_that_lies_about_claims_is_no_claim(clones: list[Path]) -> None:
+    recipe = clones[0]
+    remote = str(recipe.parents[1] / "remote.git")
+    key = trigger(recipe, "data", recipe.parent / ".mlkit", dry_run=True).key
+    for text in ("no json", json.dumps({"key": key}), "x" * 10_000):
+        tree = subprocess.run(["git", "-C", remote, "mktree"], input="", text=True, capture_output=True, check=True)
+        commit = subprocess.run(
+            ["git", "-C", remote, "-c", "user.name=x", "-c", "user.email=x@y", "commit-tree", tree.stdout.strip()],
+            input=text, text=True, capture_output=True, check=True,
+        )  # fmt: skip
+        reference = f"refs/mlkit/triggers/{'c' * 64}"
+        subprocess.run(["git", "-C", remote, "update-ref", reference, commit.stdout.strip()], check=True)
+    assert trigger(recipe, "data", recipe.parent / ".mlkit").action == "started"
+
+
+def test_the_command_prints_the_answer(clones: list[Path]) -> None:
+    command = [sys.executable, "-m", "mlflowkit.cli", "trigger", str(clones[0]), "--because", "data", "--json"]
+    answers = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(2)]
+    assert [answer["action"] for answer in answers] == ["started", "running"]
+    assert answers[0]["key"] == answers[1]["key"]
+
+
+@pytest.mark.parametrize(
+    ("others", "because", "now", "action"),
+    [
+        ([], "data", 1000.0, "started"),
+        ([replace(CLAIM, key="b", plan="p0", started=950.0, state="done")], "data", 1000.0, "cooldown"),
+        ([replace(CLAIM, key="b", plan="p0", started=950.0, state="done")], "merge", 1000.0, "started"),
+        ([replace(CLAIM, key="b", plan="p0", name="other", started=950.0)], "data", 1000.0, "started"),
+        ([replace(CLAIM, key=key, plan="p0", started=100.0) for key in "bc"], "schedule", 1000.0, "budget"),
+        ([replace(CLAIM, key=key, plan="p0", started=-10_000.0) for key in "bc"], "schedule", 1000.0, "started"),
+        ([replace(CLAIM, key="b", state="done", started=-9000.0)], "data", 1000.0, "nothing-changed"),
+        ([CLAIM], "data", 1999.0, "running"),
+        ([CLAIM], "data", 2000.0, "started"),
+        ([replace(CLAIM, fence=2)], "data", 2000.0, "budget"),
+        ([replace(CLAIM, state="done")], "data", 9000.0, "done"),
+    ],
+)
+def test_decisions(others: list[TriggerClaim], because: str, now: float, action: str) -> None:
+    answer, claim = decide_trigger(replace(CLAIM, because=because), others, TERMS, now)
+    assert answer.action == action
+    assert (claim is not None) == (action == "started")
+    assert answer.reason
+
+
+def test_a_takeover_raises_the_fence() -> None:
+    _, claim = decide_trigger(replace(CLAIM, owner="other"), [CLAIM], TERMS, 5000.0)
+    assert claim is not None
+    assert (claim.owner, claim.fence) == ("other", 2)
+
+
+def test_an_answer_imports_nothing_heavy(clones: list[Path]) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom mlflowkit.ci.pipeline_trigger import trigger\n"
+        f"recipe = Path({str(clones[0])!r})\ntrigger(recipe, 'data', recipe.parent / '.mlkit')\n"
+        "heavy = ('torch', 'ray', 'mlflow', 'sklearn', 'pandas', 'onnxruntime')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
