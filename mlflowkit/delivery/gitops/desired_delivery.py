@@ -109,7 +109,7 @@ class DesiredDelivery:
 
     def to_yaml(self) -> str:
         """The file of a service that has none yet."""
-        header = f"What runs as {self.service} here. mlkit gitops promote and settle edit it; git revert undoes them."
+        header = f"What runs as {self.service} here. Promotions and settlements edit it; git revert undoes them."
         return yaml_text({**self.to_json(), **_explicit_nulls(self)}, plain=["null"], header=header)
 
 

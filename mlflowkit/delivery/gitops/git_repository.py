@@ -140,7 +140,7 @@ class GitRepository:
             problem = "a link" if mode == "120000" else f"a {kind} of {size} bytes"
             raise UsageError(
                 f"{self.shown}: {path} is {problem}; files of up to {MAX_FILE_BYTES:,} bytes are read",
-                hint=f"git show {commit[:12]} --stat",
+                hint=f"git log -p {commit[:12]}",
             )
         return FileVersion(commit, self.git("cat-file", "blob", f"{commit}:{path}"))
 
