@@ -16,7 +16,8 @@ settle    ``mlkit gitops settle RECIPE --environment``    the rollout's verdict,
 
 Every target sets these variables for a step: ``MLKIT_OUT`` (folder of outputs, outside of the checkout; the outputs of
 ``judge`` are in it for ``comment``, ``image`` and ``promote``: ``report.json``, and ``bundle/``, a copy of the bundle),
-``MLKIT_STATE``, ``MLKIT_REGISTRY_USER`` and ``MLKIT_REGISTRY_TOKEN`` (where the step reads or pushes images),
+``MLKIT_STATE``, ``MLKIT_REGISTRY`` (the registry's host), ``MLKIT_REGISTRY_USER`` and ``MLKIT_REGISTRY_TOKEN`` (all
+three where the step reads or pushes images; the token goes to that host only),
 ``MLKIT_GIT_TOKEN`` (where it reads or writes the environment's repository or a trigger's ref), ``MLKIT_BECAUSE`` (what
 started ``trigger``), and the step's secrets.
 """

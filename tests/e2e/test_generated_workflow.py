@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlflowkit.bundle import open_bundle
 from tests.support.act_world import ActWorld
 
 pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow]
@@ -56,3 +59,29 @@ def test_a_failing_test_of_the_user_is_a_red_job(tmp_path: Path, project: Path) 
     done = ActWorld(tmp_path / "act", project).run(WORKFLOW, "pull_request", job="check", payload=PULL_REQUEST)
     assert done.returncode != 0
     assert "failed   tests" in done.stdout
+
+
+def _judged(world: ActWorld) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((world.artifacts / "mlkit-tumours" / "mlkit" / "report.json").read_bytes())
+    return value
+
+
+def test_a_new_project_is_judged_green_and_its_bundle_goes_on(tmp_path: Path, project: Path) -> None:
+    world = ActWorld(tmp_path / "act", project)
+    done = world.run(WORKFLOW, "pull_request", job="judge", payload=PULL_REQUEST)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    report = _judged(world)
+    assert report["exit_code"] == 0
+    bundle = open_bundle(world.artifacts / "mlkit-tumours" / "mlkit" / "bundle")
+    assert bundle.manifest.identity == report["identity"]
+    assert _git(project, "status", "--porcelain") == ""
+
+
+def test_a_model_that_is_not_good_enough_is_a_red_job_with_a_report(tmp_path: Path, project: Path) -> None:
+    recipe = project / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("{metric: roc_auc, min: 0.9}", "{metric: roc_auc, min: 0.9999999}"))
+    _git(project, "commit", "-qam", "Ask too much")
+    world = ActWorld(tmp_path / "act", project)
+    done = world.run(WORKFLOW, "pull_request", job="judge", payload=PULL_REQUEST)
+    assert done.returncode != 0
+    assert _judged(world)["exit_code"] in (1, 4)

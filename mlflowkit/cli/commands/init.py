@@ -92,7 +92,13 @@ def _with_ci(directory: Path, files: Mapping[str, str], ci: str) -> dict[str, st
     """
     from mlflowkit.ci.recipe_facts import repository_root
     from mlflowkit.delivery.targets import BUILT_IN
-    from mlflowkit.recipe.starter.ci_project import FORGES, delivery_text, needs_repository, project_files
+    from mlflowkit.recipe.starter.ci_project import (
+        FORGES,
+        allow_no_champion,
+        delivery_text,
+        needs_repository,
+        project_files,
+    )
 
     known = [name for name in FORGES if name in BUILT_IN]
     if ci not in known:
@@ -107,7 +113,7 @@ def _with_ci(directory: Path, files: Mapping[str, str], ci: str) -> dict[str, st
         line.partition(":")[2].strip() for line in files["recipe.yaml"].splitlines() if line.startswith("name:")
     )
     delivery = delivery_text(name, ci, "" if below == Path() else below.as_posix())
-    recipe = files["recipe.yaml"].rstrip("\n") + "\n" + delivery
+    recipe = allow_no_champion(files["recipe.yaml"]).rstrip("\n") + "\n" + delivery
     return {**files, "recipe.yaml": recipe, **project_files(has_code="datasets.py" in files)}
 
 

@@ -1,8 +1,9 @@
 """Credentials for a registry, read where container tools keep them. No value is ever part of a message.
 
-In this order: ``MLKIT_REGISTRY_USER`` and ``MLKIT_REGISTRY_PASSWORD`` for the host that ``MLKIT_REGISTRY`` names (and
-for no other), the file ``REGISTRY_AUTH_FILE``, ``$DOCKER_CONFIG/config.json``, ``~/.docker/config.json``,
-``$XDG_RUNTIME_DIR/containers/auth.json``. Their credential helpers are called as Docker calls them.
+In this order: ``MLKIT_REGISTRY_USER`` and ``MLKIT_REGISTRY_TOKEN`` (or ``MLKIT_REGISTRY_PASSWORD``) for the host that
+``MLKIT_REGISTRY`` names (and for no other), the file ``REGISTRY_AUTH_FILE``, ``$DOCKER_CONFIG/config.json``,
+``~/.docker/config.json``, ``$XDG_RUNTIME_DIR/containers/auth.json``.
+Their credential helpers are called as Docker calls them.
 """
 
 from __future__ import annotations
@@ -37,10 +38,9 @@ class RegistryCredentials:
 def registry_credentials(host: str, environment: Mapping[str, str] | None = None) -> RegistryCredentials | None:
     """The credentials for a registry's host, None where there are none. Raises UsageError for a damaged file."""
     environment = os.environ if environment is None else environment
-    if environment.get("MLKIT_REGISTRY") == host and environment.get("MLKIT_REGISTRY_PASSWORD"):
-        return RegistryCredentials(
-            environment.get("MLKIT_REGISTRY_USER", "token"), environment["MLKIT_REGISTRY_PASSWORD"]
-        )
+    secret = environment.get("MLKIT_REGISTRY_TOKEN") or environment.get("MLKIT_REGISTRY_PASSWORD")
+    if environment.get("MLKIT_REGISTRY") == host and secret:
+        return RegistryCredentials(environment.get("MLKIT_REGISTRY_USER", "token"), secret)
     for path in _files(environment):
         if path.is_file() and (present := _from_file(path, host)) is not None:
             return present

@@ -237,7 +237,12 @@ def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
         token: Any = _secret(plan.credentials)
         if plan.credentials.env and not step.environment:
             token = Commented(token, NO_APPROVAL)
-        env |= {"MLKIT_REGISTRY_USER": "${{ github.actor }}", "MLKIT_REGISTRY_TOKEN": token}
+        host = plan.registry.partition("/")[0]
+        env |= {
+            "MLKIT_REGISTRY": host,
+            "MLKIT_REGISTRY_USER": "${{ github.actor }}",
+            "MLKIT_REGISTRY_TOKEN": token,
+        }
     if {"read-env-repo", "write-env-repo", "write-trigger"} & set(step.permissions):
         writes = "write-env-repo" in step.permissions
         repository = "" if step.id == "trigger" else _env_repository(plan, step)

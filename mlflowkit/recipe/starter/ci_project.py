@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args
@@ -46,6 +47,15 @@ delivery:
     - {{on: merge, branch: main}}
   targets: [{forge}]
 """
+
+
+def allow_no_champion(recipe: str) -> str:
+    """A recipe whose gates against a champion let the first version pass: a new pipeline has no champion yet.
+
+    >>> allow_no_champion("  - {metric: latency_ratio, against: champion, max: 2}   # in turns")
+    '  - {metric: latency_ratio, against: champion, max: 2, on_inconclusive: allow}   # in turns'
+    """
+    return re.sub(r"(\{(?![^}]*on_inconclusive)[^}]*against: champion[^}]*)\}", r"\1, on_inconclusive: allow}", recipe)
 
 
 def _requirements() -> str:
