@@ -66,6 +66,10 @@ class RecipeFacts:
     gpus: int = 0
     rollout: Json = None
     """The recipe's ``serve.rollout``, as JSON."""
+    grpc_port: int = 0
+    """The fixed port of gRPC; 0 for none."""
+    keys_env: str = ""
+    """The environment variable of the file of API keys (``serve.auth.keys_env``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,7 @@ def delivery_plan(section: DeliverySection, recipe: RecipeFacts, *, default_base
         environments=tuple(
             Environment(
                 name,
-                settings.namespace or f"{(recipe.service or recipe.name).replace('_', '-')}-{name}"[:63],
+                settings.namespace or f"{(recipe.service or recipe.name).replace('_', '-')}-{name}"[:63].rstrip("-"),
                 settings.path or f"deploy/overlays/{name}",
                 settings,
             )

@@ -66,7 +66,9 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
         "cluster": (
             {
                 "registry": {**registry, "credentials": {"kubernetes": {"name": "registry", "key": "token"}}},
-                "environments": {"production": {}},
+                "environments": {
+                    "production": {"repo": "git@github.com:acme/env.git", "path": "lending/overlays/production"}
+                },
                 "secrets": {"DB_URL": {"kubernetes": {"name": "lending", "key": "db-url"}}},
                 "kubernetes": {"workload": "rayservice", "service_monitor": True},
             },

@@ -9,8 +9,11 @@ from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.system import entry_points
 
 BUILT_IN: dict[str, str] = {
+    "argocd": "mlflowkit.delivery.targets.argocd:ArgocdApplications",
     "docker": "mlflowkit.delivery.targets.dockerfile:DockerTarget",
+    "flux": "mlflowkit.delivery.targets.flux:FluxKustomizations",
     "github": "mlflowkit.delivery.targets.github:GithubActions",
+    "kubernetes": "mlflowkit.delivery.targets.kubernetes:KubernetesManifests",
 }
 """References of the target classes, by the name that recipes write."""
 

@@ -1,0 +1,203 @@
+"""What runs: the Deployment or RayService of a gateway, and the CronJobs that ask whether there is work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflowkit.delivery.delivery_plan import BECAUSE, DeliveryPlan
+from mlflowkit.delivery.delivery_settings import TriggerSettings
+from mlflowkit.delivery.manifests.cluster_names import labels, selector_labels, service_name, short_name
+from mlflowkit.delivery.manifests.pod_template import (
+    container_security,
+    environment_variables,
+    gateway_container,
+    gateway_resources,
+    gateway_volumes,
+    grace_seconds,
+    image_of,
+    pod_resources,
+    pod_spec,
+    scratch_volumes,
+    spread,
+)
+from mlflowkit.delivery.yaml_text import Commented, yaml_text
+
+SERVE_APPLICATION = "mlflowkit.serving.serve_application:build"
+"""The builder of the Serve application that KubeRay deploys."""
+POLLING = {"data": "7 * * * *", "drift": "37 * * * *"}
+"""When a cluster asks for what has no event of its own there; the answer is nearly always that nothing changed."""
+
+
+def deployment(plan: DeliveryPlan) -> dict[str, Any]:
+    """The gateway as a Deployment; its replicas are the overlay's."""
+    name = service_name(plan)
+    container = gateway_container(plan, name="gateway", command=image_of(plan, "serve").entry)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels(plan, "gateway")},
+        "spec": {
+            "selector": {"matchLabels": selector_labels(plan, "gateway")},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {"labels": labels(plan, "gateway")},
+                "spec": {
+                    **pod_spec(plan, [container], gateway_volumes(plan)),
+                    "terminationGracePeriodSeconds": grace_seconds(plan),
+                    "topologySpreadConstraints": spread(plan, "gateway"),
+                },
+            },
+        },
+    }
+
+
+def ray_service(plan: DeliveryPlan) -> dict[str, Any]:
+    """The gateway on KubeRay: workers answer, the head does not. The head's Service has no name of ours: with a fixed
+    one an upgrade waits for ever (kuberay#2433)."""
+    name = service_name(plan)
+    worker = gateway_container(plan, name="ray-worker")
+    resources = gateway_resources(plan)
+    start = {"num-cpus": str(int(resources.cpus)), **({"num-gpus": str(resources.gpus)} if resources.gpus else {})}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": name, "labels": labels(plan, "gateway")},
+        "spec": {
+            "excludeHeadPodFromServeSvc": True,
+            "upgradeStrategy": {"type": "NewCluster"},
+            "serveConfigV2": _serve_config(plan),
+            "rayClusterConfig": {
+                "headGroupSpec": {
+                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                    "template": {
+                        "metadata": {"labels": labels(plan, "head")},
+                        "spec": {
+                            **pod_spec(plan, [_head_container(plan)], gateway_volumes(plan)),
+                            "terminationGracePeriodSeconds": grace_seconds(plan),
+                        },
+                    },
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "gateway",
+                        "rayStartParams": start,
+                        "template": {
+                            "metadata": {"labels": labels(plan, "gateway")},
+                            "spec": {
+                                **pod_spec(plan, [worker], gateway_volumes(plan)),
+                                "terminationGracePeriodSeconds": grace_seconds(plan),
+                                "topologySpreadConstraints": spread(plan, "gateway"),
+                            },
+                        },
+                    }
+                ],
+            },
+        },
+    }
+
+
+def _serve_config(plan: DeliveryPlan) -> str:
+    """Never changed by another model: any change of the cluster's part would start a whole new cluster."""
+    application = {
+        "name": service_name(plan),
+        "import_path": SERVE_APPLICATION,
+        "route_prefix": "/",
+        "args": {"delivery": "/etc/mlkit/delivery.yaml"},
+    }
+    return yaml_text({"proxy_location": "Disabled", "applications": [application]})
+
+
+def _head_container(plan: DeliveryPlan) -> dict[str, Any]:
+    container = gateway_container(plan, name="ray-head")
+    for key in ("startupProbe", "readinessProbe", "livenessProbe", "ports", "lifecycle"):
+        del container[key]  # KubeRay adds a head's own
+    resources = pod_resources(gateway_resources(plan))
+    resources["limits"].pop("nvidia.com/gpu", None)
+    return {**container, "ports": [{"name": "dashboard", "containerPort": 8265}], "resources": resources}
+
+
+def ray_job(plan: DeliveryPlan) -> dict[str, Any]:
+    """A training on a Ray cluster of its own, replaced for each run and never synchronised: a job that ran cannot be
+    changed (argo-cd#5882)."""
+    runner = plan.section.runner
+    container = {**_train_container(plan), "name": "ray-head"}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": short_name(service_name(plan), "-train", 40), "labels": labels(plan, "train")},
+        "spec": {
+            "entrypoint": f"mlkit run {plan.recipe.path} --until package",
+            "submissionMode": Commented(
+                "SidecarMode", "the job is submitted from the head's pod: 8265 is open to nobody"
+            ),
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 3600,
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": plan.step("judge").timeout_minutes * 60,
+            "rayClusterSpec": {
+                "headGroupSpec": {
+                    "rayStartParams": {"num-gpus": str(runner.gpus)} if runner.gpus else {},
+                    "template": {
+                        "metadata": {"labels": labels(plan, "train")},
+                        "spec": {**pod_spec(plan, [container], _train_volumes(plan)), "restartPolicy": "Never"},
+                    },
+                }
+            },
+        },
+    }
+
+
+def trigger_jobs(plan: DeliveryPlan, triggers: list[TriggerSettings]) -> list[dict[str, Any]]:
+    """A CronJob a trigger. A tick that comes late, twice or never changes nothing: the command asks for the state."""
+    return [_trigger_job(plan, trigger, number) for number, trigger in enumerate(triggers)]
+
+
+def _trigger_job(plan: DeliveryPlan, trigger: TriggerSettings, number: int) -> dict[str, Any]:
+    step = plan.step("trigger")
+    command = [trigger.on if word == BECAUSE else word for word in step.command]
+    container = {**_train_container(plan), "name": "trigger", "command": command[:1], "args": command[1:]}
+    pod = {**pod_spec(plan, [container], _train_volumes(plan)), "restartPolicy": "Never"}
+    name = short_name(service_name(plan), f"-{trigger.on}-{number}", 52)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": name, "labels": labels(plan, "train")},
+        "spec": {
+            "schedule": trigger.cron or POLLING[trigger.on],
+            "timeZone": trigger.timezone,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": 3600,
+            "successfulJobsHistoryLimit": 1,
+            "failedJobsHistoryLimit": 3,
+            "jobTemplate": {
+                "spec": {
+                    "backoffLimit": 2,
+                    "activeDeadlineSeconds": plan.step("judge").timeout_minutes * 60,
+                    "ttlSecondsAfterFinished": 86400,
+                    "template": {"metadata": {"labels": labels(plan, "train")}, "spec": pod},
+                }
+            },
+        },
+    }
+
+
+def _train_container(plan: DeliveryPlan) -> dict[str, Any]:
+    secrets = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": item.kubernetes.name, "key": item.kubernetes.key}}}
+        for name, item in plan.secrets.items()
+        if item.kubernetes is not None
+    ]
+    mounts, _ = scratch_volumes()
+    return {
+        "name": "train",
+        "image": image_of(plan, "train").reference,
+        "env": [*environment_variables(), *secrets],
+        "resources": pod_resources(plan.step("judge").resources),
+        "securityContext": container_security(),
+        "volumeMounts": [{"name": "state", "mountPath": "/state"}, *mounts],
+    }
+
+
+def _train_volumes(plan: DeliveryPlan) -> list[dict[str, Any]]:
+    claim = {"name": "state", "persistentVolumeClaim": {"claimName": f"{service_name(plan)}-train"}}
+    return [claim, *scratch_volumes()[1]]

@@ -1,0 +1,233 @@
+"""Kubernetes: kustomize, a base and an overlay an environment. The gateway is a Deployment, or KubeRay's RayService."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlflowkit.delivery.delivery_plan import DeliveryPlan, Environment
+from mlflowkit.delivery.delivery_settings import TriggerSettings
+from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
+from mlflowkit.delivery.manifests import network, workloads
+from mlflowkit.delivery.manifests.cluster_names import (
+    base_folder,
+    client_faults,
+    labels,
+    place_faults,
+    selector_labels,
+    service_name,
+)
+from mlflowkit.delivery.manifests.image_digests import FILE, NOT_BUILT, images_text
+from mlflowkit.delivery.manifests.pod_template import image_of
+from mlflowkit.delivery.yaml_text import Commented, yaml_text
+
+PIPELINES = frozenset(("github", "gitlab", "jenkins", "airflow", "kubeflow", "sagemaker"))
+"""Targets that start a pipeline themselves: beside one of them no CronJob asks for work."""
+HEADER = "Change the recipe and run `mlkit export`; what is changed here is merged when it is generated again."
+_CRON_FIELD = re.compile(r"[0-9A-Za-z*,/?-]+")
+
+
+class KubernetesManifests(DeliveryTarget):
+    """Kubernetes manifests."""
+
+    name = "kubernetes"
+    version = 1
+    steps = frozenset()
+
+    def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
+        yield from place_faults(plan)
+        yield from client_faults(plan)
+        yield from _state_faults(plan)
+        yield from _trigger_faults(plan)
+
+    def render(self, plan: DeliveryPlan) -> Mapping[str, str]:
+        files: dict[str, str] = {}
+        for environment in plan.environments:
+            files |= _files(base_folder(environment), _base(plan))
+            files |= _files(environment.path, _overlay(plan, environment))
+        if plan.environments and plan.section.kubernetes.workload == "rayservice":
+            folder = posixpath.join(posixpath.dirname(base_folder(plan.environments[-1])), "train")
+            files |= _files(folder, _train(plan, plan.environments[-1], folder))
+        return files
+
+    def checks(self) -> Mapping[str, str]:
+        return {
+            "build": "kubectl kustomize deploy/overlays/ENVIRONMENT",
+            "schema": "kubectl kustomize deploy/overlays/ENVIRONMENT | kubernetes-validate --strict -",
+            "images are built": f"! grep -rn {NOT_BUILT} deploy/overlays",
+        }
+
+
+def _files(folder: str, contents: Mapping[str, Any]) -> dict[str, str]:
+    """Text by path; a list is several documents."""
+    files = {}
+    for name, value in contents.items():
+        documents = value if isinstance(value, list) else [value]
+        texts = [item if isinstance(item, str) else yaml_text(item) for item in documents]
+        header = "" if isinstance(value, str) else f"# {HEADER}\n"
+        files[posixpath.join(folder, name)] = header + "---\n".join(texts)
+    return files
+
+
+def _base(plan: DeliveryPlan) -> dict[str, Any]:
+    options = plan.section.kubernetes
+    name = service_name(plan)
+    workload = workloads.ray_service(plan) if options.workload == "rayservice" else workloads.deployment(plan)
+    contents: dict[str, Any] = {
+        "account.yaml": {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": name, "labels": labels(plan, "gateway")},
+            "automountServiceAccountToken": False,
+        },
+        "workload.yaml": workload,
+        "service.yaml": network.service(plan),
+        "network.yaml": network.network_policies(plan),
+    }
+    if options.state == "volume":
+        contents["state.yaml"] = _claim(plan, "state")
+    if options.service_monitor:
+        contents["monitor.yaml"] = network.service_monitor(plan)
+    return {"kustomization.yaml": {**_kustomization(), "resources": sorted(contents)}, **contents}
+
+
+def _kustomization() -> dict[str, Any]:
+    return {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+
+
+def _claim(plan: DeliveryPlan, use: str) -> dict[str, Any]:
+    """A volume that several pods mount: the state of the gateway, or that of training, by which a trigger knows what
+    was trained."""
+    options = plan.section.kubernetes
+    storage = {"storageClassName": options.storage_class} if options.storage_class else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": f"{service_name(plan)}-{use}",
+            "labels": labels(plan, "gateway" if use == "state" else "train"),
+        },
+        "spec": {
+            "accessModes": [Commented("ReadWriteMany", "an update runs the new pod beside the old one")],
+            **storage,
+            "resources": {"requests": {"storage": options.storage}},
+        },
+    }
+
+
+def _overlay(plan: DeliveryPlan, environment: Environment) -> dict[str, Any]:
+    name, count = service_name(plan), environment.settings.replicas
+    contents: dict[str, Any] = {"namespace.yaml": _namespace(environment)}
+    if count >= 2:
+        contents["disruption.yaml"] = _disruption_budget(plan)
+    last = environment == plan.environments[-1]
+    triggers = _cluster_triggers(plan) if last else []
+    if triggers or (last and plan.section.kubernetes.workload == "rayservice"):
+        contents["training.yaml"] = [_claim(plan, "train"), *workloads.trigger_jobs(plan, triggers)]
+    roles = ("serve", "train") if triggers else ("serve",)
+    base = posixpath.relpath(base_folder(environment), environment.path)
+    desired = Commented(["delivery.yaml"], "written by `mlkit gitops promote`: before that nothing can be deployed")
+    return {
+        "kustomization.yaml": {
+            **_kustomization(),
+            "namespace": environment.namespace,
+            "resources": [base, *sorted(contents)],
+            "components": ["images"],
+            "configMapGenerator": [
+                {
+                    "name": f"{name}-delivery",
+                    "files": desired,
+                    "options": {
+                        "disableNameSuffixHash": Commented(
+                            True, "another model changes no pod: the gateway follows the file"
+                        )
+                    },
+                }
+            ],
+            **_replicas(plan, count),
+        },
+        FILE: images_text({image_of(plan, role).reference: NOT_BUILT for role in roles}),
+        **contents,
+    }
+
+
+def _replicas(plan: DeliveryPlan, count: int) -> dict[str, Any]:
+    name = service_name(plan)
+    if plan.section.kubernetes.workload == "deployment":
+        return {"replicas": [{"name": name, "count": count}]}
+    group = "/spec/rayClusterConfig/workerGroupSpecs/0"
+    edits = [
+        {"op": "add", "path": f"{group}/{key}", "value": count} for key in ("replicas", "minReplicas", "maxReplicas")
+    ]
+    target = {"group": "ray.io", "version": "v1", "kind": "RayService", "name": name}
+    return {"patches": [{"target": target, "patch": yaml_text(edits)}]}
+
+
+def _namespace(environment: Environment) -> dict[str, Any]:
+    level = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": environment.namespace, "labels": level}}
+
+
+def _disruption_budget(plan: DeliveryPlan) -> dict[str, Any]:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": service_name(plan), "labels": labels(plan, "gateway")},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector_labels(plan, "gateway")}},
+    }
+
+
+def _train(plan: DeliveryPlan, environment: Environment, folder: str) -> dict[str, Any]:
+    """A training that is created by hand or by a pipeline, never synchronised."""
+    return {
+        "kustomization.yaml": {
+            **_kustomization(),
+            "namespace": environment.namespace,
+            "resources": ["job.yaml"],
+            "components": ["images"],
+        },
+        FILE: images_text({image_of(plan, "train").reference: NOT_BUILT}),
+        "job.yaml": workloads.ray_job(plan),
+    }
+
+
+def _cluster_triggers(plan: DeliveryPlan) -> list[TriggerSettings]:
+    """The triggers that no pipeline of the plan owns."""
+    if PIPELINES & set(plan.section.targets):
+        return []
+    return [trigger for trigger in plan.triggers if trigger.on in ("schedule", "data", "drift")]
+
+
+def _state_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
+    if plan.section.kubernetes.state == "volume" or plan.recipe.strategy == "direct":
+        return
+    for environment in plan.environments:
+        if environment.settings.replicas > 1:
+            message = (
+                f"{environment.settings.replicas} pods without a shared state folder would each decide a rollout alone"
+            )
+            hint = "write kubernetes.state: volume, or replicas: 1"
+            yield Unsupported(("environments", environment.name, "replicas"), message, hint)
+
+
+def _trigger_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
+    if not PIPELINES & set(plan.section.targets) and "triggers" in plan.section.model_fields_set:
+        for index, trigger in enumerate(plan.triggers):
+            if trigger.on in ("pull_request", "merge"):
+                message = f"a cluster is told of no {trigger.on.replace('_', ' ')}"
+                yield Unsupported(
+                    ("triggers", index, "on"), message, f"add one of {', '.join(sorted(PIPELINES))} to targets"
+                )
+    jobs = _cluster_triggers(plan)
+    for index, trigger in enumerate(plan.triggers):
+        if trigger in jobs and trigger.cron and not all(map(_CRON_FIELD.fullmatch, trigger.cron.split())):
+            yield Unsupported(
+                ("triggers", index, "cron"), f"Kubernetes reads no schedule {trigger.cron!r}", "write 17 4 * * 1"
+            )
+    for name, reference in plan.secrets.items() if jobs else ():
+        kind = next(key for key, value in reference if value is not None)
+        if kind != "kubernetes":
+            hint = "write kubernetes: {name: SECRET, key: KEY}, or add a pipeline's target"
+            yield Unsupported(("secrets", name, kind), f"a pod cannot read a secret of {kind}", hint)
