@@ -22,7 +22,6 @@ def recipe_facts(loaded: LoadedRecipe) -> RecipeFacts:
         timeout_seconds=10.0 if serve is None else serve.timeout_seconds,
         strategy="direct" if serve is None else serve.rollout.strategy,
         grpc_port=0 if serve is None else serve.grpc_port or 0,
-        keys_env="" if serve is None else serve.auth.keys_env or "",
         rollout=None if serve is None else serve.rollout.model_dump(mode="json"),
     )
 

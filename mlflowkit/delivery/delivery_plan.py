@@ -68,8 +68,6 @@ class RecipeFacts:
     """The recipe's ``serve.rollout``, as JSON."""
     grpc_port: int = 0
     """The fixed port of gRPC; 0 for none."""
-    keys_env: str = ""
-    """The environment variable of the file of API keys (``serve.auth.keys_env``)."""
 
 
 @dataclass(frozen=True, slots=True)

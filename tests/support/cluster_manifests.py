@@ -20,9 +20,7 @@ from tests.support.tools import CHECKOUT, require_tool
 
 SCHEMAS = CHECKOUT.parent / "shared" / "schemas"
 DESIRED = "service: lending\nchampion: {bundle: ghcr.io/acme/lending-bundle@sha256:1, identity: a, blessing: b}\n"
-FACTS = RecipeFacts(
-    "lending", "recipes/lending.yaml", "lending", 8080, 2, 7.5, "canary", grpc_port=8081, keys_env="KEYS"
-)
+FACTS = RecipeFacts("lending", "recipes/lending.yaml", "lending", 8080, 2, 7.5, "canary", grpc_port=8081)
 
 
 def cluster_plan(facts: RecipeFacts = FACTS, **section: Any) -> DeliveryPlan:

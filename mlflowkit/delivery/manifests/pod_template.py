@@ -23,6 +23,7 @@ GATEWAY_MEMORY_MB = 2048
 REPLICA_MEMORY_MB = 512
 """A gateway replica with its variants."""
 DELIVERY_FOLDER = "/etc/mlkit"
+KEYS_FOLDER = "/etc/mlkit-keys"
 
 
 def grace_seconds(plan: DeliveryPlan) -> int:
@@ -116,7 +117,7 @@ def gateway_container(plan: DeliveryPlan, *, name: str, command: tuple[str, ...]
         "name": name,
         "image": Commented(image.reference, "the digest is in images/kustomization.yaml of each overlay"),
         **run,
-        "env": [*environment_variables(), *_keys(plan)],
+        "env": [*environment_variables(), *_listener(plan)],
         "ports": ports,
         **gateway_probes(),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
@@ -124,17 +125,17 @@ def gateway_container(plan: DeliveryPlan, *, name: str, command: tuple[str, ...]
         "securityContext": container_security(),
         "volumeMounts": [
             {"name": "delivery", "mountPath": DELIVERY_FOLDER, "readOnly": True},
+            {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
             {"name": "state", "mountPath": "/state"},
             *mounts,
         ],
     }
 
 
-def _keys(plan: DeliveryPlan) -> list[dict[str, Any]]:
-    if not plan.recipe.keys_env:
-        return []
-    reference = {"name": f"{service_name(plan)}-keys", "key": "keys"}
-    return [{"name": plan.recipe.keys_env, "valueFrom": {"secretKeyRef": reference}}]
+def _listener(plan: DeliveryPlan) -> list[dict[str, Any]]:
+    """Where the gateway listens, and the file of API keys, without which it listens on no address but loopback."""
+    values = {"MLKIT_HOST": "0.0.0.0", "MLKIT_PORT": str(plan.recipe.port), "MLKIT_KEYS": f"{KEYS_FOLDER}/keys"}
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def gateway_volumes(plan: DeliveryPlan) -> list[dict[str, Any]]:
@@ -144,7 +145,8 @@ def gateway_volumes(plan: DeliveryPlan) -> list[dict[str, Any]]:
     state = {"persistentVolumeClaim": {"claimName": f"{name}-state"}} if kept else {"emptyDir": {}}
     _, scratch = scratch_volumes()
     delivery = {"name": "delivery", "configMap": {"name": f"{name}-delivery"}}
-    return [delivery, {"name": "state", **state}, *scratch]
+    keys = {"name": "keys", "secret": {"secretName": f"{name}-keys", "defaultMode": 0o440}}
+    return [delivery, keys, {"name": "state", **state}, *scratch]
 
 
 def pull_secrets(plan: DeliveryPlan) -> dict[str, Any]:

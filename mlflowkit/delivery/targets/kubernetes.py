@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from mlflowkit.delivery.delivery_plan import DeliveryPlan, Environment
@@ -41,6 +42,7 @@ class KubernetesManifests(DeliveryTarget):
         yield from client_faults(plan)
         yield from _state_faults(plan)
         yield from _trigger_faults(plan)
+        yield from _ray_faults(plan)
 
     def render(self, plan: DeliveryPlan) -> Mapping[str, str]:
         files: dict[str, str] = {}
@@ -198,6 +200,13 @@ def _cluster_triggers(plan: DeliveryPlan) -> list[TriggerSettings]:
     if PIPELINES & set(plan.section.targets):
         return []
     return [trigger for trigger in plan.triggers if trigger.on in ("schedule", "data", "drift")]
+
+
+def _ray_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
+    module = workloads.SERVE_APPLICATION.partition(":")[0]
+    if plan.section.kubernetes.workload == "rayservice" and find_spec(module) is None:
+        message = f"a RayService imports {module}, which this version of mlflowkit does not have"
+        yield Unsupported(("kubernetes", "workload"), message, "write workload: deployment")
 
 
 def _state_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
