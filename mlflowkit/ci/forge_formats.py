@@ -118,6 +118,11 @@ def workflow_commands(report: JudgeReport, faults: Sequence[Fault]) -> Iterator[
         yield _command("notice", f"{more} more are in the report", file=report.path)
 
 
+def warning(message: str) -> str:
+    """A warning as a GitHub workflow command."""
+    return _command("warning", message, title="mlkit")
+
+
 def _sentence(verdict: ReportedVerdict) -> str:
     where = f" where {verdict.slice}" if verdict.slice else ""
     return f"{verdict.gate}{where}: {verdict.message}"

@@ -24,6 +24,7 @@ from mlflowkit.cli.app import (
     state_folder,
 )
 from mlflowkit.cli.commands.plan import ForceOption
+from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
     from mlflowkit.ci.code_checks import CodeCheckReport
@@ -101,6 +102,40 @@ def judge(
     if judgement.error is not None and not json:
         fail(judgement.error, as_json=False)
     return judgement.report.exit_code
+
+
+@group.command()
+def comment(
+    report: Annotated[Path, typer.Option("--from", metavar="FILE", help="The report.json of mlkit ci judge.")],
+    forge: Annotated[
+        str, typer.Option(metavar="NAME", help="github, gitlab, bitbucket, azure or stdout [default: this job's].")
+    ] = "",
+    page: Annotated[str, typer.Option(metavar="URL", help="Address of the run's page, linked at the end.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the comment; write nothing.")] = False,
+    json: JsonOption = False,
+) -> int:
+    """Write the judgement on the pull request that this job runs for: one comment, however often it is pushed.
+
+    A forge that does not answer, or a fork's token that may not comment, is a warning: the verdict is the job's that
+    judged. Exits with 2 for a file that is no report and for a token that is not set.
+    """
+    from mlflowkit.ci import forge_formats
+    from mlflowkit.ci.comments.commenting import comment as write_comment
+    from mlflowkit.ci.judge_report import read_report
+
+    if page and not page.startswith(("https://", "http://")):
+        raise UsageError(f"--page {page} is no address", hint="--page https://HOST/PATH")
+    result = write_comment(read_report(report), forge, os.environ, dry_run=dry_run, page=page)
+    if json:
+        emit_json(result.to_json())
+    elif result.action in ("none", "dry-run"):
+        echo(result.text)
+    else:
+        echo(f"{result.forge}: comment {result.action}")
+    if result.warning:
+        in_github = os.environ.get("GITHUB_ACTIONS") == "true"
+        note(forge_formats.warning(result.warning) if in_github else f"warning: {result.warning}")
+    return 0
 
 
 def _print_checks(report: CodeCheckReport) -> None:
