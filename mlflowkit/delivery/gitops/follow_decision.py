@@ -1,0 +1,53 @@
+"""What a gateway does about its ``delivery.yaml``: one action at a time, from what git wants and what is served. Pure.
+
+The rollout itself stays with the rollout controller: a follower only starts and aborts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlflowkit.delivery.gitops.desired_delivery import DesiredCandidate, DesiredChampion, DesiredDelivery
+
+FollowKind = Literal["none", "swap", "roll_out", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersions:
+    """Identities: of the champion ("" for none), of the candidate of a running rollout, of the rejected."""
+
+    champion: str = ""
+    candidate: str = ""
+    rejected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FollowAction:
+    """``swap`` in a champion at once, ``roll_out`` a candidate, ``abort`` the running rollout, or none; and why."""
+
+    kind: FollowKind
+    reason: str
+    version: DesiredChampion | DesiredCandidate | None = None
+
+
+def decide_follow(desired: DesiredDelivery, served: ServedVersions) -> FollowAction:
+    """The next action; the same files give the same one, so that a restart goes on where it was."""
+    candidate, champion = desired.candidate, desired.champion
+    if candidate is not None and served.champion == candidate.identity:
+        return FollowAction("none", f"{candidate.identity[:12]} is promoted here; git learns it when it is settled")
+    if served.candidate and (candidate is None or candidate.identity != served.candidate):
+        return FollowAction("abort", f"git no longer names {served.candidate[:12]} as the candidate")
+    if served.candidate:
+        return FollowAction("none", f"the rollout of {served.candidate[:12]} runs")
+    if champion is not None and champion.identity != served.champion:
+        if champion.identity in served.rejected:
+            return FollowAction("none", f"git's champion {champion.identity[:12]} was rolled back here")
+        return FollowAction("swap", f"git's champion is {champion.identity[:12]}", champion)
+    if candidate is None:
+        return FollowAction("none", "served as git says" if champion is not None else "git names no version")
+    if candidate.identity in served.rejected or desired.rejection(candidate.identity) is not None:
+        return FollowAction("none", f"{candidate.identity[:12]} was rolled back here and is not tried again")
+    if not served.champion:
+        return FollowAction("swap", f"{candidate.identity[:12]} is the first version", candidate.as_champion)
+    return FollowAction("roll_out", f"git's candidate is {candidate.identity[:12]}", candidate)

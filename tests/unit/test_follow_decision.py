@@ -1,0 +1,69 @@
+"""What a gateway does about its delivery.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mlflowkit.delivery.gitops.desired_delivery import (
+    DesiredCandidate,
+    DesiredChampion,
+    DesiredDelivery,
+    RejectedIdentity,
+)
+from mlflowkit.delivery.gitops.follow_decision import ServedVersions, decide_follow
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+CHAMPION = DesiredChampion("r/x@sha256:" + A, A)
+CANDIDATE = DesiredCandidate("r/x@sha256:" + B, B)
+BOTH = DesiredDelivery("lending", CHAMPION, CANDIDATE)
+ONE = DesiredDelivery("lending", CHAMPION)
+REJECTED = (RejectedIdentity(B, "drill", "now"),)
+
+
+@pytest.mark.parametrize(
+    ("desired", "served", "kind", "identity"),
+    [
+        (BOTH, ServedVersions(A), "roll_out", B),
+        (BOTH, ServedVersions(A, B), "none", ""),
+        (BOTH, ServedVersions(B), "none", ""),
+        (BOTH, ServedVersions(A, C), "abort", ""),
+        (BOTH, ServedVersions(A, "", frozenset([B])), "none", ""),
+        (replace(BOTH, rejected=REJECTED), ServedVersions(A), "none", ""),
+        (BOTH, ServedVersions(), "swap", A),
+        (replace(BOTH, champion=None), ServedVersions(), "swap", B),
+        (replace(BOTH, champion=None), ServedVersions(C), "roll_out", B),
+        (ONE, ServedVersions(A), "none", ""),
+        (ONE, ServedVersions(A, B), "abort", ""),
+        (ONE, ServedVersions(B), "swap", A),
+        (ONE, ServedVersions(B, "", frozenset([A])), "none", ""),
+        (DesiredDelivery("lending"), ServedVersions(A), "none", ""),
+        (DesiredDelivery("lending"), ServedVersions(), "none", ""),
+    ],
+)
+def test_actions(desired: DesiredDelivery, served: ServedVersions, kind: str, identity: str) -> None:
+    action = decide_follow(desired, served)
+    assert action.kind == kind
+    assert ("" if action.version is None else action.version.identity) == identity
+    assert action.reason
+
+
+def test_a_rejected_version_that_is_applied_ten_times_is_tried_once() -> None:
+    """A syncer re-applies the commit before the rejection again and again."""
+    served, tried = ServedVersions(A), 0
+    for _ in range(10):
+        if decide_follow(BOTH, served).kind == "roll_out":
+            tried += 1
+            served = ServedVersions(A, "", frozenset([B]))  # the controller rolled it back
+    assert tried == 1
+
+
+def test_a_promotion_and_its_revert() -> None:
+    served = ServedVersions(A)
+    assert decide_follow(BOTH, served).kind == "roll_out"
+    served = ServedVersions(B)  # promoted here, not settled yet: the old champion in git is not swapped back in
+    assert decide_follow(BOTH, served).kind == "none"
+    settled = DesiredDelivery("lending", CANDIDATE.as_champion)
+    assert decide_follow(settled, served).kind == "none"
+    assert decide_follow(ONE, served).version == CHAMPION
