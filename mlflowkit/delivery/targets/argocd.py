@@ -82,8 +82,7 @@ def _application(plan: DeliveryPlan, environment: Environment) -> dict[str, Any]
                     *(["RespectIgnoreDifferences=true"] if ray else []),
                 ],
                 "retry": {
-                    "limit": 5,
-                    "refresh": Commented(True, "a newer commit ends the retries of one that cannot be applied"),
+                    "limit": Commented(5, "then a newer commit is tried"),
                     "backoff": {"duration": "10s", "factor": 2, "maxDuration": "3m"},
                 },
             },
