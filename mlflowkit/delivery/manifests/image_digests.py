@@ -1,7 +1,7 @@
 """The digests of an environment's images: a kustomize component of its own, so that one line changes with an image.
 
-What `mlkit export` writes names no image that exists: all zeros. `mlkit gitops promote` writes the digest that was
-built, together with ``delivery.yaml``, without which the overlay does not build. Neither is written by hand.
+What `mlkit export` writes names no image that exists: all zeros. The digest that was built takes their place
+(`with_digests`); and without the ``delivery.yaml`` of a first promotion the overlay does not build at all.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ NOT_BUILT = f"sha256:{'0' * 64}"
 """Stands for a digest until there is one; no image has it, so no node can pull it."""
 FILE = "images/kustomization.yaml"
 """The component, from the overlay's folder."""
-HEADER = (
-    "The digests are written by `mlkit gitops promote`. No tag stands here: a digest is what was judged and signed."
-)
+HEADER = "Write the digests that `mlkit image build --push` reported. No tag stands here: a digest is what was judged."
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
