@@ -1,0 +1,94 @@
+"""mlkit image: equal inputs give equal images; bundles are pushed, pulled, signed and verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflowkit.delivery.image.bundle_signature import sign_bundle, verify_bundle
+from mlflowkit.delivery.image.image_builder import ImageBuild, build_image
+from mlflowkit.errors import BundleError, ServiceError
+from tests.support.lending_bundle import make_bundle
+from tests.support.registries import real_registry
+from tests.support.tools import require_tool
+
+
+def _mlkit(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "mlflowkit.cli", "image", *arguments, "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return json.loads(process.stdout)
+
+
+@pytest.mark.delivery
+def test_a_bundle_goes_to_a_registry_and_back_by_the_command_line(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle").path
+    with real_registry(tmp_path) as host:
+        repository = f"{host}/acme/lending-bundle"
+        planned = _mlkit("push", str(folder), repository, "--dry-run")["bundle"]
+        assert _mlkit("pull", planned, str(tmp_path / "early"))["error"]["kind"] == "service"
+        assert _mlkit("push", str(folder), repository)["bundle"] == planned
+        assert _mlkit("pull", planned, str(tmp_path / "pulled"))["folder"] == str(tmp_path / "pulled")
+
+
+@pytest.mark.delivery
+def test_an_image_of_equal_inputs_is_equal_and_leaves_out_what_is_not_listed(tmp_path: Path) -> None:
+    require_tool("buildah")
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "app").write_text("1")
+    (context / ".env").write_text("TOKEN=canary")
+    storage = f'[storage]\ndriver = "vfs"\nrunroot = "{tmp_path}/run"\ngraphroot = "{tmp_path}/graph"\n'
+    (tmp_path / "storage.conf").write_text(storage)
+    environment = {
+        **os.environ, "CONTAINERS_STORAGE_CONF": str(tmp_path / "storage.conf"), "BUILDAH_ISOLATION": "chroot",
+    }  # fmt: skip
+    with real_registry(tmp_path) as host:
+
+        def build(content: str) -> str:
+            (context / "app").write_text(content)
+            os.utime(context / "app", (len(content), 10**9 + len(os.listdir(tmp_path))))
+            each = ImageBuild(f"{host}/acme/app", "FROM scratch\nCOPY . /srv/\n", "*\n!app\n", context)
+            return build_image(each, "buildah", push=True, environment=environment)
+
+        first = build("1")
+        (context / "app").unlink()
+        assert build("1") == first
+        assert build("2") != first
+        assert first.startswith(f"{host}/acme/app@sha256:")
+        broken = ImageBuild(f"{host}/acme/app", "FROM scratch\nCOPY absent /\n", "*\n", context)
+        with pytest.raises(ServiceError, match="failed with exit code"):
+            build_image(broken, "buildah", push=False, environment=environment)
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "storage").rglob("data"))
+    assert b"canary" not in stored
+
+
+def _key(folder: Path, name: str) -> tuple[Path, Path]:
+    openssl = require_tool("openssl")
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    new = [openssl, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(new, check=True, capture_output=True)
+    subprocess.run([openssl, "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
+
+
+@pytest.mark.delivery
+def test_a_signature_holds_for_these_files_and_this_key_only(tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not installed: pip install 'mlflowkit[sign]'")
+    folder, other = make_bundle(tmp_path / "bundle").path, make_bundle(tmp_path / "other", seed=2).path
+    signature = tmp_path / "bundle.sig"
+    (private, public), (_, stranger) = _key(tmp_path, "ours"), _key(tmp_path, "theirs")
+    sign_bundle(folder, signature, private)
+    verify_bundle(folder, signature, public)
+    with pytest.raises(BundleError, match="no signature"):
+        verify_bundle(folder, signature, stranger)
+    with pytest.raises(BundleError, match="no signature"):
+        verify_bundle(other, signature, public)
+    (folder / "extra").write_text("x")
+    with pytest.raises(BundleError, match="not listed"):
+        verify_bundle(folder, signature, public)
