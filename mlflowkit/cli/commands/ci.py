@@ -106,7 +106,7 @@ def judge(
 
 @group.command()
 def comment(
-    report: Annotated[Path, typer.Option("--from", metavar="FILE", help="The report.json of mlkit ci judge.")],
+    report: Annotated[Path, typer.Option("--from", metavar="FILE", help="The report.json that the step before wrote.")],
     forge: Annotated[
         str, typer.Option(metavar="NAME", help="github, gitlab, bitbucket, azure or stdout [default: this job's].")
     ] = "",

@@ -73,7 +73,7 @@ def _print(result: ExportResult, *, diff: bool, writes: bool) -> None:
             for line in text if diff else text[:MAX_DIFF]:
                 echo(line)
             if not diff and len(text) > MAX_DIFF:
-                echo(f"... {len(text) - MAX_DIFF} more lines: mlkit export --diff")
+                echo(f"... {len(text) - MAX_DIFF} more lines: mlkit export RECIPE --diff")
         if not diff:
             echo(f"{change.action:<9}  {change.path}{_detail(change)}")
     if writes and result.conflicts:

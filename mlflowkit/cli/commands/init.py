@@ -142,8 +142,8 @@ def _export(directory: Path, recipe: Path) -> tuple[str, ...]:
     if result.conflicts:
         path = result.conflicts[0].path
         raise UsageError(
-            f"{path} is there already, and is not of mlkit export",
-            hint=f"mlkit export {shell_word(recipe)} --theirs {path} replaces it",
+            f"{path} is there already, and was not generated",
+            hint=f"mlkit export {shell_word(recipe)} --theirs {shell_word(path)} replaces it",
         )
     written = [result.root / change.path for change in result.changes if change.writes]
     return tuple(os.path.relpath(path, Path.cwd()) for path in written)

@@ -41,13 +41,11 @@ def image_digests(text: str) -> dict[str, str]:
         images = {entry["name"]: entry["digest"] for entry in value["images"]}
         odd = sorted({key for entry in value["images"] for key in entry} - {"name", "digest"})
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{FILE} lists no images by name and digest: {error}", hint="mlkit export kubernetes"
-        ) from None
+        raise UsageError(f"{FILE} lists no images by name and digest: {error}", hint="mlkit export RECIPE") from None
     wrong = [name for name, digest in images.items() if not _DIGEST.fullmatch(str(digest))]
     if odd or wrong:
         what = f"has {', '.join(odd)}" if odd else f"has no digest of {', '.join(wrong)}"
-        raise UsageError(f"{FILE} {what}: an image is named by its digest only", hint="mlkit export kubernetes")
+        raise UsageError(f"{FILE} {what}: an image is named by its digest only", hint="mlkit export RECIPE")
     return images
 
 
@@ -68,9 +66,7 @@ def with_digests(text: str, digests: Mapping[str, str]) -> str:
     listed = image_digests(text)
     for name, digest in digests.items():
         if name not in listed:
-            raise UsageError(
-                f"{FILE} lists no image {name}: it lists {', '.join(listed)}", hint="mlkit export kubernetes"
-            )
+            raise UsageError(f"{FILE} lists no image {name}: it lists {', '.join(listed)}", hint="mlkit export RECIPE")
         if not _DIGEST.fullmatch(digest) or digest == NOT_BUILT:
             raise UsageError(f"{digest!r} is no digest of an image", hint="mlkit image build RECIPE --push")
     lines, name = text.splitlines(keepends=True), ""
@@ -82,5 +78,5 @@ def with_digests(text: str, digests: Mapping[str, str]) -> str:
             lines[place] = _DIGEST.sub(digests[name], line, count=1)
     edited = "".join(lines)
     if image_digests(edited) != {**listed, **digests}:
-        raise UsageError(f"{FILE} is not laid out as it is generated", hint="mlkit export kubernetes --theirs FILE")
+        raise UsageError(f"{FILE} is not laid out as it is generated", hint="mlkit export RECIPE --theirs FILE")
     return edited

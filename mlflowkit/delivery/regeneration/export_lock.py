@@ -16,6 +16,7 @@ from typing import Any
 
 from mlflowkit.delivery.regeneration.generated_header import digest_of
 from mlflowkit.errors import UsageError
+from mlflowkit.system.text import shell_word
 
 LOCK = ".mlkit-export.lock"
 SCHEMA = 1
@@ -69,10 +70,10 @@ def read_lock(folder: Path) -> dict[str, LockEntry]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -l {file}") from error
+        raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -l {shell_word(file)}") from error
     if b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< "):
         raise UsageError(
-            f"{file} has the conflict markers of a merge", hint=f"git checkout --ours {LOCK}, then mlkit export again"
+            f"{file} has the conflict markers of a merge", hint=f"git checkout HEAD -- {LOCK}, then mlkit export RECIPE"
         )
     try:
         if len(content) > _MAX_LOCK:
@@ -80,7 +81,7 @@ def read_lock(folder: Path) -> dict[str, LockEntry]:
         return _entries(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{file} is not a lock of mlkit export: {error}",
+            f"{file} is not a lock of generated files: {error}",
             hint=f"git checkout {LOCK}, or remove it: edited files then ask for --theirs or --mine",
         ) from error
 

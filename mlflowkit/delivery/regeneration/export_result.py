@@ -15,6 +15,7 @@ from mlflowkit.delivery.regeneration.file_changes import Choice, FileChange, Ren
 from mlflowkit.delivery.regeneration.file_writer import exclusive, place, read_file, recover, was_cut, write_changes
 from mlflowkit.delivery.regeneration.generated_header import header_line
 from mlflowkit.errors import UsageError
+from mlflowkit.system.text import shell_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _decide_all(
         entry = lock.get(file.path)
         if entry is not None and entry.recipe != recipe and (root / entry.recipe).is_file():
             message = f"{file.path} is generated for {entry.recipe} too: two recipes cannot share it"
-            raise UsageError(message, hint=f"mlkit export --out DIR {recipe}")
+            raise UsageError(message, hint=f"mlkit export {shell_word(recipe)} --out DIR")
         current = read_file(place(root, file.path))
         changes[file.path] = file_changes.decide(file, entry, current, choices.get(file.path, ""))
     for path, entry in lock.items():

@@ -72,7 +72,7 @@ def decide(rendered: RenderedFile, entry: LockEntry | None, current: bytes | Non
     change = FileChange(rendered.path, fresh.target, "update", current, new, fresh, generated=new)
     if choice == "mine" or (entry is not None and entry.owned and choice != "theirs"):
         if current is None and choice == "mine":
-            raise UsageError(f"--mine {rendered.path}: there is no such file", hint="mlkit export writes it")
+            raise UsageError(f"--mine {rendered.path}: there is no such file", hint="mlkit export RECIPE writes it")
         owned = replace(rendered.entry, owned=True, header="", plan="", version=0)
         return replace(change, action="owned", content=None, entry=owned)
     if current is None:
@@ -147,9 +147,7 @@ def _base(entry: LockEntry | None, line: bytes, body: bytes) -> bytes | str:
     if entry is None or not entry.text:
         if line and recorded_digest(line) == digest_of(body):
             return body
-        return (
-            "it was edited, and the lock does not have what was generated" if line else "mlkit export did not write it"
-        )
+        return "it was edited, and the lock does not have what was generated" if line else "it was not generated"
     try:
         return entry.base()
     except ValueError as error:

@@ -21,6 +21,7 @@ from mlflowkit.delivery.regeneration.file_changes import FileChange
 from mlflowkit.delivery.regeneration.generated_header import digest_of
 from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.system.files import disk_error
+from mlflowkit.system.text import shell_word
 
 STAGING = ".mlkit-export.staging"
 _JOURNAL = "journal.json"
@@ -44,16 +45,16 @@ def place(root: Path, path: str) -> Path:
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or pure.parts[0] == ".git" or "\\" in path:
         raise UsageError(
-            f"{path!r} is no path of a generated file", hint="mlkit export writes below the repository only"
+            f"{path!r} is no path of a generated file", hint="mlkit export RECIPE writes below the repository only"
         )
     resolved = Path(os.path.realpath(root / pure))
     if not resolved.is_relative_to(root):
         raise UsageError(
             f"{path} leads out of the repository, to {resolved}: nothing was written",
-            hint=f"rm {path}, or write elsewhere: mlkit export --out DIR",
+            hint=f"rm {shell_word(path)}, or write elsewhere: mlkit export RECIPE --out DIR",
         )
     if resolved.is_relative_to(root / ".git"):
-        raise UsageError(f"{path} leads into .git: nothing was written", hint=f"rm {path}")
+        raise UsageError(f"{path} leads into .git: nothing was written", hint=f"rm {shell_word(path)}")
     return resolved
 
 
@@ -65,9 +66,11 @@ def read_file(file: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -ld {file}") from error
+        raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -ld {shell_word(file)}") from error
     if len(content) > _MAX_FILE:
-        raise UsageError(f"{file} is larger than {_MAX_FILE >> 20} MiB: no generated file is", hint=f"ls -l {file}")
+        raise UsageError(
+            f"{file} is larger than {_MAX_FILE >> 20} MiB: no generated file is", hint=f"ls -l {shell_word(file)}"
+        )
     return content
 
 
@@ -80,7 +83,7 @@ def exclusive(root: Path) -> Iterator[None]:
         yield
     except BlockingIOError as error:
         raise UsageError(
-            f"another mlkit export is at work in {root}", hint="run it again when that has ended"
+            f"another command generates files in {root}", hint="run it again when that has ended"
         ) from error
     finally:
         os.close(handle)
@@ -137,7 +140,8 @@ def recover(root: Path) -> tuple[str, ...]:
                 done.append(move.path)
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError(
-            f"{folder} is damaged: {error}", hint=f"rm -r {folder}, then mlkit export again, and read git diff"
+            f"{folder} is damaged: {error}",
+            hint=f"rm -r {shell_word(folder)}, then mlkit export RECIPE, and read git diff",
         ) from error
     except OSError as error:
         raise disk_error(error, root) from error
@@ -160,7 +164,7 @@ def _stage(
     for number, (path, before, content) in enumerate([*wanted, (LOCK, read_file(root / LOCK), lock)]):
         target = place(root, path)
         if read_file(target) != before:
-            raise UsageError(f"{path} was changed while mlkit export ran: nothing was written", hint="run it again")
+            raise UsageError(f"{path} was changed meanwhile: nothing was written", hint="run it again")
         staged, kept = "" if content is None else f"new-{number}", "" if before is None else f"old-{number}"
         if before is not None:
             _keep(target, folder / kept)
@@ -168,7 +172,7 @@ def _stage(
             _write(folder / staged, content, mode=_mode(target))
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.parent.stat().st_dev != folder.stat().st_dev:
-                raise UsageError(f"{path} is on another file system than {root}", hint="mlkit export --out DIR")
+                raise UsageError(f"{path} is on another file system than {root}", hint="mlkit export RECIPE --out DIR")
         digests = ["" if text is None else digest_of(text) for text in (before, content)]
         moves.append(_Move(path, staged, kept, *digests))
     _write(folder / f"{_JOURNAL}.part", json.dumps([asdict(move) for move in moves]).encode(), mode=0o600)

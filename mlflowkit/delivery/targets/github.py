@@ -32,7 +32,7 @@ RIGHTS: Mapping[Permission, Mapping[str, tuple[str, str]]] = {
 """Rights of the workflow's token, with the reason that stands beside each. Those of the environment's repository are
 not among them where it is another one: `_env_repository`."""
 NO_APPROVAL = "zizmor: ignore[secrets-outside-env] this job runs before anybody approves a promotion"
-HEADER = "Change the recipe and run `mlkit export`; what is changed here is merged when it is generated again."
+HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
 
 
 class GithubActions(DeliveryTarget):

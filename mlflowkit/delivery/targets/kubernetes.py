@@ -26,7 +26,7 @@ from mlflowkit.delivery.yaml_text import Commented, yaml_text
 
 PIPELINES = frozenset(("github", "gitlab", "jenkins", "airflow", "kubeflow", "sagemaker"))
 """Targets that start a pipeline themselves: beside one of them no CronJob asks for work."""
-HEADER = "Change the recipe and run `mlkit export`; what is changed here is merged when it is generated again."
+HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
 _CRON_FIELD = re.compile(r"[0-9A-Za-z*,/?-]+")
 
 
@@ -130,7 +130,7 @@ def _overlay(plan: DeliveryPlan, environment: Environment) -> dict[str, Any]:
         contents["training.yaml"] = [_claim(plan, "train"), *workloads.trigger_jobs(plan, triggers)]
     roles = ("serve", "train") if triggers else ("serve",)
     base = posixpath.relpath(base_folder(environment), environment.path)
-    desired = Commented(["delivery.yaml"], "written by `mlkit gitops promote`: before that nothing can be deployed")
+    desired = Commented(["delivery.yaml"], "written by `mlkit gitops promote RECIPE`: before, nothing can be deployed")
     return {
         "kustomization.yaml": {
             **_kustomization(),
