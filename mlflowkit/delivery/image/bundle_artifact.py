@@ -149,7 +149,7 @@ def _documents(folder: Path, layer: Path) -> tuple[bytes, bytes]:
             "os": "linux",
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": [digest]},
-            "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "mlkit image push"}],
+            "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "mlkit"}],
         }
     )
     manifest = {
@@ -181,7 +181,9 @@ def _checked_layer(manifest: dict[str, Any], reference: str) -> BlobDescriptor:
     layer = layers[0] if isinstance(layers, list) and len(layers) == 1 else None
     if manifest.get("artifactType") != ARTIFACT_TYPE or not isinstance(layer, dict):
         kind = str(manifest.get("artifactType") or manifest.get("mediaType"))[:100]
-        raise BundleError(f"{reference} is no bundle but {kind}", hint="mlkit image push RECIPE pushes a bundle")
+        raise BundleError(
+            f"{reference} is no bundle but {kind}", hint="mlkit image push BUNDLE REPOSITORY pushes a bundle"
+        )
     digest, size, layer_type = layer.get("digest"), layer.get("size"), layer.get("mediaType")
     whole = isinstance(digest, str) and len(digest) == 71 and digest.startswith("sha256:")
     if layer_type != LAYER_TYPE or not whole or type(size) is not int or not 0 < size <= MAX_BUNDLE_BYTES + (64 << 20):
@@ -195,7 +197,7 @@ def _unpack(layer: Path, target: Path, reference: str) -> None:
 
     def refuse(name: str, problem: str) -> BundleError:
         return BundleError(
-            f"{reference}: {name[:120]!r} {problem}", hint="mlkit image push RECIPE pushes the bundle again"
+            f"{reference}: {name[:120]!r} {problem}", hint="mlkit image push BUNDLE REPOSITORY pushes it again"
         )
 
     make_folder(target)
