@@ -18,7 +18,7 @@ NOT_BUILT = f"sha256:{'0' * 64}"
 """Stands for a digest until there is one; no image has it, so no node can pull it."""
 FILE = "images/kustomization.yaml"
 """The component, from the overlay's folder."""
-HEADER = "Write the digests that `mlkit image build RECIPE --push` reported. No tag stands here: a digest is what was judged."
+HEADER = "The digests are those of `mlkit image build RECIPE --push`. No tag stands here: a digest is what was judged."
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
