@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mlflowkit.ci.judge_report import (
     report_bytes,
 )
 from mlflowkit.ci.recipe_facts import repository_root
-from mlflowkit.errors import Fault, MlkitError, RecipeError, UsageError
+from mlflowkit.errors import BundleError, Fault, MlkitError, RecipeError, UsageError
 from mlflowkit.pipeline.lineage import checkout
 from mlflowkit.ports import RunProgress
 from mlflowkit.system.files import replace_file
@@ -95,6 +95,7 @@ def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], progress: Ru
         section = recipe.loaded.recipe.delivery
         base |= {"recipe": recipe.name, "runner": (section.runner.machine or "") if section else ""}
         _check_environment(request, tuple(section.environments) if section else ())
+        request = _with_champion(request)
         run = api.run(
             recipe,
             until=LAST_STAGE,
@@ -113,6 +114,29 @@ def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], progress: Ru
             raise
         return Judgement(_failed(base, error), error)
     return Judgement(_report(request, base, run), run.error, run=run)
+
+
+def _with_champion(request: JudgeRequest) -> JudgeRequest:
+    """The request with the champion that its environment's file in git names, fetched by digest.
+
+    A file that names none, or is not there yet, says that this is the first version. Raises UsageError or ServiceError
+    where the file or the registry cannot be read, and BundleError where the registry has another bundle.
+    """
+    if not request.environment or request.champion is not None or request.first_version:
+        return request
+    from mlflowkit.ci.environment_promotion import read_environment
+    from mlflowkit.delivery.image.bundle_artifact import pull_bundle
+
+    target, desired, commit = read_environment(request.recipe, request.environment)
+    place = f"{target.path} at {commit[:12] or 'no commit'}"
+    if desired.champion is None:
+        return replace(request, first_version=True, champion_source=f"{place} names no champion")
+    wanted = desired.champion
+    folder = pull_bundle(wanted.bundle, request.state / "champions" / wanted.identity)
+    if read_manifest(folder).identity != wanted.identity:
+        message = f"{wanted.bundle} is another bundle than the champion {wanted.identity[:12]} of {place}"
+        raise BundleError(message, hint=f"mlkit gitops status {shell_word(request.recipe)}")
+    return replace(request, champion=folder, champion_source=f"{request.environment}: {wanted.bundle}")
 
 
 def _check_out(out: Path, root: Path) -> None:
@@ -142,8 +166,6 @@ def _failed(base: Mapping[str, Any], error: MlkitError) -> JudgeReport:
 
 def _relative(fault: Fault, root: Path) -> Fault:
     """The fault with its file relative to the repository's root, as forges want it."""
-    from dataclasses import replace
-
     path = Path(os.path.abspath(fault.file))
     inside = not fault.file.startswith("<") and path.is_relative_to(root)
     return replace(fault, file=path.relative_to(root).as_posix()) if inside else fault
@@ -174,11 +196,19 @@ def _report(request: JudgeRequest, base: Mapping[str, Any], run: api.Run) -> Jud
             ReportedStep(stage=step["stage"], action=step["action"], reason=step["reason"], seconds=step["seconds"])
             for step in answer["steps"]
         ),
-        warnings=tuple(truncate(str(warning), 1900) for warning in answer["warnings"]),
+        warnings=tuple(truncate(str(warning), 1900) for warning in (*_first_version(request), *answer["warnings"])),
         data_version=str(answer["lineage"]["data_version"]),
         error="" if run.error is None else truncate(run.error.message, 1900),
         hint="" if run.error is None else truncate(run.error.hint, 1900),
     )
+
+
+def _first_version(request: JudgeRequest) -> list[str]:
+    """The warning that gates against a champion passed for want of one."""
+    if not request.first_version or request.champion is not None:
+        return []
+    reason = f": {request.champion_source}" if request.champion_source else ""
+    return [f"judged as the first version, compared with no champion{reason}"]
 
 
 def _evaluation(answer: Mapping[str, Json], state: Path) -> Mapping[str, Any]:

@@ -141,8 +141,9 @@ class PolicySettings(Section):
 
     inconclusive: Literal["fail", "neutral"] = "fail"
     """Whether INCONCLUSIVE (exit code 4) fails the pipeline's job; it never promotes."""
-    signed: bool = True
-    """Whether images and bundles are signed, and unsigned ones refused at promotion."""
+    signed: bool = False
+    """Whether the job that pushes images may sign them (it gets an identity token). `mlkit image sign` and `verify`
+    work with a key; a promotion does not verify signatures by itself."""
 
 
 class KubernetesSettings(Section):

@@ -6,10 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mlflowkit.ci import judgement
+from mlflowkit.ci.judge_report import JudgeReport
+from mlflowkit.ci.judgement import JudgeRequest
+from mlflowkit.delivery.gitops.desired_delivery import DesiredChampion, DesiredDelivery
+from mlflowkit.delivery.gitops.git_repository import FileReplacement, open_repository
+from mlflowkit.delivery.image import bundle_artifact
+from tests.support.registries import FakeRegistry
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = ("optimize.candidates=[onnx]", "train.epochs=2")
@@ -91,3 +100,44 @@ def test_outputs_that_make_the_checkout_dirty_are_refused(project: Project) -> N
     code, report, stderr = project.judge(out="project/out")
     assert (code, report) == (2, {})
     assert "the outputs would make it dirty" in stderr
+
+
+def test_the_champion_of_an_environment_is_the_one_that_git_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, registry = Project(tmp_path), FakeRegistry()
+    environments = tmp_path / "environments.git"
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(environments)], check=True, timeout=60)
+    recipe = project.folder / "lending.yaml"
+    image = "registry.example/acme/lending"
+    section = f"delivery:\n  registry: {{image: {image}}}\n  environments:\n    prod: {{repo: {environments}}}\n"
+    recipe.write_text(f"{recipe.read_text()}\n{section}")
+    pull = partial(bundle_artifact.pull_bundle, transport=registry.transport)
+    monkeypatch.setattr(bundle_artifact, "pull_bundle", pull)
+
+    def judged(out: str, epochs: int) -> JudgeReport:
+        overrides = (QUICK[0], f"train.epochs={epochs}")
+        request = JudgeRequest(recipe, tmp_path / out, tmp_path / "state", overrides, "prod")
+        return judgement.judge(request, lambda event: None).report
+
+    first = judged("first", 2)
+    assert (first.exit_code, first.champion) == (0, None)
+    assert "compared with no champion" in first.warnings[0]
+
+    reference = bundle_artifact.push_bundle(
+        tmp_path / "first" / "bundle", f"{image}-bundle", transport=registry.transport
+    )
+    with open_repository(str(environments), "main") as repository:
+        desired = DesiredDelivery("lending", DesiredChampion(reference, first.identity))
+        commit = FileReplacement(desired.to_yaml().encode(), "champion")
+        repository.replace("deploy/overlays/prod/delivery.yaml", lambda version: commit)
+    second = judged("second", 3)
+    assert second.exit_code == 0, second.error
+    assert second.champion is not None
+    assert (second.champion.identity, second.champion.source) == (first.identity, f"prod: {reference}")
+    assert any(item.change and item.measurement for item in second.verdicts)
+
+    shutil.rmtree(tmp_path / "state" / "champions")
+    registry.manifests.clear()
+    third = judged("third", 4)
+    assert (third.exit_code, third.status, third.verdicts) == (3, "error", ())
