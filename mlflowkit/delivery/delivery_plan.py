@@ -9,7 +9,7 @@ trigger   ``mlkit trigger RECIPE --because WHY --json``   whether there is work:
 check     ``mlkit ci check RECIPE``                       format, lint, tests of the code; a small training
 judge     ``mlkit ci judge RECIPE --environment ENV``     run up to the bundle, judge it against ENV's champion
 comment   ``mlkit ci comment --from report.json``         the verdict on the pull request
-image     ``mlkit image build RECIPE --push``             image and bundle in the registry, signed
+image     ``mlkit image build RECIPE --push``             image and bundle in the registry
 promote   ``mlkit gitops promote RECIPE --environment``   the desired digest, committed to the environment's repository
 settle    ``mlkit gitops settle RECIPE --environment``    the rollout's verdict, committed there
 ========  ==============================================  ================================================
