@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +36,7 @@ from mlflowkit.system.text import shell_word, truncate
 from mlflowkit.values import Json
 from mlflowkit.wiring import Wiring
 
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LAST_STAGE = "package"
 """A pipeline judges bundles; what deploys them is another step."""
 
@@ -268,14 +270,17 @@ def _changes(champion: Manifest | None, candidate: Bundle | None) -> list[Report
 
 
 def _head_of_change() -> str:
-    """The head commit of the pull request that GitHub runs for; "" elsewhere. The checkout is a merge commit there."""
+    """The head commit of the pull request that a job runs for; "" elsewhere. What is checked out may be a merge commit."""
+    for name in ("CI_MERGE_REQUEST_SOURCE_BRANCH_SHA", "SYSTEM_PULLREQUEST_SOURCECOMMITID"):
+        if _COMMIT.fullmatch(os.environ.get(name, "")):
+            return os.environ[name]
     path = os.environ.get("GITHUB_EVENT_PATH", "")
     try:
         event = json.loads(Path(path).read_bytes()) if path else {}
         head = event["pull_request"]["head"]["sha"] if "pull_request" in event else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return head if isinstance(head, str) and len(head) in (40, 64) and head.isalnum() else ""
+    return head if isinstance(head, str) and _COMMIT.fullmatch(head) else ""
 
 
 def _write(out: Path, judgement: Judgement) -> None:

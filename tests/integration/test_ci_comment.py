@@ -179,9 +179,11 @@ def test_a_workflow_after_a_forks_comments_on_the_pull_request_that_github_names
         "event": "pull_request", "head_sha": forge.head, "head_branch": "topic",
         "head_repository": {"owner": {"login": "someone"}},
     }  # fmt: skip
-    forged = report(head="c" * 40)  # what a fork's job wrote of itself is not believed
-    result = comment(forged, "github", environment("github", event={"workflow_run": run}), sleep=lambda _: None)
-    assert result.action == "created"
+    of_run = environment("github", event={"workflow_run": run})
+    about_another = report(head="c" * 40)  # what a fork's job wrote of itself is not believed
+    result = comment(about_another, "github", of_run, sleep=lambda _: None)
+    assert (result.action, forge.comments) == ("refused", {})
+    assert comment(report(head=forge.head), "github", of_run, sleep=lambda _: None).action == "created"
     assert f"mlkit:head {forge.head}" in forge.texts()[0]
     other = {**run, "head_sha": "d" * 40}
     assert write("github", environment("github", event={"workflow_run": other})).action == "none"

@@ -71,6 +71,9 @@ def comment(
                 forge, "none", text, warning="this job runs for no pull request: nothing to comment on"
             )
         client, head = connected
+        if report.head and head and not (report.head.startswith(head) or head.startswith(report.head)):
+            about = f"the report is about commit {report.head[:12]}, and this job for {head[:12]}: judge that one"
+            return CommentResult(forge, "refused", text, warning=about)
         text = comment_text.render(report.model_copy(update={"head": head}), page=page)
         if dry_run:
             return CommentResult(forge, "dry-run", text)
