@@ -270,7 +270,7 @@ def _changes(champion: Manifest | None, candidate: Bundle | None) -> list[Report
 
 
 def _head_of_change() -> str:
-    """The head commit of the pull request that a job runs for; "" elsewhere. What is checked out may be a merge commit."""
+    """The head commit of the pull request that a job runs for; "" elsewhere. The checkout may be a merge commit."""
     for name in ("CI_MERGE_REQUEST_SOURCE_BRANCH_SHA", "SYSTEM_PULLREQUEST_SOURCECOMMITID"):
         if _COMMIT.fullmatch(os.environ.get(name, "")):
             return os.environ[name]

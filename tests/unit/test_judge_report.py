@@ -74,7 +74,7 @@ def test_a_report_of_a_later_version_is_read_where_its_schema_is_the_same() -> N
 )
 def test_a_forged_report_is_refused_by_its_key(change: dict[str, Any]) -> None:
     content = json.dumps({**report(verdict()).to_json(), **change}).encode()
-    with pytest.raises(UsageError, match=f"r is no report of `mlkit ci judge`: {next(iter(change))}"):
+    with pytest.raises(UsageError, match=f"r is no report of mlkit ci judge RECIPE: {next(iter(change))}"):
         parse_report(content, "r")
 
 
