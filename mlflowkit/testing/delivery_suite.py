@@ -63,6 +63,16 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
             },
             facts,
         ),
+        "gitlab": (
+            {
+                "registry": {"image": "registry.gitlab.com/acme/lending", "credentials": {"oidc": "gitlab"}},
+                "triggers": [{"on": "pull_request"}, {"on": "merge"}, {"on": "data"}, {"on": "drift"}],
+                "environments": environments,
+                "secrets": {"DB_URL": {"vault": "acme/lending#url"}, "TOKEN": {"env": "DATA_TOKEN"}},
+                "policy": {"inconclusive": "neutral"},
+            },
+            facts,
+        ),
         "cluster": (
             {
                 "registry": {**registry, "credentials": {"kubernetes": {"name": "registry", "key": "token"}}},

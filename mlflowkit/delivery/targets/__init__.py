@@ -13,6 +13,7 @@ BUILT_IN: dict[str, str] = {
     "docker": "mlflowkit.delivery.targets.dockerfile:DockerTarget",
     "flux": "mlflowkit.delivery.targets.flux:FluxKustomizations",
     "github": "mlflowkit.delivery.targets.github:GithubActions",
+    "gitlab": "mlflowkit.delivery.targets.gitlab:GitlabCi",
     "kubernetes": "mlflowkit.delivery.targets.kubernetes:KubernetesManifests",
 }
 """References of the target classes, by the name that recipes write."""
