@@ -201,8 +201,13 @@ def _report(request: JudgeRequest, base: Mapping[str, Any], run: api.Run) -> Jud
         warnings=tuple(truncate(str(warning), 1900) for warning in (*_first_version(request), *answer["warnings"])),
         data_version=str(answer["lineage"]["data_version"]),
         error="" if run.error is None else truncate(run.error.message, 1900),
-        hint="" if run.error is None else truncate(run.error.hint, 1900),
+        hint=_hint(run.error, request.state),
     )
+
+
+def _hint(error: MlkitError | None, state: Path) -> str:
+    """What to do about an error; "" where that names a file of this job's own state, which ends with it."""
+    return "" if error is None or str(state) in error.hint else truncate(error.hint, 1900)
 
 
 def _first_version(request: JudgeRequest) -> list[str]:
