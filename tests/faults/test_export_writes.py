@@ -161,7 +161,7 @@ def test_an_edit_during_an_export_stops_it(
 
 def test_two_exports_at_once_do_not_mix(sets: tuple[Path, dict[str, bytes], dict[str, bytes]]) -> None:
     root, old, _ = sets
-    with file_writer.exclusive(root), pytest.raises(UsageError, match="another mlkit export"):
+    with file_writer.exclusive(root), pytest.raises(UsageError, match="another command generates files"):
         export_texts(root, NEW)
     assert tree(root) == old
 

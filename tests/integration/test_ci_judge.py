@@ -55,6 +55,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(tmp_path_factory.mktemp("judge"))
 
 
+@pytest.mark.slow
 def test_without_a_champion_a_change_gate_does_not_pass_and_with_one_it_is_judged(project: Project) -> None:
     code, report, stderr = project.judge(*QUICK)
     change = next(item for item in report["verdicts"] if item["gate"].startswith("latency_ratio against champion"))

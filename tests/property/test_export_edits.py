@@ -88,6 +88,7 @@ def test_no_edit_is_lost() -> None:
     assert min(counts.get("merged", 0), counts.get("conflict", 0)) > 10, counts
 
 
+@pytest.mark.slow
 @pytest.mark.simulation
 @pytest.mark.timeout(1200)
 def test_none_of_ten_thousand_edits_is_lost() -> None:

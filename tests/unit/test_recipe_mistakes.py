@@ -28,7 +28,7 @@ RECIPES["brought"] = ROOT / "tests" / "golden" / "recipe" / "brought.yaml"
 
 FREE = ("columns", "args", "class_weights")
 """Mappings whose keys are names of the user's."""
-CASCADING = ("columns", "kind", "against", "min", "max", "column", "patience", "args", "schedule.name")
+CASCADING = ("columns", "kind", "against", "min", "max", "column", "patience", "args", "schedule.name", "after")
 """Keys without which the recipe means something else: a mistake in them has more than one consequence."""
 REQUIRED = ("task", "data", "model", "source", "target", "split", "function", "service", "path", "values")
 """Keys that their section cannot do without, wherever it is."""
@@ -86,7 +86,7 @@ def at(label: str, node: yaml.Node, text: str, key: str, word: str = "", others:
 
 def is_required(site: Site, text: str) -> bool:
     if site.name == "metric":
-        return site.path[0] == "gates"
+        return site.path[0] == "gates" or "estimated" in site.path
     if site.dotted == "model.module":
         return "kind: sklearn" in text
     if site.name == "name":
@@ -99,7 +99,7 @@ def is_number(site: Site) -> bool:
 
 
 def is_free(site: Site) -> bool:
-    return any(part in FREE for part in site.path[:-1])
+    return any(part in FREE for part in site.path[:-1]) or site.path[-2:-1] in (("environments",), ("secrets",))
 
 
 def typo(word: str, rng: random.Random) -> str:

@@ -41,6 +41,7 @@ ALLOWED = {
     "adapters/ray_serve/ownership.py": "lists /proc and removes Ray's temporary folder",
     "adapters/ray_serve/remote.py": "opens a connection",
     "adapters/ray_serve/supervisor.py": "the log and the lock of this machine's supervisor",
+    "processes/foreground.py": "follows the log of this machine's supervisor",
     "cli/__init__.py": "opens /dev/null for a closed stream",
     "cli/app.py": "looks for state folders below the working directory",
     "cli/commands/bench.py": "writes the page that its user named",
@@ -48,6 +49,7 @@ ALLOWED = {
     "cli/commands/monitor.py": "writes the page that its user named",
     "cli/commands/predict.py": "reads the file that its user named",
     "cli/commands/report.py": "writes the page of a run",
+    "cli/commands/serve.py": "reads the delivery.yaml that its user named",
     "cli/error_format.py": "quotes a recipe",
     "cli/output_file.py": "writes the file that its user named",
 }

@@ -180,6 +180,7 @@ WRITERS = {
     "cli/simulation_table.py": "rewrites a line, escaped",
     "cli/commands/bench.py": "rewrites a line, escaped",
     "processes/controller_main.py": "a constant",
+    "processes/foreground.py": "passes the log of the supervisor on, escaped",
     "processes/retrain_main.py": "a constant",
     "processes/tracker_main.py": "a constant",
     "processes/trial_main.py": "a constant; JSON",
