@@ -30,7 +30,20 @@ FREE = ("columns", "args", "class_weights")
 """Mappings whose keys are names of the user's."""
 CASCADING = ("columns", "kind", "against", "min", "max", "column", "patience", "args", "schedule.name", "after")
 """Keys without which the recipe means something else: a mistake in them has more than one consequence."""
-REQUIRED = ("task", "data", "model", "source", "target", "split", "function", "service", "path", "values")
+REQUIRED = (
+    "task",
+    "data",
+    "model",
+    "source",
+    "target",
+    "split",
+    "function",
+    "service",
+    "path",
+    "values",
+    "on",
+    "image",
+)
 """Keys that their section cannot do without, wherever it is."""
 
 
