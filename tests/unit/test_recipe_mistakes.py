@@ -41,7 +41,6 @@ REQUIRED = (
     "service",
     "path",
     "values",
-    "on",
     "image",
 )
 """Keys that their section cannot do without, wherever it is."""
@@ -100,6 +99,8 @@ def at(label: str, node: yaml.Node, text: str, key: str, word: str = "", others:
 def is_required(site: Site, text: str) -> bool:
     if site.name == "metric":
         return site.path[0] == "gates" or "estimated" in site.path
+    if site.name == "on":
+        return "triggers" in site.path
     if site.dotted == "model.module":
         return "kind: sklearn" in text
     if site.name == "name":
