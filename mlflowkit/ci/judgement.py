@@ -133,12 +133,12 @@ def _with_champion(request: JudgeRequest) -> JudgeRequest:
     place = f"{target.path} at {commit[:12] or 'no commit'}"
     if desired.champion is None:
         return replace(request, first_version=True, champion_source=f"{place} names no champion")
-    wanted = desired.champion
-    folder = pull_bundle(wanted.bundle, request.state / "champions" / wanted.identity)
-    if read_manifest(folder).identity != wanted.identity:
-        message = f"{wanted.bundle} is another bundle than the champion {wanted.identity[:12]} of {place}"
+    champion = desired.champion
+    folder = pull_bundle(champion.bundle, request.state / "champions" / champion.identity)
+    if read_manifest(folder).identity != champion.identity:
+        message = f"{champion.bundle} is another bundle than the champion {champion.identity[:12]} of {place}"
         raise BundleError(message, hint=f"mlkit gitops status {shell_word(request.recipe)}")
-    return replace(request, champion=folder, champion_source=f"{request.environment}: {wanted.bundle}")
+    return replace(request, champion=folder, champion_source=f"{request.environment}: {champion.bundle}")
 
 
 def _check_out(out: Path, root: Path) -> None:

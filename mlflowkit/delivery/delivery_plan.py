@@ -24,7 +24,7 @@ started ``trigger``), and the step's secrets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -214,7 +214,7 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     last = next(reversed(section.environments), "")
     against = ("--environment", last) if last else ()
     allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
-    asked = any(trigger.on in ("schedule", "data", "drift") for trigger in section.triggers)
+    has_trigger = any(trigger.on in ("schedule", "data", "drift") for trigger in section.triggers)
     trigger = DeliveryStep(
         "trigger",
         ("mlkit", "trigger", recipe.path, "--because", BECAUSE, "--json"),
@@ -223,11 +223,11 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
         timeout_minutes=15,
     )
     steps = [
-        *((trigger,) if asked else ()),
+        *((trigger,) if has_trigger else ()),
         DeliveryStep(
             "check",
             ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT),
-            ("trigger",) if asked else (),
+            ("trigger",) if has_trigger else (),
             secrets=secrets,
             resources=resources,
             timeout_minutes=min(minutes, 30),
@@ -264,30 +264,32 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
             outputs=("image.json",),
         ),
     ]
-    before = "image"
+    return (*steps, *_environment_steps(section, recipe, minutes))
+
+
+def _environment_steps(section: DeliverySection, recipe: RecipeFacts, minutes: int) -> Iterator[DeliveryStep]:
+    """A promotion and a settlement for each environment; ``minutes`` is how long a rollout may take to be settled."""
+    report = f"{OUTPUT}/report.json"
     for name, settings in section.environments.items():
         where = ("--environment", name)
         promote = f"promote-{name}"
-        needs = (before, f"settle-{settings.after}") if settings.after else (before,)
-        steps += [
-            DeliveryStep(
-                promote,
-                ("mlkit", "gitops", "promote", recipe.path, *where, "--from", report),
-                needs,
-                name,
-                permissions=("read-code", "read-image", "write-env-repo"),
-                timeout_minutes=15,
-                retries=3,
-                approval=settings.promote == "approval",
-            ),
-            DeliveryStep(
-                f"settle-{name}",
-                ("mlkit", "gitops", "settle", recipe.path, *where),
-                (promote,),
-                name,
-                permissions=("read-code", "write-env-repo"),
-                timeout_minutes=minutes,
-                retries=3,
-            ),
-        ]
-    return tuple(steps)
+        needs = ("image", f"settle-{settings.after}") if settings.after else ("image",)
+        yield DeliveryStep(
+            promote,
+            ("mlkit", "gitops", "promote", recipe.path, *where, "--from", report),
+            needs,
+            name,
+            permissions=("read-code", "read-image", "write-env-repo"),
+            timeout_minutes=15,
+            retries=3,
+            approval=settings.promote == "approval",
+        )
+        yield DeliveryStep(
+            f"settle-{name}",
+            ("mlkit", "gitops", "settle", recipe.path, *where),
+            (promote,),
+            name,
+            permissions=("read-code", "write-env-repo"),
+            timeout_minutes=minutes,
+            retries=3,
+        )

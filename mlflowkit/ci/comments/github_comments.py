@@ -69,12 +69,12 @@ def connect(environment: Mapping[str, str], **options: Any) -> tuple[GithubComme
     client = ForgeClient(environment.get("GITHUB_API_URL") or API, headers, GithubComments.name, **options)
     event = _read_event(environment.get("GITHUB_EVENT_PATH", ""))
     try:
-        found = _pull_request(client, repository, event)
+        pull_request = _pull_request(client, repository, event)
     except (KeyError, TypeError, IndexError) as error:
         raise ServiceError(f"GitHub's event lacks {error}", hint="mlkit ci comment --help") from error
-    if found is None:
+    if pull_request is None:
         return None
-    number, head = found
+    number, head = pull_request
     account = environment.get("MLKIT_COMMENT_ACCOUNT") or BOT
     return GithubComments(client, repository, number, account), head
 
