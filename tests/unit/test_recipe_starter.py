@@ -104,6 +104,25 @@ def test_numbers_with_separators_units_and_a_decimal_comma(tmp_path: Path) -> No
     assert load(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.parametrize("rows", [600, 3000])
+def test_a_few_amounts_above_999_are_numbers_and_no_missing_values(tmp_path: Path, rows: int) -> None:
+    """However late in the file they come."""
+    amounts = [f"{100 + 0.25 * row:.2f}" for row in range(rows)]
+    amounts = [amount if float(amount) < 1000 else "17.25" for amount in amounts[:-2]] + ["1,048.59", "1,099.00"]
+    columns = {"amount": amounts, "bad": ["no", "yes"] * (rows // 2)}
+    assert init(tmp_path, write(tmp_path / "rows.csv", columns, separator=";"), "bad") == 0
+    source = recipe_of(tmp_path)["data"]["source"]
+    assert source["thousands"] == ","
+    assert "missing" not in source
+
+
+def test_a_number_written_in_another_way_is_no_missing_value(tmp_path: Path) -> None:
+    amounts = [f"{row + 0.5}" for row in range(598)] + ["12,5", "?"]
+    columns = {"amount": amounts, "bad": ["no", "yes"] * 300}
+    assert init(tmp_path, write(tmp_path / "rows.csv", columns, separator=";"), "bad") == 0
+    assert recipe_of(tmp_path)["data"]["source"]["missing"] == ["?"]
+
+
 def test_blanks_missing_targets_and_rare_classes_are_told(tmp_path: Path) -> None:
     sold = ["" if number % 24 == 0 else "fraud" if number % 25 == 0 else "fine" for number in range(ROWS)]
     fuel = [" petrol", "petrol", "diesel "] * (ROWS // 3)

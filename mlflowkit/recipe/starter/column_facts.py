@@ -30,6 +30,12 @@ BLOCK_BYTES = 4 * 2**20
 SEPARATORS = (",", ";", "\t", "|")
 UNITS = ("%", "$", "€", "£", "EUR", "USD", "kg", "km", "m", "cm")
 """Signs and units that are tried around numbers."""
+_WRITTEN = tuple(
+    TextRule(missing=DEFAULT_MISSING, decimal=decimal, thousands=thousands)
+    for decimal, thousands in ((".", ""), (".", ","), (",", ""), (",", "."))
+)
+NUMBER_RULES = (*_WRITTEN, *(rule.model_copy(update={"units": UNITS}) for rule in _WRITTEN))
+"""Ways of writing numbers, the plainest first."""
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?")
 NEARLY_ALL = 0.9
 """Share of a column's values that must be numbers before the rest are taken for missing values."""
@@ -179,23 +185,29 @@ def _read_texts(path: Path, separator: str, max_rows: int) -> tuple[pd.DataFrame
 
 
 def _text_rule(table: pd.DataFrame) -> TextRule:
-    """The way of writing numbers that makes the most columns numeric; the plain one where others add nothing."""
-    plain = TextRule(missing=DEFAULT_MISSING)
-    candidates = [
-        plain,
-        plain.model_copy(update={"thousands": ","}),
-        plain.model_copy(update={"decimal": ","}),
-        plain.model_copy(update={"decimal": ",", "thousands": "."}),
-    ]
-    candidates += [rule.model_copy(update={"units": UNITS}) for rule in candidates]
-    samples = [table[name].drop_duplicates().head(500) for name in table.columns]
-    best = max(candidates, key=lambda rule: sum(_number_share(sample, rule) >= NEARLY_ALL for sample in samples))
+    """The way of writing numbers that makes the most columns numeric, and of their values; the plain one where others
+    add nothing: a column of which a few amounts alone are above 999 needs its separator all the same."""
+    samples = [_sample(table[name]) for name in table.columns]
+
+    def numeric(rule: TextRule) -> tuple[int, float]:
+        shares = [_number_share(sample, rule) for sample in samples]
+        return sum(share >= NEARLY_ALL for share in shares), sum(share for share in shares if share >= NEARLY_ALL)
+
+    best = max(NUMBER_RULES, key=numeric)
     without_units = best.model_copy(update={"units": ()})
     gained = [
         sample for sample in samples if _number_share(sample, without_units) < NEARLY_ALL <= _number_share(sample, best)
     ]
     units = tuple(unit for unit in best.units if any(sample.str.contains(unit, regex=False).any() for sample in gained))
     return best.model_copy(update={"units": units})
+
+
+def _sample(column: pd.Series) -> pd.Series:
+    """Different values of a column: the first, and the first of those with a mark between digits."""
+    different = column.drop_duplicates()
+    marked = different[different.str.contains(r"\d[.,]\d{3}", regex=True)]
+    sample: pd.Series = pd.concat([different.head(500), marked.head(100)]).drop_duplicates()
+    return sample
 
 
 def _number_share(values: pd.Series, rule: TextRule) -> float:
@@ -260,5 +272,7 @@ def _missing_tokens(
         return {}
     tokens: dict[str, int] = {}
     for text in others:
+        if any(_is_number(text, other) for other in NUMBER_RULES):
+            continue  # a number written in another way is no missing value: a run names it
         tokens[text.strip()] = tokens.get(text.strip(), 0) + int(counts[text])
     return tokens
