@@ -123,6 +123,15 @@ def test_a_number_written_in_another_way_is_no_missing_value(tmp_path: Path) -> 
     assert recipe_of(tmp_path)["data"]["source"]["missing"] == ["?"]
 
 
+def test_a_table_without_a_feature_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns: dict[str, list[Any]] = {"nr": list(range(1, 201)), "bad": ["no", "yes"] * 100}
+    assert init(tmp_path / "new", write(tmp_path / "rows.csv", columns), "bad") == 2
+    assert "has no feature to predict 'bad' from (nr: a row number" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_blanks_missing_targets_and_rare_classes_are_told(tmp_path: Path) -> None:
     sold = ["" if number % 24 == 0 else "fraud" if number % 25 == 0 else "fine" for number in range(ROWS)]
     fuel = [" petrol", "petrol", "diesel "] * (ROWS // 3)

@@ -10,7 +10,7 @@ from typing import Literal
 from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.recipe.starter.column_facts import NEARLY_ALL, ColumnFacts, FileFacts
 from mlflowkit.recipe.starter.leaks import ALONE
-from mlflowkit.system.text import format_list
+from mlflowkit.system.text import format_list, shell_word
 
 MAX_CLASSES = 20
 """Most different whole numbers of a target that are taken for classes."""
@@ -97,6 +97,7 @@ def choose(facts: FileFacts, target: str, alone: Mapping[str, tuple[str, float]]
     classes = _classes(facts, target) if classification else {}
     positive, positive_reason = _positive(classes) if len(classes) == 2 else (None, "")
     choices = tuple(_choose_column(item, alone.get(item.name)) for item in facts.columns if item.name != target)
+    _require_feature(facts, target, choices)
     categories = [facts.column(item.name).distinct for item in choices if item.role == "categorical"]
     widest = max(categories, default=0)
     times = [item.name for item in choices if item.role == "time"]
@@ -112,6 +113,14 @@ def choose(facts: FileFacts, target: str, alone: Mapping[str, tuple[str, float]]
         max_categories=widest if widest > MAX_CATEGORIES else None,
         time_column=times[0] if times and facts.column(times[0]).distinct >= 10 else None,
     )
+
+
+def _require_feature(facts: FileFacts, target: str, choices: Sequence[ColumnChoice]) -> None:
+    """Raise UsageError when every column but the target is left out: there is nothing to predict it from."""
+    if all(choice.role in ("drop", "time") for choice in choices):
+        reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:5]) or "it is the only column"
+        message = f"{facts.path} has no feature to predict {target!r} from ({reasons})"
+        raise UsageError(message, hint=f"head -3 {shell_word(facts.path)}")
 
 
 def _classes(facts: FileFacts, target: str) -> dict[str, int]:
