@@ -37,6 +37,7 @@ from mlflowkit.values import Json
 from mlflowkit.wiring import Wiring
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+REPORT = "report.json"
 LAST_STAGE = "package"
 """A pipeline judges bundles; what deploys them is another step."""
 
@@ -75,6 +76,7 @@ def judge(request: JudgeRequest, progress: RunProgress) -> Judgement:
     """
     root = repository_root(request.recipe.resolve().parent)
     _check_out(request.out, root)
+    (request.out / REPORT).unlink(missing_ok=True)  # a run that is killed leaves no earlier judgement behind
     head = _head_of_change()
     git = checkout(request.recipe.resolve().parent)
     base = {
@@ -146,7 +148,7 @@ def _check_out(out: Path, root: Path) -> None:
     folder = Path(os.path.abspath(out))
     if not folder.is_relative_to(root):
         return
-    command = ["git", "-C", str(root), "check-ignore", "-q", str(folder / "report.json")]
+    command = ["git", "-C", str(root), "check-ignore", "-q", str(folder / REPORT)]
     if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:
         message = f"--out {out} lies in the checkout and git does not ignore it: the outputs would make it dirty"
         raise UsageError(message, hint=f"--out {shell_word(Path(tempfile.gettempdir()) / 'mlkit-out')}")
@@ -292,13 +294,12 @@ def _write(out: Path, judgement: Judgement) -> None:
     """Write the outputs, report.json last: it is there when the others are."""
     report = judgement.report
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").unlink(missing_ok=True)
     run = judgement.run
     _copy(None if run is None else run.report, None if run is None else run.bundle, out)
     replace_file(out / "junit.xml", forge_formats.junit(report))
     replace_file(out / "mlkit.sarif", (json.dumps(forge_formats.sarif(judgement.faults), indent=1) + "\n").encode())
     replace_file(out / "metrics.txt", forge_formats.gitlab_metrics(report).encode())
-    replace_file(out / "report.json", report_bytes(report))
+    replace_file(out / REPORT, report_bytes(report))
 
 
 def _copy(page: Path | None, bundle: Path | None, out: Path) -> None:

@@ -19,6 +19,7 @@ from mlflowkit.delivery.gitops.desired_delivery import DesiredChampion, DesiredD
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, open_repository
 from mlflowkit.delivery.image import bundle_artifact
 from tests.support.registries import FakeRegistry
+from tests.support.waiting import wait_for
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = ("optimize.candidates=[onnx]", "train.epochs=2")
@@ -84,6 +85,18 @@ def test_without_a_champion_a_change_gate_does_not_pass_and_with_one_it_is_judge
     code, report, stderr = project.judge(QUICK[0], "train.epochs=3", "--champion", str(bundle), out="third")
     assert (code, report["status"]) == (3, "error")
     assert "model.onnx" in report["error"]
+
+
+def test_a_killed_judgement_leaves_no_earlier_report(project: Project) -> None:
+    out = project.base / "killed"
+    out.mkdir()
+    (out / "report.json").write_text("of an earlier commit")
+    command = [sys.executable, "-P", "-m", "mlflowkit.cli", "ci", "judge", "lending.yaml", "--out", str(out)]
+    process = subprocess.Popen([*command, "train.epochs=40"], cwd=project.folder, stderr=subprocess.DEVNULL)
+    wait_for(lambda: not (out / "report.json").exists() or process.poll() is not None, 120)
+    process.kill()
+    process.wait(30)
+    assert list(out.iterdir()) == []
 
 
 def test_a_wrong_recipe_is_a_report_with_located_faults(project: Project) -> None:
