@@ -95,8 +95,10 @@ class TriggerSettings(Section):
     @model_validator(mode="after")
     def _has_cron_for_a_schedule(self) -> TriggerSettings:
         if (self.on == "schedule") != (self.cron is not None):
-            wanted = "needs cron, such as '17 4 * * 1'" if self.on == "schedule" else "takes no cron: on: schedule does"
-            raise ValueError(f"on: {self.on} {wanted}")
+            requirement = (
+                "needs cron, such as '17 4 * * 1'" if self.on == "schedule" else "takes no cron: on: schedule does"
+            )
+            raise ValueError(f"on: {self.on} {requirement}")
         return self
 
 

@@ -28,12 +28,22 @@ def schema_faults(errors: Sequence[Mapping[str, Any]], root: Node, values: Json)
     for error in errors:
         path, shape, is_key = schema_tree.key_path(error["loc"], values)
         if path not in faults:
-            faults[path] = _schema_fault(str(error["type"]), path, shape, is_key, root, values)
+            faults[path] = _rule_fault(error, path, root) or _schema_fault(
+                str(error["type"]), path, shape, is_key, root, values
+            )
     return [
         fault
         for path, fault in faults.items()
         if not any(len(other) > len(path) and other[: len(path)] == path for other in faults)
     ]
+
+
+def _rule_fault(error: Mapping[str, Any], path: KeyPath, root: Node) -> Fault | None:
+    """What a section itself says of keys that do not go together; None for other errors."""
+    node = yaml_tree.find(root, path)
+    if error["type"] != "value_error" or node is None or node.mapping is None:
+        return None
+    return fault_at(node, path, str(error["ctx"]["error"]))
 
 
 def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, root: Node, values: Json) -> Fault:

@@ -112,3 +112,11 @@ def test_a_secret_in_a_recipe_is_a_fault_that_does_not_quote_it(tmp_path: Path, 
     assert "looks like" in fault.message
     assert (fault.line, fault.found) == (RECIPE.count("\n") + 1, "***")
     assert secret not in render(caught.value) + str(caught.value) + repr(caught.value.to_json())
+
+
+def test_keys_that_do_not_go_together_are_told_in_the_sections_own_words(tmp_path: Path) -> None:
+    faults = _faults(tmp_path, "secrets: {A: {env: A, oidc: github}}\ntriggers: [{on: schedule}]")
+    assert {fault.key: fault.message for fault in faults} == {
+        "delivery.secrets.A": "name one of env, kubernetes, vault, oidc, not env and oidc",
+        "delivery.triggers.0": "on: schedule needs cron, such as '17 4 * * 1'",
+    }
