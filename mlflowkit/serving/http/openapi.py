@@ -151,14 +151,14 @@ def _inference(operation: str, summary: str, request: str, reply: str) -> Docume
 
 
 def _invocations() -> Document:
-    """Rows or tensors. CSV is told in words: no schema says which texts are tables with the model's columns."""
+    """Rows, tensors or CSV. No schema says which texts are tables with the model's columns; an empty one is not."""
     operation = _inference("invocations", "Predict, as SageMaker calls it", "Rows", "Predictions")
     read, replies = (
         {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}}
         for names in (("Rows", "InferRequest"), ("Predictions", "InferReply"))
     )
-    operation["requestBody"]["content"] = {"application/json": read}
-    operation["description"] = "A table as text/csv, with a line of column names, is read too."
+    table = {**_TEXT, "minLength": 1, "description": "A line of column names, and a line for each row."}
+    operation["requestBody"]["content"] = {"application/json": read, "text/csv": {"schema": table}}
     operation["responses"]["200"]["content"] = {"application/json": replies}
     return operation
 
