@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import mlflowkit
@@ -151,14 +152,14 @@ def _inference(operation: str, summary: str, request: str, reply: str) -> Docume
 
 
 def _invocations() -> Document:
-    """Rows, tensors or CSV. No schema says which texts are tables with the model's columns; an empty one is not."""
+    """Rows, tensors or CSV."""
     operation = _inference("invocations", "Predict, as SageMaker calls it", "Rows", "Predictions")
     read, replies = (
         {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}}
         for names in (("Rows", "InferRequest"), ("Predictions", "InferReply"))
     )
-    table = {**_TEXT, "minLength": 1, "description": "A line of column names, and a line for each row."}
-    operation["requestBody"]["content"] = {"application/json": read, "text/csv": {"schema": table}}
+    table = {"schema": {"$ref": "#/components/schemas/Table"}}
+    operation["requestBody"]["content"] = {"application/json": read, "text/csv": table}
     operation["responses"]["200"]["content"] = {"application/json": replies}
     return operation
 
@@ -229,7 +230,8 @@ def _feedback_schemas(max_items: int) -> Document:
 def _model_schemas(signature: Signature | None, settings: GatewaySettings) -> Document:
     """Requests and replies of a model; without a signature, any object."""
     if signature is None:
-        return {name: {"type": "object"} for name in ("Rows", "Predictions", "InferRequest", "InferReply")}
+        schemas = {name: {"type": "object"} for name in ("Rows", "Predictions", "InferRequest", "InferReply")}
+        return {**schemas, "Table": _TEXT}
     request = {"id": {"type": "string", "maxLength": 256}, "parameters": {"type": ["object", "null"]}}
     reply = {"model_name": {"const": settings.service}, "model_version": _TEXT, "id": _TEXT}
     tensors = [_tensor_schema(tensor) for tensor in signature.inputs]
@@ -251,10 +253,37 @@ def _model_schemas(signature: Signature | None, settings: GatewaySettings) -> Do
     outputs = _list(_object(("name", "datatype", "shape"), name=_TEXT, datatype=_TEXT, shape=_list(_COUNT)))
     return {
         "Rows": _closed(_object(("rows",), rows=rows, **request)),
+        "Table": _table_schema(signature),
         "Predictions": _object((*reply, "predictions"), **reply, predictions=predictions, notes=_NOTES),
         "InferRequest": _object(("inputs",), **request, inputs=inputs, outputs=_list(output)),
         "InferReply": _object((*reply, "outputs"), **reply, outputs=outputs, parameters={"type": "object"}),
     }
+
+
+def _table_schema(signature: Signature) -> Document:
+    """CSV with the model's columns in their order, a plain case: what else is read, no pattern can say."""
+    columns = [(name, tensor) for tensor in signature.inputs for name in tensor.columns]
+    header = re.sub(r"([\\.^$*+?()\[\]{}|])", r"\\\1", ",".join(_csv_field(name) for name, _ in columns))
+    cells = ",".join(_cell_pattern(tensor) for _, tensor in columns)
+    return {
+        "type": "string",
+        "description": "A line of column names and a line for each row. The pattern says a plain case: columns may come "
+        "in any order, texts may be quoted, and an empty field is a missing value.",
+        "pattern": rf"^{header}\r?\n({cells}\r?\n){{1,100}}$",
+    }
+
+
+def _cell_pattern(tensor: TensorSpec) -> str:
+    if tensor.datatype == "BYTES":
+        return "[A-Za-z][A-Za-z0-9_-]{0,40}"
+    if tensor.datatype == "BOOL":
+        return "(true|false)"
+    return r"-?[0-9]{1,6}(\.[0-9]{1,4})?" if tensor.datatype in FLOATING else "[0-9]{1,2}"
+
+
+def _csv_field(text: str) -> str:
+    """A field of a CSV, quoted where it must be (RFC 4180)."""
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
 
 
 def _value_schema(tensor: TensorSpec, *, row: bool = False) -> Document:
