@@ -267,7 +267,7 @@ def _table_schema(signature: Signature) -> Document:
     cells = ",".join(_cell_pattern(tensor) for _, tensor in columns)
     return {
         "type": "string",
-        "description": "A line of column names and a line for each row. The pattern says a plain case: columns may come "
+        "description": "A line of column names and a line for each row. The pattern is a plain case: columns may come "
         "in any order, texts may be quoted, and an empty field is a missing value.",
         "pattern": rf"^{header}\r?\n({cells}\r?\n){{1,100}}$",
     }
