@@ -267,3 +267,28 @@ def test_a_persons_run_that_fails_is_not_repeated_for_ever(tmp_path: Path) -> No
         world.close_window(())
     assert len(drill.trained(tmp_path)) == drill.TERMS.failures
     assert drill.only_episode(files).ending == "answered"
+
+
+def test_a_controller_that_lags_behind_overwrites_nothing(tmp_path: Path) -> None:
+    """It read the episode before another one had answered the drift, and takes what that one wrote."""
+    files = drill.set_up(tmp_path)
+    first = drill.Drill(files)
+    first.window += drill.DAY
+    first.driver.tick(first.situation((drill.DRIFT,), 0))
+    late = drill.Drill(files)
+    late.window = first.window
+    assert late.driver.episode is not None
+    wait_for(lambda: first.driver.tick(first.situation((drill.DRIFT,), 0)).episode == "", what="the end of the episode")
+    wait_for(lambda: late.driver.tick(late.situation((drill.DRIFT,), 0)).episode == "", what="its end for the other")
+    check(files)
+
+
+def test_a_champion_that_changes_while_a_situation_is_looked_at_opens_nothing_again(tmp_path: Path) -> None:
+    """The run's version becomes champion after the situation was read, and before what it came to."""
+    files = drill.set_up(tmp_path)
+    one = drill.Drill(files)
+    one.window += drill.DAY
+    stale = one.situation((drill.DRIFT,), 0)
+    wait_for(lambda: one.driver.tick(stale).episode == "" and drill.trained(tmp_path), what="the end of the episode")
+    check(files)
+    assert drill.only_episode(files).looks == 1

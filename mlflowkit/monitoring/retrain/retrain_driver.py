@@ -127,6 +127,8 @@ class RetrainDriver:
         tick goes on."""
         self._take_request(situation)
         self._follow(situation)
+        if champion_digest(self.files, situation.champion.digest) != situation.champion.digest:
+            return self._report()  # another champion since the situation was read: its alarms are not about that one
         key = self._decision_key(situation)
         asked = self.episode is not None and self.episode.by == "person"
         if (situation.window is not None or asked) and key != self._decided:
@@ -189,8 +191,8 @@ class RetrainDriver:
 
     def _follow(self, situation: RetrainSituation) -> None:
         """Read what became of the attempts, and close an episode that is over."""
-        episode = self.episode
-        if episode is None:
+        episode = self._read_again(self.episode)
+        if episode is None or not episode.open:
             return
         current = episode.current
         if current is not None:
@@ -204,6 +206,18 @@ class RetrainDriver:
         if episode is not None and (ending := self._ending(episode, situation)):
             self._save(replace(episode, ending=ending))
             self._say(f"episode {episode.id} is over: {_ENDINGS[ending]}")
+
+    def _read_again(self, episode: Episode | None) -> Episode | None:
+        """The episode as it is stored: another controller may have gone on with it."""
+        stored = None if episode is None else episodes.read_episode(self.files, episode.id)
+        if stored is None or stored == episode:
+            return episode
+        _log.warning("%s: another controller wrote episode %s", self.files.service, stored.id)
+        self._keep(stored)
+        return stored
+
+    def _keep(self, episode: Episode) -> None:
+        self._episodes = [other for other in self._episodes if other.id != episode.id] + [episode]
 
     def _follow_attempt(self, episode: Episode, attempt: Attempt) -> None:
         """Start the process of an attempt that nobody has claimed; else read its result, or notice that it is lost."""
@@ -368,12 +382,19 @@ class RetrainDriver:
     # ------------------------------------------------------------------------------------------------------ records
 
     def _save(self, episode: Episode) -> None:
-        """Write an episode while no other controller can take over."""
+        """Write an episode while no other controller can take over. What another one has written of it meanwhile is
+        taken instead, and the next tick goes on from there."""
         failpoint.hit("retrain.deciding")
+        before = next((other for other in self._episodes if other.id == episode.id), None)
         with self._deps.guard():
-            episodes.write_episode(self.files, episode)
+            stored = episodes.read_episode(self.files, episode.id)
+            if stored is not None and stored != before:
+                _log.warning("%s: another controller wrote episode %s", self.files.service, episode.id)
+                episode = stored
+            else:
+                episodes.write_episode(self.files, episode)
         failpoint.hit("retrain.decided")
-        self._episodes = [other for other in self._episodes if other.id != episode.id] + [episode]
+        self._keep(episode)
         if not episode.open:
             episodes.sweep_episodes(self.files, self._episodes)
 
