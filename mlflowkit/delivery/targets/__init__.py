@@ -15,6 +15,7 @@ BUILT_IN: dict[str, str] = {
     "github": "mlflowkit.delivery.targets.github:GithubActions",
     "gitlab": "mlflowkit.delivery.targets.gitlab:GitlabCi",
     "kubernetes": "mlflowkit.delivery.targets.kubernetes:KubernetesManifests",
+    "mlproject": "mlflowkit.delivery.targets.mlproject:MlflowProject",
 }
 """References of the target classes, by the name that recipes write."""
 
