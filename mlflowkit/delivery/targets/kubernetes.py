@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflowkit.delivery.delivery_plan import DeliveryPlan, Environment
 from mlflowkit.delivery.delivery_settings import TriggerSettings
-from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
+from mlflowkit.delivery.delivery_target import PIPELINES, DeliveryTarget, Unsupported
 from mlflowkit.delivery.manifests import network, workloads
 from mlflowkit.delivery.manifests.cluster_names import (
     base_folder,
@@ -24,8 +24,6 @@ from mlflowkit.delivery.manifests.image_digests import FILE, NOT_BUILT, images_t
 from mlflowkit.delivery.manifests.pod_template import image_of
 from mlflowkit.delivery.yaml_text import Commented, yaml_text
 
-PIPELINES = frozenset(("github", "gitlab", "jenkins", "airflow", "kubeflow", "sagemaker"))
-"""Targets that start a pipeline themselves: beside one of them no CronJob asks for work."""
 HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
 _CRON_FIELD = re.compile(r"[0-9A-Za-z*,/?-]+")
 
