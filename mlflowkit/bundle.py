@@ -17,7 +17,7 @@
       blessing.json      Blessing: present only when the gates passed
 
 The **identity** of a bundle is the digest of ``model.onnx``, ``signature.json`` and ``engine.json`` (if present).
-Evidence has its own digest; the blessing binds identity, evidence, git commit, data version and policy.
+Evidence has its own digest; the blessing binds identity, evidence, git commit and tree, data version and policy.
 
 Verification guarantees that no file was changed, removed, added or linked from outside since the bundle was written.
 It detects accidents and swapped files, not an attacker who can rewrite the whole bundle with new digests.
@@ -32,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from mlflowkit.errors import BundleError, StoreError
 from mlflowkit.graphs.candidates import Engine
@@ -45,6 +45,8 @@ IDENTITY_FILES = ("model.onnx", "signature.json")
 ENGINE = "engine.json"
 """Part of the identity where present."""
 MANIFEST, BLESSING = "manifest.json", "blessing.json"
+ADDED_FIELDS = ("git_tree",)
+"""Fields of manifest and blessing that bundles of earlier versions do not have."""
 RESTORE = "restore the bundle from the store, or make it again: mlkit run RECIPE --force package"
 NO_BUNDLE = "name the folder of a bundle"
 
@@ -115,9 +117,17 @@ class Signature(_FrozenModel):
 
 
 class _ChecksummedFile(_FrozenModel):
-    """A file with its own ``checksum``, the digest of its other fields: manifest and blessing."""
+    """A file with its own ``checksum``, the digest of its other fields: manifest and blessing.
+
+    Fields that were added later are left out where they are empty, so that the checksums of older bundles hold.
+    """
 
     checksum: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        return {name: item for name, item in value.items() if item or name not in ADDED_FIELDS}
 
     def compute_checksum(self) -> str:
         return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
@@ -134,6 +144,8 @@ class Blessing(_ChecksummedFile):
     policy: str
     run: str
     created: float
+    git_tree: str = ""
+    """Digest of git's tree of the recipe's folder: the same in every commit with the same files there."""
 
 
 class Manifest(_ChecksummedFile):
@@ -148,6 +160,7 @@ class Manifest(_ChecksummedFile):
     data_version: str
     recipe_digest: str
     policy: str
+    git_tree: str = ""
 
 
 class Bundle(_FrozenModel):
@@ -296,7 +309,7 @@ def _check_digest(path: Path, name: str, digest: str, listed: str) -> None:
 
 
 def _verify_blessing(path: Path, manifest: Manifest, blessing: Blessing) -> None:
-    for field in ("identity", "evidence", "git_commit", "git_dirty", "data_version", "policy"):
+    for field in ("identity", "evidence", "git_commit", "git_tree", "git_dirty", "data_version", "policy"):
         ours, theirs = getattr(blessing, field), getattr(manifest, field)
         if ours != theirs:
             message = f"the blessing is for another bundle: its {field} is {ours!r}, the manifest's is {theirs!r}"

@@ -126,6 +126,8 @@ class Lineage:
     data_version: str
     """Digest of the data's content, or the commit of its store."""
     recipe_digest: str
+    git_tree: str = ""
+    """Digest of git's tree of the recipe's folder at ``git_commit``; "" where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

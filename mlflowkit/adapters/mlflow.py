@@ -74,6 +74,7 @@ def facts_of(record: RunRecord) -> RunFacts:
         "mlflow.source.name": record.recipe_path,
         "mlflow.source.git.commit": lineage.git_commit,
         "git_commit": lineage.git_commit,
+        "git_tree": lineage.git_tree,
         "git_dirty": str(lineage.git_dirty).lower(),
         "data_version": lineage.data_version,
         "recipe_digest": lineage.recipe_digest,
@@ -159,7 +160,7 @@ class MlflowTracker:
         EngineError when MLflow fails or does not answer.
         """
         manifest = open_bundle(bundle, blessed=True).manifest
-        names = ("identity", "evidence", "version", "git_commit", "data_version", "recipe_digest", "policy")
+        names = ("identity", "evidence", "version", "git_commit", "git_tree", "data_version", "recipe_digest", "policy")
         tags = {name: getattr(manifest, name) for name in names}
         tags |= {"git_dirty": str(manifest.git_dirty).lower(), "run": run.run}
         tags = {key: value for key, value in tags.items() if value}

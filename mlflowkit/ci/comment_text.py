@@ -76,9 +76,10 @@ def _headline(report: JudgeReport) -> str:
     title = f"### {code(report.recipe)}{where}: {verdict_words(report)}"
     version = f"version {code(report.identity[:12])}, " if report.identity else ""
     dirty = " with changes that are not committed" if report.git_dirty else ""
-    commit = (
-        f"commit {code((report.head or report.git_commit)[:12])}{dirty}" if report.head or report.git_commit else ""
-    )
+    head = report.head or report.git_commit
+    merged = f" merged with its target as {code(report.git_commit[:12])}" if report.git_commit not in ("", head) else ""
+    tree = f", tree {code(report.tree[:12])}" if report.tree else ""
+    commit = f"commit {code(head[:12])}{merged}{tree}{dirty}" if head else ""
     return f"{title}\n\n{version}{commit}".rstrip(", ")
 
 

@@ -36,6 +36,9 @@ def as_text(report: JudgeReport) -> str:
     lines = [f"{report.recipe}{where}: {comment_text.verdict_words(report)}"]
     if report.identity:
         lines.append(f"  version {report.identity[:12]}")
+    if report.git_commit:
+        tree = f", tree {report.tree[:12]}" if report.tree else ""
+        lines.append(f"  commit {report.git_commit[:12]}{tree}{', with changes that no commit has' * report.git_dirty}")
     if report.champion is not None:
         lines.append(f"  champion {report.champion.version} ({report.champion.source})")
     for verdict in report.verdicts:

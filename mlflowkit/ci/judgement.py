@@ -28,7 +28,7 @@ from mlflowkit.ci.judge_report import (
 )
 from mlflowkit.ci.recipe_facts import repository_root
 from mlflowkit.errors import BundleError, Fault, MlkitError, RecipeError, UsageError
-from mlflowkit.pipeline.lineage import checkout
+from mlflowkit.pipeline.lineage.checkout import read_checkout
 from mlflowkit.ports import RunProgress
 from mlflowkit.system.files import replace_file
 from mlflowkit.system.machine import describe_machine
@@ -72,18 +72,22 @@ def judge(request: JudgeRequest, progress: RunProgress) -> Judgement:
     """Judge a recipe and write report.json, junit.xml, mlkit.sarif, metrics.txt, page.html and bundle/ into ``out``.
 
     A failure of the run is a judgement too: its report has the error and the exit code. Raises InterruptedRunError, and
-    UsageError for an ``out`` inside the checkout that git does not ignore, or an environment that is not there.
+    UsageError for an ``out`` inside the checkout that git does not ignore, an environment that is not there, or a
+    repository without a commit.
     """
     root = repository_root(request.recipe.resolve().parent)
     _check_out(request.out, root)
     (request.out / REPORT).unlink(missing_ok=True)  # a run that is killed leaves no earlier judgement behind
     head = _head_of_change()
-    git = checkout(request.recipe.resolve().parent)
+    git = read_checkout(request.recipe.resolve().parent)
+    if not git.commit:
+        raise UsageError(f"{git.problem}: a judgement names the commit that it is about", hint=git.hint)
     base = {
         "path": request.recipe.resolve().relative_to(root).as_posix(),
         "environment": request.environment,
         "git_commit": git.commit,
         "git_dirty": git.dirty,
+        "tree": git.tree,
         "head": head or git.commit,
         "machine": describe_machine(),
         "recipe": request.recipe.stem,
@@ -272,8 +276,14 @@ def _changes(champion: Manifest | None, candidate: Bundle | None) -> list[Report
     return [
         ReportedChange(kind=kind, name=fields[kind], before=before[:12] or "unknown", after=after[:12] or "unknown")
         for kind, before, after in pairs
-        if before != after
+        if before != after and not (kind == "code" and _is_same_tree(champion, candidate.manifest))
     ]
+
+
+def _is_same_tree(champion: Manifest, candidate: Manifest) -> bool:
+    """Whether two bundles were made from the same files of the recipe's folder, by whatever commit."""
+    clean = not champion.git_dirty and not candidate.git_dirty
+    return clean and champion.git_tree == candidate.git_tree != ""
 
 
 def _head_of_change() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from mlflowkit.delivery.delivery_plan import RecipeFacts
 from mlflowkit.errors import UsageError
+from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.schema import LoadedRecipe
+from mlflowkit.system.text import shell_word
 
 
 def recipe_facts(loaded: LoadedRecipe) -> RecipeFacts:
@@ -28,13 +29,9 @@ def recipe_facts(loaded: LoadedRecipe) -> RecipeFacts:
 
 def repository_root(folder: Path) -> Path:
     """The root of the git repository around a folder, resolved. Raises UsageError where there is none."""
-    command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel"]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except FileNotFoundError as error:
-        raise UsageError("git is not installed", hint="apt-get install git") from error
-    if process.returncode != 0:
-        reason = (process.stderr.strip().splitlines() or ["git failed"])[0]
-        hint = "git init" if "not a git repository" in reason else f"git -C {folder} status"
-        raise UsageError(f"{folder} is not in a usable git repository: {reason}", hint=hint)
-    return Path(process.stdout.rstrip("\n")).resolve()
+    answer = ask_git(folder, "rev-parse", "--show-toplevel")
+    if answer.outside:
+        raise UsageError(f"{folder} is not in a git repository", hint=answer.hint or f"git init {shell_word(folder)}")
+    if answer.problem:
+        raise UsageError(f"{folder} is not in a usable git repository: {answer.problem}", hint=answer.hint)
+    return Path(answer.text.rstrip("\n")).resolve()

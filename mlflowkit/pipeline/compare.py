@@ -23,7 +23,7 @@ def compare(a: RunRecord, b: RunRecord, journal: Journal, store: ObjectStore) ->
     """
     runs = {"a": a, "b": b}
     head = ("run", "name", "status", "started")
-    git = ("git_commit", "git_dirty")
+    git = ("git_commit", "git_dirty", "git_tree")
     code = {side: {name: getattr(run.lineage, name) for name in git} for side, run in runs.items()}
     versions = {side: run.lineage.data_version for side, run in runs.items()}
     value: dict[str, Json] = {

@@ -25,7 +25,7 @@ from mlflowkit.errors import (
 from mlflowkit.judging.gates import is_blocking
 from mlflowkit.pipeline import client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
-from mlflowkit.pipeline.lineage import checkout
+from mlflowkit.pipeline.lineage.checkout import read_checkout
 from mlflowkit.pipeline.plan import ChampionState, ExecutionPlan, build_plan
 from mlflowkit.pipeline.promotion import deferred_problem, record_runs
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
@@ -181,11 +181,11 @@ class _RunSession:
             return self._finish(status, reporter)
 
     def _add_commit(self) -> None:
-        git = checkout(self.loaded.folder)
+        git = read_checkout(self.loaded.folder)
         if git.problem:
-            self.recorder.emit("data", "progress", git.problem)
+            self.recorder.emit("data", "warning", f"{git.problem}: no commit is recorded; {git.hint}")
         record = self.recorder.record
-        lineage = replace(record.lineage, git_commit=git.commit, git_dirty=git.dirty)
+        lineage = replace(record.lineage, git_commit=git.commit, git_dirty=git.dirty, git_tree=git.tree)
         self.recorder.record = replace(record, lineage=lineage)
 
     def _announce(self) -> None:

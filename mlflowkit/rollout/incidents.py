@@ -138,7 +138,9 @@ def _lineage(candidate: Variant) -> Json:
         manifest = parse_json((Path(candidate.bundle) / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return {name: manifest.get(name) for name in ("git_commit", "git_dirty", "data_version", "recipe_digest")}
+    names = ("git_commit", "git_dirty", "data_version", "recipe_digest")
+    tree = {"git_tree": manifest["git_tree"]} if manifest.get("git_tree") else {}
+    return {**{name: manifest.get(name) for name in names}, **tree}
 
 
 def _examples(files: ServiceFiles, name: str) -> list[Json]:

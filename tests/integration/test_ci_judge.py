@@ -69,6 +69,9 @@ def test_without_a_champion_a_change_gate_does_not_pass_and_with_one_it_is_judge
     assert (code, report["blessed"]) == (0, True)
     bundle = project.base / "first" / "bundle"
     assert report["head"] == project.git("rev-parse", "HEAD")
+    assert report["tree"] == project.git("rev-parse", "HEAD^{tree}")
+    manifest, blessing = (json.loads((bundle / f"{name}.json").read_bytes()) for name in ("manifest", "blessing"))
+    assert manifest["git_tree"] == blessing["git_tree"] == report["tree"]
     assert {item.name for item in bundle.parent.iterdir()} == {
         "bundle", "junit.xml", "metrics.txt", "mlkit.sarif", "page.html", "report.json",
     }  # fmt: skip

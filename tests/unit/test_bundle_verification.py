@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ SIGNATURE = Signature(
 )
 GRAPH = b"a graph of fifty bytes or so, to be cut anywhere at will"
 LINEAGE = Lineage("c" * 40, False, "d" * 64, "r" * 64)
+OLD_CHECKSUMS = {
+    "manifest.json": "fdc2c6cc41a8408d922075f378612d6614fd831bb253e636d5dd4d2edef96824",
+    "blessing.json": "13eea95565a340c5be5a35822ffc89932581934f8c321e3b23ad95b32053ad1d",
+}
+"""Of the bundle of `fill`, as version 0.1 wrote it: without the git tree."""
 
 
 def fill(path: Path, model: bytes = GRAPH) -> Path:
@@ -75,6 +81,23 @@ def test_what_was_written_is_read(folder: Path) -> None:
         "evidence/evaluation.json",
         "evidence/reference.whylogs",
     }
+
+
+def test_a_bundle_without_a_git_tree_is_byte_for_byte_that_of_earlier_versions(folder: Path) -> None:
+    for name, checksum in OLD_CHECKSUMS.items():
+        value = json.loads((folder / name).read_bytes())
+        assert "git_tree" not in value
+        assert value["checksum"] == checksum
+    assert open_bundle(folder, blessed=True).manifest.git_tree == ""
+
+
+def test_the_git_tree_is_bound_by_manifest_and_blessing(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "bundle", lineage=replace(LINEAGE, git_tree="e" * 40))
+    assert bundle.blessing is not None
+    assert (bundle.manifest.git_tree, bundle.blessing.git_tree) == ("e" * 40, "e" * 40)
+    assert bundle.manifest.identity == make(tmp_path / "old").manifest.identity
+    reseal(bundle.path, "blessing.json", git_tree="f" * 40)
+    refused(bundle.path, "its git_tree is")
 
 
 def test_identity_is_of_what_answers_and_of_nothing_else(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ PATHS = re.compile(r"\b(path|folder|place|directory|recipe_path|recipe|file|show
 """Names of expressions that give a path."""
 VAGUE = re.compile(r"(see|check|look|inspect) (?!.*[`=(])|is (it|the|another) |its log |the (log|traceback) is in")
 """Beginnings that tell to look and not how."""
-OTHER_OPTIONS = {"--help", "--upgrade", "--force-reinstall", "--head", "--port"}
-"""Options of other programs, and of a command that only some machines have."""
+OTHER_OPTIONS = {"--help", "--upgrade", "--force-reinstall", "--head", "--port", "--global", "--add", "--unshallow"}
+"""Options of other programs, git among them, and of a command that only some machines have."""
 
 
 def _hints() -> Iterator[tuple[str, ast.expr]]:

@@ -117,7 +117,9 @@ def deploy_bundle(bundle: Bundle, section: ServeSection, state: Path, recipe: Pa
         note(f"warning: {warning}")
     wiring = Wiring(state)
     manifest = bundle.manifest
-    lineage = Lineage(manifest.git_commit, manifest.git_dirty, manifest.data_version, manifest.recipe_digest)
+    lineage = Lineage(
+        manifest.git_commit, manifest.git_dirty, manifest.data_version, manifest.recipe_digest, manifest.git_tree
+    )
     package = _into_store(wiring, bundle)
     out = wiring.objects.scratch(f"deploy-{manifest.identity}")
     with stdout_to_stderr(), run_progress() as progress:

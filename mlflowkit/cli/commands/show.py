@@ -35,10 +35,11 @@ def show(
 
 def _print(value: dict[str, Json]) -> None:
     lineage = value["lineage"]
+    tree = f", tree {lineage['git_tree'][:12]}" if lineage.get("git_tree") else ""
     dirty = " (dirty)" if lineage["git_dirty"] else ""
     echo(f"run        {value['run']}  {value['status']}")
     echo(f"recipe     {value['recipe']} {' '.join(value['overrides'])}".rstrip())
-    echo(f"code       {lineage['git_commit'][:12] or 'no git commit'}{dirty}")
+    echo(f"code       {lineage['git_commit'][:12] or 'no git commit'}{tree}{dirty}")
     echo(f"data       {lineage['data_version'][:12]}")
     for step in value["steps"]:
         seconds = f"{step['seconds']:7.1f} s" if step["action"] == "run" else " " * 9

@@ -170,6 +170,7 @@ def _annotations(bundle: Manifest) -> dict[str, str]:
         "org.opencontainers.image.revision": bundle.git_commit,
         "io.mlflowkit.identity": bundle.identity,
         "io.mlflowkit.evidence": bundle.evidence,
+        "io.mlflowkit.git-tree": bundle.git_tree,
         "io.mlflowkit.data-version": bundle.data_version,
     }
     return {name: value for name, value in values.items() if value}

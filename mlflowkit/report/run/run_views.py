@@ -124,6 +124,7 @@ def lineage(record: RunRecord, evidence: RunEvidence) -> View:
     return {
         "facts": [
             ("Git commit", lineage.git_commit or "none: the recipe is outside a git checkout"),
+            ("Git tree of the recipe's folder", lineage.git_tree or formatting.NONE),
             ("Working tree", tree if lineage.git_commit else formatting.NONE),
             ("Data version", lineage.data_version or formatting.NONE),
             ("Recipe digest", lineage.recipe_digest or formatting.NONE),
