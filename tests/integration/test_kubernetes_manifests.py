@@ -268,6 +268,11 @@ def test_a_digest_is_one_line_and_comments_stay() -> None:
             ("environments", "b", "namespace"),
         ),
         ({"kubernetes": {"state": "memory"}}, ("environments", "prod", "replicas")),
+        ({"kubernetes": {"state": "memory", "workload": "rayservice"}}, ("environments", "prod", "replicas")),
+        (
+            {"environments": {"prod": {"replicas": 33}}, "kubernetes": {"workload": "rayservice"}},
+            ("environments", "prod", "replicas"),
+        ),
         ({"kubernetes": {"clients": {"team": "a b"}}}, ("kubernetes", "clients", "team")),
         ({"targets": ["kubernetes"], "triggers": [{"on": "merge"}]}, ("triggers", 0, "on")),
         (

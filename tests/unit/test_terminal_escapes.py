@@ -182,6 +182,7 @@ WRITERS = {
     "processes/controller_main.py": "a constant",
     "processes/foreground.py": "passes the log of the supervisor on, escaped",
     "processes/retrain_main.py": "a constant",
+    "processes/serve_application.py": "passes the log of `mlkit serve` on, escaped",
     "processes/tracker_main.py": "a constant",
     "processes/trial_main.py": "a constant; JSON",
     "adapters/evidently.py": "JSON, for its parent",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -56,11 +57,17 @@ class GatewayReplica:
             self._replica.stop()
 
 
-def application(folder: Path, runtime: str) -> Any:
-    """A Serve application of one gateway replica for the service in ``folder``."""
+GATEWAY_RESOURCE = "mlkit_gateway"
+"""A Ray resource of nodes that are to run gateways: where a cluster has it, each gateway takes one, so that a node with
+one runs exactly one."""
+
+
+def application(folder: Path, runtime: str, *, resources: Mapping[str, float] | None = None) -> Any:
+    """A Serve application of one gateway replica for the service in ``folder``; ``resources`` as Ray names them."""
     deployment = serve.deployment(
-        name="gateway", num_replicas=1, ray_actor_options={"num_cpus": 0.1}, health_check_period_s=2,
-        health_check_timeout_s=5, graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=10,
+        name="gateway", num_replicas=1, health_check_period_s=2, health_check_timeout_s=5,
+        ray_actor_options={"num_cpus": 0.1, "resources": dict(resources or {})},
+        graceful_shutdown_wait_loop_s=0.1, graceful_shutdown_timeout_s=10,
         max_ongoing_requests=256,
     )(GatewayReplica)  # fmt: skip
     return deployment.bind(str(folder), runtime)

@@ -335,9 +335,12 @@ class Reconciler:
             serve.delete(name)
         missing = [name for name in names if name not in present]
         if missing:
-            from mlflowkit.adapters.ray_serve.deployment import application
+            import ray
 
-            gateway = application(files.folder, self._runtime)
+            from mlflowkit.adapters.ray_serve.deployment import GATEWAY_RESOURCE, application
+
+            placed = GATEWAY_RESOURCE in ray.cluster_resources()
+            gateway = application(files.folder, self._runtime, resources={GATEWAY_RESOURCE: 1} if placed else None)
             serve.run_many([serve.RunTarget(gateway, name=name, route_prefix=f"/{name}") for name in missing])
 
 

@@ -37,6 +37,9 @@ def serve(
     service: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the service [default: the recipe's or the bundle's].")
     ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=64, metavar="N", help="Gateway replicas [default: the recipe's, or 1].")
+    ] = None,
     host: Annotated[str | None, typer.Option(envvar="MLKIT_HOST", help="Address to listen on.")] = None,
     port: Annotated[
         int | None, typer.Option(envvar=["MLKIT_PORT", "SAGEMAKER_BIND_TO_PORT"], help="Port to listen on.")
@@ -70,7 +73,7 @@ def serve(
     try:
         wiring = Wiring(folder)
         source = _Source(wiring, recipe, bundle, delivery, service)
-        section = source.section(host, port, keys)
+        section = source.section(host, port, keys, replicas)
         limits = ForegroundLimits(drain, give_up)
         code = serve_in_foreground(wiring.platform, folder, section.service, lambda: source.start(section), limits)
     except StopRequested:
@@ -97,7 +100,7 @@ class _Source:
         self._bundle = bundle
         self._opened: Bundle | None = None
 
-    def section(self, host: str | None, port: int | None, keys: Path | None) -> ServeSection:
+    def section(self, host: str | None, port: int | None, keys: Path | None, replicas: int | None) -> ServeSection:
         """The serve section: the recipe's or the defaults, with the options of the command line."""
         from mlflowkit.cli.commands.deploy import serve_section
         from mlflowkit.stages.deploy import ServeSection
@@ -115,6 +118,7 @@ class _Source:
         else:
             section = ServeSection(service=self._service or "", **({} if port is None else {"port": port}))
         changes: dict[str, object] = {} if host is None else {"host": host}
+        changes |= {} if replicas is None else {"replicas": replicas}
         if "SAGEMAKER_BIND_TO_PORT" in os.environ and host is None:
             changes["host"] = "0.0.0.0"
         if keys is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from mlflowkit.delivery.delivery_plan import BECAUSE, DeliveryPlan
 from mlflowkit.delivery.delivery_settings import TriggerSettings
 from mlflowkit.delivery.manifests.cluster_names import labels, selector_labels, service_name, short_name
 from mlflowkit.delivery.manifests.pod_template import (
+    DELIVERY_FOLDER,
     container_security,
     environment_variables,
     gateway_container,
@@ -22,8 +24,14 @@ from mlflowkit.delivery.manifests.pod_template import (
 )
 from mlflowkit.delivery.yaml_text import Commented, yaml_text
 
-SERVE_APPLICATION = "mlflowkit.serving.serve_application:build"
+SERVE_APPLICATION = "mlflowkit.processes.serve_application:build"
 """The builder of the Serve application that KubeRay deploys."""
+GATEWAY_RESOURCE = "mlkit_gateway"
+"""The Ray resource of the pods that are to run gateways, as `mlkit serve` asks for it."""
+RAY_VERSION = "2.60.0"
+"""The Ray of the images, which is the one that mlflowkit is pinned to."""
+MAX_GATEWAYS = 64
+"""Gateway replicas of one service."""
 POLLING = {"data": "7 * * * *", "drift": "37 * * * *"}
 """When a cluster asks for what has no event of its own there; the answer is nearly always that nothing changed."""
 
@@ -57,7 +65,14 @@ def ray_service(plan: DeliveryPlan) -> dict[str, Any]:
     name = service_name(plan)
     worker = gateway_container(plan, name="ray-worker")
     resources = gateway_resources(plan)
-    start = {"num-cpus": str(int(resources.cpus)), **({"num-gpus": str(resources.gpus)} if resources.gpus else {})}
+    start = {
+        "num-cpus": str(int(resources.cpus)),
+        **({"num-gpus": str(resources.gpus)} if resources.gpus else {}),
+        "resources": Commented(
+            json.dumps(json.dumps({GATEWAY_RESOURCE: plan.recipe.replicas})),
+            "each gateway takes one: every pod has its own",
+        ),
+    }
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -65,8 +80,9 @@ def ray_service(plan: DeliveryPlan) -> dict[str, Any]:
         "spec": {
             "excludeHeadPodFromServeSvc": True,
             "upgradeStrategy": {"type": "NewCluster"},
-            "serveConfigV2": _serve_config(plan),
+            "serveConfigV2": serve_config(plan, 1),
             "rayClusterConfig": {
+                **_ray_authentication(),
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
                     "template": {
@@ -96,15 +112,25 @@ def ray_service(plan: DeliveryPlan) -> dict[str, Any]:
     }
 
 
-def _serve_config(plan: DeliveryPlan) -> str:
-    """Never changed by another model: any change of the cluster's part would start a whole new cluster."""
+def serve_config(plan: DeliveryPlan, pods: int) -> str:
+    """The Serve application for ``pods`` workers; Serve changes their number in place. No model changes it."""
     application = {
         "name": service_name(plan),
         "import_path": SERVE_APPLICATION,
         "route_prefix": "/",
-        "args": {"delivery": "/etc/mlkit/delivery.yaml"},
+        "args": {
+            "service": service_name(plan),
+            "delivery": f"{DELIVERY_FOLDER}/delivery.yaml",
+        },
+        "deployments": [{"name": "service", "user_config": {"replicas": pods * plan.recipe.replicas}}],
     }
     return yaml_text({"proxy_location": "Disabled", "applications": [application]})
+
+
+def _ray_authentication() -> dict[str, Any]:
+    """KubeRay refuses a token without the version."""
+    token = Commented({"mode": "token"}, "KubeRay makes the token that the pods of a cluster share, since its 1.5")
+    return {"rayVersion": RAY_VERSION, "authOptions": token}
 
 
 def _head_container(plan: DeliveryPlan) -> dict[str, Any]:
@@ -135,13 +161,14 @@ def ray_job(plan: DeliveryPlan) -> dict[str, Any]:
             "backoffLimit": 0,
             "activeDeadlineSeconds": plan.step("judge").timeout_minutes * 60,
             "rayClusterSpec": {
+                **_ray_authentication(),
                 "headGroupSpec": {
                     "rayStartParams": {"num-gpus": str(runner.gpus)} if runner.gpus else {},
                     "template": {
                         "metadata": {"labels": labels(plan, "train")},
                         "spec": {**pod_spec(plan, [container], _train_volumes(plan)), "restartPolicy": "Never"},
                     },
-                }
+                },
             },
         },
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from mlflowkit.delivery.delivery_plan import DeliveryPlan, Environment
@@ -161,6 +160,7 @@ def _replicas(plan: DeliveryPlan, count: int) -> dict[str, Any]:
     edits = [
         {"op": "add", "path": f"{group}/{key}", "value": count} for key in ("replicas", "minReplicas", "maxReplicas")
     ]
+    edits.append({"op": "replace", "path": "/spec/serveConfigV2", "value": workloads.serve_config(plan, count)})
     target = {"group": "ray.io", "version": "v1", "kind": "RayService", "name": name}
     return {"patches": [{"target": target, "patch": yaml_text(edits)}]}
 
@@ -201,20 +201,25 @@ def _cluster_triggers(plan: DeliveryPlan) -> list[TriggerSettings]:
 
 
 def _ray_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
-    module = workloads.SERVE_APPLICATION.partition(":")[0]
-    if plan.section.kubernetes.workload == "rayservice" and find_spec(module) is None:
-        message = f"a RayService imports {module}, which this version of mlflowkit does not have"
-        yield Unsupported(("kubernetes", "workload"), message, "write workload: deployment")
+    if plan.section.kubernetes.workload != "rayservice":
+        return
+    for environment in plan.environments:
+        gateways = environment.settings.replicas * plan.recipe.replicas
+        if gateways > workloads.MAX_GATEWAYS:
+            message = f"{gateways} gateways in one Ray cluster; a service has at most {workloads.MAX_GATEWAYS}"
+            hint = f"write replicas: {workloads.MAX_GATEWAYS // plan.recipe.replicas} or less"
+            yield Unsupported(("environments", environment.name, "replicas"), message, hint)
 
 
 def _state_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
-    if plan.section.kubernetes.state == "volume" or plan.recipe.strategy == "direct":
+    options = plan.section.kubernetes
+    alone = plan.recipe.strategy == "direct" and options.workload == "deployment"
+    if options.state == "volume" or alone:
         return
     for environment in plan.environments:
         if environment.settings.replicas > 1:
-            message = (
-                f"{environment.settings.replicas} pods without a shared state folder would each decide a rollout alone"
-            )
+            fault = "not find the service" if options.workload == "rayservice" else "each decide a rollout alone"
+            message = f"{environment.settings.replicas} pods without a shared state folder would {fault}"
             hint = "write kubernetes.state: volume, or replicas: 1"
             yield Unsupported(("environments", environment.name, "replicas"), message, hint)
 
