@@ -174,6 +174,21 @@ class AirflowSettings(Section):
     """Namespace of the pods."""
 
 
+class KubeflowSettings(Section):
+    """The Kubeflow pipeline."""
+
+    image: str | None = Field(default=None, pattern=r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+    """Image of the steps by digest, with git, buildah and the packages of the lock. When it is not given, each step
+    starts Python's base image as root, and installs them."""
+    code: KubernetesSecret | None = None
+    """A token that may read the repository of the recipe; not needed for a public one."""
+    git: KubernetesSecret | None = None
+    """A token that may push to the environments' repositories, and claims of triggers to the recipe's."""
+    state: Label | None = None
+    """A PersistentVolumeClaim with the state folder: that of the gateway, where rollouts are settled. Without it every
+    run starts with an empty one."""
+
+
 class SagemakerSettings(Section):
     """SageMaker pipelines and endpoints."""
 
@@ -218,6 +233,8 @@ class DeliverySection(Section):
     """Options of the targets kubernetes, argocd and flux."""
     airflow: AirflowSettings = Field(default_factory=AirflowSettings)
     """Options of the target airflow."""
+    kubeflow: KubeflowSettings = Field(default_factory=KubeflowSettings)
+    """Options of the target kubeflow."""
     sagemaker: SagemakerSettings = Field(default_factory=SagemakerSettings)
     """Options of the target sagemaker."""
     options: dict[str, dict[str, Json]] = Field(default_factory=dict)

@@ -35,7 +35,7 @@ print(json.dumps(dict(target.render(delivery_plans()[which]))))
 
 
 def delivery_plans() -> dict[str, DeliveryPlan]:
-    """Plans to render, by name: the smallest, one with a pipeline's secrets and environments, one of a cluster."""
+    """Plans to render, by name: the smallest, one with a pipeline's secrets and environments, two of a cluster."""
     rollout = {"strategy": "canary", "steps": [5, 25, 50]}
     facts = RecipeFacts("my_model", "recipes/my_model.yaml", "lending", 8080, 2, 10.0, "canary", rollout=rollout)
     plain = RecipeFacts("plain", "plain.yaml", "plain", 8080)
@@ -46,7 +46,7 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
         {"on": "data"},
         {"on": "drift"},
     ]
-    environments = {
+    environments: dict[str, dict[str, Any]] = {
         "staging": {"promote": "automatic", "repo": "https://github.com/acme/env.git", "path": "overlays/staging"},
         "production": {"after": "staging", "baking": "24h", "replicas": 3},
     }
@@ -70,6 +70,20 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
                 "environments": environments,
                 "secrets": {"DB_URL": {"vault": "acme/lending#url"}, "TOKEN": {"env": "DATA_TOKEN"}},
                 "policy": {"inconclusive": "neutral"},
+            },
+            facts,
+        ),
+        "pods": (
+            {
+                "registry": {**registry, "credentials": {"kubernetes": {"name": "registry", "key": "token"}}},
+                "runner": {"cpus": 4, "memory_mb": 8192, "gpus": 1},
+                "triggers": [{"on": "data"}, {"on": "drift"}],
+                "environments": {
+                    name: {**environment, "promote": "automatic"} for name, environment in environments.items()
+                },
+                "secrets": {"DB_URL": {"kubernetes": {"name": "lending", "key": "db-url"}}},
+                "policy": {"inconclusive": "neutral"},
+                "kubeflow": {"state": "lending-state", "git": {"name": "mlkit-git", "key": "token"}},
             },
             facts,
         ),
