@@ -213,7 +213,7 @@ def write(path: Path, *, name: str, lineage: Lineage, policy: str, run: str, ble
         raise BundleError(message, hint="mlkit run RECIPE --force optimize")
     identity = identity_of(files)
     common = {"identity": identity, "evidence": evidence_of(files), "policy": policy, **asdict(lineage)}
-    recipe_digest = common.pop("recipe_digest")
+    recipe_digest, _ = common.pop("recipe_digest"), common.pop("git_changes")
     manifest = Manifest(name=name, version=identity[:12], files=files, recipe_digest=recipe_digest, **common)
     try:
         (path / BLESSING).unlink(missing_ok=True)

@@ -128,6 +128,8 @@ class Lineage:
     recipe_digest: str
     git_tree: str = ""
     """Digest of git's tree of the recipe's folder at ``git_commit``; "" where it is not known."""
+    git_changes: str = ""
+    """What makes it dirty: inputs that no commit holds."""
 
 
 @dataclass(frozen=True, slots=True)

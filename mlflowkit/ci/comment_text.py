@@ -75,7 +75,8 @@ def _headline(report: JudgeReport) -> str:
     where = f" for {code(report.environment)}" if report.environment else ""
     title = f"### {code(report.recipe)}{where}: {verdict_words(report)}"
     version = f"version {code(report.identity[:12])}, " if report.identity else ""
-    dirty = " with changes that are not committed" if report.git_dirty else ""
+    changes = "".join(f"{sign} {code(change)}" for sign, change in zip(":,,", report.git_changes, strict=False))
+    dirty = f", with changes that are not committed{changes}" if report.git_dirty else ""
     head = report.head or report.git_commit
     merged = f" merged with its target as {code(report.git_commit[:12])}" if report.git_commit not in ("", head) else ""
     tree = f", tree {code(report.tree[:12])}" if report.tree else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlflowkit.ci import comment_text, forge_formats
 from mlflowkit.ci.judge_report import JudgeReport
 from mlflowkit.errors import Fault
+from mlflowkit.system.text import limited
 
 SUMMARY_LIMIT = 1_000_000
 """Characters of a job's summary; GitHub takes 1 MiB."""
@@ -38,7 +39,8 @@ def as_text(report: JudgeReport) -> str:
         lines.append(f"  version {report.identity[:12]}")
     if report.git_commit:
         tree = f", tree {report.tree[:12]}" if report.tree else ""
-        lines.append(f"  commit {report.git_commit[:12]}{tree}{', with changes that no commit has' * report.git_dirty}")
+        changes = f", with changes that no commit has: {limited(report.git_changes)}" if report.git_dirty else ""
+        lines.append(f"  commit {report.git_commit[:12]}{tree}{changes}")
     if report.champion is not None:
         lines.append(f"  champion {report.champion.version} ({report.champion.source})")
     for verdict in report.verdicts:

@@ -122,6 +122,8 @@ class JudgeReport(_Part):
     warnings: tuple[Text, ...] = Field(default=(), max_length=100)
     git_commit: Commit = ""
     git_dirty: bool = False
+    git_changes: tuple[Text, ...] = Field(default=(), max_length=50)
+    """What makes it dirty: inputs of the run that no commit holds."""
     tree: Commit = ""
     """Digest of git's tree of the recipe's folder; "" where it is not known."""
     head: Commit = ""

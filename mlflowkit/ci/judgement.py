@@ -28,8 +28,10 @@ from mlflowkit.ci.judge_report import (
 )
 from mlflowkit.ci.recipe_facts import repository_root
 from mlflowkit.errors import BundleError, Fault, MlkitError, RecipeError, UsageError
-from mlflowkit.pipeline.lineage.checkout import read_checkout
+from mlflowkit.pipeline.lineage.checkout import Checkout, read_checkout
+from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
 from mlflowkit.ports import RunProgress
+from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.files import replace_file
 from mlflowkit.system.machine import describe_machine
 from mlflowkit.system.text import shell_word, truncate
@@ -86,21 +88,21 @@ def judge(request: JudgeRequest, progress: RunProgress) -> Judgement:
         "path": request.recipe.resolve().relative_to(root).as_posix(),
         "environment": request.environment,
         "git_commit": git.commit,
-        "git_dirty": git.dirty,
         "tree": git.tree,
         "head": head or git.commit,
         "machine": describe_machine(),
         "recipe": request.recipe.stem,
     }
-    judgement = _judge(request, root, base, progress)
+    judgement = _judge(request, root, base, git, progress)
     _write(request.out, judgement)
     return judgement
 
 
-def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], progress: RunProgress) -> Judgement:
+def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], git: Checkout, progress: RunProgress) -> Judgement:
     try:
         recipe = api.load(request.recipe, request.overrides)
         section = recipe.loaded.recipe.delivery
+        base |= _uncommitted(git, recipe.loaded, ())
         base |= {"recipe": recipe.name, "runner": (section.runner.machine or "") if section else ""}
         _check_environment(request, tuple(section.environments) if section else ())
         request = _with_champion(request)
@@ -121,7 +123,21 @@ def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], progress: Ru
         if error.exit_code not in (2, 3):
             raise
         return Judgement(_failed(base, error), error)
+    base |= _uncommitted(git, recipe.loaded, _ingredients(run.answer, request.state))
     return Judgement(_report(request, base, run), run.error, run=run)
+
+
+def _uncommitted(git: Checkout, loaded: LoadedRecipe, ingredients: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What of the inputs no commit holds, as the report's keys."""
+    changes = uncommitted_inputs(git, run_inputs(loaded, ingredients)).changes
+    return {"git_dirty": bool(changes), "git_changes": tuple(truncate(change, 1900) for change in changes[:50])}
+
+
+def _ingredients(answer: Mapping[str, Json], state: Path) -> list[Mapping[str, str]]:
+    """The ingredients of the fingerprints of a run's steps."""
+    with Wiring(state).open_journal(create=False) as journal:
+        results = [journal.result(step["fingerprint"]) for step in answer["steps"]]
+    return [result.ingredients for result in results if result is not None]
 
 
 def _with_champion(request: JudgeRequest) -> JudgeRequest:

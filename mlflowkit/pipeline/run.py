@@ -26,6 +26,7 @@ from mlflowkit.judging.gates import is_blocking
 from mlflowkit.pipeline import client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage.checkout import read_checkout
+from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
 from mlflowkit.pipeline.plan import ChampionState, ExecutionPlan, build_plan
 from mlflowkit.pipeline.promotion import deferred_problem, record_runs
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
@@ -39,7 +40,7 @@ from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import FULL, disk_error, replace_file
-from mlflowkit.system.text import shell_word
+from mlflowkit.system.text import limited, shell_word
 from mlflowkit.values import STAGES, Event, Lineage, Outcome, RunRecord, RunStatus, StepRecord
 
 Reporter = Callable[[RunRecord, Mapping[str, Path]], str]
@@ -184,8 +185,18 @@ class _RunSession:
         git = read_checkout(self.loaded.folder)
         if git.problem:
             self.recorder.emit("data", "warning", f"{git.problem}: no commit is recorded; {git.hint}")
+        inputs = run_inputs(self.loaded, [step.ingredients for step in self.plan.steps])
+        uncommitted = uncommitted_inputs(git, inputs)
+        for kind, message in uncommitted.messages(git):
+            self.recorder.emit("data", kind, message)
         record = self.recorder.record
-        lineage = replace(record.lineage, git_commit=git.commit, git_dirty=git.dirty, git_tree=git.tree)
+        lineage = replace(
+            record.lineage,
+            git_commit=git.commit,
+            git_tree=git.tree,
+            git_dirty=bool(uncommitted.changes),
+            git_changes=limited(uncommitted.changes),
+        )
         self.recorder.record = replace(record, lineage=lineage)
 
     def _announce(self) -> None:

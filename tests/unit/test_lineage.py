@@ -22,7 +22,7 @@ def project(tmp_path: Path) -> GitProject:
 
 def test_commit_and_tree_are_those_of_the_recipes_folder(project: GitProject) -> None:
     checkout = read_checkout(project.root / "recipes")
-    assert (checkout.commit, checkout.dirty) == (project.git("rev-parse", "HEAD"), False)
+    assert (checkout.commit, checkout.entries) == (project.git("rev-parse", "HEAD"), ())
     assert checkout.tree == project.git("rev-parse", "HEAD:recipes")
     assert read_checkout(project.root).tree == project.git("rev-parse", "HEAD^{tree}")
 
@@ -123,7 +123,7 @@ def test_a_hooks_variables_do_not_lead_to_another_repository(
     checkout = read_checkout(project.root / "recipes")
     monkeypatch.delenv("GIT_DIR")
     monkeypatch.delenv("GIT_INDEX_FILE")
-    assert (checkout.commit, checkout.dirty) == (project.git("rev-parse", "HEAD"), False)
+    assert (checkout.commit, checkout.entries) == (project.git("rev-parse", "HEAD"), ())
 
 
 def test_without_git_only_a_checkout_is_a_problem(

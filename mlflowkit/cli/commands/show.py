@@ -36,7 +36,8 @@ def show(
 def _print(value: dict[str, Json]) -> None:
     lineage = value["lineage"]
     tree = f", tree {lineage['git_tree'][:12]}" if lineage.get("git_tree") else ""
-    dirty = " (dirty)" if lineage["git_dirty"] else ""
+    changes = f": {lineage['git_changes']}" if lineage.get("git_changes") else ""
+    dirty = f" (dirty{changes})" if lineage["git_dirty"] else ""
     echo(f"run        {value['run']}  {value['status']}")
     echo(f"recipe     {value['recipe']} {' '.join(value['overrides'])}".rstrip())
     echo(f"code       {lineage['git_commit'][:12] or 'no git commit'}{tree}{dirty}")

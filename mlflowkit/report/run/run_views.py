@@ -120,7 +120,8 @@ def steps(record: RunRecord, evidence: RunEvidence) -> View:
 def lineage(record: RunRecord, evidence: RunEvidence) -> View:
     """Return code, data, recipe and seed."""
     lineage = record.lineage
-    tree = "dirty: it had changes that are in no commit" if lineage.git_dirty else "clean"
+    changes = f": {lineage.git_changes}" if lineage.git_changes else ""
+    tree = f"dirty: it had changes that are in no commit{changes}" if lineage.git_dirty else "clean"
     return {
         "facts": [
             ("Git commit", lineage.git_commit or "none: the recipe is outside a git checkout"),
