@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mlflowkit.cli.app import JsonOption, RecipeArgument, app, echo, emit_json, note, print_result
 from mlflowkit.errors import UsageError
-from mlflowkit.system.text import shell_word
-
-if TYPE_CHECKING:
-    from mlflowkit.delivery.image.image_builder import ImageBuild
 
 group = typer.Typer(
     help="Images, and bundles in a registry: by digest, signed.", no_args_is_help=True, rich_markup_mode=None
@@ -40,34 +36,31 @@ def build(
     builder: Annotated[
         str | None, typer.Option(metavar="NAME", help="buildah or docker [default: what is there].")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where image.json goes, once pushed [default: beside REPORT]."),
+    ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Build a recipe's images, and push them and the judged bundle with --push; equal inputs give equal digests."""
-    from mlflowkit.delivery.image.bundle_artifact import bundle_reference, push_bundle
-    from mlflowkit.delivery.image.image_builder import build_commands, build_image, builder_name, find_builder
+    """Build a recipe's images, and push them and the judged bundle with --push; equal inputs give equal digests.
 
+    What was pushed is written to image.json, which the steps after this one read.
+    """
+    from mlflowkit.ci.image_delivery import build_recipe_images, planned_commands, planned_images
+    from mlflowkit.delivery.image.image_builder import builder_name, find_builder
+
+    if out is not None and not push:
+        raise UsageError("--out says where image.json goes, which there is for pushed images", hint="add --push")
     wanted = None if builder is None else builder_name(builder)
-    builds, repository = _builds(recipe, role or ["serve"])
-    bundle = None if report is None else report.parent / "bundle"
+    planned = planned_images(recipe, role or ["serve"], report)
     if dry_run:
-        named = wanted or builder_name("buildah")
-        lines = [
-            " ".join(map(shell_word, command))
-            for each in builds.values()
-            for command in build_commands(each, named, Path("BUILD"), push=push)
-        ]
-        reference = "" if bundle is None else bundle_reference(bundle, repository)
+        lines, reference = planned_commands(planned, wanted or builder_name("buildah"), push=push)
         text = "\n".join([*lines, *([f"bundle: {reference}"] if reference else [])])
         print_result({"commands": lines, "bundle": reference}, text, json)
         return
-    value: dict[str, Any] = {"images": {}, "bundle": ""}
-    if bundle is not None and push:
-        value["bundle"] = push_bundle(bundle, repository)
-        note(f"pushed {value['bundle']}")
-    which = find_builder(wanted)
-    for name, each in builds.items():
-        value["images"][name] = build_image(each, which, push=push)
+    folder = out or (None if report is None else report.parent)
+    value = build_recipe_images(planned, find_builder(wanted), push=push, folder=folder, progress=note)
     print_result(value, "\n".join([*value["images"].values(), *filter(None, [value["bundle"]])]), json)
 
 
@@ -128,24 +121,3 @@ def verify(
         emit_json({"verified": True, "bundle": str(bundle)})
     else:
         echo(f"{bundle} is what the owner of {key} signed")
-
-
-def _builds(recipe: Path, roles: list[str]) -> tuple[dict[str, ImageBuild], str]:
-    """What to build, by role, and the repository of bundles. Raises UsageError, RecipeError."""
-    from mlflowkit.ci.recipe_export import load_delivery
-    from mlflowkit.ci.recipe_facts import repository_root
-    from mlflowkit.delivery.image.image_builder import ImageBuild
-    from mlflowkit.delivery.targets.dockerfile import DockerTarget, dockerfile_path
-
-    loaded, plan = load_delivery(recipe)
-    images = {image.role: image for image in plan.images}
-    unknown = [role for role in roles if role not in images]
-    if unknown:
-        raise UsageError(f"there is no image {unknown[0]!r}", hint=f"--role is one of {', '.join(images)}")
-    files, root = DockerTarget().render(plan), repository_root(loaded.folder)
-    builds: dict[str, ImageBuild] = {}
-    for role in roles:
-        image = next(image for name, image in images.items() if name == role)
-        path = dockerfile_path(image)
-        builds[role] = ImageBuild(image.reference, files[path], files[f"{path}.dockerignore"], root)
-    return builds, f"{plan.registry}-bundle"

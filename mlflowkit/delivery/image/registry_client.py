@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 MAX_MANIFEST_BYTES = 4 << 20
 CHUNK_BYTES = 8 << 20
 TIMEOUT_SECONDS = 30.0
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"')
 _REALM_FAULT = "the registry asks for a token from a place that is not safe to send credentials to"
 
@@ -45,6 +47,21 @@ class BlobDescriptor:
 
     def to_json(self) -> dict[str, Any]:
         return {"mediaType": self.type, "digest": self.digest, "size": self.size}
+
+
+def descriptor_of(value: Any, repository: str) -> BlobDescriptor:
+    """A descriptor as a manifest lists it. Raises BundleError unless it is whole."""
+    fields = value if isinstance(value, dict) else {}
+    kind, digest, size = fields.get("mediaType"), fields.get("digest"), fields.get("size")
+    if (
+        not isinstance(kind, str)
+        or not isinstance(digest, str)
+        or type(size) is not int
+        or not _DIGEST.fullmatch(digest)
+    ):
+        hint = f"skopeo inspect docker://{repository} shows what it has"
+        raise BundleError(f"a manifest of {repository} lists {str(value)[:120]}, which is no descriptor", hint=hint)
+    return BlobDescriptor(kind, digest, size)
 
 
 def digest_of(content: bytes) -> str:
@@ -147,6 +164,34 @@ class RegistryClient:
             raise BundleError(f"{self.repository.at(reference)} is not a manifest", hint=self._inspect()) from error
         if not isinstance(document, dict):
             raise BundleError(f"{self.repository.at(reference)} is not a manifest", hint=self._inspect())
+        return document
+
+    def pull_image_manifest(self, digest: str) -> dict[str, Any]:
+        """The manifest of an image, in either format. Raises BundleError for an index, which no platform is told by."""
+        manifest = self.pull_manifest(digest, f"{MANIFEST_TYPE}, {DOCKER_MANIFEST_TYPE}, {INDEX_TYPE}")
+        if not isinstance(manifest.get("config"), dict) or not isinstance(manifest.get("layers"), list):
+            raise BundleError(
+                f"{self.repository.at(digest)} is no image but an index or an artifact", hint=self._inspect()
+            )
+        return manifest
+
+    def pull_config(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration that an image's manifest names. Raises BundleError."""
+        return self.pull_document(descriptor_of(manifest.get("config"), self.repository.name))
+
+    def pull_document(self, blob: BlobDescriptor) -> dict[str, Any]:
+        """A small blob that is a JSON object, verified. Raises BundleError."""
+        with self._get_blob(blob.digest) as reply:
+            content = b"".join(self._bounded(reply, min(blob.size, MAX_MANIFEST_BYTES), f"blob {blob.digest}"))
+        if digest_of(content) != blob.digest:
+            message = f"{self.repository.name} sent {digest_of(content)} for blob {blob.digest}"
+            raise BundleError(message, hint=self._inspect())
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            raise BundleError(f"blob {blob.digest} of {self.repository.name} is no document", hint=self._inspect())
         return document
 
     def pull_blob(self, blob: BlobDescriptor, path: Path) -> None:
