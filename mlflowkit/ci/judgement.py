@@ -148,7 +148,7 @@ def _with_champion(request: JudgeRequest) -> JudgeRequest:
     """
     if not request.environment or request.champion is not None or request.first_version:
         return request
-    from mlflowkit.ci.environment_promotion import read_environment
+    from mlflowkit.ci.environments.environment_file import read_environment
     from mlflowkit.delivery.image.bundle_artifact import pull_bundle
 
     target, desired, commit = read_environment(request.recipe, request.environment)

@@ -70,7 +70,7 @@ def finish(
 @contextmanager
 def _store(folder: Path, state: Path, place: ClaimPlace | None) -> Iterator[ClaimStore]:
     """The claims in git where the repository has a remote, else in the state folder, unless the place is given."""
-    from mlflowkit.ci.environment_promotion import own_remote
+    from mlflowkit.ci.environments.environment_file import own_remote
     from mlflowkit.errors import UsageError
     from mlflowkit.service_state.records import control_records
 
@@ -90,7 +90,7 @@ def _store(folder: Path, state: Path, place: ClaimPlace | None) -> Iterator[Clai
 
 def _champion(recipe: Path, loaded: LoadedRecipe) -> tuple[str, str]:
     """The last environment and the identity of its champion; "" where there is none."""
-    from mlflowkit.ci.environment_promotion import read_environment
+    from mlflowkit.ci.environments.environment_file import read_environment
 
     section = loaded.recipe.delivery
     environment = "" if section is None else next(reversed(section.environments), "")

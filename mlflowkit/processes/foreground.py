@@ -108,25 +108,35 @@ def _reap_forever() -> None:
 
 
 def serve_in_foreground(
-    platform: Platform, state: Path, service: str, start: Callable[[], str], limits: ForegroundLimits
+    platform: Platform,
+    state: Path,
+    service: str,
+    start: Callable[[], str],
+    limits: ForegroundLimits,
+    beside: Callable[[threading.Event], None] | None = None,
 ) -> int:
     """Start a service, keep it up until a signal, drain it and stop it; returns the exit code 0.
 
-    ``start`` returns the endpoint. Propagates its errors; raises ServiceError when the service is not ready for longer
-    than ``limits.give_up``. Whatever happens, the service and its Ray are stopped at the end.
+    ``start`` returns the endpoint; ``beside`` then runs in a thread of its own until the event that it is given is set.
+    Propagates the errors of ``start``; raises ServiceError when the service is not ready for longer than
+    ``limits.give_up``. Whatever happens, the service and its Ray are stopped at the end.
     """
     files = ServiceFiles(platform.folder(service))
     log = _LogFollower(state / "ray" / "steward.log")
+    ending = threading.Event()
     try:
         files.delete(DRAINING)
         endpoint = start()
         _log.info("%s answers at %s", service, endpoint)
+        if beside is not None:
+            threading.Thread(target=beside, args=(ending,), name="mlkit-delivery", daemon=True).start()
         _watch(platform, service, limits.give_up)
     except StopRequested as request:
         _log.info("%s: %s is not ready any more, and stops in %g s", request, service, limits.drain)
         _drain(files, limits.drain)
         return 0
     finally:
+        ending.set()
         platform.down()
         files.delete(DRAINING)
         log.stop()

@@ -19,10 +19,13 @@ def request(
     *,
     timeout: float = 30.0,
     headers: Mapping[str, str] | None = None,
+    max_bytes: int | None = None,
+    hint: str = "mlkit status; mlkit up RECIPE serves the last deploy again",
 ) -> tuple[int, Any]:
     """Send a request; return (status, document). A body that is not JSON is returned as text.
 
-    Raises ServiceError when ``endpoint`` is not a URL, or nothing answers there.
+    Raises ServiceError when ``endpoint`` is not a URL, nothing answers there (with the ``hint``), or the answer has
+    more than ``max_bytes``.
     """
     scheme, host, port, prefix = _split_url(endpoint)
     connection_type = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
@@ -32,15 +35,15 @@ def request(
         content_type = {} if data is None else {"content-type": "application/json"}
         connection.request(method, prefix + path, data, {**content_type, **(headers or {})})
         response = connection.getresponse()
-        content = response.read()
+        content = response.read(None if max_bytes is None else max_bytes + 1)
+        if max_bytes is not None and len(content) > max_bytes:
+            raise ServiceError(f"{endpoint}{path} answers with more than {max_bytes:,} bytes", hint=hint)
         try:
             return response.status, json.loads(content)
         except (ValueError, RecursionError):
             return response.status, content.decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        raise ServiceError(
-            f"nothing answers at {endpoint}: {error}", hint="mlkit status; mlkit up RECIPE serves the last deploy again"
-        ) from error
+        raise ServiceError(f"nothing answers at {endpoint}: {error}", hint=hint) from error
     finally:
         connection.close()
 

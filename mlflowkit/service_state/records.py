@@ -39,6 +39,8 @@ They are read and written through `ports.ControlRecords` only; `control_records`
       admin.json          address of the admin page, written by the controller's process
       isolated/<digest>/  addresses of the processes of an isolated variant, readable by their owner only
       isolated.json       status of each isolated variant in Ray Serve, written by the reconciler
+      delivery.json       delivery.gitops.delivery_follower.FollowStatus: what was read of a delivery.yaml and done
+                          about it; by `mlkit serve`
       draining.json       the service is about to stop; by `mlkit serve`
       retired.json        replicas of an earlier Ray that are to finish their requests and end; by the reconciler
       replicas/<id>.json  ReplicaReport of a replica; written by it, at least every HEARTBEAT_SECONDS
@@ -86,6 +88,8 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 2.0
 """Longest time between two reports of a replica."""
+DELIVERY = "delivery.json"
+"""What follows a service's delivery.yaml has read and done; absent where nothing follows one."""
 DRAINING = "draining.json"
 """There while the service is about to stop: replicas answer, and say that they are not ready."""
 RETIRED = "retired.json"

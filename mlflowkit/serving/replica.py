@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import BundleError, MlkitError, ServiceError
 from mlflowkit.service_state.records import (
+    DELIVERY,
     DRAINING,
     HEARTBEAT_SECONDS,
     RETIRED,
@@ -101,7 +102,9 @@ class Replica:
         self._feedback = Intake(
             folder / "feedback", name, days=desired.settings.log_days, megabytes=desired.settings.feedback_mb
         )
-        self.gateway = Gateway(self.plane, self._other_metrics_pages, self._feedback)
+        self.gateway = Gateway(
+            self.plane, self._other_metrics_pages, self._feedback, lambda: self._files.read_json(DELIVERY)
+        )
         self._report = ReplicaReport(
             replica=name,
             pid=os.getpid(),

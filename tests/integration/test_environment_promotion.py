@@ -8,14 +8,21 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from mlflowkit.ci import environment_promotion
-from mlflowkit.ci.environment_promotion import PromotionResult, environment_file, promote, settle
-from mlflowkit.delivery.gitops.desired_delivery import DesiredCandidate, edit_delivery, parse_delivery
+from mlflowkit.ci.environments.environment_file import PromotionResult, environment_file
+from mlflowkit.ci.environments.environment_promotion import promote
+from mlflowkit.ci.environments.environment_settlement import gateway_reader, settle, state_reader
+from mlflowkit.delivery.gitops.desired_delivery import (
+    DesiredCandidate,
+    DesiredDelivery,
+    edit_delivery,
+    parse_delivery,
+)
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, FileVersion, open_repository
-from mlflowkit.delivery.gitops.promotion_decision import RolloutVerdict
+from mlflowkit.delivery.gitops.served_state import ServedRejection, ServedState
 from mlflowkit.errors import (
     BundleError,
     ConflictError,
@@ -26,11 +33,22 @@ from mlflowkit.errors import (
     UsageError,
 )
 from tests.support.export_project import make_project
+from tests.support.http_answers import answering
 from tests.support.lending_bundle import make_bundle
 
 HOUR = 3600.0
-PROMOTED = RolloutVerdict("promoted", "the gateway serves it", "2026-11-30T06:00:00Z")
-ROLLED_BACK = RolloutVerdict("rolled_back", "error rate above the champion's", "2026-11-30T06:00:00Z")
+INCIDENT = "error rate above the champion's"
+Outcome = Literal["promoted", "rolled_back", "running"]
+
+
+def served(outcome: Outcome, identity: str, champion: str = "0" * 64) -> ServedState:
+    """What a gateway says in which a candidate's rollout came to an outcome."""
+    if outcome == "promoted":
+        return ServedState("lending", identity)
+    if outcome == "running":
+        return ServedState("lending", champion, identity, "its rollout is live, step 1 of 3")
+    rejection = ServedRejection(identity, INCIDENT, "rolled_back", "x1", 1_795_000_000.0)
+    return ServedState("lending", champion, rejections=(rejection,))
 
 
 class PromotionWorld:
@@ -50,15 +68,27 @@ class PromotionWorld:
         """The report of a bundle, with the bundle beside it."""
         out = self.folder / f"out-{seed}-{exit_code}-{policy}"
         made = make_bundle(out / "bundle", seed, policy=policy or self.policy)
-        report = {"schema": 1, "exit_code": exit_code, "identity": made.manifest.identity, "run": f"run-{seed}"}
+        status = {0: "done", 1: "gate-failed", 4: "inconclusive"}.get(exit_code, "error")
+        report = {
+            "schema": 1, "recipe": "lending", "path": "recipe.yaml", "status": status, "exit_code": exit_code,
+            "identity": made.manifest.identity, "run": f"run-{seed}",
+        }  # fmt: skip
         (out / "report.json").write_text(json.dumps(report))
         return out / "report.json"
 
     def promote(self, environment: str, report: Path, **options: object) -> PromotionResult:
         return promote(self.recipe, environment, report, exists=lambda reference: True, **options)  # type: ignore[arg-type]
 
-    def settle(self, environment: str, verdict: RolloutVerdict, seconds: float = 0.0) -> PromotionResult:
-        return settle(self.recipe, environment, lambda candidate: verdict, seconds=seconds, poll=0.01)
+    def desired(self, environment: str) -> DesiredDelivery:
+        return parse_delivery(self.git("show", f"main:deploy/overlays/{environment}/delivery.yaml"))
+
+    def settle(self, environment: str, *outcomes: Outcome, seconds: float = 0.0) -> PromotionResult:
+        """Settle with what the gateway answers, one after the other, about the candidate or else the champion."""
+        desired = self.desired(environment)
+        version = desired.candidate or desired.champion
+        identity = "" if version is None else version.identity
+        answers = iter(outcomes)
+        return settle(self.recipe, environment, lambda: served(next(answers), identity), seconds=seconds, poll=0.01)
 
     def commits(self) -> list[str]:
         return self.git("log", "--format=%s%n%b%x00", "main").split("\0")[:-1]
@@ -104,7 +134,7 @@ def test_a_version_goes_on_only_after_it_has_baked(world: PromotionWorld) -> Non
     world.promote("staging", report)
     with pytest.raises(UsageError, match="must be promoted first"):
         world.promote("prod", report)
-    assert world.settle("staging", PROMOTED).action == "settled"
+    assert world.settle("staging", "promoted").action == "settled"
     with pytest.raises(UsageError, match=r"has been champion of staging for 0\.0 h, of 24\.0 h"):
         world.promote("prod", report)
     later = float(world.git("log", "-1", "--format=%ct", "main")) + 25 * HOUR
@@ -114,23 +144,22 @@ def test_a_version_goes_on_only_after_it_has_baked(world: PromotionWorld) -> Non
 def test_a_rolled_back_version_is_recorded_and_never_promoted_again(world: PromotionWorld) -> None:
     report = world.judged(1)
     world.promote("staging", report)
-    assert world.settle("staging", ROLLED_BACK).action == "settled"
+    assert world.settle("staging", "rolled_back").action == "settled"
     desired = parse_delivery(world.git("show", "main:deploy/overlays/staging/delivery.yaml"))
     assert desired.candidate is None
-    assert desired.rejected[0].incident == ROLLED_BACK.reason
-    with pytest.raises(UsageError, match="was rejected 2026-11-30"):
+    assert desired.rejected[0].incident == f"{INCIDENT} (rolled_back, experiment x1)"
+    with pytest.raises(UsageError, match="was rejected 2026-11-1"):
         world.promote("staging", report)
     assert len(world.commits()) == 2
-    assert world.settle("staging", ROLLED_BACK).action == "unchanged"
+    assert world.settle("staging", "rolled_back").action == "unchanged"
 
 
 def test_a_running_rollout_is_waited_for_and_left_undecided(world: PromotionWorld) -> None:
     world.promote("staging", world.judged(1))
-    verdicts = iter([RolloutVerdict("running", "step 1"), PROMOTED])
-    result = settle(world.recipe, "staging", lambda candidate: next(verdicts), seconds=60, poll=0.01)
+    result = world.settle("staging", "running", "promoted", seconds=60)
     assert result.action == "settled"
     world.promote("staging", world.judged(2))
-    assert world.settle("staging", RolloutVerdict("running", "step 1")).action == "undecided"
+    assert world.settle("staging", "running").action == "undecided"
 
 
 def test_what_was_not_judged_well_is_refused(world: PromotionWorld) -> None:
@@ -256,4 +285,58 @@ def test_a_hook_that_declines_is_an_error_and_not_a_race(world: PromotionWorld) 
 
 def test_the_gateways_records_say_what_became_of_a_candidate(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="no service lending"):
-        environment_promotion.state_verdict(tmp_path, "lending", DesiredCandidate("r", "a" * 64))
+        state_reader(tmp_path, "lending")()
+
+
+def test_a_champion_that_was_rolled_back_after_its_settlement_gives_way_to_the_one_before(
+    world: PromotionWorld,
+) -> None:
+    identities = []
+    for seed in (1, 2):
+        world.promote("staging", world.judged(seed))
+        assert world.settle("staging", "promoted").action == "settled"
+        champion = world.desired("staging").champion
+        assert champion is not None
+        identities.append(champion.identity)
+    assert world.settle("staging", "promoted").action == "unchanged"
+    before, now = identities
+    answer = served("rolled_back", now, champion=before)
+    assert settle(world.recipe, "staging", lambda: answer, seconds=0).action == "settled"
+    desired = world.desired("staging")
+    assert desired.champion is not None
+    assert desired.champion.identity == before
+    assert desired.champion.blessing
+    assert desired.rejection(now) is not None
+    assert settle(world.recipe, "staging", lambda: answer, seconds=0).action == "unchanged"
+
+
+def test_a_gateway_that_serves_what_git_never_named_is_told(world: PromotionWorld) -> None:
+    world.promote("staging", world.judged(1))
+    world.settle("staging", "promoted")
+    commits = len(world.commits())
+    with pytest.raises(UsageError, match="no commit of the file names what is served now"):
+        world.settle("staging", "rolled_back")
+    assert len(world.commits()) == commits
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (404, {"error": "this service follows no delivery.yaml"}, "answers 404: this service follows no"),
+        (401, {"error": "no valid API key"}, "answers 401"),
+        (200, {"served": {"service": "other", "champion": ""}}, "serves 'other', not lending"),
+        (200, {"served": {"service": "lending", "champion": 7}}, "champion is no text"),
+        (200, {"served": {"service": "lending", "rejections": [{"time": "now"}]}}, "time is no number"),
+        (200, [1], "answers 200"),
+        (200, "x" * (1 << 21), "more than 1,048,576 bytes"),
+    ],
+)  # fmt: skip
+def test_a_gateway_may_answer_anything(status: int, body: object, words: str) -> None:
+    with answering(status, json.dumps(body).encode()) as url, pytest.raises(ServiceError, match=words):
+        gateway_reader(url, "lending")()
+
+
+def test_a_gateway_that_is_down_is_an_error_with_the_command_to_try() -> None:
+    with pytest.raises(ServiceError, match="nothing answers at") as caught:
+        gateway_reader("http://127.0.0.1:1", "lending")()
+    assert caught.value.hint == "curl http://127.0.0.1:1/v2"

@@ -7,7 +7,9 @@ import hashlib
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ class FakeRegistry:
     """The calls of the distribution API that a push and a pull need; anything else is answered with 405 or 400.
 
     ``token`` is asked for when it is set, through a challenge. ``lies`` replaces content by digest, on its way out.
+    While it is ``down``, everything is answered with 401.
     """
 
     def __init__(self, *, token: str = "", password: str = "") -> None:
@@ -30,15 +33,19 @@ class FakeRegistry:
         self.uploads: dict[str, bytes] = {}
         self.lies: dict[str, bytes] = {}
         self.token, self.password = token, password
+        self.down = False
         self.calls: list[tuple[str, str]] = []
         self.sent = 0
 
     @property
     def transport(self) -> httpx.MockTransport:
-        return httpx.MockTransport(self._answer)
+        return httpx.MockTransport(self.answer)
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        """The reply to a request."""
         self.calls.append((request.method, request.url.path))
+        if self.down:
+            return httpx.Response(401)
         if request.url.path == "/token":
             right = request.headers.get("authorization") == httpx.BasicAuth("ci", self.password)._auth_header
             return httpx.Response(200, json={"token": self.token}) if right else httpx.Response(401)
@@ -93,6 +100,40 @@ class FakeRegistry:
         if name not in store:
             return httpx.Response(404)
         return httpx.Response(200, content=b"" if request.method == "HEAD" else self.lies.get(name, store[name]))
+
+
+@contextlib.contextmanager
+def served_registry(registry: FakeRegistry) -> Iterator[str]:
+    """The fake behind a listener on loopback, for processes other than the test's; yields its host."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            length = int(self.headers.get("content-length", "0"))
+            url = f"http://{self.headers['host']}{self.path}"
+            request = httpx.Request(self.command, url, headers=dict(self.headers), content=self.rfile.read(length))
+            reply = registry.answer(request)
+            self.send_response(reply.status_code)
+            for name, value in reply.headers.items():
+                if name != "content-length":
+                    self.send_header(name, value)
+            self.send_header("content-length", str(len(reply.content)))
+            self.end_headers()
+            self.wfile.write(reply.content)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = answer
+
+        def log_message(self, format: str, *values: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def _digest(content: bytes) -> str:

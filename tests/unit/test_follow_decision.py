@@ -12,7 +12,7 @@ from mlflowkit.delivery.gitops.desired_delivery import (
     DesiredDelivery,
     RejectedIdentity,
 )
-from mlflowkit.delivery.gitops.follow_decision import ServedVersions, decide_follow
+from mlflowkit.delivery.gitops.follow_decision import FollowMemory, ServedVersions, decide_follow, remember
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 CHAMPION = DesiredChampion("r/x@sha256:" + A, A)
@@ -67,3 +67,31 @@ def test_a_promotion_and_its_revert() -> None:
     settled = DesiredDelivery("lending", CANDIDATE.as_champion)
     assert decide_follow(settled, served).kind == "none"
     assert decide_follow(ONE, served).version == CHAMPION
+
+
+def follow(desired: DesiredDelivery, served: ServedVersions, memory: FollowMemory) -> tuple[str, str, FollowMemory]:
+    """Kind and identity of the action, and the memory after it."""
+    memory = remember(desired, served, memory)
+    action = decide_follow(desired, served, memory)
+    return action.kind, "" if action.version is None else action.version.identity, memory
+
+
+def test_a_new_candidate_on_top_of_an_unsettled_promotion_does_not_bring_the_old_champion_back() -> None:
+    newer = replace(BOTH, candidate=DesiredCandidate("r/x@sha256:" + C, C))
+    *_, memory = follow(BOTH, ServedVersions(B), FollowMemory())  # B is promoted here, and git was not told
+    kind, identity, memory = follow(newer, ServedVersions(B), memory)
+    assert (kind, identity) == ("roll_out", C)
+    rejected = ServedVersions(B, "", frozenset([C]))
+    kind, _, memory = follow(
+        replace(newer, candidate=None, rejected=(RejectedIdentity(C, "x", "y"),)), rejected, memory
+    )
+    assert kind == "none"
+    kind, _, memory = follow(BOTH, rejected, memory)  # it is promoted again, to be settled
+    assert kind == "none"
+    settled = DesiredDelivery("lending", CANDIDATE.as_champion)
+    assert follow(settled, rejected, memory) == ("none", "", FollowMemory())
+
+
+def test_a_revert_of_an_unsettled_promotion_swaps_back() -> None:
+    *_, memory = follow(BOTH, ServedVersions(B), FollowMemory())
+    assert follow(ONE, ServedVersions(B), memory)[:2] == ("swap", A)

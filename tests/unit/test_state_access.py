@@ -49,7 +49,7 @@ ALLOWED = {
     "cli/commands/monitor.py": "writes the page that its user named",
     "cli/commands/predict.py": "reads the file that its user named",
     "cli/commands/report.py": "writes the page of a run",
-    "cli/commands/serve.py": "reads the delivery.yaml that its user named",
+    "cli/commands/serve.py": "removes the bundle that it fetched",
     "cli/error_format.py": "quotes a recipe",
     "cli/output_file.py": "writes the file that its user named",
 }
@@ -58,7 +58,7 @@ ALLOWED = {
 NAMES = {
     "service.json", "observed.json", "table.json", "proposal.json", "rollout.json", "request.json", "champions.json",
     "failed.json", "webhooks.json", "admin.json", "isolated.json", "controller.json", "evidence", "disagreements",
-    "tenths", "retired.json", "commands", "answers", "incidents", "webhooks", "isolated", "replicas",
+    "tenths", "retired.json", "delivery.json", "commands", "answers", "incidents", "webhooks", "isolated", "replicas",
 }  # fmt: skip
 """Names of control records and their folders (see `service_state.records`)."""
 SAME_NAMES = {

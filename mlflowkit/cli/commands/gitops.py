@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlflowkit.cli.app import JsonOption, RecipeArgument, StateOption, app, print_result, state_folder
-from mlflowkit.errors import UsageError
+from mlflowkit.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
-    from mlflowkit.ci.environment_promotion import PromotionResult
+    from collections.abc import Callable
+
+    from mlflowkit.ci.environments.environment_file import PromotionResult
+    from mlflowkit.delivery.gitops.served_state import ServedState
 
 UNDECIDED = 4
 """Exit code where the rollout has not come to its end."""
@@ -24,6 +28,14 @@ app.add_typer(group, name="gitops")
 EnvironmentOption = Annotated[
     str,
     typer.Option("--environment", metavar="ENV", help="The environment, as the recipe's delivery section names it."),
+]
+GatewayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        metavar="URL",
+        help="Ask a gateway that follows the file, with the API key in MLKIT_API_KEY, instead of a state folder.",
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Verify and say what would be committed; push nothing.")]
 
@@ -41,7 +53,7 @@ def promote(
     Refused are versions that failed a gate, were blessed under other gates, were rolled back there before, or have not
     served long enough in the environment before. Running it again changes nothing.
     """
-    from mlflowkit.ci import environment_promotion
+    from mlflowkit.ci.environments import environment_promotion
 
     result = environment_promotion.promote(recipe, environment, report, dry_run=dry_run)
     print_result(result.to_json(), _text(result), json)
@@ -53,65 +65,81 @@ def settle(
     environment: EnvironmentOption,
     wait: Annotated[str, typer.Option("--wait", metavar="TIME", help="How long to wait for the rollout.")] = "1h",
     dry_run: DryRunOption = False,
+    gateway: GatewayOption = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> int:
     """Commit what became of the candidate: the new champion, or a rejection with its reason.
 
-    Reads the state folder of the gateway. Exits with 4 while the rollout is undecided.
+    Without a candidate, a champion that was rolled back since is recorded, and what is served instead becomes the
+    champion. Reads the state folder of the gateway, or asks a gateway that follows the file. Exits with 4 while the
+    rollout is undecided.
     """
-    from mlflowkit.ci import environment_promotion
+    from mlflowkit.ci.environments import environment_settlement
+    from mlflowkit.ci.environments.environment_file import environment_file
     from mlflowkit.monitoring.monitor_settings import seconds_of
 
     try:
         seconds = seconds_of(wait)
     except ValueError as error:
         raise UsageError(f"--wait {error}", hint="--wait 1h") from error
-    service = environment_promotion.environment_file(recipe, environment).service
-    folder = state_folder(state, recipe)
-    result = environment_promotion.settle(
-        recipe,
-        environment,
-        lambda candidate: environment_promotion.state_verdict(folder, service, candidate),
-        seconds=seconds,
-        dry_run=dry_run,
-    )
+    service = environment_file(recipe, environment).service
+    served, _ = _reader(recipe, gateway, state, service)
+    result = environment_settlement.settle(recipe, environment, served, seconds=seconds, dry_run=dry_run)
     print_result(result.to_json(), _text(result), json)
     return UNDECIDED if result.action == "undecided" else 0
 
 
 @group.command()
 def status(
-    recipe: RecipeArgument, environment: EnvironmentOption, state: StateOption = None, json: JsonOption = False
+    recipe: RecipeArgument,
+    environment: EnvironmentOption,
+    gateway: GatewayOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Compare the version that git wants with the one that is served, with the reason where they differ."""
-    from mlflowkit.ci import environment_promotion
-    from mlflowkit.cli.service_lookup import services_of
+    from mlflowkit.ci.environments.environment_file import read_environment
+    from mlflowkit.delivery.gitops.served_state import ServedState, verdict_of
 
-    target, desired, commit = environment_promotion.read_environment(recipe, environment)
-    folder = state_folder(state, recipe)
-    files = next((item for item in services_of(folder) if item.service == target.service), None)
-    table = None if files is None else files.table()
+    target, desired, commit = read_environment(recipe, environment)
+    read, place = _reader(recipe, gateway, state, target.service)
     wanted = desired.champion.identity if desired.champion is not None else ""
-    actual = "" if table is None else table.champion.digest
-    if desired.candidate is not None and files is not None:
-        verdict = environment_promotion.state_verdict(folder, target.service, desired.candidate)
-        reason = f"candidate {desired.candidate.identity[:12]}: {verdict.reason}"
-    elif files is None:
-        reason = f"no service {target.service} in {folder}"
-    else:
-        reason = "" if wanted == actual else "the gateway has not taken up the champion of git"
+    try:
+        served, reason = read(), ""
+    except ServiceError as error:
+        served, reason = ServedState(target.service), error.message
+    if not reason and desired.candidate is not None:
+        reason = f"candidate {desired.candidate.identity[:12]}: {verdict_of(served, desired.candidate.identity).reason}"
+    elif not reason and wanted != served.champion:
+        rolled_back = bool(wanted) and verdict_of(served, wanted).outcome == "rolled_back"
+        reason = "the gateway rolled the champion of git back: settle it" if rolled_back else (
+            f"{place} has not taken up the champion of git"
+        )  # fmt: skip
     value = {
         "environment": environment, "service": target.service, "commit": commit, "desired": desired.to_json(),
-        "actual": {"champion": actual}, "in_sync": wanted == actual and desired.candidate is None, "reason": reason,
+        "actual": served.to_json(), "in_sync": wanted == served.champion and desired.candidate is None,
+        "reason": reason,
     }  # fmt: skip
     candidate = "none" if desired.candidate is None else desired.candidate.identity[:12]
     lines = [
         f"{target.service} in {environment}: champion {wanted[:12] or 'none'}, candidate {candidate} (git)",
-        f"  serves {actual[:12] or 'nothing'}{f': {reason}' if reason else ''}",
+        f"  serves {served.champion[:12] or 'nothing'}{f': {reason}' if reason else ''}",
         *(f"  rejected {item.identity[:12]} {item.at}: {item.incident}" for item in desired.rejected[-5:]),
     ]
     print_result(value, "\n".join(lines), json)
+
+
+def _reader(
+    recipe: Path, gateway: str | None, state: Path | None, service: str
+) -> tuple[Callable[[], ServedState], str]:
+    """What asks for the served versions, and whom."""
+    from mlflowkit.ci.environments.environment_settlement import gateway_reader, state_reader
+
+    if gateway is not None:
+        return gateway_reader(gateway, service, os.environ.get("MLKIT_API_KEY", "")), gateway
+    folder = state_folder(state, recipe)
+    return state_reader(folder, service), str(folder)
 
 
 def _text(result: PromotionResult) -> str:

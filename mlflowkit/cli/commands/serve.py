@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +15,15 @@ from mlflowkit.errors import UsageError
 from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlflowkit.bundle import Bundle
+    from mlflowkit.rollout.settings import Rollout
     from mlflowkit.stages.deploy import ServeSection
     from mlflowkit.wiring import Wiring
 
 SAGEMAKER_MODEL = Path("/opt/ml/model")
 """Where SageMaker puts the model's files."""
-MAX_DELIVERY_BYTES = 1 << 20
 
 
 @app.command()
@@ -32,7 +36,7 @@ def serve(
     ] = None,
     delivery: Annotated[
         Path | None,
-        typer.Option(envvar="MLKIT_DELIVERY", metavar="FILE", help="Serve what this delivery.yaml names, by digest."),
+        typer.Option(envvar="MLKIT_DELIVERY", metavar="FILE", help="Serve and follow what this delivery.yaml names."),
     ] = None,
     service: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the service [default: the recipe's or the bundle's].")
@@ -56,7 +60,9 @@ def serve(
     """Serve until SIGTERM, in the foreground: for containers, as PID 1.
 
     Give a recipe, --bundle or --delivery; a service of that name in the state folder goes on with the routing table
-    that it has. Without any, the bundle in /opt/ml/model is served. Logs go to standard error.
+    that it has. Without any, the bundle in /opt/ml/model is served. A delivery.yaml is followed: a change of its
+    champion is swapped in, a candidate is rolled out, and one that is taken out is aborted; `mlkit status` says what
+    was done about it. Logs go to standard error.
     """
     from mlflowkit.processes.foreground import ForegroundLimits, StopRequested, serve_in_foreground, split_off_init
     from mlflowkit.system.files import use_private_umask
@@ -75,7 +81,9 @@ def serve(
         source = _Source(wiring, recipe, bundle, delivery, service)
         section = source.section(host, port, keys, replicas)
         limits = ForegroundLimits(drain, give_up)
-        code = serve_in_foreground(wiring.platform, folder, section.service, lambda: source.start(section), limits)
+        code = serve_in_foreground(
+            wiring.platform, folder, section.service, lambda: source.start(section), limits, source.follower(section)
+        )
     except StopRequested:
         code = 0  # before anything was started
     raise typer.Exit(code)
@@ -106,8 +114,7 @@ class _Source:
         from mlflowkit.stages.deploy import ServeSection
 
         if self._delivery is not None:
-            name, self._bundle = _delivered_bundle(self._delivery, self._wiring.state)
-            self._service = self._service or name
+            self._service = self._service or self._delivered_service(self._delivery)
         if self._bundle is not None:
             from mlflowkit.bundle import open_bundle
 
@@ -134,6 +141,8 @@ class _Source:
         platform = self._wiring.platform
         table = ServiceFiles(platform.folder(section.service)).table()
         identities = () if table is None else tuple(variant.digest for variant in table.variants)
+        if self._delivery is not None and table is None:
+            return self._start_delivered(self._delivery, section)
         if self._opened is not None and self._opened.manifest.identity not in identities:
             return str(deploy_bundle(self._opened, section, self._wiring.state, self._recipe)["endpoint"])
         if self._recipe is not None:
@@ -145,6 +154,63 @@ class _Source:
             raise UsageError(message, hint="mlkit serve --bundle FOLDER")
         return platform.ensure(section, note)
 
+    def follower(self, section: ServeSection) -> Callable[[threading.Event], None] | None:
+        """What follows the delivery file while the service runs; None without one."""
+        if self._delivery is None:
+            return None
+        from mlflowkit.delivery.gitops.delivery_follower import DeliveryFollower
+        from mlflowkit.delivery.image.bundle_artifact import pull_bundle
+        from mlflowkit.service_state.records import ServiceFiles
+
+        files = ServiceFiles(self._wiring.platform.folder(section.service))
+        return DeliveryFollower(self._delivery, files, pull_bundle, partial(self._deploy, section)).run
+
+    def _deploy(self, section: ServeSection, folder: Path, rollout: Rollout | None, back: bool) -> None:
+        from mlflowkit.bundle import open_bundle
+        from mlflowkit.cli.commands.deploy import deploy_bundle
+
+        if rollout is None:
+            own = section.rollout
+            rollout = type(own)(strategy="direct", allow_breaking=back or own.allow_breaking)
+        section = section.model_copy(update={"rollout": rollout})
+        deploy_bundle(open_bundle(folder, blessed=True), section, self._wiring.state, self._recipe)
+
+    def _start_delivered(self, file: Path, section: ServeSection) -> str:
+        """Deploy the first version that a delivery file names: its champion, or else its candidate."""
+        import shutil
+
+        from mlflowkit.bundle import open_bundle
+        from mlflowkit.cli.commands.deploy import deploy_bundle
+        from mlflowkit.delivery.gitops.delivery_follower import fetch_version, read_delivery
+        from mlflowkit.delivery.gitops.follow_decision import ServedVersions, decide_follow
+        from mlflowkit.delivery.image.bundle_artifact import pull_bundle
+
+        version = decide_follow(read_delivery(file)[0], ServedVersions()).version
+        if version is None:
+            hint = "mlkit gitops promote RECIPE --environment ENV --from REPORT makes a version the first one"
+            raise UsageError(f"{file} names no version, and {section.service} serves none yet", hint=hint)
+        note(f"fetching {version.bundle}")
+        folder = fetch_version(version, self._wiring.state / "bundles", pull_bundle)
+        try:
+            bundle = open_bundle(folder, blessed=True)
+            return str(deploy_bundle(bundle, section, self._wiring.state, self._recipe)["endpoint"])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # it was copied into the store
+
+    def _delivered_service(self, file: Path) -> str:
+        """The service that a delivery file names, or the only one of the state folder where it cannot be read now."""
+        from mlflowkit.delivery.gitops.delivery_follower import read_delivery
+        from mlflowkit.service_state.records import ServiceFiles
+
+        try:
+            return read_delivery(file)[0].service
+        except UsageError as error:
+            known = [files.service for files in ServiceFiles.all(self._wiring.state) if files.table() is not None]
+            if len(known) != 1:
+                raise
+            note(f"warning: {error.message}; {known[0]} goes on with what it serves")
+            return known[0]
+
 
 def _sagemaker_bundle() -> Path:
     """The bundle that SageMaker unpacked. Raises UsageError when there is none."""
@@ -152,26 +218,3 @@ def _sagemaker_bundle() -> Path:
         if (folder / "manifest.json").is_file():
             return folder
     raise UsageError("nothing to serve is named", hint="mlkit serve --bundle FOLDER, or mlkit serve RECIPE")
-
-
-def _delivered_bundle(file: Path, state: Path) -> tuple[str, Path]:
-    """The service and the champion's bundle that a delivery file names, fetched by digest. Raises UsageError."""
-    from mlflowkit.bundle import read_manifest
-    from mlflowkit.delivery.gitops.desired_delivery import parse_delivery
-    from mlflowkit.delivery.image.bundle_artifact import pull_bundle
-
-    try:
-        with file.open("rb") as stream:
-            desired = parse_delivery(stream.read(MAX_DELIVERY_BYTES), str(file))
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -l {shell_word(file)}") from error
-    if desired.champion is None:
-        raise UsageError(f"{file} names no champion", hint="mlkit serve --bundle FOLDER needs none")
-    reference = desired.champion.bundle
-    note(f"fetching {reference}")
-    folder = pull_bundle(reference, state / "bundles" / reference.rpartition(":")[2])
-    identity = read_manifest(folder).identity
-    if identity != desired.champion.identity:
-        message = f"{file} says identity {desired.champion.identity[:12]}, and {reference} is {identity[:12]}"
-        raise UsageError(message, hint="write the identity that belongs to the digest into the file")
-    return desired.service, folder

@@ -13,7 +13,8 @@ import typer
 from mlflowkit.cli import findings_table
 from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
 from mlflowkit.cli.service_lookup import WORDS, find_service
-from mlflowkit.errors import UsageError
+from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.system.text import printable_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,15 @@ def status(
     folder = state_folder(state)
     read = _snapshot_reader(folder, None if service is None else find_service(folder, service).service)
     if json:
-        services = [(service, view, monitor_word(folder, service.service)) for service, view in read()]
-        emit_json({"services": [{**_json(service, view), "monitor": word} for service, view, word in services]})
+        services = [
+            {
+                **_json(service, view),
+                "monitor": monitor_word(folder, service.service),
+                "delivery": delivery_word(folder, service.service),
+            }
+            for service, view in read()
+        ]
+        emit_json({"services": services})
     elif watch:
         _watch(folder, read)
     else:
@@ -99,6 +107,8 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
             output += [f"  {line}" for line in _rollout_lines(view.rollout)]
         if word := monitor_word(folder, service.service):
             output.append(f"  monitor  {word}")
+        if word := delivery_word(folder, service.service):
+            output.append(f"  delivery  {word}")
         if view.admin:
             output.append(f"  page  {view.admin}")
         output += [f"  problem  {problem}" for problem in view.problems]
@@ -115,6 +125,20 @@ def monitor_word(folder: Path, service: str) -> str:
     from mlflowkit.monitoring.monitor_view import read_word
 
     return read_word(folder / "services" / service)
+
+
+def delivery_word(folder: Path, service: str) -> str:
+    """What follows the service's delivery.yaml says; "" where nothing does."""
+    from mlflowkit.service_state.records import DELIVERY, ServiceFiles
+
+    try:
+        files = ServiceFiles(folder / "services" / service)
+        record = files.read_json(DELIVERY)
+        if record is None:
+            return ""
+        return printable_line(f"problem: {record['fault']}" if record["fault"] else record["reason"])
+    except (ServiceError, KeyError, TypeError):
+        return f"{DELIVERY} is damaged"
 
 
 def _rollout_lines(rollout: RolloutView) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Literal
 from mlflowkit.delivery.gitops.desired_delivery import (
     MAX_REJECTED,
     DesiredCandidate,
+    DesiredChampion,
     DesiredDelivery,
     RejectedIdentity,
 )
@@ -100,12 +101,35 @@ def decide_settlement(present: DesiredDelivery, identity: str, verdict: RolloutV
         desired = replace(present, champion=candidate.as_champion, candidate=None)
         return PromotionDecision("commit", desired, f"{identity[:12]} is promoted: {verdict.reason}")
     if verdict.outcome == "rolled_back":
-        incident = truncate(_plain(verdict.reason) or "rolled back", 400)
-        entry = RejectedIdentity(identity, incident, verdict.at)
-        kept = [item for item in present.rejected if item.identity != identity]
-        desired = replace(present, candidate=None, rejected=(*kept, entry)[-MAX_REJECTED:])
+        desired = _with_rejection(replace(present, candidate=None), identity, verdict)
         return PromotionDecision("commit", desired, f"{identity[:12]} is rejected: {verdict.reason}")
     return PromotionDecision("unchanged", present, verdict.reason)
+
+
+def decide_champion_settlement(
+    present: DesiredDelivery, served: DesiredChampion | None, verdict: RolloutVerdict
+) -> PromotionDecision:
+    """What it makes of the file that its champion was rolled back in the gateway after its promotion was settled.
+
+    ``served`` is the version that answers now, as the file named it before; None where it never did.
+    """
+    champion = present.champion
+    if champion is None or verdict.outcome != "rolled_back":
+        return PromotionDecision("unchanged", present, "there is no candidate to settle")
+    short = champion.identity[:12]
+    if served is None:
+        reason = f"{short} was rolled back, and no commit of the file names what is served now: promote that"
+        return PromotionDecision("refused", present, reason)
+    desired = _with_rejection(replace(present, champion=served), champion.identity, verdict)
+    return PromotionDecision(
+        "commit", desired, f"{short} is rejected: {verdict.reason}; {served.identity[:12]} is back"
+    )
+
+
+def _with_rejection(present: DesiredDelivery, identity: str, verdict: RolloutVerdict) -> DesiredDelivery:
+    entry = RejectedIdentity(identity, truncate(_plain(verdict.reason) or "rolled back", 400), verdict.at)
+    kept = [item for item in present.rejected if item.identity != identity]
+    return replace(present, rejected=(*kept, entry)[-MAX_REJECTED:])
 
 
 def _plain(text: str) -> str:

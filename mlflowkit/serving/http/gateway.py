@@ -13,6 +13,7 @@
     POST /invocations                               rows, tensors or CSV, as SageMaker sends them
     GET  /ping  /-/healthz                          readiness, for SageMaker and for KubeRay
     POST /v2/feedback                               ground truth, by request id
+    GET  /v2/delivery                               what is served and tried, for the delivery.yaml that is followed
     GET  /openapi.json  /docs                       the OpenAPI document of these endpoints, and a page of it
     GET  /metrics                                   Prometheus
 
@@ -36,6 +37,7 @@ from typing import Any
 
 import orjson
 
+from mlflowkit.errors import ServiceError
 from mlflowkit.service_state.records import GatewaySettings
 from mlflowkit.serving.auth import is_fronted
 from mlflowkit.serving.feedback.intake import Intake, feedback_source
@@ -80,13 +82,19 @@ class Gateway:
     """Answers HTTP requests through a data plane.
 
     ``other_pages`` returns the metrics pages of the other replicas on the same port. ``feedback`` stores the items of
-    `POST /v2/feedback`; None answers that endpoint with 404.
+    `POST /v2/feedback`; None answers that endpoint with 404. ``delivery`` reads the record of what follows a
+    delivery.yaml; None, and no record, answer `GET /v2/delivery` with 404.
     """
 
     def __init__(
-        self, plane: DataPlane, other_pages: Callable[[], Iterable[str]] = tuple, feedback: Intake | None = None
+        self,
+        plane: DataPlane,
+        other_pages: Callable[[], Iterable[str]] = tuple,
+        feedback: Intake | None = None,
+        delivery: Callable[[], Json] = lambda: None,
     ) -> None:
         self.plane = plane
+        self._delivery = delivery
         self.other_pages = other_pages
         self.feedback = feedback
         self._body_reader = RequestBodyReader()
@@ -248,6 +256,8 @@ class Gateway:
         if endpoint == "metrics":
             pages = (plane.telemetry.render(plane.in_flight - 1).decode(), *self.other_pages())
             return 200, merge_pages(pages), ((b"content-type", CONTENT_TYPE),)
+        if endpoint == "delivery":
+            return self._delivery_record()
         if endpoint == "load":
             plane.check_model_name(route.model)
             raise metadata.load_not_allowed()
@@ -275,6 +285,15 @@ class Gateway:
         if endpoint == "model-ready":
             return _render_json({"name": service, "ready": True}, model.response_headers)
         return _render_json(metadata.model(plane.dispatcher.active(), model), model.response_headers)
+
+    def _delivery_record(self) -> Reply:
+        try:
+            record = self._delivery()
+        except ServiceError as error:
+            raise RequestError(503, error.message) from error
+        if record is None:
+            raise RequestError(404, "this service follows no delivery.yaml: mlkit serve --delivery FILE does")
+        return _render_json(record)
 
 
 def _render_json(document: Json, headers: Headers = _JSON) -> Reply:

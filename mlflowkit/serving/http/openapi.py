@@ -92,6 +92,7 @@ def _paths(service: str, active: ActiveTable | None) -> Document:
                 "requestBody": {"required": True, "content": _json_content("Feedback")},
             }
         },
+        "/v2/delivery": {"get": _operation("delivery", "What follows a delivery.yaml has done", "Delivery", "404")},
         "/metrics": {"get": _operation("metrics", "Metrics for Prometheus", None, responses=metrics)},
         "/openapi.json": {"get": _operation("openapi", "This document", "Document")},
         "/docs": {"get": _operation("docs", "This document as a page for people", None, responses=page)},
@@ -210,6 +211,7 @@ def _protocol_schemas(service: str) -> Document:
         ),
         "Statistics": _object(("model_stats",), model_stats=_list(statistics)),
         "Index": _list(entry),
+        "Delivery": _object(("file", "action", "reason", "fault", "served"), served={"type": "object"}),
     }  # fmt: skip
 
 

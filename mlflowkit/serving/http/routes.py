@@ -18,6 +18,7 @@ FIXED_ROUTES: Mapping[tuple[str, ...], str] = {
     ("openapi.json",): "openapi",
     ("docs",): "docs",
     ("v2",): "server",
+    ("v2", "delivery"): "delivery",
     ("v2", "feedback"): "feedback",
     ("v2", "health", "live"): "live",
     ("v2", "health", "ready"): "ready",
