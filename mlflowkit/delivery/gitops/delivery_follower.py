@@ -118,7 +118,10 @@ def rollout_settings(candidate: DesiredCandidate) -> Rollout:
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(["candidate.rollout", *map(str, fault["loc"])])
-        raise UsageError(f"{name}: {fault['msg']}", hint="a promotion writes it from serve.rollout of the recipe: mlkit validate RECIPE") from error
+        raise UsageError(
+            f"{name}: {fault['msg']}",
+            hint="a promotion writes it from serve.rollout of the recipe: mlkit validate RECIPE",
+        ) from error
 
 
 class DeliveryFollower:
