@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,3 +223,54 @@ def test_the_command_prints_the_comment_outside_of_a_forge(tmp_path: Path, monke
 
 def test_the_budget_is_above_the_pauses() -> None:
     assert sum(forge_client.PAUSES) < forge_client.BUDGET_SECONDS
+
+
+ADDRESSES = {
+    "GitHub": "https://github.com/acme/lending/pull/7",
+    "GitLab": "https://gitlab.example.com/acme/lending/-/merge_requests/7",
+    "Bitbucket": "https://bitbucket.org/acme/lending/pull-requests/7",
+}
+
+
+def _jenkins(forge: FakeForge, address: str, **changes: str) -> dict[str, str]:
+    apis = {"GITHUB_API_URL": "", "CI_API_V4_URL": "/api/v4", "BITBUCKET_API_URL": "/2.0"}
+    return {
+        "JENKINS_URL": "https://ci.example.com/", "CHANGE_URL": address, "MLKIT_COMMENT_TOKEN": TOKEN,
+        "GIT_COMMIT": forge.head, **{name: forge.url + path for name, path in apis.items()}, **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_a_jenkins_job_comments_where_its_pull_request_is(forge: FakeForge, name: str) -> None:
+    forge.add("a person's comment", "someone")
+    actions = []
+    for push in range(3):
+        forge.head = f"{push:040x}"
+        actions.append(write("", _jenkins(forge, ADDRESSES[name]), gate=f"gate {push}").action)
+    assert actions == ["created", "updated", "updated"]
+    assert len(forge.texts()) == 2
+    assert "gate 2" in forge.texts()[-1]
+
+
+def test_a_jenkins_job_of_a_branch_has_nothing_to_comment_on(forge: FakeForge) -> None:
+    assert write("", {"JENKINS_URL": "https://ci.example.com/"}).action == "none"
+    assert not forge.requests
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MLKIT_COMMENT_TOKEN": ""}, "MLKIT_COMMENT_TOKEN is not set: github.com cannot be asked"),
+        ({"CHANGE_URL": "https://gerrit.example.com/c/lending/+/7"}, "CHANGE_URL is no pull request"),
+        ({"CHANGE_URL": "http://github.com/acme/lending/pull/7"}, "CHANGE_URL is no pull request"),
+        ({"CHANGE_URL": "https://me@evil.example/acme/lending/pull/7"}, "CHANGE_URL is no pull request"),
+        (
+            {"CHANGE_URL": "https://bitbucket.example.com/acme/lending/pull-requests/7", "BITBUCKET_API_URL": ""},
+            "no Bitbucket Cloud",
+        ),
+    ],
+)
+def test_what_jenkins_cannot_comment_on(forge: FakeForge, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        write("", {**_jenkins(forge, ADDRESSES["GitHub"]), **changes})
+    assert not forge.requests

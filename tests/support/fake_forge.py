@@ -87,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         for pattern, answer in (
             (r"/repos/acme/lending(/.*)", self._github),
+            (r"(/user)", self._github),
             (r"/api/v4(/.*)", self._gitlab),
             (r"/2\.0(/.*)", self._bitbucket),
             (r"(?:/lending)?(/_apis/.*)", self._azure),
@@ -121,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
         forge, own = self.forge, {"login": BOT}
         if body and len(body.get("body", "")) > GITHUB_LIMIT:
             return 422, {"message": "Validation Failed"}
+        if path == "/user":
+            return 200, own
         if path == "/pulls/7":
             return 200, {"number": 7, "head": {"sha": forge.head}}
         if path == "/pulls":
@@ -135,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 404, {"message": "Not Found"}
 
     def _gitlab(self, path: str, query: dict[str, str], body: Any) -> Answer:
-        root = "/projects/3/merge_requests/7"
+        root, path = "/projects/3/merge_requests/7", path.replace("/acme%2Flending/", "/3/")
         if path == "/user":
             return 200, {"id": 1}
         if path == root:

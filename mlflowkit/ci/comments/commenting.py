@@ -13,9 +13,15 @@ from mlflowkit.ci.comments.forge_client import ForgeRefusedError
 from mlflowkit.ci.judge_report import JudgeReport
 from mlflowkit.errors import ServiceError, UsageError, closest_match
 
-FORGES = ("github", "gitlab", "bitbucket", "azure")
+FORGES = ("github", "gitlab", "bitbucket", "azure", "jenkins")
 STDOUT = "stdout"
-_SIGNS = {"GITHUB_ACTIONS": "github", "GITLAB_CI": "gitlab", "BITBUCKET_BUILD_NUMBER": "bitbucket", "TF_BUILD": "azure"}
+_SIGNS = {
+    "GITHUB_ACTIONS": "github",
+    "GITLAB_CI": "gitlab",
+    "BITBUCKET_BUILD_NUMBER": "bitbucket",
+    "TF_BUILD": "azure",
+    "JENKINS_URL": "jenkins",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,8 @@ def judge(
 def comment(
     report: Annotated[Path, typer.Option("--from", metavar="FILE", help="The report.json that the step before wrote.")],
     forge: Annotated[
-        str, typer.Option(metavar="NAME", help="github, gitlab, bitbucket, azure or stdout [default: this job's].")
+        str,
+        typer.Option(metavar="NAME", help="github, gitlab, bitbucket, azure, jenkins or stdout [default: this job's]."),
     ] = "",
     page: Annotated[str, typer.Option(metavar="URL", help="Address of the run's page, linked at the end.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the comment; write nothing.")] = False,

@@ -14,6 +14,7 @@ BUILT_IN: dict[str, str] = {
     "flux": "mlflowkit.delivery.targets.flux:FluxKustomizations",
     "github": "mlflowkit.delivery.targets.github:GithubActions",
     "gitlab": "mlflowkit.delivery.targets.gitlab:GitlabCi",
+    "jenkins": "mlflowkit.delivery.targets.jenkins:JenkinsPipeline",
     "kubeflow": "mlflowkit.delivery.targets.kubeflow:KubeflowPipelines",
     "kubernetes": "mlflowkit.delivery.targets.kubernetes:KubernetesManifests",
     "mlproject": "mlflowkit.delivery.targets.mlproject:MlflowProject",

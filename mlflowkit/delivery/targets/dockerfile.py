@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mlflowkit.delivery.delivery_plan import DeliveryPlan, Image
 from mlflowkit.delivery.delivery_target import DeliveryTarget
 from mlflowkit.delivery.pins import python_image
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from mlflowkit.delivery.text_templates import text_templates
 
 FOLDER = "deploy/docker"
 
@@ -35,7 +33,8 @@ class DockerTarget(DeliveryTarget):
     steps: ClassVar[frozenset[str]] = frozenset()
 
     def render(self, plan: DeliveryPlan) -> Mapping[str, str]:
-        templates = _templates()
+        templates = text_templates()
+        templates.filters["json_words"] = _json_words
         files: dict[str, str] = {}
         for image in plan.images:
             values = _values(plan, image)
@@ -75,16 +74,3 @@ def _json_words(words: Sequence[str]) -> str:
     '["mlkit", "serve"]'
     """
     return json.dumps(list(words), ensure_ascii=False)
-
-
-def _templates() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(  # no HTML is made
-        loader=PackageLoader("mlflowkit.delivery"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["json_words"] = _json_words
-    return environment
