@@ -23,6 +23,7 @@ from mlflowkit.delivery.gitops.desired_delivery import (
 )
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, FileVersion, open_repository
 from mlflowkit.delivery.gitops.served_state import ServedRejection, ServedState
+from mlflowkit.delivery.manifests.image_digests import NOT_BUILT, image_digests, images_text
 from mlflowkit.errors import (
     BundleError,
     ConflictError,
@@ -340,3 +341,48 @@ def test_a_gateway_that_is_down_is_an_error_with_the_command_to_try() -> None:
     with pytest.raises(ServiceError, match="nothing answers at") as caught:
         gateway_reader("http://127.0.0.1:1", "lending")()
     assert caught.value.hint == "curl http://127.0.0.1:1/v2"
+
+
+OVERLAY = "deploy/overlays/staging/images/kustomization.yaml"
+
+
+def image_record(report: Path, digest: str, *, identity: str = "") -> None:
+    """The record of images that were pushed with a report's bundle."""
+    identity = identity or json.loads(report.read_text())["identity"]
+    image = {
+        "reference": f"ghcr.io/acme/lending@sha256:{digest}", "platform": "linux/amd64", "base": "b", "revision": "r",
+        "dirty": False, "lock": "l",
+    }  # fmt: skip
+    bundle = {"reference": f"ghcr.io/acme/lending-bundle@sha256:{'d' * 64}", "identity": identity, "version": "1"}
+    record = {"format": 1, "recipe": "lending", "images": {"serve": image}, "bundle": bundle}
+    (report.parent / "image.json").write_text(json.dumps(record))
+
+
+def test_the_digests_of_images_go_into_the_overlay_with_the_same_commit(world: PromotionWorld) -> None:
+    component = images_text({"ghcr.io/acme/lending": NOT_BUILT, "ghcr.io/acme/lending-train": NOT_BUILT})
+    world.put(OVERLAY, f"# ours\n{component}")
+    report = world.judged(1)
+    image_record(report, "a" * 64)
+    result = world.promote("staging", report)
+    assert result.images == {"ghcr.io/acme/lending": f"sha256:{'a' * 64}"}
+    assert "lending-train" in result.warning
+    changed = [line for line in world.git("show", "--format=", "main", "--", OVERLAY).splitlines() if line[:1] in "+-"]
+    assert len([line for line in changed if not line.startswith(("+++", "---"))]) == 2
+    assert len(world.commits()) == 2
+    assert world.promote("staging", report).action == "unchanged"
+    image_record(report, "b" * 64)  # the same model in another image
+    assert world.promote("staging", report).images == {"ghcr.io/acme/lending": f"sha256:{'b' * 64}"}
+    assert len(world.commits()) == 3
+    assert image_digests(world.git("show", f"main:{OVERLAY}"))["ghcr.io/acme/lending"] == f"sha256:{'b' * 64}"
+
+
+def test_images_of_another_bundle_and_a_component_with_a_tag_are_refused(world: PromotionWorld) -> None:
+    report = world.judged(1)
+    image_record(report, "a" * 64, identity="e" * 64)
+    with pytest.raises(BundleError, match="was pushed with the bundle eeee"):
+        world.promote("staging", report)
+    image_record(report, "a" * 64)
+    world.put(OVERLAY, "images:\n- name: ghcr.io/acme/lending\n  newTag: latest\n")
+    with pytest.raises(UsageError, match="by name and digest"):
+        world.promote("staging", report)
+    assert "delivery.yaml" not in world.git("ls-tree", "-r", "--name-only", "main")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,16 @@ class PromotionResult:
     desired: DesiredDelivery | None = None
     identity: str = ""
     dry_run: bool = field(default=False)
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Digests of images that the overlay got, by repository."""
+    warning: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "action": self.action, "environment": self.environment, "service": self.service, "reason": self.reason,
             "identity": self.identity, "commit": self.commit, "repository": self.repository, "branch": self.branch,
             "path": self.path, "desired": None if self.desired is None else self.desired.to_json(),
-            "dry_run": self.dry_run,
+            "dry_run": self.dry_run, "images": dict(self.images), "warning": self.warning,
         }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlflowkit.ci.environments.environment_file import (
     file_replacement,
     parse_environment,
 )
+from mlflowkit.ci.environments.promoted_images import OverlayImages, built_images, overlay_images
 from mlflowkit.ci.judge_report import JudgeReport, read_report
 from mlflowkit.delivery.delivery_plan import DeliveryPlan
 from mlflowkit.delivery.gitops.desired_delivery import DesiredCandidate, DesiredDelivery
@@ -36,13 +38,15 @@ def promote(
     """Make the judged bundle the candidate of an environment.
 
     Verified are the report's verdict, the bundle, its blessing under the recipe's present gates, that the registry has
-    it (``exists``), and then, on each try, what the environment's file and that of ``after`` say.
+    it (``exists``), and then, on each try, what the environment's file and that of ``after`` say. The digests of the
+    images that were pushed with it (``image.json`` beside the report) go into the overlay with the same commit.
     Raises GateFailedError, GateInconclusiveError, UsageError, BundleError, ServiceError or ConflictError.
     """
     target = environment_file(recipe, environment)
     judged = _judged(report)
     candidate = _verified_candidate(target, judged, report.parent / "bundle", exists or _in_registry)
-    decided: list[PromotionDecision] = []
+    record = built_images(target, report, candidate.identity)
+    decided: list[tuple[PromotionDecision, OverlayImages]] = []
 
     with open_repository(target.url, target.branch) as repository:
 
@@ -50,20 +54,24 @@ def promote(
             present = parse_environment(target, version)
             baking = _baking(target, candidate.identity)
             decision = decide_promotion(present, candidate, baking, now())
-            decided.append(decision)
-            if decision.action != "commit" or dry_run:
+            images = overlay_images(target, repository, version, record)
+            decided.append((decision, images))
+            if dry_run or decision.action == "refused" or (decision.action == "unchanged" and not images.files):
                 return None
-            return file_replacement(target, version, decision, "promote", candidate.identity, judged.run)
+            replacement = file_replacement(target, version, decision, "promote", candidate.identity, judged.run)
+            content = replacement.content if decision.action == "commit" else None
+            return replace(replacement, content=content, more=images.files)
 
         commit = repository.replace(target.path, change)
-    decision = decided[-1]
+    decision, images = decided[-1]
     if decision.action == "refused":
         raise UsageError(
             f"{target.service} in {environment}: {decision.reason}",
             hint=f"mlkit gitops status {shell_word(recipe)} --environment {environment}",
         )
-    action = "promoted" if decision.action == "commit" else "unchanged"
-    return environment_result(target, repository, action, decision, commit, candidate.identity, dry_run)
+    action = "promoted" if decision.action == "commit" or images.files else "unchanged"
+    result = environment_result(target, repository, action, decision, commit, candidate.identity, dry_run)
+    return replace(result, images=dict(images.changed), warning=images.warning)
 
 
 def _judged(path: Path) -> JudgeReport:

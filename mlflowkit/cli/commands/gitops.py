@@ -145,4 +145,6 @@ def _reader(
 def _text(result: PromotionResult) -> str:
     would = "would be " if result.dry_run and result.action in ("promoted", "settled") else ""
     commit = f"\n{result.repository} {result.branch} {result.path}: {result.commit[:12]}" if result.commit else ""
-    return f"{result.service} in {result.environment}: {would}{result.action}: {result.reason}{commit}"
+    images = "".join(f"\n  image {name}@{digest}" for name, digest in result.images.items())
+    warning = f"\nwarning: {result.warning}" if result.warning else ""
+    return f"{result.service} in {result.environment}: {would}{result.action}: {result.reason}{commit}{images}{warning}"

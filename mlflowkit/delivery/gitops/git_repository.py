@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflowkit.errors import ConflictError, ServiceError, UsageError
@@ -50,10 +50,12 @@ class FileCommit:
 
 @dataclass(frozen=True, slots=True)
 class FileReplacement:
-    """The new content of the file and the commit's message."""
+    """The new content of the file (None leaves it as it is) and the commit's message, and files that change with it."""
 
-    content: bytes
+    content: bytes | None
     message: str
+    more: Mapping[str, bytes] = field(default_factory=dict)
+    """New contents by path."""
 
 
 @contextmanager
@@ -168,7 +170,7 @@ class GitRepository:
         for attempt in range(attempts):
             version = self.read(path)
             wanted = change(version)
-            if wanted is None or wanted.content == version.content:
+            if wanted is None or (wanted.content in (None, version.content) and not wanted.more):
                 return ""
             commit = self._commit(version.commit, path, wanted)
             try:
@@ -183,11 +185,13 @@ class GitRepository:
         )
 
     def _commit(self, parent: str, path: str, change: FileReplacement) -> str:
-        """A commit with one file changed."""
+        """A commit with these files changed."""
         index = {"GIT_INDEX_FILE": str(self._folder / f"index-{os.getpid()}-{time.monotonic_ns()}")}
         self.git("read-tree", *([parent] if parent else ["--empty"]), more=index)
-        blob = self.git("hash-object", "-w", "--stdin", content=change.content).decode().strip()
-        self.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", more=index)
+        contents = {**({} if change.content is None else {path: change.content}), **change.more}
+        for name, content in contents.items():
+            blob = self.git("hash-object", "-w", "--stdin", content=content).decode().strip()
+            self.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", more=index)
         tree = self.git("write-tree", more=index).decode().strip()
         parents: Sequence[str] = ["-p", parent] if parent else []
         message = change.message.encode()
