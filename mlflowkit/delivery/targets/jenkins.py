@@ -265,7 +265,7 @@ def _judge(plan: DeliveryPlan, step: DeliveryStep, *, asked: bool) -> list[str]:
     verdict = [
         "env.MLKIT_CODE = code.toString()",
         *(["if (code == 4) { unstable('INCONCLUSIVE: nothing is delivered') }"] if neutral else []),
-        f'{"else if" if neutral else "if"} (code != 0) {{ error("mlkit ci judge ended with ${{code}}") }}',
+        f'{"else if" if neutral else "if"} (code != 0) {{ error("the judge ended with ${{code}}") }}',
     ]
     script = groovy_block("script", _with_credentials(plan, step, run + verdict))
     caught = "catchError(buildResult: 'FAILURE', stageResult: 'FAILURE', catchInterruptions: false)"
