@@ -45,7 +45,7 @@ IDENTITY_FILES = ("model.onnx", "signature.json")
 ENGINE = "engine.json"
 """Part of the identity where present."""
 MANIFEST, BLESSING = "manifest.json", "blessing.json"
-ADDED_FIELDS = ("git_tree",)
+ADDED_FIELDS = ("git_tree", "rebound_from")
 """Fields of manifest and blessing that bundles of earlier versions do not have."""
 RESTORE = "restore the bundle from the store, or make it again: mlkit run RECIPE --force package"
 NO_BUNDLE = "name the folder of a bundle"
@@ -146,6 +146,8 @@ class Blessing(_ChecksummedFile):
     created: float
     git_tree: str = ""
     """Digest of git's tree of the recipe's folder: the same in every commit with the same files there."""
+    rebound_from: str = ""
+    """The commit at which the gates passed, where ``git_commit`` is another with the same tree."""
 
 
 class Manifest(_ChecksummedFile):
@@ -223,6 +225,23 @@ def write(path: Path, *, name: str, lineage: Lineage, policy: str, run: str, ble
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}", hint="free some space and run again") from error
     return open_bundle(path)
+
+
+def rebind(path: Path, *, git_commit: str) -> Bundle:
+    """Name another commit with the same tree in manifest and blessing, in place; identity and evidence stay.
+
+    The blessing keeps the run and the time at which it was given, and in ``rebound_from`` the commit. Between the two
+    files the bundle is not blessed. Raises BundleError for one that does not verify or is not blessed.
+    """
+    opened = open_bundle(path, blessed=True)
+    blessing = opened.blessing
+    assert blessing is not None
+    judged_at = blessing.rebound_from or blessing.git_commit
+    (path / BLESSING).unlink()
+    _write_checksummed(path / MANIFEST, opened.manifest.model_copy(update={"git_commit": git_commit}))
+    changes = {"git_commit": git_commit, "rebound_from": "" if judged_at == git_commit else judged_at}
+    _write_checksummed(path / BLESSING, blessing.model_copy(update=changes))
+    return open_bundle(path, blessed=True)
 
 
 def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:

@@ -106,16 +106,10 @@ def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], git: Checkou
         base |= {"recipe": recipe.name, "runner": (section.runner.machine or "") if section else ""}
         _check_environment(request, tuple(section.environments) if section else ())
         request = _with_champion(request)
-        run = api.run(
-            recipe,
-            until=LAST_STAGE,
-            force=request.force,
-            state=request.state,
-            progress=progress,
-            champion=request.champion,
-            in_pipeline=True,
-            first_version=request.first_version and request.champion is None,
-        )
+        run = _run(request, recipe, request.force, progress)
+        base |= _uncommitted(git, recipe.loaded, _ingredients(run.answer, request.state))
+        if _names_another_commit(run, git.commit) and not base["git_dirty"]:
+            run = _run(request, recipe, [*request.force, LAST_STAGE], progress)
     except RecipeError as error:
         faults = [_relative(fault, root) for fault in error.faults]
         return Judgement(_failed(base, error), error, faults)
@@ -123,8 +117,27 @@ def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], git: Checkou
         if error.exit_code not in (2, 3):
             raise
         return Judgement(_failed(base, error), error)
-    base |= _uncommitted(git, recipe.loaded, _ingredients(run.answer, request.state))
     return Judgement(_report(request, base, run), run.error, run=run)
+
+
+def _run(request: JudgeRequest, recipe: api.Recipe, force: Sequence[str], progress: RunProgress) -> api.Run:
+    return api.run(
+        recipe,
+        until=LAST_STAGE,
+        force=force,
+        state=request.state,
+        progress=progress,
+        champion=request.champion,
+        in_pipeline=True,
+        first_version=request.first_version and request.champion is None,
+    )
+
+
+def _names_another_commit(run: api.Run, commit: str) -> bool:
+    """Whether the bundle is one of an earlier commit, all of whose inputs are the same: after a squash merge, or a
+    change of other files. Packaged again it names this commit; nothing is trained or measured for that."""
+    reused = any(step["stage"] == LAST_STAGE and step["action"] == "reuse" for step in run.answer["steps"])
+    return reused and run.bundle is not None and read_manifest(run.bundle).git_commit != commit
 
 
 def _uncommitted(git: Checkout, loaded: LoadedRecipe, ingredients: Sequence[Mapping[str, str]]) -> dict[str, Any]:
