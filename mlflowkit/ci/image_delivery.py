@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflowkit import __version__
 from mlflowkit.ci.recipe_export import load_delivery
 from mlflowkit.ci.recipe_facts import repository_root
 from mlflowkit.delivery.delivery_plan import Image
+from mlflowkit.delivery.image.attestations import builder_identity
 from mlflowkit.delivery.image.bundle_artifact import bundle_reference, push_bundle
+from mlflowkit.delivery.image.image_attachments import attach_attestations, sign_image
 from mlflowkit.delivery.image.image_builder import BuilderName, ImageBuild, build_commands, build_image
 from mlflowkit.delivery.image.image_record import (
     ImageRecord,
@@ -19,6 +24,7 @@ from mlflowkit.delivery.image.image_record import (
     pushed_image,
     write_image_record,
 )
+from mlflowkit.delivery.image.image_signature import private_key
 from mlflowkit.delivery.targets.dockerfile import DockerTarget, dockerfile_path
 from mlflowkit.errors import UsageError
 from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry, read_checkout
@@ -70,28 +76,52 @@ def build_recipe_images(
     push: bool,
     folder: Path | None,
     progress: Callable[[str], None],
-    environment: Mapping[str, str] | None = None,
+    attest: bool = True,
+    key: Path | None = None,
 ) -> dict[str, Any]:
     """Build, and with ``push`` push the images and the bundle; ``image.json`` goes into ``folder``.
+
+    Pushed images get their list of packages and their provenance attached unless ``attest`` is False; with a ``key``
+    both are signed, and the bundle.
 
     Returns ``images`` by role (the reference once pushed, the id otherwise), ``bundle``, and ``record``, the path of
     ``image.json``. Raises ServiceError, BundleError, StoreError.
     """
     value: dict[str, Any] = {"images": {}, "bundle": "", "record": ""}
+    if key is not None:
+        private_key(key)  # before anything is built
     bundle = _push_bundle(planned) if push else None
     if bundle is not None:
         value["bundle"] = bundle.reference
         progress(f"pushed {bundle.reference}")
-    for role, (_, build) in planned.images.items():
-        value["images"][role] = build_image(build, builder, push=push, environment=environment)
+        if key is not None:
+            sign_image(bundle.reference, key)
+    images: dict[str, PushedImage] = {}
+    for role, (image, build) in planned.images.items():
+        value["images"][role] = build_image(build, builder, push=push)
+        if push:
+            pushed = _pushed(image, build, value["images"][role], read_checkout(build.context))
+            images[role] = _attested(planned, role, build, pushed, key) if attest else pushed
     if push and folder is not None:
-        images = {
-            role: _pushed(image, build, value["images"][role], read_checkout(build.context))
-            for role, (image, build) in planned.images.items()
-        }
         record = ImageRecord(recipe=planned.recipe, images=images, bundle=bundle)
         value["record"] = str(write_image_record(record, folder))
     return value
+
+
+def _attested(
+    planned: PlannedImages, role: str, build: ImageBuild, image: PushedImage, key: Path | None
+) -> PushedImage:
+    """The record of an image with what was attached to it."""
+    attached = attach_attestations(
+        image,
+        recipe=planned.recipe,
+        role=role,
+        dockerfile=hashlib.sha256(build.dockerfile.encode()).hexdigest(),
+        builder=builder_identity(os.environ),
+        version=__version__,
+        key=key,
+    )
+    return image.model_copy(update=asdict(attached))
 
 
 def _push_bundle(planned: PlannedImages) -> PushedBundle | None:

@@ -170,3 +170,13 @@ def _copy_python(root: Path) -> None:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 if not copy.exists():
                     shutil.copy(Path(match[1]).resolve(), copy)
+
+
+def signing_key(folder: Path, name: str) -> tuple[Path, Path]:
+    """A new private and public key (EC), as openssl makes them."""
+    openssl = require_tool("openssl")
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    new = [openssl, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(new, check=True, capture_output=True)
+    subprocess.run([openssl, "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public

@@ -9,6 +9,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, RecipeArgument, app, echo, emit_json, note, print_result
 from mlflowkit.errors import UsageError
+from mlflowkit.system.text import shell_word
 
 group = typer.Typer(
     help="Images, and bundles in a registry: by digest, signed.", no_args_is_help=True, rich_markup_mode=None
@@ -16,6 +17,12 @@ group = typer.Typer(
 app.add_typer(group, name="image")
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.", show_default=False)]
+TargetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET", help="The folder of a bundle, or repository@sha256:digest of an image.", show_default=False
+    ),
+]
 SignatureOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The signature [default: BUNDLE.sig, beside the bundle].")
 ]
@@ -40,6 +47,13 @@ def build(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where image.json goes, once pushed [default: beside REPORT]."),
     ] = None,
+    attest: Annotated[
+        bool, typer.Option("--attest/--no-attest", help="Attach the list of packages and the provenance to the images.")
+    ] = True,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar="MLKIT_SIGNING_KEY", metavar="FILE", help="Sign what is pushed with this private key."),
+    ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -60,7 +74,9 @@ def build(
         print_result({"commands": lines, "bundle": reference}, text, json)
         return
     folder = out or (None if report is None else report.parent)
-    value = build_recipe_images(planned, find_builder(wanted), push=push, folder=folder, progress=note)
+    value = build_recipe_images(
+        planned, find_builder(wanted), push=push, folder=folder, progress=note, attest=attest, key=key
+    )
     print_result(value, "\n".join([*value["images"].values(), *filter(None, [value["bundle"]])]), json)
 
 
@@ -93,14 +109,21 @@ def pull(
 
 @group.command()
 def sign(
-    bundle: BundleArgument,
+    target: TargetArgument,
     key: Annotated[Path, typer.Option(envvar="MLKIT_SIGNING_KEY", metavar="FILE", help="The private key (EC, PEM).")],
     signature: SignatureOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Sign a bundle's files with a key."""
+    """Sign a bundle's files with a key, or what a registry has: the signature is attached to it there."""
     from mlflowkit.delivery.image.bundle_signature import sign_bundle
+    from mlflowkit.delivery.image.image_attachments import sign_image
 
+    if _is_reference(target, signature):
+        attached = sign_image(target, key)
+        value = {"reference": target, "signature": attached.signature, "provenance": attached.provenance}
+        print_result(value, f"signed {target}: {attached.signature}", json)
+        return
+    bundle = Path(target)
     file = signature or bundle.with_name(f"{bundle.name}.sig")
     sign_bundle(bundle, file, key)
     print_result({"signature": str(file)}, str(file), json)
@@ -108,16 +131,45 @@ def sign(
 
 @group.command()
 def verify(
-    bundle: BundleArgument,
+    target: TargetArgument,
     key: Annotated[Path, typer.Option(metavar="FILE", help="The public key that must have signed (PEM).")],
+    identity: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The builder that the signed provenance must name, whole and exact."),
+    ] = None,
     signature: SignatureOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Verify that the owner of this very key signed exactly the files of a bundle."""
+    """Verify that the owner of this very key signed exactly the files of a bundle, or an image in a registry."""
     from mlflowkit.delivery.image.bundle_signature import verify_bundle
+    from mlflowkit.delivery.image.image_attachments import verify_image
 
+    if _is_reference(target, signature):
+        verified = verify_image(target, key, identity)
+        built = (
+            f"\n  built by {verified.identity}, commit {verified.revision[:12] or 'unknown'}"
+            if verified.identity
+            else ""
+        )
+        contents = f"\n  {verified.packages} packages on {verified.base}" if verified.sbom else ""
+        text = f"{target} is signed by {verified.key}{built}{contents}"
+        print_result({"verified": True, **verified.to_json()}, text, json)
+        return
+    if identity is not None:
+        hint = f"mlkit image verify {shell_word(target)} --key {shell_word(key)}"
+        raise UsageError("--identity names who built an image in a registry; a folder has no provenance", hint=hint)
+    bundle = Path(target)
     verify_bundle(bundle, signature or bundle.with_name(f"{bundle.name}.sig"), key)
     if json:
         emit_json({"verified": True, "bundle": str(bundle)})
     else:
         echo(f"{bundle} is what the owner of {key} signed")
+
+
+def _is_reference(target: str, signature: Path | None) -> bool:
+    """Whether a registry is meant, and not a folder. Raises UsageError for a reference with a file of a signature."""
+    if "@" not in target or Path(target).is_dir():
+        return False
+    if signature is not None:
+        raise UsageError("a registry keeps the signature of what it has", hint="leave --signature out")
+    return True

@@ -40,6 +40,10 @@ class PushedImage(_Record):
     """Whether the checkout had uncommitted changes."""
     lock: str
     """SHA-256 of the file of packages that it was installed from."""
+    sbom: str = ""
+    """Digest of the manifest that attaches the list of its packages; "" where there is none, as of the next two."""
+    provenance: str = ""
+    signature: str = ""
 
     @property
     def digest(self) -> str:
@@ -110,7 +114,7 @@ def read_image_record(path: Path) -> ImageRecord:
 
 def image_platform(client: RegistryClient, image: RegistryReference) -> str:
     """Operating system and architecture of a pushed image, from its configuration. Raises BundleError."""
-    config = client.pull_config(client.pull_image_manifest(image.digest))
+    config = client.pull_config(client.describe_image(image.digest)[1])
     names = [config.get(key) for key in ("os", "architecture", "variant")]
     if not all(isinstance(name, str) for name in names[:2]):
         raise BundleError(f"{image} does not say its platform", hint=f"skopeo inspect docker://{image}")

@@ -30,9 +30,12 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 32 << 20
+MAX_PAGES = 20
 CHUNK_BYTES = 8 << 20
 TIMEOUT_SECONDS = 30.0
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NEXT = re.compile(r'<([^>]{1,2000})>\s*;\s*rel="?next"?')
 _PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"')
 _REALM_FAULT = "the registry asks for a token from a place that is not safe to send credentials to"
 
@@ -62,6 +65,17 @@ def descriptor_of(value: Any, repository: str) -> BlobDescriptor:
         hint = f"skopeo inspect docker://{repository} shows what it has"
         raise BundleError(f"a manifest of {repository} lists {str(value)[:120]}, which is no descriptor", hint=hint)
     return BlobDescriptor(kind, digest, size)
+
+
+def index_entries(content: bytes, repository: str) -> list[Any]:
+    """What an index lists. Raises BundleError for anything else."""
+    try:
+        entries = json.loads(content)["manifests"]
+        if isinstance(entries, list):
+            return entries
+    except (ValueError, RecursionError, KeyError, TypeError):
+        pass
+    raise BundleError(f"{repository} sent no index of manifests", hint=f"skopeo inspect docker://{repository}")
 
 
 def digest_of(content: bytes) -> str:
@@ -139,41 +153,74 @@ class RegistryClient:
 
     def push_manifest(self, content: bytes, tag: str = "", kind: str = MANIFEST_TYPE) -> str:
         """Store a manifest under its digest, or under a tag; returns the digest."""
+        return self.push_referring_manifest(content, tag, kind)[0]
+
+    def push_referring_manifest(self, content: bytes, tag: str = "", kind: str = MANIFEST_TYPE) -> tuple[str, bool]:
+        """As `push_manifest`; returns the digest, and whether the registry lists it among its subject's referrers."""
         digest = digest_of(content)
         with self._send(
             "PUT", self._manifest_url(tag or digest), content=content, headers={"content-type": kind}
         ) as reply:
             self._expect(reply, (201,), "store a manifest")
             answered = reply.headers.get("docker-content-digest", digest)
+            listed = "oci-subject" in reply.headers
         if answered != digest:
             raise ServiceError(
                 f"{self.repository.name} stored {answered} where {digest} was sent", hint=self._inspect()
             )
-        return digest
+        return digest, listed
+
+    def list_referrers(self, digest: str) -> list[Any] | None:
+        """Descriptors of the manifests that have ``digest`` as their subject; None where the registry keeps no list."""
+        url, descriptors = f"{self.repository.url}/referrers/{digest}", []
+        for _ in range(MAX_PAGES):
+            with self._send("GET", url, headers={"accept": INDEX_TYPE}) as reply:
+                if reply.status_code in (404, 405):
+                    return None
+                self._expect(reply, (200,), f"list what refers to {digest}")
+                content = b"".join(self._bounded(reply, MAX_MANIFEST_BYTES, "a list of referrers"))
+                following = _NEXT.search(reply.headers.get("link", ""))
+                url = urljoin(str(reply.request.url), following[1]) if following else ""
+            descriptors += index_entries(content, self.repository.name)
+            if not url:
+                return descriptors
+            if urlsplit(url)[:2] != self._origin:
+                break
+        raise ServiceError(f"{self.repository.name} lists referrers without end", hint=self._inspect())
 
     def pull_manifest(self, reference: str, kind: str = MANIFEST_TYPE) -> dict[str, Any]:
         """A manifest, verified when ``reference`` is a digest. Raises BundleError for other content than asked for."""
+        return self._parse(self._pull_content(reference, kind), reference)
+
+    def manifest_bytes(self, digest: str) -> bytes:
+        """A manifest as it is stored, verified. Raises BundleError."""
+        return self._pull_content(digest, MANIFEST_TYPE)
+
+    def _pull_content(self, reference: str, kind: str) -> bytes:
         with self._send("GET", self._manifest_url(reference), headers={"accept": kind}) as reply:
             self._expect(reply, (200,), f"hand out {reference}")
             content = b"".join(self._bounded(reply, MAX_MANIFEST_BYTES, "a manifest"))
         if reference.startswith("sha256:") and digest_of(content) != reference:
             raise BundleError(f"{self.repository.name} sent {digest_of(content)} for {reference}", hint=self._inspect())
+        return content
+
+    def _parse(self, content: bytes, reference: str) -> dict[str, Any]:
         try:
             document = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.repository.at(reference)} is not a manifest", hint=self._inspect()) from error
+        except (ValueError, RecursionError):
+            document = None
         if not isinstance(document, dict):
             raise BundleError(f"{self.repository.at(reference)} is not a manifest", hint=self._inspect())
         return document
 
-    def pull_image_manifest(self, digest: str) -> dict[str, Any]:
-        """The manifest of an image, in either format. Raises BundleError for an index, which no platform is told by."""
-        manifest = self.pull_manifest(digest, f"{MANIFEST_TYPE}, {DOCKER_MANIFEST_TYPE}, {INDEX_TYPE}")
+    def describe_image(self, digest: str) -> tuple[BlobDescriptor, dict[str, Any]]:
+        """An image's descriptor and manifest, in either format. Raises BundleError for an index, which is no image."""
+        content = self._pull_content(digest, f"{MANIFEST_TYPE}, {DOCKER_MANIFEST_TYPE}, {INDEX_TYPE}")
+        manifest = self._parse(content, digest)
         if not isinstance(manifest.get("config"), dict) or not isinstance(manifest.get("layers"), list):
-            raise BundleError(
-                f"{self.repository.at(digest)} is no image but an index or an artifact", hint=self._inspect()
-            )
-        return manifest
+            message = f"{self.repository.at(digest)} is no image but an index or an artifact"
+            raise BundleError(message, hint=self._inspect())
+        return BlobDescriptor(str(manifest.get("mediaType") or MANIFEST_TYPE), digest, len(content)), manifest
 
     def pull_config(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration that an image's manifest names. Raises BundleError."""
@@ -181,18 +228,16 @@ class RegistryClient:
 
     def pull_document(self, blob: BlobDescriptor) -> dict[str, Any]:
         """A small blob that is a JSON object, verified. Raises BundleError."""
+        return self.pull_small(blob)[1]
+
+    def pull_small(self, blob: BlobDescriptor) -> tuple[bytes, dict[str, Any]]:
+        """The bytes of a small blob, verified, and the JSON object that they are. Raises BundleError."""
         with self._get_blob(blob.digest) as reply:
-            content = b"".join(self._bounded(reply, min(blob.size, MAX_MANIFEST_BYTES), f"blob {blob.digest}"))
+            content = b"".join(self._bounded(reply, min(blob.size, MAX_DOCUMENT_BYTES), f"blob {blob.digest}"))
         if digest_of(content) != blob.digest:
             message = f"{self.repository.name} sent {digest_of(content)} for blob {blob.digest}"
             raise BundleError(message, hint=self._inspect())
-        try:
-            document = json.loads(content)
-        except (ValueError, RecursionError):
-            document = None
-        if not isinstance(document, dict):
-            raise BundleError(f"blob {blob.digest} of {self.repository.name} is no document", hint=self._inspect())
-        return document
+        return content, self._parse(content, blob.digest)
 
     def pull_blob(self, blob: BlobDescriptor, path: Path) -> None:
         """Write a blob to a new file. Raises BundleError unless it has the size and digest of its descriptor."""

@@ -14,6 +14,7 @@ import pytest
 from mlflowkit.delivery.image.bundle_signature import sign_bundle, verify_bundle
 from mlflowkit.delivery.image.image_builder import ImageBuild, build_image
 from mlflowkit.errors import BundleError, ServiceError
+from tests.support.image_world import signing_key
 from tests.support.lending_bundle import make_bundle
 from tests.support.registries import real_registry
 from tests.support.tools import require_tool
@@ -68,21 +69,12 @@ def test_an_image_of_equal_inputs_is_equal_and_leaves_out_what_is_not_listed(tmp
     assert b"canary" not in stored
 
 
-def _key(folder: Path, name: str) -> tuple[Path, Path]:
-    openssl = require_tool("openssl")
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    new = [openssl, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
-    subprocess.run(new, check=True, capture_output=True)
-    subprocess.run([openssl, "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
-    return private, public
-
-
 @pytest.mark.delivery
 def test_a_signature_holds_for_these_files_and_this_key_only(tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing is not installed: pip install 'mlflowkit[sign]'")
     folder, other = make_bundle(tmp_path / "bundle").path, make_bundle(tmp_path / "other", seed=2).path
     signature = tmp_path / "bundle.sig"
-    (private, public), (_, stranger) = _key(tmp_path, "ours"), _key(tmp_path, "theirs")
+    (private, public), (_, stranger) = signing_key(tmp_path, "ours"), signing_key(tmp_path, "theirs")
     sign_bundle(folder, signature, private)
     verify_bundle(folder, signature, public)
     with pytest.raises(BundleError, match="no signature"):
