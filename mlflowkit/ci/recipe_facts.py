@@ -23,6 +23,7 @@ def recipe_facts(loaded: LoadedRecipe) -> RecipeFacts:
         timeout_seconds=10.0 if serve is None else serve.timeout_seconds,
         strategy="direct" if serve is None else serve.rollout.strategy,
         grpc_port=0 if serve is None else serve.grpc_port or 0,
+        affinity="request_id" if serve is None else serve.routing.affinity,
         rollout=None if serve is None else serve.rollout.model_dump(mode="json"),
     )
 

@@ -68,6 +68,8 @@ class RecipeFacts:
     """The recipe's ``serve.rollout``, as JSON."""
     grpc_port: int = 0
     """The fixed port of gRPC; 0 for none."""
+    affinity: str = "request_id"
+    """What keeps a client on one version (``serve.routing.affinity``)."""
 
 
 @dataclass(frozen=True, slots=True)

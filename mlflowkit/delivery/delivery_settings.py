@@ -200,6 +200,10 @@ class SagemakerSettings(Section):
     """Instance type of the endpoint and of training."""
     count: int = Field(default=2, ge=1, le=100)
     """Instances of the endpoint."""
+    bucket: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$")
+    """S3 bucket of bundles, code and reports, in the same region."""
+    image: str | None = Field(default=None, pattern=r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+    """Image of the pipeline's steps by digest, in Amazon ECR: it has git and the packages of the lock."""
 
 
 def _as_list(value: Any) -> Any:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -35,7 +36,7 @@ print(json.dumps(dict(target.render(delivery_plans()[which]))))
 
 
 def delivery_plans() -> dict[str, DeliveryPlan]:
-    """Plans to render, by name: the smallest, one with a pipeline's secrets and environments, two of a cluster."""
+    """Plans to render, by name: the smallest, and one for each kind of system: forges, clusters, AWS."""
     rollout = {"strategy": "canary", "steps": [5, 25, 50]}
     facts = RecipeFacts("my_model", "recipes/my_model.yaml", "lending", 8080, 2, 10.0, "canary", rollout=rollout)
     plain = RecipeFacts("plain", "plain.yaml", "plain", 8080)
@@ -51,6 +52,12 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
         "production": {"after": "staging", "baking": "24h", "replicas": 3},
     }
     registry = {"image": "ghcr.io/acme/lending", "credentials": {"env": "REGISTRY_TOKEN"}}
+    registry_of_aws = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+    guardrails = [
+        {"metric": "error_rate", "max": 0.01, "role": "guardrail"},
+        {"metric": "latency_p99_ms", "max": 80, "role": "guardrail"},
+    ]
+    canary = {"strategy": "canary", "steps": [10], "bake_seconds": 600, "metrics": guardrails}
     sections: dict[str, tuple[dict[str, Any], RecipeFacts]] = {
         "smallest": ({"registry": {"image": "ghcr.io/acme/plain"}}, plain),
         "pipeline": (
@@ -86,6 +93,21 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
                 "kubeflow": {"state": "lending-state", "git": {"name": "mlkit-git", "key": "token"}},
             },
             facts,
+        ),
+        "aws": (
+            {
+                "registry": {"image": f"{registry_of_aws}/lending", "credentials": {"oidc": "aws"}},
+                "environments": {"staging": {"promote": "automatic"}, "production": {"after": "staging"}},
+                "policy": {"inconclusive": "neutral"},
+                "sagemaker": {
+                    "region": "eu-central-1",
+                    "role": "arn:aws:iam::123456789012:role/mlkit",
+                    "bucket": "acme-models",
+                    "count": 10,
+                    "image": f"{registry_of_aws}/lending-steps@sha256:{'5' * 64}",
+                },
+            },
+            replace(facts, rollout=canary),
         ),
         "cluster": (
             {

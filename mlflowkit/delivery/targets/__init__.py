@@ -18,6 +18,7 @@ BUILT_IN: dict[str, str] = {
     "kubeflow": "mlflowkit.delivery.targets.kubeflow:KubeflowPipelines",
     "kubernetes": "mlflowkit.delivery.targets.kubernetes:KubernetesManifests",
     "mlproject": "mlflowkit.delivery.targets.mlproject:MlflowProject",
+    "sagemaker": "mlflowkit.delivery.targets.sagemaker:SagemakerDelivery",
 }
 """References of the target classes, by the name that recipes write."""
 

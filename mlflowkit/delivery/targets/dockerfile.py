@@ -33,18 +33,24 @@ class DockerTarget(DeliveryTarget):
     steps: ClassVar[frozenset[str]] = frozenset()
 
     def render(self, plan: DeliveryPlan) -> Mapping[str, str]:
-        templates = text_templates()
-        templates.filters["json_words"] = _json_words
         files: dict[str, str] = {}
         for image in plan.images:
-            values = _values(plan, image)
             path = dockerfile_path(image)
-            files[path] = templates.get_template("Dockerfile.jinja2").render(values)
-            files[f"{path}.dockerignore"] = templates.get_template("dockerignore.jinja2").render(values)
+            files[path], files[f"{path}.dockerignore"] = dockerfile_texts(plan, image)
         return files
 
     def checks(self) -> Mapping[str, str]:
         return {"hadolint": f"hadolint {FOLDER}/serve.Dockerfile {FOLDER}/train.Dockerfile {FOLDER}/monitor.Dockerfile"}
+
+
+def dockerfile_texts(plan: DeliveryPlan, image: Image) -> tuple[str, str]:
+    """The Dockerfile of an image, and what of the repository does not go to the builder."""
+    templates, values = text_templates(), _values(plan, image)
+    templates.filters["json_words"] = _json_words
+    return (
+        templates.get_template("Dockerfile.jinja2").render(values),
+        templates.get_template("dockerignore.jinja2").render(values),
+    )
 
 
 def _values(plan: DeliveryPlan, image: Image) -> dict[str, object]:
