@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from mlflowkit.ci.judge_report import (
 from mlflowkit.ci.recipe_facts import repository_root
 from mlflowkit.errors import BundleError, Fault, MlkitError, RecipeError, UsageError
 from mlflowkit.pipeline.lineage.checkout import Checkout, read_checkout
+from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
 from mlflowkit.ports import RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
@@ -181,8 +181,7 @@ def _check_out(out: Path, root: Path) -> None:
     folder = Path(os.path.abspath(out))
     if not folder.is_relative_to(root):
         return
-    command = ["git", "-C", str(root), "check-ignore", "-q", str(folder / REPORT)]
-    if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:
+    if not ask_git(root, "check-ignore", "-q", str(folder / REPORT)).ok:
         message = f"--out {out} lies in the checkout and git does not ignore it: the outputs would make it dirty"
         raise UsageError(message, hint=f"--out {shell_word(Path(tempfile.gettempdir()) / 'mlkit-out')}")
 

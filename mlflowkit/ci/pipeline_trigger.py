@@ -70,17 +70,10 @@ def finish(
 @contextmanager
 def _store(folder: Path, state: Path, place: ClaimPlace | None) -> Iterator[ClaimStore]:
     """The claims in git where the repository has a remote, else in the state folder, unless the place is given."""
-    from mlflowkit.ci.environments.environment_file import own_remote
-    from mlflowkit.errors import UsageError
+    from mlflowkit.ci.environments.environment_file import find_remote, own_remote
     from mlflowkit.service_state.records import control_records
 
-    url = ""
-    if place != "journal":
-        try:
-            url = own_remote(folder)
-        except UsageError:
-            if place == "git":
-                raise
+    url = "" if place == "journal" else own_remote(folder) if place == "git" else find_remote(folder)
     if not url:
         yield RecordClaims(control_records(state))
         return

@@ -217,3 +217,27 @@ def test_a_judgement_on_main_packages_again_and_trains_nothing(
     assert ran(report) == []
     assert open_bundle(tmp_path / "dirty" / "bundle").manifest.git_commit == commits[1]
     project.git("checkout", "-q", "--", ".")
+
+
+def test_what_a_run_reads_and_no_commit_holds_is_told_and_bars_a_rebinding(
+    merged: tuple[SquashProject, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    project, _ = merged
+    force = ("run", "models/rows.yaml", "--until", "package", "--force", "package")
+    project.git("rm", "-q", "--cached", "models/model.py")
+    project.git("commit", "-q", "-m", "forgotten")
+    code, answer, stderr = project.mlkit(*force)
+    assert (code, answer["lineage"]["git_changes"]) == (0, "models/model.py (untracked)")
+    assert answer["blessing"]["git_dirty"] is True
+    assert "no commit holds models/model.py (untracked), which this run reads" in stderr
+    project.commit("found again")
+    code, refused, _ = project.bless()
+    assert (code, "made from changes that no commit holds" in refused["error"]["message"]) == (2, True)
+    assert refused["error"]["hint"] == f"mlkit run {project.root}/models/rows.yaml --force package"
+
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    code, answer, stderr = project.mlkit(*force)
+    assert (code, answer["lineage"]["git_commit"]) == (0, "")
+    assert f"git config --global --add safe.directory {project.root}" in stderr
+    assert project.bless()[1]["error"]["hint"].startswith("git config --global --add safe.directory")

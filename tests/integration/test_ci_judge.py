@@ -113,6 +113,24 @@ def test_a_wrong_recipe_is_a_report_with_located_faults(project: Project) -> Non
     (project.folder / "wrong.yaml").unlink()
 
 
+def test_a_repository_that_git_does_not_read_is_not_judged(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a judgement of the commit ""."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    code, report, stderr = project.judge(out="foreign")
+    assert (code, report) == (2, {})
+    assert f"git config --global --add safe.directory {project.folder}" in stderr
+
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
+    new = Project(tmp_path)
+    new.git("update-ref", "-d", "HEAD")
+    code, report, stderr = new.judge()
+    assert (code, report) == (2, {})
+    assert "has no commit yet" in stderr
+
+
 def test_outputs_that_make_the_checkout_dirty_are_refused(project: Project) -> None:
     code, report, stderr = project.judge(out="project/out")
     assert (code, report) == (2, {})

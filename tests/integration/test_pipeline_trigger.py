@@ -54,6 +54,17 @@ def test_twenty_triggers_from_four_clones_start_one_training(clones: list[Path])
     assert actions == {"started": 1, "running": 19}
 
 
+def test_a_repository_that_git_does_not_read_is_not_one_without_a_remote(
+    clones: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that only this state folder has would let every other clone train as well."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(UsageError, match="belongs to another user") as caught:
+        ask((clones[0], None, None))
+    assert "safe.directory" in caught.value.hint
+
+
 @pytest.mark.parametrize("place", ["git", "journal"])
 def test_a_killed_owner_is_taken_over_once(clones: list[Path], place: ClaimPlace) -> None:
     recipe = clones[0]

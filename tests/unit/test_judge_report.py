@@ -159,6 +159,20 @@ def test_the_comment_of_a_failed_run(golden: Any) -> None:
     )  # fmt: skip
 
 
+def test_the_comment_names_head_merge_commit_tree_and_what_no_commit_holds() -> None:
+    names = ("models/a.py (modified)", "models/<img onerror> @all `x` (untracked)")
+    text = comment_text.render(
+        report(verdict(), head="ab" * 20, git_commit="cd" * 20, tree="ef" * 20, git_dirty=True, git_changes=names)
+    )
+    line = next(line for line in text.splitlines() if "commit" in line)
+    assert "commit `abababababab` merged with its target as `cdcdcdcdcdcd`, tree `efefefefefef`, with changes" in line
+    assert "`models/a.py (modified)`" in line
+    assert comment_text.code(names[1]) in line
+    clean = comment_text.render(report(verdict(), head="ab" * 20, git_commit="ab" * 20))
+    assert "merged" not in clean
+    assert "changes that are not committed" not in clean
+
+
 def test_a_run_without_gates_is_not_called_good() -> None:
     assert "nothing was judged" in comment_text.render(report())
     error = report(status="error", exit_code=3, error="the table cannot be read", identity="", blessed=False)

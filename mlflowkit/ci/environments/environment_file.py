@@ -13,6 +13,7 @@ from mlflowkit.delivery.gitops.desired_delivery import DesiredDelivery, edit_del
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, FileVersion, GitRepository, open_repository
 from mlflowkit.delivery.gitops.promotion_decision import PromotionDecision
 from mlflowkit.errors import UsageError, closest_match
+from mlflowkit.pipeline.lineage.git_command import ask_git
 
 FILE = "delivery.yaml"
 
@@ -93,17 +94,25 @@ def read_environment(recipe: Path, environment: str) -> tuple[EnvironmentFile, D
 
 
 def own_remote(folder: Path) -> str:
-    """The remote ``origin`` of the recipe's repository."""
-    import subprocess
-
-    command = ["git", "-C", str(folder), "remote", "get-url", "origin"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if process.returncode != 0 or not process.stdout.strip():
+    """The remote ``origin`` of the recipe's repository. Raises UsageError where there is none."""
+    url = find_remote(folder)
+    if not url:
         raise UsageError(
             f"the git repository of {folder} has no remote origin, and the environment names no repo",
             hint="git remote add origin URL, or set environments.ENVIRONMENT.repo in the recipe's delivery section",
         )
-    return process.stdout.strip()
+    return url
+
+
+def find_remote(folder: Path) -> str:
+    """The remote ``origin`` of the repository around a folder, "" where there is none.
+
+    Raises UsageError where git does not read the repository.
+    """
+    answer = ask_git(folder, "remote", "get-url", "origin")
+    if answer.problem and "No such remote" not in answer.problem:
+        raise UsageError(f"the remote of {folder} is not known: {answer.problem}", hint=answer.hint)
+    return answer.text.strip()
 
 
 def environment_result(
