@@ -95,6 +95,7 @@ class RecordedWorld:
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.calls: Path = folder / "calls"
+        self.runs = 0
         self.program("sleep", "exit 0")
         self.answers("started")
 
@@ -124,12 +125,17 @@ if [ "$2" = judge ]; then
   mkdir -p "$MLKIT_OUT"; echo judged > "$MLKIT_OUT/report.json"
   code=$(head -n 1 {self.folder}/codes); sed -i 1d {self.folder}/codes; exit "${{code:-0}}"
 fi
+if [ "$1" = image ]; then echo pushed > "$MLKIT_OUT/image.json"; fi
+if [ "$2" = promote ]; then cat "$MLKIT_OUT/image.json" >> {self.folder}/promoted; fi
 for word; do case "$word" in */report.json) cat "$word" > /dev/null || exit 9;; esac; done""",
         )
 
     def run(self, text: str, **arguments: object) -> KfpRun:
         environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "GIT_TERMINAL_PROMPT": "0"}
-        return KfpRun(text, self.folder / "run", environment, SECRETS, **arguments)  # type: ignore[arg-type]
+        self.runs += 1
+        folder = self.folder / f"run-{self.runs}"
+        folder.mkdir()
+        return KfpRun(text, folder, environment, SECRETS, **arguments)  # type: ignore[arg-type]
 
     def lines(self) -> list[list[str]]:
         return [line.split(" | ") for line in self.calls.read_text().splitlines()]
@@ -137,7 +143,6 @@ for word; do case "$word" in */report.json) cat "$word" > /dev/null || exit 9;; 
 
 @pytest.fixture
 def world(tmp_path: Path) -> RecordedWorld:
-    (tmp_path / "run").mkdir()
     return RecordedWorld(tmp_path)
 
 
@@ -155,8 +160,8 @@ def test_every_step_sees_the_commit_that_the_first_one_found(world: RecordedWorl
     assert run.ran == STEPS
     assert {commit for commit, _, _ in world.lines()} == {"first"}
     assert world.lines()[0][1] == "trigger recipes/my_model.yaml --because drift --json"
-    reports = [line[1].rpartition(" ")[2] for line in world.lines() if "--from" in line[1]]
-    assert set(reports) == {str(world.folder / "run" / "judge" / "artifacts" / "out" / "report.json")}
+    assert (world.folder / "promoted").read_text().splitlines() == ["pushed"] * 2
+    assert sum("--from" in line[1] for line in world.lines()) == 3
 
 
 def test_a_step_has_the_secrets_that_it_needs_and_no_other(world: RecordedWorld) -> None:

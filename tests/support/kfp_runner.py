@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class KfpRun:
         made = {key: folder / "artifacts" / key for key in defined.get("artifacts", {})}
         paths: dict[tuple[str, str, str], Any] = {
             **{("inputs", "parameters", key): value for key, value in given.items()},
-            **{("inputs", "artifacts", key): value for key, value in files.items()},
+            **{("inputs", "artifacts", key): _downloaded(path, folder / "inputs" / key) for key, path in files.items()},
             **{("outputs", "parameters", key): value for key, value in written.items()},
             **{("outputs", "artifacts", key): value for key, value in made.items()},
         }
@@ -125,3 +126,13 @@ class KfpRun:
             for key in secret["keyToEnv"]:
                 variables[key["envVar"]] = self.secrets[secret["secretName"], key["secretKey"]]
         return {"PATH": os.environ["PATH"], **variables, **self.environment}
+
+
+def _downloaded(source: Path, target: Path) -> Path:
+    """A copy of an artifact: what one container writes into it no other one sees."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+    return target

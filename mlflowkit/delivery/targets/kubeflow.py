@@ -23,8 +23,9 @@ EVENT_TARGETS = frozenset(("github", "gitlab", "jenkins", "airflow"))
 STATE = "/mlkit/state"
 SCRATCH_STATE = "/tmp/mlkit-state"
 """The state folder without a volume."""
-OUTPUT_STEPS = ("check", "judge")
-"""Steps whose outputs are kept as artifacts."""
+ARTIFACTS = {"check": "out", "judge": "out", "image": "record"}
+"""What a step leaves as an artifact: its folder of outputs, or the record of pushed images that promotions read."""
+RECORD = "$MLKIT_OUT/image.json"
 NEUTRAL = 4
 """The exit code of INCONCLUSIVE."""
 HEADER = (
@@ -148,7 +149,8 @@ def _levels(plan: DeliveryPlan) -> list[_Level]:
 
 def _producer(plan: DeliveryPlan, name: str) -> str:
     """The step that writes a value; "" for a parameter of the run."""
-    writers = {"commit": _steps(plan)[0].id, "action": "trigger", "code": "judge", "out": "judge"}
+    first = _steps(plan)[0].id
+    writers = {"commit": first, "action": "trigger", "code": "judge", "out": "judge", "record": "image"}
     return writers.get(name, "")
 
 
@@ -168,9 +170,15 @@ def _outputs(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
     return [*(["commit"] if step == _steps(plan)[0] else []), *names]
 
 
-def _reads_outputs(step: DeliveryStep) -> bool:
-    """Whether a step reads the judge's outputs."""
-    return "--from" in step.command
+def _artifacts_read(step: DeliveryStep) -> list[str]:
+    """The judge's outputs, and for a promotion the record of the images."""
+    if "--from" not in step.command:
+        return []
+    return ["out", "record"] if step.id.startswith("promote-") else ["out"]
+
+
+def _artifacts_written(step: DeliveryStep) -> list[str]:
+    return [ARTIFACTS[step.id]] if step.id in ARTIFACTS else []
 
 
 def _dag(plan: DeliveryPlan, levels: list[_Level], components: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -180,7 +188,7 @@ def _dag(plan: DeliveryPlan, levels: list[_Level], components: dict[str, Any]) -
     tasks: dict[str, Any] = {}
     wanted: list[str] = []
     for step in level.steps:
-        names = [*_inputs(plan, step), *(["out"] if _reads_outputs(step) else [])]
+        names = [*_inputs(plan, step), *_artifacts_read(step)]
         components[f"comp-{step.id}"] = _component(plan, step)
         needs = [need for need in step.needs if need in local]
         tasks[step.id] = {
@@ -214,7 +222,7 @@ def _sources(plan: DeliveryPlan, names: list[str], local: set[str]) -> dict[str,
     parameters: dict[str, Any] = {}
     artifacts: dict[str, Any] = {}
     for name in names:
-        producer, artifact = _producer(plan, name), name == "out"
+        producer, artifact = _producer(plan, name), name in ARTIFACTS.values()
         into, kind = (artifacts, "Artifact") if artifact else (parameters, "Parameter")
         if producer in local:
             key = f"output{kind}Key"
@@ -225,19 +233,20 @@ def _sources(plan: DeliveryPlan, names: list[str], local: set[str]) -> dict[str,
 
 
 def _definitions(names: list[str]) -> dict[str, Any]:
-    artifact = {"artifactType": {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}}
-    parameters = {name: {"parameterType": "STRING"} for name in names if name != "out"}
+    kind = {"artifactType": {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}}
+    artifacts = {name: kind for name in names if name in ARTIFACTS.values()}
+    parameters = {name: {"parameterType": "STRING"} for name in names if name not in artifacts}
     return {
-        **({"artifacts": {"out": artifact}} if "out" in names else {}),
+        **({"artifacts": artifacts} if artifacts else {}),
         **({"parameters": parameters} if parameters else {}),
     }
 
 
 def _component(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
-    outputs = [*_outputs(plan, step), *(["out"] if step.id in OUTPUT_STEPS else [])]
+    outputs = [*_outputs(plan, step), *_artifacts_written(step)]
     return {
         "executorLabel": f"exec-{step.id}",
-        "inputDefinitions": _definitions([*_inputs(plan, step), *(["out"] if _reads_outputs(step) else [])]),
+        "inputDefinitions": _definitions([*_inputs(plan, step), *_artifacts_read(step)]),
         **({"outputDefinitions": _definitions(outputs)} if outputs else {}),
     }
 
@@ -256,10 +265,8 @@ def _parameter(plan: DeliveryPlan, name: str) -> dict[str, Any]:
 def _executor(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
     values = [f"{{{{$.inputs.parameters['{name}']}}}}" for name in _inputs(plan, step)]
     values += [f"{{{{$.outputs.parameters['{name}'].output_file}}}}" for name in _outputs(plan, step)]
-    if step.id in OUTPUT_STEPS:
-        values.append("{{$.outputs.artifacts['out'].path}}")
-    elif _reads_outputs(step):
-        values.append("{{$.inputs.artifacts['out'].path}}")
+    values += [f"{{{{$.inputs.artifacts['{name}'].path}}}}" for name in _artifacts_read(step)]
+    values += [f"{{{{$.outputs.artifacts['{name}'].path}}}}" for name in _artifacts_written(step)]
     return {
         "container": {
             "image": plan.section.kubeflow.image or plan.images[0].base,
@@ -330,10 +337,9 @@ def _named(key: str, former: str, name: str) -> dict[str, Any]:
 def _script(plan: DeliveryPlan, step: DeliveryStep) -> str:
     """Check the commit out and run the command; values come as arguments, never as text of the script."""
     names = [*_inputs(plan, step), *(f"{name}_file" for name in _outputs(plan, step))]
-    if step.id in OUTPUT_STEPS or _reads_outputs(step):
-        names.append("MLKIT_OUT")
+    names += [*_artifacts_read(step), *_artifacts_written(step)]
     lines = [f"{_SHELL.get(name, name)}=${number}" for number, name in enumerate(names, 1)]
-    exported = [_SHELL.get(name, name) for name in names if name == "MLKIT_OUT" or name in _SHELL]
+    exported = [_SHELL.get(name, name) for name in names if name in _SHELL]
     lines += [f"export {' '.join(exported)}"] if exported else []
     lines += _checkout(plan, step, "commit" if "commit" in names else "revision")
     if "commit_file" in names:
@@ -343,12 +349,15 @@ def _script(plan: DeliveryPlan, step: DeliveryStep) -> str:
         lines += [f"answer=$({command_line(step.command)})", 'echo "$answer"']
         lines += [f'action=$(printf %s "$answer" | python -c "{read}")', *_written("action_file", '"$action"')]
         return "\n".join([*lines, ""])
-    record = "; ".join(_written("code_file", '"$code"')) if step.id == "judge" else ""
+    if step.id.startswith("promote-"):
+        lines.append(f'cp "$record" "{RECORD}"')
+    record = {"judge": "; ".join(_written("code_file", '"$code"')), "image": _KEEP_RECORD}.get(step.id, "")
     return "\n".join([*lines, step_script(step, record=record)])
 
 
-_SHELL = {"because": "MLKIT_BECAUSE", "registry_user": "MLKIT_REGISTRY_USER"}
-"""Parameters that the command reads, by their environment variables."""
+_SHELL = {"because": "MLKIT_BECAUSE", "registry_user": "MLKIT_REGISTRY_USER", "out": "MLKIT_OUT"}
+"""What the command reads as environment variables."""
+_KEEP_RECORD = f'[ "$code" -ne 0 ] || {{ mkdir -p "$(dirname "$record")"; cp "{RECORD}" "$record"; }}'
 
 
 def _written(file: str, value: str) -> list[str]:

@@ -77,9 +77,8 @@ def test_a_run_judges_the_version_that_this_machine_makes(project: Path, tmp_pat
     binaries.mkdir()
     images = tmp_path / "images"  # an image is not built here: its base is not to be had without a network
     command = " ".join(f"'{word}'" for word in MLKIT)
-    (binaries / "mlkit").write_text(
-        f'#!/bin/sh\nif [ "$1" = image ]; then echo "$@" > {images}; exit 0; fi\nexec {command} "$@"\n'
-    )
+    recorded = f'echo "$@" > {images}; echo {{}} > "$MLKIT_OUT/image.json"; exit 0'
+    (binaries / "mlkit").write_text(f'#!/bin/sh\nif [ "$1" = image ]; then {recorded}; fi\nexec {command} "$@"\n')
     (binaries / "mlkit").chmod(0o755)
     run = KfpRun(
         text,
@@ -95,7 +94,9 @@ def test_a_run_judges_the_version_that_this_machine_makes(project: Path, tmp_pat
     report = json.loads((out / "report.json").read_bytes())
     assert (report["exit_code"], report["git_dirty"]) == (0, False)
     assert report["git_commit"] == git(project, "rev-parse", "HEAD")
-    assert images.read_text().split() == ["image", "build", "cells.yaml", "--push", "--from", f"{out}/report.json"]
+    assert (tmp_path / "run" / "image" / "artifacts" / "record").read_text() == "{}\n"
+    read = tmp_path / "run" / "image" / "inputs" / "out" / "report.json"
+    assert images.read_text().split() == ["image", "build", "cells.yaml", "--push", "--from", str(read)]
 
     local = [*MLKIT, "ci", "judge", "cells.yaml", "--out", str(tmp_path / "local")]
     done = subprocess.run(local, cwd=project, capture_output=True, text=True)
