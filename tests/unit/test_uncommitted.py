@@ -116,6 +116,13 @@ def test_a_tracked_file_of_the_folder_that_differs_is_a_change(project: GitProje
     assert judged(project).forgotten == ()
 
 
+def test_a_tracked_file_that_mlkit_writes_is_no_change(project: GitProject) -> None:
+    project.write("recipes/.mlkit-export.lock", "{}\n")
+    project.commit()
+    project.write("recipes/.mlkit-export.lock", "{1: 2}\n")
+    assert judged(project).changes == ()
+
+
 def test_a_change_of_another_folder_is_none_unless_it_is_an_input(project: GitProject) -> None:
     project.write("shared/rows.csv", "1\n")
     project.write("src/acme/model.py", "x = 1\n")

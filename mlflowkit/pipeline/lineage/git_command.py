@@ -62,7 +62,11 @@ def ask_git(folder: Path, *arguments: str, timeout: float = TIMEOUT_SECONDS) -> 
 
 
 def git_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables for git: its messages in English, and the repository that the folder is in."""
+    """The variables for git: its messages in English, and the repository that the folder is in.
+
+    >>> git_environment({"LC_ALL": "de_DE.UTF-8", "GIT_DIR": ".git", "HOME": "/root"})
+    {'LC_ALL': 'C', 'HOME': '/root', 'GIT_TERMINAL_PROMPT': '0'}
+    """
     kept = {name: value for name, value in environment.items() if name not in _HOOK_VARIABLES}
     return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 

@@ -97,11 +97,13 @@ def uncommitted_inputs(checkout: Checkout, inputs: RunInputs) -> UncommittedInpu
     code, data = _inside(inputs.code, checkout.root), _inside(inputs.data, checkout.root)
     outputs, editable = _standard_streams(), None
     changes, forgotten = [], []
+    names = code | data
+    reached = names | {str(parent) for name in names for parent in PurePosixPath(name).parents}
     for entry in checkout.entries:
         path = entry.path.rstrip("/")
         if _is_own(path) or _stamp(Path(checkout.root, path)) in outputs:
             continue
-        read = any(name == path or name.startswith(f"{path}/") for name in code | data)
+        read = path in reached
         beside = not checkout.prefix or path.startswith(f"{checkout.prefix}/")
         counts = read or (beside and (entry.tracked or _is_named(path, checkout.prefix, inputs.words)))
         if not counts and not beside and _is_module(checkout.root, entry):
