@@ -141,8 +141,11 @@ def _digest(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def real_registry(folder: Path) -> Iterator[str]:
-    """Debian's docker-registry with its storage in ``folder``; yields its host. Skips the test where it is absent."""
+def real_registry(folder: Path, *, users: str = "") -> Iterator[str]:
+    """Debian's docker-registry with its storage in ``folder``; yields its host. Skips the test where it is absent.
+
+    ``users`` are lines of an htpasswd file (bcrypt), without which it asks for nothing.
+    """
     program = require_tool("docker-registry")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,6 +155,10 @@ def real_registry(folder: Path) -> Iterator[str]:
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'storage'}}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
     )
+    if users:
+        (folder / "htpasswd").write_text(users)
+        with settings.open("a") as stream:
+            stream.write(f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n")
     with open(folder / "registry.log", "wb") as log:
         process = subprocess.Popen([program, "serve", str(settings)], stdout=log, stderr=log)
     try:
@@ -165,6 +172,6 @@ def real_registry(folder: Path) -> Iterator[str]:
 
 def _answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/v2/", timeout=2).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/v2/", timeout=2).status_code in (200, 401)
     except httpx.HTTPError:
         return False

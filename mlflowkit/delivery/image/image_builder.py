@@ -7,6 +7,7 @@ times when it pushes. Neither attaches an attestation: that would make an index,
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlflowkit.delivery.image.registry_credentials import credentials_document, given_credentials
 from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.system.files import private_opener
 from mlflowkit.system.text import shell_word
 
 BUILD_SECONDS = 3600.0
@@ -88,10 +91,26 @@ def build_image(
         folder = Path(temporary)
         (folder / "Dockerfile").write_text(build.dockerfile, encoding="utf-8")
         (folder / "Dockerfile.dockerignore").write_text(build.ignored, encoding="utf-8")
-        for command in build_commands(build, builder, folder, push=push):
-            _run(command, environment)
+        given = os.environ if environment is None else environment
+        pushing = _push_environment(build.reference.partition("/")[0], folder, given) if push else given
+        *before, last = build_commands(build, builder, folder, push=push)
+        for command in before:
+            _run(command, given)
+        _run(last, pushing)
         digest = _digest(folder, push=push)
     return f"{build.reference}@{digest}" if push else digest
+
+
+def _push_environment(host: str, folder: Path, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment of what pushes: with the credentials of ``MLKIT_REGISTRY_TOKEN``, which builders do not read, in
+    a private file for buildah and a variable for Docker. Others stay where the builder finds them."""
+    credentials = given_credentials(host, environment)
+    if credentials is None:
+        return environment
+    text, file = credentials_document(host, credentials), folder / "auth.json"
+    with open(file, "x", encoding="utf-8", opener=private_opener) as stream:
+        stream.write(text)
+    return {**environment, "REGISTRY_AUTH_FILE": str(file), "DOCKER_AUTH_CONFIG": text}
 
 
 def _digest(folder: Path, *, push: bool) -> str:
@@ -106,7 +125,7 @@ def _digest(folder: Path, *, push: bool) -> str:
     return text
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str] | None) -> None:
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Run a builder with its output on standard error. Raises ServiceError."""
     line = " ".join(map(shell_word, command))
     try:

@@ -38,13 +38,27 @@ class RegistryCredentials:
 def registry_credentials(host: str, environment: Mapping[str, str] | None = None) -> RegistryCredentials | None:
     """The credentials for a registry's host, None where there are none. Raises UsageError for a damaged file."""
     environment = os.environ if environment is None else environment
-    secret = environment.get("MLKIT_REGISTRY_TOKEN") or environment.get("MLKIT_REGISTRY_PASSWORD")
-    if environment.get("MLKIT_REGISTRY") == host and secret:
-        return RegistryCredentials(environment.get("MLKIT_REGISTRY_USER", "token"), secret)
+    given = given_credentials(host, environment)
+    if given is not None:
+        return given
     for path in _files(environment):
         if path.is_file() and (present := _from_file(path, host)) is not None:
             return present
     return None
+
+
+def given_credentials(host: str, environment: Mapping[str, str]) -> RegistryCredentials | None:
+    """The credentials of the variables, for the host that ``MLKIT_REGISTRY`` names."""
+    secret = environment.get("MLKIT_REGISTRY_TOKEN") or environment.get("MLKIT_REGISTRY_PASSWORD")
+    if environment.get("MLKIT_REGISTRY") == host and secret:
+        return RegistryCredentials(environment.get("MLKIT_REGISTRY_USER", "token"), secret)
+    return None
+
+
+def credentials_document(host: str, credentials: RegistryCredentials) -> str:
+    """The credentials as a file of container tools says them (``auth.json``, Docker's ``config.json``)."""
+    pair = f"{credentials.user}:{credentials.password}".encode()
+    return json.dumps({"auths": {host: {"auth": base64.b64encode(pair).decode()}}})
 
 
 def _files(environment: Mapping[str, str]) -> Iterator[Path]:

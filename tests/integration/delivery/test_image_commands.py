@@ -70,6 +70,31 @@ def test_an_image_of_equal_inputs_is_equal_and_leaves_out_what_is_not_listed(tmp
 
 
 @pytest.mark.delivery
+@pytest.mark.parametrize(("host_named", "token"), [(True, "ci-token"), (True, "another"), (False, "ci-token")])
+def test_an_image_is_pushed_with_the_token_of_its_registry_only(tmp_path: Path, host_named: bool, token: str) -> None:
+    require_tool("buildah")
+    (tmp_path / "app").write_text("1")
+    storage = f'[storage]\ndriver = "vfs"\nrunroot = "{tmp_path}/run"\ngraphroot = "{tmp_path}/graph"\n'
+    (tmp_path / "storage.conf").write_text(storage)
+    users = "ci:$2b$06$abcdefghijklmnopqrstuuq.EpSLNGI6f9rRreOj5QiBuOKtchxcu\n"  # of ci-token
+    with real_registry(tmp_path, users=users) as host:
+        environment = {
+            **os.environ, "CONTAINERS_STORAGE_CONF": str(tmp_path / "storage.conf"), "BUILDAH_ISOLATION": "chroot",
+            "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "runtime"), "MLKIT_REGISTRY_USER": "ci",
+            "MLKIT_REGISTRY": host if host_named else "registry.example.com", "MLKIT_REGISTRY_TOKEN": token,
+        }  # fmt: skip
+        each = ImageBuild(f"{host}/acme/app", "FROM scratch\nCOPY app /srv/\n", "*\n!app\n", tmp_path)
+        if host_named and token == "ci-token":
+            assert build_image(each, "buildah", push=True, environment=environment).startswith(
+                f"{host}/acme/app@sha256:"
+            )
+        else:
+            with pytest.raises(ServiceError, match="push failed"):
+                build_image(each, "buildah", push=True, environment=environment)
+    assert not list(tmp_path.rglob("auth.json"))
+
+
+@pytest.mark.delivery
 def test_a_signature_holds_for_these_files_and_this_key_only(tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing is not installed: pip install 'mlflowkit[sign]'")
     folder, other = make_bundle(tmp_path / "bundle").path, make_bundle(tmp_path / "other", seed=2).path
