@@ -22,7 +22,7 @@ import pytest
 
 from mlflowkit.delivery.image.image_builder import ImageBuild, build_image
 from tests.support.export_project import make_project
-from tests.support.registries import real_registry
+from tests.support.registries import CountingProxy, real_registry
 from tests.support.tools import require_tool
 
 PACKAGES = {"acme_scores": "1.4.0", "Acme.Tables": "2.0.1", "small": "0.1"}
@@ -34,8 +34,9 @@ _LIBRARY = re.compile(r"(?:=> )?(/\S+) \(0x")
 class ImageWorld:
     """A registry at ``host``, and a repository whose recipe delivers to it."""
 
-    def __init__(self, folder: Path, host: str) -> None:
-        self.folder, self.host = folder, host
+    def __init__(self, folder: Path, registry: CountingProxy) -> None:
+        self.folder, self.registry, self.host = folder, registry, registry.host
+        host = registry.host
         storage = f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/graph"\n'
         (folder / "storage.conf").write_text(storage)
         (folder / "registries.conf").write_text(f'[[registry]]\nlocation = "{host}"\ninsecure = true\n')
@@ -117,8 +118,8 @@ class ImageWorld:
 def image_world(folder: Path) -> Iterator[ImageWorld]:
     """Skips the test where buildah or docker-registry is absent, or this Python has no pip to copy."""
     require_tool("buildah")
-    with real_registry(folder) as host:
-        yield ImageWorld(folder, host)
+    with real_registry(folder) as host, CountingProxy(host) as registry:
+        yield ImageWorld(folder, registry)
 
 
 def make_wheel(folder: Path, name: str, version: str) -> Path:

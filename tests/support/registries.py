@@ -170,6 +170,48 @@ def real_registry(folder: Path, *, users: str = "") -> Iterator[str]:
         process.wait(20)
 
 
+class CountingProxy:
+    """Forwards connections to a registry and counts the bytes that clients send. A context manager."""
+
+    def __init__(self, upstream: str) -> None:
+        host, _, port = upstream.rpartition(":")
+        self._upstream = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock, self._sent = threading.Lock(), 0
+        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> CountingProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    @property
+    def sent(self) -> int:
+        """Bytes from clients so far, headers included."""
+        with self._lock:
+            return self._sent
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._upstream)
+                for source, target, counted in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._forward, args=(source, target, counted), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while part := source.recv(1 << 16):
+                if counted:
+                    with self._lock:
+                        self._sent += len(part)
+                target.sendall(part)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
 def _answers(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/v2/", timeout=2).status_code in (200, 401)

@@ -11,7 +11,7 @@ import pytest
 from mlflowkit.delivery.image.image_record import FILE, read_image_record
 from mlflowkit.errors import UsageError
 from mlflowkit.system.digests import digest_file
-from tests.support.image_world import LOCK, ImageWorld, image_world
+from tests.support.image_world import LOCK, ImageWorld, image_world, signing_key
 from tests.support.lending_bundle import make_bundle
 
 pytestmark = [pytest.mark.delivery, pytest.mark.slow, pytest.mark.timeout(540)]
@@ -78,3 +78,53 @@ def test_a_record_needs_a_registry_and_a_damaged_one_is_refused(world: ImageWorl
     (tmp_path / FILE).write_text('{"recipe": "a", "images": {}, "format": 2, "later": 1}')
     with pytest.raises(UsageError, match="has format 2"):
         read_image_record(tmp_path / FILE)
+
+
+def test_a_new_model_sends_little_more_than_its_own_files(world: ImageWorld) -> None:
+    """The bytes that clients send, all requests and all headers included; the image's are there already."""
+    first, second = _judged(world, "before", 11), _judged(world, "after", 12)
+    world.mlkit("build", str(world.recipe), "--push", "--from", str(first))
+    before = world.registry.sent
+    assert before > 5_000_000, "the base went through the proxy"
+    built = world.mlkit("build", str(world.recipe), "--push", "--from", str(second))
+    sent = world.registry.sent - before
+    model = sum(path.stat().st_size for path in (second.parent / "bundle").rglob("*") if path.is_file())
+    print(f"{sent} bytes for a bundle of {model} bytes; {before} bytes before it")  # noqa: T201
+    earlier = read_image_record(first.with_name(FILE)).bundle
+    assert earlier is not None
+    assert built["bundle"] != earlier.reference
+    assert sent >= model
+    assert sent < model + 1_000_000
+    again = world.registry.sent
+    world.mlkit("build", str(world.recipe), "--push", "--from", str(second))
+    assert world.registry.sent - again < 100_000, "a second push of the same is not only questions"
+
+
+def test_no_secret_is_in_a_layer_a_document_or_a_log(world: ImageWorld) -> None:
+    report = _judged(world, "secret", 13)
+    private, _ = signing_key(world.folder, "canary")
+    body = "".join(private.read_text().splitlines()[1:-1])
+    canaries = [f"canary-{number}-7f31c9" for number in range(9)]
+    variables = {
+        "MLKIT_REGISTRY_TOKEN": canaries[0], "MLKIT_GIT_TOKEN": canaries[1], "DB_URL": f"postgres://u:{canaries[2]}@db/x",
+        "PIP_INDEX_URL": f"https://u:{canaries[3]}@pypi.example.org/simple", "AWS_SECRET_ACCESS_KEY": canaries[4],
+        "GITHUB_TOKEN": canaries[5], "MLKIT_SIGNING_KEY": str(private),
+    }  # fmt: skip
+    (world.root / ".env").write_text(f"TOKEN={canaries[6]}\n")
+    (world.root / "keys.json").write_text(f'["{canaries[7]}"]')
+    (world.root / "private.pem").write_bytes(private.read_bytes())
+    world.git("remote", "add", "origin", f"https://x:{canaries[8]}@git.example.org/acme.git")
+    roles = [word for role in ("train", "serve", "monitor") for word in ("--role", role)]
+    process = world.run("build", str(world.recipe), "--push", "--from", str(report), *roles, environment=variables)
+    assert process.returncode == 0, process.stderr[-3000:]
+    everything = {
+        "the registry": world.stored(),
+        "the log": (process.stdout + process.stderr).encode(),
+        "image.json": report.with_name(FILE).read_bytes(),
+    }
+    assert b"acme_scores" in everything["the registry"], "layers are not looked into"
+    assert b"sklearn.linear_model" in everything["the registry"], "the recipe is in no train image"
+    assert [
+        (place, text) for place, content in everything.items() for text in canaries if text.encode() in content
+    ] == []
+    assert [place for place, content in everything.items() if body[:60].encode() in content] == []
