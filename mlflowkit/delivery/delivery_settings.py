@@ -169,9 +169,22 @@ class AirflowSettings(Section):
     """The Airflow DAG."""
 
     executor: Literal["kubernetes", "bash"] = "kubernetes"
-    """Whether each step is a pod of the train image, or a command on the worker."""
+    """Whether each step is a pod, or a command on the worker."""
     namespace: Label = "airflow"
     """Namespace of the pods."""
+    image: str | None = Field(default=None, pattern=r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+    """Image of the pods by digest, with git, bash, the packages of the lock, and buildah for the step `image`."""
+    repository: str | None = Field(default=None, pattern=r"^https://[^\s@]+$", max_length=300)
+    """Address of the recipe's git repository, which pods check out."""
+    code: KubernetesSecret | None = None
+    """A token that may read that repository; not needed for a public one."""
+    git: KubernetesSecret | None = None
+    """A token that may push to the environments' repositories, and claims of triggers to the recipe's."""
+    state: Label | None = None
+    """A PersistentVolumeClaim for the state folder and for the outputs that pods hand on: that of the gateway, where
+    rollouts are settled."""
+    folder: str = Field(default="/var/lib/mlkit", pattern=r"^/[A-Za-z0-9._/-]+$", max_length=200)
+    """Folder of state and outputs on the worker (executor: bash); all workers share it."""
 
 
 class KubeflowSettings(Section):

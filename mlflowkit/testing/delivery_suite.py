@@ -109,6 +109,35 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
             },
             replace(facts, rollout=canary),
         ),
+        "airflow": (
+            {
+                "registry": {**registry, "credentials": {"kubernetes": {"name": "registry", "key": "token"}}},
+                "triggers": triggers[2:],
+                "environments": environments,
+                "secrets": {"DB_URL": {"kubernetes": {"name": "lending", "key": "db-url"}}},
+                "policy": {"inconclusive": "neutral"},
+                "airflow": {
+                    "image": f"ghcr.io/acme/steps@sha256:{'5' * 64}",
+                    "repository": "https://github.com/acme/lending.git",
+                    "code": {"name": "mlkit-code", "key": "token"},
+                    "git": {"name": "mlkit-git", "key": "token"},
+                    "state": "lending-state",
+                },
+                "targets": ["airflow"],
+            },
+            facts,
+        ),
+        "worker": (
+            {
+                "registry": registry,
+                "triggers": [{"on": "pull_request"}, {"on": "data"}],
+                "environments": environments,
+                "secrets": {"DB_URL": {"env": "DATABASE"}},
+                "airflow": {"executor": "bash"},
+                "targets": ["github", "airflow"],
+            },
+            facts,
+        ),
         "cluster": (
             {
                 "registry": {**registry, "credentials": {"kubernetes": {"name": "registry", "key": "token"}}},

@@ -32,7 +32,14 @@ def test_the_text(golden: Golden) -> None:
 
 def _lint(folder: Path, text: str) -> str:
     (folder / "Jenkinsfile").write_text(text)
-    command = [require_tool("npm-groovy-lint"), "--failon", "error", "--noserver", "--files", "**/Jenkinsfile"]
+    command = [
+        require_tool("npm-groovy-lint", "npm install npm-groovy-lint@15.2.2"),
+        "--failon",
+        "error",
+        "--noserver",
+        "--files",
+        "**/Jenkinsfile",
+    ]
     environment = {**os.environ, "HOME": str(folder), "NO_COLOR": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return done.stdout + done.stderr if done.returncode else ""

@@ -22,9 +22,9 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name)
 
 
-def require_tool(name: str) -> str:
-    """The path of a tool; skips the test where it is absent."""
+def require_tool(name: str, install: str = "make tools") -> str:
+    """The path of a tool; skips the test where it is absent. ``install`` is the command that installs it."""
     tool = find_tool(name)
     if tool is None:
-        pytest.skip(f"{name} is not installed: make tools, or MLKIT_TOOLS=DIR")
+        pytest.skip(f"{name} is not installed: {install}, or MLKIT_TOOLS=DIR")
     return tool

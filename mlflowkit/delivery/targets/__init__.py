@@ -9,6 +9,7 @@ from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.system import entry_points
 
 BUILT_IN: dict[str, str] = {
+    "airflow": "mlflowkit.delivery.targets.airflow:AirflowDag",
     "argocd": "mlflowkit.delivery.targets.argocd:ArgocdApplications",
     "docker": "mlflowkit.delivery.targets.dockerfile:DockerTarget",
     "flux": "mlflowkit.delivery.targets.flux:FluxKustomizations",
