@@ -26,6 +26,7 @@ class FakeAws:
         self.kinds: dict[str, dict[str, dict[str, Any]]] = {"model": {}, "config": {}, "endpoint": {}, "pipeline": {}}
         self.executions: dict[str, dict[str, Any]] = {}
         self.alarms: dict[str, dict[str, Any]] = {}
+        self.tags: dict[str, list[dict[str, str]]] = {}
 
     def client(self, service: str, region: str) -> FakeAws:
         assert (service in ("sagemaker", "s3", "cloudwatch"), region) == (True, "eu-central-1")
@@ -53,7 +54,14 @@ class FakeAws:
 
     def create_endpoint_config(self, **body: Any) -> None:
         assert body["ProductionVariants"][0]["ModelName"] in self.kinds["model"]
-        self._create("config", body["EndpointConfigName"], body)
+        arn = f"arn:config:{body['EndpointConfigName']}"
+        self._create("config", body["EndpointConfigName"], {**body, "EndpointConfigArn": arn})
+
+    def add_tags(self, ResourceArn: str, Tags: list[dict[str, str]]) -> None:
+        self.tags.setdefault(ResourceArn, []).extend(Tags)
+
+    def list_tags(self, ResourceArn: str) -> dict[str, Any]:
+        return {"Tags": self.tags.get(ResourceArn, [])}
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         return self._describe("endpoint", EndpointName)

@@ -81,6 +81,12 @@ def main(folder: Path) -> None:
         run("deploy", "staging", "--image", image, "--from", report("b" * 64))
         assert len(sagemaker.list_models()["Models"]) == 2
         assert [update["EndpointName"] for update in updates] == ["lending-staging"]
+        rejected = ["deploy", "staging", "--image", image, "--from", report("b" * 64)]
+        assert deliver.main([*rejected, "--wait", "0.01"], client) == 1, "the update was not applied: taken back"
+        assert deliver.main(rejected, client) == 1
+        assert len(updates) == 2
+        assert deliver.main([*rejected, "--again"], client) == 0
+        assert len(updates) == 3
         assert len(boto3.client("cloudwatch", region_name=REGION).describe_alarms()["MetricAlarms"]) == 4
         run("define")
         run("define")

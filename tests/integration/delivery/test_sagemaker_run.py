@@ -149,6 +149,15 @@ def test_waiting_says_whether_it_was_taken(
         code, _, error = deliver("deploy", "staging", "--image", IMAGE, "--from", str(report), "--wait", "600")
     assert code == (0 if taken else 1), error
     assert ("did not take" in error) is not taken
+    if taken:
+        return
+    aws.calls.clear()
+    words = ("deploy", "staging", "--image", IMAGE, "--from", str(report))
+    code, _, error = deliver(*words)
+    assert (code, aws.calls) == (1, []), "what was taken back is not tried again"
+    assert "was taken back before (an alarm rang" in error
+    assert deliver(*words, "--again")[1]["status"] == "sent"
+    assert aws.calls == ["Put alarm", "Update endpoint"]
 
 
 @pytest.mark.parametrize(
