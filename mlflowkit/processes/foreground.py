@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mlflowkit.errors import MlkitError, ServiceError
 from mlflowkit.service_state.records import DRAINING, ServiceFiles
+from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.system.text import printable
 
 if TYPE_CHECKING:
@@ -120,7 +122,35 @@ def serve_in_foreground(
     ``start`` returns the endpoint; ``beside`` then runs in a thread of its own until the event that it is given is set.
     Propagates the errors of ``start``; raises ServiceError when the service is not ready for longer than
     ``limits.give_up``. Whatever happens, the service and its Ray are stopped at the end.
+
+    One process a state folder, on all machines that share it: a second one would stop the service of the first when it
+    ends. Raises ServiceError for it, before anything is touched.
     """
+    with _only_one(state):
+        return _serve(platform, state, service, start, limits, beside)
+
+
+@contextlib.contextmanager
+def _only_one(state: Path) -> Iterator[None]:
+    make_folder(state / "ray")
+    with open(state / "ray" / "foreground.lock", "a", opener=private_opener) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"another mlkit serve runs on {state}, here or on a machine that shares it"
+            hint = "stop it, or give this one another folder: mlkit serve --state FOLDER"
+            raise ServiceError(message, hint=hint) from error
+        yield
+
+
+def _serve(
+    platform: Platform,
+    state: Path,
+    service: str,
+    start: Callable[[], str],
+    limits: ForegroundLimits,
+    beside: Callable[[threading.Event], None] | None,
+) -> int:
     files = ServiceFiles(platform.folder(service))
     log = _LogFollower(state / "ray" / "steward.log")
     ending = threading.Event()

@@ -63,7 +63,7 @@ class _Served:
 @contextlib.contextmanager
 def _serve(folder: Path, port: int, *options: str, variables: Mapping[str, str] | None = None) -> Iterator[_Served]:
     log, state = folder / "serve.log", folder / "state"
-    command = [sys.executable, "-m", "mlflowkit.cli", "serve", *options, "--drain", "0", "--state", str(state)]
+    command = [sys.executable, "-m", "mlflowkit.cli", "serve", "--drain", "0", "--state", str(state), *options]
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env={**os.environ, **(variables or {})}, start_new_session=True
@@ -95,6 +95,24 @@ def test_sagemaker_names_the_port_and_a_service_that_stays_away_is_given_up(
         assert "scores was not ready for 4 s" in served.log
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), 1):
         pass
+
+
+def test_a_second_one_on_a_state_folder_is_refused_and_the_first_answers_on(
+    tmp_path: Path, bundle: Bundle, port: int
+) -> None:
+    """As two pods with one volume are: when the second ends, it stops nothing that is not its own."""
+    options = ("--bundle", str(bundle.path), "--port", str(port))
+    with _serve(tmp_path, port, *options) as first:
+        first.wait_ready()
+        (tmp_path / "other").mkdir()
+        with _serve(tmp_path / "other", port, *options, "--state", str(first.state)) as second:
+            assert second.process.wait(120) == 3
+            assert "another mlkit serve runs on" in second.log
+        assert first.ready()
+        desired = ServiceFiles(first.state / "services" / "lending").desired()
+        assert desired is not None
+        assert desired.up
+        assert first.process.poll() is None
 
 
 def test_sagemakers_port_opens_nothing_beyond_loopback_without_keys(tmp_path: Path, bundle: Bundle, port: int) -> None:
