@@ -129,6 +129,8 @@ class JudgeReport(_Part):
     head: Commit = ""
     """The commit that the change is about (the head of a pull request); "" where it is not known."""
     data_version: Text = ""
+    trigger: Digest = ""
+    """Key under which `mlkit trigger` claims this training; "" where nothing in the recipe asks for claims."""
     machine: Text = ""
     runner: Text = ""
     """Class of machines that the recipe names for its pipeline."""

@@ -106,6 +106,7 @@ def _judge(request: JudgeRequest, root: Path, base: dict[str, Any], git: Checkou
         base |= {"recipe": recipe.name, "runner": (section.runner.machine or "") if section else ""}
         _check_environment(request, tuple(section.environments) if section else ())
         request = _with_champion(request)
+        base |= {"trigger": _trigger_key(request, recipe.loaded)}
         run = _run(request, recipe, request.force, progress)
         base |= _uncommitted(git, recipe.loaded, _ingredients(run.answer, request.state))
         if _names_another_commit(run, git.commit) and not base["git_dirty"]:
@@ -174,6 +175,13 @@ def _with_champion(request: JudgeRequest) -> JudgeRequest:
         message = f"{champion.bundle} is another bundle than the champion {champion.identity[:12]} of {place}"
         raise BundleError(message, hint=f"mlkit gitops status {shell_word(request.recipe)}")
     return replace(request, champion=folder, champion_source=f"{request.environment}: {champion.bundle}")
+
+
+def _trigger_key(request: JudgeRequest, loaded: LoadedRecipe) -> str:
+    """The key of the claim that `mlkit trigger` makes for this training; "" where the recipe has no such trigger."""
+    from mlflowkit.ci.pipeline_trigger import asks_for_claims, trigger_key
+
+    return trigger_key(request.recipe, loaded, request.state) if asks_for_claims(loaded) else ""
 
 
 def _check_out(out: Path, root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,10 +22,13 @@ from mlflowkit.delivery.gitops.trigger_claims import (
     claim_trigger,
     finish_trigger,
 )
+from mlflowkit.errors import UsageError
 from mlflowkit.system.digests import digest_json
 
 if TYPE_CHECKING:
+    from mlflowkit.ci.judge_report import JudgeReport
     from mlflowkit.recipe.schema import LoadedRecipe
+    from mlflowkit.values import Step
 
 STAGES = ("data", "validate", "train", "export")
 """Stages whose fingerprints are the same on every machine; those after them measure."""
@@ -40,23 +43,59 @@ def trigger(
 
     Nothing is trained here: the caller goes on with the pipeline where the action is ``started``.
     """
-    from mlflowkit.pipeline.plan import preview
     from mlflowkit.recipe.check import load
-    from mlflowkit.recipe.schema import policy_digest
-    from mlflowkit.wiring import Wiring
 
     loaded = load(recipe)
-    steps = preview(loaded, Wiring(state), until="package").steps
-    plan = digest_json({step.stage: step.fingerprint for step in steps if step.stage in STAGES})
-    environment, champion = _champion(recipe, loaded)
-    key = digest_json([plan, champion, policy_digest(loaded.recipe), environment])
+    key, plan, steps = _key(recipe, loaded, state)
     if all(step.action == "reuse" for step in steps):
-        return TriggerAnswer("nothing-changed", key, "every step up to the bundle is up to date here")
+        return TriggerAnswer("nothing-changed", "", "every step up to the bundle is up to date here")
     at = time.time() if now is None else now
     terms = _terms(loaded, lease)
     wanted = TriggerClaim(key, plan, loaded.recipe.name, _owner(), because, at, at + terms.lease)
     with _store(loaded.folder, state, claim) as store:
         return claim_trigger(store, wanted, terms, at, dry_run=dry_run)
+
+
+def asks_for_claims(loaded: LoadedRecipe) -> bool:
+    """Whether a recipe's pipeline begins with `mlkit trigger` for some events."""
+    section = loaded.recipe.delivery
+    return section is not None and any(item.on in ("schedule", "data", "drift") for item in section.triggers)
+
+
+def trigger_key(recipe: Path, loaded: LoadedRecipe, state: Path) -> str:
+    """The key of the training that a recipe needs now. Raises as `trigger` does."""
+    return _key(recipe, loaded, state)[0]
+
+
+def _key(recipe: Path, loaded: LoadedRecipe, state: Path) -> tuple[str, str, Sequence[Step]]:
+    """The key, the digest of what is trained, and the steps up to the bundle."""
+    from mlflowkit.pipeline.plan import preview
+    from mlflowkit.recipe.schema import policy_digest
+    from mlflowkit.wiring import Wiring
+
+    steps = preview(loaded, Wiring(state), until="package").steps
+    plan = digest_json({step.stage: step.fingerprint for step in steps if step.stage in STAGES})
+    environment, champion = _champion(recipe, loaded)
+    return digest_json([plan, champion, policy_digest(loaded.recipe), environment]), plan, steps
+
+
+def finish_judged(
+    recipe: Path, report: JudgeReport, state: Path, *, claim: ClaimPlace | None = None, dry_run: bool = False
+) -> TriggerAnswer:
+    """Note that the training of a report is done, whatever its verdict.
+
+    A judgement that ended with an error is none: its claim ends with its lease, and the next caller takes it over.
+    Raises UsageError for a report of no claim.
+    """
+    if report.status == "error":
+        reason = f"the judgement ended with an error (exit code {report.exit_code}): the claim ends with its lease"
+        return TriggerAnswer("running", report.trigger, reason)
+    if not report.trigger:
+        raise UsageError(
+            f"the report of {report.recipe} names no claim: its recipe has no trigger schedule, data or drift",
+            hint="mlkit trigger RECIPE --because data --json prints a key, for --finish KEY",
+        )
+    return finish(recipe, report.trigger, state, claim=claim, dry_run=dry_run)
 
 
 def finish(

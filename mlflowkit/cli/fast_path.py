@@ -1,4 +1,4 @@
-"""Fast path of ``mlkit run`` with nothing to do, before the command-line library is imported.
+"""Fast path of ``mlkit run`` and ``mlkit trigger`` with nothing to do, before the command-line library is imported.
 
 It handles only plain forms of the command; for all others it returns None, and `mlflowkit.cli.app` takes over.
 """
@@ -14,6 +14,9 @@ from pathlib import Path
 
 from mlflowkit.system.text import printable, printable_json
 from mlflowkit.values import Json, ServiceStatus
+
+UP_TO_DATE = "every step up to the bundle is up to date here"
+"""Why a trigger starts nothing, where its state folder holds the finished run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,56 @@ def parse(arguments: Sequence[str]) -> RunArguments | None:
     return RunArguments(recipe, tuple(words[1:]), options.get("--until", ""), folder, "--json" in options)
 
 
+@dataclass(frozen=True, slots=True)
+class TriggerArguments:
+    """Arguments of a plain ``mlkit trigger``."""
+
+    recipe: Path
+    state: Path
+    json: bool
+
+
+def parse_trigger(arguments: Sequence[str]) -> TriggerArguments | None:
+    """Parse ``trigger RECIPE --because EVENT [--state DIR] [--json]``; None for any other command line.
+
+    >>> parse_trigger(["trigger", "lending.yaml", "--because", "data", "--json"]).json
+    True
+    >>> parse_trigger(["trigger", "lending.yaml", "--because", "dta"]) is None
+    True
+    """
+    if not arguments or arguments[0] != "trigger" or arguments.count("--because") != 1:
+        return None
+    rest = list(arguments[1:])
+    place = rest.index("--because")
+    if rest[place + 1 : place + 2] not in (["schedule"], ["data"], ["merge"], ["drift"]):
+        return None
+    run = parse(["run", *rest[:place], *rest[place + 2 :]])
+    if run is None or run.overrides or run.until:
+        return None
+    return TriggerArguments(run.recipe, run.state, run.json)
+
+
 def nothing_to_do(arguments: Sequence[str]) -> int | None:
+    """If a command would do nothing, print what it would print and return the exit code; else None."""
+    trigger = parse_trigger(arguments)
+    return _unchanged_run(arguments) if trigger is None else _nothing_to_train(trigger)
+
+
+def _nothing_to_train(trigger: TriggerArguments) -> int | None:
+    """The answer of a trigger where a finished run is up to date; see `ci.pipeline_trigger.trigger`."""
+    from mlflowkit.pipeline.noop_cache import NoopKey, look_up
+
+    keys = [NoopKey(trigger.recipe, (), until, trigger.state) for until in ("", "package")]
+    if all(look_up(key, None) is None for key in keys):
+        return None
+    answer = {"action": "nothing-changed", "key": "", "reason": UP_TO_DATE, "run": ""}
+    text = json.dumps(answer, indent=1) if trigger.json else f"{answer['action']}: {UP_TO_DATE}"
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _unchanged_run(arguments: Sequence[str]) -> int | None:
     """If a run would do nothing, print the summary of the finished run and return the exit code; else None."""
     run = parse(arguments)
     if run is None:

@@ -212,7 +212,8 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     runner = section.runner
     resources = Resources(runner.cpus, runner.memory_mb, runner.gpus)
     minutes = max(1, round(seconds_of(runner.timeout) / 60))
-    report, secrets = f"{OUTPUT}/report.json", tuple(section.secrets)
+    report = f"{OUTPUT}/report.json"
+    secrets = tuple(name for name in section.secrets if name != "MLKIT_API_KEY")
     last = next(reversed(section.environments), "")
     against = ("--environment", last) if last else ()
     allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
@@ -247,6 +248,7 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
             exit_codes=allowed,
             outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html", "bundle"),
         ),
+        *((_finish(recipe, report),) if has_trigger else ()),
         DeliveryStep(
             "comment",
             ("mlkit", "ci", "comment", "--from", report),
@@ -267,6 +269,18 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
         ),
     ]
     return (*steps, *_environment_steps(section, recipe, minutes))
+
+
+def _finish(recipe: RecipeFacts, report: str) -> DeliveryStep:
+    """What ends the claim of `trigger`, once there is a verdict: else it ends with its lease."""
+    return DeliveryStep(
+        "finish",
+        ("mlkit", "trigger", recipe.path, "--finished", report),
+        ("trigger", "judge"),
+        permissions=("read-code", "write-trigger"),
+        timeout_minutes=10,
+        retries=2,
+    )
 
 
 def _environment_steps(section: DeliverySection, recipe: RecipeFacts, minutes: int) -> Iterator[DeliveryStep]:
@@ -292,6 +306,7 @@ def _environment_steps(section: DeliverySection, recipe: RecipeFacts, minutes: i
             (promote,),
             name,
             permissions=("read-code", "write-env-repo"),
+            secrets=tuple(key for key in ("MLKIT_API_KEY",) if key in section.secrets),
             timeout_minutes=minutes,
             retries=3,
         )

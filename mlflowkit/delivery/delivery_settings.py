@@ -123,6 +123,9 @@ class EnvironmentSettings(Section):
     """Kubernetes namespace; SERVICE-ENVIRONMENT when it is not given."""
     replicas: int = Field(default=2, ge=1, le=100)
     """Gateway replicas."""
+    gateway: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$", max_length=300)
+    """Address of the gateway that follows the environment's file, as a pipeline reaches it: `mlkit gitops settle` asks
+    it. With API keys, MLKIT_API_KEY in secrets is one with the scope metrics."""
 
 
 class ChecksSettings(Section):

@@ -29,7 +29,9 @@ class DeliveryTarget:
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    steps: ClassVar[frozenset[str]] = frozenset(("trigger", "check", "judge", "comment", "image", "promote", "settle"))
+    steps: ClassVar[frozenset[str]] = frozenset(
+        ("trigger", "check", "judge", "finish", "comment", "image", "promote", "settle")
+    )
     """The kinds of steps that it renders (``promote-staging`` is a ``promote``): each command of one appears."""
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:

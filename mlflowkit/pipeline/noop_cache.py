@@ -78,10 +78,11 @@ def snapshot_inputs(recipe: Path) -> InputsSnapshot:
     return InputsSnapshot(time.time_ns(), {str(path): _listing(path) for path in (folder, folder / "conf")})
 
 
-def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]]) -> dict[str, Json] | None:
+def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]] | None) -> dict[str, Json] | None:
     """The summary of the finished run if a run now would have nothing to do, else None.
 
-    Calls ``services`` only when the run deployed. A missing or unreadable receipt gives None.
+    Calls ``services`` only when the run deployed; without it, what is served does not matter. A missing or unreadable
+    receipt gives None.
     """
     try:
         receipt = json.loads(key.path.read_bytes())
@@ -95,7 +96,9 @@ def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]]) -> di
         return None
 
 
-def _unchanged(key: NoopKey, receipt: Mapping[str, Json], services: Callable[[], Sequence[ServiceStatus]]) -> bool:
+def _unchanged(
+    key: NoopKey, receipt: Mapping[str, Json], services: Callable[[], Sequence[ServiceStatus]] | None
+) -> bool:
     """Whether everything that a receipt depends on is as it was."""
     return (
         all(_stat(path) == stat for path, stat in receipt["stats"].items())
@@ -103,7 +106,7 @@ def _unchanged(key: NoopKey, receipt: Mapping[str, Json], services: Callable[[],
         and all(_matches(pattern) == files for pattern, files in receipt["globs"].items())
         and all(_environment_digest(name) == digest for name, digest in receipt["environment"].items())
         and _champion(key.state, receipt["name"]) == receipt["champion"]
-        and (not receipt["service"] or _serves(services(), receipt["service"], receipt["identity"]))
+        and (not receipt["service"] or services is None or _serves(services(), receipt["service"], receipt["identity"]))
     )
 
 

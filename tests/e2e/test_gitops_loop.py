@@ -64,7 +64,7 @@ def gateway(world: GitopsWorld, reports: dict[str, Path]) -> Iterator[FollowingG
     """A gateway that began with the first version, which git has settled as the champion."""
     assert world.promote(reports["first"]).action == "promoted"
     world.sync()
-    running = FollowingGateway(world, 21400 + os.getpid() % 90, world.folder / "state")
+    running = FollowingGateway(world.mounted.file, 21400 + os.getpid() % 90, world.folder / "state")
     try:
         running.wait_ready()
         running.wait_record("the first look", action="none")
@@ -199,7 +199,7 @@ def test_a_restart_goes_on_with_what_was_served_and_does_not_swap(
     served = gateway.record()["served"]["champion"]
     assert gateway.stop() == 0
     world.mount("service: [")
-    again = FollowingGateway(world, int(gateway.url.rpartition(":")[2]), gateway.state)
+    again = FollowingGateway(world.mounted.file, int(gateway.url.rpartition(":")[2]), gateway.state)
     try:
         again.wait_ready()
         record = again.wait_record("the fault", fault=lambda text: "is not valid YAML" in text)

@@ -131,13 +131,14 @@ class Build:
 
 def test_the_stages_in_order_run_the_plan(tmp_path: Path) -> None:
     build = Build(tmp_path)
-    assert [build.run(stage).returncode for stage in build.scripts] == [0] * 12
+    assert [build.run(stage).returncode for stage in build.scripts] == [0] * 13
     out = f"{tmp_path}/it's tmp/mlkit/out"
     recipe = "recipes/my_model.yaml"
     assert build.calls() == [
         f"ghcr.io trigger {recipe} --because drift --json",
         f"- ci check {recipe} --out {out}",
         f"ghcr.io ci judge {recipe} --environment production --out {out}",
+        f"- trigger {recipe} --finished {out}/report.json",
         f"- ci comment --from {out}/report.json",
         f"ghcr.io image build {recipe} --push --from {out}/report.json",
         f"ghcr.io gitops promote {recipe} --environment staging --from {out}/report.json",

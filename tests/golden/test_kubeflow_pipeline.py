@@ -146,7 +146,7 @@ def world(tmp_path: Path) -> RecordedWorld:
     return RecordedWorld(tmp_path)
 
 
-STEPS = ["trigger", "check", "judge", "image", "promote-staging", "settle-staging", "promote-production",
+STEPS = ["trigger", "check", "judge", "finish", "image", "promote-staging", "settle-staging", "promote-production",
          "settle-production"]  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def test_an_inconclusive_version_is_not_delivered(world: RecordedWorld) -> None:
     world.answers("started", codes="4")
     run = world.run(pipeline(image=OWN_IMAGE))
     run.run(repository=str(world.repository))
-    assert (run.ran, run.skipped) == (["trigger", "check", "judge"], ["passed"])
+    assert (run.ran, run.skipped) == (["trigger", "check", "judge", "finish"], ["passed"])
 
 
 def test_a_failed_gate_ends_the_run_and_a_failure_of_the_world_is_tried_again(world: RecordedWorld) -> None:

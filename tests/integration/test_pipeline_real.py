@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 import mlflowkit as mk
+from mlflowkit.ci.pipeline_trigger import trigger
 from mlflowkit.cli.app import main
+from mlflowkit.cli.fast_path import nothing_to_do
 from mlflowkit.pipeline.storage.journal import SqliteJournal
 from tests.support.waiting import wait_for
 
@@ -96,6 +98,21 @@ def test_planned_run_with_nothing_to_do_imports_no_vendor(recipe: Path, whole: d
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False []"
+
+
+def test_a_trigger_of_a_finished_run_answers_without_the_planner(recipe: Path, whole: dict[str, Any]) -> None:
+    code = (
+        "import sys; from mlflowkit.cli.fast_path import nothing_to_do; "
+        f"code = nothing_to_do(['trigger', {str(recipe)!r}, '--because', 'data', '--json']); "
+        f"print(code, [name for name in ({(*VENDORS, 'typer', 'pydantic', 'sqlalchemy')!r}) if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer, _, rest = done.stdout.rpartition("}\n")
+    assert rest.strip() == "0 []"
+    planned = trigger(recipe, "data", recipe.parent / ".mlkit")
+    assert json.loads(answer + "}") == planned.to_json()
+    assert planned.action == "nothing-changed"
+    assert nothing_to_do(["trigger", str(recipe), "--because", "data", "--dry-run"]) is None
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlflowkit.ci.pipeline_trigger import ClaimPlace, finish, trigger
+from mlflowkit.ci.judge_report import JudgeReport, report_bytes
+from mlflowkit.ci.pipeline_trigger import ClaimPlace, finish, finish_judged, trigger
 from mlflowkit.delivery.gitops.trigger_claims import TriggerClaim, TriggerTerms, decide_trigger
 from mlflowkit.errors import UsageError
 from tests.support.export_project import make_project
@@ -170,3 +172,35 @@ def test_an_answer_imports_nothing_heavy(clones: list[Path]) -> None:
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed == "[]\n"
+
+
+def judged(key: str, **changes: Any) -> JudgeReport:
+    values: dict[str, Any] = {"recipe": "lending", "path": "recipe.yaml", "status": "gate-failed", "exit_code": 1}
+    return JudgeReport(**{**values, "trigger": key, **changes})
+
+
+def test_a_verdict_ends_the_claim_whatever_it_is_and_an_error_does_not(clones: list[Path]) -> None:
+    recipe, state = clones[0], clones[0].parent / ".mlkit"
+    key = trigger(recipe, "data", state).key
+    unfinished = finish_judged(recipe, judged(key, status="error", exit_code=3), state)
+    assert unfinished.action == "running"
+    assert "exit code 3" in unfinished.reason
+    assert trigger(clones[1], "data", clones[1].parent / ".mlkit").action == "running"
+    assert finish_judged(recipe, judged(key), state).action == "done"
+    assert trigger(clones[1], "data", clones[1].parent / ".mlkit").action == "done"
+    with pytest.raises(UsageError, match="names no claim"):
+        finish_judged(recipe, judged(""), state)
+
+
+def test_the_command_asks_for_an_event_or_a_report(clones: list[Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlflowkit.cli", "trigger", str(clones[0]), "--json"]
+    neither = subprocess.run(command, capture_output=True, check=False)
+    assert neither.returncode == 2
+    assert "name the event" in json.loads(neither.stdout)["error"]["message"]
+    key = json.loads(subprocess.run([*command, "--because", "drift"], capture_output=True, check=True).stdout)["key"]
+    report = tmp_path / "report.json"
+    report.write_bytes(report_bytes(judged(key)))
+    done = subprocess.run([*command, "--finished", str(report)], capture_output=True, check=True).stdout
+    assert json.loads(done)["action"] == "done"
+    again = subprocess.run([*command, "--finished", str(report)], capture_output=True, check=True).stdout
+    assert json.loads(again) == json.loads(done)

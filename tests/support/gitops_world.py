@@ -28,19 +28,39 @@ PATH = "deploy/overlays/staging/delivery.yaml"
 ROW = {"age": 30.0, "income": 30_000.0, "debt": 100.0, "term": "36 months", "purpose": "car"}
 
 
+class MountedFile:
+    """A delivery.yaml in a folder that is mounted as kubelet mounts a ConfigMap."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.file = folder, folder / "delivery.yaml"
+        self._versions = 0
+
+    def replace(self, content: str | None) -> None:
+        """Mount another content (None: no file): a new folder, and a link that changes in one step."""
+        self._versions += 1
+        fresh = self.folder / f"..{self._versions}"
+        fresh.mkdir()
+        if content is not None:
+            (fresh / self.file.name).write_text(content)
+        link = self.folder / "..next"
+        link.symlink_to(fresh.name)
+        link.replace(self.folder / "..data")
+        if not self.file.is_symlink():
+            self.file.symlink_to(f"..data/{self.file.name}")
+
+
 class GitopsWorld:
     """A recipe, its environment ``staging`` in a bare repository, and the folder that a gateway has mounted."""
 
     def __init__(self, folder: Path, registry: str, rollout: str) -> None:
         self.folder, self.registry = folder, registry
-        self.remote, self.mounted = folder / "environments.git", folder / "mounted"
+        self.remote, self.mounted = folder / "environments.git", MountedFile(folder / "mounted")
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(self.remote)], check=True)
         self.recipe = make_project(folder / "project", f"environments:\n  staging: {{repo: {self.remote}}}")
         text = self.recipe.read_text().replace("ghcr.io/acme/lending", f"{registry}/acme/lending")
         self.recipe.write_text(text.replace("{service: lending}", f"{{service: lending, rollout: {rollout}}}"))
         self.policy = environment_file(self.recipe, "staging").policy
-        self.mounted.mkdir()
-        self._syncs = 0
 
     def judged(self, bundle: Bundle, name: str) -> Path:
         """The report of a judgement that passed, with its bundle beside it and in the registry."""
@@ -84,27 +104,15 @@ class GitopsWorld:
         self.mount(self.git("show", f"{commit}:{PATH}"))
 
     def mount(self, content: str | None) -> None:
-        """Replace the mounted file as kubelet does: a new folder, and a link that changes in one step."""
-        self._syncs += 1
-        fresh = self.mounted / f"..{self._syncs}"
-        fresh.mkdir()
-        if content is not None:
-            (fresh / "delivery.yaml").write_text(content)
-        link = self.mounted / "..next"
-        link.symlink_to(fresh.name)
-        link.replace(self.mounted / "..data")
-        file = self.mounted / "delivery.yaml"
-        if not file.is_symlink():
-            file.symlink_to("..data/delivery.yaml")
+        self.mounted.replace(content)
 
 
 class FollowingGateway:
     """`mlkit serve --delivery` in a process of its own."""
 
-    def __init__(self, world: GitopsWorld, port: int, state: Path) -> None:
-        self.url, self.state, self.log = f"http://127.0.0.1:{port}", state, world.folder / "serve.log"
-        file = str(world.mounted / "delivery.yaml")
-        command = [sys.executable, "-m", "mlflowkit.cli", "serve", "--delivery", file, "--port", str(port)]
+    def __init__(self, file: Path, port: int, state: Path) -> None:
+        self.url, self.state, self.log = f"http://127.0.0.1:{port}", state, state.with_name(f"{state.name}.log")
+        command = [sys.executable, "-m", "mlflowkit.cli", "serve", "--delivery", str(file), "--port", str(port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--drain", "1", "--state", str(state)],

@@ -14,7 +14,7 @@ from mlflowkit.errors import ServiceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlflowkit.ci.environments.environment_file import PromotionResult
+    from mlflowkit.ci.environments.environment_file import EnvironmentFile, PromotionResult
     from mlflowkit.delivery.gitops.served_state import ServedState
 
 UNDECIDED = 4
@@ -34,7 +34,8 @@ GatewayOption = Annotated[
     typer.Option(
         "--gateway",
         metavar="URL",
-        help="Ask a gateway that follows the file, with the API key in MLKIT_API_KEY, instead of a state folder.",
+        help="Ask a gateway that follows the file, with the API key in MLKIT_API_KEY "
+        "[default: environments.ENV.gateway, or a state folder].",
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Verify and say what would be committed; push nothing.")]
@@ -83,8 +84,8 @@ def settle(
         seconds = seconds_of(wait)
     except ValueError as error:
         raise UsageError(f"--wait {error}", hint="--wait 1h") from error
-    service = environment_file(recipe, environment).service
-    served, _ = _reader(recipe, gateway, state, service)
+    target = environment_file(recipe, environment)
+    served, _ = _reader(target, gateway, state)
     result = environment_settlement.settle(recipe, environment, served, seconds=seconds, dry_run=dry_run)
     print_result(result.to_json(), _text(result), json)
     return UNDECIDED if result.action == "undecided" else 0
@@ -103,7 +104,7 @@ def status(
     from mlflowkit.delivery.gitops.served_state import ServedState, verdict_of
 
     target, desired, commit = read_environment(recipe, environment)
-    read, place = _reader(recipe, gateway, state, target.service)
+    read, place = _reader(target, gateway, state)
     wanted = desired.champion.identity if desired.champion is not None else ""
     try:
         served, reason = read(), ""
@@ -130,16 +131,15 @@ def status(
     print_result(value, "\n".join(lines), json)
 
 
-def _reader(
-    recipe: Path, gateway: str | None, state: Path | None, service: str
-) -> tuple[Callable[[], ServedState], str]:
-    """What asks for the served versions, and whom."""
+def _reader(target: EnvironmentFile, gateway: str | None, state: Path | None) -> tuple[Callable[[], ServedState], str]:
+    """What asks for the served versions, and whom: a gateway, else a state folder, else the recipe's gateway."""
     from mlflowkit.ci.environments.environment_settlement import gateway_reader, state_reader
 
-    if gateway is not None:
-        return gateway_reader(gateway, service, os.environ.get("MLKIT_API_KEY", "")), gateway
-    folder = state_folder(state, recipe)
-    return state_reader(folder, service), str(folder)
+    url = gateway or (target.environment.settings.gateway if state is None else None)
+    if url:
+        return gateway_reader(url, target.service, os.environ.get("MLKIT_API_KEY", "")), url
+    folder = state_folder(state, target.recipe)
+    return state_reader(folder, target.service), str(folder)
 
 
 def _text(result: PromotionResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,8 +15,8 @@ from mlflowkit.errors import UsageError
 def trigger(
     recipe: RecipeArgument,
     because: Annotated[
-        Literal["schedule", "data", "merge", "drift"], typer.Option("--because", help="The event that asks.")
-    ],
+        Literal["schedule", "data", "merge", "drift"] | None, typer.Option("--because", help="The event that asks.")
+    ] = None,
     claim: Annotated[
         Literal["journal", "git"] | None,
         typer.Option("--claim", help="Where the claim is kept [default: git where there is a remote origin]."),
@@ -25,6 +26,10 @@ def trigger(
     ] = None,
     finish: Annotated[
         str | None, typer.Option("--finish", metavar="KEY", help="Note that the training of this key is done.")
+    ] = None,
+    finished: Annotated[
+        Path | None,
+        typer.Option("--finished", metavar="REPORT", help="Note that the training of this report.json is done."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Answer without claiming.")] = False,
     state: StateOption = None,
@@ -42,9 +47,19 @@ def trigger(
     except ValueError as error:
         raise UsageError(f"--lease {error}", hint="--lease 2h") from error
     folder = state_folder(state, recipe)
-    if finish is not None:
+    if finished is not None:
+        from mlflowkit.ci.judge_report import read_report
+
+        answer = pipeline_trigger.finish_judged(recipe, read_report(finished), folder, claim=claim, dry_run=dry_run)
+    elif finish is not None:
         answer = pipeline_trigger.finish(recipe, finish, folder, claim=claim, dry_run=dry_run)
+    elif because is None:
+        raise UsageError(
+            "name the event that asks, or the training that is done",
+            hint="mlkit trigger RECIPE --because data; mlkit trigger RECIPE --finished REPORT",
+        )
     else:
         answer = pipeline_trigger.trigger(recipe, because, folder, claim=claim, lease=seconds, dry_run=dry_run)
     run = f" ({answer.run})" if answer.run else ""
-    print_result(answer.to_json(), f"{answer.action}: {answer.reason}{run}\nkey {answer.key}", json)
+    key = f"\nkey {answer.key}" if answer.key else ""
+    print_result(answer.to_json(), f"{answer.action}: {answer.reason}{run}{key}", json)

@@ -69,7 +69,8 @@ class TriggerTerms:
 
 @dataclass(frozen=True, slots=True)
 class TriggerAnswer:
-    """The answer of `mlkit trigger`. ``run`` names the owner of the claim that it is about."""
+    """The answer of `mlkit trigger`. ``run`` names the owner of the claim that it is about, ``key`` is that of the
+    claim: "" where the state folder itself shows that there is nothing to train."""
 
     action: TriggerAction
     key: str

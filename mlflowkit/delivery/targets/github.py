@@ -156,6 +156,8 @@ def _condition(plan: DeliveryPlan, step: DeliveryStep) -> str:
         return f"!cancelled() && ({started})" if "trigger" in step.needs else ""
     if step.id == "judge":  # after a skipped trigger, which would skip all that follow
         return "!cancelled() && needs.check.result == 'success'" if "trigger" in plan.step("check").needs else ""
+    if step.id == "finish":  # whatever the verdict is: the training is done
+        return "!cancelled() && needs.trigger.outputs.action == 'started' && needs.judge.result != 'skipped'"
     waits = " && ".join(f"needs.{need}.result == 'success'" for need in step.needs)
     own = f"!cancelled() && {waits}" if waits else "!cancelled()"
     if step.id == "image":  # INCONCLUSIVE may leave the judge green, and is never delivered
@@ -211,7 +213,8 @@ def _inputs(plan: DeliveryPlan, step: DeliveryStep) -> list[dict[str, Any]]:
             )
         ]
     if any(OUTPUT in word for word in step.command) and step.id not in ("check", "judge"):
-        return [_download(plan)]
+        built = [_download(plan, suffix="-image")] if step.id.startswith("promote-") else []  # image.json
+        return [_download(plan), *built]
     return []
 
 
@@ -225,8 +228,8 @@ def _cache_key(plan: DeliveryPlan) -> dict[str, Any]:
     return {"key": f"{prefix}${{{{ github.sha }}}}", "restore-keys": f"{prefix}\n"}
 
 
-def _download(plan: DeliveryPlan, **run: str) -> dict[str, Any]:
-    return _uses("actions/download-artifact", {"with": {"name": f"mlkit-{plan.name}", "path": OUT, **run}})
+def _download(plan: DeliveryPlan, *, suffix: str = "", **run: str) -> dict[str, Any]:
+    return _uses("actions/download-artifact", {"with": {"name": f"mlkit-{plan.name}{suffix}", "path": OUT, **run}})
 
 
 def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
@@ -245,7 +248,7 @@ def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
         }
     if {"read-env-repo", "write-env-repo", "write-trigger"} & set(step.permissions):
         writes = "write-env-repo" in step.permissions
-        repository = "" if step.id == "trigger" else _env_repository(plan, step)
+        repository = "" if step.id in ("trigger", "finish") else _env_repository(plan, step)
         yield from _app_token(repository, writes=writes, forks=step.id == "judge")
         env["MLKIT_GIT_TOKEN"] = "${{ steps.app.outputs.token }}" if repository else "${{ github.token }}"
     if step.id == "trigger":

@@ -148,6 +148,8 @@ def _rules(plan: DeliveryPlan, step: DeliveryStep) -> list[Any]:
     changes, calls = _merge_requests(plan), _calls(plan)
     if step.id == "trigger":
         return [{"if": rule} for rule in calls]
+    if step.id == "finish":  # whatever the verdict is: the training is done
+        return [{"if": rule, "when": "always"} for rule in calls]
     if step.id == "comment":
         return [{"if": rule, "when": "always"} for rule in changes]
     delivered = [*_pushes(plan), *calls]

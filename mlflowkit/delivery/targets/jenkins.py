@@ -154,6 +154,7 @@ def _model(plan: DeliveryPlan) -> list[str]:
         *([_trigger(plan, plan.step("trigger"))] if has_trigger else []),
         _check(plan, plan.step("check"), asked=has_trigger),
         _judge(plan, plan.step("judge"), asked=has_trigger),
+        *([_finish(plan, plan.step("finish"))] if has_trigger else []),
         *([_comment(plan, plan.step("comment"))] if _branches(plan, "pull_request") else []),
         _image(plan, plan.step("image")),
     ]
@@ -272,6 +273,13 @@ def _judge(plan: DeliveryPlan, step: DeliveryStep, *, asked: bool) -> list[str]:
     steps = groovy_block("steps", ["// The comment is written whatever the verdict is.", *groovy_block(caught, script)])
     kept = ("report.json", "mlkit.sarif", "page.html")
     return _stage(step.id, step.timeout_minutes, _when_work(asked), steps, _reports("junit.xml", kept))
+
+
+def _finish(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
+    """The end of the claim, whatever the verdict is: the training is done."""
+    when = groovy_block("when", ["expression { env.MLKIT_ACTION == 'started' && env.MLKIT_CODE != null }"])
+    lines = _with_credentials(plan, step, groovy_shell(_script(plan, step)))
+    return _stage(step.id, step.timeout_minutes, when, groovy_block("steps", lines))
 
 
 def _comment(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:

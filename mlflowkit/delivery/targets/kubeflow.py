@@ -41,7 +41,7 @@ class KubeflowPipelines(DeliveryTarget):
 
     name = "kubeflow"
     version = 1
-    steps: ClassVar[frozenset[str]] = frozenset(("trigger", "check", "judge", "image", "promote", "settle"))
+    steps: ClassVar[frozenset[str]] = frozenset(("trigger", "check", "judge", "finish", "image", "promote", "settle"))
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
         yield from _secret_faults(plan)
@@ -139,6 +139,9 @@ def _levels(plan: DeliveryPlan) -> list[_Level]:
     """Graphs, each inside the one before."""
     levels = [_Level(())]
     for step in _steps(plan):
+        if step.id == "finish" and levels[-1].title == "passed":  # beside the judge, whatever its verdict is
+            levels[-2] = replace(levels[-2], steps=(*levels[-2].steps, step))
+            continue
         levels[-1] = replace(levels[-1], steps=(*levels[-1].steps, step))
         if step.id == "trigger":
             levels.append(_Level((), "there-is-work", "action", "started"))
@@ -172,7 +175,7 @@ def _outputs(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
 
 def _artifacts_read(step: DeliveryStep) -> list[str]:
     """The judge's outputs, and for a promotion the record of the images."""
-    if "--from" not in step.command:
+    if not {"--from", "--finished"} & set(step.command):
         return []
     return ["out", "record"] if step.id.startswith("promote-") else ["out"]
 
