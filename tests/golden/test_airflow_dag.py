@@ -62,7 +62,7 @@ def test_scripts_are_bash_and_stay_what_they_are(plan: str) -> None:
         for node in ast.walk(ast.parse(dag(replace(given, steps=steps))))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "step"
     ]
-    assert len(calls) == 8
+    assert len(calls) == 9
     for call in calls:
         script = jinja2.Template(ast.literal_eval(call.args[1])).render()
         assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

@@ -36,7 +36,7 @@ class AirflowDag(DeliveryTarget):
 
     name = "airflow"
     version = 1
-    steps: ClassVar[frozenset[str]] = frozenset(("trigger", "check", "judge", "image", "promote", "settle"))
+    steps: ClassVar[frozenset[str]] = frozenset(("trigger", "check", "judge", "finish", "image", "promote", "settle"))
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
         pods = plan.section.airflow.executor == "kubernetes"
