@@ -74,6 +74,51 @@ def test_scripts_are_bash_and_stay_what_they_are(plan: str) -> None:
         assert hostile in words.splitlines() or ast.literal_eval(call.args[0]) == "trigger"
 
 
+def _pod_scripts() -> dict[str, str]:
+    """What each pod runs, by task."""
+    tree = ast.parse(dag("airflow"))
+    checkout = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "CHECKOUT"
+    )
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 2]
+    steps = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "step"]
+    start = ast.literal_eval(checkout)
+    return {ast.literal_eval(call.args[0]): start + ast.literal_eval(call.args[1]) for call in steps}
+
+
+def test_the_pods_of_a_run_check_out_one_commit_however_the_branch_moves(tmp_path: Path) -> None:
+    remote, binaries = tmp_path / "remote", tmp_path / "bin"
+    git = ["git", "-C", str(remote), "-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    subprocess.run(["git", "init", "-q", "-b", "main", str(remote)], check=True)
+    binaries.mkdir()
+    program = binaries / "mlkit"
+    program.write_text(
+        '#!/bin/sh\n[ "$1" != trigger ] || { echo \'{"action": "\'$ACTION\'"}\'; exit 0; }\n'
+        f'exec >> {tmp_path}/calls; git log -1 --format=%s; [ -z "$GIT_CONFIG_COUNT" ]; echo "$?"; exit $CODE\n'
+    )
+    program.chmod(0o755)
+
+    def pod(task: str, code: int = 0, action: str = "started") -> int:
+        scratch = tmp_path / f"pod-{len(list(tmp_path.iterdir()))}"
+        scratch.mkdir()
+        script = _pod_scripts()[task].replace("/tmp/", f"{scratch}/")
+        environment = {
+            "PATH": f"{binaries}:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(scratch), "CODE": str(code),
+            "MLKIT_OUT": str(tmp_path / "out" / "run-1"), "MLKIT_REPOSITORY": remote.as_uri(), "MLKIT_CODE_TOKEN": "t",
+            "MLKIT_BECAUSE": "data", "ACTION": action,
+        }  # fmt: skip
+        return subprocess.run(["bash", "-euo", "pipefail", "-c", script], env=environment, check=False).returncode
+
+    for message in ("first", "second"):
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", message], check=True)
+        assert pod("check") == 0
+    assert (tmp_path / "calls").read_text().split() == ["first", "0", "first", "0"]  # and the token is not left there
+    assert [pod("judge", code) for code in (0, 1, 4)] == [0, 1, 99]
+    assert [pod("trigger", action=action) for action in ("started", "cooldown")] == [0, 99]
+
+
 def test_files_of_a_project_at_the_root_are_not_formatted(tmp_path: Path) -> None:
     (tmp_path / "dag.py").write_text(dag("airflow"))
     for command in (("format", "--check"), ("check", "--select", "ALL", "--ignore", "PGH004")):
