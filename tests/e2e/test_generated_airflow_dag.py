@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.bundle import open_bundle
+from mlflowkit.pipeline.storage.journal import SqliteJournal
 from tests.support.airflow_dags import AirflowWorld
 
 pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow]
@@ -32,6 +33,7 @@ class Worker:
         wrapper = folder / "bin" / "mlkit"
         wrapper.write_text(
             f'#!/bin/sh\n[ "$1" != image ] || {{ echo "$MLKIT_REGISTRY_TOKEN $*" > {folder}/built; exit 0; }}\n'
+            '[ "$2" != judge ] || export MLKIT_FAILPOINT="$KILLED_JUDGE"\n'
             f'exec {python} "$@"\n'
         )
         wrapper.chmod(0o755)
@@ -48,13 +50,13 @@ class Worker:
             TOKEN_OF_REGISTRY="t",
         )
 
-    def run(self) -> subprocess.CompletedProcess[str]:
+    def run(self, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [str(self.built.parent / "bin" / "mlkit"), "export", "airflow", "recipe.yaml"]
         subprocess.run(command, cwd=self.project, check=True, capture_output=True)
         _git(self.project, "add", "-A")
         _git(self.project, "commit", "-qm", "A model")
         self.world.migrate()
-        return self.world.run_dag(DAG)
+        return self.world.run_dag(DAG, **environment)
 
 
 def test_airflow_runs_the_dag_to_the_image(tmp_path: Path) -> None:
@@ -80,3 +82,15 @@ def test_a_failed_gate_fails_the_run_and_builds_nothing(tmp_path: Path) -> None:
     (out,) = (worker.shared / "out" / "tumours").iterdir()
     assert json.loads((out / "report.json").read_bytes())["exit_code"] in (1, 4)
     assert not worker.built.exists()
+
+
+def test_a_task_that_is_killed_and_run_again_trains_once(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    assert worker.run(KILLED_JUDGE="stage.returned@export").returncode != 0
+    assert not worker.built.exists()
+    assert worker.world.run_dag(DAG).returncode == 0
+    assert worker.built.exists()
+    with SqliteJournal(worker.shared / "state", create=False) as journal:
+        records = journal.runs()
+    actions = [step.action for record in records for step in record.steps if step.stage == "train"]
+    assert (len(records), sorted(actions)) == (2, ["reuse", "run"])
