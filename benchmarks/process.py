@@ -47,10 +47,12 @@ class Finished:
     seconds: float
     peak_mb: float
     output: str
+    cpu_seconds: float = 0.0
 
 
 def timed(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Finished:
-    """Run a command to its end: wall seconds, and the largest sum of resident memory over its process tree (MB).
+    """Run a command to its end: wall seconds, the largest sum of resident memory over its process tree (MB), and the
+    processor seconds of the process and those that it waited for.
 
     Raises RuntimeError with the command's output when it fails.
     """
@@ -69,7 +71,8 @@ def timed(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, 
         text = output.read().decode(errors="replace")
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{text}")
-    return Finished(seconds, max(peak[0], usage.ru_maxrss / 1024), text)
+    processor = usage.ru_utime + usage.ru_stime
+    return Finished(seconds, max(peak[0], usage.ru_maxrss / 1024), text, processor)
 
 
 def _watch(pid: int, peak: list[float]) -> None:

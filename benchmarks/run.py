@@ -11,6 +11,7 @@ from pathlib import Path
 
 NAMES = (
     "help",
+    "export_speed",
     "noop",
     "cold",
     "first_answer",

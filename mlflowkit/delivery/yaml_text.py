@@ -21,6 +21,9 @@ _AMBIGUOUS = re.compile(
 )
 """Texts that PyYAML leaves plain although another reader of YAML 1.1 or 1.2 has a boolean or a number there (1e3, 0o17,
 y): they are quoted."""
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_/.-]*")
+"""Texts that are written as they are, unless a reader has a boolean, null or number for them: most, and the dumper
+takes longer than all else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +138,17 @@ def _is_literal(value: Any) -> bool:
     )
 
 
+def _is_resolved(text: str) -> bool:
+    """Whether PyYAML or another reader reads a plain text as something other than text."""
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers.get(text[0], ())
+    return _AMBIGUOUS.fullmatch(text) is not None or any(pattern.match(text) for _, pattern in resolvers)
+
+
 @lru_cache(maxsize=4096, typed=True)
 def _quoted(value: Any) -> str:
     """A scalar as PyYAML writes it: quoted only where it would be read as something else, on one line."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and not _is_resolved(value):
+        return value
     if isinstance(value, str) and (_AMBIGUOUS.fullmatch(value) or not all(c == " " or c.isprintable() for c in value)):
         style = "'" if value.isprintable() else '"'
         quoted: str = yaml.safe_dump(value, width=WIDTH, allow_unicode=True, default_style=style)

@@ -26,21 +26,25 @@ PULL_REQUEST = {
 }
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
     who = ("-c", "user.name=Test", "-c", "user.email=test@example.com")
     return subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
+def new_project(folder: Path) -> Path:
+    """What `mlkit init --ci github` writes, committed, with a remote at GitHub."""
     command = [sys.executable, "-m", "mlflowkit.cli", "init", "--ci", "github", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     (folder / "requirements.txt").write_text("")  # what the test's own environment has
-    _git(folder, "remote", "add", "origin", "https://github.com/acme/tumours.git")
-    _git(folder, "add", "-A")
-    _git(folder, "commit", "-qm", "A model")
+    git(folder, "remote", "add", "origin", "https://github.com/acme/tumours.git")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "A model")
     return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return new_project(tmp_path / "project")
 
 
 def test_the_checks_of_a_new_project_are_green_and_leave_the_checkout_clean(tmp_path: Path, project: Path) -> None:
@@ -49,13 +53,13 @@ def test_the_checks_of_a_new_project_are_green_and_leave_the_checkout_clean(tmp_
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     (suite, own) = ET.parse(world.artifacts / "mlkit-tumours-check" / "checks.xml").getroot()
     assert (suite.get("tests"), suite.get("failures"), own.get("tests")) == ("5", "0", "1")
-    assert _git(project, "status", "--porcelain") == ""
+    assert git(project, "status", "--porcelain") == ""
 
 
 def test_a_failing_test_of_the_user_is_a_red_job(tmp_path: Path, project: Path) -> None:
     test = project / "tests" / "test_datasets.py"
     test.write_text(test.read_text().replace('"benign"', '"harmless"'))
-    _git(project, "commit", "-qam", "Break it")
+    git(project, "commit", "-qam", "Break it")
     done = ActWorld(tmp_path / "act", project).run(WORKFLOW, "pull_request", job="check", payload=PULL_REQUEST)
     assert done.returncode != 0
     assert "failed   tests" in done.stdout
@@ -74,13 +78,13 @@ def test_a_new_project_is_judged_green_and_its_bundle_goes_on(tmp_path: Path, pr
     assert report["exit_code"] == 0
     bundle = open_bundle(world.artifacts / "mlkit-tumours" / "mlkit" / "bundle")
     assert bundle.manifest.identity == report["identity"]
-    assert _git(project, "status", "--porcelain") == ""
+    assert git(project, "status", "--porcelain") == ""
 
 
 def test_a_model_that_is_not_good_enough_is_a_red_job_with_a_report(tmp_path: Path, project: Path) -> None:
     recipe = project / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("{metric: roc_auc, min: 0.9}", "{metric: roc_auc, min: 0.9999999}"))
-    _git(project, "commit", "-qam", "Ask too much")
+    git(project, "commit", "-qam", "Ask too much")
     world = ActWorld(tmp_path / "act", project)
     done = world.run(WORKFLOW, "pull_request", job="judge", payload=PULL_REQUEST)
     assert done.returncode != 0

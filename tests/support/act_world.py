@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mlflowkit.delivery.pins import action
 from tests.support.tools import require_tool
 
@@ -18,7 +20,8 @@ STUBS = {
     "actions/setup-python": ("", "true"),
     "actions/create-github-app-token": ("", "echo token=stub >> \"$GITHUB_OUTPUT\""),
     "actions/upload-artifact": ("upload", 'mkdir -p "$ARTIFACTS/$NAME"; cp -r $FILES "$ARTIFACTS/$NAME/" || true'),
-    "actions/download-artifact": ("download", 'mkdir -p "$FILES"; cp -r "$ARTIFACTS/$NAME"/*/. "$FILES"/'),
+    "actions/download-artifact": ("download", """mkdir -p "$FILES"
+for part in "$ARTIFACTS/$NAME"/*; do if [ -d "$part" ]; then part="$part/."; fi; cp -r "$part" "$FILES"/; done"""),
     "actions/cache": ("", "true"),
 }  # fmt: skip
 
@@ -54,20 +57,31 @@ class ActWorld:
         for part in ("restore", "save"):
             _stub(folder / "stubs" / "cache" / part, "true")
 
+    def alone(self, workflow: str, job: str) -> str:
+        """A workflow with one job of another, as that stands there but for what it waits for, and without the
+        installation of packages: those of the test's own environment are used. Returns its path."""
+        document = yaml.safe_load((self.checkout / workflow).read_text())
+        body = {key: value for key, value in document["jobs"][job].items() if key not in ("needs", "if")}
+        body["steps"] = [step for step in body["steps"] if step.get("name") != "Install"]
+        path = self.folder / f"{job}.yml"
+        path.write_text(json.dumps({"on": "push", "defaults": document["defaults"], "jobs": {job: body}}))
+        return str(path)
+
     def run(
         self, workflow: str, event: str, *, job: str = "", payload: Mapping[str, Any] | None = None,
-        env: Mapping[str, str] | None = None, timeout: float = 300,
+        env: Mapping[str, str] | None = None, secrets: Mapping[str, str] | None = None, timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """Run a workflow (or one job and what it needs) for an event."""
+        """Run a workflow (or one job and what it needs) for an event. No secret is hidden in the log."""
         file = self.folder / "event.json"
         file.write_text(json.dumps(payload or {}))
-        command = [self.act, event, "-W", workflow, "-P", RUNNER, "-e", str(file), "--pull=false"]
+        command = [self.act, event, "-W", workflow, "-P", RUNNER, "-e", str(file), "--pull=false", "--insecure-secrets"]
         command += ["-j", job] if job else []
         for name in STUBS:
             pin = action(name)
             command += ["--local-repository", f"{name}@{pin.sha}={self.folder / 'stubs' / name.partition('/')[2]}"]
         for key, value in {"ARTIFACTS": str(self.artifacts), **(env or {})}.items():
             command += ["--env", f"{key}={value}"]
+        command += [word for key, value in (secrets or {}).items() for word in ("--secret", f"{key}={value}")]
         binaries = str(Path(sys.executable).parent)
         environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "HOME": str(self.folder)}
         return subprocess.run(

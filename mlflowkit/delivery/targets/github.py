@@ -31,6 +31,8 @@ RIGHTS: Mapping[Permission, Mapping[str, tuple[str, str]]] = {
 }  # fmt: skip
 """Rights of the workflow's token, with the reason that stands beside each. Those of the environment's repository are
 not among them where it is another one: `_env_repository`."""
+OWN_RUNNER = ("check", "judge", "image", "settle")
+"""Steps on the runner that the recipe names: what trains or builds, and what asks the gateway, which may be inside."""
 NO_APPROVAL = "zizmor: ignore[secrets-outside-env] this job runs before anybody approves a promotion"
 HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
 
@@ -129,7 +131,7 @@ def _job(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
         "name": step.id,
         **({"needs": needs} if needs else {}),
         **({"if": condition} if condition else {}),
-        "runs-on": plan.section.runner.label if step.id in ("check", "judge", "image") else "ubuntu-24.04",
+        "runs-on": plan.section.runner.label if step.id.partition("-")[0] in OWN_RUNNER else "ubuntu-24.04",
         "timeout-minutes": step.timeout_minutes,
         **_environment(step),
         "permissions": _permissions(plan, step),
@@ -251,6 +253,8 @@ def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
         repository = "" if step.id in ("trigger", "finish") else _env_repository(plan, step)
         yield from _app_token(repository, writes=writes, forks=step.id == "judge")
         env["MLKIT_GIT_TOKEN"] = "${{ steps.app.outputs.token }}" if repository else "${{ github.token }}"
+    if step.id.startswith("settle-"):
+        env["MLKIT_API_KEY"] = "${{ secrets.MLKIT_API_KEY }}"
     if step.id == "trigger":
         env["MLKIT_BECAUSE"] = (
             "${{ github.event_name == 'schedule' && 'schedule' || endsWith(github.event.action, '-drift') && 'drift' "
