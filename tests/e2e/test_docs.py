@@ -17,7 +17,9 @@ from tests.support.docs_page import Block
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
-    page for folder in ("tutorial", "howto", "explanation", "reference") for page in (DOCS / folder).glob("*.md")
+    page
+    for folder in ("tutorial", "howto", "howto/deliver", "explanation", "reference")
+    for page in (DOCS / folder).glob("*.md")
 )
 WALKED = [page for page in PAGES if any(block.language == "console" for block in docs_page.blocks(page))]
 FRAGMENTS = [
@@ -68,7 +70,8 @@ def with_port(folder: Path, port: str) -> None:
     ("page", "index", "block"), FRAGMENTS, ids=lambda value: getattr(value, "stem", str(value))[:40]
 )
 def test_a_recipe_has_no_fault(page: Path, index: int, block: Block, tmp_path: Path) -> None:
-    written = yaml.safe_load(block.text)
+    text = block.text.replace("sha256:…", f"sha256:{'5' * 64}")
+    written = yaml.safe_load(text)
     for name in ("datasets.py", "lending.yaml"):
         shutil.copy(ROOT / "recipes" / name, tmp_path)
     (tmp_path / "keys.json").write_text('{"keys": []}')
@@ -76,9 +79,7 @@ def test_a_recipe_has_no_fault(page: Path, index: int, block: Block, tmp_path: P
     base = {} if "name" in written else yaml.safe_load((ROOT / "recipes" / "lending.yaml").read_text())
     recipe = tmp_path / "recipe.yaml"
     rest = {key: value for key, value in base.items() if key not in written}
-    recipe.write_text(
-        f"{yaml.safe_dump(rest, sort_keys=False) if rest else ''}{block.text}"
-    )  # PyYAML reads on: as true
+    recipe.write_text(f"{yaml.safe_dump(rest, sort_keys=False) if rest else ''}{text}")  # PyYAML reads on: as true
     try:
         load(recipe)
     except MlkitError as error:
