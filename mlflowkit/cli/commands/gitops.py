@@ -62,6 +62,7 @@ def promote(
 
 @group.command()
 def settle(
+    context: typer.Context,
     recipe: RecipeArgument,
     environment: EnvironmentOption,
     wait: Annotated[str, typer.Option("--wait", metavar="TIME", help="How long to wait for the rollout.")] = "1h",
@@ -85,7 +86,7 @@ def settle(
     except ValueError as error:
         raise UsageError(f"--wait {error}", hint="--wait 1h") from error
     target = environment_file(recipe, environment)
-    served, _ = _reader(target, gateway, state)
+    served, _ = _reader(context, target, gateway, state)
     result = environment_settlement.settle(recipe, environment, served, seconds=seconds, dry_run=dry_run)
     print_result(result.to_json(), _text(result), json)
     return UNDECIDED if result.action == "undecided" else 0
@@ -93,6 +94,7 @@ def settle(
 
 @group.command()
 def status(
+    context: typer.Context,
     recipe: RecipeArgument,
     environment: EnvironmentOption,
     gateway: GatewayOption = None,
@@ -104,7 +106,7 @@ def status(
     from mlflowkit.delivery.gitops.served_state import ServedState, verdict_of
 
     target, desired, commit = read_environment(recipe, environment)
-    read, place = _reader(target, gateway, state)
+    read, place = _reader(context, target, gateway, state)
     wanted = desired.champion.identity if desired.champion is not None else ""
     try:
         served, reason = read(), ""
@@ -131,11 +133,17 @@ def status(
     print_result(value, "\n".join(lines), json)
 
 
-def _reader(target: EnvironmentFile, gateway: str | None, state: Path | None) -> tuple[Callable[[], ServedState], str]:
-    """What asks for the served versions, and whom: a gateway, else a state folder, else the recipe's gateway."""
+def _reader(
+    context: typer.Context, target: EnvironmentFile, gateway: str | None, state: Path | None
+) -> tuple[Callable[[], ServedState], str]:
+    """What asks for the served versions, and whom: a gateway, else a state folder that was typed, else the recipe's
+    gateway, else the state folder. Jobs have MLKIT_STATE for their own state, in which nothing is served.
+    """
     from mlflowkit.ci.environments.environment_settlement import gateway_reader, state_reader
 
-    url = gateway or (target.environment.settings.gateway if state is None else None)
+    source = context.get_parameter_source("state")
+    typed = source is not None and source.name == "COMMANDLINE"
+    url = gateway or (None if typed else target.environment.settings.gateway)
     if url:
         return gateway_reader(url, target.service, os.environ.get("MLKIT_API_KEY", "")), url
     folder = state_folder(state, target.recipe)
