@@ -18,7 +18,7 @@ from mlflowkit.ci.recipe_export import export_recipe
 from mlflowkit.delivery.gitops.desired_delivery import DesiredDelivery, parse_delivery
 from mlflowkit.delivery.gitops.served_state import ServedState
 from mlflowkit.delivery.image.image_record import FILE, read_image_record
-from tests.support.act_world import ActWorld
+from tests.support.act_world import CANARIES, ActWorld
 from tests.support.git_project import GitProject
 from tests.support.image_world import ImageWorld, image_world
 from tests.support.lending_bundle import make_bundle
@@ -26,15 +26,6 @@ from tests.support.lending_bundle import make_bundle
 pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow, pytest.mark.timeout(540)]
 WORKFLOW = ".github/workflows/mlkit-lending.yml"
 OVERLAY = "deploy/overlays/staging"
-CANARIES = {
-    name: f"canary-{index:02}-{'k' * 24}"
-    for index, name in enumerate(
-        ("GITHUB_TOKEN", "MLKIT_API_KEY", "MLKIT_APP_PRIVATE_KEY", "DB_URL", "REGISTRY_TOKEN", "MLKIT_GIT_TOKEN",
-         "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD",
-         "SLACK_WEBHOOK")
-    )
-}  # fmt: skip
-"""Values of secrets that a pipeline's jobs may have; none may leave them."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlflowkit.bundle import open_bundle
-from tests.support.act_world import ActWorld
+from tests.support.act_world import CANARIES, ActWorld
 
 pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow]
 WORKFLOW = ".github/workflows/mlkit-tumours.yml"
@@ -70,14 +70,18 @@ def _judged(world: ActWorld) -> dict[str, Any]:
     return value
 
 
-def test_a_new_project_is_judged_green_and_its_bundle_goes_on(tmp_path: Path, project: Path) -> None:
+def test_a_new_project_is_judged_green_and_its_bundle_goes_on_without_a_secret(tmp_path: Path, project: Path) -> None:
     world = ActWorld(tmp_path / "act", project)
-    done = world.run(WORKFLOW, "pull_request", job="judge", payload=PULL_REQUEST)
+    variables = {name: value for name, value in CANARIES.items() if not name.startswith(("GITHUB_", "MLKIT_"))}
+    done = world.run(WORKFLOW, "pull_request", job="judge", payload=PULL_REQUEST, env=variables, secrets=CANARIES)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     report = _judged(world)
     assert report["exit_code"] == 0
     bundle = open_bundle(world.artifacts / "mlkit-tumours" / "mlkit" / "bundle")
     assert bundle.manifest.identity == report["identity"]
+    kept = [path.read_bytes() for path in world.artifacts.rglob("*") if path.is_file()]
+    everything = b"".join([done.stdout.encode(), done.stderr.encode(), *kept])
+    assert [name for name, value in CANARIES.items() if value.encode() in everything] == []
     assert git(project, "status", "--porcelain") == ""
 
 

@@ -24,6 +24,15 @@ STUBS = {
 for part in "$ARTIFACTS/$NAME"/*; do if [ -d "$part" ]; then part="$part/."; fi; cp -r "$part" "$FILES"/; done"""),
     "actions/cache": ("", "true"),
 }  # fmt: skip
+CANARIES = {
+    name: f"canary-{index:02}-{'k' * 24}"
+    for index, name in enumerate(
+        ("GITHUB_TOKEN", "MLKIT_API_KEY", "MLKIT_APP_PRIVATE_KEY", "DB_URL", "REGISTRY_TOKEN", "MLKIT_GIT_TOKEN",
+         "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD",
+         "SLACK_WEBHOOK")
+    )
+}  # fmt: skip
+"""Values of secrets that a pipeline's jobs may have; none may leave them."""
 
 
 def _stub(folder: Path, script: str) -> None:
