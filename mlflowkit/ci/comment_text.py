@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from mlflowkit.ci.judge_report import JudgeReport, ReportedMeasurement, ReportedVerdict
+from mlflowkit.ci.judge_report import JudgeReport, ReportedMeasurement, ReportedStep, ReportedVerdict
 from mlflowkit.system.text import printable_line, shell_word, truncate
 
 LIMIT = 60_000
@@ -218,7 +218,14 @@ def _steps(report: JudgeReport) -> str:
     reused = [step.stage for step in report.steps if step.action != "run"]
     parts = [f"ran {', '.join(ran)}" if ran else "", f"reused {', '.join(reused)}" if reused else ""]
     machine = f" Machine: {code(report.machine)}." if report.machine else ""
-    return f"Steps: {'; '.join(filter(None, parts))}.{machine}"
+    causes = [f"{step.stage}: {code(step.reason)}" for step in report.steps if _is_cause(step)]
+    why = f" Why, compared with the last run of this pipeline's state: {'; '.join(causes)}." if causes else ""
+    return f"Steps: {'; '.join(filter(None, parts))}.{why}{machine}"
+
+
+def _is_cause(step: ReportedStep) -> bool:
+    """Whether a step ran for a reason of its own, and not because a step before it did."""
+    return step.action == "run" and not step.reason.endswith("stale") and step.reason not in ("first run", "")
 
 
 def _warnings(report: JudgeReport) -> str:

@@ -124,6 +124,8 @@ class Environment:
     namespace: str
     path: str
     settings: EnvironmentSettings
+    replicas: int = 1
+    """Pods of the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ def delivery_plan(section: DeliverySection, recipe: RecipeFacts, *, default_base
                 settings.namespace or f"{(recipe.service or recipe.name).replace('_', '-')}-{name}"[:63].rstrip("-"),
                 settings.path or f"deploy/overlays/{name}",
                 settings,
+                settings.replicas or (1 if _is_single(section, recipe) else 2),
             )
             for name, settings in section.environments.items()
         ),
@@ -206,6 +209,13 @@ def delivery_plan(section: DeliverySection, recipe: RecipeFacts, *, default_base
         policy=section.policy,
         section=section,
     )
+
+
+def _is_single(section: DeliverySection, recipe: RecipeFacts) -> bool:
+    """Whether the service has one pod: a state folder has one owner, and pods without a common one would each decide
+    a rollout by their own requests."""
+    options = section.kubernetes
+    return options.workload == "deployment" and (options.state == "volume" or recipe.strategy != "direct")
 
 
 def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep, ...]:

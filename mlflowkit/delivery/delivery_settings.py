@@ -121,8 +121,9 @@ class EnvironmentSettings(Section):
     """The Kubernetes API server that Argo CD deploys to."""
     namespace: Label | None = None
     """Kubernetes namespace; SERVICE-ENVIRONMENT when it is not given."""
-    replicas: int = Field(default=2, ge=1, le=100)
-    """Gateway replicas."""
+    replicas: int | None = Field(default=None, ge=1, le=100)
+    """Pods of the service. A Deployment with a state volume has one, which the default is: one pod decides a rollout.
+    RayService has 2 by default, and so has a Deployment without a volume of a service that has no rollouts."""
     gateway: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$", max_length=300)
     """Address of the gateway that follows the environment's file, as a pipeline reaches it: `mlkit gitops settle` asks
     it. With API keys, MLKIT_API_KEY in secrets is one with the scope metrics."""

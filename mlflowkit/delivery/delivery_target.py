@@ -10,7 +10,7 @@ from mlflowkit.delivery.delivery_plan import DeliveryPlan
 
 PIPELINES = frozenset(("github", "gitlab", "jenkins", "airflow", "kubeflow", "sagemaker"))
 """Targets that start a pipeline themselves. Beside one of them, others leave triggers and the steps of a pipeline to
-it: no CronJob asks for work, and an MLflow project need not promote."""
+it, and an MLflow project need not promote."""
 
 
 @dataclass(frozen=True, slots=True)

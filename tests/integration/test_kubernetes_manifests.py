@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,13 @@ from tests.support.cluster_manifests import (
 
 pytestmark = pytest.mark.delivery
 TARGET = target("kubernetes")
-TRIGGERS = [{"on": "schedule", "cron": "17 4 * * 1", "timezone": "Europe/Berlin"}, {"on": "data"}, {"on": "drift"}]
 SECTIONS: dict[str, dict[str, Any]] = {
-    "deployment": {"environments": {"staging": {"replicas": 1}, "prod": {"after": "staging", "replicas": 3}}},
+    "deployment": {"environments": {"staging": {"replicas": 1}, "prod": {"after": "staging"}}},
     "rayservice": {
         "kubernetes": {"workload": "rayservice", "clients": {"team": "fraud"}, "storage_class": "nfs"},
         "runner": {"gpus": 1},
     },
-    "triggers": {
-        "targets": ["kubernetes"],
-        "triggers": TRIGGERS,
+    "scraped": {
         "secrets": {"DB_URL": {"kubernetes": {"name": "lending", "key": "url"}}},
         "registry": {"image": "r.acme.io:5000/lending", "credentials": {"kubernetes": {"name": "pull", "key": "a"}}},
         "kubernetes": {"state": "volume", "service_monitor": True},
@@ -169,10 +167,30 @@ def test_budgets_let_a_node_be_drained(overlays: dict[str, list[Any]]) -> None:
         for workload in _of(objects, "Deployment"):
             budgets = _of(objects, "PodDisruptionBudget")
             assert len(budgets) == (workload["spec"]["replicas"] >= 2)
-            assert workload["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+            alone = {"type": "Recreate"}  # a state folder has one owner
+            rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+            claims = [
+                volume
+                for volume in workload["spec"]["template"]["spec"]["volumes"]
+                if "persistentVolumeClaim" in volume
+            ]
+            assert workload["spec"]["strategy"] == (alone if claims else rolling)
+            assert workload["spec"]["replicas"] == 1 or not claims
             for budget in budgets:
                 selected = budget["spec"]["selector"]["matchLabels"].items()
                 assert selected <= workload["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_pods_that_decide_nothing_may_be_several_and_update_one_after_the_other(tmp_path: Path) -> None:
+    """A service without rollouts and without a state volume."""
+    plan = cluster_plan(kubernetes={"state": "memory"}, facts=replace(FACTS, strategy="direct", replicas=2))
+    assert [item.key for item in TARGET.unsupported(plan)] == []
+    folder = write(tmp_path, TARGET.render(plan))
+    (workload,) = _of(built(folder / plan.environments[0].path), "Deployment")
+    assert workload["spec"]["replicas"] == 2
+    assert workload["spec"]["strategy"]["type"] == "RollingUpdate"
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    assert [container["command"], container["args"][-2:]] == [["mlkit"], ["--replicas", "2"]]
 
 
 def test_nothing_is_reachable_but_the_service(overlays: dict[str, list[Any]]) -> None:
@@ -198,21 +216,13 @@ def test_nothing_is_reachable_but_the_service(overlays: dict[str, list[Any]]) ->
 
 
 def test_a_scraper_and_a_registry_with_a_port_are_let_through(tmp_path: Path) -> None:
-    plan = cluster_plan(**SECTIONS["triggers"])
+    plan = cluster_plan(**SECTIONS["scraped"])
     objects = built(write(tmp_path, TARGET.render(plan)) / "deploy/overlays/prod")
     (monitor,) = _of(objects, "ServiceMonitor")
     assert monitor["spec"]["endpoints"][0]["authorization"]["credentials"]["key"] == "api-key"
     text = str([item["spec"] for item in _of(objects, "NetworkPolicy")])
     assert "prometheus" in text
     assert "5000" in text
-    jobs = _of(objects, "CronJob")
-    assert [job["spec"]["schedule"] for job in jobs if "schedule" in job["metadata"]["name"]] == ["17 4 * * 1"]
-    for job, because in zip(jobs, ("data", "drift", "schedule"), strict=True):
-        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-        assert container["command"] == ["mlkit"]
-        assert container["args"] == ["trigger", "recipes/lending.yaml", "--because", because, "--json"]
-        assert job["spec"]["concurrencyPolicy"] == "Forbid"
-        assert {"name": "DB_URL", "valueFrom": {"secretKeyRef": {"name": "lending", "key": "url"}}} in container["env"]
 
 
 @pytest.mark.parametrize("kind", ["deployment", "rayservice"])
@@ -267,7 +277,11 @@ def test_a_digest_is_one_line_and_comments_stay() -> None:
             {"environments": {"a": {"namespace": "n"}, "b": {"namespace": "n"}}},
             ("environments", "b", "namespace"),
         ),
-        ({"kubernetes": {"state": "memory"}}, ("environments", "prod", "replicas")),
+        ({"environments": {"prod": {"replicas": 2}}}, ("environments", "prod", "replicas")),
+        (
+            {"environments": {"prod": {"replicas": 2}}, "kubernetes": {"state": "memory"}},
+            ("environments", "prod", "replicas"),
+        ),
         ({"kubernetes": {"state": "memory", "workload": "rayservice"}}, ("environments", "prod", "replicas")),
         (
             {"environments": {"prod": {"replicas": 33}}, "kubernetes": {"workload": "rayservice"}},
@@ -276,13 +290,10 @@ def test_a_digest_is_one_line_and_comments_stay() -> None:
         ({"kubernetes": {"clients": {"team": "a b"}}}, ("kubernetes", "clients", "team")),
         ({"targets": ["kubernetes"], "triggers": [{"on": "merge"}]}, ("triggers", 0, "on")),
         (
-            {"targets": ["kubernetes"], "triggers": [{"on": "schedule", "cron": "0 0 ? * 2#1"}]},
-            ("triggers", 0, "cron"),
+            {"targets": ["kubernetes"], "triggers": [{"on": "schedule", "cron": "17 4 * * 1"}]},
+            ("triggers", 0, "on"),
         ),
-        (
-            {"targets": ["kubernetes"], "triggers": [{"on": "data"}], "secrets": {"DB": {"env": "DB"}}},
-            ("secrets", "DB", "env"),
-        ),
+        ({"targets": ["kubernetes"], "triggers": [{"on": "data"}]}, ("triggers", 0, "on")),
     ],
 )
 def test_what_a_cluster_cannot_do_is_a_fault_at_its_key(section: dict[str, Any], key: tuple[Any, ...]) -> None:
@@ -290,9 +301,9 @@ def test_what_a_cluster_cannot_do_is_a_fault_at_its_key(section: dict[str, Any],
 
 
 def test_what_leaves_the_recipe_leaves_the_files() -> None:
-    one = TARGET.render(cluster_plan(targets=["kubernetes"], triggers=TRIGGERS[:1]))
+    one = TARGET.render(cluster_plan(kubernetes={"workload": "rayservice"}))
     assert "deploy/overlays/prod/training.yaml" in one
-    none = TARGET.render(cluster_plan(targets=["kubernetes"], triggers=[]))
+    none = TARGET.render(cluster_plan())
     assert "deploy/overlays/prod/training.yaml" not in none
     assert "training.yaml" not in none["deploy/overlays/prod/kustomization.yaml"]
     both = TARGET.render(cluster_plan(environments={"staging": {}, "prod": {}}))
@@ -330,7 +341,7 @@ SECTION = st.fixed_dictionaries(
         ),
         "runner": st.fixed_dictionaries({"cpus": st.floats(0.1, 512), "gpus": st.integers(0, 64)}),
         "triggers": st.lists(
-            st.sampled_from([*TRIGGERS, {"on": "merge"}, {"on": "schedule", "cron": "@ x * L 2#1"}]), max_size=3
+            st.sampled_from([{"on": "data"}, {"on": "merge"}, {"on": "schedule", "cron": "@ x * L 2#1"}]), max_size=3
         ),
         "secrets": st.dictionaries(
             st.sampled_from(["A", "DB_URL"]),

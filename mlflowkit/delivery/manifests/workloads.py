@@ -1,12 +1,11 @@
-"""What runs: the Deployment or RayService of a gateway, and the CronJobs that ask whether there is work."""
+"""What runs: the Deployment or RayService of a gateway, and the RayJob of a training."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from mlflowkit.delivery.delivery_plan import BECAUSE, DeliveryPlan
-from mlflowkit.delivery.delivery_settings import TriggerSettings
+from mlflowkit.delivery.delivery_plan import DeliveryPlan
 from mlflowkit.delivery.manifests.cluster_names import labels, selector_labels, service_name, short_name
 from mlflowkit.delivery.manifests.pod_template import (
     DELIVERY_FOLDER,
@@ -32,21 +31,20 @@ RAY_VERSION = "2.60.0"
 """The Ray of the images, which is the one that mlflowkit is pinned to."""
 MAX_GATEWAYS = 64
 """Gateway replicas of one service."""
-POLLING = {"data": "7 * * * *", "drift": "37 * * * *"}
-"""When a cluster asks for what has no event of its own there; the answer is nearly always that nothing changed."""
 
 
 def deployment(plan: DeliveryPlan) -> dict[str, Any]:
     """The gateway as a Deployment; its replicas are the overlay's."""
     name = service_name(plan)
-    container = gateway_container(plan, name="gateway", command=image_of(plan, "serve").entry)
+    gateways = ("--replicas", str(plan.recipe.replicas)) if plan.recipe.replicas > 1 else ()
+    container = gateway_container(plan, name="gateway", command=(*image_of(plan, "serve").entry, *gateways))
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": name, "labels": labels(plan, "gateway")},
         "spec": {
             "selector": {"matchLabels": selector_labels(plan, "gateway")},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "strategy": _update(plan),
             "template": {
                 "metadata": {"labels": labels(plan, "gateway")},
                 "spec": {
@@ -57,6 +55,13 @@ def deployment(plan: DeliveryPlan) -> dict[str, Any]:
             },
         },
     }
+
+
+def _update(plan: DeliveryPlan) -> dict[str, Any]:
+    """How another image comes in. A model does not change the pod at all: the gateway rolls it out."""
+    if plan.section.kubernetes.state == "volume":
+        return {"type": Commented("Recreate", "the state folder has one owner, so another image has a gap")}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
 
 
 def ray_service(plan: DeliveryPlan) -> dict[str, Any]:
@@ -169,40 +174,6 @@ def ray_job(plan: DeliveryPlan) -> dict[str, Any]:
                         "spec": {**pod_spec(plan, [container], _train_volumes(plan)), "restartPolicy": "Never"},
                     },
                 },
-            },
-        },
-    }
-
-
-def trigger_jobs(plan: DeliveryPlan, triggers: list[TriggerSettings]) -> list[dict[str, Any]]:
-    """A CronJob a trigger. A tick that comes late, twice or never changes nothing: the command asks for the state."""
-    return [_trigger_job(plan, trigger, number) for number, trigger in enumerate(triggers)]
-
-
-def _trigger_job(plan: DeliveryPlan, trigger: TriggerSettings, number: int) -> dict[str, Any]:
-    step = plan.step("trigger")
-    command = [trigger.on if word == BECAUSE else word for word in step.command]
-    container = {**_train_container(plan), "name": "trigger", "command": command[:1], "args": command[1:]}
-    pod = {**pod_spec(plan, [container], _train_volumes(plan)), "restartPolicy": "Never"}
-    name = short_name(service_name(plan), f"-{trigger.on}-{number}", 52)
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": name, "labels": labels(plan, "train")},
-        "spec": {
-            "schedule": trigger.cron or POLLING[trigger.on],
-            "timeZone": trigger.timezone,
-            "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": 3600,
-            "successfulJobsHistoryLimit": 1,
-            "failedJobsHistoryLimit": 3,
-            "jobTemplate": {
-                "spec": {
-                    "backoffLimit": 2,
-                    "activeDeadlineSeconds": plan.step("judge").timeout_minutes * 60,
-                    "ttlSecondsAfterFinished": 86400,
-                    "template": {"metadata": {"labels": labels(plan, "train")}, "spec": pod},
-                }
             },
         },
     }

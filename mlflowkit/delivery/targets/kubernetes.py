@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlflowkit.delivery.delivery_plan import DeliveryPlan, Environment
-from mlflowkit.delivery.delivery_settings import TriggerSettings
 from mlflowkit.delivery.delivery_target import PIPELINES, DeliveryTarget, Unsupported
 from mlflowkit.delivery.manifests import network, workloads
 from mlflowkit.delivery.manifests.cluster_names import (
@@ -24,7 +22,6 @@ from mlflowkit.delivery.manifests.pod_template import image_of
 from mlflowkit.delivery.yaml_text import Commented, yaml_text
 
 HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
-_CRON_FIELD = re.compile(r"[0-9A-Za-z*,/?-]+")
 
 
 class KubernetesManifests(DeliveryTarget):
@@ -109,23 +106,26 @@ def _claim(plan: DeliveryPlan, use: str) -> dict[str, Any]:
             "labels": labels(plan, "gateway" if use == "state" else "train"),
         },
         "spec": {
-            "accessModes": [Commented("ReadWriteMany", "an update runs the new pod beside the old one")],
+            "accessModes": [_access_mode(plan, use)],
             **storage,
             "resources": {"requests": {"storage": options.storage}},
         },
     }
 
 
+def _access_mode(plan: DeliveryPlan, use: str) -> str | Commented:
+    if use == "state" and plan.section.kubernetes.workload == "deployment":
+        return Commented("ReadWriteOnce", "one pod owns it; an update ends the old pod first")
+    return Commented("ReadWriteMany", "several pods mount it")
+
+
 def _overlay(plan: DeliveryPlan, environment: Environment) -> dict[str, Any]:
-    name, count = service_name(plan), environment.settings.replicas
+    name, count = service_name(plan), environment.replicas
     contents: dict[str, Any] = {"namespace.yaml": _namespace(environment)}
     if count >= 2:
         contents["disruption.yaml"] = _disruption_budget(plan)
-    last = environment == plan.environments[-1]
-    triggers = _cluster_triggers(plan) if last else []
-    if triggers or (last and plan.section.kubernetes.workload == "rayservice"):
-        contents["training.yaml"] = [_claim(plan, "train"), *workloads.trigger_jobs(plan, triggers)]
-    roles = ("serve", "train") if triggers else ("serve",)
+    if environment == plan.environments[-1] and plan.section.kubernetes.workload == "rayservice":
+        contents["training.yaml"] = _claim(plan, "train")
     base = posixpath.relpath(base_folder(environment), environment.path)
     desired = Commented(["delivery.yaml"], "written by `mlkit gitops promote RECIPE`: before, nothing can be deployed")
     return {
@@ -147,7 +147,7 @@ def _overlay(plan: DeliveryPlan, environment: Environment) -> dict[str, Any]:
             ],
             **_replicas(plan, count),
         },
-        FILE: images_text({image_of(plan, role).reference: NOT_BUILT for role in roles}),
+        FILE: images_text({image_of(plan, "serve").reference: NOT_BUILT}),
         **contents,
     }
 
@@ -193,18 +193,11 @@ def _train(plan: DeliveryPlan, environment: Environment, folder: str) -> dict[st
     }
 
 
-def _cluster_triggers(plan: DeliveryPlan) -> list[TriggerSettings]:
-    """The triggers that no pipeline of the plan owns."""
-    if PIPELINES & set(plan.section.targets):
-        return []
-    return [trigger for trigger in plan.triggers if trigger.on in ("schedule", "data", "drift")]
-
-
 def _ray_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
     if plan.section.kubernetes.workload != "rayservice":
         return
     for environment in plan.environments:
-        gateways = environment.settings.replicas * plan.recipe.replicas
+        gateways = environment.replicas * plan.recipe.replicas
         if gateways > workloads.MAX_GATEWAYS:
             message = f"{gateways} gateways in one Ray cluster; a service has at most {workloads.MAX_GATEWAYS}"
             hint = f"write replicas: {workloads.MAX_GATEWAYS // plan.recipe.replicas} or less"
@@ -213,33 +206,26 @@ def _ray_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
 
 def _state_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
     options = plan.section.kubernetes
-    alone = plan.recipe.strategy == "direct" and options.workload == "deployment"
-    if options.state == "volume" or alone:
+    deployed, shared = options.workload == "deployment", options.state == "volume"
+    if (deployed and not shared and plan.recipe.strategy == "direct") or (shared and not deployed):
         return
+    fault, hint = "without a shared state folder would not find the service", "write kubernetes.state: volume"
+    if deployed and shared:
+        fault, hint = "cannot own one state folder", "write kubernetes.workload: rayservice"
+    elif deployed:
+        fault = "without a shared state folder would each decide a rollout alone"
+        hint = "write kubernetes.workload: rayservice, with kubernetes.state: volume"
     for environment in plan.environments:
-        if environment.settings.replicas > 1:
-            fault = "not find the service" if options.workload == "rayservice" else "each decide a rollout alone"
-            message = f"{environment.settings.replicas} pods without a shared state folder would {fault}"
-            hint = "write kubernetes.state: volume, or replicas: 1"
-            yield Unsupported(("environments", environment.name, "replicas"), message, hint)
+        if environment.replicas > 1:
+            message = f"{environment.replicas} pods {fault}"
+            yield Unsupported(("environments", environment.name, "replicas"), message, f"{hint}; or replicas: 1")
 
 
 def _trigger_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
-    if not PIPELINES & set(plan.section.targets) and "triggers" in plan.section.model_fields_set:
-        for index, trigger in enumerate(plan.triggers):
-            if trigger.on in ("pull_request", "merge"):
-                message = f"a cluster is told of no {trigger.on.replace('_', ' ')}"
-                yield Unsupported(
-                    ("triggers", index, "on"), message, f"add one of {', '.join(sorted(PIPELINES))} to targets"
-                )
-    jobs = _cluster_triggers(plan)
+    """Nothing in a cluster checks a repository out and goes on with a training: a pipeline's target does."""
+    if PIPELINES & set(plan.section.targets) or "triggers" not in plan.section.model_fields_set:
+        return
+    hint = f"add one of {', '.join(sorted(PIPELINES))} to targets"
     for index, trigger in enumerate(plan.triggers):
-        if trigger in jobs and trigger.cron and not all(map(_CRON_FIELD.fullmatch, trigger.cron.split())):
-            yield Unsupported(
-                ("triggers", index, "cron"), f"Kubernetes reads no schedule {trigger.cron!r}", "write 17 4 * * 1"
-            )
-    for name, reference in plan.secrets.items() if jobs else ():
-        kind = next(key for key, value in reference if value is not None)
-        if kind != "kubernetes":
-            hint = "write kubernetes: {name: SECRET, key: KEY}, or add a pipeline's target"
-            yield Unsupported(("secrets", name, kind), f"a pod cannot read a secret of {kind}", hint)
+        event = "a schedule" if trigger.on == "schedule" else trigger.on.replace("_", " ")
+        yield Unsupported(("triggers", index, "on"), f"no manifest of a cluster starts a pipeline on {event}", hint)
