@@ -45,3 +45,13 @@ class DeliveryTarget:
     def checks(self) -> Mapping[str, str]:
         """Commands that check the files with the system's own tools, by a word for each; shown, not run."""
         return {}
+
+
+def machine_faults(plan: DeliveryPlan, system: str, label: str) -> Iterator[Unsupported]:
+    """What the runner asks for and a system that finds machines by their label cannot promise, unless the recipe names
+    the label; ``label`` says what that is there."""
+    given = plan.section.runner.model_fields_set
+    for name in ("cpus", "memory_mb", "gpus"):
+        if name in given and "label" not in given:
+            message = f"{system} finds a machine by its label only, and cannot ask for {name}"
+            yield Unsupported(("runner", name), message, f"write runner.label: {label}")

@@ -157,7 +157,10 @@ def ray_job(plan: DeliveryPlan) -> dict[str, Any]:
         "kind": "RayJob",
         "metadata": {"name": short_name(service_name(plan), "-train", 40), "labels": labels(plan, "train")},
         "spec": {
-            "entrypoint": f"mlkit run {plan.recipe.path} --until package",
+            "entrypoint": Commented(
+                f"mlkit run {plan.recipe.path} --until package",
+                "the image has no recipe: put it into the working directory (see the page kuberay)",
+            ),
             "submissionMode": Commented(
                 "SidecarMode", "the job is submitted from the head's pod: 8265 is open to nobody"
             ),

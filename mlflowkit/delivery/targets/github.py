@@ -8,7 +8,7 @@ from typing import Any
 from mlflowkit import __version__
 from mlflowkit.delivery.delivery_plan import OUTPUT, DeliveryPlan, DeliveryStep, Permission
 from mlflowkit.delivery.delivery_settings import SecretReference
-from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
+from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported, machine_faults
 from mlflowkit.delivery.pins import action
 from mlflowkit.delivery.step_script import command_line, step_script
 from mlflowkit.delivery.yaml_text import Commented, yaml_text
@@ -57,6 +57,7 @@ class GithubActions(DeliveryTarget):
                 yield Unsupported(
                     (*key, kind), f"a GitHub workflow has no identity of {reference.oidc}", "write github"
                 )
+        yield from machine_faults(plan, "GitHub", "the label of such a runner, as ubuntu-24.04 has 4 CPUs and 16 GB")
         for index, trigger in enumerate(plan.triggers):
             if trigger.cron is not None and "L" in trigger.cron.upper().replace("JUL", ""):
                 yield Unsupported(("triggers", index, "cron"), "GitHub's cron has no L", "write a number of days")

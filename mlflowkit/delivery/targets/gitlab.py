@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflowkit.delivery.delivery_plan import OUTPUT, DeliveryPlan, DeliveryStep
 from mlflowkit.delivery.delivery_settings import RunnerSettings, SecretReference
-from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
+from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported, machine_faults
 from mlflowkit.delivery.step_script import command_line, step_script
 from mlflowkit.delivery.yaml_text import Commented, yaml_text
 
@@ -48,9 +48,7 @@ class GitlabCi(DeliveryTarget):
                 yield Unsupported(
                     ("triggers", index, "on"), message, "write on: data, and let the project's schedule call the API"
                 )
-        if plan.section.runner.gpus and plan.section.runner.label == RunnerSettings().label:
-            message = "GitLab finds a runner with GPUs by its tag only"
-            yield Unsupported(("runner", "gpus"), message, "write runner.label: the tag of a runner with GPUs")
+        yield from machine_faults(plan, "GitLab", "the tag of such a runner")
 
     def render(self, plan: DeliveryPlan) -> Mapping[str, str]:
         file = f".gitlab/mlkit-{plan.name}.yml"

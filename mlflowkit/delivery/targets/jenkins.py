@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mlflowkit.delivery.delivery_plan import DeliveryPlan, DeliveryStep, Environment
 from mlflowkit.delivery.delivery_settings import TriggerSettings
-from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
+from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported, machine_faults
 from mlflowkit.delivery.groovy_text import groovy_block, groovy_shell, groovy_string
 from mlflowkit.delivery.step_script import command_line, step_script
 
@@ -40,11 +40,7 @@ class JenkinsPipeline(DeliveryTarget):
                 message = f"a Jenkins job reads its credentials store, and nothing of {kind}"
                 yield Unsupported((*key, kind), message, "write env: NAME, the id of a credential in Jenkins")
         yield from _schedule_faults(plan)
-        runner = plan.section.runner
-        for name in ("cpus", "memory_mb", "gpus"):
-            if name in runner.model_fields_set and "label" not in runner.model_fields_set:
-                message = f"Jenkins finds a machine by its label only, and cannot ask for {name}"
-                yield Unsupported(("runner", name), message, "write runner.label: the label of such an agent")
+        yield from machine_faults(plan, "Jenkins", "the label of such an agent")
         if plan.policy.signed:
             message = "Jenkins gives a job no identity to sign with"
             yield Unsupported(("policy", "signed"), message, "remove signed, and sign with a key of your own")
