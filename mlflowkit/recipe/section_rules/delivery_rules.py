@@ -39,7 +39,7 @@ def _environments(view: RecipeView) -> Iterator[Problem]:
     for name in names:
         path: KeyPath = (*ENVIRONMENTS, name)
         after = view.text(*path, "after")
-        if view.has(*path, "baking") and not after and not view.has(*path, "after"):
+        if view.has(*path, "baking") and view.get(*path, "after") is None:
             message = "baking is time in the environment before, and this one comes after none"
             yield Problem((*path, "baking"), message, f"add after: {_other(names, name)}, or remove baking")
         if not after:
