@@ -51,6 +51,9 @@ OUTPUT = "$MLKIT_OUT"
 BECAUSE = "$MLKIT_BECAUSE"
 """What started a pipeline that asks whether there is work: schedule, data or drift."""
 
+STEP_SECRETS = {"MLKIT_API_KEY": "settle", "MLKIT_SIGNING_KEY_PEM": "image"}
+"""Secrets that one kind of step gets, and neither training nor judging."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeFacts:
@@ -223,7 +226,7 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     resources = Resources(runner.cpus, runner.memory_mb, runner.gpus)
     minutes = max(1, round(seconds_of(runner.timeout) / 60))
     report = f"{OUTPUT}/report.json"
-    secrets = tuple(name for name in section.secrets if name != "MLKIT_API_KEY")
+    secrets = tuple(name for name in section.secrets if name not in STEP_SECRETS)
     last = next(reversed(section.environments), "")
     against = ("--environment", last) if last else ()
     allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
@@ -272,6 +275,7 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
             ("mlkit", "image", "build", recipe.path, "--push", "--from", report),
             ("judge",),
             permissions=("read-code", "push-image", *(("sign",) if section.policy.signed else ())),
+            secrets=_secrets_of(section, "image"),
             timeout_minutes=30,
             retries=1,
             resources=resources,
@@ -279,6 +283,10 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
         ),
     ]
     return (*steps, *_environment_steps(section, recipe, minutes))
+
+
+def _secrets_of(section: DeliverySection, step: str) -> tuple[str, ...]:
+    return tuple(name for name, owner in STEP_SECRETS.items() if owner == step and name in section.secrets)
 
 
 def _finish(recipe: RecipeFacts, report: str) -> DeliveryStep:
@@ -316,7 +324,7 @@ def _environment_steps(section: DeliverySection, recipe: RecipeFacts, minutes: i
             (promote,),
             name,
             permissions=("read-code", "write-env-repo"),
-            secrets=tuple(key for key in ("MLKIT_API_KEY",) if key in section.secrets),
+            secrets=_secrets_of(section, "settle"),
             timeout_minutes=minutes,
             retries=3,
         )

@@ -148,8 +148,10 @@ class PolicySettings(Section):
     inconclusive: Literal["fail", "neutral"] = "fail"
     """Whether INCONCLUSIVE (exit code 4) fails the pipeline's job; it never promotes."""
     signed: bool = False
-    """Whether the job that pushes images may sign them (it gets an identity token). `mlkit image sign` and `verify`
-    work with a key; a promotion does not verify signatures by itself."""
+    """Whether the job that pushes images gets an identity token, for a signature by a step of your own (cosign)."""
+    key: RelativePath | None = None
+    """A public key (PEM), from the repository's root: a bundle or an image that its owner did not sign is not promoted.
+    The job `image` signs with the private key in MLKIT_SIGNING_KEY_PEM, where secrets has it."""
 
 
 class KubernetesSettings(Section):

@@ -18,6 +18,7 @@ from mlflowkit.ci.environments.environment_file import (
 )
 from mlflowkit.ci.environments.promoted_images import OverlayImages, built_images, overlay_images
 from mlflowkit.ci.judge_report import JudgeReport, read_report
+from mlflowkit.ci.recipe_facts import repository_root
 from mlflowkit.delivery.delivery_plan import DeliveryPlan
 from mlflowkit.delivery.gitops.desired_delivery import DesiredCandidate, DesiredDelivery
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, FileVersion, open_repository
@@ -27,25 +28,29 @@ from mlflowkit.delivery.gitops.promotion_decision import (
     champion_since,
     decide_promotion,
 )
+from mlflowkit.delivery.image.image_attachments import verify_image
+from mlflowkit.delivery.image.image_record import ImageRecord
 from mlflowkit.errors import BundleError, GateFailedError, GateInconclusiveError, MlkitError, UsageError
 from mlflowkit.system.text import shell_word
 
 
 def promote(
     recipe: Path, environment: str, report: Path, *, dry_run: bool = False, now: Callable[[], float] = time.time,
-    exists: Callable[[str], bool] | None = None,
+    exists: Callable[[str], bool] | None = None, verify: Callable[[str, Path], object] | None = None,
 ) -> PromotionResult:  # fmt: skip
     """Make the judged bundle the candidate of an environment.
 
     Verified are the report's verdict, the bundle, its blessing under the recipe's present gates, that the registry has
-    it (``exists``), and then, on each try, what the environment's file and that of ``after`` say. The digests of the
-    images that were pushed with it (``image.json`` beside the report) go into the overlay with the same commit.
+    it (``exists``), that the owner of ``policy.key`` signed it and its images (``verify``), and then, on each try, what
+    the environment's file and that of ``after`` say. The digests of the images that were pushed with it
+    (``image.json`` beside the report) go into the overlay with the same commit.
     Raises GateFailedError, GateInconclusiveError, UsageError, BundleError, ServiceError or ConflictError.
     """
     target = environment_file(recipe, environment)
     judged = _judged(report)
     candidate = _verified_candidate(target, judged, report.parent / "bundle", exists or _in_registry)
     record = built_images(target, report, candidate.identity)
+    _check_signatures(target, candidate, record, verify or verify_image)
     decided: list[tuple[PromotionDecision, OverlayImages]] = []
 
     with open_repository(target.url, target.branch) as repository:
@@ -119,6 +124,20 @@ def _verified_candidate(
         hint = f"mlkit image build {shell_word(target.recipe)} --push --from {report}"
         raise UsageError(f"the registry has no {reference}", hint=hint)
     return DesiredCandidate(reference, identity, blessing.checksum, _rollout(target.plan))
+
+
+def _check_signatures(
+    target: EnvironmentFile, candidate: DesiredCandidate, record: ImageRecord | None,
+    verify: Callable[[str, Path], object],
+) -> None:  # fmt: skip
+    """Raise BundleError where the recipe names a key whose owner did not sign the bundle or an image."""
+    name = target.plan.policy.key
+    if name is None:
+        return
+    key = repository_root(target.recipe.resolve().parent) / name
+    images = [] if record is None else [image.reference for image in record.images.values()]
+    for reference in (candidate.bundle, *images):
+        verify(reference, key)
 
 
 def _in_registry(reference: str) -> bool:

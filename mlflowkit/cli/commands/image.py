@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,7 @@ def build(
     """
     from mlflowkit.ci.image_delivery import build_recipe_images, planned_commands, planned_images
     from mlflowkit.delivery.image.image_builder import builder_name, find_builder
+    from mlflowkit.delivery.image.image_signature import signing_key
 
     if out is not None and not push:
         raise UsageError("--out says where image.json goes, which there is for pushed images", hint="add --push")
@@ -74,9 +76,10 @@ def build(
         print_result({"commands": lines, "bundle": reference}, text, json)
         return
     folder = out or (None if report is None else report.parent)
-    value = build_recipe_images(
-        planned, find_builder(wanted), push=push, folder=folder, progress=note, attest=attest, key=key
-    )
+    with signing_key(key, os.environ) as private:
+        value = build_recipe_images(
+            planned, find_builder(wanted), push=push, folder=folder, progress=note, attest=attest, key=private
+        )
     print_result(value, "\n".join([*value["images"].values(), *filter(None, [value["bundle"]])]), json)
 
 

@@ -10,13 +10,16 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.delivery.image.attestations import STATEMENT_TYPE, document_bytes
 from mlflowkit.delivery.image.registry_reference import RegistryReference
 from mlflowkit.errors import UsageError
+from mlflowkit.system.files import create_private_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,8 +31,24 @@ SIGNATURE_KEY = "dev.cosignproject.cosign/signature"
 """The annotation that holds a signature, as cosign has it."""
 FINGERPRINT_KEY = "dev.mlflowkit.key"
 """The annotation that says whose signature it is: a claim."""
+KEY_VARIABLE = "MLKIT_SIGNING_KEY_PEM"
+"""Environment variable with a private key itself, as CI systems hand secrets to a job."""
 MAX_KEY_BYTES = 1 << 16
 KEY_HINT = "openssl ecparam -name prime256v1 -genkey -noout -out signing.pem makes such a key"
+
+
+@contextmanager
+def signing_key(path: Path | None, environment: Mapping[str, str]) -> Iterator[Path | None]:
+    """The file of the private key: the one that is given, or that of the key in MLKIT_SIGNING_KEY_PEM, which is
+    removed in the end; None without any."""
+    text = environment.get(KEY_VARIABLE, "")
+    if path is not None or not text.strip():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mlkit-key-") as folder:
+        file = Path(folder) / KEY_VARIABLE
+        create_private_file(file, text.strip().encode() + b"\n")
+        yield file
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
