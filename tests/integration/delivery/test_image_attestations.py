@@ -285,7 +285,7 @@ def test_a_file_that_is_no_key_is_refused_before_anything_is_built(
 class _Listing(FakeRegistry):
     """A registry that keeps a list of referrers (OCI 1.1)."""
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def answer(self, request: httpx.Request) -> httpx.Response:
         if "/referrers/" in request.url.path:
             subject = request.url.path.rpartition("/")[2]
             entries = [
@@ -295,7 +295,7 @@ class _Listing(FakeRegistry):
                 if digest.startswith("sha256:") and json.loads(content).get("subject", {}).get("digest") == subject
             ]  # fmt: skip
             return httpx.Response(200, json={"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
-        reply = super()._answer(request)
+        reply = super().answer(request)
         if request.method == "PUT" and "/manifests/" in request.url.path and b'"subject"' in request.content:
             reply.headers["oci-subject"] = json.loads(request.content)["subject"]["digest"]
         return reply
