@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,17 @@ from typing import Any
 
 import pytest
 
+from mlflowkit.ci import pipeline_trigger
 from mlflowkit.ci.judge_report import JudgeReport, report_bytes
 from mlflowkit.ci.pipeline_trigger import ClaimPlace, finish, finish_judged, trigger
-from mlflowkit.delivery.gitops.trigger_claims import TriggerClaim, TriggerTerms, decide_trigger
+from mlflowkit.delivery.gitops.trigger_claims import (
+    ClaimStore,
+    TriggerAnswer,
+    TriggerClaim,
+    TriggerTerms,
+    claim_trigger,
+    decide_trigger,
+)
 from mlflowkit.errors import UsageError
 from tests.support.export_project import make_project
 
@@ -204,3 +213,42 @@ def test_the_command_asks_for_an_event_or_a_report(clones: list[Path], tmp_path:
     assert json.loads(done)["action"] == "done"
     again = subprocess.run([*command, "--finished", str(report)], capture_output=True, check=True).stdout
     assert json.loads(again) == json.loads(done)
+
+
+class _OvertakenStore:
+    """Claims in which another client claims the same key between this client's look and its write, once."""
+
+    def __init__(self, store: ClaimStore, rival: Callable[[], None]) -> None:
+        self._store, self._rival = store, rival
+
+    def claims(self) -> Mapping[str, tuple[TriggerClaim, str]]:
+        return self._store.claims()
+
+    def write(self, claim: TriggerClaim, version: str | None) -> None:
+        rival, self._rival = self._rival, lambda: None
+        rival()
+        self._store.write(claim, version)
+
+
+@pytest.mark.parametrize("place", ["git", "journal"])
+@pytest.mark.parametrize("expired", [False, True])
+def test_of_two_that_looked_at_the_same_time_one_writes(clones: list[Path], place: ClaimPlace, expired: bool) -> None:
+    folder, state = clones[0].parent, clones[0].parent / ".mlkit"
+    with (
+        pipeline_trigger._store(folder, state, place) as first,
+        pipeline_trigger._store(folder, state, place) as second,
+    ):
+        if expired:  # what both want to take over
+            claim_trigger(first, CLAIM, TERMS, 1000.0)
+        now = 5000.0 if expired else 1000.0
+        answers: list[TriggerAnswer] = []
+        theirs = replace(CLAIM, owner="them", started=now, expires=now + 1000.0)
+
+        def rival() -> None:
+            answers.append(claim_trigger(second, theirs, TERMS, now))
+
+        mine = replace(CLAIM, owner="me too", started=now, expires=now + 1000.0)
+        answers.append(claim_trigger(_OvertakenStore(first, rival), mine, TERMS, now))
+        assert [(answer.action, answer.run) for answer in answers] == [("started", "them"), ("running", "them")]
+        ((claim, _),) = first.claims().values()
+        assert (claim.owner, claim.fence) == ("them", 2 if expired else 1)
