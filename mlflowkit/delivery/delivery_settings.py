@@ -126,7 +126,7 @@ class EnvironmentSettings(Section):
     RayService has 2 by default, and so has a Deployment without a volume of a service that has no rollouts."""
     gateway: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$", max_length=300)
     """Address of the gateway that follows the environment's file, as a pipeline reaches it: `mlkit gitops settle` asks
-    it. With API keys, MLKIT_API_KEY in secrets is one with the scope metrics."""
+    it. With API keys, MLKIT_API_KEY in secrets is one with the scope admin."""
 
 
 class ChecksSettings(Section):

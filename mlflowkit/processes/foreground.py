@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 POLL_SECONDS = 1.0
+BESIDE_SECONDS = 10.0
+"""How long what runs beside the service has to come to its end before the service is stopped."""
 _SUBREAPER, _PARENT_DEATH = 36, 1
 _FAILED = 3
 _log = logging.getLogger("mlflowkit.serve")
@@ -153,20 +155,24 @@ def _serve(
 ) -> int:
     files = ServiceFiles(platform.folder(service))
     log = _LogFollower(state / "ray" / "steward.log")
-    ending = threading.Event()
+    ending, other = threading.Event(), None
     try:
         files.delete(DRAINING)
         endpoint = start()
         _log.info("%s answers at %s", service, endpoint)
         if beside is not None:
-            threading.Thread(target=beside, args=(ending,), name="mlkit-delivery", daemon=True).start()
+            other = threading.Thread(target=beside, args=(ending,), name="mlkit-delivery", daemon=True)
+            other.start()
         _watch(platform, service, limits.give_up)
     except StopRequested as request:
+        ending.set()
         _log.info("%s: %s is not ready any more, and stops in %g s", request, service, limits.drain)
         _drain(files, limits.drain)
         return 0
     finally:
         ending.set()
+        if other is not None:
+            other.join(BESIDE_SECONDS)  # what it has begun would start the service again
         platform.down()
         files.delete(DRAINING)
         log.stop()

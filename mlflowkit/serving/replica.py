@@ -48,7 +48,7 @@ from mlflowkit.serving.observer.answered_ledger import AnsweredLedger
 from mlflowkit.serving.observer.observer_client import ObserverClient, observer_command
 from mlflowkit.system.log_once import LogOnce
 from mlflowkit.system.text import first_line
-from mlflowkit.values import RoutingTable
+from mlflowkit.values import Json, RoutingTable
 
 if TYPE_CHECKING:
     from mlflowkit.ports import RemoteModels, Runtime
@@ -102,9 +102,7 @@ class Replica:
         self._feedback = Intake(
             folder / "feedback", name, days=desired.settings.log_days, megabytes=desired.settings.feedback_mb
         )
-        self.gateway = Gateway(
-            self.plane, self._other_metrics_pages, self._feedback, lambda: self._files.read_json(DELIVERY)
-        )
+        self.gateway = Gateway(self.plane, self._other_metrics_pages, self._feedback, self._delivery_record)
         self._report = ReplicaReport(
             replica=name,
             pid=os.getpid(),
@@ -307,6 +305,11 @@ class Replica:
             return False
         self._errors.clear()
         return True
+
+    def _delivery_record(self) -> Json:
+        """What follows the delivery.yaml recorded, and how many seconds ago; None where nothing follows one."""
+        record = self._files.read_json(DELIVERY)
+        return {**record, "age": time.time() - record["looked"]} if isinstance(record, dict) else None
 
     def _other_metrics_pages(self) -> list[str]:
         """Metrics pages of the other live replicas, at most a few seconds old."""

@@ -178,7 +178,8 @@ def test_a_revert_aborts_and_a_revert_of_the_champion_swaps_at_once(
     world.sync()
     record = gateway.wait_record("the abort", 120, candidate="", action="none", reason="served as git says")
     assert record["served"] | {"rejections": []} == {
-        "service": "lending", "champion": identity["third"], "candidate": "", "progress": "", "rejections": [],
+        "service": "lending", "champion": identity["third"], "candidate": "", "progress": "", "busy": False,
+        "rejections": [],
     }  # fmt: skip
     world.recipe.write_text(world.recipe.read_text().replace(ENDLESS, ROLLOUT))
     world.promote(reports["fourth"])  # what git took back by itself is no judgement: it may be tried again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from mlflowkit.delivery.gitops.desired_delivery import (
     parse_delivery,
 )
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, FileVersion, open_repository
-from mlflowkit.delivery.gitops.served_state import ServedRejection, ServedState
+from mlflowkit.delivery.gitops.served_state import FollowedState, ServedRejection, ServedState
 from mlflowkit.delivery.manifests.image_digests import NOT_BUILT, image_digests, images_text
 from mlflowkit.errors import (
     BundleError,
@@ -89,7 +90,16 @@ class PromotionWorld:
         version = desired.candidate or desired.champion
         identity = "" if version is None else version.identity
         answers = iter(outcomes)
-        return settle(self.recipe, environment, lambda: served(next(answers), identity), seconds=seconds, poll=0.01)
+
+        def followed() -> FollowedState:
+            return self.followed(environment, served(next(answers), identity))
+
+        return settle(self.recipe, environment, followed, seconds=seconds, poll=0.01)
+
+    def followed(self, environment: str, state: ServedState, pending: str = "") -> FollowedState:
+        """What a gateway says that acts on the present file of an environment."""
+        content = self.git("show", f"main:deploy/overlays/{environment}/delivery.yaml")
+        return FollowedState(state, hashlib.sha256(content.encode()).hexdigest(), pending)
 
     def commits(self) -> list[str]:
         return self.git("log", "--format=%s%n%b%x00", "main").split("\0")[:-1]
@@ -302,13 +312,89 @@ def test_a_champion_that_was_rolled_back_after_its_settlement_gives_way_to_the_o
     assert world.settle("staging", "promoted").action == "unchanged"
     before, now = identities
     answer = served("rolled_back", now, champion=before)
-    assert settle(world.recipe, "staging", lambda: answer, seconds=0).action == "settled"
+    assert settle(world.recipe, "staging", lambda: world.followed("staging", answer), seconds=0).action == "settled"
     desired = world.desired("staging")
     assert desired.champion is not None
     assert desired.champion.identity == before
     assert desired.champion.blessing
     assert desired.rejection(now) is not None
-    assert settle(world.recipe, "staging", lambda: answer, seconds=0).action == "unchanged"
+    again = settle(world.recipe, "staging", lambda: world.followed("staging", answer), seconds=0)
+    assert again.action == "unchanged"
+
+
+def test_a_champion_that_fell_is_settled_before_the_candidate_that_waits_for_it(world: PromotionWorld) -> None:
+    for seed in (1, 2):
+        world.promote("staging", world.judged(seed))
+        world.settle("staging", "promoted")
+    champion = world.desired("staging").champion
+    assert champion is not None
+    world.promote("staging", world.judged(3))
+    before = parse_delivery(world.git("show", "main~2:deploy/overlays/staging/delivery.yaml")).champion
+    assert before is not None
+    answer = served("rolled_back", champion.identity, champion=before.identity)
+    result = settle(world.recipe, "staging", lambda: world.followed("staging", answer), seconds=0)
+    desired = world.desired("staging")
+    assert result.action == "settled"
+    assert desired.champion == before
+    assert desired.candidate is not None
+    assert desired.rejection(champion.identity) is not None
+
+
+def test_an_answer_counts_only_where_the_gateway_has_done_what_this_file_says(world: PromotionWorld) -> None:
+    world.promote("staging", world.judged(1))
+    candidate = world.desired("staging").candidate
+    assert candidate is not None
+    promoted = served("promoted", candidate.identity)
+    commits = len(world.commits())
+    content = world.followed("staging", promoted).content
+    record = {"content": content, "action": "none", "served": promoted.to_json()}
+    for answer, words in (
+        (FollowedState(promoted, "f" * 64), "another version of the file"),
+        (world.followed("staging", promoted, "cools down"), "cools down"),
+        (FollowedState.from_record(record, 99.0), "looked at the file 99 s ago"),
+    ):
+        result = settle(world.recipe, "staging", lambda answer=answer: answer, seconds=0)  # type: ignore[misc]
+        assert (result.action, words in result.reason) == ("undecided", True), result.reason
+    assert len(world.commits()) == commits
+
+
+def test_a_gateway_that_does_not_answer_for_a_moment_is_asked_again(world: PromotionWorld) -> None:
+    world.promote("staging", world.judged(1))
+    candidate = world.desired("staging").candidate
+    assert candidate is not None
+    calls = iter([ServiceError("reset", hint=""), None])
+
+    def followed() -> FollowedState:
+        if (failure := next(calls)) is not None:
+            raise failure
+        return world.followed("staging", served("promoted", candidate.identity))
+
+    assert settle(world.recipe, "staging", followed, seconds=60, poll=0.01).action == "settled"
+
+    def down() -> FollowedState:
+        raise ServiceError("reset", hint="")
+
+    world.promote("staging", world.judged(2))
+    with pytest.raises(ServiceError, match="reset"):
+        settle(world.recipe, "staging", down, seconds=0)
+
+
+def test_what_a_gateway_says_is_one_line_of_a_commit(world: PromotionWorld) -> None:
+    world.promote("staging", world.judged(1))
+    candidate = world.desired("staging").candidate
+    assert candidate is not None
+    rejection = ServedRejection(candidate.identity, "bad\n\nApproved-by: boss\x1b[31m", "rolled_back", "x", 1.0)
+    answer = ServedState("lending", "0" * 64, rejections=(rejection,))
+    assert settle(world.recipe, "staging", lambda: world.followed("staging", answer), seconds=0).action == "settled"
+    assert not [line for line in world.commits()[0].splitlines() if line.startswith("Approved-by")]
+
+
+def test_the_champion_again_ends_nobodys_rollout(world: PromotionWorld) -> None:
+    world.promote("staging", world.judged(1))
+    world.settle("staging", "promoted")
+    world.promote("staging", world.judged(2))
+    assert world.promote("staging", world.folder / "out-1-0-" / "report.json").action == "unchanged"
+    assert world.desired("staging").candidate is not None
 
 
 def test_a_gateway_that_serves_what_git_never_named_is_told(world: PromotionWorld) -> None:
@@ -325,9 +411,10 @@ def test_a_gateway_that_serves_what_git_never_named_is_told(world: PromotionWorl
     [
         (404, {"error": "this service follows no delivery.yaml"}, "answers 404: this service follows no"),
         (401, {"error": "no valid API key"}, "answers 401"),
-        (200, {"served": {"service": "other", "champion": ""}}, "serves 'other', not lending"),
-        (200, {"served": {"service": "lending", "champion": 7}}, "champion is no text"),
-        (200, {"served": {"service": "lending", "rejections": [{"time": "now"}]}}, "time is no number"),
+        (200, {"age": 1.0, "served": {"service": "other", "champion": ""}}, "serves 'other', not lending"),
+        (200, {"age": 1.0, "served": {"service": "lending", "champion": 7}}, "champion is no text"),
+        (200, {"age": 1.0, "served": {"service": "lending", "rejections": [{"time": "now"}]}}, "time is no number"),
+        (200, {"served": {"service": "lending"}}, "age is no number"),
         (200, [1], "answers 200"),
         (200, "x" * (1 << 21), "more than 1,048,576 bytes"),
     ],
@@ -386,3 +473,10 @@ def test_images_of_another_bundle_and_a_component_with_a_tag_are_refused(world: 
     with pytest.raises(UsageError, match="by name and digest"):
         world.promote("staging", report)
     assert "delivery.yaml" not in world.git("ls-tree", "-r", "--name-only", "main")
+
+
+@pytest.mark.parametrize("key", ["mlk_a b", "mlk_\u00fcx", "a\nb"])
+def test_a_key_that_no_header_carries_is_told_without_it(key: str) -> None:
+    with pytest.raises(UsageError, match="holds no API key") as caught:
+        gateway_reader("http://127.0.0.1:1", "lending", key)
+    assert key not in f"{caught.value.message}{caught.value.hint}"

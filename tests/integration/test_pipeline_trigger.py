@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,7 @@ def test_the_command_prints_the_answer(clones: list[Path]) -> None:
         ([replace(CLAIM, key="b", state="done", started=-9000.0)], "data", 1000.0, "nothing-changed"),
         ([CLAIM], "data", 1999.0, "running"),
         ([CLAIM], "data", 2000.0, "started"),
+        ([replace(CLAIM, key="b", plan="p0", started=9_000.0)], "data", 1000.0, "started"),
         ([replace(CLAIM, fence=2)], "data", 2000.0, "budget"),
         ([replace(CLAIM, state="done")], "data", 9000.0, "done"),
     ],
@@ -252,3 +253,16 @@ def test_of_two_that_looked_at_the_same_time_one_writes(clones: list[Path], plac
         assert [(answer.action, answer.run) for answer in answers] == [("started", "them"), ("running", "them")]
         ((claim, _),) = first.claims().values()
         assert (claim.owner, claim.fence) == ("them", 2 if expired else 1)
+
+
+@pytest.mark.parametrize("place", ["git", "journal"])
+def test_a_run_that_asks_again_goes_on(clones: list[Path], place: ClaimPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, state = clones[0], clones[0].parent / ".mlkit"
+    monkeypatch.setenv("GITHUB_RUN_ID", "7")
+    assert [trigger(recipe, "data", state, claim=place).action for _ in range(2)] == ["started", "started"]
+    monkeypatch.setenv("GITHUB_RUN_ID", "8")
+    assert trigger(recipe, "data", state, claim=place).action == "running"
+
+
+def test_a_claim_that_never_ends_is_none() -> None:
+    assert TriggerClaim.parse(json.dumps({**asdict(CLAIM), "expires": 1e999}).encode()) is None

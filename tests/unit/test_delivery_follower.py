@@ -194,3 +194,89 @@ def test_a_file_that_goes_away_is_a_fault_that_names_the_command(world: Followed
     assert "cannot be read" in status.fault
     assert status.hint.startswith("ls -l")
     assert delivery_word(world.folder / "state", "lending").startswith("problem: ")
+
+
+def test_a_file_that_is_cut_short_is_no_file(world: FollowedWorld) -> None:
+    first, second = world.bundle(1), world.bundle(2)
+    world.serve(first)
+    text = DesiredDelivery("lending", first, candidate(second, strategy="canary")).to_yaml()
+    for end in range(text.index("rejected:") + len("rejected")):
+        world.file.write_text(text[:end])
+        assert world.look().fault, text[:end]
+    assert world.deployed == []
+
+
+def test_what_is_served_is_told_while_the_file_is_wrong(world: FollowedWorld) -> None:
+    first, second = world.bundle(1), world.bundle(2)
+    world.serve(first)
+    world.write(DesiredDelivery("lending", first))
+    world.look()
+    world.file.write_text("service: [")
+    world.serve(second, 2)
+    assert world.look().served["champion"] == second.identity
+
+
+def test_the_record_says_when_the_file_was_looked_at(world: FollowedWorld) -> None:
+    first = world.bundle(1)
+    world.serve(first)
+    world.write(DesiredDelivery("lending", first))
+    for _ in range(12):
+        world.look(5.0)
+        status = read_status(world.files)
+        assert status is not None
+        assert world.now - status.looked < 15.0
+    assert status.time == 5.0
+
+
+def test_a_version_that_ends_the_process_is_deployed_five_times_in_all(world: FollowedWorld) -> None:
+    first, second = world.bundle(1), world.bundle(2)
+    world.serve(first)
+    world.write(DesiredDelivery("lending", first, candidate(second)))
+    deployments = 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(folder: Path, rollout: Rollout | None, back: bool) -> None:
+        nonlocal deployments
+        deployments += 1
+        raise Killed
+
+    for _ in range(20):
+        follower = DeliveryFollower(world.file, world.files, world._fetch, kill, clock=lambda: world.now)
+        try:
+            status = follower.step()
+        except Killed:
+            continue
+        assert "tried 5 times" in status.fault
+    assert deployments == MAX_DEPLOYMENTS
+
+
+def test_a_rollout_that_ends_without_a_verdict_is_not_begun_again(world: FollowedWorld) -> None:
+    """Such as one that keeps its shadow."""
+    first, second = world.bundle(1), world.bundle(2)
+    world.serve(first)
+    world.write(DesiredDelivery("lending", first, candidate(second, strategy="shadow", promote="never")))
+    for _ in range(10):
+        status = world.look(30.0)
+    assert len(world.deployed) == 1
+    assert "ended without a verdict" in status.reason
+    world.follower = world.restarted()
+    world.look(30.0)
+    assert len(world.deployed) == 1
+    world.write(DesiredDelivery("lending", first))
+    world.look(30.0)
+    world.write(DesiredDelivery("lending", first, candidate(second, strategy="shadow", promote="never")))
+    world.look(30.0)
+    assert len(world.deployed) == 2
+
+
+def test_any_error_of_a_deployment_is_recorded_and_tried_less_often(world: FollowedWorld) -> None:
+    first, second = world.bundle(1), world.bundle(2)
+    world.serve(first)
+    world.write(DesiredDelivery("lending", first, candidate(second)))
+    world.failure = RuntimeError("a bug")  # type: ignore[assignment]
+    for _ in range(20):
+        assert "RuntimeError: a bug" in world.look(0.5).fault
+    assert world.fetched < 5
+    assert list((world.folder / "state" / "bundles").iterdir()) == []

@@ -16,6 +16,7 @@ from mlflowkit.delivery.gitops.follow_decision import FollowMemory, ServedVersio
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 CHAMPION = DesiredChampion("r/x@sha256:" + A, A)
+OTHER = DesiredChampion("r/x@sha256:" + C, C)
 CANDIDATE = DesiredCandidate("r/x@sha256:" + B, B)
 BOTH = DesiredDelivery("lending", CHAMPION, CANDIDATE)
 ONE = DesiredDelivery("lending", CHAMPION)
@@ -38,6 +39,14 @@ REJECTED = (RejectedIdentity(B, "drill", "now"),)
         (ONE, ServedVersions(A, B), "abort", ""),
         (ONE, ServedVersions(B), "swap", A),
         (ONE, ServedVersions(B, "", frozenset([A])), "none", ""),
+        (BOTH, ServedVersions(A, B, busy=True), "none", ""),
+        (replace(BOTH, champion=DesiredChampion("r/x@sha256:" + C, C)), ServedVersions(A, B), "abort", ""),
+        (
+            replace(BOTH, champion=DesiredChampion("r/x@sha256:" + C, C)),
+            ServedVersions(A, "", frozenset([C])),
+            "roll_out",
+            B,
+        ),
         (DesiredDelivery("lending"), ServedVersions(A), "none", ""),
         (DesiredDelivery("lending"), ServedVersions(), "none", ""),
     ],
@@ -89,9 +98,35 @@ def test_a_new_candidate_on_top_of_an_unsettled_promotion_does_not_bring_the_old
     kind, _, memory = follow(BOTH, rejected, memory)  # it is promoted again, to be settled
     assert kind == "none"
     settled = DesiredDelivery("lending", CANDIDATE.as_champion)
-    assert follow(settled, rejected, memory) == ("none", "", FollowMemory())
+    assert follow(settled, rejected, memory)[:2] == ("none", "")
 
 
 def test_a_revert_of_an_unsettled_promotion_swaps_back() -> None:
     *_, memory = follow(BOTH, ServedVersions(B), FollowMemory())
+    assert follow(ONE, ServedVersions(B), memory)[:2] == ("swap", A)
+
+
+def test_a_revert_of_a_settlement_goes_back_and_does_not_try_the_version_again() -> None:
+    settled = DesiredDelivery("lending", CANDIDATE.as_champion)
+    *_, memory = follow(BOTH, ServedVersions(B), FollowMemory())
+    *_, memory = follow(settled, ServedVersions(B), memory)
+    kind, identity, memory = follow(BOTH, ServedVersions(B), memory)  # git revert: champion A, candidate B
+    assert (kind, identity) == ("swap", A)
+    kind, _, memory = follow(BOTH, ServedVersions(A), memory)
+    assert kind == "none"
+    kind, _, memory = follow(ONE, ServedVersions(A), memory)
+    assert kind == "none"
+    assert follow(BOTH, ServedVersions(A), memory)[:2] == ("roll_out", B)  # promoted anew
+
+
+def test_a_candidate_that_was_promoted_between_two_looks_is_not_taken_back() -> None:
+    newer = replace(BOTH, candidate=DesiredCandidate("r/x@sha256:" + C, C))
+    *_, memory = follow(BOTH, ServedVersions(A), FollowMemory())
+    assert follow(newer, ServedVersions(B), memory)[:2] == ("roll_out", C)
+
+
+def test_a_champion_that_a_person_names_after_a_settlement_is_swapped_in() -> None:
+    settled = DesiredDelivery("lending", CANDIDATE.as_champion)
+    *_, memory = follow(BOTH, ServedVersions(B), FollowMemory())
+    *_, memory = follow(settled, ServedVersions(B), memory)
     assert follow(ONE, ServedVersions(B), memory)[:2] == ("swap", A)

@@ -31,7 +31,7 @@ from mlflowkit.delivery.gitops.promotion_decision import (
 from mlflowkit.delivery.image.image_attachments import verify_image
 from mlflowkit.delivery.image.image_record import ImageRecord
 from mlflowkit.errors import BundleError, GateFailedError, GateInconclusiveError, MlkitError, UsageError
-from mlflowkit.system.text import shell_word
+from mlflowkit.system.text import shell_word, truncate
 
 
 def promote(
@@ -95,6 +95,10 @@ def _judged(path: Path) -> JudgeReport:
             else f"{path}: the judgement ended with exit code {code}: nothing is promoted",
             hint="mlkit ci judge RECIPE --out DIR writes it",
         )
+    if report.git_dirty:
+        files = ", ".join(report.git_changes[:5]) or "files of the recipe"
+        message = f"{path}: judged with changes that no commit holds ({truncate(files, 300)}): nothing is promoted"
+        raise UsageError(message, hint="git status; commit them, and run mlkit ci judge again")
     return report
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlflowkit.ci.environments.environment_file import EnvironmentFile, PromotionResult
-    from mlflowkit.delivery.gitops.served_state import ServedState
+    from mlflowkit.delivery.gitops.served_state import FollowedState
 
 UNDECIDED = 4
 """Exit code where the rollout has not come to its end."""
@@ -103,31 +103,37 @@ def status(
 ) -> None:
     """Compare the version that git wants with the one that is served, with the reason where they differ."""
     from mlflowkit.ci.environments.environment_file import read_environment
-    from mlflowkit.delivery.gitops.served_state import ServedState, verdict_of
+    from mlflowkit.delivery.gitops.served_state import verdict_of
 
     target, desired, commit = read_environment(recipe, environment)
     read, place = _reader(context, target, gateway, state)
     wanted = desired.champion.identity if desired.champion is not None else ""
     try:
-        served, reason = read(), ""
+        followed = read()
     except ServiceError as error:
-        served, reason = ServedState(target.service), error.message
-    if not reason and desired.candidate is not None:
-        reason = f"candidate {desired.candidate.identity[:12]}: {verdict_of(served, desired.candidate.identity).reason}"
-    elif not reason and wanted != served.champion:
-        rolled_back = bool(wanted) and verdict_of(served, wanted).outcome == "rolled_back"
-        reason = "the gateway rolled the champion of git back: settle it" if rolled_back else (
-            f"{place} has not taken up the champion of git"
-        )  # fmt: skip
+        served, reason = None, error.message
+    else:
+        served, reason = followed.served, followed.pending
+        verdict = verdict_of(served, wanted)
+        if wanted and verdict.outcome == "rolled_back":
+            reason = f"the gateway rolled the champion of git back, which settle records: {verdict.reason}"
+        elif not reason and desired.candidate is not None:
+            identity = desired.candidate.identity
+            reason = f"candidate {identity[:12]}: {verdict_of(served, identity).reason}"
+        elif not reason and wanted != served.champion:
+            reason = f"{place} has not taken up the champion of git"
+    champion = "" if served is None else served.champion
     value = {
         "environment": environment, "service": target.service, "commit": commit, "desired": desired.to_json(),
-        "actual": served.to_json(), "in_sync": wanted == served.champion and desired.candidate is None,
+        "actual": None if served is None else served.to_json(),
+        "in_sync": served is not None and wanted == champion and desired.candidate is None,
         "reason": reason,
     }  # fmt: skip
     candidate = "none" if desired.candidate is None else desired.candidate.identity[:12]
     lines = [
         f"{target.service} in {environment}: champion {wanted[:12] or 'none'}, candidate {candidate} (git)",
-        f"  serves {served.champion[:12] or 'nothing'}{f': {reason}' if reason else ''}",
+        f"  serves {'what is not known' if served is None else champion[:12] or 'nothing'}"
+        f"{f': {reason}' if reason else ''}",
         *(f"  rejected {item.identity[:12]} {item.at}: {item.incident}" for item in desired.rejected[-5:]),
     ]
     print_result(value, "\n".join(lines), json)
@@ -135,7 +141,7 @@ def status(
 
 def _reader(
     context: typer.Context, target: EnvironmentFile, gateway: str | None, state: Path | None
-) -> tuple[Callable[[], ServedState], str]:
+) -> tuple[Callable[[], FollowedState], str]:
     """What asks for the served versions, and whom: a gateway, else a state folder that was typed, else the recipe's
     gateway, else the state folder. Jobs have MLKIT_STATE for their own state, in which nothing is served.
     """

@@ -136,10 +136,13 @@ class _Source:
         """Start the service, with the table that it has or the version that is to be served; returns the endpoint."""
         from mlflowkit.cli.commands.deploy import deploy_bundle
         from mlflowkit.cli.commands.up import start_service
-        from mlflowkit.service_state.records import ServiceFiles
+        from mlflowkit.service_state.records import DELIVERY, ServiceFiles
 
         platform = self._wiring.platform
-        table = ServiceFiles(platform.folder(section.service)).table()
+        files = ServiceFiles(platform.folder(section.service))
+        if self._delivery is None:
+            files.delete(DELIVERY)  # nothing follows a file any more
+        table = files.table()
         identities = () if table is None else tuple(variant.digest for variant in table.variants)
         if self._delivery is not None and table is None:
             return self._start_delivered(self._delivery, section)
@@ -185,7 +188,11 @@ class _Source:
         from mlflowkit.delivery.gitops.follow_decision import ServedVersions, decide_follow
         from mlflowkit.delivery.image.bundle_artifact import pull_bundle
 
-        version = decide_follow(read_delivery(file)[0], ServedVersions()).version
+        desired = read_delivery(file)[0]
+        if desired.service != section.service:
+            message = f"{file} is of the service {desired.service}, not {section.service}"
+            raise UsageError(message, hint=f"mlkit serve --delivery FILE --service {shell_word(desired.service)}")
+        version = decide_follow(desired, ServedVersions()).version
         if version is None:
             hint = "mlkit gitops promote RECIPE --environment ENV --from REPORT makes a version the first one"
             raise UsageError(f"{file} names no version, and {section.service} serves none yet", hint=hint)
@@ -198,18 +205,22 @@ class _Source:
             shutil.rmtree(folder, ignore_errors=True)  # it was copied into the store
 
     def _delivered_service(self, file: Path) -> str:
-        """The service that a delivery file names, or the only one of the state folder where it cannot be read now."""
+        """The only service of the state folder, or where there is none the one that a delivery file names."""
         from mlflowkit.delivery.gitops.delivery_follower import read_delivery
         from mlflowkit.service_state.records import ServiceFiles
 
+        known = [files.service for files in ServiceFiles.all(self._wiring.state) if files.table() is not None]
         try:
-            return read_delivery(file)[0].service
+            named = read_delivery(file)[0].service
         except UsageError as error:
-            known = [files.service for files in ServiceFiles.all(self._wiring.state) if files.table() is not None]
             if len(known) != 1:
                 raise
             note(f"warning: {error.message}; {known[0]} goes on with what it serves")
             return known[0]
+        if len(known) == 1 and known[0] != named:
+            note(f"warning: {file} is of the service {named}; {known[0]} goes on with what it serves")
+            return known[0]
+        return named
 
 
 def _sagemaker_bundle() -> Path:

@@ -37,6 +37,8 @@ from mlflowkit.values import Json
 POLL_SECONDS = 2.0
 FIRST_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 60.0
+RECORD_SECONDS = 10.0
+"""Longest time between two writes of the record: whoever reads it sees that somebody looks."""
 MAX_DEPLOYMENTS = 5
 """Deployments of one version that may fail before it is left alone until the file changes."""
 ABORT_SECONDS = 60.0
@@ -69,9 +71,28 @@ class FollowStatus:
     """A `ServedState`, as JSON."""
     memory: Mapping[str, Any] = field(default_factory=dict)
     """A `FollowMemory`, as JSON."""
+    looked: float = 0.0
+    """When the file was last looked at; ``time`` is when anything of this changed."""
+    attempt: Mapping[str, Any] = field(default_factory=dict)
+    """A `FollowAttempt`, as JSON."""
 
     def to_json(self) -> dict[str, Json]:
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FollowAttempt:
+    """What was begun for a file: an action on a version, how often it was deployed, and whether that went well."""
+
+    content: str = ""
+    kind: str = ""
+    identity: str = ""
+    deployments: int = 0
+    done: bool = False
+
+    def matches(self, other: FollowAttempt) -> bool:
+        """Whether both are of the same file, action and version."""
+        return (self.content, self.kind, self.identity) == (other.content, other.kind, other.identity)
 
 
 def read_status(files: ServiceFiles) -> FollowStatus | None:
@@ -86,26 +107,29 @@ def read_delivery(file: Path) -> tuple[DesiredDelivery, str]:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}", hint=f"ls -l {shell_word(file)}") from error
-    return parse_delivery(content, str(file)), hashlib.sha256(content).hexdigest()
+    return parse_delivery(content, str(file), complete=True), hashlib.sha256(content).hexdigest()
 
 
 def fetch_version(version: DesiredChampion | DesiredCandidate, folder: Path, fetch: Fetch) -> Path:
     """Fetch a version and check that it is the one of the file. Raises UsageError, ServiceError or BundleError."""
     from mlflowkit.bundle import open_bundle
 
-    path = fetch(version.bundle, folder / version.bundle.rpartition(":")[2])
-    bundle = open_bundle(path, blessed=True)
-    assert bundle.blessing is not None
-    for name, wanted, actual in (
-        ("identity", version.identity, bundle.manifest.identity),
-        ("blessing", version.blessing or bundle.blessing.checksum, bundle.blessing.checksum),
-    ):
-        if wanted != actual:
-            shutil.rmtree(path, ignore_errors=True)
-            raise BundleError(
-                f"{version.bundle} has the {name} {actual[:12]}, and delivery.yaml says {wanted[:12]}",
-                hint="git log -p shows who changed the file, where a promotion writes both",
-            )
+    path = folder / version.bundle.rpartition(":")[2]
+    try:
+        bundle = open_bundle(fetch(version.bundle, path), blessed=True)
+        assert bundle.blessing is not None
+        for name, wanted, actual in (
+            ("identity", version.identity, bundle.manifest.identity),
+            ("blessing", version.blessing or bundle.blessing.checksum, bundle.blessing.checksum),
+        ):
+            if wanted != actual:
+                raise BundleError(
+                    f"{version.bundle} has the {name} {actual[:12]}, and delivery.yaml says {wanted[:12]}",
+                    hint="git log -p shows who changed the file, where a promotion writes both",
+                )
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return path
 
 
@@ -133,12 +157,15 @@ class DeliveryFollower:
     ) -> None:  # fmt: skip
         self._file, self._files, self._fetch, self._deploy = file, files, fetch, deploy
         self._clock, self._elapsed = clock, elapsed
-        self._tried: tuple[str, str, str] = ("", "", "")
-        self._failures, self._deployments, self._next = 0, 0, 0.0
+        self._tried = FollowAttempt()
+        self._failures, self._next, self._written = 0, 0.0, 0.0
         self._status: FollowStatus | None = None
+        self._ending = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Repeat `step` until ``stop`` is set."""
+        self._ending = stop
+        shutil.rmtree(self._files.state / "bundles", ignore_errors=True)  # what an earlier process left of a download
         while not stop.wait(POLL_SECONDS):
             try:
                 self.step()
@@ -160,7 +187,12 @@ class DeliveryFollower:
                 )
             status = self._follow(desired, content)
         except MlkitError as error:
-            status = replace(self._status, fault=printable_line(error.message), hint=printable_line(error.hint or ""))
+            status = replace(
+                self._status,
+                fault=printable_line(error.message),
+                hint=printable_line(error.hint or ""),
+                served=read_served(self._files).to_json(),
+            )
         return self._record(status)
 
     def _follow(self, desired: DesiredDelivery, content: str) -> FollowStatus:
@@ -178,53 +210,81 @@ class DeliveryFollower:
             served=served.to_json(),
             memory=asdict(memory),
         )
+        if content == self._status.content:
+            status = replace(status, attempt=self._status.attempt)
         if action.kind == "none":
             return status
-        wanted = (content, action.kind, "" if action.version is None else action.version.identity)
-        if wanted != self._tried:
-            self._tried, self._failures, self._deployments, self._next = wanted, 0, 0, 0.0
+        identity = "" if action.version is None else action.version.identity
+        attempt = FollowAttempt(content, action.kind, identity)
+        before = FollowAttempt(**status.attempt)
+        if attempt.matches(before):
+            attempt = before
+        if attempt.done and action.kind == "roll_out":
+            reason = f"the rollout of {identity[:12]} ended without a verdict; it is tried again when the file changes"
+            return replace(status, action="none", reason=reason)
+        if not attempt.matches(self._tried):
+            self._tried, self._failures, self._next = attempt, 0, 0.0
         if self._elapsed() < self._next:
             return replace(status, fault=self._status.fault, hint=self._status.hint)
-        return self._attempt(action, status)
+        return self._attempt(action, attempt, status)
 
-    def _attempt(self, action: FollowAction, status: FollowStatus) -> FollowStatus:
+    def _attempt(self, action: FollowAction, attempt: FollowAttempt, status: FollowStatus) -> FollowStatus:
         """Execute an action; a failure is put into the status and tried again later."""
         _log.info("%s: %s: %s", self._files.service, action.kind, action.reason)
-        try:
-            self._execute(action)
-        except MlkitError as error:
-            self._failures += 1
-            wait = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 10), MAX_RETRY_SECONDS)
-            fault = error.message
-            if self._deployments >= MAX_DEPLOYMENTS:
-                wait = float("inf")
-                fault = f"{fault} (tried {MAX_DEPLOYMENTS} times; tried again when {self._file.name} changes)"
-            self._next = self._elapsed() + wait
+        if attempt.deployments >= MAX_DEPLOYMENTS:
+            self._next = float("inf")
             return replace(
-                status, fault=truncate(printable_line(fault), 1000), hint=printable_line(error.hint or "mlkit status")
+                status,
+                attempt=asdict(attempt),
+                fault=f"{self._recorded_fault() or 'it was deployed'} (tried {MAX_DEPLOYMENTS} times; tried again when "
+                f"{self._file.name} changes)",
+                hint="mlkit status",
             )
-        self._failures = self._deployments = 0
-        return status
+        try:
+            attempt = self._execute(action, attempt, status)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on and the record says it
+            if not isinstance(error, MlkitError):
+                _log.exception("%s: %s failed", self._files.service, action.kind)
+            self._failures += 1
+            self._next = self._elapsed() + min(
+                FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 10), MAX_RETRY_SECONDS
+            )
+            message = error.message if isinstance(error, MlkitError) else f"{type(error).__name__}: {error}"
+            hint = error.hint if isinstance(error, MlkitError) and error.hint else "mlkit status"
+            fault = truncate(printable_line(message), 1000)
+            kept = {} if self._status is None else self._status.attempt
+            return replace(status, fault=fault, hint=printable_line(hint), attempt=kept)
+        self._failures = 0
+        return replace(status, attempt=asdict(attempt))
 
-    def _execute(self, action: FollowAction) -> None:
+    def _recorded_fault(self) -> str:
+        return "" if self._status is None else self._status.fault.partition(" (tried ")[0]
+
+    def _execute(self, action: FollowAction, attempt: FollowAttempt, status: FollowStatus) -> FollowAttempt:
+        """Execute an action; returns the attempt as done. What is begun is recorded first: it survives this process."""
         if action.kind == "abort":
             command = commands.submit(self._files, "abort", action.reason)
             commands.wait_for_reply(self._files, command.id, ABORT_SECONDS)
-            return
+            return attempt
         version = action.version
         assert version is not None
         rollout = rollout_settings(version) if isinstance(version, DesiredCandidate) else None
         if rollout is not None:
             self._check_cooldown(rollout)
+        self._record(replace(status, reason=f"{action.reason}: fetching {version.bundle}"))
         folder = fetch_version(version, self._files.state / "bundles", self._fetch)
         known = {record.variant.digest for record in version_history.champions(self._files)}
         if withdrawn(self._files, version.identity):
             version_history.forget_rejections(self._files, version.identity)
-        self._deployments += 1
+        attempt = replace(attempt, deployments=attempt.deployments + 1)
+        self._record(replace(status, attempt=asdict(attempt)))
         try:
+            if self._ending.is_set():
+                raise ServiceError("the service is about to stop", hint="mlkit status")
             self._deploy(folder, rollout, version.identity in known)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # it was copied into the store
+        return replace(attempt, done=True)
 
     def _check_cooldown(self, rollout: Rollout) -> None:
         """Raise ServiceError while the service cools down after a rollback; that is no failed deployment."""
@@ -238,7 +298,7 @@ class DeliveryFollower:
         try:
             recorded = read_status(self._files)
             if recorded is not None:
-                FollowMemory(**recorded.memory)
+                FollowMemory(**recorded.memory), FollowAttempt(**recorded.attempt)
                 return recorded
         except (MlkitError, TypeError) as error:
             _log.warning("%s is damaged and is written anew: %s", self._files.location(DELIVERY), error)
@@ -246,15 +306,18 @@ class DeliveryFollower:
 
     def _record(self, status: FollowStatus) -> FollowStatus:
         """Write the record where it has changed, and log what is new of it."""
-        before = self._status
+        before, now = self._status, self._clock()
         assert before is not None
-        status = replace(status, time=before.time)
-        if status != before or not self._files.exists(DELIVERY):
+        status = replace(status, time=before.time, looked=before.looked)
+        if status != before:
             if status.fault and status.fault != before.fault:
                 _log.error("%s (%s)", status.fault, status.hint)
             elif status.reason != before.reason:
                 _log.info("%s: %s", self._files.service, status.reason)
-            status = replace(status, time=self._clock())
+            status = replace(status, time=now)
+        if status != before or not 0 <= now - self._written < RECORD_SECONDS:
+            status = replace(status, looked=now)
             self._files.write_json(DELIVERY, status.to_json())
-            self._status = status
+            self._written = now
+        self._status = status
         return status

@@ -117,15 +117,18 @@ def _explicit_nulls(desired: DesiredDelivery) -> dict[str, Json]:
     return {name: "null" for name in ("champion", "candidate") if getattr(desired, name) is None}
 
 
-def parse_delivery(content: bytes | str, where: str = "delivery.yaml") -> DesiredDelivery:
+def parse_delivery(content: bytes | str, where: str = "delivery.yaml", *, complete: bool = False) -> DesiredDelivery:
     """Parse a file. Raises UsageError, with the line, for anything that is not exactly of its form.
+
+    ``complete`` asks for every key: a file that is being written, and is cut short, is none.
 
     >>> parse_delivery("service: a\\nchampion: null\\ncandidate: null\\nrejected: []\\n").service
     'a'
     """
     reader = _Reader(where)
     root = reader.compose(content)
-    keys = reader.mapping(root, "", ("service", "champion", "candidate", "rejected"), ("service",))
+    names = ("service", "champion", "candidate", "rejected")
+    keys = reader.mapping(root, "", names, names if complete else ("service",))
     champion, candidate, rejected = (keys.get(name) for name in ("champion", "candidate", "rejected"))
     desired = DesiredDelivery(
         reader.text(keys["service"], "service", _SERVICE, "a name in lower case"),

@@ -10,28 +10,41 @@ from typing import Literal
 
 from mlflowkit.delivery.gitops.desired_delivery import DesiredCandidate, DesiredChampion, DesiredDelivery
 
+WITHDRAWN = "git no longer names"
+"""Begins the reason of an abort that a follower orders: no judgement of the version, which may be tried again."""
 FollowKind = Literal["none", "swap", "roll_out", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServedVersions:
-    """Identities: of the champion ("" for none), of the candidate of a running rollout, of the rejected."""
+    """Identities: of the champion ("" for none), of the candidate of a running rollout, of the rejected.
+
+    ``busy`` tells that a rollback is being executed: what is served and what is rejected do not fit together yet.
+    """
 
     champion: str = ""
     candidate: str = ""
     rejected: frozenset[str] = frozenset()
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FollowMemory:
-    """``promoted`` is the identity of a candidate that became champion here before git named it as champion.
+    """What a look at the present file does not show. Identities, "" for none.
 
-    ``superseded`` tells that git has named another candidate since: its champion is then older than what is served,
-    and is no wish to go back. Where git drops the promoted candidate and names no other, it is one (``git revert``).
+    promoted    the champion, a candidate that git has not named as champion yet
+    superseded  whether git has named another candidate since: git's champion is then older than what is served, and is
+                no wish to go back; where git drops the promoted candidate and names no other, it is one
+    named       the candidate that git named last
+    settled     the champion that git named last while it was served
+    reverted    a settled champion that git made a candidate again (``git revert`` of its settlement)
     """
 
     promoted: str = ""
     superseded: bool = False
+    named: str = ""
+    settled: str = ""
+    reverted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +58,20 @@ class FollowAction:
 
 def remember(desired: DesiredDelivery, served: ServedVersions, memory: FollowMemory) -> FollowMemory:
     """The memory after a look at both; kept across restarts."""
-    if desired.champion is not None and desired.champion.identity == served.champion:
-        return FollowMemory()
-    if desired.candidate is not None and desired.candidate.identity == served.champion:
-        return FollowMemory(served.champion)
-    if memory.promoted != served.champion:
-        return FollowMemory()
-    return memory if desired.candidate is None else replace(memory, superseded=True)
+    candidate = "" if desired.candidate is None else desired.candidate.identity
+    champion = "" if desired.champion is None else desired.champion.identity
+    named, now = candidate or memory.named, served.champion
+    reverted = memory.reverted if memory.reverted == candidate else ""
+    if not now or champion == now:
+        return FollowMemory(named=named, settled=now, reverted=reverted)
+    if candidate == now:
+        taken_back = now in (memory.settled, memory.reverted)
+        return FollowMemory("" if taken_back else now, False, named, memory.settled, now if taken_back else reverted)
+    if memory.promoted == now:
+        return replace(memory, superseded=memory.superseded or bool(candidate), named=named, reverted=reverted)
+    if memory.named == now and memory.settled != now:  # it was promoted between two looks
+        return FollowMemory(now, bool(candidate), named, memory.settled, reverted)
+    return FollowMemory(named=named, reverted=reverted)
 
 
 def decide_follow(
@@ -62,24 +82,45 @@ def decide_follow(
     ``memory`` is that after `remember`.
     """
     candidate, champion = desired.candidate, desired.champion
+    if served.busy:
+        return FollowAction("none", "a rollback is being executed")
     if candidate is not None and served.champion == candidate.identity:
+        if champion is not None and memory.reverted == candidate.identity:
+            return FollowAction("swap", f"git took the settlement of {candidate.identity[:12]} back", champion)
         return FollowAction("none", f"{candidate.identity[:12]} is promoted here; git learns it when it is settled")
     if served.candidate and (candidate is None or candidate.identity != served.candidate):
-        return FollowAction("abort", f"git no longer names {served.candidate[:12]} as the candidate")
+        return FollowAction("abort", f"{WITHDRAWN} {served.candidate[:12]} as the candidate")
+    unsettled = bool(served.champion) and memory.promoted == served.champion and memory.superseded
+    other = champion is not None and champion.identity != served.champion and not unsettled
+    blocked = champion is not None and champion.identity in served.rejected
+    if served.candidate and other and not blocked:
+        return FollowAction("abort", f"{WITHDRAWN} {served.champion[:12]} as the champion")
     if served.candidate:
         return FollowAction("none", f"the rollout of {served.candidate[:12]} runs")
-    unsettled = bool(served.champion) and memory.promoted == served.champion and memory.superseded
-    if champion is not None and champion.identity != served.champion and not unsettled:
-        if champion.identity in served.rejected:
-            return FollowAction("none", f"git's champion {champion.identity[:12]} was rolled back here")
+    if champion is not None and other and not blocked:
         return FollowAction("swap", f"git's champion is {champion.identity[:12]}", champion)
+    if candidate is None and other and champion is not None:
+        return FollowAction("none", f"git's champion {champion.identity[:12]} was rolled back here; settle it")
+    return _decide_candidate(desired, served, memory, unsettled)
+
+
+def _decide_candidate(
+    desired: DesiredDelivery, served: ServedVersions, memory: FollowMemory, unsettled: bool
+) -> FollowAction:
+    """What follows from the candidate, where the champion is as it is to be and nothing is tried."""
+    candidate = desired.candidate
     if candidate is None:
         return FollowAction("none", _idle_reason(desired, served, unsettled))
+    short = candidate.identity[:12]
     if candidate.identity in served.rejected or desired.rejection(candidate.identity) is not None:
-        return FollowAction("none", f"{candidate.identity[:12]} was rolled back here and is not tried again")
+        return FollowAction("none", f"{short} was rolled back here and is not tried again")
+    if memory.reverted == candidate.identity:
+        return FollowAction(
+            "none", f"git took the settlement of {short} back: it is tried again when it is promoted anew"
+        )
     if not served.champion:
-        return FollowAction("swap", f"{candidate.identity[:12]} is the first version", candidate.as_champion)
-    return FollowAction("roll_out", f"git's candidate is {candidate.identity[:12]}", candidate)
+        return FollowAction("swap", f"{short} is the first version", candidate.as_champion)
+    return FollowAction("roll_out", f"git's candidate is {short}", candidate)
 
 
 def _idle_reason(desired: DesiredDelivery, served: ServedVersions, unsettled: bool) -> str:

@@ -27,8 +27,9 @@ TIMEOUT_SECONDS = 120.0
 MAX_FILE_BYTES = 262_144
 _URL = re.compile(r"(?P<scheme>https?|ssh|git|file)://|(?P<scp>[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:)|(?P<path>[/.~])")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_REJECTED = ("[rejected]", "[remote rejected]", "fetch first", "non-fast-forward", "stale info", "cannot lock ref",
-             "failed to update ref", "incorrect old value")  # fmt: skip
+_REJECTED = ("[rejected]", "fetch first", "non-fast-forward", "stale info", "cannot lock ref", "failed to update ref",
+             "incorrect old value", "reference already exists")  # fmt: skip
+"""What git says of a push that lost a race. "[remote rejected]" alone is none: a rule or a hook refused it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,7 @@ def decide_promotion(
     """Decide whether a verified version becomes the candidate."""
     short = candidate.identity[:12]
     if present.champion is not None and present.champion.identity == candidate.identity:
-        if present.candidate is None:
-            return PromotionDecision("unchanged", present, f"{short} is the champion already")
-        desired = replace(present, candidate=None)
-        return PromotionDecision("commit", desired, f"{short} is the champion: {present.candidate.identity[:12]} ends")
+        return PromotionDecision("unchanged", present, f"{short} is the champion already")
     if present.candidate is not None and present.candidate.identity == candidate.identity:
         return PromotionDecision("unchanged", present, f"{short} is the candidate already")
     rejected = present.rejection(candidate.identity)
@@ -99,10 +96,10 @@ def decide_settlement(present: DesiredDelivery, identity: str, verdict: RolloutV
         return PromotionDecision("unchanged", present, f"{identity[:12]} is no longer the candidate")
     if verdict.outcome == "promoted":
         desired = replace(present, champion=candidate.as_champion, candidate=None)
-        return PromotionDecision("commit", desired, f"{identity[:12]} is promoted: {verdict.reason}")
+        return PromotionDecision("commit", desired, f"{identity[:12]} is promoted: {_plain(verdict.reason)}")
     if verdict.outcome == "rolled_back":
         desired = _with_rejection(replace(present, candidate=None), identity, verdict)
-        return PromotionDecision("commit", desired, f"{identity[:12]} is rejected: {verdict.reason}")
+        return PromotionDecision("commit", desired, f"{identity[:12]} is rejected: {_plain(verdict.reason)}")
     return PromotionDecision("unchanged", present, verdict.reason)
 
 
@@ -122,12 +119,12 @@ def decide_champion_settlement(
         return PromotionDecision("refused", present, reason)
     desired = _with_rejection(replace(present, champion=served), champion.identity, verdict)
     return PromotionDecision(
-        "commit", desired, f"{short} is rejected: {verdict.reason}; {served.identity[:12]} is back"
+        "commit", desired, f"{short} is rejected: {_plain(verdict.reason)}; {served.identity[:12]} is back"
     )
 
 
 def _with_rejection(present: DesiredDelivery, identity: str, verdict: RolloutVerdict) -> DesiredDelivery:
-    entry = RejectedIdentity(identity, truncate(_plain(verdict.reason) or "rolled back", 400), verdict.at)
+    entry = RejectedIdentity(identity, truncate(_plain(verdict.reason) or "rolled back", 200), verdict.at)
     kept = [item for item in present.rejected if item.identity != identity]
     return replace(present, rejected=(*kept, entry)[-MAX_REJECTED:])
 

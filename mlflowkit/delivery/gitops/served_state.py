@@ -8,16 +8,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from mlflowkit.delivery.gitops.follow_decision import ServedVersions
+from mlflowkit.delivery.gitops.follow_decision import WITHDRAWN, ServedVersions
 from mlflowkit.delivery.gitops.promotion_decision import RolloutVerdict
 from mlflowkit.rollout import state as states
 from mlflowkit.service_state import version_history
 from mlflowkit.service_state.records import ServiceFiles
+from mlflowkit.system.text import printable_line, truncate
 from mlflowkit.values import Json
 
-WITHDRAWN = "git no longer names"
-"""Begins the reason of an abort that a follower ordered: no judgement of the version, which may be tried again."""
 MAX_REJECTIONS = 500
+MAX_REASON = 400
+MAX_AGE_SECONDS = 30.0
+"""A record that is older says nothing: its writer has stopped or hangs."""
 _TEXTS = ("service", "champion", "candidate", "progress")
 _REJECTION_TEXTS = ("identity", "reason", "ending", "experiment")
 
@@ -41,11 +43,14 @@ class ServedState:
     champion: str = ""
     candidate: str = ""
     progress: str = ""
+    busy: bool = False
+    """Whether a rollback is being executed."""
     rejections: tuple[ServedRejection, ...] = ()
 
     @property
     def versions(self) -> ServedVersions:
-        return ServedVersions(self.champion, self.candidate, frozenset(item.identity for item in self.rejections))
+        rejected = frozenset(item.identity for item in self.rejections)
+        return ServedVersions(self.champion, self.candidate, rejected, self.busy)
 
     def to_json(self) -> dict[str, Json]:
         return asdict(self)
@@ -62,7 +67,36 @@ class ServedState:
             ServedRejection(**{name: _text(item, name) for name in _REJECTION_TEXTS}, time=_number(item))
             for item in listed
         )
-        return cls(**{name: _text(value, name) for name in _TEXTS}, rejections=rejections)
+        return cls(
+            **{name: _text(value, name) for name in _TEXTS}, busy=value.get("busy") is True, rejections=rejections
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedState:
+    """What a gateway serves, and how far it is with its delivery.yaml.
+
+    ``content`` is the SHA-256 of the file that it acts on, ``pending`` what keeps it from all that the file says.
+    """
+
+    served: ServedState
+    content: str
+    pending: str = ""
+
+    @classmethod
+    def from_record(cls, record: Json, age: float, served: ServedState | None = None) -> FollowedState:
+        """The record of a follower, ``age`` seconds old, with what is ``served`` unless the record itself says it.
+
+        Raises ValueError for anything that is not of this form.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{type(record).__name__} instead of an object")
+        fault, reason, action = (_text(record, name) for name in ("fault", "reason", "action"))
+        pending = fault or ("" if action == "none" else reason or action)
+        if not 0 <= age <= MAX_AGE_SECONDS:
+            pending = f"the gateway looked at the file {age:.0f} s ago"
+        served = ServedState.from_json(record.get("served")) if served is None else served
+        return cls(served, _text(record, "content"), pending)
 
 
 def read_served(files: ServiceFiles) -> ServedState:
@@ -70,7 +104,9 @@ def read_served(files: ServiceFiles) -> ServedState:
     table, saved = files.table(), states.read(files)
     running = None if saved is None or saved.state.ended else saved.state
     rejections = [
-        ServedRejection(item.digest, item.reason, item.ending, item.experiment, item.time)
+        ServedRejection(
+            item.digest, truncate(printable_line(item.reason), MAX_REASON), item.ending, item.experiment, item.time
+        )
         for item in version_history.rejections(files).values()
         if not item.reason.startswith(WITHDRAWN)
     ]
@@ -79,6 +115,7 @@ def read_served(files: ServiceFiles) -> ServedState:
         "" if table is None else table.champion.digest,
         "" if running is None else running.candidate.digest,
         "" if running is None else f"its rollout is {running.phase}, step {running.step + 1} of {len(running.steps)}",
+        running is not None and running.phase == "rolling_back",
         tuple(sorted(rejections, key=lambda item: item.time)[-MAX_REJECTIONS:]),
     )
 

@@ -164,7 +164,10 @@ def _condition(plan: DeliveryPlan, step: DeliveryStep) -> str:
     waits = " && ".join(f"needs.{need}.result == 'success'" for need in step.needs)
     own = f"!cancelled() && {waits}" if waits else "!cancelled()"
     if step.id == "image":  # INCONCLUSIVE may leave the judge green, and is never delivered
-        return f"{own} && needs.judge.outputs.code == '0' && github.event_name != 'pull_request'"
+        asked = (
+            "(github.event_name != 'workflow_dispatch' || github.ref_name == github.event.repository.default_branch)"
+        )
+        return f"{own} && needs.judge.outputs.code == '0' && github.event_name != 'pull_request' && {asked}"
     return own
 
 

@@ -15,7 +15,7 @@ from mlflowkit.delivery.yaml_text import Commented, yaml_text
 FOLDER = ".mlkit-ci"
 """Outputs and state: artifacts and caches must lie in the project's folder, where git is told to ignore them."""
 MERGE_REQUEST = "$CI_PIPELINE_SOURCE == 'merge_request_event'"
-CALLED = "$CI_PIPELINE_SOURCE == 'trigger' || $CI_PIPELINE_SOURCE == 'api'"
+CALLED = "($CI_PIPELINE_SOURCE == 'trigger' || $CI_PIPELINE_SOURCE == 'api') && $CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH"
 NEUTRAL = 4
 """The exit code of INCONCLUSIVE."""
 HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
@@ -193,8 +193,11 @@ def _variables(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
         user, token = _registry(plan.credentials)
         host = plan.registry.partition("/")[0]
         variables |= {"MLKIT_REGISTRY": host, "MLKIT_REGISTRY_USER": user, "MLKIT_REGISTRY_TOKEN": token}
-    if {"read-env-repo", "write-env-repo", "write-trigger"} & set(step.permissions):
-        variables["MLKIT_GIT_TOKEN"] = Commented("$MLKIT_ENV_TOKEN", "a masked variable: a project access token")
+    if {"write-env-repo", "write-trigger"} & set(step.permissions):
+        token = Commented("$MLKIT_ENV_TOKEN", "a masked, protected variable: a token that may push")
+        variables["MLKIT_GIT_TOKEN"] = token
+    elif "read-env-repo" in step.permissions and plan.environments:
+        variables["MLKIT_GIT_TOKEN"] = Commented("$MLKIT_READ_TOKEN", "a masked variable: a token that may only read")
     if step.id == "trigger":
         variables["MLKIT_BECAUSE"] = Commented("data", "or drift: whoever calls the trigger API says so")
     if step.id == "comment":

@@ -208,9 +208,10 @@ def _with_credentials(plan: DeliveryPlan, step: DeliveryStep, lines: list[str]) 
             f"usernamePassword(credentialsId: {groovy_string(str(plan.credentials.env))}, "
             "usernameVariable: 'MLKIT_REGISTRY_USER', passwordVariable: 'MLKIT_REGISTRY_TOKEN')"
         )
-    reads = "read-env-repo" in step.permissions and bool(plan.environments)
-    if reads or {"write-env-repo", "write-trigger"} & set(step.permissions):
+    if {"write-env-repo", "write-trigger"} & set(step.permissions):
         bindings.append("string(credentialsId: 'MLKIT_ENV_TOKEN', variable: 'MLKIT_GIT_TOKEN')")
+    elif "read-env-repo" in step.permissions and plan.environments:  # a change's own code runs in this step
+        bindings.append("string(credentialsId: 'MLKIT_READ_TOKEN', variable: 'MLKIT_GIT_TOKEN')")
     if "write-comment" in step.permissions:
         bindings.append("string(credentialsId: 'MLKIT_COMMENT_TOKEN', variable: 'MLKIT_COMMENT_TOKEN')")
     if not bindings:

@@ -289,8 +289,9 @@ class Gateway:
     def _delivery_record(self) -> Reply:
         try:
             record = self._delivery()
-        except ServiceError as error:
-            raise RequestError(503, error.message) from error
+        except (ServiceError, KeyError, TypeError) as error:
+            _log.warning("the record of the delivery.yaml cannot be read: %r", error)
+            raise RequestError(503, "what follows the delivery.yaml left a record that cannot be read") from error
         if record is None:
             raise RequestError(404, "this service follows no delivery.yaml: mlkit serve --delivery FILE does")
         return _render_json(record)

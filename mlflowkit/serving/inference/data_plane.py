@@ -27,7 +27,7 @@ PUBLIC_ENDPOINTS = frozenset({"live", "ready", "healthz", "model-ready"})
 """Endpoints that need no API key: supervisors and load balancers call them."""
 REQUIRED_SCOPE: Mapping[str, Scope] = {
     "infer": "infer", "predict": "infer", "invocations": "infer", "feedback": "feedback", "metrics": "metrics",
-    "delivery": "metrics",
+    "delivery": "admin",
 }  # fmt: skip
 """The scope an endpoint requires; see `Keyring.check` for the others."""
 _IDS_AT_ONCE = 256
