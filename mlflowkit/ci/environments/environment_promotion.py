@@ -98,7 +98,7 @@ def _judged(path: Path) -> JudgeReport:
     if report.git_dirty:
         files = ", ".join(report.git_changes[:5]) or "files of the recipe"
         message = f"{path}: judged with changes that no commit holds ({truncate(files, 300)}): nothing is promoted"
-        raise UsageError(message, hint="git status; commit them, and run mlkit ci judge again")
+        raise UsageError(message, hint="git status; commit them, and judge the commit")
     return report
 
 

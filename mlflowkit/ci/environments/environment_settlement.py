@@ -68,7 +68,7 @@ def gateway_reader(url: str, service: str, key: str = "") -> Callable[[], Follow
 
     key = key.strip()
     if key and not _KEY.fullmatch(key):
-        raise UsageError("MLKIT_API_KEY holds no API key", hint="mlkit key create NAME --scope admin makes one")
+        raise UsageError("MLKIT_API_KEY holds no API key", hint="mlkit key create --scope admin")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     look = f"curl {shell_word(url)}/v2/delivery"
 

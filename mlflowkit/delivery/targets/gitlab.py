@@ -194,8 +194,8 @@ def _variables(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
         host = plan.registry.partition("/")[0]
         variables |= {"MLKIT_REGISTRY": host, "MLKIT_REGISTRY_USER": user, "MLKIT_REGISTRY_TOKEN": token}
     if {"write-env-repo", "write-trigger"} & set(step.permissions):
-        token = Commented("$MLKIT_ENV_TOKEN", "a masked, protected variable: a token that may push")
-        variables["MLKIT_GIT_TOKEN"] = token
+        push = Commented("$MLKIT_ENV_TOKEN", "a masked, protected variable: a token that may push")
+        variables["MLKIT_GIT_TOKEN"] = push
     elif "read-env-repo" in step.permissions and plan.environments:
         variables["MLKIT_GIT_TOKEN"] = Commented("$MLKIT_READ_TOKEN", "a masked variable: a token that may only read")
     if step.id == "trigger":
