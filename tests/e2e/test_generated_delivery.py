@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +36,8 @@ class FakeGateway:
 
     url: str = ""
     champion: str = ""
+    content: Callable[[], str] = lambda: ""
+    """The digest of the delivery.yaml that it acts on."""
     keys: list[str] = field(default_factory=list)
 
 
@@ -82,6 +86,11 @@ class DeliveryRunner:
     def file(self, path: str) -> str:
         return self.images.git("--git-dir", str(self.remote), "show", f"main:{path}")
 
+    def content(self) -> str:
+        """The digest of the environment's file."""
+        command = ["git", "--git-dir", str(self.remote), "show", f"main:{OVERLAY}/delivery.yaml"]
+        return hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout).hexdigest()
+
     def desired(self) -> DesiredDelivery:
         return parse_delivery(self.file(f"{OVERLAY}/delivery.yaml") + "\n")
 
@@ -94,7 +103,9 @@ def fake_gateway() -> Iterator[FakeGateway]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             gateway.keys.append(self.headers.get("authorization", ""))
-            body = json.dumps({"served": ServedState("lending", gateway.champion).to_json()}).encode()
+            served = ServedState("lending", gateway.champion).to_json()
+            record = {"served": served, "content": gateway.content(), "action": "none", "fault": "", "age": 1.0}
+            body = json.dumps(record).encode()
             self.send_response(200 if self.path == "/v2/delivery" else 404)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -116,7 +127,7 @@ def fake_gateway() -> Iterator[FakeGateway]:
 def delivery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeliveryRunner]:
     with fake_gateway() as served, image_world(tmp_path_factory.mktemp("images")) as images:
         runner = DeliveryRunner(tmp_path_factory.mktemp("delivery"), images, served)
-        served.champion = runner.identity
+        served.champion, served.content = runner.identity, runner.content
         yield runner
 
 
