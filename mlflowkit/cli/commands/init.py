@@ -68,7 +68,9 @@ def init(
     files = {**texts, FILE: schema_text()}
     if ci is not None:
         files = _with_ci(directory, files, ci)
-    _write(directory, files, force)
+    options = {"--ci": ci, "--csv": csv, "--target": target, "--name": name}
+    given = "".join(f" {option} {shell_word(value)}" for option, value in options.items() if value is not None)
+    _write(directory, files, force, f"mlkit init{given} {shell_word(directory)} --force")
     recipe = directory / "recipe.yaml"
     generated = () if ci is None else _export(directory, recipe)
     if json:
@@ -179,7 +181,8 @@ def _name_of(csv: Path) -> str:
     return name if name[:1].isalpha() else f"table-{name}".rstrip("-")
 
 
-def _write(directory: Path, files: Mapping[str, str], force: bool) -> None:
+def _write(directory: Path, files: Mapping[str, str], force: bool, again: str) -> None:
+    """Write the files; ``again`` is the command that overwrites those that exist."""
     from mlflowkit.cli.output_file import write_text
 
     existing = [name for name in files if (directory / name).exists()]
@@ -190,7 +193,7 @@ def _write(directory: Path, files: Mapping[str, str], force: bool) -> None:
         exist = "exist" if len(existing) > 1 else "exists"
         raise UsageError(
             f"{names} {exist} already",
-            hint=f"mlkit init {shell_word(directory)} --force overwrites; or name another directory",
+            hint=f"{again} overwrites; or name another directory",
         )
     for name, text in files.items():
         write_text(directory / name, text)
