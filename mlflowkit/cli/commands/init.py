@@ -69,8 +69,8 @@ def init(
     if ci is not None:
         files = _with_ci(directory, files, ci)
     options = {"--ci": ci, "--csv": csv, "--target": target, "--name": name}
-    given = "".join(f" {option} {shell_word(value)}" for option, value in options.items() if value is not None)
-    _write(directory, files, force, f"mlkit init{given} {shell_word(directory)} --force")
+    given = [f"{option} {shell_word(value)}" for option, value in options.items() if value is not None]
+    _write(directory, files, force, " ".join(["mlkit init", *given, shell_word(directory), "--force"]))
     recipe = directory / "recipe.yaml"
     generated = () if ci is None else _export(directory, recipe)
     if json:
