@@ -123,10 +123,10 @@ def test_sagemakers_port_opens_nothing_beyond_loopback_without_keys(tmp_path: Pa
         assert "0.0.0.0" in served.log
 
 
-@pytest.mark.parametrize(("options", "name"), [((), "from-file"), (("--service", "other"), "other")])
+@pytest.mark.parametrize("options", [(), ("--service", "from-file")])
 @pytest.mark.delivery
 def test_the_champion_of_a_delivery_file_is_fetched_by_digest_and_served(
-    tmp_path: Path, bundle: Bundle, port: int, options: tuple[str, ...], name: str
+    tmp_path: Path, bundle: Bundle, port: int, options: tuple[str, ...]
 ) -> None:
     with real_registry(tmp_path) as host:
         reference = push_bundle(bundle.path, f"{host}/acme/lending-bundle")
@@ -135,7 +135,7 @@ def test_the_champion_of_a_delivery_file_is_fetched_by_digest_and_served(
             served.wait_ready()
             reply = httpx.post(f"{served.url}/predict", json={"rows": ROWS}, timeout=20)
             assert reply.json()["model_version"] == bundle.manifest.version
-            assert served.model(name) == 200
+            assert served.model("from-file") == 200
 
 
 @pytest.mark.delivery
@@ -148,6 +148,9 @@ def test_a_delivery_file_that_names_another_model_than_its_digest_is_refused(
         with _serve(tmp_path, port, "--delivery", str(file), "--port", str(port)) as served:
             assert served.process.wait(120) == 3
             assert "and delivery.yaml says ffffffffffff" in served.log
+        with _serve(tmp_path, port, "--delivery", str(file), "--service", "other") as served:
+            assert served.process.wait(120) == 2
+            assert "is of the service from-file, not other" in served.log
     file.write_text("service: from-file\nchampion: null\n")
     with _serve(tmp_path, port, "--delivery", str(file), "--bundle", str(bundle.path)) as served:
         assert served.process.wait(120) == 2
@@ -157,5 +160,6 @@ def test_a_delivery_file_that_names_another_model_than_its_digest_is_refused(
 def _delivery(folder: Path, reference: str, identity: str) -> Path:
     file = folder / "delivery.yaml"
     champion = {"bundle": reference, "identity": identity}
-    file.write_text(yaml.safe_dump({"service": "from-file", "champion": champion}))
+    keys = {"service": "from-file", "champion": champion, "candidate": None, "rejected": []}
+    file.write_text(yaml.safe_dump(keys))
     return file
