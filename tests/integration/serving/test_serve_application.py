@@ -210,7 +210,7 @@ def _nodes_of(pids: list[int]) -> set[int]:
 
 
 def test_an_application_without_a_model_fails_and_says_why(deployed: _Deployed, tmp_path: Path) -> None:
-    (tmp_path / "delivery.yaml").write_text("service: lending\nchampion: null\n")
+    (tmp_path / "delivery.yaml").write_text("service: lending\nchampion: null\ncandidate: null\nrejected: []\n")
     deployed.serve(service="lending", delivery=str(tmp_path / "delivery.yaml"), state=str(tmp_path / "state"))
     wait_for(lambda: "names no version" in deployed.log.read_text(), 200, "the reason", poll=0.5)
     assert not _answers("/-/healthz")
