@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from mlflowkit.errors import Fault, closest_match
 from mlflowkit.monitoring.monitor_settings import DURATION
 from mlflowkit.recipe import schema_tree, yaml_tree
+from mlflowkit.recipe.pattern_forms import PATTERN_FORMS, corrected
 from mlflowkit.recipe.schema_tree import Shape
 from mlflowkit.recipe.yaml_tree import KeyPath, Node
 from mlflowkit.sections import Section
@@ -29,7 +30,7 @@ def schema_faults(errors: Sequence[Mapping[str, Any]], root: Node, values: Json)
         path, shape, is_key = schema_tree.key_path(error["loc"], values)
         if path not in faults:
             faults[path] = _rule_fault(error, path, root) or _schema_fault(
-                str(error["type"]), path, shape, is_key, root, values
+                str(error["type"]), path, shape, is_key, root, values, str(error.get("ctx", {}).get("pattern", ""))
             )
     return [
         fault
@@ -46,12 +47,18 @@ def _rule_fault(error: Mapping[str, Any], path: KeyPath, root: Node) -> Fault | 
     return fault_at(node, path, str(error["ctx"]["error"]))
 
 
-def _schema_fault(kind: str, path: KeyPath, shape: Shape | None, is_key: bool, root: Node, values: Json) -> Fault:
+def _schema_fault(
+    kind: str, path: KeyPath, shape: Shape | None, is_key: bool, root: Node, values: Json, pattern: str
+) -> Fault:
+    """``pattern`` is the one that a text does not match; "" for any other error."""
     if kind == "missing":
         return missing_key(path, root)
     if kind == "extra_forbidden":
         return unknown_key(path, root, values)
     node = yaml_tree.nearest_node(root, path)
+    if is_key and pattern in PATTERN_FORMS:
+        message, hint = _pattern_message(pattern, path[-1])
+        return fault_at(node, path, f"{message} as a key, found {path[-1]!r}", hint, value=str(path[-1]), at_key=True)
     if is_key:
         message = "expected text as a key"
         return fault_at(node, path, message, f'quote it: "{path[-1]}"', value=str(path[-1]), at_key=True)
@@ -200,6 +207,9 @@ def _unknown_tag(kind: str, path: KeyPath, shape: Shape, node: Node, task: str) 
 
 
 def _pattern_message(pattern: str, value: Json) -> tuple[str, str]:
+    if (form := PATTERN_FORMS.get(pattern)) is not None:
+        guess = corrected(pattern, str(value))
+        return f"expected {form.words}", f"write {guess}" if guess else f"such as {form.example}"
     if pattern.startswith("^https?://"):
         return "expected a URL that begins with http:// or https://", f"write http://{value}"
     if ":" in pattern:
