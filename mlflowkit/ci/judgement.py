@@ -179,9 +179,9 @@ def _with_champion(request: JudgeRequest) -> JudgeRequest:
 
 def _trigger_key(request: JudgeRequest, loaded: LoadedRecipe) -> str:
     """The key of the claim that `mlkit trigger` makes for this training; "" where the recipe has no such trigger."""
-    from mlflowkit.ci.pipeline_trigger import asks_for_claims, trigger_key
+    from mlflowkit.ci.pipeline_trigger import has_claimed_triggers, trigger_key
 
-    return trigger_key(request.recipe, loaded, request.state) if asks_for_claims(loaded) else ""
+    return trigger_key(request.recipe, loaded, request.state) if has_claimed_triggers(loaded) else ""
 
 
 def _check_out(out: Path, root: Path) -> None:

@@ -56,7 +56,7 @@ def trigger(
         return claim_trigger(store, wanted, terms, at, dry_run=dry_run)
 
 
-def asks_for_claims(loaded: LoadedRecipe) -> bool:
+def has_claimed_triggers(loaded: LoadedRecipe) -> bool:
     """Whether a recipe's pipeline begins with `mlkit trigger` for some events."""
     section = loaded.recipe.delivery
     return section is not None and any(item.on in ("schedule", "data", "drift") for item in section.triggers)

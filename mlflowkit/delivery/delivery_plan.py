@@ -222,67 +222,89 @@ def _is_single(section: DeliverySection, recipe: RecipeFacts) -> bool:
 
 
 def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep, ...]:
-    runner = section.runner
-    resources = Resources(runner.cpus, runner.memory_mb, runner.gpus)
-    minutes = max(1, round(seconds_of(runner.timeout) / 60))
+    """The steps in an order in which each comes after those that it needs."""
+    minutes = max(1, round(seconds_of(section.runner.timeout) / 60))
     report = f"{OUTPUT}/report.json"
-    secrets = tuple(name for name in section.secrets if name not in STEP_SECRETS)
-    last = next(reversed(section.environments), "")
-    against = ("--environment", last) if last else ()
-    allowed = (0, 4) if section.policy.inconclusive == "neutral" else (0,)
-    has_trigger = any(trigger.on in ("schedule", "data", "drift") for trigger in section.triggers)
-    trigger = DeliveryStep(
+    claims = any(trigger.on in ("schedule", "data", "drift") for trigger in section.triggers)
+    comment = DeliveryStep(
+        "comment",
+        ("mlkit", "ci", "comment", "--from", report),
+        ("judge",),
+        permissions=("write-comment",),
+        timeout_minutes=5,
+        retries=2,
+    )
+    return (
+        *((_trigger(section, recipe),) if claims else ()),
+        *_judging_steps(section, recipe, minutes, claims),
+        *((_finish(recipe, report),) if claims else ()),
+        comment,
+        _image(section, recipe, report),
+        *_environment_steps(section, recipe, minutes),
+    )
+
+
+def _general_secrets(section: DeliverySection) -> tuple[str, ...]:
+    """The secrets of training and judging: all that belong to no other step."""
+    return tuple(name for name in section.secrets if name not in STEP_SECRETS)
+
+
+def _resources(section: DeliverySection) -> Resources:
+    return Resources(section.runner.cpus, section.runner.memory_mb, section.runner.gpus)
+
+
+def _trigger(section: DeliverySection, recipe: RecipeFacts) -> DeliveryStep:
+    return DeliveryStep(
         "trigger",
         ("mlkit", "trigger", recipe.path, "--because", BECAUSE, "--json"),
         permissions=("read-code", "read-image", "read-env-repo", "write-trigger"),
-        secrets=secrets,
+        secrets=_general_secrets(section),
         timeout_minutes=15,
     )
-    steps = [
-        *((trigger,) if has_trigger else ()),
-        DeliveryStep(
-            "check",
-            ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT),
-            ("trigger",) if has_trigger else (),
-            secrets=secrets,
-            resources=resources,
-            timeout_minutes=min(minutes, 30),
-            outputs=("checks.xml",),
-        ),
-        DeliveryStep(
-            "judge",
-            ("mlkit", "ci", "judge", recipe.path, *against, "--out", OUTPUT),
-            ("check",),
-            secrets=secrets,
-            permissions=("read-code", "read-image", "read-env-repo"),
-            resources=resources,
-            timeout_minutes=minutes,
-            retries=1,
-            exit_codes=allowed,
-            outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html", "bundle"),
-        ),
-        *((_finish(recipe, report),) if has_trigger else ()),
-        DeliveryStep(
-            "comment",
-            ("mlkit", "ci", "comment", "--from", report),
-            ("judge",),
-            permissions=("write-comment",),
-            timeout_minutes=5,
-            retries=2,
-        ),
-        DeliveryStep(
-            "image",
-            ("mlkit", "image", "build", recipe.path, "--push", "--from", report),
-            ("judge",),
-            permissions=("read-code", "push-image", *(("sign",) if section.policy.signed else ())),
-            secrets=_secrets_of(section, "image"),
-            timeout_minutes=30,
-            retries=1,
-            resources=resources,
-            outputs=("image.json",),
-        ),
-    ]
-    return (*steps, *_environment_steps(section, recipe, minutes))
+
+
+def _judging_steps(
+    section: DeliverySection, recipe: RecipeFacts, minutes: int, claims: bool
+) -> tuple[DeliveryStep, DeliveryStep]:
+    """The checks of the code, and the judgement against the champion of the last environment."""
+    last = next(reversed(section.environments), "")
+    against = ("--environment", last) if last else ()
+    check = DeliveryStep(
+        "check",
+        ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT),
+        ("trigger",) if claims else (),
+        secrets=_general_secrets(section),
+        resources=_resources(section),
+        timeout_minutes=min(minutes, 30),
+        outputs=("checks.xml",),
+    )
+    judge = DeliveryStep(
+        "judge",
+        ("mlkit", "ci", "judge", recipe.path, *against, "--out", OUTPUT),
+        ("check",),
+        secrets=_general_secrets(section),
+        permissions=("read-code", "read-image", "read-env-repo"),
+        resources=_resources(section),
+        timeout_minutes=minutes,
+        retries=1,
+        exit_codes=(0, 4) if section.policy.inconclusive == "neutral" else (0,),
+        outputs=("report.json", "junit.xml", "mlkit.sarif", "page.html", "bundle"),
+    )
+    return check, judge
+
+
+def _image(section: DeliverySection, recipe: RecipeFacts, report: str) -> DeliveryStep:
+    return DeliveryStep(
+        "image",
+        ("mlkit", "image", "build", recipe.path, "--push", "--from", report),
+        ("judge",),
+        permissions=("read-code", "push-image", *(("sign",) if section.policy.signed else ())),
+        secrets=_secrets_of(section, "image"),
+        timeout_minutes=30,
+        retries=1,
+        resources=_resources(section),
+        outputs=("image.json",),
+    )
 
 
 def _secrets_of(section: DeliverySection, step: str) -> tuple[str, ...]:

@@ -6,13 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -22,8 +19,9 @@ from mlflowkit.ci.comments.commenting import comment
 from mlflowkit.ci.judge_report import read_report
 from mlflowkit.delivery.gitops.desired_delivery import DesiredDelivery, parse_delivery
 from tests.support.fake_forge import TOKEN, FakeForge, fake_forge
-from tests.support.gitops_world import FollowingGateway, MountedFile
+from tests.support.gitops_world import FollowingGateway, MountedFile, SteadyTraffic
 from tests.support.registries import FakeRegistry, served_registry
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -85,13 +83,17 @@ class DeliveredRecipe:
         self.git("commit", "-qm", message)
         return self.git("rev-parse", "HEAD").strip()
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command as a pipeline runs it."""
+        return subprocess.run(
+            [sys.executable, "-m", "mlflowkit.cli", *arguments, "--json"],
+            cwd=self.checkout, capture_output=True, text=True, timeout=500, check=False,
+            env={**os.environ, "MLKIT_STATE": str(self.state)},
+        )  # fmt: skip
+
     def mlkit(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """The JSON of a command that a pipeline runs."""
-        command = [sys.executable, "-m", "mlflowkit.cli", *arguments, "--json"]
-        done = subprocess.run(
-            command, cwd=self.checkout, capture_output=True, text=True, timeout=500, check=False,
-            env={**os.environ, "MLKIT_STATE": str(self.state), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
-        )  # fmt: skip
+        done = self.run(*arguments)
         assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
         value: dict[str, Any] = json.loads(done.stdout)
         return value
@@ -127,11 +129,18 @@ class DeliveredRecipe:
         self.mlkit("image", "push", str(bundle), f"{self.registry}/acme/fraud-bundle")
 
     def promote(self, environment: str, name: str) -> dict[str, Any]:
+        """Promote a version, as soon as it has baked in the environment before."""
         report = str(self.out(name) / "report.json")
-        where = ("--environment", environment)
-        answer = self.mlkit("gitops", "promote", "recipes/fraud.yaml", *where, "--from", report)
+        command = ("gitops", "promote", "recipes/fraud.yaml", "--environment", environment, "--from", report)
+        wait_for(lambda: "has been champion of" not in self.refusal(*command), 60, "baking", poll=0.2)
+        answer = self.mlkit(*command)
         self.sync(environment)
         return answer
+
+    def refusal(self, *command: str) -> str:
+        """Why a command would be refused; "" where it would not."""
+        done = self.run(*command, "--dry-run")
+        return "" if done.returncode == 0 else str(json.loads(done.stdout)["error"]["message"])
 
     def settle(self, environment: str) -> dict[str, Any]:
         where = ("--environment", environment, "--gateway", self.gateways[environment].url, "--wait", "300s")
@@ -156,47 +165,13 @@ class DeliveredRecipe:
     def deliver(self, environment: str, name: str, rows: Sequence[dict[str, Any]], outcome: str) -> dict[str, Any]:
         """Promote a version, roll it out under load without a failed request, and settle it."""
         assert self.promote(environment, name)["action"] == "promoted"
-        with RowTraffic(self.gateways[environment].url, rows) as traffic:
+        with SteadyTraffic(self.gateways[environment].url, rows) as traffic:
             answer = self.settle(environment)
             self.gateways[environment].wait_record("the settlement", fault="", action="none")
         assert traffic.failed == []
         assert answer["action"] == "settled"
         assert outcome in answer["reason"]
         return answer
-
-
-class RowTraffic:
-    """Sends rows one after the other until it is stopped, and keeps what failed."""
-
-    def __init__(self, url: str, rows: Sequence[dict[str, Any]]) -> None:
-        self._url, self._rows, self.answered, self.failed = url, rows, 0, list[str]()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(2)]
-
-    def __enter__(self) -> RowTraffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _send(self, number: int) -> None:
-        with httpx.Client(base_url=self._url, timeout=20) as client:
-            while not self._stop.wait(0.005):
-                number += 2
-                row = self._rows[number % len(self._rows)]
-                try:
-                    reply = client.post("/predict", json={"rows": [row]}, headers={"x-card": str(number)})
-                except httpx.HTTPError as error:
-                    self.failed.append(repr(error))
-                    continue
-                if reply.status_code == 200:
-                    self.answered += 1
-                else:
-                    self.failed.append(f"{reply.status_code} {reply.text[:300]}")
 
 
 def run(command: Sequence[str], cwd: Path | None = None) -> str:
@@ -277,7 +252,6 @@ def first_version(world: DeliveredRecipe) -> None:
         world.start(environment, 21500 + 100 * number + os.getpid() % 90)
         world.gateways[environment].wait_record("the first look", action="none")
         assert world.settle(environment)["action"] == "settled"
-        time.sleep(1.1)  # the recipe lets a version bake for a second
 
 
 def next_version(world: DeliveredRecipe) -> dict[str, Any]:

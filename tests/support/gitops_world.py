@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +160,12 @@ class FollowingGateway:
 
 
 class SteadyTraffic:
-    """Clients that send requests until they are stopped, and count what failed."""
+    """Two clients that send rows, one after the other, until they are stopped, and keep what failed."""
 
-    def __init__(self, url: str, clients: int = 2) -> None:
-        self.url, self.answered, self.failed = url, 0, list[str]()
+    def __init__(self, url: str, rows: Sequence[Mapping[str, Any]] = (ROW,)) -> None:
+        self._url, self._rows, self.answered, self.failed = url, rows, 0, list[str]()
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._send) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(2)]
 
     def __enter__(self) -> SteadyTraffic:
         for thread in self._threads:
@@ -177,14 +177,17 @@ class SteadyTraffic:
         for thread in self._threads:
             thread.join(30)
 
-    def _send(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=20) as client:
+    def _send(self, number: int) -> None:
+        with httpx.Client(base_url=self._url, timeout=20) as client:
             while not self._stop.wait(0.004):
+                number += 2
+                row = self._rows[number % len(self._rows)]
                 try:
-                    reply = client.post("/predict", json={"rows": [ROW]})
-                    if reply.status_code == 200:
-                        self.answered += 1
-                    else:
-                        self.failed.append(f"{reply.status_code} {reply.text[:200]}")
+                    reply = client.post("/predict", json={"rows": [row]}, headers={"x-card": str(number)})
                 except httpx.HTTPError as error:
                     self.failed.append(repr(error))
+                    continue
+                if reply.status_code == 200:
+                    self.answered += 1
+                else:
+                    self.failed.append(f"{reply.status_code} {reply.text[:300]}")

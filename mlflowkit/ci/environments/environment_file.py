@@ -75,14 +75,14 @@ def environment_file(recipe: Path, environment: str) -> EnvironmentFile:
     from mlflowkit.recipe.schema import policy_digest
 
     loaded, plan = load_delivery(recipe)
-    known = {item.name: item for item in plan.environments}
-    if environment not in known:
-        close = closest_match(environment, known)
+    environments = {item.name: item for item in plan.environments}
+    if environment not in environments:
+        close = closest_match(environment, environments)
         suggestion = f"--environment {close}" if close else "add it to environments in the recipe's delivery section"
-        raise UsageError(f"no environment {environment!r} in {recipe}; there is {', '.join(known) or 'none'}",
+        raise UsageError(f"no environment {environment!r} in {recipe}; there is {', '.join(environments) or 'none'}",
                          hint=suggestion)  # fmt: skip
-    url = known[environment].settings.repo or own_remote(loaded.folder)
-    return EnvironmentFile(recipe, plan, known[environment], url, policy_digest(loaded.recipe))
+    url = environments[environment].settings.repo or own_remote(loaded.folder)
+    return EnvironmentFile(recipe, plan, environments[environment], url, policy_digest(loaded.recipe))
 
 
 def read_environment(recipe: Path, environment: str) -> tuple[EnvironmentFile, DesiredDelivery, str]:

@@ -113,7 +113,7 @@ def settle(
         while True:
             version = repository.read(target.path)
             present = parse_environment(target, version)
-            answer, problem = _ask(followed)
+            answer, problem = _read_gateway(followed)
             outcome = _outcome(present, version, answer, problem)
             if answer is not None and outcome.outcome in ("promoted", "rolled_back"):
                 if present.candidate is not None and not _champion_fell(present, answer):
@@ -132,7 +132,7 @@ def settle(
             sleep(min(poll, max(0.0, deadline - time.monotonic())))
 
 
-def _ask(followed: Callable[[], FollowedState]) -> tuple[FollowedState | None, ServiceError | None]:
+def _read_gateway(followed: Callable[[], FollowedState]) -> tuple[FollowedState | None, ServiceError | None]:
     """The gateway's answer, or why there is none now."""
     try:
         return followed(), None

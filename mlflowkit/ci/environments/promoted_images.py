@@ -57,11 +57,11 @@ def overlay_images(
     text = component.decode(errors="replace")
     before = image_digests(text)
     pushed = {} if record is None else dict(_by_repository(record))
-    wanted = {name: digest for name, digest in pushed.items() if name in before and before[name] != digest}
-    missing = [name for name, digest in {**before, **wanted}.items() if digest == NOT_BUILT]
+    changed = {name: digest for name, digest in pushed.items() if name in before and before[name] != digest}
+    missing = [name for name, digest in {**before, **changed}.items() if digest == NOT_BUILT]
     warning = f"{path} has no digest of {', '.join(missing)} yet: no pod can start from it" if missing else ""
-    files = {path: with_digests(text, wanted).encode()} if wanted else {}
-    return OverlayImages(files, wanted, warning)
+    files = {path: with_digests(text, changed).encode()} if changed else {}
+    return OverlayImages(files, changed, warning)
 
 
 def _by_repository(record: ImageRecord) -> list[tuple[str, str]]:

@@ -82,7 +82,12 @@ def serve(
         section = source.section(host, port, keys, replicas)
         limits = ForegroundLimits(drain, give_up)
         code = serve_in_foreground(
-            wiring.platform, folder, section.service, lambda: source.start(section), limits, source.follower(section)
+            wiring.platform,
+            folder,
+            section.service,
+            lambda: source.start(section),
+            limits,
+            source.delivery_follower(section),
         )
     except StopRequested:
         code = 0  # before anything was started
@@ -157,7 +162,7 @@ class _Source:
             raise UsageError(message, hint="mlkit serve --bundle FOLDER")
         return platform.ensure(section, note)
 
-    def follower(self, section: ServeSection) -> Callable[[threading.Event], None] | None:
+    def delivery_follower(self, section: ServeSection) -> Callable[[threading.Event], None] | None:
         """What follows the delivery file while the service runs; None without one."""
         if self._delivery is None:
             return None
@@ -209,17 +214,17 @@ class _Source:
         from mlflowkit.delivery.gitops.delivery_follower import read_delivery
         from mlflowkit.service_state.records import ServiceFiles
 
-        known = [files.service for files in ServiceFiles.all(self._wiring.state) if files.table() is not None]
+        services = [files.service for files in ServiceFiles.all(self._wiring.state) if files.table() is not None]
         try:
             named = read_delivery(file)[0].service
         except UsageError as error:
-            if len(known) != 1:
+            if len(services) != 1:
                 raise
-            note(f"warning: {error.message}; {known[0]} goes on with what it serves")
-            return known[0]
-        if len(known) == 1 and known[0] != named:
-            note(f"warning: {file} is of the service {named}; {known[0]} goes on with what it serves")
-            return known[0]
+            note(f"warning: {error.message}; {services[0]} goes on with what it serves")
+            return services[0]
+        if len(services) == 1 and services[0] != named:
+            note(f"warning: {file} is of the service {named}; {services[0]} goes on with what it serves")
+            return services[0]
         return named
 
 

@@ -159,6 +159,8 @@ class DeliveryFollower:
         self._clock, self._elapsed = clock, elapsed
         self._tried = FollowAttempt()
         self._failures, self._next, self._written = 0, 0.0, 0.0
+        self._failure = ("", "")
+        """Message and hint of the last failed attempt."""
         self._status: FollowStatus | None = None
         self._ending = threading.Event()
 
@@ -223,9 +225,9 @@ class DeliveryFollower:
             reason = f"the rollout of {identity[:12]} ended without a verdict; it is tried again when the file changes"
             return replace(status, action="none", reason=reason)
         if not attempt.matches(self._tried):
-            self._tried, self._failures, self._next = attempt, 0, 0.0
+            self._tried, self._failures, self._next, self._failure = attempt, 0, 0.0, ("", "")
         if self._elapsed() < self._next:
-            return replace(status, fault=self._status.fault, hint=self._status.hint)
+            return replace(status, fault=self._failure[0], hint=self._failure[1])
         return self._attempt(action, attempt, status)
 
     def _attempt(self, action: FollowAction, attempt: FollowAttempt, status: FollowStatus) -> FollowStatus:
@@ -233,13 +235,10 @@ class DeliveryFollower:
         _log.info("%s: %s: %s", self._files.service, action.kind, action.reason)
         if attempt.deployments >= MAX_DEPLOYMENTS:
             self._next = float("inf")
-            return replace(
-                status,
-                attempt=asdict(attempt),
-                fault=f"{self._recorded_fault() or 'it was deployed'} (tried {MAX_DEPLOYMENTS} times; tried again when "
-                f"{self._file.name} changes)",
-                hint="mlkit status",
-            )
+            failure = self._failure[0] or "its deployments did not come to an end"
+            message = f"{failure} (tried {MAX_DEPLOYMENTS} times; tried again when {self._file.name} changes)"
+            self._failure = (message, "mlkit status")
+            return replace(status, attempt=asdict(attempt), fault=message, hint="mlkit status")
         try:
             attempt = self._execute(action, attempt, status)
         except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on and the record says it
@@ -251,14 +250,11 @@ class DeliveryFollower:
             )
             message = error.message if isinstance(error, MlkitError) else f"{type(error).__name__}: {error}"
             hint = error.hint if isinstance(error, MlkitError) and error.hint else "mlkit status"
-            fault = truncate(printable_line(message), 1000)
-            kept = {} if self._status is None else self._status.attempt
-            return replace(status, fault=fault, hint=printable_line(hint), attempt=kept)
+            self._failure = (truncate(printable_line(message), 1000), printable_line(hint))
+            begun = {} if self._status is None else self._status.attempt
+            return replace(status, fault=self._failure[0], hint=self._failure[1], attempt=begun)
         self._failures = 0
         return replace(status, attempt=asdict(attempt))
-
-    def _recorded_fault(self) -> str:
-        return "" if self._status is None else self._status.fault.partition(" (tried ")[0]
 
     def _execute(self, action: FollowAction, attempt: FollowAttempt, status: FollowStatus) -> FollowAttempt:
         """Execute an action; returns the attempt as done. What is begun is recorded first: it survives this process."""
@@ -273,7 +269,7 @@ class DeliveryFollower:
             self._check_cooldown(rollout)
         self._record(replace(status, reason=f"{action.reason}: fetching {version.bundle}"))
         folder = fetch_version(version, self._files.state / "bundles", self._fetch)
-        known = {record.variant.digest for record in version_history.champions(self._files)}
+        former_champions = {record.variant.digest for record in version_history.champions(self._files)}
         if withdrawn(self._files, version.identity):
             version_history.forget_rejections(self._files, version.identity)
         attempt = replace(attempt, deployments=attempt.deployments + 1)
@@ -281,10 +277,10 @@ class DeliveryFollower:
         try:
             if self._ending.is_set():
                 raise ServiceError("the service is about to stop", hint="mlkit status")
-            self._deploy(folder, rollout, version.identity in known)
+            self._deploy(folder, rollout, version.identity in former_champions)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # it was copied into the store
-        return replace(attempt, done=True)
+        return replace(attempt, deployments=0, done=True)
 
     def _check_cooldown(self, rollout: Rollout) -> None:
         """Raise ServiceError while the service cools down after a rollback; that is no failed deployment."""

@@ -80,8 +80,8 @@ def referrers_of(client: RegistryClient, digest: str, artifact_type: str) -> lis
     if len(entries) > MAX_REFERRERS:
         hint = f"skopeo inspect docker://{client.repository.at(digest)}"
         raise BundleError(f"{len(entries)} manifests refer to {digest}; at most {MAX_REFERRERS} are read", hint=hint)
-    wanted = [entry for entry in entries if isinstance(entry, dict) and entry.get("artifactType") == artifact_type]
-    read = [_referrer(client, descriptor_of(entry, client.repository.name).digest, digest) for entry in wanted]
+    matching = [entry for entry in entries if isinstance(entry, dict) and entry.get("artifactType") == artifact_type]
+    read = [_referrer(client, descriptor_of(entry, client.repository.name).digest, digest) for entry in matching]
     return [referrer for referrer in read if referrer is not None]
 
 

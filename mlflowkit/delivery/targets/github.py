@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,14 @@ OWN_RUNNER = ("check", "judge", "image", "settle")
 """Steps on the runner that the recipe names: what trains or builds, and what asks the gateway, which may be inside."""
 NO_APPROVAL = "zizmor: ignore[secrets-outside-env] this job runs before anybody approves a promotion"
 HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
+
+HOSTED = re.compile(r"(ubuntu|windows|macos)-")
+"""Labels of GitHub's own machines, each of which is used for one job."""
+NO_FORK = "github.event_name != 'pull_request' || github.event.pull_request.head.repo.full_name == github.repository"
+BY_HAND_ON_DEFAULT_BRANCH = (
+    "github.event_name != 'workflow_dispatch' || github.ref_name == github.event.repository.default_branch"
+)
+"""A person may start a workflow on any branch, and deliver from the default one only."""
 
 
 class GithubActions(DeliveryTarget):
@@ -156,7 +165,8 @@ def _condition(plan: DeliveryPlan, step: DeliveryStep) -> str:
         return "github.event_name == 'schedule' || github.event_name == 'repository_dispatch'"
     if step.id == "check":
         started = "needs.trigger.result == 'skipped' || needs.trigger.outputs.action == 'started'"
-        return f"!cancelled() && ({started})" if "trigger" in step.needs else ""
+        parts = ["!cancelled()", f"({started})"] if "trigger" in step.needs else []
+        return " && ".join([*parts, *_no_fork(plan)])
     if step.id == "judge":  # after a skipped trigger, which would skip all that follow
         return "!cancelled() && needs.check.result == 'success'" if "trigger" in plan.step("check").needs else ""
     if step.id == "finish":  # whatever the verdict is: the training is done
@@ -164,11 +174,15 @@ def _condition(plan: DeliveryPlan, step: DeliveryStep) -> str:
     waits = " && ".join(f"needs.{need}.result == 'success'" for need in step.needs)
     own = f"!cancelled() && {waits}" if waits else "!cancelled()"
     if step.id == "image":  # INCONCLUSIVE may leave the judge green, and is never delivered
-        asked = (
-            "(github.event_name != 'workflow_dispatch' || github.ref_name == github.event.repository.default_branch)"
-        )
-        return f"{own} && needs.judge.outputs.code == '0' && github.event_name != 'pull_request' && {asked}"
+        delivered = "needs.judge.outputs.code == '0' && github.event_name != 'pull_request'"
+        return f"{own} && {delivered} && ({BY_HAND_ON_DEFAULT_BRANCH})"
     return own
+
+
+def _no_fork(plan: DeliveryPlan) -> list[str]:
+    """On machines of one's own no code of a fork runs; what needs the check is then skipped, too."""
+    own_machine = not HOSTED.match(plan.section.runner.label)
+    return [f"({NO_FORK})"] if own_machine and _on(plan, "pull_request") else []
 
 
 def _permissions(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:

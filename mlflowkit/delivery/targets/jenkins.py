@@ -109,7 +109,7 @@ def _called(plan: DeliveryPlan) -> list[str]:
     return list(dict.fromkeys(trigger.on for trigger in plan.triggers if trigger.on in ("data", "drift")))
 
 
-def _asking(plan: DeliveryPlan) -> list[str]:
+def _claimed_events(plan: DeliveryPlan) -> list[str]:
     """The conditions of a build that asks whether there is work."""
     called = ", ".join(map(groovy_string, _called(plan)))
     return [
@@ -138,18 +138,20 @@ def _events(plan: DeliveryPlan) -> list[str]:
     lines += [f"branch {groovy_string(branch)}" for branch in merged]
     for branch in _branches(plan, "schedule", "data", "drift"):
         if branch not in merged:
-            lines += groovy_block("allOf", [f"branch {groovy_string(branch)}", *groovy_block("anyOf", _asking(plan))])
+            lines += groovy_block(
+                "allOf", [f"branch {groovy_string(branch)}", *groovy_block("anyOf", _claimed_events(plan))]
+            )
     return lines or ["triggeredBy cause: 'UserIdCause'"]
 
 
 def _model(plan: DeliveryPlan) -> list[str]:
     """The stages up to the image, on one agent."""
-    has_trigger = bool(_asking(plan))
+    has_trigger = bool(_claimed_events(plan))
     stages = [
         _install(plan, "install"),
         *([_trigger(plan, plan.step("trigger"))] if has_trigger else []),
-        _check(plan, plan.step("check"), asked=has_trigger),
-        _judge(plan, plan.step("judge"), asked=has_trigger),
+        _check(plan, plan.step("check"), has_trigger=has_trigger),
+        _judge(plan, plan.step("judge"), has_trigger=has_trigger),
         *([_finish(plan, plan.step("finish"))] if has_trigger else []),
         *([_comment(plan, plan.step("comment"))] if _branches(plan, "pull_request") else []),
         _image(plan, plan.step("image")),
@@ -231,12 +233,12 @@ def _trigger(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
         timed = f"currentBuild.getBuildCauses({groovy_string(TIMER)})"
         because = f"{timed} ? 'schedule' : params.MLKIT_BECAUSE" if _called(plan) else "'schedule'"
         lines = [f"env.MLKIT_ASKED = {because}", *groovy_block('withEnv(["MLKIT_BECAUSE=${env.MLKIT_ASKED}"])', lines)]
-    when = groovy_block("when", groovy_block("anyOf", _asking(plan)))
+    when = groovy_block("when", groovy_block("anyOf", _claimed_events(plan)))
     return _stage(step.id, step.timeout_minutes, when, groovy_block("steps", groovy_block("script", lines)))
 
 
-def _when_work(asked: bool) -> list[str]:
-    return groovy_block("when", ["expression { env.MLKIT_ACTION in [null, 'started'] }"]) if asked else []
+def _when_work(has_trigger: bool) -> list[str]:
+    return groovy_block("when", ["expression { env.MLKIT_ACTION in [null, 'started'] }"]) if has_trigger else []
 
 
 def _reports(file: str, kept: tuple[str, ...] = ()) -> list[str]:
@@ -252,12 +254,12 @@ def _in_outputs(lines: list[str]) -> list[str]:
     return groovy_block('dir("${env.WORKSPACE_TMP}/mlkit/out")', lines)
 
 
-def _check(plan: DeliveryPlan, step: DeliveryStep, *, asked: bool) -> list[str]:
+def _check(plan: DeliveryPlan, step: DeliveryStep, *, has_trigger: bool) -> list[str]:
     steps = groovy_block("steps", _with_credentials(plan, step, groovy_shell(_script(plan, step))))
-    return _stage(step.id, step.timeout_minutes, _when_work(asked), steps, _reports("checks.xml"))
+    return _stage(step.id, step.timeout_minutes, _when_work(has_trigger), steps, _reports("checks.xml"))
 
 
-def _judge(plan: DeliveryPlan, step: DeliveryStep, *, asked: bool) -> list[str]:
+def _judge(plan: DeliveryPlan, step: DeliveryStep, *, has_trigger: bool) -> list[str]:
     run = groovy_shell(_script(plan, step), "int code = sh(returnStatus: true, script: ", ")")
     neutral = 4 in step.exit_codes
     verdict = [
@@ -269,7 +271,7 @@ def _judge(plan: DeliveryPlan, step: DeliveryStep, *, asked: bool) -> list[str]:
     caught = "catchError(buildResult: 'FAILURE', stageResult: 'FAILURE', catchInterruptions: false)"
     steps = groovy_block("steps", ["// The comment is written whatever the verdict is.", *groovy_block(caught, script)])
     kept = ("report.json", "mlkit.sarif", "page.html")
-    return _stage(step.id, step.timeout_minutes, _when_work(asked), steps, _reports("junit.xml", kept))
+    return _stage(step.id, step.timeout_minutes, _when_work(has_trigger), steps, _reports("junit.xml", kept))
 
 
 def _finish(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
