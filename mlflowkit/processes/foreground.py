@@ -155,14 +155,14 @@ def _serve(
 ) -> int:
     files = ServiceFiles(platform.folder(service))
     log = _LogFollower(state / "ray" / "steward.log")
-    ending, other = threading.Event(), None
+    ending, beside_thread = threading.Event(), None
     try:
         files.delete(DRAINING)
         endpoint = start()
         _log.info("%s answers at %s", service, endpoint)
         if beside is not None:
-            other = threading.Thread(target=beside, args=(ending,), name="mlkit-delivery", daemon=True)
-            other.start()
+            beside_thread = threading.Thread(target=beside, args=(ending,), name="mlkit-delivery", daemon=True)
+            beside_thread.start()
         _watch(platform, service, limits.give_up)
     except StopRequested as request:
         ending.set()
@@ -171,8 +171,8 @@ def _serve(
         return 0
     finally:
         ending.set()
-        if other is not None:
-            other.join(BESIDE_SECONDS)  # what it has begun would start the service again
+        if beside_thread is not None:
+            beside_thread.join(BESIDE_SECONDS)  # what it has begun would start the service again
         platform.down()
         files.delete(DRAINING)
         log.stop()

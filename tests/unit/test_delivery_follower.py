@@ -184,9 +184,15 @@ def test_the_record_survives_a_restart_and_a_damaged_one_is_written_anew(world: 
     assert status is not None
     assert (status.champion, status.reason) == (first.identity, "served as git says")
     assert delivery_word(world.folder / "state", "lending") == "served as git says"
-    world.files.write_json(DELIVERY, {"nonsense": 1})
-    world.follower = world.restarted()
-    assert world.look().reason == "served as git says"
+    good = status.to_json()
+    for damaged in (
+        {"nonsense": 1}, [], {**good, "fault": 5}, {**good, "attempt": {"deployments": "many"}},
+        {**good, "memory": [1]}, {**good, "memory": {"promoted": None}}, {**good, "attempt": {"surprise": 1}},
+    ):  # fmt: skip
+        world.files.write_json(DELIVERY, damaged)
+        world.follower = world.restarted()
+        assert world.look().reason == "served as git says", damaged
+        assert read_status(world.files) is not None
 
 
 def test_a_file_that_goes_away_is_a_fault_that_names_the_command(world: FollowedWorld) -> None:

@@ -291,12 +291,16 @@ class DeliveryFollower:
 
     def _previous_status(self) -> FollowStatus:
         """What this follower, or the one before a restart, recorded; a damaged record is as none."""
+        from pydantic import TypeAdapter
+
         try:
             recorded = read_status(self._files)
             if recorded is not None:
-                FollowMemory(**recorded.memory), FollowAttempt(**recorded.attempt)
-                return recorded
-        except (MlkitError, TypeError) as error:
+                recorded = TypeAdapter(FollowStatus).validate_python(asdict(recorded))
+                memory = TypeAdapter(FollowMemory).validate_python(recorded.memory)
+                attempt = TypeAdapter(FollowAttempt).validate_python(recorded.attempt)
+                return replace(recorded, memory=asdict(memory), attempt=asdict(attempt))
+        except (MlkitError, TypeError, ValueError) as error:
             _log.warning("%s is damaged and is written anew: %s", self._files.location(DELIVERY), error)
         return FollowStatus(str(self._file))
 
