@@ -46,7 +46,7 @@ def _layer(files: dict[str, str], *, zipped: bool = False) -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size = len(text.encode())
             archive.addfile(entry, io.BytesIO(text.encode()))
-    return gzip.compress(stream.getvalue()) if zipped else stream.getvalue()
+    return gzip.compress(stream.getvalue(), mtime=0) if zipped else stream.getvalue()
 
 
 def _metadata(name: str, version: str) -> dict[str, str]:
@@ -82,7 +82,11 @@ def test_what_lies_elsewhere_is_not_installed() -> None:
     assert _packages(_layer({**elsewhere, **nested, **nameless})) == ()
 
 
-@pytest.mark.parametrize("content", [b"\x28\xb5\x2f\xfd zstd", b"", _layer(_metadata("A", "1"), zipped=True)[:90]])
+@pytest.mark.parametrize(
+    "content",
+    [b"\x28\xb5\x2f\xfd zstd", b"", _layer(_metadata("A", "1"), zipped=True)[:90]],
+    ids=["zstd", "empty", "cut"],
+)
 def test_a_layer_that_cannot_be_read_is_refused_whole(content: bytes) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         _packages(_layer(_metadata("A", "1")), content)

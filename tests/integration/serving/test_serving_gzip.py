@@ -19,6 +19,7 @@ JSON = {"content-type": "application/json"}
 @pytest.mark.parametrize(
     ("coding", "content"),
     [("gzip", gzip.compress(BODY)), ("X-GZIP", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))],
+    ids=["gzip", "x-gzip", "deflate"],
 )
 def test_a_compressed_request_is_answered_like_another(served: InProcess, coding: str, content: bytes) -> None:
     plain = served.client.post("/predict", content=BODY, headers=JSON).json()
@@ -59,6 +60,7 @@ BOMB = gzip.compress(b"[" + b"0," * (64 << 20) + b"0]", 1)
         ("gzip, gzip", gzip.compress(gzip.compress(BODY)), 415, "gzip, deflate and identity are"),
         ("br", BODY, 415, "gzip, deflate and identity are"),
     ],
+    ids=["bomb", "plain", "cut", "followed", "empty", "other coding", "twice", "unknown coding"],
 )
 def test_what_does_not_decompress_within_bounds_is_refused_in_words(
     served: InProcess, coding: str, content: bytes, status: int, words: str
