@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from mlflowkit.system.entry_points import Plugin
 from mlflowkit.system.text import shell_word
 
 PREFIX = "_mlkit_"
+_PARSER = threading.Lock()
 ALIASES: Mapping[str, str] = {
     "sklearn": "scikit_learn",
     "PIL": "pillow",
@@ -260,9 +262,19 @@ def _star_names(package: str, folder: Path) -> list[str]:
     return []
 
 
+def parse_source(source: str | bytes, filename: str = "<unknown>") -> ast.Module:
+    """The syntax tree of Python source, from any thread. Raises SyntaxError and ValueError.
+
+    CPython 3.11 counts the depth of a tree's conversion per interpreter: two threads that parse at once may get a
+    SystemError (python/cpython#106905).
+    """
+    with _PARSER:
+        return ast.parse(source, filename=filename)
+
+
 def _parse(file: Path, folder: Path) -> ast.Module:
     try:
-        return ast.parse(file.read_bytes(), filename=str(file))
+        return parse_source(file.read_bytes(), str(file))
     except SyntaxError as error:
         location = f"{_display_path(file, folder)}:{error.lineno or 1}"
         raise UserCodeError(f"{location}: {error.msg}", hint=f"fix the syntax at {location}") from error

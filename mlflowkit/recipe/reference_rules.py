@@ -17,6 +17,7 @@ from mlflowkit.recipe.yaml_tree import KeyPath, dotted
 from mlflowkit.stages.sources import CsvSource, ParquetSource, declared_files
 from mlflowkit.stages.train import MODULES, UNSUPPORTED, unsupported_hint
 from mlflowkit.system.text import shell_word
+from mlflowkit.usercode import parse_source
 from mlflowkit.values import Json
 
 GIVEN_TO_TORCH = ("features", "outputs")
@@ -194,7 +195,7 @@ def defined_names(file: Path, modified: int) -> frozenset[str]:
 
     Raises SyntaxError. ``modified``, the file's time, is part of the cache key.
     """
-    tree = ast.parse(file.read_bytes(), filename=str(file))
+    tree = parse_source(file.read_bytes(), str(file))
     names: set[str] = set()
     for node in _top_level(tree.body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -225,7 +226,7 @@ def keyword_arguments(file: Path, name: str, folder: Path, depth: int = 4) -> tu
     if text[: match.start()].rstrip("\n").rpartition("\n")[2].startswith("@"):
         return None
     try:
-        node = ast.parse(match.group()).body[0]
+        node = parse_source(match.group()).body[0]
     except SyntaxError:  # the definition was not cut out correctly
         return None
     return _parameters(node)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,31 @@ def test_closure_loads_no_vendor(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+class _Cycle:
+    """Garbage whose collection runs Python code, so that threads switch wherever memory is allocated."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        pass
+
+
+def test_source_is_parsed_from_several_threads() -> None:
+    source = "\n".join(f"def f{index}(a):\n    return [b * {index} for b in a if b]" for index in range(400))
+
+    def parse(_: int) -> int:
+        _Cycle()
+        return len(usercode.parse_source(source).body)
+
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(10)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(parse, range(60))) == [400] * 60
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)

@@ -29,6 +29,7 @@ from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry
 from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.text import limited, shell_word
+from mlflowkit.usercode import parse_source
 from mlflowkit.values import EventKind, Json
 
 OWN_FILES = (".mlkit", ".mlkit-export.lock")
@@ -174,7 +175,7 @@ def _texts(value: Json) -> Iterator[str]:
 def _source_texts(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         try:
-            tree = ast.parse(path.read_bytes())
+            tree = parse_source(path.read_bytes())
         except (OSError, SyntaxError, ValueError):  # reported by the step that runs it
             continue
         for node in ast.walk(tree):
