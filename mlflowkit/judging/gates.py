@@ -40,6 +40,8 @@ class GateSpec:
     change: bool = False
     allow_inconclusive: bool = False
     dry_run: bool = False
+    members: str = "slices"
+    """What a family of this gate consists of."""
 
     def blocks(self, outcome: Outcome) -> bool:
         """Whether the gate counts when it ends in this outcome."""
@@ -195,7 +197,7 @@ def _message(
     text = f"{subject} {value}{unit} [{low}, {high}] on {estimate.basis}{where}: {comparison}"
     text += f": {outcome}{spec.consequence(outcome)}"
     if size > 1:
-        text += f"; interval at {measurement.confidence:.2%}, corrected for {size} slices (Holm)"
+        text += f"; interval at {measurement.confidence:.2%}, corrected for {size} {spec.members} (Holm)"
     if outcome is Outcome.INCONCLUSIVE:
         text += f"; {_samples_needed(measurement, spec, 'requests' if unit else 'rows')}"
     return text

@@ -6,6 +6,7 @@ A rule takes a `RecipeView`, which returns None for values of a wrong type, so t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from mlflowkit.errors import closest_match
 from mlflowkit.graphs.candidates import NAMED, Candidate, Engine
 from mlflowkit.graphs.imported_graph import ROLES
 from mlflowkit.judging import metrics
+from mlflowkit.judging.fairness import ONLY_FAIR
 from mlflowkit.optimization.space import MAX_COMBINATIONS, Space, candidates_of, key_of, reason_impossible
 from mlflowkit.recipe.rule import Problem, RecipeView, Rule
 from mlflowkit.recipe.yaml_tree import KeyPath, format_value
@@ -41,10 +43,10 @@ def problems(values: Json) -> list[Problem]:
     >>> violated[0].path, violated[0].message
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
-    from mlflowkit.recipe.section_rules import delivery_rules, monitor_rules, rollout_rules
+    from mlflowkit.recipe.section_rules import delivery_rules, fairness_rules, monitor_rules, rollout_rules
 
     view = RecipeView(values)
-    sections = (*rollout_rules.RULES, *monitor_rules.RULES, *delivery_rules.RULES)
+    sections = (*fairness_rules.RULES, *rollout_rules.RULES, *monitor_rules.RULES, *delivery_rules.RULES)
     return [problem for rule in (*RULES, *sections) for problem in rule(view)]
 
 
@@ -85,6 +87,8 @@ def _gates(view: RecipeView) -> Iterator[Problem]:
         if not isinstance(gate, dict):
             continue
         path = ("gates", index)
+        if gate.get("fair") is not None or gate.get("metric") in ONLY_FAIR:
+            continue  # fairness_rules
         yield from _metric(view, (*path, "metric"), allowed)
         yield from _gate_form(view, path, gate)
         yield from _gate_reach(view, path, gate)
@@ -156,7 +160,7 @@ def _gate_reach(view: RecipeView, path: KeyPath, gate: Mapping[str, Any]) -> Ite
 
 
 def _slices(view: RecipeView) -> Iterator[Problem]:
-    """Slices by an undeclared or dropped column or by the target."""
+    """Slices and groups by an undeclared or dropped column or by the target."""
     if not view.mapping("data"):
         return
     columns = view.mapping("data", "columns")
@@ -165,15 +169,17 @@ def _slices(view: RecipeView) -> Iterator[Problem]:
         declared.update(dict.fromkeys(check["columns"]) if isinstance(check.get("columns"), dict) else {})
     if column := view.text("data", "split", "column"):
         declared[column] = None
-    for index, _ in enumerate(view.items("gates")):
-        path = ("gates", index, "slice", "column")
+    for index, part in product(range(len(view.items("gates"))), ("slice", "fair")):
+        path = ("gates", index, part, "column")
         column = view.text(*path)
         if not column:
             continue
         if column == view.text("data", "target"):
             yield Problem(path, f"{column!r} is the target: a slice is made by a feature", "name another column")
-        elif column in view.items("data", "drop") or columns.get(column) == "ignore":
-            yield Problem(path, f"{column!r} is dropped: there is nothing to slice by", "take it out of data.drop")
+        elif column in view.items("data", "drop"):
+            message = f"{column!r} is dropped: there is nothing to slice by"
+            hint = f"take it out of data.drop; data.columns: {{{column}: ignore}} keeps it out of the model"
+            yield Problem(path, message, hint)
         elif column not in declared:
             close = closest_match(column, list(declared))
             hint = f"did you mean {close}?" if close else f"declare it: data.columns: {{{column}: categorical}}"

@@ -20,7 +20,8 @@ optimize  model.onnx signature.json (of the pick) · engine.json (what it runs o
           measured) · scripts/reproduce-*.py (of candidates that failed)
 evaluate  evaluation.json   {metrics: {name: Measurement}, confusion | residuals, calibration, slices,
                             champion: {version, rows (compared on), left_out (test rows that just one of the two was
-                            trained on), why, metrics, undefined, fault}, ...}
+                            trained on), why, metrics, undefined, fault},
+                            fairness: [{metric, column, groups: [{group, rows, rates}], not_compared, note}], ...}
           verdicts.json     list of Verdict · predictions.parquet (test rows: target, prediction, scores)
 package   bundle/           see mlflowkit.bundle
 deploy    service.json      {service, endpoint, version, epoch}

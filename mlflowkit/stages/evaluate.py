@@ -24,11 +24,12 @@ from mlflowkit.stages.evaluation.gating import (
     EvaluationEvidence,
     Gate,
     Slice,
+    group_rates,
     judge_gates,
     rivals,
-    rows_by_value,
     undecided_times,
 )
+from mlflowkit.stages.evaluation.groups import other_rows_by_value, rows_by_value
 from mlflowkit.stages.evaluation.timing import PICKED, LatencySection, TimedGraph, TimingEvidence
 from mlflowkit.system.machine import describe_machine
 from mlflowkit.system.text import format_list, parse_json
@@ -84,7 +85,10 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         context.progress(Event("evaluate", "progress", message, fraction=0.5))
     fault = metrics.unusable_reason(predicted)
     times = _time_graphs(spec, context, signature, table)
-    evidence = EvaluationEvidence(table, predicted, fault, champion, times, timing.without_champion(context))
+    compared = [gate.fair.column for gate in spec.gates if gate.fair is not None]
+    elsewhere = other_rows_by_value(data, [name for name in dict.fromkeys(compared) if name in table.columns])
+    none = timing.without_champion(context)
+    evidence = EvaluationEvidence(table, predicted, fault, champion, times, none, elsewhere)
     context.progress(Event("evaluate", "progress", f"judging {len(spec.gates)} gates", fraction=0.95))
     verdicts = tuple(judge_gates(spec.gates, evidence))
     evaluation = _evaluation_json(spec, evidence, signature, _latency_estimates(optimized, times))
@@ -315,7 +319,8 @@ def _latency_estimates(optimized: Path, evidence: TimingEvidence) -> Callable[[s
 
 def _reported_metrics(spec: Spec, predicted: LabelledPredictions) -> tuple[str, ...]:
     """The built-in metrics of the task, and those of plugins that gates name."""
-    named = dict.fromkeys(gate.metric for gate in spec.gates if not metrics.is_built_in(gate.metric))
+    gated = [gate.metric for gate in spec.gates if gate.fair is None]
+    named = dict.fromkeys(name for name in gated if not metrics.is_built_in(name))
     installed = [name for name in named if metrics.is_defined(name, predicted.task, predicted.classes)]
     return (*metrics.metrics_of(predicted.task, predicted.classes), *installed)
 
@@ -349,6 +354,7 @@ def _evaluation_json(
         **dict.fromkeys(("roc", "pr", "calibration", "residuals", "champion")),
         "slices": [],
         "slices_too_small": [],
+        "fairness": [],
         "latency": evidence.timing.to_json(),
     }
     for metric in metrics.LATENCY:
@@ -367,6 +373,7 @@ def _evaluation_json(
     evaluation["champion"] = _champion_json(spec, evidence)
     for section in {gate.slice.column: gate.slice for gate in spec.gates if gate.slice is not None}.values():
         _add_slices(evaluation, spec, section, evidence)
+    evaluation["fairness"] = group_rates(spec.gates, evidence)
     return evaluation
 
 
@@ -430,6 +437,7 @@ def _summary(
         f"{small['min_rows']} rows each and were not judged"
         for small in evaluation["slices_too_small"]
     ]
+    not_judged += dict.fromkeys(gate["note"] for gate in evaluation["fairness"] if gate["note"])
     return {
         "rows": evidence.predictions.rows,
         "verdicts": {str(outcome): count for outcome, count in counts.items() if count},

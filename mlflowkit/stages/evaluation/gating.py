@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,16 +15,17 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.paired_metrics import difference
 from mlflowkit.judging.stats import Estimate, UndefinedMetricError
 from mlflowkit.sections import Section
+from mlflowkit.stages.evaluation import fairness_gates
+from mlflowkit.stages.evaluation.fairness_gates import Fair, GroupEvidence
+from mlflowkit.stages.evaluation.groups import rows_by_value
 from mlflowkit.stages.evaluation.timing import DESCRIPTIONS, FIRST_VERSION, TimingEvidence, is_of_class, time_estimate
 from mlflowkit.system.entry_points import METRICS
-from mlflowkit.system.text import category_text
-from mlflowkit.values import Outcome, Verdict
+from mlflowkit.values import Json, Outcome, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-MISSING = "(missing)"
 MIN_UNDISTURBED = 0.25
 """Share of the rounds that must be undisturbed for a verdict on them alone."""
 
@@ -39,7 +40,7 @@ class Slice(Section):
 
 
 class Gate(Section):
-    """One condition. A value threshold has min or max; a change threshold has against and margin."""
+    """One condition. A value threshold has min or max, a change threshold against and margin; fair compares groups."""
 
     metric: str
     """The metric to judge."""
@@ -56,6 +57,9 @@ class Gate(Section):
     """Non-inferiority margin: how much worse than the champion is allowed."""
     slice: Slice | None = None
     """Judge each slice, corrected for their number (Holm)."""
+    fair: Fair | None = None
+    """Compare the groups of a column pair by pair, corrected for their number (Holm): selection_rate, recall,
+    false_positive_rate, equalized_odds, precision or accuracy."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence of the two-sided interval. One bound of it decides: PASSED and FAILED are each wrong with
     probability (1 - confidence) / 2 at most."""
@@ -68,7 +72,8 @@ class Gate(Section):
     """Report only."""
 
     def plugin_names(self) -> tuple[tuple[str, str], ...]:
-        return () if metrics.is_built_in(self.metric) else ((METRICS, self.metric),)
+        own = self.fair is not None or metrics.is_built_in(self.metric)
+        return () if own else ((METRICS, self.metric),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ class EvaluationEvidence:
     timing: TimingEvidence = field(default_factory=TimingEvidence)
     no_champion: tuple[Outcome, str] = FIRST_VERSION
     """Outcome, and its reason, of gates that compare with a champion that there is not."""
+    elsewhere: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Rows of the other parts by value, of the columns that gates compare groups of."""
 
 
 def judge_gates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -> Iterator[Verdict]:
@@ -119,7 +126,7 @@ def judge_gates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -
         specs = tuple(_gate_specs(gate))
         if not specs:
             spec = GateSpec(gate.metric, gate.metric, 0.0, "min", dry_run=gate.dry_run)
-            yield undecided_verdict(spec, Outcome.ERROR, "the gate has neither min nor max nor against")
+            yield undecided_verdict(spec, Outcome.ERROR, "the gate has no limit: min, max, against or fair")
         for spec in specs:
             yield from _verdicts(gate, spec, evidence)
 
@@ -147,6 +154,11 @@ def rivals(gates_of_recipe: Sequence[Gate]) -> tuple[str, ...]:
 def _gate_specs(gate: Gate) -> Iterator[GateSpec]:
     if gate.metric in metrics.LATENCY_RATIOS:
         yield from _ratio_specs(gate)
+        return
+    if gate.fair is not None:
+        base = GateSpec(gate.metric, gate.metric, 0.0, "max", gate.confidence, members="comparisons")
+        base = replace(base, allow_inconclusive=gate.on_inconclusive == "allow", dry_run=gate.dry_run)
+        yield from fairness_gates.specs(gate.fair, gate.metric, base)
         return
     by = f" by {gate.slice.column}" if gate.slice else ""
     allow = gate.on_inconclusive == "allow"
@@ -176,6 +188,8 @@ def _verdicts(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> Itera
     fault = _fault(gate, spec, evidence)
     if fault is not None:
         yield undecided_verdict(spec, *fault)
+    elif gate.fair is not None:
+        yield from fairness_gates.verdicts(gate.fair, gate.metric, spec, group_evidence(gate.fair, evidence))
     elif gate.metric in metrics.TIMES:
         yield judge_time(gate, spec, evidence.timing)
     elif gate.slice is not None:
@@ -189,6 +203,12 @@ def _verdicts(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> Itera
 
 def _fault(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> tuple[Outcome, str] | None:
     """Why a gate cannot be judged, with its outcome."""
+    if gate.fair is not None:
+        columns = list(evidence.table.columns)
+        reason = (
+            fairness_gates.comparison_fault(gate.fair, gate.metric, evidence.predictions, columns) or evidence.fault
+        )
+        return (Outcome.ERROR, reason) if reason else None
     is_latency = gate.metric in metrics.TIMES
     task, classes = evidence.predictions.task, evidence.predictions.classes
     if not is_latency and not metrics.is_defined(gate.metric, task, classes):
@@ -208,6 +228,26 @@ def _fault(gate: Gate, spec: GateSpec, evidence: EvaluationEvidence) -> tuple[Ou
         if evidence.champion.predictions is None:
             return evidence.champion.outcome, evidence.champion.fault
     return None
+
+
+def _fairness_fault(fair: Fair, metric: str, evidence: EvaluationEvidence) -> str:
+    return fairness_gates.comparison_fault(fair, metric, evidence.predictions, list(evidence.table.columns))
+
+
+def group_rates(gates_of_recipe: Sequence[Gate], evidence: EvaluationEvidence) -> list[Json]:
+    """The rates of each group that a gate on fairness compares, and the groups that it does not compare."""
+    compared = [(gate.fair, gate.metric) for gate in gates_of_recipe if gate.fair is not None]
+    return [
+        fairness_gates.fairness_json(fair, metric, group_evidence(fair, evidence))
+        for fair, metric in compared
+        if not _fairness_fault(fair, metric, evidence)
+    ]
+
+
+def group_evidence(fair: Fair, evidence: EvaluationEvidence) -> GroupEvidence:
+    """The rows of each group of a column that the table has."""
+    rows = rows_by_value(evidence.table[fair.column])
+    return GroupEvidence(evidence.predictions, rows, evidence.elsewhere.get(fair.column, {}))
 
 
 def judge_time(gate: Gate, spec: GateSpec, timing: TimingEvidence) -> Verdict:
@@ -309,15 +349,3 @@ def _difference(metric: str, evidence: EvaluationEvidence, rows: np.ndarray | No
         return replace(difference(metric, ours, theirs), basis=basis)
     except UndefinedMetricError as error:
         raise UndefinedMetricError(f"{basis}: {error.message}") from error
-
-
-def rows_by_value(column: pd.Series) -> list[tuple[str, np.ndarray]]:
-    """Row numbers by value, the most frequent value first, ties in the order of the text."""
-    import numpy as np
-    import pandas as pd
-
-    texts = np.array([category_text(value) or MISSING for value in column], dtype=object)
-    codes, values = pd.factorize(texts)
-    order = np.argsort(codes, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-    return sorted(zip(map(str, values), groups, strict=True), key=lambda group: (-len(group[1]), group[0]))
