@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlflowkit.data_access.source_sections import DataSource, SourceContent
 from mlflowkit.errors import DataError
 from mlflowkit.graphs.candidates import GraphPass
 from mlflowkit.judging.metric_plugins import MeanMetric, Metric
@@ -9,7 +10,6 @@ from mlflowkit.judging.metrics import LabelledPredictions
 from mlflowkit.judging.stats import Bounds, Estimate, UndefinedMetricError
 from mlflowkit.ports import Tables
 from mlflowkit.sections import Section
-from mlflowkit.stages.sources import DataSource, SourceContent
 
 __all__ = [
     "Bounds",

@@ -648,6 +648,7 @@ class StageContext:
     previous   published folder of this stage in the last run of this recipe, or None (frozen schemas)
     recipe     the recipe's file, absolute; None for a bundle that is deployed without one
     overrides  those of the run
+    fetch      fetches the planned version of a remote data source: its files by path; None for any other source
     """
 
     inputs: Mapping[str, Path]
@@ -665,3 +666,4 @@ class StageContext:
     previous: Path | None = None
     recipe: Path | None = None
     overrides: tuple[str, ...] = ()
+    fetch: Callable[[], Mapping[str, Path]] | None = None

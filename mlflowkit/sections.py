@@ -82,6 +82,11 @@ class PluginUnion:
             )
         return section
 
+    def own_sections(self) -> tuple[type[Section], ...]:
+        """The sections of mlflowkit's own plugins."""
+        loaded = (self.section(kind) for kind in entry_points.OWN.get(self.group, ()))
+        return tuple(section for section in loaded if section is not None)
+
     def sections(self) -> Mapping[str, type[Section]]:
         """The sections of all installed plugins by kind."""
         loaded = {kind: self.section(kind) for kind in entry_points.names(self.group)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -114,6 +116,62 @@ class StageResult:
     def remeasure(self) -> bool:
         """Whether it holds a time that did not decide: evidence of one moment, which no later run reuses."""
         return bool(self.summary.get("remeasure")) or any(verdict.remeasure for verdict in self.verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class DataObject:
+    """A file of a remote data source."""
+
+    path: str
+    """POSIX path below the source's own folder; what names of folders tell (``month=01``) is in it."""
+    size: int
+    """Bytes."""
+    digest: str
+    """``algorithm:value``, as the store tells it: ``md5:9e10...``, ``sha256:...``, ``etag:...``. Equal means equal
+    content; only some algorithms can be computed from the content."""
+    locator: str = ""
+    """How the store names it, for the adapter that fetches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSnapshot:
+    """One version of a remote data source: what a plan decides by and a run reads. Holds no credentials."""
+
+    kind: str
+    uri: str
+    """Where the data is, without user information: ``lakefs://lending/loans/``."""
+    asked: str
+    """What the recipe asked for: a branch, a tag, a time; equal to ``version`` where it is pinned."""
+    version: str
+    """The commit or version that this was resolved to; "" where a store has none (SQL, S3)."""
+    objects: tuple[DataObject, ...]
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What else is known of the version, for people: ``author``, ``time`` (seconds since the epoch), ``message``,
+    ``shown`` (the place with what was asked for, as the store writes it)."""
+
+    @property
+    def tree(self) -> str:
+        """SHA-256 over the path, size and digest of each object, sorted: what a fingerprint depends on.
+
+        >>> snapshot = DataSnapshot("lakefs", "lakefs://r/", "main", "3f", (DataObject("a", 1, "md5:9e"),))
+        >>> snapshot.tree == DataSnapshot("s3", "s3://b/", "", "", (DataObject("a", 1, "md5:9e", "x"),)).tree
+        True
+        """
+        rows = sorted([item.path, item.size, item.digest] for item in self.objects)
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(item.size for item in self.objects)
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> DataSnapshot:
+        """The snapshot of `to_json`. Raises KeyError or TypeError."""
+        return cls(**{**value, "objects": tuple(DataObject(**item) for item in value["objects"])})
 
 
 @dataclass(frozen=True, slots=True)

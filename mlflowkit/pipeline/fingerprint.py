@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflowkit import usercode
+from mlflowkit.data_access.remote_source import RemoteSource
 from mlflowkit.errors import DataError
 from mlflowkit.graphs.onnx_file import external_files
 from mlflowkit.optimization.search import method_of
@@ -36,13 +37,16 @@ from mlflowkit.system import machine
 from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.system.own_modules import adapter_modules, own_modules, read_imports
 from mlflowkit.system.text import shell_word
-from mlflowkit.values import Json
+from mlflowkit.values import DataSnapshot, Json
 
 SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize")
 """Stages that draw random numbers."""
 
 IRRELEVANT = ("pydantic", "typing_extensions", "mlflowkit")
 """Imported distributions that no result depends on."""
+
+MAX_OBJECTS = 500
+"""Most objects of remote data that are ingredients each, so that a plan can name those that changed."""
 
 RECENT_NS = 50_000_000
 """A file that changed this recently may change again within one clock tick, so its digest is not stored."""
@@ -63,8 +67,10 @@ def fingerprint(stage: str, ingredients: Mapping[str, str]) -> str:
     return digest_json({"stage": stage, "ingredients": dict(ingredients)})
 
 
-def collect_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, dict[str, str]]:
-    """The ingredients of each stage of a recipe, without inputs and champion.
+def collect_ingredients(
+    loaded: LoadedRecipe, digests: FileDigests, snapshot: DataSnapshot | None = None
+) -> dict[str, dict[str, str]]:
+    """The ingredients of each stage of a recipe, without inputs and champion. ``snapshot`` is its remote data.
 
     Raises DataError for a missing data file, UserCodeError for missing user code.
     """
@@ -74,6 +80,7 @@ def collect_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str,
             **_plugin_ingredients(spec, digests),
             **_own_ingredients(_root_modules(stage, loaded.recipe), digests),
             **_environment_ingredients(stage, loaded, digests),
+            **(_snapshot_ingredients(snapshot) if stage == "data" and snapshot is not None else {}),
         }
         for stage, spec in stage_specs(loaded.recipe).items()
     }
@@ -158,8 +165,17 @@ def stat_text(path: Path) -> str:
     return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
 
 
+def _snapshot_ingredients(snapshot: DataSnapshot) -> dict[str, str]:
+    """The content of remote data: its tree, not the commit that it is read at, and each object where they are few."""
+    objects = snapshot.objects if len(snapshot.objects) <= MAX_OBJECTS else ()
+    return {"content:tree": snapshot.tree, **{f"content:{item.path}": item.digest for item in objects}}
+
+
 def _spec_ingredients(spec: Section) -> dict[str, str]:
     plain = spec.model_dump(mode="json")
+    source = getattr(spec, "source", None)
+    for key in source.location_keys if isinstance(source, RemoteSource) else ():
+        plain["source"].pop(key, None)
     leaves = {f"spec:{key}": codec.dumps(value) for key, value in flatten(plain).items()}
     return {"spec": digest_json(plain), **leaves}
 
@@ -243,6 +259,8 @@ def _root_modules(stage: str, recipe: RecipeSchema) -> list[str]:
     adapters = adapter_modules()
     factories = [f"{port}_{kind}" if kind else port for port in stage_ports(stage) for kind in kinds.get(port, [""])]
     roots = [f"stages.{stage}", *(module for factory in factories for module in adapters[factory])]
+    if stage == "data" and isinstance(recipe.data.source, RemoteSource):
+        roots.append(type(recipe.data.source).__module__.removeprefix("mlflowkit."))
     if stage == "train" and not isinstance(model, OnnxModel) and model.module.startswith("mlflowkit."):
         roots.append(model.module.partition(":")[0].removeprefix("mlflowkit."))
     return roots

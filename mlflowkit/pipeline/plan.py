@@ -13,10 +13,11 @@ from typing import Literal
 
 from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.pipeline.fingerprint import FileDigests, collect_ingredients, fingerprint, recipe_key
+from mlflowkit.pipeline.lineage.data_snapshot import data_snapshot
 from mlflowkit.ports import Journal, ObjectStore, StatePorts
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.text import join_words, truncate
-from mlflowkit.values import STAGE_INPUTS, STAGES, ServiceStatus, Step, StepResult
+from mlflowkit.values import STAGE_INPUTS, STAGES, DataSnapshot, ServiceStatus, Step, StepResult
 
 ServiceQuery = Callable[[], Sequence[ServiceStatus]]
 Action = Literal["run", "reuse"]
@@ -66,6 +67,8 @@ class ExecutionPlan:
     steps: tuple[Step, ...]
     results: Mapping[str, StepResult]
     champion: ChampionState
+    snapshot: DataSnapshot | None = None
+    """The version of the recipe's remote data; None where it is local."""
 
     @property
     def done(self) -> bool:
@@ -117,12 +120,13 @@ def build_plan(
     """
     stages = _select_stages(loaded, until, force)
     digests = FileDigests(journal)
-    ingredients = collect_ingredients(loaded, digests)
+    snapshot = data_snapshot(loaded, journal.state)
+    ingredients = collect_ingredients(loaded, digests, snapshot)
     digests.save()
     planner = _Planner(loaded, journal, store, services, frozenset(force), champion)
     for stage in stages:
         planner.add(stage, ingredients[stage])
-    return ExecutionPlan(tuple(planner.steps.values()), planner.results, planner.champion)
+    return ExecutionPlan(tuple(planner.steps.values()), planner.results, planner.champion, snapshot)
 
 
 def decide(

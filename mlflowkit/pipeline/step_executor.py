@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
+from mlflowkit.pipeline.lineage.data_snapshot import fetcher
 from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem, monitor_problem
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.storage.step_lease import Heartbeat, LeaseWatcher, this_owner
@@ -162,6 +163,7 @@ class StepExecutor:
             previous=store.path(last.published.digest) if last and store.intact(last.published) else None,
             recipe=self.loaded.path,
             overrides=self.loaded.overrides,
+            fetch=fetcher(self.loaded, self.state, self.plan.snapshot, self._stage_progress),
         )
 
     def _stage_progress(self, event: Event) -> None:

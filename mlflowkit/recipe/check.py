@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from mlflowkit.errors import Fault, RecipeError
 from mlflowkit.recipe import column_rules, compose, reference_rules, rules, schema_errors, yaml_tree
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema
-from mlflowkit.recipe.section_rules import delivery_rules
+from mlflowkit.recipe.section_rules import source_rules
 from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Node
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
@@ -52,12 +52,14 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     index from 1.
     """
     hint = f"mlkit explain {shell_word(path)} KEY shows what set a value and what is allowed"
+    written = {OVERRIDE_FILE: "\n".join(text.replace("\n", " ") for text in overrides)}
     try:
         examined = examine(path, overrides)
         if examined.faults or examined.recipe is None:
+            written = _without_secrets(examined.root, written)
             raise RecipeError(examined.faults, hint=hint, sources=examined.texts)
     except RecipeError as error:
-        error.sources[OVERRIDE_FILE] = "\n".join(text.replace("\n", " ") for text in overrides)
+        error.sources |= written
         raise
     composed = examined.recipe.model_dump(mode="json")
     files = tuple(dict.fromkeys((examined.path, *examined.files)))
@@ -80,7 +82,8 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> tuple[LoadedR
             faults.extend(fault for fault in error.faults if fault not in faults)
             sources |= error.sources
     if faults:
-        sources[OVERRIDE_FILE] = "\n".join(text.replace("\n", " ") for text in overrides)
+        if HIDDEN not in sources.get(OVERRIDE_FILE, ""):
+            sources[OVERRIDE_FILE] = "\n".join(text.replace("\n", " ") for text in overrides)
         raise RecipeError(faults, sources=sources)
     return tuple(loaded)
 
@@ -110,7 +113,7 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> ExaminedRecipe:
 def _without_secrets(root: Node, texts: dict[str, str]) -> dict[str, str]:
     """The texts that errors quote, without the secrets that stand in them."""
     for path, node in yaml_tree.walk(root):
-        if path[:1] == ("delivery",) and isinstance(node.value, str) and delivery_rules.secret_kind(node.value):
+        if isinstance(node.value, str) and node.value and source_rules.secret_kind(path, node.value):
             texts = {name: text.replace(node.value, HIDDEN) for name, text in texts.items()}
     return texts
 
@@ -176,10 +179,8 @@ def _forbidden_value(path: KeyPath, node: Node) -> Fault | None:
     if isinstance(node.value, float) and not math.isfinite(node.value):
         message = f"expected a finite number, found {yaml_tree.format_value(node)}"
         return schema_errors.fault_at(node, path, message, "write a number")
-    if path[:1] == ("delivery",) and isinstance(node.value, str) and delivery_rules.secret_kind(node.value):
-        message = (
-            f"this looks like {delivery_rules.secret_kind(node.value)}; a recipe only names where a secret is kept"
-        )
+    if isinstance(node.value, str) and (kind := source_rules.secret_kind(path, node.value)):
+        message = f"this looks like {kind}; a recipe only names where a secret is kept"
         hint = "revoke it: what stood in a file is known; then name where it is kept, such as {env: NAME}"
         return schema_errors.fault_at(node, path, message, hint, value=HIDDEN)
     if node.value == "???" and isinstance(node.value, str):

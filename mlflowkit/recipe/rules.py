@@ -43,10 +43,17 @@ def problems(values: Json) -> list[Problem]:
     >>> violated[0].path, violated[0].message
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
-    from mlflowkit.recipe.section_rules import delivery_rules, fairness_rules, monitor_rules, rollout_rules
+    from mlflowkit.recipe.section_rules import (
+        delivery_rules,
+        fairness_rules,
+        monitor_rules,
+        rollout_rules,
+        source_rules,
+    )
 
     view = RecipeView(values)
-    sections = (*fairness_rules.RULES, *rollout_rules.RULES, *monitor_rules.RULES, *delivery_rules.RULES)
+    modules = (fairness_rules, rollout_rules, monitor_rules, delivery_rules, source_rules)
+    sections = [rule for module in modules for rule in module.RULES]
     return [problem for rule in (*RULES, *sections) for problem in rule(view)]
 
 

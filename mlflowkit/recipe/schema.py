@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from mlflowkit.data_access.connections import Connection
 from mlflowkit.delivery.delivery_settings import DeliverySection
 from mlflowkit.judging.decision_rule import DecisionSection
 from mlflowkit.monitoring.monitor_settings import MonitorSection, RetrainSection
@@ -37,6 +38,8 @@ class RecipeSchema(Section):
     """What is predicted: a class or a number."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the split, the initial weights, the order of rows and the bootstrap."""
+    connections: dict[str, Connection] = Field(default_factory=dict)
+    """Stores by name, with references to their credentials; a source names one."""
     data: data_stage.DataSection
     """The table."""
     preprocess: train_stage.PreprocessSettings = Field(default_factory=train_stage.PreprocessSettings)

@@ -40,9 +40,9 @@ def schema_faults(errors: Sequence[Mapping[str, Any]], root: Node, values: Json)
 
 
 def _rule_fault(error: Mapping[str, Any], path: KeyPath, root: Node) -> Fault | None:
-    """What a section itself says of keys that do not go together; None for other errors."""
+    """What a section itself says of a value, or of keys that do not go together; None for other errors."""
     node = yaml_tree.find(root, path)
-    if error["type"] != "value_error" or node is None or node.mapping is None:
+    if error["type"] != "value_error" or node is None:
         return None
     return fault_at(node, path, str(error["ctx"]["error"]))
 
@@ -178,7 +178,9 @@ def all_keys() -> list[str]:
 
 def _all_keys(shape: Shape, path: KeyPath) -> list[tuple[str, str]]:
     keys: list[tuple[str, str]] = []
-    for branch in schema_tree.branches(shape):
+    union = schema_tree.plugin_union(shape)
+    own = [Shape(section) for section in union.own_sections()] if union is not None else []
+    for branch in (*schema_tree.branches(shape), *own):
         if schema_tree.is_section(branch.type):
             for name in branch.type.model_fields:
                 keys.append((yaml_tree.dotted((*path, name)), name))

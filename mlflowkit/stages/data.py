@@ -139,7 +139,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     import numpy as np
 
     plan = reading_plan(spec)
-    read = read_source(spec.source, context.folder, context.ports.tables, plan, skip=spec.drop)
+    read = read_source(spec.source, context.folder, context.ports.tables, plan, skip=spec.drop, fetch=context.fetch)
     if read.table.num_rows == 0:
         raise DataError(
             f"{spec.source.describe()} has no rows", hint="mlkit explain RECIPE data.source shows what set it"

@@ -1,11 +1,10 @@
-"""Data sources: where the rows of a recipe's table come from. Plugins subclass `DataSource`."""
+"""The data sources of files and functions beside the recipe, and how any source is read."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,9 +12,11 @@ from pydantic import Field
 
 from mlflowkit import usercode
 from mlflowkit.bundle import TextRule
+from mlflowkit.data_access.remote_source import RemoteSource
+from mlflowkit.data_access.source_sections import DataSource, SourceContent, TextKeys
 from mlflowkit.errors import DataError, MlkitError, UserCodeError, closest_match
 from mlflowkit.features.cells import DEFAULT_MISSING, ReadingPlan
-from mlflowkit.sections import PluginUnion, Section
+from mlflowkit.sections import PluginUnion
 from mlflowkit.system.entry_points import SOURCES
 from mlflowkit.system.file_patterns import fixed_folder, folder_columns, matching_paths
 from mlflowkit.system.text import first_line, shell_word
@@ -30,86 +31,6 @@ if TYPE_CHECKING:
 PATH_KEY = "data.source.path"
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 """Ends of the names of compressed CSV files."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceContent:
-    """What the rows of a source depend on: local files, and versions of remote data (a commit, an ETag) by name."""
-
-    files: tuple[Path, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-class DataSource(Section):
-    """A kind of ``data.source``. A plugin declares ``kind: Literal[NAME]`` and its keys, and implements `resolve` and
-    `read`. Relative paths are relative to ``folder``, the recipe's."""
-
-    kind: str
-
-    def resolve(self, folder: Path) -> SourceContent:
-        """Identify the content without reading the table: the data stage runs again when it changes.
-
-        Raises DataError when there is none.
-        """
-        raise NotImplementedError
-
-    def read(self, folder: Path, tables: Tables, *, skip: Sequence[str] = ()) -> pa.Table | pd.DataFrame:
-        """Read the table, in a reproducible order of rows. ``skip`` names columns that need not be read."""
-        raise NotImplementedError
-
-    def describe(self) -> str:
-        """Short text for messages and reports."""
-        return self.kind
-
-    def code_references(self) -> tuple[str, ...]:
-        """Code beside the recipe that is run, as ``module:name``."""
-        return ()
-
-    def watched_patterns(self, folder: Path) -> tuple[str, ...] | None:
-        """Globs that match all the files of `resolve`, and those that would be added; None where none can.
-
-        With them, a run with nothing to do need not call `resolve`.
-        """
-        return None
-
-    def plugin_names(self) -> tuple[tuple[str, str], ...]:
-        return () if isinstance(self, BUILT_IN) else ((SOURCES, self.kind),)
-
-
-class TextKeys(DataSource):
-    """Keys of sources whose columns may hold texts."""
-
-    missing: list[str | int | float] | None = None
-    """Texts that say that a value is missing, in every column of texts; the empty field always does. Without it those
-    of pyarrow (NA, N/A, NaN, null, ...) in CSV files, except in columns declared categorical, and none elsewhere."""
-    trim: bool = False
-    """Remove blanks around texts and the names of columns."""
-    decimal: str = Field(default=".", min_length=1, max_length=1)
-    """The decimal mark of numbers that are written as text."""
-    thousands: str | None = Field(default=None, min_length=1, max_length=1)
-    """What separates the digits of such numbers into groups of three."""
-    units: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    """Signs and units around such numbers, which are left out: "%", "$", "kg". 12 % is 12."""
-
-    def text_rule(self, declared: Sequence[str]) -> TextRule:
-        """What texts mean; ``declared`` names the columns that the recipe declares categorical or a group."""
-        default = self.missing is None
-        missing = self.default_missing() if self.missing is None else tuple(map(str, self.missing))
-        return TextRule(
-            missing=tuple(text for text in dict.fromkeys(missing) if text),
-            verbatim=tuple(sorted(declared)) if default and missing else (),
-            trim=self.trim,
-            decimal=self.decimal,
-            thousands=self.thousands or "",
-            units=tuple(self.units),
-        )
-
-    def default_missing(self) -> tuple[str, ...]:
-        return ()
-
-    def read_by_plan(self, folder: Path, tables: Tables, plan: ReadingPlan, skip: Sequence[str]) -> TableRead:
-        """Read the table by what the recipe says of its columns."""
-        raise NotImplementedError
 
 
 class CsvSource(TextKeys):
@@ -217,7 +138,6 @@ class PythonSource(TextKeys):
         return tuple(_declared_pattern(path, folder) for path in self.files)
 
 
-BUILT_IN = (CsvSource, ParquetSource, PythonSource)
 Source = Annotated[
     CsvSource | ParquetSource | PythonSource, Field(discriminator="kind"), PluginUnion(SOURCES, DataSource)
 ]
@@ -239,9 +159,18 @@ def text_rule_of(source: DataSource, declared: Sequence[str]) -> TextRule:
 
 
 def read_source(
-    source: DataSource, folder: Path, tables: Tables, plan: ReadingPlan, *, skip: Sequence[str] = ()
+    source: DataSource,
+    folder: Path,
+    tables: Tables,
+    plan: ReadingPlan,
+    *,
+    skip: Sequence[str] = (),
+    fetch: Callable[[], Mapping[str, Path]] | None = None,
 ) -> TableRead:
-    """The rows of a source, without the columns in ``skip``. Raises DataError and UserCodeError."""
+    """The rows of a source, without the columns in ``skip``. ``fetch`` gives the files of a remote one.
+
+    Raises DataError and UserCodeError.
+    """
     import pandas as pd
     import pyarrow as pa
 
@@ -249,6 +178,8 @@ def read_source(
 
     if isinstance(source, CsvSource | ParquetSource):
         return source.read_by_plan(folder, tables, plan, skip)
+    if isinstance(source, RemoteSource) and fetch is not None:
+        return source.read_fetched(fetch(), tables, plan, skip)
     try:
         table: Any = source.read(folder, tables, skip=skip)
     except MlkitError:

@@ -22,9 +22,15 @@ from typing import Any
 from mlflowkit.errors import MlkitError, UsageError
 
 SOURCES, METRICS, PASSES = "mlflowkit.sources", "mlflowkit.metrics", "mlflowkit.passes"
-TARGETS = "mlflowkit.targets"
-GROUPS = (SOURCES, METRICS, PASSES, TARGETS)
+TARGETS, CONNECTIONS = "mlflowkit.targets", "mlflowkit.connections"
+GROUPS = (SOURCES, METRICS, PASSES, TARGETS, CONNECTIONS)
 """The entry point groups."""
+OWN: Mapping[str, Mapping[str, str]] = {
+    SOURCES: {
+        "lakefs": "mlflowkit.adapters.data_sources.lakefs_source:LakefsSource",
+    },
+}
+"""mlflowkit's own plugins: adapters that are loaded only for a recipe that names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,21 @@ def singular(group: str) -> str:
     return group.rpartition(".")[2].removesuffix("es" if group == PASSES else "s")
 
 
+def is_own(kind: type) -> bool:
+    """Whether a class is mlflowkit's."""
+    return kind.__module__.partition(".")[0] == "mlflowkit"
+
+
 def names(group: str) -> tuple[str, ...]:
-    """The names of the installed plugins of a group, sorted."""
-    return tuple(sorted(_scan(group, tuple(sys.path))))
+    """The names of the plugins of a group, mlflowkit's own first, each sorted."""
+    own = OWN.get(group, {})
+    return (*sorted(own), *sorted(name for name in _scan(group, tuple(sys.path)) if name not in own))
 
 
 def find(group: str, name: str) -> Plugin | None:
-    """The installed plugin of this name, or None. Raises UsageError when two distributions register the name."""
+    """The plugin of this name, or None. Raises UsageError when two distributions register the name."""
+    if reference := OWN.get(group, {}).get(name):
+        return Plugin(group, name, reference, "mlflowkit", "")
     registered = _scan(group, tuple(sys.path)).get(name, ())
     if len({plugin.reference for plugin in registered}) > 1:
         owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in registered)

@@ -6,6 +6,9 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from importlib import metadata
+from importlib.util import find_spec
+
+from mlflowkit.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
@@ -21,6 +24,12 @@ def missing_distributions(extra: str, *, ignore: Collection[str] = ()) -> tuple[
     ()
     """
     return tuple(sorted(name for name in set(_distributions(extra)) - set(ignore) if not _installed(name)))
+
+
+def require_extra(module: str, extra: str, key: str) -> None:
+    """Raise UsageError, with the command that installs it, where the module that a recipe's key needs is missing."""
+    if find_spec(module) is None:
+        raise UsageError(f"{key} needs {module}, which is not installed", hint=f"pip install 'mlflowkit[{extra}]'")
 
 
 @lru_cache(maxsize=32)

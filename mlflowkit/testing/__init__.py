@@ -17,6 +17,7 @@ from mlflowkit.testing.runtime_suites import (
     runtime_graph,
     runtime_inputs,
 )
+from mlflowkit.testing.source_suites import RemoteSourceContract
 from mlflowkit.testing.state_suites import ControlRecordsContract, JournalContract, ObjectStoreContract
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectStoreContract",
     "PassContract",
     "ProfilerContract",
+    "RemoteSourceContract",
     "RuntimeContract",
     "SourceContract",
     "delivery_plans",

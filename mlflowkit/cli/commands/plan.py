@@ -47,6 +47,7 @@ def plan(
     """Print each step with run or reuse, the reason, and what changes for a service's clients. Changes nothing."""
     from mlflowkit.judging.coverage import recipe_warnings
     from mlflowkit.pipeline.client_changes import find_changes
+    from mlflowkit.pipeline.lineage.data_snapshot import describe_snapshot, snapshot_summary
     from mlflowkit.pipeline.plan import preview
     from mlflowkit.recipe.check import load
     from mlflowkit.wiring import Wiring
@@ -61,6 +62,8 @@ def plan(
         changes = find_changes(loaded, planned.results, wiring.objects, lambda: wiring.platform.status())
     rows = [{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")} for step in steps]
     lines = [f"{step.stage:<9} {step.action:<6} {step.fingerprint[:12]}  {step.reason}" for step in steps]
+    if planned.snapshot is not None:
+        lines.insert(0, describe_snapshot(planned.snapshot))
     lines += [f"warning: {'breaks clients: ' if change.breaking else ''}{change.message}" for change in changes or ()]
     warnings = recipe_warnings(loaded.composed)
     lines += [f"warning: {warning}" for warning in warnings]
@@ -70,6 +73,7 @@ def plan(
         "recipe": str(loaded.path),
         "name": loaded.recipe.name,
         "steps": rows,
+        "data": None if planned.snapshot is None else snapshot_summary(planned.snapshot),
         "warnings": list(warnings),
         "signature_changes": None if changes is None else [change.to_json() for change in changes],
     }

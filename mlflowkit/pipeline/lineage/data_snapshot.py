@@ -1,0 +1,129 @@
+"""The version of a recipe's remote data: resolved when a run is planned, fetched when its data stage runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflowkit.data_access.head_probe import HeadProbe, current_version
+from mlflowkit.data_access.remote_source import RemoteAccess, RemoteSource, fetch_remote, resolve_remote
+from mlflowkit.ports import RunProgress
+from mlflowkit.recipe.schema import LoadedRecipe
+from mlflowkit.system.text import format_count
+from mlflowkit.values import DataSnapshot, Event, Json
+
+PROGRESS_SECONDS = 1.0
+"""How often a fetch reports its progress."""
+SHOWN = 8
+"""Characters of a commit in messages."""
+
+
+def data_snapshot(loaded: LoadedRecipe, state: Path) -> DataSnapshot | None:
+    """What the remote source of a recipe stands for now; None for a local one. Raises DataError."""
+    source = loaded.recipe.data.source
+    return resolve_remote(source, _access(loaded, state)) if isinstance(source, RemoteSource) else None
+
+
+def head_probe(loaded: LoadedRecipe, state: Path, snapshot: DataSnapshot) -> HeadProbe | None:
+    """The request that tells whether the recipe still asks for this version; None where there is none."""
+    source = loaded.recipe.data.source
+    return source.head_probe(_access(loaded, state), snapshot) if isinstance(source, RemoteSource) else None
+
+
+def fetcher(
+    loaded: LoadedRecipe, state: Path, snapshot: DataSnapshot | None, progress: RunProgress
+) -> Callable[[], Mapping[str, Path]] | None:
+    """What fetches the planned version of a recipe's remote source, and tells when a newer one is there by then."""
+    source = loaded.recipe.data.source
+    if snapshot is None or not isinstance(source, RemoteSource):
+        return None
+    access = _access(loaded, state)
+    access.progress = _Throttled(progress)
+
+    def fetch() -> Mapping[str, Path]:
+        progress(Event("data", "progress", f"reading {describe_snapshot(snapshot)}"))
+        files = fetch_remote(source, access, snapshot)
+        probe = source.head_probe(access, snapshot)
+        newer = current_version(probe, loaded.folder) if probe is not None else ""
+        if newer and newer != snapshot.version:
+            used, now = snapshot.version[:SHOWN], newer[:SHOWN]
+            message = f"{snapshot.asked} is now at {now}; this run uses {used}, as planned: run again for the new one"
+            progress(Event("data", "warning", message))
+        return files
+
+    return fetch
+
+
+def describe_snapshot(snapshot: DataSnapshot, now: float | None = None) -> str:
+    """A snapshot in words.
+
+    >>> details = {"author": "etl", "time": "1000", "shown": "lakefs://lending/main"}
+    >>> describe_snapshot(DataSnapshot("lakefs", "lakefs://lending/", "main", "3f2a9c41" * 8, (), details), 8200)
+    'lakefs://lending/main -> 3f2a9c41 (0 objects, 0 B, 2 h ago by etl)'
+    """
+    facts = [format_count(len(snapshot.objects), "object"), format_bytes(snapshot.size)]
+    when, author = snapshot.details.get("time", ""), snapshot.details.get("author", "")
+    if when or author:
+        facts.append(" ".join(filter(None, (_age(when, now), f"by {author}" if author else ""))))
+    version = snapshot.version[:SHOWN] if len(snapshot.version) > 2 * SHOWN else snapshot.version
+    place = snapshot.details.get("shown", "") or f"{snapshot.uri} {snapshot.asked}".strip()
+    resolved = f"{place} -> {version}" if version and snapshot.asked != version else place
+    return f"{resolved} ({', '.join(facts)})"
+
+
+def snapshot_summary(snapshot: DataSnapshot) -> dict[str, Json]:
+    """A snapshot for ``--json``, without its objects."""
+    return {
+        "source": snapshot.uri,
+        "asked": snapshot.asked,
+        "commit": snapshot.version,
+        "objects": len(snapshot.objects),
+        "bytes": snapshot.size,
+        "tree": snapshot.tree,
+        "details": dict(snapshot.details),
+    }
+
+
+def format_bytes(size: int) -> str:
+    """A size in the largest unit in which it is at least 1.
+
+    >>> format_bytes(999), format_bytes(1_234_567_890)
+    ('999 B', '1.2 GB')
+    """
+    amount = float(size)
+    for unit in ("B", "KB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def _age(when: str, now: float | None) -> str:
+    try:
+        seconds = max((time.time() if now is None else now) - float(when), 0)
+    except ValueError:
+        return ""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _access(loaded: LoadedRecipe, state: Path) -> RemoteAccess:
+    return RemoteAccess(loaded.folder, state, loaded.recipe.connections)
+
+
+@dataclass
+class _Throttled:
+    """Reports the progress of a fetch, not more often than every PROGRESS_SECONDS."""
+
+    progress: RunProgress
+    last: float = 0.0
+
+    def __call__(self, message: str, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self.last >= PROGRESS_SECONDS:
+            self.last = now
+            self.progress(Event("data", "progress", message, 0.3 * fraction))

@@ -1,0 +1,53 @@
+"""Rules for ``connections`` and remote sources: connections that exist, and secrets that are only named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mlflowkit.errors import closest_match
+from mlflowkit.recipe.rule import Problem, RecipeView, Rule
+from mlflowkit.recipe.section_rules import delivery_rules
+from mlflowkit.recipe.yaml_tree import KeyPath
+
+_SECRET_KEY = re.compile(r"(?i)secret|password|passphrase|token|credential|(?:^|_)key(?:$|_)|(?:^|_)sas(?:$|_)")
+_USER_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/\s@]+@")
+
+
+def secret_kind(path: KeyPath, text: str) -> str:
+    """What kind of secret a text of a recipe looks like at its key, or "".
+
+    >>> secret_kind(("connections", "lake", "secret"), "hunter2")
+    'a secret'
+    >>> secret_kind(("data", "source", "url"), "s3://me@bucket/"), secret_kind(("name",), "s3://me@bucket/")
+    ('a user or password in a URL', '')
+    >>> secret_kind(("connections", "lake", "secret", "env"), "LAKE_SECRET")
+    ''
+    """
+    if path[:1] == ("delivery",):
+        return delivery_rules.secret_kind(text)
+    if path[:1] not in (("connections",), ("data",)) or "${" in text:
+        return ""
+    if _USER_IN_URL.search(text):
+        return "a user or password in a URL"
+    if path[0] == "connections" and len(path) == 3 and _SECRET_KEY.search(str(path[2])):
+        return "a secret"
+    return delivery_rules.secret_kind(text)
+
+
+def _connection(view: RecipeView) -> Iterator[Problem]:
+    """A source names a connection of the recipe."""
+    path: KeyPath = ("data", "source", "connection")
+    name = view.text(*path)
+    names = [str(key) for key in view.mapping("connections")]
+    if not name or name in names:
+        return
+    near = closest_match(name, names)
+    kind = view.text("data", "source", "kind")
+    hint = f"did you mean {near}?" if near else f"add connections: {{{name}: {{kind: {kind}, ...}}}}"
+    listed = f"; there are {', '.join(names)}" if names else ", and no connections at all"
+    yield Problem(path, f"there is no connection {name!r}{listed}", hint)
+
+
+RULES: tuple[Rule, ...] = (_connection,)
+"""All rules for connections and remote sources."""
