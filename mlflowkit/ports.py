@@ -473,8 +473,8 @@ class RunHistory(Protocol):
     def start_run(self, record: RunRecord, owner: Owner) -> None:
         """Insert a run and its pending steps."""
 
-    def begin_step(self, run: str, stage: str) -> None:
-        """Mark a step as running."""
+    def begin_step(self, run: str, stage: str, fingerprint: str = "") -> None:
+        """Mark a step as running, with the fingerprint that it has now that its inputs are known."""
 
     def finish_step(self, run: str, step: StepRecord) -> None:
         """Update a step."""

@@ -200,6 +200,12 @@ class Step:
     fingerprint: str
     ingredients: Mapping[str, str] = field(default_factory=dict)
     """Name of each ingredient of the fingerprint and its digest."""
+    origin: str = ""
+    """Digest of its ingredients and of those of all that it depends on: the same before and after anything ran."""
+    awaits: tuple[str, ...] = ()
+    """Inputs that run first: with what they publish it is decided again, and only then is its fingerprint known."""
+    conditional: bool = False
+    """Whether it runs only if one of these publishes another content than before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,8 @@ def _steps(report: JudgeReport) -> str:
 
 def _is_cause(step: ReportedStep) -> bool:
     """Whether a step ran for a reason of its own, and not because a step before it did."""
-    return step.action == "run" and not step.reason.endswith("stale") and step.reason not in ("first run", "")
+    derived = re.fullmatch(r"(\w+, )*(\w+ and )?\w+ (changed|(is|are) stale)", step.reason)
+    return step.action == "run" and derived is None and step.reason not in ("first run", "")
 
 
 def _warnings(report: JudgeReport) -> str:

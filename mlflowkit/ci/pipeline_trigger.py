@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflowkit.values import Step
 
 STAGES = ("data", "validate", "train", "export")
-"""Stages whose fingerprints are the same on every machine; those after them measure."""
+"""Stages whose ingredients are the same on every machine; those after them measure."""
 ClaimPlace = Literal["journal", "git"]
 
 
@@ -74,7 +74,7 @@ def _key(recipe: Path, loaded: LoadedRecipe, state: Path) -> tuple[str, str, Seq
     from mlflowkit.wiring import Wiring
 
     steps = preview(loaded, Wiring(state), until="package").steps
-    plan = digest_json({step.stage: step.fingerprint for step in steps if step.stage in STAGES})
+    plan = digest_json({step.stage: step.origin for step in steps if step.stage in STAGES})
     environment, champion = _champion(recipe, loaded)
     return digest_json([plan, champion, policy_digest(loaded.recipe), environment]), plan, steps
 

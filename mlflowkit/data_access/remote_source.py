@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -93,9 +93,6 @@ class RemoteAccess:
 
 class RemoteSource(TextKeys):
     """A data source whose rows are in a store."""
-
-    location_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys that only say where the data is: what they lead to is in the fingerprint, not they."""
 
     def place(self, access: RemoteAccess) -> str:
         """Where the data is: the address of its store and its URI, without user information."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,9 @@ class SourceContent:
 
     files: tuple[Path, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    roots: tuple[Path, ...] = ()
+    """Folders that the recipe's keys name, in their order: a file counts by its path below one of them (see
+    `stages.sources.content_names`), so that the same files elsewhere are the same content."""
 
 
 class DataSource(Section):
@@ -35,6 +38,8 @@ class DataSource(Section):
     `read`. Relative paths are relative to ``folder``, the recipe's."""
 
     kind: str
+    location_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that only say where the data is: what they lead to is in the fingerprint, not they."""
 
     def resolve(self, folder: Path) -> SourceContent:
         """Identify the content without reading the table: the data stage runs again when it changes.
@@ -53,6 +58,10 @@ class DataSource(Section):
 
     def code_references(self) -> tuple[str, ...]:
         """Code beside the recipe that is run, as ``module:name``."""
+        return ()
+
+    def roots(self, folder: Path) -> tuple[Path, ...]:
+        """`SourceContent.roots`, without looking for the files."""
         return ()
 
     def watched_patterns(self, folder: Path) -> tuple[str, ...] | None:

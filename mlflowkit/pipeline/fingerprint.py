@@ -2,13 +2,15 @@
 
 Kinds of ingredients::
 
-    spec:epochs       a key of the stage's Spec, its value as JSON      seed               of the run
-    content:a.csv     digest of a data file, read or declared           machine            that measures latency
-    code:helper.py    digest of a user or plugin file                input:data         fingerprint of an input
-    own:stages.train  digest of a module of mlflowkit             champion           identity compared with
+    spec:epochs       a key of the stage's Spec, its value as JSON      seed          of the run
+    content:a.csv     digest of a data file, read or declared           machine       that measures latency
+    code:helper.py    digest of a user or plugin file                   input:data    digest of what an input published
+    own:stages.train  digest of a module of mlflowkit                   champion      identity compared with
     library:torch     installed version of a library that these import
 
-Sources are read, never imported or executed.
+None says where something lies: files are named from the recipe's folder, or from the folder that a key names, and such
+keys are left out. So another checkout, or data that was moved, has the same fingerprints. Sources are read, never
+imported or executed.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from mlflowkit.ports import Journal
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema, stage_specs
 from mlflowkit.sections import Section, used_plugins
 from mlflowkit.stages.optimize import search_plan
-from mlflowkit.stages.sources import resolve_source
+from mlflowkit.stages.sources import content_names, resolve_source
 from mlflowkit.stages.train import OnnxModel
 from mlflowkit.system import machine
 from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.system.own_modules import adapter_modules, own_modules, read_imports
 from mlflowkit.system.text import shell_word
-from mlflowkit.values import DataSnapshot, Json
+from mlflowkit.values import STAGE_INPUTS, DataSnapshot, Json
 
 SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize")
 """Stages that draw random numbers."""
@@ -76,7 +78,7 @@ def collect_ingredients(
     """
     return {
         stage: {
-            **_spec_ingredients(spec),
+            **_spec_ingredients(spec, location_keys(stage, loaded.recipe)),
             **_plugin_ingredients(spec, digests),
             **_own_ingredients(_root_modules(stage, loaded.recipe), digests),
             **_environment_ingredients(stage, loaded, digests),
@@ -84,6 +86,23 @@ def collect_ingredients(
         }
         for stage, spec in stage_specs(loaded.recipe).items()
     }
+
+
+def location_keys(stage: str, recipe: RecipeSchema) -> tuple[str, ...]:
+    """Keys of a stage's Spec that say only where something lies, whose content is an ingredient instead."""
+    if stage == "data":
+        return tuple(f"source.{key}" for key in recipe.data.source.location_keys)
+    return ("model.path",) if stage == "train" and isinstance(recipe.model, OnnxModel) else ()
+
+
+def origins(ingredients: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """A digest per stage of its ingredients and those of all that it depends on: known before anything ran, and the
+    same afterwards. Stages come after their inputs."""
+    chain: dict[str, str] = {}
+    for stage, own in ingredients.items():
+        inputs = {f"input:{name}": chain[name] for name in STAGE_INPUTS[stage]}
+        chain[stage] = fingerprint(stage, {**own, **inputs})
+    return chain
 
 
 def input_files(loaded: LoadedRecipe) -> list[Path]:
@@ -171,11 +190,10 @@ def _snapshot_ingredients(snapshot: DataSnapshot) -> dict[str, str]:
     return {"content:tree": snapshot.tree, **{f"content:{item.path}": item.digest for item in objects}}
 
 
-def _spec_ingredients(spec: Section) -> dict[str, str]:
+def _spec_ingredients(spec: Section, left_out: Sequence[str]) -> dict[str, str]:
     plain = spec.model_dump(mode="json")
-    source = getattr(spec, "source", None)
-    for key in source.location_keys if isinstance(source, RemoteSource) else ():
-        plain["source"].pop(key, None)
+    for section, _, key in (name.partition(".") for name in left_out):
+        del plain[section][key]
     leaves = {f"spec:{key}": codec.dumps(value) for key, value in flatten(plain).items()}
     return {"spec": digest_json(plain), **leaves}
 
@@ -190,8 +208,9 @@ def _environment_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDige
     if stage == "train" and not isinstance(recipe.model, OnnxModel):
         ingredients |= _code_ingredients(recipe.model.module, loaded.folder, digests)
     elif stage == "train":
-        files = digests.look_up(_model_files(loaded))
-        ingredients |= {f"content:{_relative(path, loaded.folder)}": digest for path, digest in files.items()}
+        graph, *external = _model_files(loaded)
+        files = digests.look_up([graph, *external])
+        ingredients |= {f"content:{_relative(path, graph.parent)}": digest for path, digest in files.items()}
     if stage == "optimize":
         ingredients["machine"] = machine.describe_machine()
     return ingredients
@@ -213,8 +232,9 @@ def _source_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str,
         ingredients |= _code_ingredients(reference, loaded.folder, digests)
     content = resolve_source(source, loaded.folder)
     ingredients |= {f"content:{name}": version for name, version in content.versions.items()}
-    contents = digests.look_up(content.files).items()
-    return ingredients | {f"content:{_relative(path, loaded.folder)}": digest for path, digest in contents}
+    contents = digests.look_up(content.files)
+    names = content_names(content, loaded.folder)
+    return ingredients | {f"content:{name}": contents[path] for name, path in names.items()}
 
 
 def _plugin_ingredients(spec: Section, digests: FileDigests) -> dict[str, str]:

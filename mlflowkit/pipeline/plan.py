@@ -1,31 +1,29 @@
 """Plans a run: ordered steps, each with the reason why it runs or is reused.
 
-`decide` is pure; `build_plan` collects the ingredients once, then decides stage by stage.
+`decide` is pure; `build_plan` collects the ingredients once, then decides stage by stage. A step counts by what its
+inputs published, so one whose input runs is decided again after that (`StepPlanner.settle`), and is reused where the
+content is the same as before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mlflowkit.errors import UsageError, closest_match
-from mlflowkit.pipeline.fingerprint import FileDigests, collect_ingredients, fingerprint, recipe_key
+from mlflowkit.pipeline.change_reasons import be, change_reason, is_unchanged
+from mlflowkit.pipeline.fingerprint import FileDigests, collect_ingredients, fingerprint, origins
 from mlflowkit.pipeline.lineage.data_snapshot import data_snapshot
 from mlflowkit.ports import Journal, ObjectStore, StatePorts
 from mlflowkit.recipe.schema import LoadedRecipe
-from mlflowkit.system.text import join_words, truncate
+from mlflowkit.system.text import join_words
 from mlflowkit.values import STAGE_INPUTS, STAGES, DataSnapshot, ServiceStatus, Step, StepResult
 
 ServiceQuery = Callable[[], Sequence[ServiceStatus]]
 Action = Literal["run", "reuse"]
-
-MAX_CHANGES = 3
-"""Changes that a reason names."""
-KINDS = ("spec", "seed", "content", "code", "library", "champion", "machine", "own", "input")
-"""Kinds of ingredients, in the order in which a reason names their changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +59,31 @@ class PriorResults:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDecision:
+    """Whether a stage runs, and why; ``conditional`` if only where an input publishes another content than before."""
+
+    action: Action
+    reason: str
+    conditional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutionPlan:
     """Ordered steps, the results to reuse, and the champion that gates compare with."""
 
     steps: tuple[Step, ...]
-    results: Mapping[str, StepResult]
-    champion: ChampionState
+    planner: StepPlanner
+    """Decides the steps that await others, in the run."""
     snapshot: DataSnapshot | None = None
     """The version of the recipe's remote data; None where it is local."""
+
+    @property
+    def results(self) -> Mapping[str, StepResult]:
+        return self.planner.results
+
+    @property
+    def champion(self) -> ChampionState:
+        return self.planner.champion
 
     @property
     def done(self) -> bool:
@@ -123,10 +138,10 @@ def build_plan(
     snapshot = data_snapshot(loaded, journal.state)
     ingredients = collect_ingredients(loaded, digests, snapshot)
     digests.save()
-    planner = _Planner(loaded, journal, store, services, frozenset(force), champion)
+    planner = StepPlanner(loaded, journal, store, services, frozenset(force), ingredients, champion)
     for stage in stages:
-        planner.add(stage, ingredients[stage])
-    return ExecutionPlan(tuple(planner.steps.values()), planner.results, planner.champion, snapshot)
+        planner.add(stage)
+    return ExecutionPlan(tuple(planner.steps.values()), planner, snapshot)
 
 
 def decide(
@@ -135,104 +150,113 @@ def decide(
     prior: PriorResults,
     *,
     forced: bool = False,
-    stale: Sequence[str] = (),
-    inputs: Mapping[str, str] | None = None,
-) -> tuple[Action, str]:
-    """Decide whether a stage runs, and why. ``stale`` are the inputs that run, ``inputs`` the digests of the others.
+    awaits: Sequence[str] = (),
+    remade: Sequence[str] = (),
+) -> StepDecision:
+    """Decide whether a stage runs, and why.
 
-    >>> decide("data", {"seed": "7"}, PriorResults())
-    ('run', 'first run')
+    Of the inputs, ``awaits`` are those that run first, so that their content is not among the ``ingredients`` yet, and
+    ``remade`` those that ran.
+
+    >>> decide("data", {"seed": "7"}, PriorResults()).reason
+    'first run'
     """
     if forced:
-        return "run", "--force"
+        return StepDecision("run", "--force")
     if prior.last is None:
-        return "run", "first run"
+        return StepDecision("run", "first run")
+    if awaits:
+        reason = change_reason(stage, ingredients, prior.last, awaits)
+        return StepDecision("run", reason, is_unchanged(prior.last, ingredients))
     result = prior.result
-    if result is None or stale:
-        return "run", _stale_reason(stage, ingredients, prior.last, stale)
+    if result is None:
+        return StepDecision("run", change_reason(stage, ingredients, prior.last))
     if not prior.intact:
-        return "run", "its published folder is missing or was altered"
+        return StepDecision("run", "its published folder is missing or was altered")
     if result.result.remeasure:
-        return "run", "its latency evidence was inconclusive"
-    remade = [name for name, digest in (inputs or {}).items() if result.inputs.get(name) != digest]
+        return StepDecision("run", "its latency evidence was inconclusive")
     if remade:
-        return "run", f"{join_words(remade)} {_verb(remade, 'was', 'were')} made anew"
-    return "reuse", f"unchanged since run {result.run}"
-
-
-def describe_changes(stage: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Describe the differences between two sets of ingredients, inputs excluded.
-
-    >>> describe_changes("train", {"spec:train.epochs": "20", "seed": "7"}, {"spec:train.epochs": "30", "seed": "8"})
-    ['train.epochs 20 -> 30', 'seed 7 -> 8']
-    >>> describe_changes("data", {"spec:decimal": "null"}, {"spec:decimal.price": ","})
-    ['data.decimal.price added']
-    """
-    descriptions: list[str] = []
-    own_modules = 0
-    for name in sorted(set(before) | set(now), key=lambda name: (KINDS.index(name.partition(":")[0]), name)):
-        old, new = before.get(name), now.get(name)
-        kind, _, rest = name.partition(":")
-        if old == new or name == "spec" or kind == "input" or _is_spelled_out(name, now if new is None else before):
-            continue
-        if kind == "own":
-            own_modules += 1
-            continue
-        descriptions.append(_describe_change(stage, kind, rest, old, new))
-    if own_modules:
-        descriptions.append(f"mlflowkit's own code changed ({own_modules} module{'s' if own_modules > 1 else ''})")
-    return descriptions
+        return StepDecision("reuse", f"{join_words(remade)} {be(remade)} made anew with the same content")
+    return StepDecision("reuse", f"unchanged since run {result.run}")
 
 
 @dataclass
-class _Planner:
-    """A plan under construction."""
+class StepPlanner:
+    """Decides step by step. ``ingredients`` are those of each stage without inputs and champion."""
 
     loaded: LoadedRecipe
     journal: Journal
     store: ObjectStore
     services: ServiceQuery | None
     force: frozenset[str]
+    ingredients: Mapping[str, Mapping[str, str]]
     given: ChampionState | None = None
     """The champion to compare with, instead of the journal's."""
     steps: dict[str, Step] = field(default_factory=dict)
     results: dict[str, StepResult] = field(default_factory=dict)
     champion: ChampionState = field(default_factory=ChampionState)
+    origins: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.origins = origins(self.ingredients)
 
     @property
     def name(self) -> str:
         return self.loaded.recipe.name
 
-    def add(self, stage: str, own: Mapping[str, str]) -> None:
-        """Add the next stage, given its ingredients without inputs and champion."""
-        ingredients = dict(own)
+    def add(self, stage: str) -> None:
+        """Add the next stage. What an input that runs will publish is not known: the stage runs, or awaits that."""
+        self._decide(stage, [name for name in STAGE_INPUTS[stage] if self.steps[name].action == "run"])
+
+    def settle(self, stage: str, results: Mapping[str, StepResult], ran: Set[str]) -> Step:
+        """Decide a stage again by what its inputs published; ``ran`` are the stages that this run executed."""
+        self.results |= results
+        return self._decide(stage, [], [name for name in STAGE_INPUTS[stage] if name in ran])
+
+    def _decide(self, stage: str, awaits: Sequence[str], remade: Sequence[str] = ()) -> Step:
+        ingredients = dict(self.ingredients[stage])
         for name in STAGE_INPUTS[stage]:
-            ingredients[f"input:{name}"] = self.steps[name].fingerprint
-        if stage == "evaluate":
-            optimize = self.steps["optimize"].fingerprint
+            known = name not in awaits
+            ingredients[f"input:{name}"] = self.results[name].published.digest if known else f"of {self.origins[name]}"
+        if stage == "evaluate" and "optimize" not in awaits:
+            optimize = self.results["optimize"].fingerprint
             self.champion = self.given or evaluation_champion(self.journal, self.name, optimize)
             ingredients["champion"] = self.champion.ingredient
-        key = fingerprint(stage, ingredients)
-        result = self.journal.result(key)
+        last = self.journal.latest(self.name, stage)
+        result = None if awaits else self._result(fingerprint(stage, ingredients), ingredients, last)
         intact = result is not None and self.store.intact(result.published)
-        prior = PriorResults(result, self.journal.latest(self.name, stage), intact)
-        stale = [name for name in STAGE_INPUTS[stage] if self.steps[name].action == "run"]
-        inputs = {name: self.results[name].published.digest for name in STAGE_INPUTS[stage] if name not in stale}
-        action, reason = decide(stage, ingredients, prior, forced=stage in self.force, stale=stale, inputs=inputs)
-        if stage == "deploy" and action == "reuse":
-            action, reason = self._check_deployment(json.loads(ingredients["spec:serve.service"]), reason)
-        self.steps[stage] = Step(stage, action, reason, key, ingredients)
-        if action == "reuse" and result is not None:
-            self.results[stage] = result
+        prior = PriorResults(result, last, intact)
+        decision = decide(stage, ingredients, prior, forced=stage in self.force, awaits=awaits, remade=remade)
+        if stage == "deploy" and decision.action == "reuse":
+            decision = self._check_deployment(json.loads(ingredients["spec:serve.service"]), decision)
+        reused = result if decision.action == "reuse" else None
+        key = fingerprint(stage, ingredients) if reused is None else reused.fingerprint
+        step = Step(
+            stage, decision.action, decision.reason, key, ingredients, self.origins[stage], tuple(awaits),
+            decision.conditional,
+        )  # fmt: skip
+        self.steps[stage] = step
+        if reused is not None:
+            self.results[stage] = reused
+        return step
 
-    def _check_deployment(self, service: str, reason: str) -> tuple[Action, str]:
+    def _result(self, key: str, ingredients: Mapping[str, str], last: StepResult | None) -> StepResult | None:
+        """The result of a fingerprint; or the last one, if an earlier version, which named inputs by fingerprint, made
+        it from the same ingredients and content."""
+        result = self.journal.result(key)
+        if result is None and last is not None and is_unchanged(last, ingredients):
+            inputs = {name: ingredients[f"input:{name}"] for name in STAGE_INPUTS[last.stage]}
+            return last if dict(last.inputs) == inputs else None
+        return result
+
+    def _check_deployment(self, service: str, decision: StepDecision) -> StepDecision:
         identity = bundle_identity(self.store.path(self.results["package"].published.digest))
         if problem := deploy_problem(self.journal, self.services, self.name, service, identity):
-            return "run", problem
+            return StepDecision("run", problem)
         status = rollout_status(self.journal.state, service, identity)
         if not status and (problem := monitor_problem(self.journal.state, self.loaded)):
-            return "run", problem
-        return "reuse", status or reason
+            return StepDecision("run", problem)
+        return StepDecision("reuse", status or decision.reason)
 
 
 def monitor_problem(state: Path, loaded: LoadedRecipe) -> str:
@@ -332,45 +356,3 @@ def _select_stages(loaded: LoadedRecipe, until: str | None, force: Sequence[str]
     if late:
         raise UsageError(f"--force {late[0]} comes after --until {until}", hint=f"--until {late[0]}")
     return chosen
-
-
-def _stale_reason(stage: str, ingredients: Mapping[str, str], last: StepResult, stale: Sequence[str]) -> str:
-    reasons = describe_changes(stage, last.ingredients, ingredients)
-    if len(reasons) > MAX_CHANGES:
-        reasons = [*reasons[:MAX_CHANGES], f"and {len(reasons) - MAX_CHANGES} more"]
-    if stale:
-        reasons.append(f"{join_words(stale)} {_verb(stale, 'is', 'are')} stale")
-    keys = {name: f"input:{name}" for name in STAGE_INPUTS[stage]}
-    changed = [name for name, key in keys.items() if last.ingredients.get(key) != ingredients[key]]
-    if not reasons and changed:
-        reasons.append(f"{join_words(changed)} changed")
-    return ", ".join(reasons) or "no result is kept"
-
-
-def _describe_change(stage: str, kind: str, rest: str, old: str | None, new: str | None) -> str:
-    change = "added" if old is None else "removed" if new is None else "changed"
-    if kind == "spec":
-        key = recipe_key(stage, rest)
-        return f"{key} {_short(old)} -> {_short(new)}" if change == "changed" else f"{key} {change}"
-    if kind == "content":
-        return f"{'model' if stage == 'train' else 'data.source'}: {rest} {change}"
-    if kind == "code":
-        return f"code: {rest} {change}"
-    if kind == "library":
-        return f"library {rest} {old or 'absent'} -> {new or 'absent'}"
-    if kind == "champion":
-        return f"the champion is another: {(old or 'none')[:12]} -> {(new or 'none')[:12]}"
-    return f"{kind} {_short(old)} -> {_short(new)}"
-
-
-def _is_spelled_out(name: str, others: Mapping[str, str]) -> bool:
-    """Whether the other side has keys below this one: a value became a section, which is what is described."""
-    return name not in others and any(other.startswith((f"{name}.", f"{name}[")) for other in others)
-
-
-def _short(text: str | None) -> str:
-    return truncate("nothing" if text is None else text)
-
-
-def _verb(names: Sequence[str], singular: str, plural: str) -> str:
-    return singular if len(names) == 1 else plural

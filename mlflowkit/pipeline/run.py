@@ -41,7 +41,7 @@ from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import FULL, disk_error, replace_file
 from mlflowkit.system.text import limited, shell_word
-from mlflowkit.values import STAGES, Event, Lineage, Outcome, RunRecord, RunStatus, StepRecord
+from mlflowkit.values import STAGES, Event, Lineage, Outcome, RunRecord, RunStatus, Step, StepRecord
 
 Reporter = Callable[[RunRecord, Mapping[str, Path]], str]
 
@@ -220,12 +220,13 @@ class _RunSession:
             self.recorder.emit(self.plan.steps[0].stage, "progress", message)
 
     def _visit_steps(self) -> RunStatus:
-        for step in self.plan.steps:
-            self.stage = step.stage
-            if step.action == "reuse":
-                self.recorder.reuse(step, self.plan.results[step.stage], step.reason)
-            else:
+        for planned in self.plan.steps:
+            self.stage = planned.stage
+            step = self._settle(planned) if planned.awaits else planned
+            if step.action == "run":
                 self.executor.execute(step)
+            elif not planned.awaits:
+                self.recorder.reuse(step, self.plan.results[step.stage], step.reason)
             self.recorder.update_record(step.stage)
             if step.stage == "data" and self._deploys():
                 client_changes.require_unbroken_clients(
@@ -237,6 +238,17 @@ class _RunSession:
                 if outcomes:
                     return "inconclusive" if outcomes == {Outcome.INCONCLUSIVE} else "gate-failed"
         return "done"
+
+    def _settle(self, planned: Step) -> Step:
+        """Decide a step by what its inputs published, now that they have; its result is reused if it has one."""
+        recorder, planner = self.recorder, self.plan.planner
+        ran = {step.stage for step in recorder.record.steps if (step.action, step.status) == ("run", "done")}
+        with storage_lock(self.state):  # until the run's record protects what it reuses
+            step = planner.settle(planned.stage, recorder.results, ran)
+            recorder.settle(step)
+            if step.action == "reuse":
+                recorder.reuse(step, planner.results[step.stage], step.reason)
+        return step
 
     def _packages(self) -> bool:
         """Whether the plan goes as far as a bundle. The tracker gets a shorter run with the next that does."""

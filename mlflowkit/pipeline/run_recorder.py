@@ -48,6 +48,16 @@ class RunRecorder:
         steps = tuple(done if record.stage == done.stage else record for record in self.record.steps)
         self.record = replace(self.record, steps=steps)
 
+    def settle(self, step: Step) -> None:
+        """Keep what was decided of a step after its inputs ran."""
+        steps = tuple(
+            replace(record, action=step.action, reason=step.reason, fingerprint=step.fingerprint)
+            if record.stage == step.stage
+            else record
+            for record in self.record.steps
+        )
+        self.record = replace(self.record, steps=steps)
+
     def reuse(self, step: Step, result: StepResult, reason: str) -> None:
         """Record that a step's result is reused."""
         self.record_step(step, result, "reuse", reason, 0.0)

@@ -112,7 +112,7 @@ class StepExecutor:
     def _run_stage(self, step: Step, lease: StepLease) -> None:
         recorder, journal, store = self.recorder, self.recorder.journal, self.recorder.store
         run = recorder.record.run
-        journal.begin_step(run, step.stage)
+        journal.begin_step(run, step.stage, step.fingerprint)
         recorder.emit(step.stage, "started", step.reason)
         started = time.perf_counter()
         out = store.workspace(step.fingerprint, lease.fence)
@@ -191,7 +191,7 @@ class StepExecutor:
             alias=alias,
             identity=bundle_identity(store.path(package)),
             digest=package,
-            optimize=next(step.fingerprint for step in self.plan.steps if step.stage == "optimize"),
+            optimize=self.recorder.results["optimize"].fingerprint,
             judged_identity=self.plan.champion.identity,
             judged_digest=self.plan.champion.digest,
             run=self.recorder.record.run,

@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ class CsvSource(TextKeys):
     """One or more CSV files."""
 
     kind: Literal["csv"]
+    location_keys: ClassVar[tuple[str, ...]] = ("path",)
     path: str = Field(min_length=1)
     """A file, a folder (every *.csv in it, sorted) or a glob, relative to the recipe; compressed ones (.gz, .bz2, .zst)
     too. Folders named KEY=VALUE below it are columns."""
@@ -44,7 +45,10 @@ class CsvSource(TextKeys):
     """The character between fields."""
 
     def resolve(self, folder: Path) -> SourceContent:
-        return SourceContent(files=_files_at(folder / self.path, self.kind))
+        return SourceContent(files=_files_at(folder / self.path, self.kind), roots=self.roots(folder))
+
+    def roots(self, folder: Path) -> tuple[Path, ...]:
+        return (_root_of(folder / self.path, fixed_folder(str(folder / self.path))),)
 
     def describe(self) -> str:
         return self.path
@@ -72,12 +76,16 @@ class ParquetSource(TextKeys):
     """One or more Parquet files."""
 
     kind: Literal["parquet"]
+    location_keys: ClassVar[tuple[str, ...]] = ("path",)
     path: str = Field(min_length=1)
     """A file, a folder (every *.parquet in it, sorted) or a glob, relative to the recipe. Folders named KEY=VALUE below
     it are columns."""
 
     def resolve(self, folder: Path) -> SourceContent:
-        return SourceContent(files=_files_at(folder / self.path, self.kind))
+        return SourceContent(files=_files_at(folder / self.path, self.kind), roots=self.roots(folder))
+
+    def roots(self, folder: Path) -> tuple[Path, ...]:
+        return (_root_of(folder / self.path, fixed_folder(str(folder / self.path))),)
 
     def describe(self) -> str:
         return self.path
@@ -102,6 +110,7 @@ class PythonSource(TextKeys):
     """A function beside the recipe that returns a pandas DataFrame."""
 
     kind: Literal["python"]
+    location_keys: ClassVar[tuple[str, ...]] = ("files",)
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """``module:function``; the module is a file beside the recipe."""
     args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
@@ -112,7 +121,10 @@ class PythonSource(TextKeys):
 
     def resolve(self, folder: Path) -> SourceContent:
         files = {file for path in self.files for file in declared_files(path, folder)}
-        return SourceContent(files=tuple(sorted(files)))
+        return SourceContent(files=tuple(sorted(files)), roots=self.roots(folder))
+
+    def roots(self, folder: Path) -> tuple[Path, ...]:
+        return tuple(_root_of(folder / path, folder / fixed_folder(path)) for path in self.files)
 
     def read(self, folder: Path, tables: Tables, *, skip: Sequence[str] = ()) -> pd.DataFrame:
         import pandas as pd
@@ -151,6 +163,33 @@ def resolve_source(source: DataSource, folder: Path) -> SourceContent:
         raise
     except Exception as error:
         raise _plugin_error(source, "cannot be resolved", error) from error
+
+
+def content_names(content: SourceContent, folder: Path) -> dict[str, Path]:
+    """The files of a source by the names that identify them wherever they lie.
+
+    A name is the path below the first of the ``roots`` that has the file; below the recipe's folder, or the folder that
+    the others have in common, where none does. Files of several roots with one name are numbered in their order.
+    """
+    outside = [file for file in content.files if os.path.relpath(file, folder).startswith(os.pardir)]
+    common = os.path.commonpath([os.path.abspath(file.parent) for file in outside]) if outside else str(folder)
+    roots = (*content.roots, folder, Path(common))
+    names: dict[str, Path] = {}
+    for _, base, file in sorted((*_within(file, roots), file) for file in content.files):
+        number = 1
+        while (name := base if number == 1 else f"{base}#{number}") in names:
+            number += 1
+        names[name] = file
+    return names
+
+
+def _within(file: Path, roots: Sequence[Path]) -> tuple[int, str]:
+    """The first root that has a file, and the file's path below it."""
+    for index, root in enumerate(roots):
+        name = os.path.relpath(file, root)
+        if not name.startswith(os.pardir):
+            return index, Path(name).as_posix()
+    return len(roots), file.name
 
 
 def text_rule_of(source: DataSource, declared: Sequence[str]) -> TextRule:
@@ -237,8 +276,13 @@ def _files_in(folder: Path, kind: str) -> tuple[Path, ...]:
 
 def _folders(path: Path, files: Sequence[Path]) -> list[Mapping[str, str | None]]:
     """The columns that the folders of each file give."""
-    root = path if path.is_dir() else path.parent if path.is_file() else fixed_folder(str(path))
+    root = _root_of(path, fixed_folder(str(path)))
     return [folder_columns(file, root) for file in files]
+
+
+def _root_of(path: Path, fixed: Path) -> Path:
+    """The folder that a path names, or that of the file, or the ``fixed`` part of a glob."""
+    return path if path.is_dir() else path.parent if path.is_file() else fixed
 
 
 def _watched(path: Path) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflowkit.pipeline.change_reasons import describe_changes
 from mlflowkit.pipeline.fingerprint import fingerprint, flatten
-from mlflowkit.pipeline.plan import describe_changes
 from mlflowkit.pipeline.storage import codec
 from mlflowkit.pipeline.storage.store import FolderStore, describe
 from mlflowkit.system.failpoint import parse

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from mlflowkit.cli.app import (
     print_result,
     state_folder,
 )
+
+if TYPE_CHECKING:
+    from mlflowkit.values import Step
 
 UntilOption = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
 ForceOption = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage again.")]
@@ -60,15 +63,20 @@ def plan(
     changes = None
     if any((step.stage, step.action) == ("deploy", "run") for step in steps):
         changes = find_changes(loaded, planned.results, wiring.objects, lambda: wiring.platform.status())
-    rows = [{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")} for step in steps]
+    rows = [
+        {
+            **{name: getattr(step, name) for name in ("stage", "action", "reason", "fingerprint")},
+            "unless": list(step.awaits) if step.conditional else [],
+        }
+        for step in steps
+    ]
     lines = [f"{step.stage:<9} {step.action:<6} {step.fingerprint[:12]}  {step.reason}" for step in steps]
     if planned.snapshot is not None:
         lines.insert(0, describe_snapshot(planned.snapshot))
     lines += [f"warning: {'breaks clients: ' if change.breaking else ''}{change.message}" for change in changes or ()]
     warnings = recipe_warnings(loaded.composed)
     lines += [f"warning: {warning}" for warning in warnings]
-    running = sum(step.action == "run" for step in steps)
-    lines.append(f"{running} to run, {len(steps) - running} to reuse" if running else "nothing to do")
+    lines.append(_outlook(steps))
     value = {
         "recipe": str(loaded.path),
         "name": loaded.recipe.name,
@@ -78,3 +86,13 @@ def plan(
         "signature_changes": None if changes is None else [change.to_json() for change in changes],
     }
     print_result(value, "\n".join(lines), json)
+
+
+def _outlook(steps: Sequence[Step]) -> str:
+    """How many steps run; those whose inputs may come out as before are counted apart."""
+    running = sum(step.action == "run" for step in steps)
+    if not running:
+        return "nothing to do"
+    conditional = sum(step.conditional for step in steps)
+    certain = f"{running - conditional} to run, {len(steps) - running} to reuse"
+    return f"{certain}, {conditional} to decide by what the others give" if conditional else certain

@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlparse
 from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry
 from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.schema import LoadedRecipe
+from mlflowkit.stages.train import OnnxModel
 from mlflowkit.system.text import limited, shell_word
 from mlflowkit.usercode import parse_source
 from mlflowkit.values import EventKind, Json
@@ -81,14 +82,24 @@ def run_inputs(loaded: LoadedRecipe, ingredients: Iterable[Mapping[str, str]]) -
     data: dict[Path, None] = {}
     for name in sorted({name for step in ingredients for name in step}):
         kind, _, rest = name.partition(":")
-        path = loaded.folder / rest
         if kind == "code":
-            code[path] = None
-        elif kind == "content" and os.path.lexists(path):  # others are versions of remote data
-            data[path] = None
+            code[loaded.folder / rest] = None
+        elif kind == "content":
+            data |= dict.fromkeys(_content_paths(loaded, rest))
     sources = [path for path in code if path.suffix == ".py" and path.is_relative_to(loaded.folder)]
     words = {word for text in (*_recipe_texts(loaded), *_source_texts(sources)) for word in _words(text)}
     return RunInputs(tuple(code), tuple(data), frozenset(words))
+
+
+def _content_paths(loaded: LoadedRecipe, name: str) -> list[Path]:
+    """The files that an ingredient ``content:name`` may stand for; none for a version of remote data."""
+    model = loaded.recipe.model
+    roots = [*loaded.recipe.data.source.roots(loaded.folder)]
+    roots += [(loaded.folder / model.path).parent] if isinstance(model, OnnxModel) else []
+    plain = re.sub(r"#\d+$", "", name)
+    found = [root / name if os.path.lexists(root / name) else root / plain for root in roots]
+    found = [path for path in found if os.path.lexists(path)]
+    return found or [path for path in [loaded.folder / name] if os.path.lexists(path)]
 
 
 def uncommitted_inputs(checkout: Checkout, inputs: RunInputs) -> UncommittedInputs:

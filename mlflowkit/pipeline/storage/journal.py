@@ -230,10 +230,11 @@ class SqliteJournal:
         """Release a lease; its fence stays."""
         self._update(update(leases).where(*_is_lease(lease)).values(owner=""), "release-lease", stage)
 
-    def begin_step(self, run: str, stage: str) -> None:
-        """Mark a step as running."""
+    def begin_step(self, run: str, stage: str, fingerprint: str = "") -> None:
+        """Mark a step as running, with the fingerprint that it has now that its inputs are known."""
         where = (steps.c.run == run, steps.c.stage == stage)
-        self._update(update(steps).where(*where).values(status="running"), "begin-step", stage)
+        values = {"status": "running", **({"fingerprint": fingerprint} if fingerprint else {})}
+        self._update(update(steps).where(*where).values(values), "begin-step", stage)
 
     def publish(self, result: StepResult, lease: StepLease, alias: Alias | None = None) -> None:
         """Insert a result and its alias. Raises StoreError when the lease's fence is no longer current."""
