@@ -78,7 +78,7 @@ class Plan(Sequence[Step]):
 
     @property
     def stale(self) -> tuple[str, ...]:
-        """The stages that would run."""
+        """The stages that would run, also those that are reused if an input comes out as before (``conditional``)."""
         return tuple(step.stage for step in self.steps if step.action == "run")
 
     def __len__(self) -> int:

@@ -203,7 +203,9 @@ class _RunSession:
         """Report the plan and start in the background what its steps will need."""
         stale = {step.stage for step in self.plan.steps if step.action == "run"}
         for step in self.plan.steps:
-            self.recorder.emit(step.stage, "planned", f"{step.action}: {step.reason}")
+            self.recorder.emit(
+                step.stage, "planned", step.reason if step.conditional else f"{step.action}: {step.reason}"
+            )
         if "deploy" in stale:
             serve = self.loaded.recipe.serve
             self.ports.platform.prewarm(None if serve is None else serve.beside(self.loaded.folder))

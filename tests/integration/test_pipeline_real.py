@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tests.support.waiting import wait_for
 
 MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 VENDORS = ("torch", "ray", "pandas", "numpy", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib", "whylogs")
+SOURCE = "datasets.py"
+"""The module of the recipe's source, beside it."""
 CommandRunner = Callable[..., tuple[int, Any]]
 
 
@@ -151,7 +154,31 @@ def test_plan_gives_the_reason(recipe: Path, run_command: CommandRunner) -> None
     steps = {step["stage"]: step for step in plan["steps"]}
     assert steps["data"]["action"] == steps["validate"]["action"] == "reuse"
     assert steps["train"]["reason"] == "train.epochs 80 -> 81"
-    assert steps["export"]["reason"] == "train is stale"
+    assert steps["export"]["reason"] == "runs unless train gives the same content"
+    assert steps["export"]["unless"] == ["train"]
+    assert steps["train"]["unless"] == []
+
+
+def test_a_copy_elsewhere_reuses_all_and_data_made_anew_retrains_nothing(
+    recipe: Path, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    place = tmp_path / "another" / "checkout"
+    shutil.copytree(recipe.parent, place)
+    copy = place / recipe.name
+    assert {step.action for step in mk.plan(copy, until="package")} == {"reuse"}
+    with (place / SOURCE).open("a") as stream:
+        stream.write("# the same table\n")
+    plan = {step.stage: step.reason for step in mk.plan(copy, until="package")}
+    assert plan["data"] == f"code: {SOURCE} changed"
+    assert plan["train"] == "runs unless data gives the same content"
+    done = run(copy)
+    assert done.returncode == 0, done.stdout
+    answer = json.loads(done.stdout)
+    steps = {step["stage"]: step for step in answer["steps"]}
+    assert [stage for stage, step in steps.items() if step["action"] == "run"] == ["data"]
+    assert steps["train"]["reason"] == "data was made anew with the same content"
+    assert answer["identity"] == whole["identity"]
+    assert {step.action for step in mk.plan(copy, until="package")} == {"reuse"}
 
 
 def test_runs_show_and_diff_agree(recipe: Path, whole: dict[str, Any], run_command: CommandRunner) -> None:

@@ -14,6 +14,7 @@ from mlflowkit.pipeline.lineage import uncommitted
 from mlflowkit.pipeline.lineage.checkout import read_checkout
 from mlflowkit.pipeline.lineage.uncommitted import RunInputs, UncommittedInputs, uncommitted_inputs
 from mlflowkit.recipe.check import load
+from mlflowkit.stages.sources import content_names
 from tests.support.git_project import GitProject
 
 CODE = '''
@@ -229,3 +230,30 @@ def test_inputs_are_the_recipe_its_code_its_data_and_what_they_name(tmp_path: Pa
     assert inputs.code == (folder / "a.yaml", folder / "code.py")
     assert inputs.data == (folder / "rows.csv",)
     assert {"words.txt", "lists", "maps", "codes.json", "*.tsv"} <= inputs.words
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{kind: csv, path: tables}", ["tables/month=1/rows.csv"]),
+        ("{kind: csv, path: ../outside/*/rows.csv}", ["../outside/month=1/rows.csv"]),
+        (
+            '{kind: python, function: "code:rows", files: [rows.csv, tables/month=1]}',
+            ["rows.csv", "tables/month=1/rows.csv"],
+        ),
+    ],
+)
+def test_data_is_looked_up_where_the_recipe_says(source: str, expected: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    for place in (folder, folder / "tables" / "month=1", tmp_path / "outside" / "month=1"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "rows.csv").write_text("a,b\n1,2\n")
+    (folder / "code.py").write_text("def rows():\n    return None\n")
+    (folder / "a.yaml").write_text(
+        f"name: a\ntask: regression\ndata: {{source: {source}, target: b, split: {{kind: random}}}}\n"
+        'model: {kind: sklearn, module: "sklearn.linear_model:Ridge"}\n'
+    )
+    loaded = load(folder / "a.yaml")
+    names = content_names(loaded.recipe.data.source.resolve(folder), folder)
+    inputs = uncommitted.run_inputs(loaded, [{f"content:{name}": "d" for name in names}])
+    assert sorted(os.path.relpath(path, folder) for path in inputs.data) == sorted(expected)

@@ -16,6 +16,7 @@ of mlkit itself, nor the file that this process writes its output to.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -25,9 +26,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
+from mlflowkit.errors import MlkitError
 from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry
 from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.schema import LoadedRecipe
+from mlflowkit.stages.sources import content_names, resolve_source
 from mlflowkit.stages.train import OnnxModel
 from mlflowkit.system.text import limited, shell_word
 from mlflowkit.usercode import parse_source
@@ -93,13 +96,17 @@ def run_inputs(loaded: LoadedRecipe, ingredients: Iterable[Mapping[str, str]]) -
 
 def _content_paths(loaded: LoadedRecipe, name: str) -> list[Path]:
     """The files that an ingredient ``content:name`` may stand for; none for a version of remote data."""
-    model = loaded.recipe.model
-    roots = [*loaded.recipe.data.source.roots(loaded.folder)]
+    model, source = loaded.recipe.model, loaded.recipe.data.source
+    roots = [*source.roots(loaded.folder)]
     roots += [(loaded.folder / model.path).parent] if isinstance(model, OnnxModel) else []
     plain = re.sub(r"#\d+$", "", name)
-    found = [root / name if os.path.lexists(root / name) else root / plain for root in roots]
-    found = [path for path in found if os.path.lexists(path)]
-    return found or [path for path in [loaded.folder / name] if os.path.lexists(path)]
+    named = [root / name if os.path.lexists(root / name) else root / plain for root in roots]
+    paths = [path for path in named if os.path.lexists(path)] or [loaded.folder / name]
+    if not os.path.lexists(paths[0]) and source.plugin_names():
+        with contextlib.suppress(MlkitError):  # reported by the step that reads it
+            file = content_names(resolve_source(source, loaded.folder), loaded.folder).get(name)
+            paths = [file] if file is not None else []
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def uncommitted_inputs(checkout: Checkout, inputs: RunInputs) -> UncommittedInputs:
