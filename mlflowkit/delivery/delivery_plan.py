@@ -10,7 +10,9 @@ check     ``mlkit ci check RECIPE``                       format, lint, tests of
 judge     ``mlkit ci judge RECIPE --environment ENV``     run up to the bundle, judge it against ENV's champion
 comment   ``mlkit ci comment --from report.json``         the verdict on the pull request
 image     ``mlkit image build RECIPE --push``             image and bundle in the registry
-promote   ``mlkit gitops promote RECIPE --environment``   the desired digest, committed to the environment's repository
+promote   ``mlkit gitops promote RECIPE --environment``   the desired digest, committed to the environment's repository;
+                                                          with ``--baked`` that of the environment before, once it has
+                                                          baked there: see `DeliveryPlan.held`
 settle    ``mlkit gitops settle RECIPE --environment``    the rollout's verdict, committed there
 ========  ==============================================  ================================================
 
@@ -24,6 +26,7 @@ started ``trigger``), and the step's secrets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,6 +53,9 @@ OUTPUT = "$MLKIT_OUT"
 """Folder of the outputs, outside of the checkout, so that the checkout stays clean."""
 BECAUSE = "$MLKIT_BECAUSE"
 """What started a pipeline that asks whether there is work: schedule, data or drift."""
+
+BAKING_MARGIN = 60
+"""Seconds that a pipeline waits beyond ``baking``: the clocks of its machines differ."""
 
 STEP_SECRETS = {"MLKIT_API_KEY": "settle", "MLKIT_SIGNING_KEY_PEM": "image"}
 """Secrets that one kind of step gets, and neither training nor judging."""
@@ -167,6 +173,17 @@ class DeliveryPlan:
     def step(self, id: str) -> DeliveryStep:
         """The step of an id. Raises KeyError."""
         return {step.id: step for step in self.steps}[id]
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The environments whose versions come from the one before, after they have baked there, instead of from the
+        run that judged them: those with ``baking``, and all that come after one."""
+        return frozenset(_held(self.section))
+
+    def baking_seconds(self, environment: str) -> int:
+        """How long a version must have served in the environment before; 0 where the recipe does not say."""
+        baking = self.section.environments[environment].baking
+        return math.ceil(seconds_of(baking)) if baking else 0
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = TypeAdapter(DeliveryPlan).dump_python(self, mode="json")
@@ -323,16 +340,27 @@ def _finish(recipe: RecipeFacts, report: str) -> DeliveryStep:
     )
 
 
+def _held(section: DeliverySection) -> list[str]:
+    """See `DeliveryPlan.held`; the environments are in order, so that ``after`` names one above."""
+    held: list[str] = []
+    for name, settings in section.environments.items():
+        if settings.after and (settings.baking or settings.after in held):
+            held.append(name)
+    return held
+
+
 def _environment_steps(section: DeliverySection, recipe: RecipeFacts, minutes: int) -> Iterator[DeliveryStep]:
     """A promotion and a settlement for each environment; ``minutes`` is how long a rollout may take to be settled."""
     report = f"{OUTPUT}/report.json"
+    held = _held(section)
     for name, settings in section.environments.items():
         where = ("--environment", name)
         promote = f"promote-{name}"
-        needs = ("image", f"settle-{settings.after}") if settings.after else ("image",)
+        judged = () if name in held else ("image",)
+        needs = (*judged, f"settle-{settings.after}") if settings.after else judged
         yield DeliveryStep(
             promote,
-            ("mlkit", "gitops", "promote", recipe.path, *where, "--from", report),
+            ("mlkit", "gitops", "promote", recipe.path, *where, *(("--from", report) if judged else ("--baked",))),
             needs,
             name,
             permissions=("read-code", "read-image", "write-env-repo"),

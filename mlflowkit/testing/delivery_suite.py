@@ -86,7 +86,8 @@ def delivery_plans() -> dict[str, DeliveryPlan]:
                 "runner": {"cpus": 4, "memory_mb": 8192, "gpus": 1},
                 "triggers": [{"on": "data"}, {"on": "drift"}],
                 "environments": {
-                    name: {**environment, "promote": "automatic"} for name, environment in environments.items()
+                    "staging": environments["staging"],
+                    "production": {"after": "staging", "promote": "automatic", "replicas": 3},
                 },
                 "secrets": {"DB_URL": {"kubernetes": {"name": "lending", "key": "db-url"}}},
                 "policy": {"inconclusive": "neutral"},

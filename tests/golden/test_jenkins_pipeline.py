@@ -143,7 +143,7 @@ def test_the_stages_in_order_run_the_plan(tmp_path: Path) -> None:
         f"ghcr.io image build {recipe} --push --from {out}/report.json",
         f"ghcr.io gitops promote {recipe} --environment staging --from {out}/report.json",
         f"- gitops settle {recipe} --environment staging",
-        f"ghcr.io gitops promote {recipe} --environment production --from {out}/report.json",
+        f"ghcr.io gitops promote {recipe} --environment production --baked",
         f"- gitops settle {recipe} --environment production",
     ]
 

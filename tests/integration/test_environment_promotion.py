@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
+from mlflowkit.ci.environments.baked_promotion import promote_baked
 from mlflowkit.ci.environments.environment_file import PromotionResult, environment_file
 from mlflowkit.ci.environments.environment_promotion import promote
 from mlflowkit.ci.environments.environment_settlement import gateway_reader, settle, state_reader
@@ -146,10 +149,67 @@ def test_a_version_goes_on_only_after_it_has_baked(world: PromotionWorld) -> Non
     with pytest.raises(UsageError, match="must be promoted first"):
         world.promote("prod", report)
     assert world.settle("staging", "promoted").action == "settled"
-    with pytest.raises(UsageError, match=r"has been champion of staging for 0\.0 h, of 24\.0 h"):
+    with pytest.raises(GateInconclusiveError, match=r"has been champion of staging for 0\.0 h, of 24\.0 h") as error:
         world.promote("prod", report)
+    assert "--baked" in error.value.hint
     later = float(world.git("log", "-1", "--format=%ct", "main")) + 25 * HOUR
     assert world.promote("prod", report, now=lambda: later).action == "promoted"
+
+
+def test_what_has_baked_is_promoted_by_whoever_asks_next(world: PromotionWorld) -> None:
+    report = world.judged(1)
+
+    def ask(now: float = 0.0, **options: Any) -> PromotionResult:
+        pulled: list[str] = []
+
+        def pull(reference: str, folder: Path) -> Path:
+            pulled.append(reference)
+            shutil.copytree(report.parent / "bundle", folder)
+            return folder
+
+        result = promote_baked(world.recipe, "prod", now=lambda: now or time.time(), pull=pull, **options)
+        assert len(pulled) == (result.action == "promoted"), "a bundle is fetched only to be promoted"
+        return result
+
+    digest = {"ghcr.io/acme/lending": f"sha256:{'a' * 64}"}
+    for name in ("staging", "prod"):
+        world.put(f"deploy/overlays/{name}/images/kustomization.yaml", images_text({"ghcr.io/acme/lending": NOT_BUILT}))
+    assert (ask().action, ask().reason) == ("unchanged", "staging serves no version yet")
+    world.promote("staging", report)
+    world.put("deploy/overlays/staging/images/kustomization.yaml", images_text(digest))
+    assert world.settle("staging", "promoted").action == "settled"
+    champion = world.desired("staging").champion
+    world.put("deploy/overlays/staging/images/kustomization.yaml", images_text({"ghcr.io/acme/lending": NOT_BUILT}))
+    assert ask().action == "waiting"
+    later = float(world.git("log", "-1", "--format=%ct", "main")) + 25 * HOUR
+    count = len(world.commits())
+    assert ask(later, dry_run=True).action == "promoted"
+    assert len(world.commits()) == count
+    assert ask(later).images == digest, "those that staging had when it began to serve the version"
+    candidate = world.desired("prod").candidate
+    assert candidate is not None
+    assert candidate.as_champion == champion
+    assert len(world.commits()) == count + 1
+    assert ask(later).action == "unchanged"
+    assert world.settle("prod", "rolled_back").action == "settled"
+    result = ask(later)
+    assert (result.action, "was rejected" in result.reason) == ("unchanged", True)
+    with pytest.raises(UsageError, match="staging comes after no environment"):
+        promote_baked(world.recipe, "staging")
+
+
+def test_what_baked_under_other_gates_is_refused(world: PromotionWorld) -> None:
+    report = world.judged(1)
+    world.promote("staging", report)
+    world.settle("staging", "promoted")
+    other = world.judged(1, policy="f" * 64)
+    with pytest.raises(BundleError, match="blessed under other gates"):
+        promote_baked(
+            world.recipe,
+            "prod",
+            now=lambda: time.time() + 25 * HOUR,
+            pull=lambda reference, folder: Path(shutil.copytree(other.parent / "bundle", folder)),
+        )
 
 
 def test_a_rolled_back_version_is_recorded_and_never_promoted_again(world: PromotionWorld) -> None:

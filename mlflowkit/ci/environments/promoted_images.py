@@ -44,19 +44,17 @@ def built_images(target: EnvironmentFile, report: Path, identity: str) -> ImageR
 
 
 def overlay_images(
-    target: EnvironmentFile, repository: GitRepository, version: FileVersion, record: ImageRecord | None
+    target: EnvironmentFile, repository: GitRepository, version: FileVersion, pushed: Mapping[str, str]
 ) -> OverlayImages:
-    """Write the digests of the built images into the overlay's component; nothing where it has none.
+    """Write the digests of images (``pushed``, by repository) into the overlay's component; nothing where it has none.
 
     Only the lines of digests change. Raises UsageError for a component that is not laid out as it is generated.
     """
-    path = f"{target.environment.path}/{FILE}"
-    component = None if not version.commit else repository.at(version.commit, path).content
-    if component is None:
+    text = _component(target, repository, version.commit)
+    if text is None:
         return OverlayImages({}, {})
-    text = component.decode(errors="replace")
+    path = f"{target.environment.path}/{FILE}"
     before = image_digests(text)
-    pushed = {} if record is None else dict(_by_repository(record))
     changed = {name: digest for name, digest in pushed.items() if name in before and before[name] != digest}
     missing = [name for name, digest in {**before, **changed}.items() if digest == NOT_BUILT]
     warning = f"{path} has no digest of {', '.join(missing)} yet: no pod can start from it" if missing else ""
@@ -64,5 +62,19 @@ def overlay_images(
     return OverlayImages(files, changed, warning)
 
 
-def _by_repository(record: ImageRecord) -> list[tuple[str, str]]:
-    return [(image.reference.partition("@")[0], image.digest) for image in record.images.values()]
+def recorded_digests(record: ImageRecord | None) -> dict[str, str]:
+    """The digests of pushed images by repository."""
+    images = () if record is None else record.images.values()
+    return {image.reference.partition("@")[0]: image.digest for image in images}
+
+
+def overlay_digests(target: EnvironmentFile, repository: GitRepository, commit: str) -> dict[str, str]:
+    """The digests of the images that an environment's overlay named at a commit, by repository."""
+    text = _component(target, repository, commit)
+    digests = {} if text is None else image_digests(text)
+    return {name: digest for name, digest in digests.items() if digest != NOT_BUILT}
+
+
+def _component(target: EnvironmentFile, repository: GitRepository, commit: str) -> str | None:
+    content = repository.at(commit, f"{target.environment.path}/{FILE}").content if commit else None
+    return None if content is None else content.decode(errors="replace")

@@ -10,6 +10,7 @@ import typer
 
 from mlflowkit.cli.app import JsonOption, RecipeArgument, StateOption, app, print_result, state_folder
 from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.system.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,18 +46,34 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Verify and say wh
 def promote(
     recipe: RecipeArgument,
     environment: EnvironmentOption,
-    report: Annotated[Path, typer.Option("--from", metavar="REPORT", help="report.json, with bundle/ beside it.")],
+    report: Annotated[
+        Path | None, typer.Option("--from", metavar="REPORT", help="report.json, with bundle/ beside it.")
+    ] = None,
+    baked: Annotated[
+        bool, typer.Option("--baked", help="The champion of the environment before, once it has baked there.")
+    ] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Make a judged, blessed bundle the candidate of an environment: one commit to its delivery.yaml.
 
-    Refused are versions that failed a gate, were blessed under other gates, were rolled back there before, or have not
-    served long enough in the environment before. Running it again changes nothing.
+    Refused are versions that failed a gate, were blessed under other gates or were rolled back there before. One that
+    has not served long enough in the environment before ends with 4; with --baked that is an answer (waiting, exit
+    code 0), for whatever asks by a schedule. Running it again changes nothing.
     """
     from mlflowkit.ci.environments import environment_promotion
 
-    result = environment_promotion.promote(recipe, environment, report, dry_run=dry_run)
+    if (report is None) != baked:
+        raise UsageError(
+            "name the report of the version, or --baked for that of the environment before, and not both",
+            hint=f"mlkit gitops promote {shell_word(recipe)} --environment {shell_word(environment)} --from REPORT",
+        )
+    if report is None:
+        from mlflowkit.ci.environments.baked_promotion import promote_baked
+
+        result = promote_baked(recipe, environment, dry_run=dry_run)
+    else:
+        result = environment_promotion.promote(recipe, environment, report, dry_run=dry_run)
     print_result(result.to_json(), _text(result), json)
 
 

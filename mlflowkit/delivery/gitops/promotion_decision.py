@@ -18,9 +18,9 @@ from mlflowkit.system.text import printable_line, truncate
 
 @dataclass(frozen=True, slots=True)
 class PromotionDecision:
-    """``commit`` with the new file, ``unchanged``, or ``refused``, each with its reason."""
+    """``commit`` with the new file, ``unchanged``, ``waiting`` while it bakes, or ``refused``, each with its reason."""
 
-    action: Literal["commit", "unchanged", "refused"]
+    action: Literal["commit", "unchanged", "waiting", "refused"]
     desired: DesiredDelivery
     reason: str
 
@@ -60,7 +60,7 @@ def decide_promotion(
     if baking is not None:
         problem = _unbaked(baking, short, now)
         if problem:
-            return PromotionDecision("refused", present, problem)
+            return PromotionDecision("refused" if baking.since is None else "waiting", present, problem)
     previous = "" if present.candidate is None else f" in place of {present.candidate.identity[:12]}"
     return PromotionDecision("commit", replace(present, candidate=candidate), f"{short} is the candidate{previous}")
 

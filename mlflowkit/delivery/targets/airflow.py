@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from mlflowkit.delivery.delivery_plan import DeliveryPlan, DeliveryStep, Permission
+from mlflowkit.delivery.delivery_plan import BAKING_MARGIN, DeliveryPlan, DeliveryStep, Permission
 from mlflowkit.delivery.delivery_settings import KubernetesSecret, RunnerSettings, TriggerSettings
 from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
 from mlflowkit.delivery.manifests.pod_template import USER, pod_resources
@@ -61,6 +61,7 @@ class AirflowDag(DeliveryTarget):
             "user": USER,
             "tasks": tasks,
             "approvals": approvals,
+            "waits": any(task.waits for task in tasks),
             "triggers": triggers,
             "names": ["DAG", *triggers.names],
             "checkout": _untemplated(_checkout(plan)),
@@ -154,7 +155,7 @@ class _Triggers:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A task of the DAG: a step, or a person's approval before it."""
+    """A task of the DAG: a step, or what comes before it: a person's approval, the time in which a version bakes."""
 
     id: str
     script: str = ""
@@ -166,6 +167,8 @@ class _Task:
     builds: bool = False
     approves: bool = False
     subject: str = ""
+    waits: int = 0
+    """Seconds that the task waits; 0 for one that does something."""
 
     @property
     def variable(self) -> str:
@@ -197,6 +200,9 @@ def _steps(plan: DeliveryPlan) -> tuple[DeliveryStep, ...]:
 def _tasks(plan: DeliveryPlan) -> list[_Task]:
     tasks: list[_Task] = []
     for step in _steps(plan):
+        seconds = plan.baking_seconds(step.environment) if step.id.startswith("promote-") else 0
+        if seconds:
+            tasks.append(_Task(f"bake-{step.environment}", waits=seconds + BAKING_MARGIN))
         if step.approval:
             subject = f"Promote {plan.name} to {step.environment}?"
             tasks.append(_Task(f"approve-{step.environment}", approves=True, subject=subject))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlflowkit import __version__
@@ -40,6 +41,8 @@ HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here 
 HOSTED = re.compile(r"(ubuntu|windows|macos)-")
 """Labels of GitHub's own machines, each of which is used for one job."""
 NO_FORK = "github.event_name != 'pull_request' || github.event.pull_request.head.repo.full_name == github.repository"
+BAKED_CRON = "23 * * * *"
+"""When the workflow of what has baked looks: once an hour, and not on the hour, when GitHub has most to do."""
 BY_HAND_ON_DEFAULT_BRANCH = (
     "github.event_name != 'workflow_dispatch' || github.ref_name == github.event.repository.default_branch"
 )
@@ -50,7 +53,7 @@ class GithubActions(DeliveryTarget):
     """GitHub Actions."""
 
     name = "github"
-    version = 1
+    version = 2
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
         secrets = {("secrets", name): reference for name, reference in plan.secrets.items()}
@@ -76,6 +79,8 @@ class GithubActions(DeliveryTarget):
         files = {f"{folder}/mlkit-{plan.name}.yml": yaml_text(_pipeline(plan), plain=("on",), header=HEADER)}
         if _on(plan, "pull_request"):
             files[f"{folder}/mlkit-{plan.name}-comment.yml"] = yaml_text(_comment(plan), plain=("on",), header=HEADER)
+        if plan.held:
+            files[f"{folder}/mlkit-{plan.name}-baked.yml"] = yaml_text(_baked(plan), plain=("on",), header=HEADER)
         return files
 
     def checks(self) -> Mapping[str, str]:
@@ -87,7 +92,8 @@ class GithubActions(DeliveryTarget):
 
 
 def _pipeline(plan: DeliveryPlan) -> dict[str, Any]:
-    jobs = {step.id: _job(plan, step) for step in plan.steps if step.id != "comment"}
+    held = plan.held  # these have a workflow of their own: no job waits for a day
+    jobs = {step.id: _job(plan, step) for step in plan.steps if step.id != "comment" and step.environment not in held}
     return {
         "name": _title(plan),
         "on": _events(plan),
@@ -143,18 +149,24 @@ def _job(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
         **({"if": condition} if condition else {}),
         "runs-on": plan.section.runner.label if step.id.partition("-")[0] in OWN_RUNNER else "ubuntu-24.04",
         "timeout-minutes": step.timeout_minutes,
-        **_environment(step),
+        **_environment(plan, step),
         "permissions": _permissions(plan, step),
         **({"outputs": {"code": f"${{{{ steps.{step.id}.outputs.code }}}}"}} if step.id == "judge" else {}),
-        **({"outputs": {"action": "${{ steps.trigger.outputs.action }}"}} if step.id == "trigger" else {}),
+        **({"outputs": {"action": "${{ steps.ask.outputs.action }}"}} if _asks(step) else {}),
         "steps": [*_setup(plan), *_inputs(plan, step), *_run(plan, step), *_outputs(plan, step)],
     }
 
 
-def _environment(step: DeliveryStep) -> dict[str, Any]:
-    """GitHub's environment of a promotion: its protection rules (reviewers) hold the job until somebody approves."""
-    if not step.environment:
+def _environment(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
+    """GitHub's environment of a promotion: its protection rules (reviewers) hold the job until somebody approves.
+
+    Rules hold every job that names the environment, so the settlement after an approval names one of its own.
+    """
+    if not step.environment or step.id.startswith("baked-"):
         return {}
+    if step.id.startswith("settle-") and plan.step(f"promote-{step.environment}").approval:
+        own = "without reviewers: the promotion was approved; secrets of the settlement belong to it"
+        return {"environment": Commented(f"{step.environment}-settle", own)}
     if step.approval:
         return {"environment": Commented(step.environment, "its required reviewers approve the promotion")}
     return {"environment": step.environment}
@@ -171,6 +183,9 @@ def _condition(plan: DeliveryPlan, step: DeliveryStep) -> str:
         return "!cancelled() && needs.check.result == 'success'" if "trigger" in plan.step("check").needs else ""
     if step.id == "finish":  # whatever the verdict is: the training is done
         return "!cancelled() && needs.trigger.outputs.action == 'started' && needs.judge.result != 'skipped'"
+    if "--baked" in step.command:
+        ready = f"needs.baked-{step.environment}.outputs.action == 'promoted'"
+        return ready if step.needs else BY_HAND_ON_DEFAULT_BRANCH
     waits = " && ".join(f"needs.{need}.result == 'success'" for need in step.needs)
     own = f"!cancelled() && {waits}" if waits else "!cancelled()"
     if step.id == "image":  # INCONCLUSIVE may leave the judge green, and is never delivered
@@ -258,7 +273,7 @@ def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
         env[name] = Commented(_secret(plan.secrets[name]), NO_APPROVAL)
     if {"read-image", "push-image"} & set(step.permissions):
         token: Any = _secret(plan.credentials)
-        if plan.credentials.env and not step.environment:
+        if plan.credentials.env and not _environment(plan, step):
             token = Commented(token, NO_APPROVAL)
         host = plan.registry.partition("/")[0]
         env |= {
@@ -279,15 +294,20 @@ def _run(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]:
             "|| 'data' }}"
         )
     record = {"judge": 'echo "code=$code" >> "$GITHUB_OUTPUT"'}.get(step.id, "")
-    script = _trigger_script(step) if step.id == "trigger" else step_script(step, record=record)
-    id = {"id": step.id} if step.id in ("judge", "trigger") else {}
+    script = _asking_script(step) if _asks(step) else step_script(step, record=record)
+    id = {"id": "ask"} if _asks(step) else {"id": step.id} if step.id == "judge" else {}
     yield {"name": step.id.capitalize().replace("-", " to "), **id, "env": env, "run": script}
 
 
-def _trigger_script(step: DeliveryStep) -> str:
+def _asks(step: DeliveryStep) -> bool:
+    """Whether a step's answer says if others run."""
+    return "--json" in step.command
+
+
+def _asking_script(step: DeliveryStep) -> str:
     """The step with its answer in a file, and the answer's ``action`` as an output of the job."""
     read = "import json, sys; print('action=' + json.load(sys.stdin)['action'])"
-    answer = '"$RUNNER_TEMP/trigger.json"'
+    answer = '"$RUNNER_TEMP/answer.json"'
     return f'{command_line(step.command)} > {answer}\npython -c "{read}" < {answer} >> "$GITHUB_OUTPUT"\n'
 
 
@@ -338,6 +358,34 @@ def _outputs(plan: DeliveryPlan, step: DeliveryStep) -> Iterator[dict[str, Any]]
             },
             "save",
         )
+
+
+def _baked(plan: DeliveryPlan) -> dict[str, Any]:
+    """Looks each hour whether a version has baked in the environment before, and only then asks for an approval."""
+    jobs: dict[str, Any] = {}
+    for name in (item.name for item in plan.environments if item.name in plan.held):
+        promote, settle = plan.step(f"promote-{name}"), plan.step(f"settle-{name}")
+        asking = replace(
+            promote,
+            id=f"baked-{name}",
+            command=(*promote.command, "--dry-run", "--json"),
+            needs=(),
+            permissions=("read-code", "read-image", "read-env-repo"),
+        )
+        for step in (asking, replace(promote, needs=(asking.id,)), settle):
+            jobs[step.id] = _job(plan, step)
+    return {
+        "name": f"{_title(plan)} baked",
+        "on": {"schedule": [{"cron": BAKED_CRON}], "workflow_dispatch": None},
+        "permissions": Commented({}, "Nothing by default: each job names what it needs."),
+        "concurrency": {
+            "group": "${{ github.workflow }}",
+            "cancel-in-progress": Commented(False, "a run that waits for an approval stays; of later ones the newest"),
+        },
+        "defaults": {"run": {"shell": "bash"}},
+        "env": {"PYTHONUNBUFFERED": "1"},
+        "jobs": jobs,
+    }
 
 
 def _comment(plan: DeliveryPlan) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlflowkit.delivery.delivery_plan import OUTPUT, DeliveryPlan, DeliveryStep
+from mlflowkit.delivery.delivery_plan import BAKING_MARGIN, OUTPUT, DeliveryPlan, DeliveryStep
 from mlflowkit.delivery.delivery_settings import RunnerSettings, SecretReference
 from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported, machine_faults
 from mlflowkit.delivery.step_script import command_line, step_script
@@ -18,6 +18,8 @@ MERGE_REQUEST = "$CI_PIPELINE_SOURCE == 'merge_request_event'"
 CALLED = "($CI_PIPELINE_SOURCE == 'trigger' || $CI_PIPELINE_SOURCE == 'api') && $CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH"
 NEUTRAL = 4
 """The exit code of INCONCLUSIVE."""
+MAX_DELAY = 7 * 24 * 3600
+"""Seconds after which GitLab starts a delayed job at the latest."""
 HEADER = "Change the recipe and run `mlkit export RECIPE`; what is changed here is merged when it is generated again."
 
 
@@ -49,6 +51,10 @@ class GitlabCi(DeliveryTarget):
                     ("triggers", index, "on"), message, "write on: data, and let the project's schedule call the API"
                 )
         yield from machine_faults(plan, "GitLab", "the tag of such a runner")
+        for environment in plan.environments:
+            if plan.baking_seconds(environment.name) + BAKING_MARGIN > MAX_DELAY:
+                message = "GitLab delays a job by a week at most"
+                yield Unsupported(("environments", environment.name, "baking"), message, "write baking: 6d")
 
     def render(self, plan: DeliveryPlan) -> Mapping[str, str]:
         file = f".gitlab/mlkit-{plan.name}.yml"
@@ -63,8 +69,27 @@ class GitlabCi(DeliveryTarget):
 def _pipeline(plan: DeliveryPlan) -> dict[str, Any]:
     return {
         "workflow": {"rules": _workflow_rules(plan)},
-        **{_job_name(plan, step.id): _job(plan, step) for step in plan.steps},
+        **{name: job for step in plan.steps for name, job in _jobs(plan, step).items()},
     }
+
+
+def _jobs(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
+    """The job of a step, and before a promotion of what must bake first one that waits for that long."""
+    seconds = plan.baking_seconds(step.environment) if step.id.startswith("promote-") else 0
+    own = {_job_name(plan, step.id): _job(plan, step)}
+    if not seconds:
+        return own
+    delayed = {"when": "delayed", "start_in": f"{seconds + BAKING_MARGIN} seconds"}
+    before = plan.section.environments[step.environment].after
+    bake = {
+        "image": plan.images[0].base,
+        "rules": [{"if": rule, **delayed} for rule in (*_pushes(plan), *_calls(plan))],
+        "needs": [{"job": _job_name(plan, f"settle-{before}")}],
+        "timeout": "5 minutes",
+        "variables": {"GIT_STRATEGY": "none"},
+        "script": [f"echo 'the version has had its time in {before}; the promotion looks whether it still serves'"],
+    }
+    return {_job_name(plan, f"bake-{step.environment}"): bake, **own}
 
 
 def _job_name(plan: DeliveryPlan, id: str) -> str:
@@ -135,7 +160,9 @@ def _needs(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
     """The jobs before; the judge's, whose outputs the step reads; and the one that knows whether there is work."""
     reads = step.id not in ("trigger", "check", "judge") and any(OUTPUT in word for word in step.command)
     asked = _calls(plan) and step.id not in ("trigger", "comment")
-    return list(dict.fromkeys([*(["trigger"] if asked else []), *(["judge"] if reads else []), *step.needs]))
+    bakes = step.id.startswith("promote-") and plan.baking_seconds(step.environment)
+    baked = [f"bake-{step.environment}"] if bakes else []
+    return list(dict.fromkeys([*(["trigger"] if asked else []), *(["judge"] if reads else []), *step.needs, *baked]))
 
 
 def _optional(need: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from mlflowkit.delivery.delivery_plan import DeliveryPlan, DeliveryStep, Environment
+from mlflowkit.delivery.delivery_plan import BAKING_MARGIN, DeliveryPlan, DeliveryStep, Environment
 from mlflowkit.delivery.delivery_settings import TriggerSettings
 from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported, machine_faults
 from mlflowkit.delivery.groovy_text import groovy_block, groovy_shell, groovy_string
@@ -74,7 +74,7 @@ def _schedule_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
 def _pipeline(plan: DeliveryPlan) -> list[str]:
     stages = [*_model(plan)]
     for environment in plan.environments:
-        stages += ["", *_environment(plan, environment)]
+        stages += [*_bake(plan, environment), "", *_environment(plan, environment)]
     options = [
         "buildDiscarder(logRotator(numToKeepStr: '50', artifactNumToKeepStr: '20'))",
         "disableConcurrentBuilds(abortPrevious: env.CHANGE_ID != null)  // never a half-done promotion",
@@ -301,13 +301,23 @@ def _image(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
     return _stage(step.id, step.timeout_minutes, when, groovy_block("steps", lines))
 
 
+def _bake(plan: DeliveryPlan, environment: Environment) -> list[str]:
+    """A wait without an agent, before a promotion of what must bake first; meanwhile the branch has no other build."""
+    seconds = plan.baking_seconds(environment.name)
+    if not seconds:
+        return []
+    steps = groovy_block("steps", [f"sleep time: {seconds + BAKING_MARGIN}, unit: 'SECONDS'"])
+    when = groovy_block("when", _delivered())
+    return ["", *_stage(f"bake-{environment.name}", seconds // 60 + 30, when, steps)]
+
+
 def _environment(plan: DeliveryPlan, environment: Environment) -> list[str]:
     """A promotion and its settlement, on an agent that is taken after the approval."""
     promote, settle = (plan.step(f"{kind}-{environment.name}") for kind in ("promote", "settle"))
     stash = groovy_string(f"mlkit-{plan.name}")
     stages = [
         _install(plan, f"install-{environment.name}"),
-        _promotion(plan, promote, _in_outputs([f"unstash {stash}"])),
+        _promotion(plan, promote, [] if environment.name in plan.held else _in_outputs([f"unstash {stash}"])),
         _promotion(plan, settle, []),
     ]
     approval: list[str] = []

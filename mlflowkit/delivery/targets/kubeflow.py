@@ -111,6 +111,10 @@ def _environment_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
         if environment.settings.promote == "approval":
             hint = "write promote: automatic, or deliver by a target that asks a person"
             yield Unsupported((*key, "promote"), "a pipeline of Kubeflow cannot wait for a person", hint)
+        if environment.settings.baking:
+            message = "a pipeline of Kubeflow cannot wait for a version to bake: it tries again for an hour at most"
+            hint = "remove baking, or deliver by github, gitlab, jenkins or airflow"
+            yield Unsupported((*key, "baking"), message, hint)
         repository = environment.settings.repo or ""
         if repository and not repository.startswith("https://"):
             message = "a step has a token, and neither an SSH key nor another machine's files"
@@ -352,7 +356,7 @@ def _script(plan: DeliveryPlan, step: DeliveryStep) -> str:
         lines += [f"answer=$({command_line(step.command)})", 'echo "$answer"']
         lines += [f'action=$(printf %s "$answer" | python -c "{read}")', *_written("action_file", '"$action"')]
         return "\n".join([*lines, ""])
-    if step.id.startswith("promote-"):
+    if "record" in _artifacts_read(step):
         lines.append(f'cp "$record" "{RECORD}"')
     record = {"judge": "; ".join(_written("code_file", '"$code"')), "image": _KEEP_RECORD}.get(step.id, "")
     return "\n".join([*lines, step_script(step, record=record)])
