@@ -354,6 +354,15 @@ class Tracker(Protocol):
     def unalias(self, name: str, identity: str, alias: str) -> None:
         """Take ``alias`` from the version of ``name`` with that identity, if it has it. Idempotent."""
 
+    def describe_version(self, reference: str) -> Mapping[str, str]:
+        """The tags of a registered version or a run: ``name``, ``identity``, ``run``, ``git_commit``, ...
+
+        ``reference`` is models:/NAME/VERSION, models:/NAME@ALIAS or runs:/ID. Raises UsageError when there is none.
+        """
+
+    def download_bundle(self, reference: str, out: Path) -> Path | None:
+        """The bundle of such a reference in the registry's artifacts, below ``out``; not verified. None without one."""
+
     def defer(self) -> bool:
         """Have the finished runs of the journal recorded by a process of its own, so that a command need not wait.
 

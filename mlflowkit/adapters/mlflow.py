@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.bundle import open_bundle
-from mlflowkit.errors import EngineError
+from mlflowkit.errors import EngineError, UsageError
 from mlflowkit.system.child_process import module_command, python_path
 from mlflowkit.system.files import make_folder, private_opener
 from mlflowkit.system.logs import rotate_log
@@ -170,6 +170,28 @@ class MlflowTracker:
     def unalias(self, name: str, identity: str, alias: str) -> None:
         """Take an alias from the version with that identity. Raises EngineError as `register` does."""
         self._call("unalias", {"name": name, "identity": identity, "alias": alias})
+
+    def describe_version(self, reference: str) -> Mapping[str, str]:
+        """The tags of models:/NAME/VERSION, models:/NAME@ALIAS or runs:/ID.
+
+        Raises UsageError when MLflow has none, EngineError as `register` does.
+        """
+        if not self.uri and not (self.state / "mlflow.db").exists():
+            message = f"{self.state} has no MLflow database, so there is no {reference}"
+            raise UsageError(message, hint="MLFLOW_TRACKING_URI names a server; --state another folder")
+        tags = self._call("describe", {"reference": reference})
+        if tags is None:
+            message = f"MLflow has no {reference}"
+            raise UsageError(message, hint="mlkit lineage NAME shows what the champion of a recipe was made from")
+        return {str(key): str(value) for key, value in tags.items()}
+
+    def download_bundle(self, reference: str, out: Path) -> Path | None:
+        """Download the bundle of a version below ``out``; None where MLflow has no such artifact. Not verified.
+
+        Raises EngineError when MLflow fails, and for more than `mlflow_worker.MAX_FILES` files or MAX_BYTES.
+        """
+        folder = self._call("download", {"reference": reference, "out": str(out)})
+        return Path(folder) if folder else None
 
     def close(self) -> None:
         """Stop the child. A later call starts another."""

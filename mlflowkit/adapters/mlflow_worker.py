@@ -39,6 +39,10 @@ LOADER = "mlflowkit.processes.mlflow_model"
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 NICENESS = 10
 """Importing MLflow must not slow down a concurrent training."""
+BUNDLE_ARTIFACT = "model/bundle"
+"""The folder of a version's bundle in the artifacts of its run."""
+MAX_FILES, MAX_BYTES = 10_000, 16 << 30
+"""Bounds of a bundle that is downloaded."""
 MAX_BATCH_PARAMS = 100
 """MLflow's limit of parameters per log_batch call."""
 
@@ -161,6 +165,62 @@ class MlflowMirror:
         self.client.delete_registered_model_alias(facts["name"], facts["alias"])
         return str(version.version)
 
+    def describe(self, facts: Mapping[str, Any]) -> dict[str, str] | None:
+        """The tags of a version or of a run, with its name and its number in the registry; None when there is none."""
+        version = self._version(facts["reference"])
+        if version is not None:
+            return {**version.tags, "name": version.name, "registered": str(version.version)}
+        run = self._run(facts["reference"])
+        if run is None:
+            return None
+        name = self.client.get_experiment(run.info.experiment_id).name
+        tags = dict(run.data.tags)
+        return {**tags, "name": name, "identity": tags.get("bundle", ""), "run": tags.get("mlkit.run", "")}
+
+    def download(self, facts: Mapping[str, Any]) -> str:
+        """Download the bundle that was uploaded with a version; returns its folder, "" when there is none."""
+        version = self._version(facts["reference"])
+        run_id = self._run_of(facts["reference"]) if version is None else str(version.run_id)
+        if self.local or not run_id or not self.client.list_artifacts(run_id, BUNDLE_ARTIFACT):
+            return ""
+        self._check_size(run_id)
+        return str(self.client.download_artifacts(run_id, BUNDLE_ARTIFACT, facts["out"]))
+
+    def _check_size(self, run_id: str) -> None:
+        """Raise ValueError for a bundle of too many files or bytes."""
+        folders, files, size = [BUNDLE_ARTIFACT], 0, 0
+        while folders:
+            for item in self.client.list_artifacts(run_id, folders.pop()):
+                files, size = files + 1, size + (item.file_size or 0)
+                folders += [item.path] if item.is_dir else []
+                if files > MAX_FILES or size > MAX_BYTES:
+                    raise ValueError(f"its bundle has more than {MAX_FILES} files or {MAX_BYTES} bytes")
+
+    def _version(self, reference: str) -> Any:
+        """The model version of models:/NAME/VERSION, models:/NAME@ALIAS or runs:/ID; None when there is none."""
+        if run_id := self._run_of(reference):
+            versions = self.client.search_model_versions(f"run_id = '{run_id}'")
+            return max(versions, key=lambda version: int(version.version), default=None)
+        parts = re.fullmatch(r"models:/(.+?)(?:@([^@/]+)|/(\d{1,18}))", reference)
+        if parts is None:
+            return None
+        with _ignored("RESOURCE_DOES_NOT_EXIST"), _ignored("INVALID_PARAMETER_VALUE"):
+            if parts[2]:
+                return self.client.get_model_version_by_alias(parts[1], parts[2])
+            return self.client.get_model_version(parts[1], parts[3])
+        return None
+
+    def _run(self, reference: str) -> Any:
+        with _ignored("RESOURCE_DOES_NOT_EXIST"):
+            return self.client.get_run(run_id) if (run_id := self._run_of(reference)) else None
+        return None
+
+    @staticmethod
+    def _run_of(reference: str) -> str:
+        """The run id of runs:/ID, "" for another reference."""
+        parts = re.fullmatch(r"runs:/([\w-]{1,64})", reference)
+        return parts[1] if parts else ""
+
     def _source(self, name: str, identity: str, run_id: str, bundle: Path) -> str:
         """The source URI of a model version: a folder with its MLmodel, which names the bundle in the store; for a
         server both are uploaded to the run. MLflow writes into such a folder, so it is never the bundle itself."""
@@ -168,7 +228,7 @@ class MlflowMirror:
             folder = self.state / "mlartifacts" / name / "models" / identity
             replace_file(folder / "MLmodel", mlmodel(bundle, os.path.relpath(bundle, folder), run_id).encode())
             return folder.as_uri()
-        self.client.log_artifacts(run_id, str(bundle), "model/bundle")
+        self.client.log_artifacts(run_id, str(bundle), BUNDLE_ARTIFACT)
         self.client.log_text(run_id, mlmodel(bundle, "bundle", run_id), "model/MLmodel")
         return f"{self.client.get_run(run_id).info.artifact_uri}/model"
 
@@ -256,11 +316,14 @@ def serve(state: Path, uri: str, jobs: IO[bytes], replies: IO[bytes]) -> None:
 def _run_job(mirror: MlflowMirror, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with _exclusive_access(mirror.state):
-            return {
-                "value": {"record": mirror.record, "register": mirror.register, "unalias": mirror.unalias}[job["verb"]](
-                    job["facts"]
-                )
+            verbs = {
+                "record": mirror.record,
+                "register": mirror.register,
+                "unalias": mirror.unalias,
+                "describe": mirror.describe,
+                "download": mirror.download,
             }
+            return {"value": verbs[job["verb"]](job["facts"])}
     except Exception as error:  # noqa: BLE001 - the reply; the log has the traceback
         return {"error": _logged_message(error), "hint": _hint(mirror, error)}
 

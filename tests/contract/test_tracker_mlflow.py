@@ -21,7 +21,7 @@ from mlflowkit import bundle
 from mlflowkit.adapters import mlflow as adapter
 from mlflowkit.adapters.mlflow import MlflowTracker, facts_of
 from mlflowkit.adapters.mlflow_worker import mlmodel
-from mlflowkit.errors import BundleError, EngineError
+from mlflowkit.errors import BundleError, EngineError, UsageError
 from mlflowkit.values import Lineage, Outcome, RunRecord, StageResult, StepRecord, Verdict
 from tests.support import lending_bundle
 
@@ -331,3 +331,33 @@ def test_what_a_server_gets_has_its_model_file_too(tmp_path: Path) -> None:
     assert document["flavors"]["python_function"]["data"] == "bundle"
     assert document["flavors"]["onnx"]["data"] == "bundle/model.onnx"
     assert "signature" not in document
+
+
+def test_a_version_is_described_by_alias_number_and_run(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "described")
+    tracker.record(run_record("described", bundle=made.manifest.identity))
+    number = tracker.register(
+        "described", made.path, run_record("described", bundle=made.manifest.identity), "champion"
+    )
+    run_id = only_run(client, "described").info.run_id
+    for reference in ("models:/described@champion", f"models:/described/{number}"):
+        tags = tracker.describe_version(reference)
+        assert (tags["name"], tags["registered"], tags["run"]) == ("described", number, "described")
+        assert (tags["identity"], tags["git_commit"]) == (made.manifest.identity, COMMIT)
+        assert tracker.download_bundle(reference, tmp_path) is None  # it is in the state folder
+    assert tracker.describe_version(f"runs:/{run_id}")["identity"] == made.manifest.identity
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["models:/none@champion", "models:/none/1", "models:/described@none", f"runs:/{'0' * 32}", "models:/none"],
+)
+def test_a_version_that_is_not_there_is_refused(tracker: MlflowTracker, client: Any, reference: str) -> None:
+    with pytest.raises(UsageError, match=f"MLflow has no {reference}"):
+        tracker.describe_version(reference)
+
+
+def test_looking_for_a_version_creates_no_database(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no MLflow database"):
+        MlflowTracker(tmp_path).describe_version("models:/loans@champion")
+    assert list(tmp_path.iterdir()) == []

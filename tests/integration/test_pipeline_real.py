@@ -118,6 +118,19 @@ def test_a_trigger_of_a_finished_run_answers_without_the_planner(recipe: Path, w
     assert nothing_to_do(["trigger", str(recipe), "--because", "data", "--dry-run"]) is None
 
 
+def test_every_name_of_a_model_leads_to_its_origin(whole: dict[str, Any], run_command: CommandRunner) -> None:
+    folder, registered = Path(whole["bundle"]), f"models:/{whole['name']}@challenger"
+    wait_for(lambda: run_command("lineage", registered)[0] == 0, 120)  # recorded by a process of its own
+    names = (whole["run"], "last", whole["identity"][:12], whole["name"], str(folder), str(folder.parent), registered)
+    for name in names:
+        code, origin = run_command("lineage", name)
+        assert code == 0, origin
+        assert (origin["reference"], origin["identity"], origin["run"]) == (name, whole["identity"], whole["run"])
+        assert (origin["lineage"], origin["bundle"]) == (whole["lineage"], whole["bundle"])
+        assert [item["message"] for item in origin["verdicts"]] == [item["message"] for item in whole["verdicts"]]
+        assert (origin["blessing"], origin["differences"]) == (whole["blessing"], [])
+
+
 @pytest.mark.slow
 def test_run_killed_in_training_and_after_ends_in_the_same_bundle(tmp_path: Path, whole: dict[str, Any]) -> None:
     recipe = lay_out(tmp_path / "recipes")

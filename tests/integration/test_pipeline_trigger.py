@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from mlflowkit.delivery.gitops.trigger_claims import (
 )
 from mlflowkit.errors import UsageError
 from tests.support.export_project import make_project
+from tests.support.trigger_asking import ask, ask_at_once
 
 CLAIM = TriggerClaim("a" * 64, "p1", "lending", "me", "data", 1000.0, 2000.0)
 TERMS = TriggerTerms(1000.0, attempts=2, cooldown=100.0, budget_runs=2, budget_seconds=10_000.0)
@@ -47,17 +46,6 @@ def clones(tmp_path: Path) -> list[Path]:
         shutil.copytree(recipe.parent, tmp_path / f"clone-{number}")
         recipes.append(tmp_path / f"clone-{number}" / recipe.name)
     return recipes
-
-
-def ask(question: tuple[Path, ClaimPlace | None, float | None]) -> str:
-    recipe, place, now = question
-    return trigger(recipe, "data", recipe.parent / ".mlkit", claim=place, now=now).action
-
-
-def ask_at_once(questions: list[tuple[Path, ClaimPlace | None, float | None]]) -> list[str]:
-    """The actions that processes are answered with, four at a time."""
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
-        return list(pool.map(ask, questions))
 
 
 def test_twenty_triggers_from_four_clones_start_one_training(clones: list[Path]) -> None:
