@@ -32,6 +32,7 @@ from benchmarks.process import arguments, report
 from mlflowkit import usercode
 from mlflowkit.adapters.onnx_exporter import graph_parts as graph
 from mlflowkit.adapters.onnx_exporter import read_trained, signature_of
+from mlflowkit.adapters.onnx_exporter.preprocessing_graph import preprocessing
 from mlflowkit.adapters.onnx_passes import OnnxPasses
 from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bench import analysis
@@ -104,7 +105,7 @@ def graph_of(trained: Path, tokens: int) -> bytes:
     model = read_trained(trained)
     graph.add_class_outputs(piece, model.classes, scores="network/scores")
     zeros, ones = np.zeros(tokens, np.float32), np.ones(tokens, np.float32)
-    before = graph.preprocessing(FittedPreprocessing(zeros, zeros, ones, ()))
+    before = preprocessing(FittedPreprocessing(zeros, zeros, ones, ()))
     kinds = {"FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING}
     outputs = [
         helper.make_tensor_value_info(one.name, kinds[one.datatype], ["rows", *one.shape[1:]])

@@ -89,13 +89,22 @@ class TextRule(_FrozenModel):
     """What separates the digits of such a number into groups."""
     units: tuple[str, ...] = ()
     """Signs and units before or after such a number, which are not part of it."""
+    dates: dict[str, Literal["naive", "offset"]] = {}
+    """Columns of dates, read as ISO 8601 text or as seconds since 1970; whether their texts have an offset from UTC.
+    Left out where there is none, so that older bundles keep their identity."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_dates(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        return value if self.dates else {name: item for name, item in value.items() if name != "dates"}
 
 
 class Signature(_FrozenModel):
     """Inputs and outputs of a bundle.
 
     Inputs: ``numeric`` FP32 [-1, k] (a missing value is NaN) and ``categorical`` BYTES [-1, m] (a missing value
-    is the empty string); one of them is absent when there are no such columns.
+    is the empty string); ``dates`` FP64 [-1, t], seconds since 1970 (a missing value is NaN). A tensor is absent when
+    there are no such columns.
     Outputs: classification ``label`` (INT64 or BYTES) [-1] and ``probabilities`` FP32 [-1, C];
     regression ``prediction`` FP32 [-1].
     """

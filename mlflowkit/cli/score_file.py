@@ -119,6 +119,7 @@ def _score(
     value = {**source, "model_version": predictor.version, "rows": summary.rows, "undefined": summary.undefined}
     if request.out is not None:
         value |= {"out": str(request.out), "ignored": list(summary.ignored), "unseen": summary.unseen}
+        value |= {"no_dates": dict(summary.no_dates)} if summary.no_dates else {}
         if not request.json:
             note(f"{summary.rows:,} rows scored by version {predictor.version}: {request.out}")
     if request.json:
@@ -193,5 +194,7 @@ def _report(summary: ScoringSummary) -> None:
         note(f"warning: missing in all rows, because the file lacks them: {format_list(summary.filled, 12)}")
     for name, count in summary.unseen.items():
         note(f"warning: {name}: {count:,} rows ({count / summary.rows:.1%}) have a category that training never saw")
+    for name, count in summary.no_dates.items():
+        note(f"warning: {name}: {count:,} rows ({count / summary.rows:.1%}) are no dates, and count as missing")
     if summary.undefined:
         note(f"warning: {summary.undefined:,} rows have no finite prediction; it is null")

@@ -240,10 +240,8 @@ def text_findings(column: str, values: Mapping[str, int], distinct: int) -> list
         message = (
             f"is text: {dates:,} of {total:,} values look like dates or times ({next(iter(values))!r}), each a category"
         )
-        time = f"data.columns: {{{quoted(column)}: ignore}}"
-        return [
-            Finding(column, message, f"write {time}, or data.drop: [{quoted(column)}]; a time split needs ISO 8601")
-        ]
+        date = f"data.columns: {{{quoted(column)}: date}} to learn from them (ISO 8601)"
+        return [Finding(column, message, f"write {date}, or data.drop: [{quoted(column)}]")]
     if total >= MIN_DISTINCT and distinct >= DISTINCT_SHARE * total:
         message = f"has {distinct:,} different values in {total:,} rows: as categories they say nothing of new rows"
         return [Finding(column, message, drop)]

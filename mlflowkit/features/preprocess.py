@@ -7,15 +7,17 @@ that repeat it in the graph, bit for bit in float32::
                   before that x = x - offset in double precision, where a column has an offset
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
                   of a column with an order, 1 where equal or above: its first column says that the value is known
+    dates         numbers by features.dates.date_parts, then as numeric  [rows, t] -> [rows, features of all dates]
 
-The matrix has the numeric columns first. A value that is not among the categories of its column encodes to zeros.
+The matrix has the numeric columns first, then the features of dates. A value that is not among the categories of its
+column encodes to zeros.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,8 @@ import numpy as np
 import pandas as pd
 
 from mlflowkit.errors import DataError, EngineError, StoreError, UsageError
+from mlflowkit.features.dates.date_parts import DateFeature, date_features, plan_dates
+from mlflowkit.features.dates.date_terms import Zone
 from mlflowkit.features.tensors import categorical_matrix, class_codes, numeric_matrix
 
 TRUSTED_ROOT = "sklearn."
@@ -32,21 +36,23 @@ TRUSTED_TYPES = ("numpy.dtype",)
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Names of the feature columns by kind, each in the order of the source; the offsets of the numeric ones, and the
-    orders of the categorical ones (() for a column without)."""
+    """Names of the feature columns by kind, each in the order of the source; the offsets of the numeric ones, the
+    orders of the categorical ones (() for a column without), and the zones of the dates."""
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     offsets: tuple[float, ...] = ()
     orders: tuple[tuple[str, ...], ...] = ()
+    dates: tuple[str, ...] = ()
+    zones: tuple[Zone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """One part of the split.
 
-    ``inputs`` by name: numeric float64 [n, k], categorical str [n, m]; absent without such columns. ``target``: class
-    indices (int64 [n]) or values (float64 [n]).
+    ``inputs`` by name: numeric float64 [n, k], dates float64 [n, t], categorical str [n, m]; absent without such
+    columns. ``target``: class indices (int64 [n]) or values (float64 [n]).
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -75,7 +81,7 @@ class Table:
 
     def read(self, part: Literal["train", "validation", "test"]) -> Part:
         """Read one part. Raises DataError when it has no rows, an infinite number or an unusable target."""
-        names = [*self.features.numeric, *self.features.categorical]
+        names = [*self.features.numeric, *self.features.dates, *self.features.categorical]
         frame = pd.read_parquet(self.folder / f"{part}.parquet", columns=[*names, self.target])
         if frame.empty:
             raise DataError(f"the {part} part has no rows", hint="use more rows, or larger shares under data.split")
@@ -83,6 +89,8 @@ class Table:
         if self.features.numeric:
             inputs["numeric"] = numeric_matrix(frame, self.features.numeric, np.float64)
             _require_finite(inputs["numeric"], self.features.numeric, part)
+        if self.features.dates:
+            inputs["dates"] = numeric_matrix(frame, self.features.dates, np.float64)
         if self.features.categorical:
             inputs["categorical"] = categorical_matrix(frame, self.features.categorical)
         return Part(inputs, self._target(frame[self.target], part))
@@ -103,14 +111,16 @@ def open_table(folder: Path) -> Table:
     info = json.loads((folder / "table.json").read_text())
     columns = {
         kind: tuple(column["name"] for column in info["features"] if column["kind"] == kind)
-        for kind in ("numeric", "categorical")
+        for kind in ("numeric", "categorical", "date")
     }
-    if not columns["numeric"] and not columns["categorical"]:
+    if not any(columns.values()):
         raise DataError("the table has no feature columns", hint="mlkit explain RECIPE data.columns shows what is used")
     offsets = tuple(column.get("offset", 0.0) for column in info["features"] if column["kind"] == "numeric")
     orders = info.get("orders", {})
     ordered = tuple(tuple(orders.get(name, ())) for name in columns["categorical"]) if orders else ()
-    features = Features(**columns, offsets=offsets, orders=ordered)
+    dates = columns.pop("date")
+    zones = tuple(info["texts"]["dates"][name] for name in dates)
+    features = Features(**columns, offsets=offsets, orders=ordered, dates=dates, zones=zones)
     classes = tuple(info["classes"])
     return Table(folder, info["task"], info["target"], features, classes, info.get("target_offset", 0.0))
 
@@ -128,8 +138,9 @@ def _require_finite(matrix: np.ndarray, columns: Sequence[str], part: str) -> No
 
 @dataclass(frozen=True, slots=True)
 class FittedPreprocessing:
-    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k], ``categories`` of m columns, and which of
-    those are ``ordered``, by the order of their categories.
+    """Fitted parameters: ``fill``, ``center`` and ``scale`` float32 [k + d], of the k numeric columns and of the d
+    features of ``dates``, ``categories`` of m columns, and which of those are ``ordered``, by the order of their
+    categories.
 
     ``offset`` float64 [k] is subtracted in double precision before anything else (0 where float32 holds a column), so
     ``fill`` and ``center`` are relative to it.
@@ -141,6 +152,7 @@ class FittedPreprocessing:
     categories: tuple[tuple[str, ...], ...]
     offset: np.ndarray
     ordered: tuple[bool, ...] = ()
+    dates: tuple[DateFeature, ...] = ()
 
     @property
     def is_double(self) -> bool:
@@ -154,13 +166,10 @@ class FittedPreprocessing:
 
 
 def fit_preprocess(
-    inputs: Mapping[str, np.ndarray],
-    section: Any,
-    offsets: Sequence[float] = (),
-    orders: Sequence[Sequence[str]] = (),
+    inputs: Mapping[str, np.ndarray], section: Any, features: Features | None = None
 ) -> FittedPreprocessing:
-    """Fit on the training rows by the settings of a stages.train.Preprocess, with the ``offsets`` of numeric columns
-    and the ``orders`` of categorical ones, whose categories are those of the order.
+    """Fit on the training rows by the settings of a stages.train.PreprocessSettings, with the offsets, orders and dates
+    of ``features``; the categories of a column with an order are those of the order.
 
     standard scales by mean and (population) standard deviation, minmax to [0, 1]. A constant column is only centred; a
     column without values becomes 0. Categories are the most frequent values (ties by value), sorted; a missing value
@@ -173,18 +182,20 @@ def fit_preprocess(
     >>> transform(fit_preprocess(inputs, section), inputs).tolist()
     [[0.0, 1.0], [0.5, 1.0], [1.0, 0.0]]
     """
-    numeric = inputs.get("numeric", np.empty((0, 0), np.float32))
-    offset = np.asarray(offsets or np.zeros(numeric.shape[1]), np.float64)
-    numeric = _centred(numeric, offset, np.float32)
-    parameters = [_fit_column(numeric[:, index], section) for index in range(numeric.shape[1])]
+    names = features or Features((), ())
+    width = inputs["numeric"].shape[1] if "numeric" in inputs else 0
+    offset = np.asarray(names.offsets or np.zeros(width), np.float64)
+    dates = plan_dates(names.dates, names.zones, section.dates) if names.dates else ()
+    numbers = _numbers(inputs, offset, dates, np.float32)
+    parameters = [_fit_column(numbers[:, index], section) for index in range(numbers.shape[1])]
     fill, center, scale = np.array(parameters, dtype=np.float32).reshape(-1, 3).T
     texts = inputs.get("categorical", np.empty((0, 0), object))
-    orders = orders or [()] * texts.shape[1]
+    orders = names.orders or ((),) * texts.shape[1]
     categories = tuple(
         tuple(order) or _most_frequent(texts[:, index], section.max_categories) for index, order in enumerate(orders)
     )
     ordered = tuple(bool(order) for order in orders) if any(orders) else ()
-    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories, offset, ordered)
+    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories, offset, ordered, dates)
 
 
 def order_matrix(categories: int) -> np.ndarray:
@@ -196,9 +207,17 @@ def order_matrix(categories: int) -> np.ndarray:
     return np.tril(np.ones((categories, categories), dtype=np.float32))
 
 
-def _centred(numeric: np.ndarray, offset: np.ndarray, dtype: Any) -> np.ndarray:
-    """Numbers minus their offset, subtracted in double precision, as ``dtype``."""
-    return (numeric.astype(np.float64) - offset if offset.any() else numeric).astype(dtype)
+def _numbers(
+    inputs: Mapping[str, np.ndarray], offset: np.ndarray, dates: Sequence[DateFeature], dtype: Any
+) -> np.ndarray:
+    """Numbers minus their offset, subtracted in double precision, and the features of dates; [rows, k + d]."""
+    parts = []
+    if "numeric" in inputs:
+        numeric = inputs["numeric"]
+        parts.append((numeric.astype(np.float64) - offset if offset.any() else numeric).astype(dtype))
+    if dates:
+        parts.append(date_features(inputs["dates"], dates, dtype))
+    return np.concatenate(parts, axis=1) if parts else np.empty((0, 0), dtype)
 
 
 def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
@@ -251,7 +270,7 @@ def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray],
     matrix = np.zeros((rows, preprocess.width), dtype=dtype)
     start = len(preprocess.fill)
     if start:
-        numeric = _centred(inputs["numeric"], preprocess.offset, dtype)
+        numeric = _numbers(inputs, preprocess.offset, preprocess.dates, dtype)
         filled = np.where(np.isnan(numeric), preprocess.fill.astype(dtype), numeric)
         matrix[:, :start] = (filled - preprocess.center.astype(dtype)) / preprocess.scale.astype(dtype)
     for index, categories in enumerate(preprocess.categories):
@@ -274,6 +293,8 @@ def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
         content["ordered"] = preprocess.ordered
     if preprocess.is_double:
         content["offset"] = preprocess.offset.tolist()
+    if preprocess.dates:
+        content["dates"] = [asdict(feature) for feature in preprocess.dates]
     (trained / "preprocess.json").write_text(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
@@ -281,9 +302,10 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
     """Read ``preprocess.json`` of the train stage's folder."""
     content = json.loads((trained / "preprocess.json").read_text())
     fill, center, scale = (np.array(content[name], dtype=np.float32) for name in ("fill", "center", "scale"))
-    offset = np.array(content.get("offset", [0.0] * len(fill)), dtype=np.float64)
+    dates = tuple(DateFeature(**item) for item in content.get("dates", ()))
+    offset = np.array(content.get("offset", [0.0] * (len(fill) - len(dates))), dtype=np.float64)
     categories, ordered = tuple(map(tuple, content["categories"])), tuple(content.get("ordered", ()))
-    return FittedPreprocessing(fill, center, scale, categories, offset, ordered)
+    return FittedPreprocessing(fill, center, scale, categories, offset, ordered, dates)
 
 
 def save_sklearn(value: Any, path: Path) -> None:

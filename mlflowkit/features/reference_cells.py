@@ -95,9 +95,11 @@ def column_reference(
     parts: Sequence[np.ndarray] = (),
     importance: float | None = None,
     tail: bool = False,
+    cells: Cells | None = None,
 ) -> ColumnReference:
-    """The reference of a column; ``parts`` are the row numbers of consecutive parts in time."""
-    cells = cells_of(values, tail=tail)
+    """The reference of a column; ``parts`` are the row numbers of consecutive parts in time. Without ``cells``, they
+    are computed."""
+    cells = cells_of(values, tail=tail) if cells is None else cells
     counted = tuple(count_cells(cells, values[rows]) for rows in parts)
     return ColumnReference(cells, count_cells(cells, values), counted, importance)
 

@@ -82,7 +82,7 @@ def with_gaps(real: Tensors, seed: int) -> dict[str, np.ndarray]:
     """
     rows = row_count(real)
     sample = np.sort(np.random.default_rng(seed + 1).choice(rows, max(1, rows // 4), replace=False))
-    blanks = {"numeric": np.nan, "categorical": ""}
+    blanks = {"numeric": np.nan, "dates": np.nan, "categorical": ""}
     blanked = {name: _fill(matrix[sample], blanks[name], seed) for name, matrix in real.items()}
     empty = {name: np.full_like(matrix[:1], blanks[name]) for name, matrix in real.items()}
     blocks = [real, blanked, empty]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mlflowkit.features.dates.date_terms import ZONES
 from mlflowkit.values import Json
 
 if TYPE_CHECKING:
@@ -152,6 +153,10 @@ def _text_changes(champion: Signature, candidate: Signature) -> Iterable[Signatu
         yield SignatureChange(
             "texts", "units", True, f"numbers in files for mlkit predict may no longer have {_listed(lost)}"
         )
+    for column in before.dates.keys() & now.dates.keys():
+        if before.dates[column] != now.dates[column]:
+            message = f"dates of {column} were {ZONES[before.dates[column]]} and are {ZONES[now.dates[column]]}"
+            yield SignatureChange("texts", column, True, message)
     if (before.missing, before.verbatim, before.trim) != (now.missing, now.verbatim, now.trim):
         message = "other texts count as missing, or are kept as they are, than before"
         yield SignatureChange("texts", "missing", False, message)

@@ -55,6 +55,8 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str, bool]]:
     for key in ("columns", "orders"):
         for name in view.mapping("data", key):
             yield ("data", key, name), name, True
+    for name in view.mapping("preprocess", "dates"):
+        yield ("preprocess", "dates", name), name, True
     for name in view.mapping("monitor", "columns"):
         yield ("monitor", "columns", name), name, True
     for path in (("data", "drop"), ("monitor", "segments")):

@@ -47,12 +47,13 @@ def problems(values: Json) -> list[Problem]:
         delivery_rules,
         fairness_rules,
         monitor_rules,
+        preprocess_rules,
         rollout_rules,
         source_rules,
     )
 
     view = RecipeView(values)
-    modules = (fairness_rules, rollout_rules, monitor_rules, delivery_rules, source_rules)
+    modules = (fairness_rules, preprocess_rules, rollout_rules, monitor_rules, delivery_rules, source_rules)
     sections = [rule for module in modules for rule in module.RULES]
     return [problem for rule in (*RULES, *sections) for problem in rule(view)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from mlflowkit.bundle import Signature, TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import DEFAULT_MISSING, categorical_columns, category_rules, number_of
+from mlflowkit.features.dates.date_columns import column_seconds
 from mlflowkit.features.tensors import numeric_matrix
 from mlflowkit.features.text_columns import category_texts, clean_texts, without_marks
 from mlflowkit.serving.protocol.categories import known_spelling
@@ -38,22 +40,33 @@ def signature_for_csv(signature: Signature, categories: Mapping[str, Collection[
 
 
 def feature_frame(
-    table: pa.Table, signature: Signature, *, start: int, categories: Mapping[str, Collection[str]] | None
+    table: pa.Table,
+    signature: Signature,
+    *,
+    start: int,
+    categories: Mapping[str, Collection[str]] | None,
+    no_dates: Counter[str] | None = None,
 ) -> pd.DataFrame:
-    """The feature columns of a batch: float64 for numeric inputs (NaN is missing), text for categories ("" is missing).
+    """The feature columns of a batch: float64 for numeric inputs (NaN is missing), text for categories ("" is missing),
+    seconds since 1970 for dates (NaN is missing). Values that are no dates are added to ``no_dates``, by column.
 
     Texts are read as the training data were, by the signature's rule; a number or a boolean is the spelling that
     ``categories`` (values of the training data by column, where known) have of it, as in a request. With None for
     ``categories`` those values stay as they are, for a service to spell. ``table`` has every feature column, ``start``
     is the number of its first row in its file, for errors. Raises DataError for text that is no finite number in a
-    numeric column.
+    numeric column, and for dates with an offset from UTC where the training data had none, or the other way round.
     """
     rules = category_rules(signature.texts, categorical_columns(signature))
     columns: dict[str, np.ndarray] = {}
     for tensor in signature.inputs:
         for name in tensor.columns:
             column = table.column(name)
-            if tensor.datatype == "BYTES" and categories is None and _is_value(column.type):
+            if name in signature.texts.dates:
+                column = _with_missing(column, signature.texts)
+                columns[name], unread = column_seconds(column, name, signature.texts.dates[name], start)
+                if unread and no_dates is not None:
+                    no_dates[name] += unread
+            elif tensor.datatype == "BYTES" and categories is None and _is_value(column.type):
                 columns[name] = _plain_values(column, name)
             elif tensor.datatype == "BYTES":
                 known = () if categories is None else categories.get(name, ())
@@ -123,6 +136,14 @@ def _parse_numbers(column: pa.ChunkedArray, name: str, rule: TextRule, start: in
     except pa.ArrowInvalid as error:
         raise _no_number(present, name, rule, start) from error
     return _require_finite(numbers, name, start)
+
+
+def _with_missing(column: pa.ChunkedArray, rule: TextRule) -> pa.ChunkedArray:
+    """A column without the texts that say that a value is missing."""
+    if not (rule.missing and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))):
+        return column
+    gone = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(sorted(rule.missing), column.type))
+    return pc.if_else(gone, pa.scalar(None, column.type), column)
 
 
 def _no_number(column: pa.ChunkedArray, name: str, rule: TextRule, start: int) -> DataError:

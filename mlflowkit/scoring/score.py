@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -43,6 +44,7 @@ class ScoringSummary:
     filled       feature columns that the file lacks
     undefined    rows for which the model has no finite prediction; null in the result
     unseen       rows by column with a category that was not in the training data
+    no_dates     rows by column with a value that is no date, which counts as missing
     """
 
     rows: int = 0
@@ -50,6 +52,7 @@ class ScoringSummary:
     filled: tuple[str, ...] = ()
     undefined: int = 0
     unseen: dict[str, int] = field(default_factory=dict)
+    no_dates: Counter[str] = field(default_factory=Counter)
 
 
 def score(
@@ -71,7 +74,9 @@ def score(
     for table in file.batches:
         for name in absent:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-        frame = feature_frame(table, signature, start=summary.rows, categories=options.categories)
+        frame = feature_frame(
+            table, signature, start=summary.rows, categories=options.categories, no_dates=summary.no_dates
+        )
         predictions = prediction_table(predictor.predict(frame), signature.classes, options.prefix)
         for name, count in unseen_counts(frame, options.categories or {}).items():
             summary.unseen[name] = summary.unseen.get(name, 0) + count

@@ -75,7 +75,7 @@ class Column(Section):
     """A feature column."""
 
     name: str
-    kind: Literal["numeric", "categorical"]
+    kind: Literal["numeric", "categorical", "date"]
     offset: float = 0.0
     """Subtracted in double precision before a number becomes float32; see mlflowkit.features.precision."""
 
@@ -108,6 +108,10 @@ class TableInfo(Section):
         return tuple(column.name for column in self.features if column.kind == "numeric")
 
     @property
+    def dates(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.features if column.kind == "date")
+
+    @property
     def categorical(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.features if column.kind == "categorical")
 
@@ -138,7 +142,11 @@ def expected_signature(info: TableInfo) -> Signature:
     number: Literal["FP32", "FP64"] = "FP64" if any(column.offset for column in info.features) else "FP32"
     inputs = [
         TensorSpec(name=name, datatype=datatype, shape=(-1, len(columns)), columns=columns)
-        for name, datatype, columns in (("numeric", number, info.numeric), ("categorical", "BYTES", info.categorical))
+        for name, datatype, columns in (
+            ("numeric", number, info.numeric),
+            ("dates", "FP64", info.dates),
+            ("categorical", "BYTES", info.categorical),
+        )
         if columns
     ]
     if info.task == "regression":

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import ReadingPlan, Role
+from mlflowkit.features.dates.date_terms import Zone
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import DROPPED, PARTS, Check, Column, TableInfo
 from mlflowkit.stages.sources import Source, read_source, text_rule_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 PORTS = ("tables",)
 """Ports that the result depends on."""
 
-ColumnKind = Literal["numeric", "categorical", "time", "group", "ignore"]
+ColumnKind = Literal["numeric", "categorical", "date", "time", "group", "ignore"]
 
 
 class RandomSplit(Section):
@@ -91,7 +92,8 @@ class DataSection(Section):
     """The positive class of a binary task; without it, the last in sorted order."""
     columns: dict[str, ColumnKind] = Field(default_factory=dict)
     """Kind of columns by name. A categorical column is read as text and never parsed: 02116, NA and 1E5 are categories.
-    Columns left out are inferred: numbers and booleans are numeric, other texts categorical."""
+    A date is a feature, ISO 8601 text or seconds since 1970 (see preprocess.dates); a time only orders rows. Columns
+    left out are inferred: numbers and booleans are numeric, other texts categorical."""
     orders: dict[str, Annotated[list[str | int | float], Field(min_length=2)]] = Field(default_factory=dict)
     """Categorical columns whose values have an order, from the least to the greatest: ``size: [S, M, L]``. Encoded as
     equal or above, so that a model sees the order; a value that is not listed is refused."""
@@ -170,7 +172,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         data_version=prepared.version,
         slice_columns=prepared.slice_columns,
         dropped=tuple(spec.drop),
-        texts=plan.rule,
+        texts=plan.rule.model_copy(update={"dates": dict(prepared.zones)}),
         target_offset=precision.get(spec.target, 0.0),
         orders=spec.order_texts,
     )
@@ -196,10 +198,12 @@ class PreparedTable:
     version: str
     kept: np.ndarray | None
     findings: Sequence[Finding]
+    zones: Mapping[str, Zone]
 
 
 def _prepare(spec: Spec, read: TableRead, rule: TextRule) -> PreparedTable:
     """Give each column its kind and type, and the target its classes. Raises DataError for what cannot be right."""
+    from mlflowkit.features.dates import date_columns
     from mlflowkit.stages import tabular
 
     categories = tabular.dictionary_columns(read.table)
@@ -209,11 +213,13 @@ def _prepare(spec: Spec, read: TableRead, rule: TextRule) -> PreparedTable:
     slice_columns, features = _columns_by_role(spec, table)
     kinds = tabular.kinds_of(table, features, spec.columns, categories)
     tokens = seen_tokens(read)
+    dates = date_columns.as_seconds(table, [name for name, kind in kinds.items() if kind == "date"])
+    table = dates.table
     table = tabular.as_numbers(table, [name for name, kind in kinds.items() if kind == "numeric"], rule, tokens)
     table, kept = tabular.drop_missing(table, spec.target) if spec.missing_target == "drop" else (table, None)
     tabular.require_learnable(table, kinds)
     tabular.require_orders(table, spec.order_texts)
-    findings = examine(spec, read, table, kinds, rule)
+    findings = [*dates.findings, *examine(spec, read, table, kinds, rule)]
     classes: list[str | int] = []
     if spec.task == "classification":
         table, classes = tabular.class_target(table, spec.target, spec.positive, parsed=read.parsed)
@@ -222,20 +228,20 @@ def _prepare(spec: Spec, read: TableRead, rule: TextRule) -> PreparedTable:
     if kept is not None and not kept.all():
         findings.insert(0, _dropped_finding(spec.target, int((~kept).sum()), len(kept)))
     version = tabular.data_version(table)
-    return PreparedTable(table, kinds, tuple(classes), tuple(slice_columns), version, kept, findings)
+    return PreparedTable(table, kinds, tuple(classes), tuple(slice_columns), version, kept, findings, dates.zones)
 
 
 def reading_plan(spec: Spec) -> ReadingPlan:
     """What a source is to do with the texts of each column: categories, groups and classes stay text."""
     roles: dict[str, Role] = {}
     for name, kind in spec.columns.items():
-        if kind in ("categorical", "group"):
+        if kind in ("categorical", "group", "date"):
             roles[name] = "text"
         elif kind == "numeric":
             roles[name] = "number"
     if isinstance(spec.split, GroupSplit):
         roles[spec.split.column] = "text"
-    declared = [name for name, role in roles.items() if role == "text"]
+    declared = [name for name, role in roles.items() if role == "text" and spec.columns.get(name) != "date"]
     roles[spec.target] = "text" if spec.task == "classification" else "number"
     return ReadingPlan(text_rule_of(spec.source, declared), roles)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import DataError, StoreError
+from mlflowkit.judging.shift.column_cells import Cells
 from mlflowkit.judging.shift.reference import ColumnReference, Reference
 from mlflowkit.system.text import format_list, parse_json
 from mlflowkit.values import Json
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SEGMENT_VALUES = 8
 """Values of a column that are a segment each, the most frequent of the training rows."""
+DATE_CELLS = Cells("number", edges=(-62_135_596_800.0, 253_402_300_800.0))
+"""One cell for all dates: they move on by themselves, and what is judged is how many are missing."""
 MIN_OUTLIER_ROWS = 200
 """Training rows from which an outlier model is fitted."""
 T = TypeVar("T")
@@ -45,7 +48,8 @@ def model_reference(
         parts, rows = _time_parts(part, time_column), _segment_rows(part, names)
         for name in present:
             values = outputs[name] if part is test else feature_values(part, name, features[name])
-            columns[name] = _column(name, values, parts, shares)
+            cells = DATE_CELLS if name in signature.texts.dates else None
+            columns[name] = _column(name, values, parts, shares, cells)
             _add_segments(counts, columns[name], name, values, rows)
     return Reference(columns, counts)
 
@@ -62,7 +66,12 @@ def outlier_model(
     from mlflowkit.features import outlier_forest
     from mlflowkit.features.cell_counts import count_cells
 
-    features = {name: tensor.datatype for tensor in signature.inputs for name in tensor.columns}
+    features = {
+        name: tensor.datatype
+        for tensor in signature.inputs
+        for name in tensor.columns
+        if name not in signature.texts.dates  # later rows are later, and no outliers for it
+    }
     train = {name: feature_values(data / "train.parquet", name, datatype) for name, datatype in features.items()}
     rows = max(map(len, train.values()), default=0)
     if rows < MIN_OUTLIER_ROWS:
@@ -113,10 +122,13 @@ def output_columns(predictions: Path, signature: Signature) -> dict[str, np.ndar
     return columns | ({"output.score": numeric_matrix(table, [score])[:, 0]} if binary else {})
 
 
-def _column(name: str, values: np.ndarray, parts: Sequence[np.ndarray], shares: Mapping[str, float]) -> ColumnReference:
+def _column(
+    name: str, values: np.ndarray, parts: Sequence[np.ndarray], shares: Mapping[str, float], cells: Cells | None
+) -> ColumnReference:
     from mlflowkit.features.reference_cells import column_reference
 
-    return column_reference(values, parts=parts, importance=shares.get(name), tail=name == "output.score")
+    tail = name == "output.score"
+    return column_reference(values, parts=parts, importance=shares.get(name), tail=tail, cells=cells)
 
 
 def _add_segments(

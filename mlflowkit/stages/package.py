@@ -160,6 +160,7 @@ def _sample(context: StageContext, out: Path, signature: Signature) -> Json:
     import numpy as np
     import pandas as pd
 
+    from mlflowkit.features.dates.date_reading import date_text
     from mlflowkit.features.tensors import inputs_from_table
 
     data = context.inputs["data"]
@@ -173,6 +174,8 @@ def _sample(context: StageContext, out: Path, signature: Signature) -> Json:
             message = f"the graph's {name} holds NaN or infinity on test rows"
             raise EngineError(message, hint="mlkit run RECIPE --force train")
     rows = [{name: _to_json(row[name]) for name in columns} for row in table.to_dict(orient="records")]
+    for name, zone in signature.texts.dates.items():
+        rows = [{**row, name: None if row[name] is None else date_text(row[name], zone)} for row in rows]
     return {"rows": rows, "outputs": {tensor.name: outputs[tensor.name].tolist() for tensor in signature.outputs}}
 
 

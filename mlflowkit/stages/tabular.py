@@ -99,7 +99,9 @@ def kinds_of(
             (times if pa.types.is_temporal(kind) else others).append(name)
     if times:
         message = f"{_columns(times)} times; a model takes numbers and categories"
-        raise DataError(message, hint=f"add to data.drop: [{', '.join(times)}], or mark as time under data.columns")
+        dates, aside = (", ".join(f"{name}: {kind}" for name in times) for kind in ("date", "time"))
+        hint = f"write data.columns: {{{dates}}} to learn from them, or {{{aside}}} to leave them out"
+        raise DataError(message, hint=hint)
     if others:
         raise DataError(
             f"{_columns(others)} values of type {format_list([str(table.schema.field(name).type) for name in others])}",

@@ -24,8 +24,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from mlflowkit.features.dates.date_terms import DEFAULT_PARTS, AgeUnit, Cycle, DatePart, Zone
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.values import Event, StageResult
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 PORTS = ("trainer",)
 """Ports that the result depends on."""
 
+ADDED_SETTINGS = ("dates",)
+"""Keys of preprocess that earlier versions did not have."""
 MAX_CATEGORIES = 10_000
 """The most columns that a categorical column may become."""
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
@@ -121,6 +124,26 @@ def model_label(model: TorchModel | SklearnModel | OnnxModel) -> str:
     return model.path if isinstance(model, OnnxModel) else model.module
 
 
+class DateAge(Section):
+    """The time from another date to this one; negative where that one is later."""
+
+    since: str = Field(min_length=1)
+    """Another column of dates, or a date such as '2020-01-01'."""
+    unit: AgeUnit = "days"
+    """Of the number that a model sees; a year has 365.2425 days."""
+
+
+class DateSettings(Section):
+    """The numbers that a column of dates becomes; each is imputed and scaled like other numbers."""
+
+    parts: list[DatePart] = Field(default_factory=lambda: list(DEFAULT_PARTS))
+    """Parts of the civil date: year, month (1-12), day (1-31), weekday (Monday is 0), hour (0-23)."""
+    cycles: list[Cycle] = Field(default_factory=list)
+    """Parts that are also given as sine and cosine, so that December is next to January."""
+    age: DateAge | None = None
+    """The time since another date."""
+
+
 class PreprocessSettings(Section):
     """Fitted on the training rows only and exported inside the graph."""
 
@@ -131,6 +154,14 @@ class PreprocessSettings(Section):
     max_categories: int = Field(default=50, ge=1, le=MAX_CATEGORIES)
     """The most frequent values of a categorical column that get a column of their own; others count as unknown, which
     is told with the share of rows."""
+    dates: dict[str, DateSettings] = Field(default_factory=dict)
+    """What columns that ``data.columns`` declares date become; year, month, day and weekday where nothing is said."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that were added later are left out where they are empty, so that older fingerprints hold."""
+        value: dict[str, Any] = handler(self)
+        return {name: item for name, item in value.items() if item or name not in ADDED_SETTINGS}
 
 
 class Optimizer(Section):
@@ -230,6 +261,9 @@ class FeatureNames(Section):
     """Of the numeric columns; see mlflowkit.features.precision."""
     orders: tuple[tuple[str, ...], ...] = ()
     """Of the categorical columns, from the least value to the greatest; () for a column without an order."""
+    dates: tuple[str, ...] = ()
+    zones: tuple[Zone, ...] = ()
+    """Of the dates: whether their texts have an offset from UTC."""
 
 
 class FitResult(Section):
@@ -309,7 +343,7 @@ def _fit(spec: Spec, context: StageContext) -> FitResult:
         "spec": spec.model_dump(mode="json"),
         **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
     }
-    for name in ("offsets", "orders"):
+    for name in ("offsets", "orders", "dates", "zones"):
         if not any(getattr(result.features, name)):
             del description["features"][name]
     (context.out / "spec.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))

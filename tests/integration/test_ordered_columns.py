@@ -56,13 +56,13 @@ def test_the_order_is_in_the_graph(module: str, tmp_path: Path) -> None:
 
 def test_a_level_that_is_rare_borrows_from_its_neighbours(tmp_path: Path) -> None:
     """Without an order a level of few rows is learnt alone; with one, it is at least as much as the level below."""
-    from mlflowkit.features.preprocess import fit_preprocess, transform
+    from mlflowkit.features.preprocess import Features, fit_preprocess, transform
 
     class Settings:
         impute, scale, max_categories = "mean", "none", 50
 
     texts = np.array([["S"], ["L"], ["XXL"], [""], ["?"]], dtype=object)
-    fitted = fit_preprocess({"categorical": texts}, Settings(), orders=[SIZES])
+    fitted = fit_preprocess({"categorical": texts}, Settings(), Features((), ("size",), orders=(tuple(SIZES),)))
     expected: list[list[float]] = [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0] * 5, [0] * 5]
     assert transform(fitted, {"categorical": texts}).tolist() == expected
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from sklearn import datasets
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from mlflowkit.adapters.onnx_exporter import graph_parts, torch_trace
+from mlflowkit.adapters.onnx_exporter import graph_parts, preprocessing_graph, torch_trace
 from mlflowkit.features.preprocess import fit_preprocess, transform
 from mlflowkit.features.tensors import categorical_matrix, numeric_matrix
 from mlflowkit.models import SmallCNN, TabularMLP
@@ -61,7 +61,7 @@ def loans(folder: Path) -> Case:
     _train(network, features, torch.from_numpy(codes))
     piece = graph_parts.part_from_model(torch_trace.convert(network.eval(), features.shape[1], folder))
     graph_parts.add_class_outputs(piece, CLASSES, scores="network/scores")
-    return _saved(folder / "loans.onnx", features.shape[1], [graph_parts.preprocessing(fitted), piece], inputs)
+    return _saved(folder / "loans.onnx", features.shape[1], [preprocessing_graph.preprocessing(fitted), piece], inputs)
 
 
 def trees(folder: Path) -> Case:
@@ -73,7 +73,7 @@ def trees(folder: Path) -> Case:
     piece = graph_parts.estimator(fitted_trees, features.shape[1], remedy="")
     piece.add("Identity", ["network/probabilities"], "probabilities")
     graph_parts.add_class_outputs(piece, CLASSES, codes="network/label")
-    return _saved(folder / "trees.onnx", features.shape[1], [graph_parts.preprocessing(fitted), piece], inputs)
+    return _saved(folder / "trees.onnx", features.shape[1], [preprocessing_graph.preprocessing(fitted), piece], inputs)
 
 
 def digits(folder: Path) -> Case:
@@ -87,7 +87,7 @@ def digits(folder: Path) -> Case:
     _train(network, features, torch.from_numpy(codes[:400]))
     piece = graph_parts.part_from_model(torch_trace.convert(network.eval(), 64, folder))
     graph_parts.add_class_outputs(piece, [f"digit {code}" for code in range(10)], scores="network/scores")
-    return _saved(folder / "digits.onnx", 64, [graph_parts.preprocessing(fitted), piece], inputs)
+    return _saved(folder / "digits.onnx", 64, [preprocessing_graph.preprocessing(fitted), piece], inputs)
 
 
 def encoder(folder: Path) -> Case:

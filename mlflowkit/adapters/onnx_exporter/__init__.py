@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from mlflowkit.adapters.onnx_exporter import (
     external_model,
     graph_parts,
+    preprocessing_graph,
     reference_models,
     sklearn_remedies,
     torch_trace,
@@ -44,7 +45,7 @@ class OnnxExporter:
             content = external_model.wrap_external(external_model.read_external(trained), *values)
         else:
             network = _network_part(model, folder) if model.kind == "torch" else _estimator_part(model)
-            parts = [graph_parts.preprocessing(load_preprocess(trained)), network]
+            parts = [preprocessing_graph.preprocessing(load_preprocess(trained)), network]
             content = graph_parts.assemble("mlflowkit", parts, *values, width=model.width)
         (out / "model.onnx").write_bytes(content)
         (out / "signature.json").write_text(signature.model_dump_json(indent=1))
@@ -63,7 +64,11 @@ def signature_of(model: TrainedModel) -> Signature:
     number: Literal["FP32", "FP64"] = "FP64" if model.double_inputs else "FP32"
     inputs = [
         TensorSpec(name=name, datatype=datatype, shape=(-1, len(columns)), columns=columns)
-        for name, datatype, columns in (("numeric", number, model.numeric), ("categorical", "BYTES", model.categorical))
+        for name, datatype, columns in (
+            ("numeric", number, model.numeric),
+            ("dates", "FP64", model.dates),
+            ("categorical", "BYTES", model.categorical),
+        )
         if columns
     ]
     if model.task == "regression":

@@ -27,6 +27,7 @@ class TrainedModel:
     """Whether the graph takes numbers as FP64, because float32 would merge values of a column."""
     double_target: bool = False
     """Whether it gives predictions as FP64."""
+    dates: tuple[str, ...] = ()
 
     def labels(self, codes: np.ndarray) -> np.ndarray:
         """The classes at these indices; object [rows] for text, else int64."""
@@ -51,4 +52,5 @@ def read_trained(trained: Path) -> TrainedModel:
         scale=float(target.get("scale", 1.0)),
         double_inputs=any(info["features"].get("offsets", ())),
         double_target=bool(target.get("double")),
+        dates=tuple(info["features"].get("dates", ())),
     )

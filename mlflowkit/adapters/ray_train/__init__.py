@@ -59,7 +59,7 @@ class RayTorchTrainer:
         table = open_table(context.inputs["data"])
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
-        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features.offsets, table.features.orders)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features)
         mean, scale = (0.0, 1.0) if table.classes else (float(np.mean(train.target)), float(np.std(train.target)))
 
         def target(part: Part) -> torch.Tensor:

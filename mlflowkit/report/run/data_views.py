@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -75,7 +76,7 @@ def column(feature: Mapping[str, str], profile: Mapping[str, Any] | None) -> Vie
         return row
     missing, share = profile.get("missing") or 0, (profile.get("missing") or 0) / max(1, profile.get("count") or 0)
     row["missing"] = f"{formatting.number(missing)} ({formatting.share(share)})" if missing else "none"
-    describe = numeric if feature["kind"] == "numeric" else categorical
+    describe = {"numeric": numeric, "date": dates}.get(feature["kind"], categorical)
     return {**row, **describe(feature["name"], profile)}
 
 
@@ -92,6 +93,25 @@ def numeric(name: str, profile: Mapping[str, Any]) -> View:
     widths = [right - left for left, right in pairwise(edges)]
     label = f"Distribution of {name}: from {low} to {high}, median {formatting.number(quantiles.get('0.5'))}"
     return {"values": values, "range": extent, "spark": charts.spark(densities(counts, widths), label, widths)}
+
+
+def dates(name: str, profile: Mapping[str, Any]) -> View:
+    """Return the range of days, and a histogram."""
+    view = numeric(name, profile)
+    quantiles = profile.get("quantiles") or {}
+    days = [_day(profile.get("min")), _day(quantiles.get("0.5")), _day(profile.get("max"))]
+    return {**view, "values": f"median {days[1]}", "range": " … ".join(days)}
+
+
+def _day(seconds: float | None) -> str:
+    """The day of seconds since 1970.
+
+    >>> _day(86400.5), _day(None)
+    ('1970-01-02', '–')
+    """
+    if seconds is None or seconds != seconds:
+        return formatting.NONE
+    return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).date().isoformat()
 
 
 def densities(counts: Sequence[float], widths: Sequence[float]) -> list[float]:

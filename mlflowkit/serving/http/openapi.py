@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflowkit
 from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.features.dates.date_terms import ZONES, Zone
 from mlflowkit.service_state.records import GatewaySettings
 from mlflowkit.serving.inference import metadata
 from mlflowkit.serving.inference.variants import ActiveTable
@@ -243,6 +244,7 @@ def _model_schemas(signature: Signature | None, settings: GatewaySettings) -> Do
     inputs |= {} if ignore else {"maxItems": count}
     output = _object(("name",), name={"enum": [tensor.name for tensor in signature.outputs]})
     cells = {column: _value_schema(tensor, row=True) for tensor in signature.inputs for column in tensor.columns}
+    cells |= {column: _date_schema(zone) for column, zone in signature.texts.dates.items()}
     row = {
         "type": "object",
         "required": [] if fill else list(cells),
@@ -301,6 +303,13 @@ def _value_schema(tensor: TensorSpec, *, row: bool = False) -> Document:
     bits = int(tensor.datatype.lstrip("UINT"))
     low, high = (0, 2**bits - 1) if tensor.datatype.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _date_schema(zone: Zone) -> Document:
+    """A cell of a column of dates."""
+    example = "2024-01-31T10:00:00" + ("Z" if zone == "offset" else "")
+    about = f"A date in ISO 8601 {ZONES[zone]}, such as {example}, or seconds since 1970; null is a missing value."
+    return {"type": ["string", "number", "null"], "description": about}
 
 
 def _tensor_schema(tensor: TensorSpec) -> Document:

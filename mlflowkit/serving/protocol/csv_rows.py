@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlflowkit.bundle import Signature
+from mlflowkit.features.cells import categorical_columns
 from mlflowkit.serving.protocol.binary_tensors import Buffer
 from mlflowkit.serving.protocol.http_error import CLOSE, RequestError, bad_request
 
@@ -38,7 +39,8 @@ def csv_rows(body: Buffer, signature: Signature, *, header: bool, limit: int) ->
     try:
         text = bytes(body).decode("utf-8-sig")
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-        numeric = {column: tensor.datatype != "BYTES" for tensor in signature.inputs for column in tensor.columns}
+        texts = {*categorical_columns(signature), *signature.texts.dates}
+        numeric = {column: column not in texts for tensor in signature.inputs for column in tensor.columns}
         names: Sequence[str] = next(lines, []) if header else list(numeric)
         repeated = [name for name in names if names.count(name) > 1]
         if not names or repeated:

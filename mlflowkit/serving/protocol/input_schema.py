@@ -13,6 +13,7 @@ from mlflowkit.bundle import Signature, TensorSpec
 from mlflowkit.features.cells import categorical_columns, category_rules
 from mlflowkit.serving.protocol.binary_tensors import Buffer, boolean_parameter
 from mlflowkit.serving.protocol.categories import NONE_KNOWN
+from mlflowkit.serving.protocol.date_values import DateInputs
 from mlflowkit.serving.protocol.exact_tensors import ExactTensors
 from mlflowkit.serving.protocol.http_error import (
     RequestError,
@@ -114,6 +115,7 @@ class Schema:
             if tensor.datatype == "BYTES" and column in self.categories:
                 counted = (column, index, self.categories[column] | {""})
                 self._category_columns.setdefault(tensor.name, []).append(counted)
+        self._dates = DateInputs(signature.texts.dates)
         self._rules = category_rules(signature.texts, categorical_columns(signature))
         self._ruled_columns: dict[str, list[tuple[str, int]]] = {}
         for column, (tensor, index) in self.columns.items():
@@ -193,11 +195,12 @@ class Schema:
         if not self.by_rows:
             raise bad_request("this model's inputs have no columns with names: send tensors, see GET /openapi.json")
         columns = self.columns.keys()
+        notes = {} if notes is None else notes
         for index, row in enumerate(rows):
             if type(row) is not dict:
                 raise bad_request(f"row {index}: an object of column: value is needed, found {json_type(row)}")
             if row.keys() != columns:
-                rows = self._fit_columns(rows, policy, {} if notes is None else notes)
+                rows = self._fit_columns(rows, policy, notes)
                 break
         inputs: dict[str, np.ndarray] = {}
         for tensor in self.signature.inputs:
@@ -206,6 +209,8 @@ class Schema:
                 if not set(map(type, cells)) <= TEXT_ONLY:
                     cells = to_texts(cells, self._known[tensor.name], row_location(tensor.columns))
                 array = np.array(cells, dtype=object)
+            elif self._dates.takes(tensor):
+                array = self._dates.cells(cells, tensor, row_location(tensor.columns), notes)
             else:
                 array = _parse_cells(cells, tensor)
             inputs[tensor.name] = array.reshape(len(rows), *self.widths[tensor.name])
@@ -278,7 +283,12 @@ class Schema:
             if tensor is None:
                 raise self._unknown_tensor(name)
             sent = item.get("datatype")
-            convertible = type(sent) is str and sent in NUMERIC and tensor.datatype == "BYTES" and tensor.columns
+            if self._dates.takes(tensor):
+                convertible = sent == "BYTES"
+            else:
+                convertible = (
+                    type(sent) is str and sent in NUMERIC and bool(tensor.datatype == "BYTES" and tensor.columns)
+                )
             if sent != tensor.datatype and not convertible:
                 raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected")
             width = self.widths[name]
@@ -289,6 +299,8 @@ class Schema:
             rows = _check_rows(name, shape, rows, limit)
             if tensor.datatype == "BYTES":
                 inputs[name] = parse_texts(item, shape, raw, self._known[name]).reshape(shape)
+            elif self._dates.takes(tensor):
+                inputs[name] = self._dates.tensor(item, tensor, shape, raw, notes).reshape(shape)
             else:
                 inputs[name] = parse_values(item, tensor.datatype, shape, raw).reshape(shape)
         for name, tensor in self.tensors.items():
@@ -315,7 +327,8 @@ class Schema:
                 raise self._unknown_tensor(name)
             tensor, position = self.columns[name]
             sent = item.get("datatype")
-            if type(sent) is not str or (sent not in NUMERIC and sent != tensor.datatype):
+            takes = NUMERIC | {"BYTES"} if self._dates.takes(tensor) else NUMERIC | {tensor.datatype}
+            if type(sent) is not str or sent not in takes:
                 more = "(or a numeric one)" if tensor.datatype == "BYTES" else "(or another numeric one)"
                 raise bad_request(f"inputs[{name}]: datatype {short_json(sent)}; {tensor.datatype} is expected {more}")
             shape = item.get("shape")
@@ -324,6 +337,9 @@ class Schema:
             rows = _check_rows(name, shape, rows, limit)
             if tensor.datatype == "BYTES":
                 parts[name] = parse_texts(item, shape, raw, self._known[tensor.name][position : position + 1])
+            elif self._dates.takes(tensor):
+                column = tensor.model_copy(update={"columns": (name,)})
+                parts[name] = self._dates.tensor(item, column, shape, raw, notes).reshape(-1)
             else:
                 parts[name] = parse_numbers(item, tensor.datatype, shape, raw)
         missing = [column for column in self.columns if column not in parts]

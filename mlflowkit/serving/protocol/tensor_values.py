@@ -24,11 +24,11 @@ def parse_values(item: Mapping[str, Any], datatype: str, shape: Sequence[int], r
 
     if name in raw:
         return decode(raw[name], datatype, shape, name, locate)
-    data = _json_values(item, shape)
+    data = json_values(item, shape)
     return to_numeric(data, datatype, locate)
 
 
-def _json_values(item: Mapping[str, Any], shape: Sequence[int]) -> list[Any]:
+def json_values(item: Mapping[str, Any], shape: Sequence[int]) -> list[Any]:
     """The flat values of ``data``. Raises RequestError."""
     name, data = item["name"], item.get("data")
     if type(data) is not list:
@@ -65,7 +65,7 @@ def parse_texts(
     if name in raw:
         array = decode(raw[name], sent, shape, name, locate)
         return array if sent == "BYTES" else to_categories(array, known).reshape(-1)
-    data = _json_values(item, shape)
+    data = json_values(item, shape)
     if sent == "BYTES":
         texts = data if set(map(type, data)) <= TEXT_ONLY else to_texts(data, known, locate)
         return np.array(texts, dtype=object)

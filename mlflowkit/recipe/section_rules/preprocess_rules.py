@@ -1,0 +1,62 @@
+"""Rules for ``preprocess``: columns that are of another kind, and settings that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlflowkit.errors import closest_match
+from mlflowkit.features.dates.date_terms import DATE_FORM
+from mlflowkit.recipe.rule import Problem, RecipeView, Rule
+
+DATES = ("preprocess", "dates")
+
+
+def _declared(view: RecipeView) -> list[str]:
+    """The columns that are declared dates."""
+    return [name for name, kind in view.mapping("data", "columns").items() if kind == "date"]
+
+
+def _dates(view: RecipeView) -> Iterator[Problem]:
+    """Settings of columns that are no dates, and ages since nothing."""
+    dates = _declared(view)
+    for name, setting in view.mapping(*DATES).items():
+        path = (*DATES, name)
+        if name not in dates:
+            message = f"{name!r} is not declared a date"
+            yield Problem(path, message, f"write data.columns: {{{name}: date}}", at_key=True)
+        if not isinstance(setting, dict):
+            continue
+        if setting.get("parts") == [] and not setting.get("cycles") and not setting.get("age"):
+            hint = f"write data.columns: {{{name}: ignore}} to leave it out"
+            yield Problem((*path, "parts"), f"nothing is left of {name!r}: no parts, cycles or age", hint)
+        for key in ("parts", "cycles"):
+            for index, part in enumerate(items := view.items(*path, key)):
+                if part in items[:index]:
+                    yield Problem((*path, key, index), f"{part!r} is listed twice", "remove one")
+        yield from _age(view, name, dates)
+
+
+def _age(view: RecipeView, name: str, dates: list[str]) -> Iterator[Problem]:
+    path: tuple[Any, ...] = (*DATES, name, "age", "since")
+    since = view.text(*path)
+    if since == name:
+        yield Problem(path, f"{name!r} since itself is nothing", "name another column, or write a date: '2020-01-01'")
+    elif since and since not in dates and not DATE_FORM.fullmatch(since):
+        close = closest_match(since, dates)
+        hint = (
+            f"did you mean {close!r}?" if close else f"write data.columns: {{{since}: date}}, or a date: '2020-01-01'"
+        )
+        yield Problem(path, f"{since!r} is no date and no column that is declared date", hint)
+
+
+def _imported(view: RecipeView) -> Iterator[Problem]:
+    """Dates of an imported graph, which takes numbers and texts as they are."""
+    if view.text("model", "kind") == "onnx":
+        for name in _declared(view):
+            message = f"an imported graph takes numbers and texts, and {name!r} is declared date"
+            hint = f"write {name}: numeric (seconds) or {name}: ignore"
+            yield Problem(("data", "columns", name), message, hint)
+
+
+RULES: tuple[Rule, ...] = (_dates, _imported)
