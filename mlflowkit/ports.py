@@ -97,6 +97,18 @@ class Checker(Protocol):
         """Infer ``{column: {dtype, nullable}}``; dtype is int, float, string, bool or datetime."""
 
 
+class FileChecker(Protocol):
+    """Evaluates one check whose rules stand in a file of another tool."""
+
+    def check(self, table: pd.DataFrame, check: Any, folder: Path, evidence: Path) -> Sequence[CheckResult]:
+        """Evaluate a check (judging.file_checks.check_sections) on a table whose index are rows of the source.
+
+        ``folder`` is the recipe's; the tool's own answer is written into ``evidence``, an empty folder, without cell
+        values beyond those that the results show. Rules that cannot be evaluated are results with ``error``, never
+        passed. Raises DataError for a file that cannot be used, UserCodeError for code that raises.
+        """
+
+
 class Profiler(Protocol):
     """Summarises a table as a mergeable profile."""
 
@@ -617,6 +629,10 @@ class Ports(Protocol):
     def checker(self) -> Checker: ...
     @property
     def profiler(self) -> Profiler: ...
+
+    def file_checker(self, kind: str) -> FileChecker:
+        """The checker of a kind of files with rules (expectations, pandera)."""
+
     @property
     def runtime(self) -> Runtime: ...
     @property

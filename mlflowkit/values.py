@@ -67,6 +67,8 @@ class CheckResult:
     message: str
     failed: int = 0
     failures: tuple[tuple[int, Json], ...] = ()
+    error: bool = False
+    """Whether the check could not be evaluated: it is not passed then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EngineBuilder,
         Engines,
         Exporter,
+        FileChecker,
         Journal,
         ObjectStore,
         Passes,
@@ -68,6 +69,22 @@ class Wiring:
         from mlflowkit.adapters.pandera import PanderaChecker
 
         return PanderaChecker()
+
+    def file_checker(self, kind: str) -> FileChecker:
+        checkers = {"expectations": self.checker_expectations, "pandera": self.checker_pandera}
+        if kind not in checkers:
+            raise UsageError(f"no checker for files of kind {kind!r}", hint=f"use {' or '.join(checkers)}")
+        return checkers[kind]()
+
+    def checker_expectations(self) -> FileChecker:
+        from mlflowkit.adapters.data_checks.expectations import ExpectationSuites
+
+        return ExpectationSuites()
+
+    def checker_pandera(self) -> FileChecker:
+        from mlflowkit.adapters.data_checks.pandera_schemas import PanderaSchemas
+
+        return PanderaSchemas()
 
     @cached_property
     def profiler(self) -> Profiler:

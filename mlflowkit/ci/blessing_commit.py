@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflowkit import api, usercode
 from mlflowkit.bundle import open_bundle
 from mlflowkit.errors import UsageError
+from mlflowkit.pipeline.fingerprint import file_checks
 from mlflowkit.pipeline.lineage.checkout import read_checkout
 from mlflowkit.pipeline.lineage.rebinding import rebind_folder, rebind_result, require_same_source, reused_plan
 from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
@@ -101,5 +102,6 @@ def _code(loaded: LoadedRecipe) -> dict[str, str]:
     model = loaded.recipe.model
     references = [*loaded.recipe.data.source.code_references()]
     references += [] if isinstance(model, OnnxModel) else [model.module]
+    references += [reference for check in file_checks(loaded.recipe) for reference in check.code_references()]
     closures = [usercode.source_closure(reference, loaded.folder) for reference in references]
     return {f"code:{name}": "" for closure in closures for name in closure.files}

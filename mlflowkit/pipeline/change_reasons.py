@@ -96,7 +96,7 @@ def _describe_files(stage: str, before: Mapping[str, str], now: Mapping[str, str
     >>> _describe_files("data", {"../a": "1"}, {"a": "1"})
     'data.source: ../a is now a'
     """
-    origin = "model" if stage == "train" else "data.source"
+    origin = {"train": "model", "validate": "data.checks"}.get(stage, "data.source")
     before, now = _without_tree(before), _without_tree(now)
     names = sorted(set(before) | set(now))
     changed = [name for name in names if before.get(name) != now.get(name)]

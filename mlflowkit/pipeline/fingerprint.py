@@ -27,6 +27,7 @@ from mlflowkit import usercode
 from mlflowkit.data_access.remote_source import RemoteSource
 from mlflowkit.errors import DataError
 from mlflowkit.graphs.onnx_file import external_files
+from mlflowkit.judging.file_checks.check_sections import FileCheck
 from mlflowkit.optimization.search import method_of
 from mlflowkit.pipeline.storage import codec
 from mlflowkit.ports import Journal
@@ -111,11 +112,18 @@ def input_files(loaded: LoadedRecipe) -> list[Path]:
     source = recipe.data.source
     references = list(source.code_references())
     references += [recipe.model.module] if not isinstance(recipe.model, OnnxModel) else []
+    references += [reference for check in file_checks(recipe) for reference in check.code_references()]
     code = [folder / name for reference in references for name in usercode.source_closure(reference, folder).files]
     for plugin in used_plugins(recipe):
         site, closure = usercode.installed_closure(plugin.reference)
         code += [*(site / name for name in closure.files), *([plugin.registered] if plugin.registered else [])]
-    return [*code, *resolve_source(source, folder).files, *_model_files(loaded)]
+    rules = [folder / name for check in file_checks(recipe) for name in check.files()]
+    return [*code, *rules, *resolve_source(source, folder).files, *_model_files(loaded)]
+
+
+def file_checks(recipe: RecipeSchema) -> list[FileCheck]:
+    """The data checks whose rules stand in files."""
+    return [check for check in recipe.data.checks if isinstance(check, FileCheck)]
 
 
 def recipe_key(stage: str, key: str) -> str:
@@ -205,6 +213,8 @@ def _environment_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDige
         ingredients["seed"] = str(recipe.seed)
     if stage == "data":
         ingredients |= _source_ingredients(loaded, digests)
+    if stage == "validate":
+        ingredients |= _rules_ingredients(loaded, digests)
     if stage == "train" and not isinstance(recipe.model, OnnxModel):
         ingredients |= _code_ingredients(recipe.model.module, loaded.folder, digests)
     elif stage == "train":
@@ -213,6 +223,17 @@ def _environment_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDige
         ingredients |= {f"content:{_relative(path, graph.parent)}": digest for path, digest in files.items()}
     if stage == "optimize":
         ingredients["machine"] = machine.describe_machine()
+    return ingredients
+
+
+def _rules_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, str]:
+    """Files and code of the data checks whose rules stand in files."""
+    ingredients: dict[str, str] = {}
+    for check in file_checks(loaded.recipe):
+        for reference in check.code_references():
+            ingredients |= _code_ingredients(reference, loaded.folder, digests)
+        files = digests.look_up([loaded.folder / name for name in check.files()])
+        ingredients |= {f"content:{name}": files[loaded.folder / name] for name in check.files()}
     return ingredients
 
 
@@ -275,6 +296,7 @@ def _root_modules(stage: str, recipe: RecipeSchema) -> list[str]:
     """The stage's module and the adapters of its ports; a port of several kinds has those that the recipe selects."""
     model = recipe.model
     kinds: dict[str, list[str]] = {"trainer": [model.kind], "runtime": ["ort"]}
+    kinds["checker"] = ["", *sorted({check.kind for check in file_checks(recipe)})]
     kinds |= {"engines": _engine_kinds(recipe), "search": _search_kinds(recipe)}
     adapters = adapter_modules()
     factories = [f"{port}_{kind}" if kind else port for port in stage_ports(stage) for kind in kinds.get(port, [""])]

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from mlflowkit.errors import Fault, RecipeError
 from mlflowkit.recipe import column_rules, compose, reference_rules, rules, schema_errors, yaml_tree
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema
-from mlflowkit.recipe.section_rules import source_rules
+from mlflowkit.recipe.section_rules import check_file_rules, source_rules
 from mlflowkit.recipe.yaml_tree import OVERRIDE_FILE, KeyPath, Node
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
@@ -100,7 +100,8 @@ def examine(path: Path | str, overrides: Sequence[str] = ()) -> ExaminedRecipe:
     values = _resolve_values(root, faults)
     recipe = _validate(root, values, faults, complete=composition.complete)
     folder = absolute.parent
-    references = [*reference_rules.problems(values, folder), *column_rules.problems(values, folder)]
+    beside = (reference_rules, column_rules, check_file_rules)
+    references = [problem for module in beside for problem in module.problems(values, folder)]
     for problem in [*rules.problems(values), *references]:
         node = yaml_tree.nearest_node(root, problem.path)
         faults.add(schema_errors.fault_at(node, problem.path, problem.message, problem.hint, at_key=problem.at_key))

@@ -17,11 +17,12 @@ from mlflowkit.values import Json
 def problems(values: Json, folder: Path) -> list[Problem]:
     """Columns that a recipe names and its files do not have. Empty where the header cannot be read."""
     view = RecipeView(values)
-    names = _header(view, folder)
+    names = header_names(view, folder)
     return [] if names is None else list(_missing_columns(view, names))
 
 
-def _header(view: RecipeView, folder: Path) -> tuple[str, ...] | None:
+def header_names(view: RecipeView, folder: Path) -> tuple[str, ...] | None:
+    """The columns of the source's header; None where it cannot be read without running something."""
     kind, path = view.text("data", "source", "kind"), view.text("data", "source", "path")
     if kind not in ("csv", "parquet") or not path:
         return None

@@ -162,6 +162,11 @@ def _reference(reference: str, path: KeyPath, folder: Path, *, functions_only: b
         yield Problem(path, message, f"did you mean {module}:{close}?" if close else f"define {name} in {file}")
 
 
+def reference_problems(reference: str, path: KeyPath, folder: Path) -> Iterator[Problem]:
+    """Problems of a reference to code beside the recipe."""
+    yield from _reference(reference, path, folder, functions_only=True)
+
+
 def _library(reference: str, path: tuple[str, ...]) -> Iterator[Problem]:
     """A reference to a model of a library that does not exist."""
     module, _, name = reference.partition(":")

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import StoreError
+from mlflowkit.judging.file_checks.check_sections import ExpectationsCheck, PanderaCheck
 from mlflowkit.sections import Section
 from mlflowkit.values import Json
 
@@ -68,7 +69,11 @@ class AllowedCheck(Section):
     """The values allowed. Missing values are left to the nulls check."""
 
 
-Check = Annotated[SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck, Field(discriminator="kind")]
+TableCheck = SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck
+"""Checks that the recipe itself declares."""
+RulesFileCheck = ExpectationsCheck | PanderaCheck
+"""Checks that stand in a file of another tool."""
+Check = Annotated[TableCheck | RulesFileCheck, Field(discriminator="kind")]
 
 
 class Column(Section):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import DataError, StoreError
+from mlflowkit.judging.file_checks.check_sections import FileCheck
+from mlflowkit.judging.file_checks.number_texts import as_numbers
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, read_table_info, write_json
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 PORTS = ("checker", "profiler")
 """Ports that the result depends on."""
+
+EVIDENCE = "evidence"
+"""Folder of what checks by files write, below the stage's."""
+
+MAX_LISTED_CHECKS = 50
+"""Failed checks that an error lists; all are counted."""
 
 Schema = Mapping[str, Mapping[str, Any]]
 
@@ -42,8 +51,11 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     frozen = _frozen_schema(context.previous, info.dropped)
     expected = expected_schema(spec.checks, inferred, frozen)
     context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
-    results = context.ports.checker.check(as_checked(table, spec.checks, expected), spec.checks, expected)
+    declared = [check for check in spec.checks if not isinstance(check, FileCheck)]
+    results = list(context.ports.checker.check(as_checked(table, declared, expected), declared, expected))
+    results += check_by_files(table, spec.checks, context)
     require_passed(results)
+    _keep_evidence(context)
     context.progress(Event("validate", "progress", "reference profile", 0.6))
     profiler = context.ports.profiler
     profile = profiler.profile(features_of(table.iloc[: info.rows["train"]], info))
@@ -60,6 +72,24 @@ def run(spec: Spec, context: StageContext) -> StageResult:
             "profiled_rows": info.rows["train"],
         },
     )
+
+
+def check_by_files(table: pd.DataFrame, checks: Sequence[Check], context: StageContext) -> list[CheckResult]:
+    """Results of the checks whose rules stand in files. Each writes its evidence to a folder of the scratch folder."""
+    results: list[CheckResult] = []
+    shutil.rmtree(context.scratch / EVIDENCE, ignore_errors=True)
+    for index, check in enumerate(checks):
+        if isinstance(check, FileCheck):
+            evidence = context.scratch / EVIDENCE / f"{index}-{check.kind}"
+            evidence.mkdir(parents=True)
+            results += context.ports.file_checker(check.kind).check(table, check, context.folder, evidence)
+    return results
+
+
+def _keep_evidence(context: StageContext) -> None:
+    """Publish the evidence of checks that passed; that of a failure stays in the scratch folder."""
+    if (context.scratch / EVIDENCE).exists():
+        shutil.copytree(context.scratch / EVIDENCE, context.out / EVIDENCE)
 
 
 def read_parts(folder: Path) -> pd.DataFrame:
@@ -109,21 +139,12 @@ def as_checked(table: pd.DataFrame, checks: Sequence[Check], schema: Schema) -> 
     A column that is declared categorical is text (``"3"``), and a schema, a range or a list of values may say that its
     texts are whole numbers. Columns with a text that is no number stay as they are, for the check to refuse.
     """
-    import pandas as pd
-
     numeric = {name for name, rule in schema.items() if rule["dtype"] in ("int", "float")}
     numeric |= {check.column for check in checks if check.kind == "range"}
     for check in checks:
         if check.kind == "allowed" and not any(isinstance(value, str) for value in check.values):
             numeric.add(check.column)
-    converted = {}
-    for name in numeric & set(map(str, table.columns)):
-        if isinstance(table[name].dtype, pd.StringDtype):
-            numbers = pd.to_numeric(table[name], errors="coerce")
-            if not (numbers.isna() & table[name].notna()).any():
-                whole = numbers.isna().any() and (numbers.dropna() % 1 == 0).all()
-                converted[name] = numbers.astype("Int64") if whole else numbers
-    return table.assign(**converted) if converted else table
+    return as_numbers(table, numeric)
 
 
 def features_of(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
@@ -157,7 +178,12 @@ def require_passed(results: Sequence[CheckResult]) -> None:
     if not failed:
         return
     lines = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} of the data failed"]
-    lines += [f"  {result.check}{f' {result.column}' if result.column else ''}: {result.message}" for result in failed]
+    lines += [
+        f"  {result.check}{f' {result.column}' if result.column else ''}: {'ERROR: ' * result.error}{result.message}"
+        for result in failed[:MAX_LISTED_CHECKS]
+    ]
+    if len(failed) > MAX_LISTED_CHECKS:
+        lines.append(f"  and {len(failed) - MAX_LISTED_CHECKS} more")
     hint = "correct these rows at the source, or change data.checks"
     if any(result.check == "schema" for result in failed):
         hint += "; if the schema has changed for good: mlkit run RECIPE --force validate"

@@ -1,0 +1,1 @@
+"""Data checks that a team already has in files: what the files say, read without libraries that run them."""
