@@ -67,6 +67,7 @@ def run_checks(
 
     A faulty recipe is a check that failed; the training is then left out.
     """
+    from mlflowkit.ci.delivery_check import check_delivery
     from mlflowkit.recipe.check import load
 
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,9 @@ def run_checks(
     started = time.monotonic()
     try:
         loaded = load(recipe)
-        valid = CodeCheckResult("validate", "passed", time.monotonic() - started, "the recipe is valid")
+        warnings = check_delivery(loaded, recipe)
+        message = "; ".join(["the recipe is valid", *warnings])
+        valid = CodeCheckResult("validate", "passed", time.monotonic() - started, message)
     except RecipeError as error:
         valid = CodeCheckResult(
             "validate", "failed", time.monotonic() - started, error.message, f"mlkit validate {recipe}"

@@ -57,6 +57,10 @@ def _faults(folder: Path, delivery: str, recipe: str = RECIPE) -> list[Fault]:
         ("triggers: [{on: drift}]", "delivery.triggers.0.on", "no monitor section", "add monitor"),
         ("triggers: [{on: merge}, {on: merge}]", "delivery.triggers.1", "the same trigger", "remove one"),
         ("runner: {timeout: 5s}", "delivery.runner.timeout", "a minute at least", "write 2h"),
+        *(
+            (f"secrets: {{{name}: {{env: A}}}}", f"delivery.secrets.{name}", "pipelines set themselves", "SECRET_")
+            for name in ("PATH", "MLKIT_OUT", "GITHUB_TOKEN", "CI_JOB_TOKEN", "LD_PRELOAD")
+        ),
     ],
 )
 def test_a_fault_is_told_at_its_key(tmp_path: Path, delivery: str, key: str, message: str, hint: str) -> None:
@@ -77,7 +81,7 @@ def test_a_sound_section_has_no_fault(tmp_path: Path) -> None:
 targets: [github]
 triggers: [{on: pull_request}, {on: schedule, cron: "*/15 0-6,12 * JAN MON-FRI", timezone: Europe/Berlin}]
 environments: {staging: {}, prod: {after: staging, baking: 24h, repo: "https://github.com/acme/env.git"}}
-secrets: {DB_URL: {env: DB_URL}}"""
+secrets: {DB_URL: {env: DB_URL}, MLKIT_API_KEY: {env: KEY}, GIT_TOKEN: {env: CI_JOB_TOKEN}}"""
     assert _faults(tmp_path, delivery) == []
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app, echo, emit_json
+from mlflowkit.cli.app import JsonOption, OverridesArgument, RecipeArgument, app, echo, emit_json, note
 from mlflowkit.errors import RecipeError
 from mlflowkit.system.text import format_count
 
@@ -32,16 +32,29 @@ def validate(
 
     try:
         swept = load_sweep(recipe, overrides or ()) if multirun else (load(recipe, overrides or ()),)
+        warnings = _delivery_warnings(recipe, swept)
     except RecipeError as error:
         if not json:
             raise
         emit_json({"ok": False, "errors": [asdict(fault) for fault in error.faults]})
         return error.exit_code
     if json:
-        emit_json({"ok": True, "errors": [], "recipe": swept[0].recipe.name, "jobs": len(swept)})
+        name = swept[0].recipe.name
+        emit_json({"ok": True, "errors": [], "warnings": warnings, "recipe": name, "jobs": len(swept)})
         return 0
+    for warning in warnings:
+        note(f"warning: {warning}")
     _summary(recipe, overrides or [], swept, "--multirun " if multirun else "")
     return 0
+
+
+def _delivery_warnings(path: Path, swept: Sequence[LoadedRecipe]) -> list[str]:
+    """Raise RecipeError for what the delivery targets refuse; a sweep's first recipe speaks for all."""
+    if swept[0].recipe.delivery is None:
+        return []
+    from mlflowkit.ci.delivery_check import check_delivery
+
+    return check_delivery(swept[0], path)
 
 
 def _summary(path: Path, overrides: list[str], swept: Sequence[LoadedRecipe], option: str) -> None:

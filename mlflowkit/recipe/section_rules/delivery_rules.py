@@ -16,6 +16,27 @@ DELIVERY = ("delivery",)
 ENVIRONMENTS = ("delivery", "environments")
 CLUSTER_TARGETS = ("kubernetes", "argocd", "flux")
 """Targets that write something for each environment."""
+PIPELINE_VARIABLES = frozenset(
+    f"MLKIT_{name}"
+    for name in (
+        *("OUT", "STATE", "REGISTRY", "REGISTRY_USER", "REGISTRY_TOKEN", "GIT_TOKEN", "BECAUSE", "CODE", "ACTION"),
+        *("CACHE", "ASKED", "CODE_TOKEN", "ENV_TOKEN", "READ_TOKEN", "COMMENT_TOKEN", "REPOSITORY"),
+    )
+)
+"""What the steps of a pipeline read; MLKIT_API_KEY and MLKIT_SIGNING_KEY_PEM are secrets of the recipe."""
+OWN_VARIABLES = frozenset(
+    (
+        *("PATH", "HOME", "PWD", "OLDPWD", "SHELL", "USER", "LOGNAME", "IFS", "ENV", "BASH_ENV", "LANG", "TMPDIR"),
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUNBUFFERED", "STORAGE_DRIVER", "BUILDAH_ISOLATION"),
+        *("CI", "WORKSPACE", "WORKSPACE_TMP", "VAULT_ID_TOKEN"),
+        *("GIT_COMMIT", "GIT_BRANCH", "GIT_URL", "GIT_DIR", "GIT_WORK_TREE"),
+    )
+)
+"""What a pipeline's system, the shell, Python or git read or set."""
+OWN_PREFIXES = (
+    *("GITHUB_", "ACTIONS_", "RUNNER_", "CI_", "GITLAB_", "JENKINS_", "HUDSON_"),
+    *("AIRFLOW_CTX_", "LD_", "GIT_CONFIG_"),
+)
 _CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 _NAMES = (
@@ -176,4 +197,15 @@ def _durations(view: RecipeView) -> Iterator[Problem]:
         yield Problem((*DELIVERY, "runner", "timeout"), "a job takes a minute at least", "write 2h")
 
 
-RULES: tuple[Rule, ...] = (_environments, _targets, _triggers, _durations)
+def _secret_names(view: RecipeView) -> Iterator[Problem]:
+    """A secret takes no name that a pipeline or its shell gives a value of its own."""
+    for name in view.mapping(*DELIVERY, "secrets"):
+        own = name in OWN_VARIABLES or name in PIPELINE_VARIABLES
+        if own or (isinstance(name, str) and name.startswith(OWN_PREFIXES)):
+            message = f"{name} is a variable that pipelines set themselves, and no name of a secret"
+            yield Problem(
+                (*DELIVERY, "secrets", name), message, f"write SECRET_{name}, and read that in the code", True
+            )
+
+
+RULES: tuple[Rule, ...] = (_environments, _targets, _triggers, _durations, _secret_names)
