@@ -233,7 +233,7 @@ class ReceivedContent:
 
     def __init__(self, item: DataObject, part: BinaryIO) -> None:
         self.item, self._part = item, part
-        self._algorithm, _, self._told = item.digest.partition(":")
+        self._algorithm, _, self._stated = item.digest.partition(":")
         self.size = 0
         self._restart_digests()
         part.seek(0)
@@ -269,8 +269,8 @@ class ReceivedContent:
         """How the content differs from the digest of the store, or of an earlier fetch (``expected``); "" if not."""
         if expected and self.sha256 != expected:
             return f"the content has SHA-256 {self.sha256}, and had {expected} when it was first fetched"
-        if self._algorithm in COMPUTABLE and (digest := self._other.hexdigest()) != self._told.lower():
-            return f"the content has {self._algorithm} {digest}, and the store says {self._told}"
+        if self._algorithm in COMPUTABLE and (digest := self._other.hexdigest()) != self._stated.lower():
+            return f"the content has {self._algorithm} {digest}, and the store says {self._stated}"
         return ""
 
     def _restart_digests(self) -> None:
