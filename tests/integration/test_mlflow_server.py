@@ -17,6 +17,7 @@ import pytest
 from mlflowkit.adapters.mlflow import MlflowTracker
 from mlflowkit.errors import BundleError
 from mlflowkit.pipeline.lineage.model_lookup import ModelLookup
+from mlflowkit.pipeline.lineage.model_reference import opened_bundle
 from mlflowkit.values import Lineage, RunRecord
 from mlflowkit.wiring import Wiring
 from tests.support import lending_bundle
@@ -77,6 +78,9 @@ def test_a_registered_model_leads_to_its_commit_from_elsewhere(server: str, tmp_
             assert (origin.lineage.data_version, origin.registered) == (manifest.data_version, number)
             assert origin.blessing is not None
             assert origin.sources == ("the bundle in MLflow's artifacts", "tags of MLflow")
+        with opened_bundle("models:/lending@champion", Wiring(elsewhere), tracker, blessed=True) as bundle:
+            assert bundle.manifest == manifest
+        assert not bundle.path.exists()
         (graph,) = (tmp_path / "artifacts").rglob("model.onnx")
         graph.write_bytes(graph.read_bytes() + b"changed")
         with pytest.raises(BundleError, match=r"model\.onnx"):

@@ -6,12 +6,13 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlflowkit.cli.app import JsonOption, StateOption, app, emit_json, note, print_result, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note, print_result, state_folder
 from mlflowkit.errors import BundleError, UsageError
 from mlflowkit.system.text import shell_word
 
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from mlflowkit.wiring import Wiring
 
 BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="The folder of a blessed bundle.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="BUNDLE",
+        help="A blessed bundle: its folder, REPOSITORY@sha256:DIGEST of a registry, or models:/NAME/VERSION of MLflow.",
+        show_default=False,
+    ),
 ]
 ServeOption = Annotated[
     Path | None,
@@ -51,25 +57,32 @@ def deploy(
     The bundle is verified and copied into the state folder. A service that exists gets it as `mlkit run` would give it:
     at once, or by the recipe's rollout.
     """
-    from mlflowkit.bundle import open_bundle
+    from mlflowkit.pipeline.lineage.model_reference import is_remote, opened_bundle
+    from mlflowkit.wiring import Wiring
 
-    if not bundle.is_dir():
-        raise UsageError(f"there is no folder {bundle}", hint="mlkit deploy BUNDLE: the folder with manifest.json")
-    opened = open_bundle(bundle.resolve(), blessed=True)
-    section = serve_section(opened.path, opened.manifest.name, recipe, service, port, allow_breaking)
+    if not is_remote(bundle) and not Path(bundle).expanduser().is_dir():
+        hint = "mlkit deploy BUNDLE: the folder with manifest.json, REPOSITORY@sha256:DIGEST or models:/NAME/VERSION"
+        raise UsageError(f"there is no folder {bundle}", hint=hint)
     folder = state_folder(state, recipe)
-    summary = {"service": section.service, "version": opened.manifest.version, "identity": opened.manifest.identity}
-    if dry_run:
-        text = f"would serve version {opened.manifest.version} of {opened.manifest.name} as {section.service}"
-        print_result({**summary, "state": str(folder), "port": section.port}, text, json)
+    wiring = Wiring(folder)
+    with closing(wiring.tracker) as tracker, opened_bundle(bundle, wiring, tracker, blessed=True) as opened:
+        section = serve_section(opened.path, opened.manifest.name, recipe, service, port, allow_breaking)
+        summary = {"service": section.service, "version": opened.manifest.version, "identity": opened.manifest.identity}
+        if dry_run:
+            text = f"would serve version {opened.manifest.version} of {opened.manifest.name} as {section.service}"
+            print_result({**summary, "state": str(folder), "port": section.port}, text, json)
+            return
+        deployed = deploy_bundle(opened, section, folder, recipe)
+    print_deployed({**summary, **deployed}, json)
+
+
+def print_deployed(value: Mapping[str, Any], as_json: bool) -> None:
+    """Print what was deployed: where it answers, its rollout and a request."""
+    if as_json:
+        emit_json(value)
         return
-    deployed = deploy_bundle(opened, section, folder, recipe)
-    if json:
-        emit_json({**summary, **deployed})
-    else:
-        rollout = f"\n{deployed['rollout']}\nnext: {deployed['next']}" if "rollout" in deployed else ""
-        text = f"{section.service} answers at {deployed['endpoint']} with version {opened.manifest.version}{rollout}"
-        print_result({}, f"{text}\n{deployed['curl']}", as_json=False)
+    rollout = f"\n{value['rollout']}\nnext: {value['next']}" if "rollout" in value else ""
+    echo(f"{value['service']} answers at {value['endpoint']} with version {value['version']}{rollout}\n{value['curl']}")
 
 
 def serve_section(

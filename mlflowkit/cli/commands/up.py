@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mlflowkit.cli.app import (
     JsonOption,
@@ -25,12 +27,25 @@ if TYPE_CHECKING:
     from mlflowkit.stages.deploy import ServeSection
     from mlflowkit.wiring import Wiring
 
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="BUNDLE",
+        help="Serve this blessed bundle: REPOSITORY@sha256:DIGEST of a registry, models:/NAME/VERSION, or a folder.",
+    ),
+]
+
 
 @app.command()
 def up(
-    recipe: RecipeArgument, overrides: OverridesArgument = None, state: StateOption = None, json: JsonOption = False
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    source: SourceOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Start the recipe's service with the version it served last; nothing is trained."""
+    """Start the recipe's service with the version it served last, or one from a registry; nothing is trained."""
     from mlflowkit.pipeline.requirements import require_installed
     from mlflowkit.pipeline.storage.permissions import close_state
     from mlflowkit.recipe.check import load
@@ -45,6 +60,9 @@ def up(
     if warning := close_state(folder):
         note(f"warning: {warning}")
     wiring = Wiring(folder)
+    if source is not None:
+        _deploy_from(source, wiring, loaded, section.beside(loaded.folder), json)
+        return
     platform = wiring.platform
     endpoint = start_service(wiring, loaded, section.beside(loaded.folder), note)
     now = next(status for status in platform.status() if status.service == section.service)
@@ -52,6 +70,26 @@ def up(
         raise ServiceError(f"{now.service} is up but has no model: {now.state}", hint=f"mlkit run {shell_word(recipe)}")
     value = {"service": now.service, "endpoint": endpoint, "version": now.variants[0].version, "epoch": now.epoch}
     print_result(value, f"{now.service} answers at {endpoint} with version {value['version']}", json)
+
+
+def _deploy_from(source: str, wiring: Wiring, loaded: LoadedRecipe, section: ServeSection, as_json: bool) -> None:
+    """Serve a blessed bundle that a reference names, as `mlkit run` would: at once, or by the recipe's rollout.
+
+    Raises UsageError for a model of another recipe.
+    """
+    from contextlib import closing
+
+    from mlflowkit.cli.commands.deploy import deploy_bundle, print_deployed
+    from mlflowkit.pipeline.lineage.model_reference import opened_bundle
+
+    with closing(wiring.tracker) as tracker, opened_bundle(source, wiring, tracker, blessed=True) as bundle:
+        manifest = bundle.manifest
+        if manifest.name != loaded.recipe.name:
+            message = f"{source} is a model of {manifest.name}, and {loaded.path} is the recipe of {loaded.recipe.name}"
+            raise UsageError(message, hint=f"mlkit deploy {shell_word(source)} --service NAME serves it by itself")
+        deployed = deploy_bundle(bundle, section, wiring.state, loaded.path)
+    value = {"service": section.service, "version": manifest.version, "identity": manifest.identity}
+    print_deployed({**value, **deployed}, as_json)
 
 
 def start_service(wiring: Wiring, loaded: LoadedRecipe, section: ServeSection, progress: Callable[[str], None]) -> str:

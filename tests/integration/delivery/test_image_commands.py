@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mlflowkit.bundle import read_manifest
 from mlflowkit.delivery.image.bundle_signature import sign_bundle, verify_bundle
 from mlflowkit.delivery.image.image_builder import ImageBuild, build_image
 from mlflowkit.errors import BundleError, ServiceError
@@ -20,8 +21,8 @@ from tests.support.registries import real_registry
 from tests.support.tools import require_tool
 
 
-def _mlkit(*arguments: str) -> Any:
-    command = [sys.executable, "-m", "mlflowkit.cli", "image", *arguments, "--json"]
+def _mlkit(*arguments: str, group: str = "image") -> Any:
+    command = [sys.executable, "-m", "mlflowkit.cli", group, *arguments, "--json"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return json.loads(process.stdout)
 
@@ -35,6 +36,15 @@ def test_a_bundle_goes_to_a_registry_and_back_by_the_command_line(tmp_path: Path
         assert _mlkit("pull", planned, str(tmp_path / "early"))["error"]["kind"] == "service"
         assert _mlkit("push", str(folder), repository)["bundle"] == planned
         assert _mlkit("pull", planned, str(tmp_path / "pulled"))["folder"] == str(tmp_path / "pulled")
+        manifest, state = read_manifest(folder), ("--state", str(tmp_path / "state"))
+        origin = _mlkit(f"oci://{planned}", *state, group="lineage")
+        assert (origin["identity"], origin["lineage"]["git_commit"]) == (manifest.identity, manifest.git_commit)
+        assert origin["sources"] == [f"the bundle oci://{planned}"]
+        would = _mlkit(planned, "--dry-run", *state, group="deploy")
+        assert (would["identity"], would["service"]) == (manifest.identity, manifest.name)
+        tag = _mlkit(f"oci://{repository}:latest", "--dry-run", *state, group="deploy")
+        assert "names no digest" in tag["error"]["message"]
+        assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.delivery
