@@ -45,7 +45,7 @@ IDENTITY_FILES = ("model.onnx", "signature.json")
 ENGINE = "engine.json"
 """Part of the identity where present."""
 MANIFEST, BLESSING = "manifest.json", "blessing.json"
-ADDED_FIELDS = ("git_tree", "rebound_from")
+ADDED_FIELDS = ("git_tree", "rebound_from", "data_source", "data_commit")
 """Fields of manifest and blessing that bundles of earlier versions do not have."""
 RESTORE = "restore the bundle from the store, or make it again: mlkit run RECIPE --force package"
 NO_BUNDLE = "name the folder of a bundle"
@@ -157,6 +157,10 @@ class Blessing(_ChecksummedFile):
     """Digest of git's tree of the recipe's folder: the same in every commit with the same files there."""
     rebound_from: str = ""
     """The commit at which the gates passed, where ``git_commit`` is another with the same tree."""
+    data_source: str = ""
+    """Where remote data was read from."""
+    data_commit: str = ""
+    """The commit of its store."""
 
 
 class Manifest(_ChecksummedFile):
@@ -172,6 +176,8 @@ class Manifest(_ChecksummedFile):
     recipe_digest: str
     policy: str
     git_tree: str = ""
+    data_source: str = ""
+    data_commit: str = ""
 
 
 class Bundle(_FrozenModel):
@@ -337,7 +343,8 @@ def _check_digest(path: Path, name: str, digest: str, listed: str) -> None:
 
 
 def _verify_blessing(path: Path, manifest: Manifest, blessing: Blessing) -> None:
-    for field in ("identity", "evidence", "git_commit", "git_tree", "git_dirty", "data_version", "policy"):
+    bound = ("identity", "evidence", "git_commit", "git_tree", "git_dirty", "data_version", "policy")
+    for field in (*bound, "data_source", "data_commit"):
         ours, theirs = getattr(blessing, field), getattr(manifest, field)
         if ours != theirs:
             message = f"the blessing is for another bundle: its {field} is {ours!r}, the manifest's is {theirs!r}"

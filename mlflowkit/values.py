@@ -190,6 +190,26 @@ class Lineage:
     """Digest of git's tree of the recipe's folder at ``git_commit``; "" where it is not known."""
     git_changes: str = ""
     """What makes it dirty: inputs that no commit holds."""
+    data_source: str = ""
+    """Where remote data is, without user information (``lakefs://lending/loans/``); "" for local data."""
+    data_commit: str = ""
+    """The commit or version of the store that was read; "" for local data, and for stores without versions."""
+
+    def to_json(self) -> dict[str, Json]:
+        """For the journal: without what earlier versions do not know, where it is empty."""
+        added = ("data_source", "data_commit")
+        return {name: value for name, value in asdict(self).items() if value or name not in added}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> Lineage:
+        """The lineage of `to_json`, also of a later version. Raises TypeError.
+
+        >>> lineage = Lineage("3f", False, "d", "r", data_commit="9b")
+        >>> Lineage.from_json({**lineage.to_json(), "of_a_later_version": 1}) == lineage
+        True
+        """
+        known = cls.__dataclass_fields__
+        return cls(**{name: item for name, item in value.items() if name in known})
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ def facts_of(record: RunRecord) -> RunFacts:
         "git_tree": lineage.git_tree,
         "git_dirty": str(lineage.git_dirty).lower(),
         "data_version": lineage.data_version,
+        "data_source": lineage.data_source,
+        "data_commit": lineage.data_commit,
         "recipe_digest": lineage.recipe_digest,
         "overrides": " ".join(record.overrides),
         "status": record.status,
@@ -160,8 +162,9 @@ class MlflowTracker:
         EngineError when MLflow fails or does not answer.
         """
         manifest = open_bundle(bundle, blessed=True).manifest
-        names = ("identity", "evidence", "version", "git_commit", "git_tree", "data_version", "recipe_digest", "policy")
-        tags = {name: getattr(manifest, name) for name in names}
+        names = ("identity", "evidence", "version", "git_commit", "git_tree", "recipe_digest", "policy")
+        data = ("data_version", "data_source", "data_commit")
+        tags = {name: getattr(manifest, name) for name in (*names, *data)}
         tags |= {"git_dirty": str(manifest.git_dirty).lower(), "run": run.run}
         tags = {key: value for key, value in tags.items() if value}
         facts = {"name": name, "alias": alias, "source": str(bundle.resolve()), "tags": tags}

@@ -38,6 +38,8 @@ LOADER = "mlflowkit.processes.mlflow_model"
 """The module that `mlflow.pyfunc` loads a version with."""
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 NICENESS = 10
+LINEAGE_TAGS = ("git_commit", "git_dirty", "data_version", "data_source", "data_commit")
+"""Tags of a run that its dataset has too."""
 """Importing MLflow must not slow down a concurrent training."""
 BUNDLE_ARTIFACT = "model/bundle"
 """The folder of a version's bundle in the artifacts of its run."""
@@ -259,9 +261,10 @@ class MlflowMirror:
 
         if not facts["data_version"]:
             return
-        lineage = {key: facts["tags"].get(key, "") for key in ("git_commit", "git_dirty", "data_version")}
+        lineage = {key: facts["tags"].get(key, "") for key in LINEAGE_TAGS}
         data_version = facts["data_version"]
-        source = json.dumps({"data_version": data_version})
+        remote = {key: lineage[key] for key in ("data_source", "data_commit") if lineage[key]}
+        source = json.dumps({"data_version": data_version, **remote})
         dataset = Dataset(name=facts["name"], digest=data_version[:36], source_type="mlkit", source=source)
         tags = [InputTag(key, value) for key, value in {"mlflow.data.context": "training", **lineage}.items() if value]
         self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])

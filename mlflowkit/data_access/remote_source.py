@@ -63,7 +63,7 @@ class RemoteAccess:
     progress: Callable[[str, float], None] = _no_progress
     """Told what is being done and the share of it in [0, 1]."""
     limits: TransferLimits = field(default_factory=TransferLimits)
-    resolve_seconds: float = RESOLVE_SECONDS
+    resolve_seconds: float = field(default_factory=lambda: RESOLVE_SECONDS)
     started: float = field(default_factory=time.monotonic)
 
     @cached_property

@@ -26,10 +26,11 @@ def compare(a: RunRecord, b: RunRecord, journal: Journal, store: ObjectStore) ->
     git = ("git_commit", "git_dirty", "git_tree")
     code = {side: {name: getattr(run.lineage, name) for name in git} for side, run in runs.items()}
     versions = {side: run.lineage.data_version for side, run in runs.items()}
+    commits = {f"{side}_commit": run.lineage.data_commit for side, run in runs.items() if run.lineage.data_commit}
     value: dict[str, Json] = {
         **{side: {name: getattr(run, name) for name in head} for side, run in runs.items()},
         "recipe": differences(flatten(a.recipe), flatten(b.recipe)),
-        "data": {"changed": versions["a"] != versions["b"], **versions},
+        "data": {"changed": versions["a"] != versions["b"], **versions, **commits},
         "code": {**code, "changed": differences(_ingredients(a, journal), _ingredients(b, journal))},
         "metrics": _metrics(measurements(a, store), measurements(b, store)),
         "bundle": {"changed": a.bundle != b.bundle, "a": a.bundle, "b": b.bundle},

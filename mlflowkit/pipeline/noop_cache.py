@@ -106,6 +106,7 @@ def _unchanged(
         and all(_matches(pattern) == files for pattern, files in receipt["globs"].items())
         and all(_environment_digest(name) == digest for name, digest in receipt["environment"].items())
         and _champion(key.state, receipt["name"]) == receipt["champion"]
+        and _is_at_head(receipt.get("remote"), key.recipe.parent)
         and (not receipt["service"] or services is None or _serves(services(), receipt["service"], receipt["identity"]))
     )
 
@@ -114,10 +115,12 @@ def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary:
     """Write a receipt of a finished run; returns False when a file changed during or shortly before the run,
     for a data source whose content only the planner can identify, and for times that did not decide a gate."""
     from mlflowkit.pipeline.fingerprint import input_files
+    from mlflowkit.pipeline.lineage.data_snapshot import planned_probe
     from mlflowkit.system import failpoint
     from mlflowkit.system.files import replace_file
 
-    patterns = loaded.recipe.data.source.watched_patterns(loaded.folder)
+    remote = planned_probe(loaded, key.state, str(summary["lineage"].get("data_commit", "")))
+    patterns = () if remote is not None else loaded.recipe.data.source.watched_patterns(loaded.folder)
     if patterns is None or any(step["remeasure"] for step in summary["steps"]):
         return False
     inputs = {str(path): _stat(str(path)) for path in [*_watched_files(loaded), *input_files(loaded)]}
@@ -141,6 +144,7 @@ def write(key: NoopKey, snapshot: InputsSnapshot, loaded: LoadedRecipe, summary:
         "globs": {pattern: _matches(pattern) for pattern in patterns},
         "environment": {name: _environment_digest(name) for name in _environment_names(key, loaded)},
         "champion": champion,
+        "remote": remote,
         "service": summary["service"] if deployed else "",
         "identity": summary["identity"] if deployed else "",
         "answer": {**summary, "steps": [{**step, **reused} for step in summary["steps"]]},
@@ -205,6 +209,19 @@ def _environment_digest(name: str) -> str:
     """Digest of an environment variable (its value may be secret)."""
     value = os.environ.get(name)
     return "" if value is None else hashlib.sha256(value.encode()).hexdigest()
+
+
+def _is_at_head(remote: Mapping[str, Json] | None, folder: Path) -> bool:
+    """Whether a moving reference of remote data still stands for the version that was read: one request.
+
+    {} stands for a pinned version, which costs none.
+    """
+    if not remote:
+        return True
+    from mlflowkit.data_access.head_probe import HeadProbe, current_version
+
+    probe = HeadProbe.from_json(remote)
+    return current_version(probe, folder) == probe.value
 
 
 def _champion(state: Path, name: str) -> list[str] | None:

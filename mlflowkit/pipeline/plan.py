@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.pipeline.change_reasons import be, change_reason, is_unchanged
 from mlflowkit.pipeline.fingerprint import FileDigests, collect_ingredients, fingerprint, origins
-from mlflowkit.pipeline.lineage.data_snapshot import data_snapshot
+from mlflowkit.pipeline.lineage.data_snapshot import data_snapshot, same_data
 from mlflowkit.ports import Journal, ObjectStore, StatePorts
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.text import join_words
@@ -141,6 +141,9 @@ def build_plan(
     planner = StepPlanner(loaded, journal, store, services, frozenset(force), ingredients, champion)
     for stage in stages:
         planner.add(stage)
+    if snapshot is not None and (reused := planner.results.get("data")) is not None:
+        data = planner.steps["data"]
+        planner.steps["data"] = replace(data, reason=data.reason + same_data(snapshot, reused, journal))
     return ExecutionPlan(tuple(planner.steps.values()), planner, snapshot)
 
 

@@ -133,6 +133,8 @@ def _new_record(loaded: LoadedRecipe, plan: ExecutionPlan) -> RunRecord:
     id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     steps = [StepRecord(step.stage, step.action, step.reason, step.fingerprint, "pending") for step in plan.steps]
     lineage = Lineage("", False, "", digest_json(loaded.composed))
+    if (data := plan.snapshot) is not None:
+        lineage = replace(lineage, data_source=data.uri, data_commit=data.version)
     return RunRecord(
         run=id, name=loaded.recipe.name, recipe_path=str(loaded.path), status="running", started=time.time(),
         finished=None, lineage=lineage, recipe=loaded.composed, overrides=loaded.overrides, steps=tuple(steps),

@@ -139,8 +139,9 @@ def _lineage(candidate: Variant) -> Json:
     except (OSError, ValueError):
         return None
     names = ("git_commit", "git_dirty", "data_version", "recipe_digest")
-    tree = {"git_tree": manifest["git_tree"]} if manifest.get("git_tree") else {}
-    return {**{name: manifest.get(name) for name in names}, **tree}
+    added = ("git_tree", "data_source", "data_commit")
+    known = {name: manifest[name] for name in added if manifest.get(name)}
+    return {**{name: manifest.get(name) for name in names}, **known}
 
 
 def _examples(files: ServiceFiles, name: str) -> list[Json]:

@@ -131,7 +131,13 @@ def deploy_bundle(bundle: Bundle, section: ServeSection, state: Path, recipe: Pa
     wiring = Wiring(state)
     manifest = bundle.manifest
     lineage = Lineage(
-        manifest.git_commit, manifest.git_dirty, manifest.data_version, manifest.recipe_digest, manifest.git_tree
+        manifest.git_commit,
+        manifest.git_dirty,
+        manifest.data_version,
+        manifest.recipe_digest,
+        manifest.git_tree,
+        data_source=manifest.data_source,
+        data_commit=manifest.data_commit,
     )
     package = _into_store(wiring, bundle)
     out = wiring.objects.scratch(f"deploy-{manifest.identity}")

@@ -41,7 +41,9 @@ def _print(value: dict[str, Json]) -> None:
     echo(f"run        {value['run']}  {value['status']}")
     echo(f"recipe     {value['recipe']} {' '.join(value['overrides'])}".rstrip())
     echo(f"code       {lineage['git_commit'][:12] or 'no git commit'}{tree}{dirty}")
-    echo(f"data       {lineage['data_version'][:12]}")
+    at = f"@{lineage['data_commit'][:12]}" if lineage.get("data_commit") else ""
+    source = f"  {lineage['data_source']}{at}" if lineage.get("data_source") else ""
+    echo(f"data       {lineage['data_version'][:12]}{source}")
     for step in value["steps"]:
         seconds = f"{step['seconds']:7.1f} s" if step["action"] == "run" else " " * 9
         echo(f"  {step['stage']:<9} {step['status']:<11} {step['action']:<6}{seconds}  {step['reason']}")

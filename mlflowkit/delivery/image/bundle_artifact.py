@@ -172,6 +172,8 @@ def _annotations(bundle: Manifest) -> dict[str, str]:
         "io.mlflowkit.evidence": bundle.evidence,
         "io.mlflowkit.git-tree": bundle.git_tree,
         "io.mlflowkit.data-version": bundle.data_version,
+        "io.mlflowkit.data-source": bundle.data_source,
+        "io.mlflowkit.data-commit": bundle.data_commit,
     }
     return {name: value for name, value in values.items() if value}
 

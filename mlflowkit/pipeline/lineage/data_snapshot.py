@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflowkit.data_access.head_probe import HeadProbe, current_version
+from mlflowkit.data_access.head_probe import current_version
 from mlflowkit.data_access.remote_source import RemoteAccess, RemoteSource, fetch_remote, resolve_remote
-from mlflowkit.ports import RunProgress
+from mlflowkit.errors import UsageError
+from mlflowkit.ports import Journal, RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.text import format_count
-from mlflowkit.values import DataSnapshot, Event, Json
+from mlflowkit.values import DataSnapshot, Event, Json, StepResult
 
 PROGRESS_SECONDS = 1.0
 """How often a fetch reports its progress."""
@@ -26,10 +27,32 @@ def data_snapshot(loaded: LoadedRecipe, state: Path) -> DataSnapshot | None:
     return resolve_remote(source, _access(loaded, state)) if isinstance(source, RemoteSource) else None
 
 
-def head_probe(loaded: LoadedRecipe, state: Path, snapshot: DataSnapshot) -> HeadProbe | None:
-    """The request that tells whether the recipe still asks for this version; None where there is none."""
+def planned_probe(loaded: LoadedRecipe, state: Path, commit: str) -> dict[str, Json] | None:
+    """What a later run must ask to know that remote data is as it was: `HeadProbe`, {} for a pinned version, None where
+    only the planner can tell, and for local data."""
     source = loaded.recipe.data.source
-    return source.head_probe(_access(loaded, state), snapshot) if isinstance(source, RemoteSource) else None
+    if not isinstance(source, RemoteSource):
+        return None
+    if source.is_pinned():
+        return {}
+    access = _access(loaded, state)
+    known = access.memory.latest(source.memory_key(access), getattr(source, "ref", ""))
+    read = access.memory.version(source.memory_key(access), commit)
+    if known is None or read is None or known.tree != read.tree:
+        return None
+    probe = source.head_probe(access, known)
+    return None if probe is None else probe.to_json()
+
+
+def same_data(snapshot: DataSnapshot, result: StepResult, journal: Journal) -> str:
+    """What a plan adds to the reason to reuse a table that was read from another commit with the same files."""
+    try:
+        before = journal.run(result.run).lineage.data_commit
+    except UsageError:  # the run was collected
+        return ""
+    if not before or not snapshot.version or before == snapshot.version:
+        return ""
+    return f": commit {snapshot.version[:SHOWN]} has the same data as {before[:SHOWN]}"
 
 
 def fetcher(

@@ -206,7 +206,9 @@ class SqliteJournal:
 
     def set_lineage(self, run: str, lineage: Lineage) -> None:
         """Replace a run's lineage (the data stage adds the data version)."""
-        self._update(update(runs).where(runs.c.run == run).values(lineage=codec.dumps(asdict(lineage))), "set-lineage")
+        self._update(
+            update(runs).where(runs.c.run == run).values(lineage=codec.dumps(lineage.to_json())), "set-lineage"
+        )
 
     def take_lease(
         self, fingerprint: str, owner: Owner, run: str, stage: str, *, over: HeldLease | None = None

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,7 +73,7 @@ def _object(text: str, name: str, kind: type = dict) -> Any:
 def run_row(record: RunRecord) -> dict[str, Json]:
     row = {name: getattr(record, name) for name in ("run", "name", "recipe_path", "status", "started", "finished")}
     row |= {name: getattr(record, name) for name in ("bundle", "blessed", "endpoint", "report", "error")}
-    row["lineage"] = codec.dumps(asdict(record.lineage))
+    row["lineage"] = codec.dumps(record.lineage.to_json())
     row["recipe"] = codec.dumps(record.recipe)
     row["overrides"] = codec.dumps(list(record.overrides))
     return row
@@ -86,7 +86,7 @@ def run_record(row: Row[Any], own: tuple[StepRecord, ...]) -> RunRecord:
     del values["tracked"]
     if values["status"] not in get_args(RunStatus):
         raise ValueError(f"runs.status is {values['status']!r}")
-    values["lineage"] = Lineage(**_object(row.lineage, "runs.lineage"))
+    values["lineage"] = Lineage.from_json(_object(row.lineage, "runs.lineage"))
     values["recipe"] = _object(row.recipe, "runs.recipe")
     values["overrides"] = tuple(_object(row.overrides, "runs.overrides", list))
     record = RunRecord(**values, steps=own)

@@ -128,6 +128,8 @@ def lineage(record: RunRecord, evidence: RunEvidence) -> View:
             ("Git tree of the recipe's folder", lineage.git_tree or formatting.NONE),
             ("Working tree", tree if lineage.git_commit else formatting.NONE),
             ("Data version", lineage.data_version or formatting.NONE),
+            *([("Data source", lineage.data_source)] if lineage.data_source else []),
+            *([("Data commit", lineage.data_commit)] if lineage.data_commit else []),
             ("Recipe digest", lineage.recipe_digest or formatting.NONE),
             ("Seed", str(record.recipe.get("seed", formatting.NONE))),
             ("Run", record.run),

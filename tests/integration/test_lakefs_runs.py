@@ -1,0 +1,233 @@
+"""Runs over a lakeFS repository: planned once, read from that commit, reused by content, told in the lineage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lakefs_client", reason="pip install 'mlflowkit[lakefs]'")
+
+from mlflowkit.errors import DataError
+from mlflowkit.pipeline import noop_cache
+from mlflowkit.pipeline.lineage import data_snapshot as snapshots
+from mlflowkit.pipeline.noop_cache import NoopKey, look_up, snapshot_inputs, write
+from mlflowkit.pipeline.plan import ExecutionPlan, preview
+from mlflowkit.pipeline.run import execute
+from mlflowkit.pipeline.run_summary import summarize
+from mlflowkit.recipe.check import load
+from mlflowkit.values import Event, RunRecord
+from mlflowkit.wiring import Wiring
+from tests.support.lakefs_fake import KEY, SECRET, Asked, FakeLakefs, Switch
+
+RECIPE = """name: loans
+task: classification
+connections:
+  lake: {{kind: lakefs, url: {url}, access_key: {{env: LAKE_KEY}}, secret: {{env: LAKE_SECRET}}}}
+data:
+  source: {{kind: lakefs, connection: lake, repository: lending, ref: main, path: loans/, format: csv}}
+  target: bad
+  split: {{kind: random}}
+model: {{kind: sklearn, module: "sklearn.linear_model:LogisticRegression"}}
+"""
+OBJECT = "/refs/{ref}/objects"
+
+
+def rows(seed: int) -> bytes:
+    return ("income,bad\n" + "".join(f"{index * seed % 97},{index % 2}\n" for index in range(60))).encode()
+
+
+FILES = {f"loans/month={month}/a.csv": rows(month) for month in (1, 2, 3)}
+
+
+class LakeWorld:
+    """A recipe's folder, its state, and the server."""
+
+    def __init__(self, folder: Path, lake: FakeLakefs) -> None:
+        self.folder, self.lake, self.state = folder, lake, folder / ".mlkit"
+        self.path = folder / "recipe.yaml"
+        self.path.write_text(RECIPE.format(url=lake.url))
+        self.events: list[Event] = []
+
+    @property
+    def repository(self) -> Any:
+        return self.lake.repository()
+
+    def plan(self, *overrides: str) -> ExecutionPlan:
+        return preview(load(self.path, overrides), Wiring(self.state), until="data")
+
+    def run(self, *overrides: str) -> RunRecord:
+        self.events = []
+        loaded = load(self.path, overrides)
+        return execute(loaded, self.state, Wiring(self.state), self.events.append, until="data")
+
+    def table(self, record: RunRecord) -> dict[str, Any]:
+        folder = Wiring(self.state).objects.path(record.steps[0].digest)
+        value: dict[str, Any] = json.loads((folder / "table.json").read_text())
+        return value
+
+    def messages(self) -> str:
+        return "\n".join(event.message for event in self.events)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LakeWorld]:
+    monkeypatch.setenv("LAKE_KEY", KEY)
+    monkeypatch.setenv("LAKE_SECRET", SECRET)
+    monkeypatch.setattr(noop_cache, "SETTLED_NS", 0)
+    lake = FakeLakefs()
+    lake.repository().replace_all("main", FILES)
+    yield LakeWorld(tmp_path, lake)
+    lake.close()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert KEY.encode() not in content, path
+            assert SECRET.encode() not in content, path
+
+
+def test_a_run_reads_its_commit_and_names_it(world: LakeWorld) -> None:
+    commit = world.repository.branches["main"].head
+    record = world.run()
+    assert (record.lineage.data_source, record.lineage.data_commit) == ("lakefs://lending/loans/", commit)
+    table = world.table(record)
+    assert {column["name"] for column in table["features"]} == {"income", "month"}
+    assert sum(table["rows"].values()) == 180
+    with Wiring(world.state).open_journal() as journal:
+        assert journal.run("last").lineage == record.lineage
+    assert not world.lake.moving_reads()
+
+
+def test_a_branch_that_moves_between_plan_and_fetch_is_told_and_not_read(world: LakeWorld) -> None:
+    planned = world.repository.branches["main"].head
+
+    def move(number: int, asked: Asked) -> Switch | None:
+        if asked.route.endswith(OBJECT) and not moved:
+            moved.append(number)
+            return Switch(act=lambda: world.repository.replace_all("main", {"loans/b.csv": rows(9)}))
+        return None
+
+    moved: list[int] = []
+    world.lake.switch = move
+    record = world.run()
+    now = world.repository.branches["main"].head
+    assert record.lineage.data_commit == planned != now
+    assert sum(world.table(record)["rows"].values()) == 180
+    assert f"main is now at {now[:8]}; this run uses {planned[:8]}, as planned" in world.messages()
+    assert world.plan().steps[0].action == "run"
+
+
+def test_an_unrelated_commit_reuses_and_a_changed_object_is_named(world: LakeWorld) -> None:
+    first = world.run()
+    world.repository.put("main", "other/readme", b"1")
+    unrelated = world.repository.commit("main")
+    step = world.plan().steps[0]
+    assert step.action == "reuse"
+    assert step.reason.endswith(f"commit {unrelated[:8]} has the same data as {first.lineage.data_commit[:8]}")
+    assert world.run().run == first.run, "nothing ran"
+    world.repository.put("main", "loans/month=2/a.csv", rows(5))
+    world.repository.commit("main")
+    step = world.plan().steps[0]
+    assert (step.action, step.reason) == ("run", "data.source: month=2/a.csv changed")
+
+
+def test_a_commit_named_in_place_of_its_branch_changes_nothing(world: LakeWorld) -> None:
+    first = world.run()
+    assert world.plan(f"data.source.ref={first.lineage.data_commit}").steps[0].action == "reuse"
+
+
+def test_another_row_order_of_requests_gives_the_same_table(world: LakeWorld, tmp_path: Path) -> None:
+    """The order of rows is that of the objects' names, whichever arrives first."""
+    first = world.table(world.run())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    again = LakeWorld(elsewhere, world.lake)
+    asked: list[Asked] = []
+
+    def delay_first(number: int, request: Asked) -> Switch | None:
+        if request.route.endswith(OBJECT):
+            asked.append(request)
+            if len(asked) == 1:
+                return Switch(503)
+        return None
+
+    world.lake.switch = delay_first
+    assert again.table(again.run())["data_version"] == first["data_version"]
+
+
+def test_a_reused_result_needs_no_object(world: LakeWorld) -> None:
+    record = world.run()
+    for path in FILES:
+        world.repository.collect(path, record.lineage.data_commit)
+    count = len(world.lake.asked(OBJECT))
+    assert world.run().run == record.run
+    assert len(world.lake.asked(OBJECT)) == count
+
+
+def test_a_collected_object_ends_the_run_before_training(world: LakeWorld) -> None:
+    world.repository.collect("loans/month=2/a.csv", world.repository.branches["main"].head)
+    with pytest.raises(DataError, match=r"loans/month=2/a\.csv was collected"):
+        world.run()
+
+
+def test_without_a_network_a_pinned_version_is_reused_and_a_branch_is_refused_with_it(
+    world: LakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflowkit.data_access.remote_source.RESOLVE_SECONDS", 0.5)
+    record = world.run()
+    pin = f"data.source.ref={record.lineage.data_commit}"
+    world.run(pin)
+    world.lake.stop()
+    assert world.plan(pin).steps[0].action == "reuse"
+    assert world.run(pin).steps[0].action == "reuse"
+    with pytest.raises(DataError, match="cannot be resolved") as caught:
+        world.plan()
+    assert pin in caught.value.hint
+    assert caught.value.exit_code == 3
+
+
+def test_a_plan_is_shown_in_one_line(world: LakeWorld) -> None:
+    snapshot = world.plan().snapshot
+    assert snapshot is not None
+    now = float(snapshot.details["time"]) + 7300
+    shown = snapshots.describe_snapshot(snapshot, now)
+    size = sum(map(len, FILES.values()))
+    expected = f"lakefs://lending/main/loans/ -> {snapshot.version[:8]} (3 objects, {size} B, 2 h ago by etl)"
+    assert shown == expected
+
+
+@pytest.mark.parametrize(("ref", "requests"), [("main", 1), ("pinned", 0)])
+def test_a_run_with_nothing_to_do_asks_at_most_once_and_imports_no_client(
+    world: LakeWorld, ref: str, requests: int
+) -> None:
+    overrides = () if ref == "main" else (f"data.source.ref={world.repository.branches['main'].head}",)
+    beginning = snapshot_inputs(world.path)
+    summary = summarize(world.run(*overrides), world.state)
+    key = NoopKey(world.path, overrides, "data", world.state)
+    assert write(key, beginning, load(world.path, overrides), summary)
+    before = len(world.lake.requests)
+    assert look_up(key, None) is not None
+    assert len(world.lake.requests) == before + requests
+    program = (
+        "import sys; from pathlib import Path; from mlflowkit.pipeline.noop_cache import NoopKey, look_up;"
+        f"key = NoopKey(Path({str(world.path)!r}), {overrides!r}, 'data', Path({str(world.state)!r}));"
+        "vendors = [name for name in ('lakefs_client', 'pydantic', 'urllib3') if name in sys.modules];"
+        "print(look_up(key, None) is not None, vendors)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    modules = answer.stdout.split(" ", 1)[1]
+    assert modules.strip() == "[]"
+    if ref == "main":
+        world.repository.put("main", "other/x", b"1")
+        world.repository.commit("main")
+        assert look_up(key, None) is None, "the planner decides"
+        summary = summarize(world.run(), world.state)
+        assert write(key, beginning, load(world.path), summary), "the other commit has the same data"
+        assert look_up(key, None) is not None
+        world.lake.stop()
+        assert look_up(key, None) is None
