@@ -25,13 +25,16 @@ def smoke_train(loaded: LoadedRecipe, rows: int, folder: Path, progress: RunProg
 
     Raises a stage's MlkitError.
     """
+    from mlflowkit.pipeline.lineage.data_snapshot import data_snapshot, fetcher
     from mlflowkit.pipeline.run import execute, raise_for
     from mlflowkit.wiring import Wiring
 
     state = folder / "state"
     wiring = Wiring(state)
     spec = data_stage.Spec.model_validate(stage_specs(loaded.recipe)["data"].model_dump())
-    read = read_source(spec.source, loaded.folder, wiring.tables, data_stage.reading_plan(spec), skip=spec.drop)
+    fetch = fetcher(loaded, state, data_snapshot(loaded, state), progress)
+    plan = data_stage.reading_plan(spec)
+    read = read_source(spec.source, loaded.folder, wiring.tables, plan, skip=spec.drop, fetch=fetch)
     table = sample(read.table, spec.target if spec.task == "classification" else "", rows, loaded.recipe.seed)
     file = folder / "rows.parquet"
     _write(table, file)

@@ -7,7 +7,7 @@ received for `TransferLimits.stall_seconds`. What will not change (401, 403, 404
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import queue
 import random
 import shutil
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from mlflowkit.data_access.content_digests import ContentDigests
 from mlflowkit.data_access.object_cache import ObjectCache
 from mlflowkit.errors import DataError, MlkitError, StoreError
 from mlflowkit.system.files import disk_error, make_folder
@@ -28,8 +29,6 @@ from mlflowkit.values import DataObject
 CHUNK_BYTES = 1 << 20
 POLL_SECONDS = 0.1
 """How often an interrupted fetch notices it."""
-COMPUTABLE = ("sha256", "md5", "sha1", "git-sha1")
-"""Algorithms of digests that the content can be held against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +161,14 @@ class Transfer:
     def _complete(self, identity: str, item: DataObject, part: BinaryIO) -> Path:
         """Receive what is missing of an object, check it and publish it; once more from its beginning when the digest
         differs, which may be an earlier attempt's fault or the network's."""
-        expected = self.cache.known_digest(identity)
-        for attempt in (1, 2):
-            content = ReceivedContent(item, part)
-            self._receive(item, content)
-            problem = content.mismatch(expected)
-            if not problem:
-                return self.cache.publish(identity, item, content.sha256, part)
-            content.restart()
-            if attempt == 2:
-                break
+        expected, problem = self.cache.known_digest(identity), ""
+        for _ in range(2):
+            with contextlib.closing(ReceivedContent(item, part)) as content:
+                self._receive(item, content)
+                problem = content.mismatch(expected)
+                if not problem:
+                    return self.cache.publish(identity, item, content.sha256, part)
+                content.restart()
         raise DataError(
             f"{self.uri}{item.path}: {problem}: these are not the bytes of this version",
             hint="ask who runs the store to restore the object, or name another version",
@@ -233,62 +230,48 @@ class ReceivedContent:
 
     def __init__(self, item: DataObject, part: BinaryIO) -> None:
         self.item, self._part = item, part
-        self._algorithm, _, self._stated = item.digest.partition(":")
+        self._digests = ContentDigests(item.digest, item.size)
         self.size = 0
-        self._restart_digests()
         part.seek(0)
         while chunk := part.read(CHUNK_BYTES):
-            self._update(chunk)
+            self._digests.update(chunk)
+            self.size += len(chunk)
         if self.size > item.size:
             self.restart()
 
     @property
     def sha256(self) -> str:
-        return self._sha256.hexdigest()
+        return self._digests.sha256
 
     def append(self, chunk: bytes) -> None:
         """Add bytes. Raises TransientError when there are more than the object has, StoreError for the disk."""
         if self.size + len(chunk) > self.item.size:
             self.restart()
             raise TransientError(f"the body has more than {self.item.size:,} bytes")
+        self._digests.update(chunk)
         try:
             self._part.write(chunk)
             self._part.flush()
         except OSError as error:
             raise disk_error(error, Path(str(self._part.name))) from error
-        self._update(chunk)
+        self.size += len(chunk)
 
     def restart(self) -> None:
         """Forget all bytes."""
         self._part.seek(0)
         self._part.truncate()
         self.size = 0
-        self._restart_digests()
+        self._digests.restart()
 
     def mismatch(self, expected: str) -> str:
-        """How the content differs from the digest of the store, or of an earlier fetch (``expected``); "" if not."""
+        """How the content differs from the digest of an earlier fetch (``expected``) or of the store; "" if not."""
         if expected and self.sha256 != expected:
             return f"the content has SHA-256 {self.sha256}, and had {expected} when it was first fetched"
-        if self._algorithm in COMPUTABLE and (digest := self._other.hexdigest()) != self._stated.lower():
-            return f"the content has {self._algorithm} {digest}, and the store says {self._stated}"
-        return ""
+        return self._digests.mismatch()
 
-    def _restart_digests(self) -> None:
-        self._sha256 = hashlib.sha256()
-        if self._algorithm == "md5":
-            self._other = hashlib.md5(usedforsecurity=False)
-        elif self._algorithm in ("sha1", "git-sha1"):
-            self._other = hashlib.sha1(usedforsecurity=False)
-            if self._algorithm == "git-sha1":
-                self._other.update(b"blob %d\0" % self.item.size)
-        else:
-            self._other = self._sha256
-
-    def _update(self, chunk: bytes) -> None:
-        self._sha256.update(chunk)
-        if self._other is not self._sha256:
-            self._other.update(chunk)
-        self.size += len(chunk)
+    def close(self) -> None:
+        """End what computes the digests."""
+        self._digests.close()
 
 
 def _megabytes(size: int) -> str:

@@ -133,7 +133,7 @@ def test_an_unrelated_commit_reuses_and_a_changed_object_is_named(world: LakeWor
     world.repository.put("main", "loans/month=2/a.csv", rows(5))
     world.repository.commit("main")
     step = world.plan().steps[0]
-    assert (step.action, step.reason) == ("run", "data.source: month=2/a.csv changed")
+    assert (step.action, step.reason) == ("run", "data.source: month=2/a.csv changed (1 of 3 files)")
 
 
 def test_a_commit_named_in_place_of_its_branch_changes_nothing(world: LakeWorld) -> None:

@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
+from mlflowkit.data_access.remote_source import RemoteSource
 from mlflowkit.errors import MlkitError
 from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry
 from mlflowkit.pipeline.lineage.git_command import ask_git
@@ -100,6 +101,8 @@ def _content_paths(loaded: LoadedRecipe, name: str) -> list[Path]:
     roots = [*source.roots(loaded.folder)]
     roots += [(loaded.folder / model.path).parent] if isinstance(model, OnnxModel) else []
     plain = re.sub(r"#\d+$", "", name)
+    if isinstance(source, RemoteSource):
+        return [path for root in roots if os.path.lexists(path := root / name)]
     named = [root / name if os.path.lexists(root / name) else root / plain for root in roots]
     paths = [path for path in named if os.path.lexists(path)] or [loaded.folder / name]
     if not os.path.lexists(paths[0]) and source.plugin_names():
