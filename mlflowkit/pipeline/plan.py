@@ -55,7 +55,7 @@ class PriorResults:
     last: StepResult | None = None
     """The newest result of this stage of this recipe."""
     intact: bool = True
-    """Whether the folder of ``result`` is complete."""
+    """Whether the folder of ``result`` is complete; that of ``last`` where inputs are awaited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +168,16 @@ def decide(
         return StepDecision("run", "--force")
     if prior.last is None:
         return StepDecision("run", "first run")
-    if awaits:
-        reason = change_reason(stage, ingredients, prior.last, awaits)
-        return StepDecision("run", reason, is_unchanged(prior.last, ingredients))
-    result = prior.result
-    if result is None:
-        return StepDecision("run", change_reason(stage, ingredients, prior.last))
+    conditional = bool(awaits) and is_unchanged(prior.last, ingredients)
+    result = prior.last if conditional else prior.result
+    if result is None or (awaits and not conditional):
+        return StepDecision("run", change_reason(stage, ingredients, prior.last, awaits))
     if not prior.intact:
         return StepDecision("run", "its published folder is missing or was altered")
     if result.result.remeasure:
         return StepDecision("run", "its latency evidence was inconclusive")
+    if conditional:
+        return StepDecision("run", change_reason(stage, ingredients, prior.last, awaits), conditional=True)
     if remade:
         return StepDecision("reuse", f"{join_words(remade)} {be(remade)} made anew with the same content")
     return StepDecision("reuse", f"unchanged since run {result.run}")
@@ -227,7 +227,8 @@ class StepPlanner:
             ingredients["champion"] = self.champion.ingredient
         last = self.journal.latest(self.name, stage)
         result = None if awaits else self._result(fingerprint(stage, ingredients), ingredients, last)
-        intact = result is not None and self.store.intact(result.published)
+        earlier = last if awaits else result
+        intact = earlier is not None and self.store.intact(earlier.published)
         prior = PriorResults(result, last, intact)
         decision = decide(stage, ingredients, prior, forced=stage in self.force, awaits=awaits, remade=remade)
         if stage == "deploy" and decision.action == "reuse":

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import mlflowkit as mk
-from mlflowkit.ci.pipeline_trigger import trigger
+from mlflowkit.ci.pipeline_trigger import trigger, trigger_key
 from mlflowkit.cli.app import main
 from mlflowkit.cli.fast_path import nothing_to_do
 from mlflowkit.pipeline.storage.journal import SqliteJournal
@@ -181,15 +181,18 @@ def test_a_copy_elsewhere_reuses_all_and_data_made_anew_retrains_nothing(
     assert {step.action for step in mk.plan(copy, until="package")} == {"reuse"}
     with (place / SOURCE).open("a") as stream:
         stream.write("# the same table\n")
+    keys = {trigger_key(copy, mk.load(copy).loaded, place / state) for state in (".mlkit", "empty")}
+    assert len(keys) == 1, "who has trained it asks for the same claim as who has not"
     plan = {step.stage: step.reason for step in mk.plan(copy, until="package")}
     assert plan["data"] == f"code: {SOURCE} changed"
     assert plan["train"] == "runs unless data gives the same content"
-    done = run(copy)
+    done = run(copy, "--force", "validate", "--force", "export")
     assert done.returncode == 0, done.stdout
     answer = json.loads(done.stdout)
     steps = {step["stage"]: step for step in answer["steps"]}
-    assert [stage for stage, step in steps.items() if step["action"] == "run"] == ["data"]
+    assert [stage for stage, step in steps.items() if step["action"] == "run"] == ["data", "validate", "export"]
     assert steps["train"]["reason"] == "data was made anew with the same content"
+    assert steps["package"]["reason"] == "data, validate and export were made anew with the same content"
     assert answer["identity"] == whole["identity"]
     assert {step.action for step in mk.plan(copy, until="package")} == {"reuse"}
 

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflowkit.errors import DataError
+from mlflowkit.pipeline.change_reasons import describe_changes
 from mlflowkit.pipeline.fingerprint import FileDigests, collect_ingredients, origins
 from mlflowkit.pipeline.plan import PriorResults, decide, plan_steps
 from mlflowkit.pipeline.storage import codec, journal_tables
@@ -76,6 +78,15 @@ def test_data_made_again_with_the_same_content_retrains_nothing(world: PipelineW
     assert SqliteJournal(world.folder / ".mlkit").run(record.run).steps == record.steps
 
 
+def test_what_is_trained_has_one_origin_before_and_after(world: PipelineWorld) -> None:
+    before = {stage: step.origin for stage, step in planned(world).items()}
+    world.run()
+    assert {stage: step.origin for stage, step in planned(world).items()} == before
+    assert {stage: step.origin for stage, step in planned(world, {"seed": 8}).items()}.items().isdisjoint(
+        before.items()
+    )
+
+
 def test_data_made_again_with_another_content_retrains(world: PipelineWorld) -> None:
     world.run()
     append(world.folder, "20,0\n")
@@ -83,6 +94,21 @@ def test_data_made_again_with_another_content_retrains(world: PipelineWorld) -> 
     record = world.run()
     assert world.calls()[before:] == list(STAGES)
     assert {step.stage: step.reason for step in record.steps}["train"] == "data changed"
+
+
+def test_files_that_differ_are_named(world: PipelineWorld) -> None:
+    place = world.folder / "tables"
+    place.mkdir()
+    for name in "abcd":
+        shutil.copy(world.folder / "rows.csv", place / f"{name}.csv")
+    keys = {"data.source": {"kind": "csv", "path": "tables"}}
+    before = ingredients_of(load(world.folder, keys))
+    for name in "ac":
+        (place / f"{name}.csv").write_text("x,y\n1,0\n")
+    (place / "d.csv").unlink()
+    after = ingredients_of(load(world.folder, keys))
+    reason = "data.source: 3 of 4 files differ: a.csv, c.csv, d.csv (removed)"
+    assert describe_changes("data", before["data"], after["data"]) == [reason]
 
 
 def test_two_changes_at_once_are_both_told(world: PipelineWorld) -> None:
@@ -97,16 +123,19 @@ def test_two_changes_at_once_are_both_told(world: PipelineWorld) -> None:
     assert {step.stage: step.reason for step in record.steps}["train"] == "train.epochs 3 -> 4"
 
 
-def test_an_interrupted_step_is_recorded_by_the_fingerprint_of_its_checkpoints(world: PipelineWorld) -> None:
+@pytest.mark.parametrize("error", [SystemExit(), DataError("no")], ids=["killed", "failed"])
+def test_a_cut_step_is_recorded_by_the_fingerprint_of_its_checkpoints(
+    world: PipelineWorld, error: BaseException
+) -> None:
     world.run()
     append(world.folder, "20,0\n")
 
     def cut(spec: Any, context: Any) -> StageResult:
         (context.scratch / "epoch-0").write_text("0")
-        raise SystemExit
+        raise error
 
     world.stages["train"] = cut
-    with pytest.raises(SystemExit):
+    with pytest.raises(type(error)):
         world.run()
     journal = SqliteJournal(world.folder / ".mlkit")
     (interrupted,) = (step.fingerprint for step in journal.run("last").steps if step.stage == "train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,10 @@ def test_decide_reuses_a_complete_result() -> None:
     assert decide("train", marks, PriorResults(result, result, intact=False)).action == "run"
     unknown = decide("train", marks, prior, awaits=["data"])
     assert unknown == StepDecision("run", "runs unless data gives the same content", conditional=True)
+    lost = decide("train", marks, PriorResults(None, result, intact=False), awaits=["data"])
+    assert lost == StepDecision("run", "its published folder is missing or was altered")
+    timed = replace(result, result=StageResult(summary={"remeasure": True}))
+    assert decide("train", marks, PriorResults(None, timed), awaits=["data"]).reason.endswith("inconclusive")
 
 
 # ------------------------------------------------------------------------- declared dependencies against the sources
