@@ -26,7 +26,8 @@ from mlflowkit.values import Lineage, Outcome, RunRecord, StageResult, StepRecor
 from tests.support import lending_bundle
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LINEAGE = Lineage(COMMIT, True, "d" * 64, "e" * 64)
+REMOTE = {"data_source": "lakefs://lending/loans/", "data_commit": "3f" * 32}
+LINEAGE = Lineage(COMMIT, True, "d" * 64, "e" * 64, **REMOTE)
 
 
 def step(stage: str, metrics: dict[str, float], *verdicts: Verdict) -> StepRecord:
@@ -107,6 +108,7 @@ def test_a_run_is_kept_with_parameters_metrics_and_tags(tracker: MlflowTracker, 
     assert run.data.metrics["train/val_loss"] == 0.25
     tags = run.data.tags
     assert (tags["git_commit"], tags["git_dirty"], tags["data_version"]) == (COMMIT, "true", "d" * 64)
+    assert {name: tags[name] for name in REMOTE} == REMOTE
     assert (tags["bundle"], tags["blessed"], tags["gates"]) == ("b" * 64, "true", "1 PASSED, 1 INCONCLUSIVE")
 
 
@@ -116,6 +118,8 @@ def test_the_data_version_is_a_tagged_input_of_the_run(tracker: MlflowTracker, c
     assert used.dataset.digest == "d" * 36
     tags = {tag.key: tag.value for tag in used.tags}
     assert (tags["git_commit"], tags["git_dirty"], tags["data_version"]) == (COMMIT, "true", "d" * 64)
+    assert {name: tags[name] for name in REMOTE} == REMOTE
+    assert json.loads(used.dataset.source) == {"data_version": "d" * 64, **REMOTE}
 
 
 def test_a_run_told_twice_is_one_run_with_its_last_state(tracker: MlflowTracker, client: Any) -> None:
@@ -157,6 +161,7 @@ def test_a_blessed_bundle_becomes_a_version_with_an_alias(tracker: MlflowTracker
     assert version.run_id == only_run(client, "made-it", "aliased").info.run_id
     assert version.tags["identity"] == bundle_folder.manifest.identity
     assert (version.tags["git_commit"], version.tags["git_dirty"]) == (COMMIT, "true")
+    assert {name: version.tags[name] for name in REMOTE} == REMOTE
     assert (version.tags["data_version"], version.tags["policy"], version.tags["run"]) == ("d" * 64, "p", "made-it")
 
 

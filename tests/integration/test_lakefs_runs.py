@@ -231,3 +231,24 @@ def test_a_run_with_nothing_to_do_asks_at_most_once_and_imports_no_client(
         assert look_up(key, None) is not None
         world.lake.stop()
         assert look_up(key, None) is None
+
+
+def mlkit(world: LakeWorld, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlflowkit.cli", *arguments, "--state", str(world.state)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=world.folder)
+
+
+def test_the_commands_show_the_commit_and_no_secret(world: LakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = world.repository.branches["main"].head
+    shown = mlkit(world, "plan", "recipe.yaml", "--until", "data")
+    assert shown.stdout.startswith(f"lakefs://lending/main/loans/ -> {commit[:8]} (3 objects, ")
+    world.run()
+    planned = json.loads(mlkit(world, "plan", "recipe.yaml", "--until", "data", "--json").stdout)
+    assert planned["data"]["commit"] == commit
+    assert planned["steps"][0]["action"] == "reuse"
+    monkeypatch.setenv("LAKE_SECRET", "wrong-canary")
+    refused = mlkit(world, "run", "recipe.yaml", "--until", "data", "data.drop=[month]", "--json")
+    assert refused.returncode == 3
+    assert "does not know these credentials" in json.loads(refused.stdout)["error"]["message"]
+    for text in (shown.stdout, shown.stderr, refused.stdout, refused.stderr):
+        assert not any(secret in text for secret in (KEY, SECRET, "wrong-canary"))

@@ -100,6 +100,16 @@ def test_the_git_tree_is_bound_by_manifest_and_blessing(tmp_path: Path) -> None:
     refused(bundle.path, "its git_tree is")
 
 
+def test_the_commit_of_the_data_is_bound_by_manifest_and_blessing(tmp_path: Path) -> None:
+    lineage = replace(LINEAGE, data_source="lakefs://lending/loans/", data_commit="3f" * 32)
+    bundle = make(tmp_path / "bundle", lineage=lineage)
+    assert bundle.blessing is not None
+    assert bundle.blessing.data_commit == bundle.manifest.data_commit == lineage.data_commit
+    assert bundle.manifest.identity == make(tmp_path / "old").manifest.identity
+    reseal(bundle.path, "blessing.json", data_commit="9b" * 32)
+    refused(bundle.path, "its data_commit is")
+
+
 def test_identity_is_of_what_answers_and_of_nothing_else(tmp_path: Path) -> None:
     first = make(tmp_path / "one")
     other = fill(tmp_path / "other")
