@@ -50,14 +50,17 @@ class ObjectCache:
             return ""
         return digest if re.fullmatch(r"[0-9a-f]{64}", digest) else ""
 
-    def find(self, uri: str, item: DataObject) -> Path | None:
-        """The file of an object whose content has the digest that was computed once; a damaged one is removed."""
+    def find(self, uri: str, item: DataObject, *, sized: bool = True) -> Path | None:
+        """The file of an object whose content has the digest that was computed once; a damaged one is removed.
+
+        ``sized`` is whether the size of the object is known: that of a query's rows is not.
+        """
         digest = self.known_digest(self.identity(uri, item))
         if not digest:
             return None
         path = self._object(digest, item.path)
         try:
-            if path.stat().st_size == item.size and digest_file(path) == digest:
+            if (path.stat().st_size == item.size or not sized) and digest_file(path) == digest:
                 return path
             path.unlink(missing_ok=True)
         except OSError:

@@ -28,6 +28,10 @@ GROUPS = (SOURCES, METRICS, PASSES, TARGETS, CONNECTIONS)
 OWN: Mapping[str, Mapping[str, str]] = {
     SOURCES: {
         "lakefs": "mlflowkit.adapters.data_sources.lakefs_source:LakefsSource",
+        "sql": "mlflowkit.adapters.data_sources.sql_source:SqlSource",
+    },
+    CONNECTIONS: {
+        "sql": "mlflowkit.adapters.data_sources.sql_connection:SqlConnection",
     },
 }
 """mlflowkit's own plugins: adapters that are loaded only for a recipe that names them."""

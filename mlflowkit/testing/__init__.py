@@ -19,6 +19,7 @@ from mlflowkit.testing.runtime_suites import (
 )
 from mlflowkit.testing.source_suites import RemoteSourceContract
 from mlflowkit.testing.state_suites import ControlRecordsContract, JournalContract, ObjectStoreContract
+from mlflowkit.testing.table_source_suites import RemoteTableContract
 
 __all__ = [
     "PROFILED_ROWS",
@@ -30,6 +31,7 @@ __all__ = [
     "PassContract",
     "ProfilerContract",
     "RemoteSourceContract",
+    "RemoteTableContract",
     "RuntimeContract",
     "SourceContract",
     "delivery_plans",

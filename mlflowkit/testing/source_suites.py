@@ -20,26 +20,16 @@ HASTE = TransferLimits(read_seconds=1.0, stall_seconds=2.0, first_wait=0.01, las
 """Limits of a suite: a store in the same machine answers at once."""
 
 
-class RemoteSourceContract:
-    """What every remote source must do. Override `source`, `put`, `breakage` and what the store needs besides.
-
-    ``put`` replaces all that the source reads: the files by path below the source's folder, as one new version.
-    """
-
-    moving = True
-    """Whether the source asks for something that moves (a branch): a new version changes what it resolves to."""
+class RemoteSourceSupport:
+    """What the suites of remote sources share."""
 
     def source(self) -> Any:
-        """The source, a `RemoteSource` of CSV files."""
+        """The source, a `RemoteSource`."""
         raise NotImplementedError
 
     def connections(self) -> Mapping[str, Any]:
         """The recipe's connections."""
         return {}
-
-    def put(self, files: Mapping[str, bytes]) -> None:
-        """Make a version of the data whose files are exactly these."""
-        raise NotImplementedError
 
     def damage(self, path: str) -> bool:
         """Change a byte of a stored file behind the store's back; False where the store cannot be damaged so."""
@@ -57,17 +47,11 @@ class RemoteSourceContract:
         """Secrets that the store takes."""
         return ()
 
-    # ------------------------------------------------------------------------------------------------------- support
-
     def access(self, folder: Path) -> RemoteAccess:
         return RemoteAccess(folder, folder / "state", self.connections(), limits=HASTE, resolve_seconds=2.0)
 
     def resolved(self, folder: Path) -> DataSnapshot:
         return resolve_remote(self.source(), self.access(folder))
-
-    def fetched(self, folder: Path, snapshot: DataSnapshot) -> dict[str, bytes]:
-        files = fetch_remote(self.source(), self.access(folder), snapshot)
-        return {path: file.read_bytes() for path, file in files.items()}
 
     def assert_no_secret_is_left(self, folder: Path, *errors: MlkitError) -> None:
         """No secret in a file of the state folder or in the text of an error, its hint and traceback included."""
@@ -76,6 +60,25 @@ class RemoteSourceContract:
         for secret in self.secrets():
             assert not any(secret in text for text in texts)
             assert not any(secret.encode() in content for content in contents)
+
+
+class RemoteSourceContract(RemoteSourceSupport):
+    """What every remote source of files must do. Override `source` (of CSV files), `put` and what the
+    store needs besides.
+
+    ``put`` replaces all that the source reads: the files by path below the source's folder, as one new version.
+    """
+
+    moving = True
+    """Whether the source asks for something that moves (a branch): a new version changes what it resolves to."""
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Make a version of the data whose files are exactly these."""
+        raise NotImplementedError
+
+    def fetched(self, folder: Path, snapshot: DataSnapshot) -> dict[str, bytes]:
+        files = fetch_remote(self.source(), self.access(folder), snapshot)
+        return {path: file.read_bytes() for path, file in files.items()}
 
     # --------------------------------------------------------------------------------------------------------- tests
 

@@ -86,7 +86,9 @@ def describe_snapshot(snapshot: DataSnapshot, now: float | None = None) -> str:
     >>> describe_snapshot(DataSnapshot("lakefs", "lakefs://lending/", "main", "3f2a9c41" * 8, (), details), 8200)
     'lakefs://lending/main -> 3f2a9c41 (0 objects, 0 B, 2 h ago by etl)'
     """
-    facts = [format_count(len(snapshot.objects), "object"), format_bytes(snapshot.size)]
+    facts = [format_count(len(snapshot.objects), "object")]
+    if snapshot.size or not snapshot.objects:  # that of a query's rows is not known before they are read
+        facts.append(format_bytes(snapshot.size))
     when, author = snapshot.details.get("time", ""), snapshot.details.get("author", "")
     if when or author:
         facts.append(" ".join(filter(None, (_age(when, now), f"by {author}" if author else ""))))
