@@ -28,11 +28,11 @@ from mlflowkit.ci.judge_report import (
 from mlflowkit.ci.recipe_facts import repository_root
 from mlflowkit.errors import BundleError, Fault, MlkitError, RecipeError, UsageError
 from mlflowkit.pipeline.lineage.checkout import Checkout, read_checkout
-from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
 from mlflowkit.ports import RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.files import replace_file
+from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.machine import describe_machine
 from mlflowkit.system.text import shell_word, truncate
 from mlflowkit.values import Json

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlflowkit.delivery.delivery_plan import RecipeFacts
 from mlflowkit.errors import UsageError
-from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.schema import LoadedRecipe
+from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.text import shell_word
 
 

@@ -27,6 +27,7 @@ GROUPS = (SOURCES, METRICS, PASSES, TARGETS, CONNECTIONS)
 """The entry point groups."""
 OWN: Mapping[str, Mapping[str, str]] = {
     SOURCES: {
+        "dvc": "mlflowkit.adapters.data_sources.dvc_source:DvcSource",
         "lakefs": "mlflowkit.adapters.data_sources.lakefs_source:LakefsSource",
         "sql": "mlflowkit.adapters.data_sources.sql_source:SqlSource",
     },

@@ -13,7 +13,7 @@ from mlflowkit.delivery.gitops.desired_delivery import DesiredDelivery, edit_del
 from mlflowkit.delivery.gitops.git_repository import FileReplacement, FileVersion, GitRepository, open_repository
 from mlflowkit.delivery.gitops.promotion_decision import PromotionDecision
 from mlflowkit.errors import UsageError, closest_match
-from mlflowkit.pipeline.lineage.git_command import ask_git
+from mlflowkit.system.git.git_command import ask_git
 
 FILE = "delivery.yaml"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlflowkit.pipeline.lineage.git_command import GitAnswer, ask_git
+from mlflowkit.system.git.git_command import GitAnswer, ask_git
 from mlflowkit.system.text import shell_word
 
 State = Literal["modified", "added", "deleted", "in conflict", "untracked"]

@@ -16,7 +16,6 @@ from pathlib import Path
 from mlflowkit.bundle import BLESSING, MANIFEST, Bundle, Manifest, open_bundle, rebind
 from mlflowkit.errors import UsageError
 from mlflowkit.pipeline.lineage.checkout import Checkout
-from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.pipeline.plan import ExecutionPlan, preview
 from mlflowkit.pipeline.run import Reporter, execute
 from mlflowkit.ports import RunPorts, RunProgress, StageContext
@@ -24,6 +23,7 @@ from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.sections import Section
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import disk_errors, make_folder
+from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.text import join_words, limited, shell_word
 from mlflowkit.values import RunRecord, StageResult, StepResult
 

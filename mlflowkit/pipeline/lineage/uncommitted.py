@@ -29,10 +29,10 @@ from urllib.parse import unquote, urlparse
 from mlflowkit.data_access.remote_source import RemoteSource
 from mlflowkit.errors import MlkitError
 from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry
-from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.stages.sources import content_names, resolve_source
 from mlflowkit.stages.train import OnnxModel
+from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.text import limited, shell_word
 from mlflowkit.usercode import parse_source
 from mlflowkit.values import EventKind, Json

@@ -36,8 +36,8 @@ class GitAnswer:
         return not self.problem and not self.outside
 
 
-def ask_git(folder: Path, *arguments: str, timeout: float = TIMEOUT_SECONDS) -> GitAnswer:
-    """Run a git command in ``folder``.
+def ask_git(folder: Path, *arguments: str, timeout: float = TIMEOUT_SECONDS, content: bytes | None = None) -> GitAnswer:
+    """Run a git command in ``folder``; ``content`` is what it reads, if anything.
 
     >>> import tempfile
     >>> ask_git(Path(tempfile.mkdtemp()), "rev-parse", "HEAD").outside
@@ -46,7 +46,7 @@ def ask_git(folder: Path, *arguments: str, timeout: float = TIMEOUT_SECONDS) -> 
     command = ["git", "-C", str(folder), "--no-optional-locks", *arguments]
     try:
         process = subprocess.run(
-            command, capture_output=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+            command, capture_output=True, timeout=timeout, check=False, input=content or b"",
             env=git_environment(os.environ),
         )  # fmt: skip
     except FileNotFoundError:

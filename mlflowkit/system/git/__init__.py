@@ -1,0 +1,1 @@
+"""Questions to git, and files from its objects."""
