@@ -132,8 +132,22 @@ class S3Connection(ConnectionSection):
     _endpoint = field_validator("endpoint")(lambda value: value if value is None else plain_url(value))
 
 
+class HuggingfaceConnection(ConnectionSection):
+    """The Hugging Face Hub, or a server with its API."""
+
+    kind: Literal["huggingface"]
+    endpoint: str = Field(default="https://huggingface.co", min_length=1)
+    """Its address."""
+    token: CredentialReference | None = None
+    """A token that may read the dataset."""
+
+    _endpoint = field_validator("endpoint")(plain_url)
+
+
 Connection = Annotated[
-    LakefsConnection | S3Connection, Field(discriminator="kind"), PluginUnion(CONNECTIONS, ConnectionSection)
+    HuggingfaceConnection | LakefsConnection | S3Connection,
+    Field(discriminator="kind"),
+    PluginUnion(CONNECTIONS, ConnectionSection),
 ]
 
 

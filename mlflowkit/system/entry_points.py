@@ -28,6 +28,7 @@ GROUPS = (SOURCES, METRICS, PASSES, TARGETS, CONNECTIONS)
 OWN: Mapping[str, Mapping[str, str]] = {
     SOURCES: {
         "dvc": "mlflowkit.adapters.data_sources.dvc_source:DvcSource",
+        "huggingface": "mlflowkit.adapters.data_sources.huggingface_source:HuggingfaceSource",
         "lakefs": "mlflowkit.adapters.data_sources.lakefs_source:LakefsSource",
         "sql": "mlflowkit.adapters.data_sources.sql_source:SqlSource",
     },

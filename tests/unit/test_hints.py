@@ -134,7 +134,10 @@ PATHS = re.compile(r"\b(path|folder|place|directory|recipe_path|recipe|file|show
 """Names of expressions that give a path."""
 VAGUE = re.compile(r"(see|check|look|inspect) (?!.*[`=(])|is (it|the|another) |its log |the (log|traceback) is in")
 """Beginnings that tell to look and not how."""
-OTHER_OPTIONS = {"--help", "--upgrade", "--force-reinstall", "--head", "--port", "--global", "--add", "--unshallow"}
+OTHER_OPTIONS = {
+    "--help", "--upgrade", "--force-reinstall", "--head", "--port", "--global", "--add", "--unshallow",
+    "--rev", "--all-commits", "--cached",
+}  # fmt: skip
 """Options of other programs, git among them, and of a command that only some machines have."""
 
 

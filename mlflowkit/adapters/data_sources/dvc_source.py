@@ -230,7 +230,9 @@ class DvcRepository:
         if isinstance(file, GitBlob):
             if file.size > MAX_GIT_FILE:
                 message = f"git itself holds {file.path}, of {file.size:,} bytes (at most {MAX_GIT_FILE:,})"
-                raise DataError(message, hint=f"git rm --cached {shell_word(file.path)} && dvc add it")
+                raise DataError(
+                    message, hint=f"git rm --cached {shell_word(file.path)}, then dvc add {shell_word(file.path)}"
+                )
             return DataObject(path, file.size, f"git-sha1:{file.id}", file.path)
         if not file.md5:
             message = f"{file.path} has no digest in {file.file}: it was never made, or only partly imported"
