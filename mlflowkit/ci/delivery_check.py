@@ -14,11 +14,11 @@ from mlflowkit.delivery.delivery_target import DeliveryTarget, Unsupported
 from mlflowkit.delivery.pins import python_image
 from mlflowkit.delivery.regeneration.export_lock import read_lock
 from mlflowkit.errors import RecipeError
-from mlflowkit.pipeline.lineage.git_command import ask_git
 from mlflowkit.recipe.check import examine
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.recipe.schema_errors import fault_at
 from mlflowkit.recipe.yaml_tree import nearest_node
+from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.text import format_count, shell_word
 
 MAX_LOCK_BYTES = 8 << 20
