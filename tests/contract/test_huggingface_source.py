@@ -176,7 +176,7 @@ def test_a_revision_or_file_that_is_not_there_is_told_with_the_nearest(hub: Fake
     assert error.hint == "mlkit plan RECIPE data.source.revision=v1.0"
     error = refused(lambda: read(hub, tmp_path, source(files="data/aa.csv")))
     assert error.hint == "did you mean data/a.csv?"
-    assert "has no data/x at main" in refused(lambda: read(hub, tmp_path, source(files="data/x/"))).message
+    assert "has no data/x/ at main" in refused(lambda: read(hub, tmp_path, source(files="data/x/"))).message
     error = refused(lambda: read(hub, tmp_path, source(dataset="org/loan")))
     assert "there is no such dataset, or the token may not see it" in error.message
 
