@@ -69,6 +69,10 @@ class CheckResult:
     failures: tuple[tuple[int, Json], ...] = ()
     error: bool = False
     """Whether the check could not be evaluated: it is not passed then."""
+    inconclusive: bool = False
+    """Whether it cannot be judged, or not with these rows; ``message`` says why and what to do."""
+    blocking: bool = True
+    """Whether the run ends where it did not pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ def problems(values: Json) -> list[Problem]:
     (('data', 'split', 'kind'), 'a stratified split needs classes; a regression has none')
     """
     from mlflowkit.recipe.section_rules import (
+        check_rules,
         delivery_rules,
         fairness_rules,
         monitor_rules,
@@ -53,7 +54,15 @@ def problems(values: Json) -> list[Problem]:
     )
 
     view = RecipeView(values)
-    modules = (fairness_rules, preprocess_rules, rollout_rules, monitor_rules, delivery_rules, source_rules)
+    modules = (
+        check_rules,
+        fairness_rules,
+        preprocess_rules,
+        rollout_rules,
+        monitor_rules,
+        delivery_rules,
+        source_rules,
+    )
     sections = [rule for module in modules for rule in module.RULES]
     return [problem for rule in (*RULES, *sections) for problem in rule(view)]
 

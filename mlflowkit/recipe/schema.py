@@ -22,6 +22,7 @@ from mlflowkit.stages import optimize as optimize_stage
 from mlflowkit.stages import package as package_stage
 from mlflowkit.stages import train as train_stage
 from mlflowkit.stages import validate as validate_stage
+from mlflowkit.stages.base import Check, LeakageCheck
 from mlflowkit.stages.evaluation import gating, timing
 from mlflowkit.system.digests import digest_json
 from mlflowkit.values import Json
@@ -75,7 +76,7 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
     table = recipe.data.model_dump(exclude={"checks"})
     specs: dict[str, Section] = {
         "data": data_stage.Spec.model_validate({"task": task, **table}),
-        "validate": validate_stage.Spec(checks=recipe.data.checks),
+        "validate": validate_stage.Spec(checks=[_with_time(check, time_column) for check in recipe.data.checks]),
         "train": train_stage.Spec(task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train),
         "export": export_stage.Spec(export=recipe.export, decision=recipe.decision),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
@@ -93,6 +94,12 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
             name=recipe.name, serve=recipe.serve, monitor=recipe.monitor, retrain=recipe.retrain
         )
     return specs
+
+
+def _with_time(check: Check, column: str) -> Check:
+    """A leakage check whose time is that of the split, with the column's name."""
+    timed = isinstance(check, LeakageCheck) and check.time is True and column
+    return check.model_copy(update={"time": column}) if timed else check
 
 
 def policy_digest(recipe: RecipeSchema) -> str:

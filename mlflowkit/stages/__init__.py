@@ -5,8 +5,10 @@ What each stage publishes (a folder; names are the contract between stages):
 data      train.parquet validation.parquet test.parquet   raw columns and the target, in source order
           split.npy         the part of each source row (uint8: 0 train, 1 validation, 2 test)
           table.json        TableInfo: columns and their kinds, target, classes, rows of each split, data version
-validate  checks.json       list of {check, column, passed, message, failed, failures: [[row, value]], error}
+validate  checks.json       list of {check, column, passed, message, failed, failures: [[row, value]], error,
+                            inconclusive, blocking}
           evidence/I-KIND/  what a check by a file wrote (I counts data.checks from 0)
+          version.json      {data_version, rows}, and sample.parquet (with a drift check), for the next version
           schema.json       the frozen schema {column: {dtype, nullable}}
           reference.whylogs reference.json    reference profile of the training features, and its summary
 train     spec.json         the train Spec, features (numeric, categorical), classes, width, outputs, target_scale

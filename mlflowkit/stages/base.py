@@ -69,11 +69,56 @@ class AllowedCheck(Section):
     """The values allowed. Missing values are left to the nulls check."""
 
 
+class RowsCheck(Section):
+    """Rows of the table against the last version that passed. The first version has nothing to compare with."""
+
+    kind: Literal["rows"]
+    min_ratio: float | None = Field(default=None, gt=0, le=1)
+    """Smallest number of rows allowed, as a multiple of the last version's."""
+    max_ratio: float | None = Field(default=None, ge=1)
+    """Largest number of rows allowed, as a multiple of the last version's."""
+
+
+class LeakageCheck(Section):
+    """What a model cannot know when it serves, or has seen in training already."""
+
+    kind: Literal["leakage"]
+    duplicates: int | None = Field(default=0, ge=0)
+    """Rows of the validation and test parts allowed that are copies of a row of an earlier part, in all features and
+    the target. Null does not count them."""
+    time: bool | str = False
+    """No row of a later part is as old as, or older than, one of an earlier part: by this column, or with `true` by
+    the column of the time split."""
+    single_feature: float | None = Field(default=0.995, gt=0.5, le=1)
+    """Score from which one feature alone says too much of the target: ROC AUC of a class, R2 of a number. A column
+    that names the target's values is told as a copy of it. Null does not look."""
+
+
+class DriftCheck(Section):
+    """Columns of the table against a sample of the last version that passed."""
+
+    kind: Literal["drift"]
+    against: Literal["previous"] = "previous"
+    """The version to compare with."""
+    max: float = Field(default=0.1, gt=0, lt=1)
+    """Distance of distributions that is no harm: Kolmogorov-Smirnov of numbers, total variation of texts."""
+    columns: Literal["*"] | list[str] = "*"
+    """The columns to compare; by default all features and the target."""
+    level: float = Field(default=0.05, gt=0, lt=0.5)
+    """The chance that any column of a table without drift is called drifted."""
+    on: Literal["block", "warn"] = "block"
+    """Whether a column that drifted ends the run."""
+    on_inconclusive: Literal["allow", "block"] = "allow"
+    """Whether columns with too few rows to tell end the run. They are told in any case."""
+
+
 TableCheck = SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck
-"""Checks that the recipe itself declares."""
+"""Checks of columns that the recipe itself declares."""
+WholeTableCheck = RowsCheck | LeakageCheck | DriftCheck
+"""Checks of the table as a whole: its parts, and the version before it."""
 RulesFileCheck = ExpectationsCheck | PanderaCheck
 """Checks that stand in a file of another tool."""
-Check = Annotated[TableCheck | RulesFileCheck, Field(discriminator="kind")]
+Check = Annotated[TableCheck | WholeTableCheck | RulesFileCheck, Field(discriminator="kind")]
 
 
 class Column(Section):

@@ -13,9 +13,11 @@ from mlflowkit.judging.file_checks.check_sections import FileCheck
 from mlflowkit.judging.file_checks.number_texts import as_numbers
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
-from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, read_table_info, write_json
+from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, WholeTableCheck, read_table_info, write_json
+from mlflowkit.stages.validation.table_checks import CheckedTable, run_table_checks, sample_of
+from mlflowkit.stages.validation.version_record import read_version, write_version
 from mlflowkit.system.text import parse_json
-from mlflowkit.values import CheckResult, Event, StageResult
+from mlflowkit.values import CheckResult, Event, Json, StageResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +53,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     frozen = _frozen_schema(context.previous, info.dropped)
     expected = expected_schema(spec.checks, inferred, frozen)
     context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
-    declared = [check for check in spec.checks if not isinstance(check, FileCheck)]
-    results = list(context.ports.checker.check(as_checked(table, declared, expected), declared, expected))
-    results += check_by_files(table, spec.checks, context)
-    require_passed(results)
+    sample = sample_of(spec.checks, table, info, context.seed)
+    checked = CheckedTable(table, info, read_version(context.previous), sample)
+    results = _check(spec.checks, checked, expected, context)
     _keep_evidence(context)
     context.progress(Event("validate", "progress", "reference profile", 0.6))
     profiler = context.ports.profiler
@@ -64,14 +65,30 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     write_json(context.out / "reference.json", reference)
     write_json(context.out / "schema.json", expected)
     write_json(context.out / "checks.json", [asdict(result) for result in results])
+    write_version(context.out, checked.record, sample)
+    failed = sum(not result.passed for result in results)
     return StageResult(
-        metrics={"checks": float(len(spec.checks)), "checks_failed": 0.0},
+        metrics={"checks": float(len(spec.checks)), "checks_failed": float(failed)},
         summary={
-            "checks": [{"check": result.check, "column": result.column, "passed": True} for result in results],
+            "checks": [_summary_of(result) for result in results],
             "schema": "declared" if _declared(spec.checks) else "frozen" if context.previous else "inferred",
             "profiled_rows": info.rows["train"],
         },
     )
+
+
+def _check(
+    checks: Sequence[Check], checked: CheckedTable, expected: Schema, context: StageContext
+) -> list[CheckResult]:
+    """The results of all checks. Raises DataError where one ends the run."""
+    table = checked.frame
+    declared = [check for check in checks if not isinstance(check, FileCheck | WholeTableCheck)]
+    results = list(context.ports.checker.check(as_checked(table, declared, expected), declared, expected))
+    results += run_table_checks(checks, checked)
+    results += check_by_files(table, checks, context)
+    _tell(results, context)
+    require_passed(results)
+    return results
 
 
 def check_by_files(table: pd.DataFrame, checks: Sequence[Check], context: StageContext) -> list[CheckResult]:
@@ -174,7 +191,7 @@ def features_of(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
 
 def require_passed(results: Sequence[CheckResult]) -> None:
     """Raise DataError that lists every failed check."""
-    failed = [result for result in results if not result.passed]
+    failed = [result for result in results if not result.passed and result.blocking]
     if not failed:
         return
     lines = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} of the data failed"]
@@ -187,7 +204,24 @@ def require_passed(results: Sequence[CheckResult]) -> None:
     hint = "correct these rows at the source, or change data.checks"
     if any(result.check == "schema" for result in failed):
         hint += "; if the schema has changed for good: mlkit run RECIPE --force validate"
+    elif any(result.check in ("rows", "drift") for result in failed):
+        hint = "mlkit run RECIPE --force validate takes this version as the one to compare with, if the change is meant"
     raise DataError("\n".join(lines), hint=hint)
+
+
+def _tell(results: Sequence[CheckResult], context: StageContext) -> None:
+    """Tell what did not pass and does not end the run, and what cannot be judged."""
+    for result in results:
+        name = f"{result.check}{f' {result.column}' if result.column else ''}"
+        if result.inconclusive:
+            context.progress(Event("validate", "warning", f"{name}: INCONCLUSIVE: {result.message}"))
+        elif not result.passed and not result.blocking:
+            context.progress(Event("validate", "warning", f"{name}: {result.message} (on: warn)"))
+
+
+def _summary_of(result: CheckResult) -> dict[str, Json]:
+    summary: dict[str, Json] = {"check": result.check, "column": result.column, "passed": result.passed}
+    return {**summary, "inconclusive": True} if result.inconclusive else summary
 
 
 def _declared(checks: Sequence[Check]) -> dict[str, str]:

@@ -100,6 +100,38 @@ CASES = [
     ("slice: {column: grade}", "slice: {column: id}", "id}", "gates.2.slice.column", "dropped"),
     # a column that is kept out of the model is kept for gates
     ("grade: categorical, term", "grade: ignore, term", None, "", ""),
+    # checks of the whole table
+    ("- {kind: nulls, column: rate}", "- {kind: rows}", "{kind: rows}", "data.checks.1", "min_ratio: 0.5"),
+    ("- {kind: nulls, column: rate}", "- {kind: leakage, time: true}", "true}", "data.checks.1.time", "time: COLUMN"),
+    ("- {kind: nulls, column: rate}", "- {kind: leakage, time: id}", "id}", "data.checks.1.time", "dropped"),
+    (
+        "- {kind: nulls, column: rate}",
+        "- {kind: leakage, duplicates: null, single_feature: null}",
+        "{kind: leakage",
+        "data.checks.1",
+        "for nothing",
+    ),
+    (
+        "- {kind: nulls, column: rate}",
+        "- {kind: drift, columns: [when]}",
+        "when]}",
+        "data.checks.1.columns.0",
+        "no feature",
+    ),
+    (
+        "- {kind: nulls, column: rate}",
+        "- {kind: drift}\n    - {kind: drift, max: 0.2}",
+        "{kind: drift, max",
+        "data.checks.2",
+        "a second drift check",
+    ),
+    (
+        "- {kind: nulls, column: rate}",
+        "- {kind: leakage}\n    - {kind: drift}\n    - {kind: rows, max_ratio: 2}",
+        None,
+        "",
+        "",
+    ),
     # fairness
     (
         "{metric: roc_auc, min: 0.7}",

@@ -9,12 +9,11 @@ import pandas as pd
 
 from mlflowkit.bundle import TextRule
 from mlflowkit.features.cells import number_of
+from mlflowkit.features.single_feature import MIN_ROWS, target_means
 from mlflowkit.recipe.starter.column_facts import FileFacts
 
 ROWS = 4000
 """Rows of the test, drawn with a fixed seed."""
-MIN_ROWS = 50
-"""Fewer rows show nothing."""
 ALONE = 0.98
 """ROC AUC (two classes), accuracy (more) or R2 (a number) from which one feature is a suspect."""
 
@@ -37,7 +36,7 @@ def score_alone(
     values = np.array([_number(text, rule) for text in texts]) if numeric else None
     scores = []
     for train, test in folds.split(texts.reshape(-1, 1), target if classes else None):
-        column = values if values is not None else _target_means(texts, target, train)
+        column = values if values is not None else target_means(texts, target, train)
         scores.append(_fold_score(column.reshape(-1, 1), target, train, test, classes))
     metric = "ROC AUC" if classes == 2 else "accuracy" if classes else "R2"
     return metric, float(np.mean(scores))
@@ -62,13 +61,6 @@ def _number(text: str, rule: TextRule) -> float:
     except ValueError:
         return np.nan
     return np.nan if value is None else float(value)
-
-
-def _target_means(texts: np.ndarray, target: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Each text as the mean target of its training rows; NaN for a text that has none."""
-    means = pd.Series(target[train].astype(float)).groupby(pd.Series(texts[train]), sort=False).mean()
-    numbers: np.ndarray = pd.Series(texts).map(means).to_numpy(dtype=float)
-    return numbers
 
 
 def scores_alone(
