@@ -4,9 +4,11 @@ Preprocessing is fitted on the training rows only and stored as JSON. Its arithm
 that repeat it in the graph, bit for bit in float32::
 
     numeric       x = fill where x is NaN; (x - center) / scale      [rows, k] -> [rows, k]
-                  before that x = x - offset in double precision, where a column has an offset
+                  before that x = x - offset in double precision, where a column has an offset; and between the
+                  two the curve of a column that has one (mlflowkit.features.number_curves)
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
                   of a column with an order, 1 where equal or above: its first column says that the value is known
+                  of a column by frequency, one number for each category  [rows, 1]
     dates         numbers by features.dates.date_parts, then as numeric  [rows, t] -> [rows, features of all dates]
 
 The matrix has the numeric columns first, then the features of dates. A value that is not among the categories of its
@@ -25,8 +27,10 @@ import numpy as np
 import pandas as pd
 
 from mlflowkit.errors import DataError, EngineError, StoreError, UsageError
+from mlflowkit.features.column_fits import category_limits, fit_frequencies, fit_number, own_settings
 from mlflowkit.features.dates.date_parts import DateFeature, date_features, plan_dates
 from mlflowkit.features.dates.date_terms import Zone
+from mlflowkit.features.number_curves import NumberCurve, apply_curves
 from mlflowkit.features.tensors import categorical_matrix, class_codes, numeric_matrix
 
 TRUSTED_ROOT = "sklearn."
@@ -153,6 +157,10 @@ class FittedPreprocessing:
     offset: np.ndarray
     ordered: tuple[bool, ...] = ()
     dates: tuple[DateFeature, ...] = ()
+    curves: tuple[NumberCurve, ...] = ()
+    codes: tuple[tuple[float, ...], ...] = ()
+    """Of the categorical columns: () for one-hot columns, else the number that stands for each category, and last that
+    of all other values. Empty where all are one-hot."""
 
     @property
     def is_double(self) -> bool:
@@ -162,7 +170,15 @@ class FittedPreprocessing:
     @property
     def width(self) -> int:
         """Columns of the matrix."""
-        return len(self.fill) + sum(map(len, self.categories))
+        return len(self.fill) + sum(map(self.columns_of, range(len(self.categories))))
+
+    def codes_of(self, index: int) -> tuple[float, ...]:
+        """The numbers of a categorical column; () where it is one-hot."""
+        return self.codes[index] if self.codes else ()
+
+    def columns_of(self, index: int) -> int:
+        """The columns of the matrix that a categorical column becomes."""
+        return 1 if self.codes_of(index) else len(self.categories[index])
 
 
 def fit_preprocess(
@@ -187,15 +203,21 @@ def fit_preprocess(
     offset = np.asarray(names.offsets or np.zeros(width), np.float64)
     dates = plan_dates(names.dates, names.zones, section.dates) if names.dates else ()
     numbers = _numbers(inputs, offset, dates, np.float32)
-    parameters = [_fit_column(numbers[:, index], section) for index in range(numbers.shape[1])]
-    fill, center, scale = np.array(parameters, dtype=np.float32).reshape(-1, 3).T
+    own = own_settings(section, names)
+    fitted = [fit_number(index, numbers[:, index], section, own.get(index)) for index in range(numbers.shape[1])]
+    fill, center, scale = np.array([item.parameters for item in fitted], dtype=np.float32).reshape(-1, 3).T
+    curves = tuple(item.curve for item in fitted if item.curve is not None)
     texts = inputs.get("categorical", np.empty((0, 0), object))
     orders = names.orders or ((),) * texts.shape[1]
+    limits = category_limits(section, names, texts.shape[1])
     categories = tuple(
-        tuple(order) or _most_frequent(texts[:, index], section.max_categories) for index, order in enumerate(orders)
+        tuple(order) or _most_frequent(texts[:, index], limits[index]) for index, order in enumerate(orders)
     )
     ordered = tuple(bool(order) for order in orders) if any(orders) else ()
-    return FittedPreprocessing(fill.copy(), center.copy(), scale.copy(), categories, offset, ordered, dates)
+    codes = fit_frequencies(texts, categories, section, names)
+    return FittedPreprocessing(
+        fill.copy(), center.copy(), scale.copy(), categories, offset, ordered, dates, curves, codes
+    )
 
 
 def order_matrix(categories: int) -> np.ndarray:
@@ -218,31 +240,6 @@ def _numbers(
     if dates:
         parts.append(date_features(inputs["dates"], dates, dtype))
     return np.concatenate(parts, axis=1) if parts else np.empty((0, 0), dtype)
-
-
-def _fit_column(column: np.ndarray, section: Any) -> tuple[float, float, float]:
-    """``fill``, ``center`` and ``scale`` of one column."""
-    values = column[~np.isnan(column)].astype(np.float64)
-    if not values.size:
-        return 0.0, 0.0, 1.0
-    if section.impute == "most_frequent":
-        uniques, counts = np.unique(values, return_counts=True)
-        fill = uniques[counts.argmax()]
-    else:
-        fill = np.median(values) if section.impute == "median" else np.mean(values)
-    fill = float(np.float32(fill))
-    if section.scale == "none":
-        return fill, 0.0, 1.0
-    filled = np.append(values, np.full(len(column) - len(values), fill))
-    if section.scale == "minmax":
-        return fill, float(filled.min()), _divisor(float(np.ptp(filled)))
-    return fill, float(filled.mean()), _divisor(float(filled.std()) if np.ptp(filled) else 0.0)
-
-
-def _divisor(spread: float) -> float:
-    """The spread clamped to float32's range; 1 for a column that is constant in float32."""
-    limits = np.finfo(np.float32)
-    return min(spread, float(limits.max)) if spread >= float(limits.tiny) else 1.0
 
 
 def _most_frequent(values: np.ndarray, limit: int) -> tuple[str, ...]:
@@ -272,10 +269,15 @@ def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray],
     if start:
         numeric = _numbers(inputs, preprocess.offset, preprocess.dates, dtype)
         filled = np.where(np.isnan(numeric), preprocess.fill.astype(dtype), numeric)
+        filled = apply_curves(filled, preprocess.curves)
         matrix[:, :start] = (filled - preprocess.center.astype(dtype)) / preprocess.scale.astype(dtype)
     for index, categories in enumerate(preprocess.categories):
         values = pd.Index(inputs["categorical"][:, index], dtype=object)
         codes = pd.Index(categories, dtype=object).get_indexer(values)
+        if numbers := preprocess.codes_of(index):
+            matrix[:, start] = np.array(numbers, dtype=np.float32).astype(dtype)[codes]  # -1, unknown, is the last
+            start += 1
+            continue
         rows_with_category = np.flatnonzero(codes >= 0)
         matrix[rows_with_category, start + codes[rows_with_category]] = 1.0
         if any(preprocess.ordered[index : index + 1]):
@@ -293,6 +295,10 @@ def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
         content["ordered"] = preprocess.ordered
     if preprocess.is_double:
         content["offset"] = preprocess.offset.tolist()
+    if preprocess.curves:
+        content["curves"] = [asdict(curve) for curve in preprocess.curves]
+    if preprocess.codes:
+        content["codes"] = preprocess.codes
     if preprocess.dates:
         content["dates"] = [asdict(feature) for feature in preprocess.dates]
     (trained / "preprocess.json").write_text(json.dumps(content, ensure_ascii=False, allow_nan=False))
@@ -305,7 +311,12 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
     dates = tuple(DateFeature(**item) for item in content.get("dates", ()))
     offset = np.array(content.get("offset", [0.0] * (len(fill) - len(dates))), dtype=np.float64)
     categories, ordered = tuple(map(tuple, content["categories"])), tuple(content.get("ordered", ()))
-    return FittedPreprocessing(fill, center, scale, categories, offset, ordered, dates)
+    curves = tuple(
+        NumberCurve(item["column"], item["kind"], tuple(item["knots"]), tuple(item["levels"]))
+        for item in content.get("curves", ())
+    )
+    codes = tuple(map(tuple, content.get("codes", ())))
+    return FittedPreprocessing(fill, center, scale, categories, offset, ordered, dates, curves, codes)
 
 
 def save_sklearn(value: Any, path: Path) -> None:

@@ -56,8 +56,9 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str, bool]]:
     for key in ("columns", "orders"):
         for name in view.mapping("data", key):
             yield ("data", key, name), name, True
-    for name in view.mapping("preprocess", "dates"):
-        yield ("preprocess", "dates", name), name, True
+    for kind in ("numeric", "categorical", "dates"):
+        for name in view.mapping("preprocess", kind):
+            yield ("preprocess", kind, name), name, True
     for name in view.mapping("monitor", "columns"):
         yield ("monitor", "columns", name), name, True
     for path in (("data", "drop"), ("monitor", "segments")):

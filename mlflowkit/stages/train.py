@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 PORTS = ("trainer",)
 """Ports that the result depends on."""
 
-ADDED_SETTINGS = ("dates",)
+ADDED_SETTINGS = ("dates", "numeric", "categorical")
 """Keys of preprocess that earlier versions did not have."""
+MAX_FREQUENT = 200_000
+"""The most values of a categorical column that have a frequency."""
+Impute = Literal["median", "mean", "most_frequent"]
 MAX_CATEGORIES = 10_000
 """The most columns that a categorical column may become."""
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
@@ -144,16 +147,47 @@ class DateSettings(Section):
     """The time since another date."""
 
 
+class NumberSettings(Section):
+    """How one column of numbers is imputed and scaled, where it differs from the others."""
+
+    impute: Impute | None = None
+    """What fills its missing numbers; as others without it."""
+    scale: Literal["standard", "minmax", "robust", "log", "quantile", "none"] | None = None
+    """robust: median and interquartile range; log: the logarithm of 1 + |x| with the sign of x, standardised; quantile:
+    the share of training values below, between 0 and 1; as others without it."""
+    knots: int = Field(default=101, ge=2, le=1001)
+    """Of quantile: the most points between which the share is a straight line."""
+
+
+class CategorySettings(Section):
+    """How one categorical column is encoded, where it differs from the others."""
+
+    encode: Literal["onehot", "frequency"] = "onehot"
+    """onehot: a column for each category. frequency: one column, the category's share of the training rows (the target
+    is not looked at); 0 for a value that they do not have."""
+    max_categories: int | None = Field(default=None, ge=1, le=MAX_FREQUENT)
+    """The most frequent values that are kept; preprocess.max_categories without it, of frequency all of them."""
+
+    @property
+    def limit(self) -> int | None:
+        """The values that are kept; None for as many as of other columns."""
+        return MAX_FREQUENT if self.max_categories is None and self.encode == "frequency" else self.max_categories
+
+
 class PreprocessSettings(Section):
     """Fitted on the training rows only and exported inside the graph."""
 
-    impute: Literal["median", "mean", "most_frequent"] = "median"
+    impute: Impute = "median"
     """What fills missing numbers."""
-    scale: Literal["standard", "minmax", "none"] = "standard"
-    """How numbers are scaled."""
+    scale: Literal["standard", "minmax", "robust", "none"] = "standard"
+    """How numbers are scaled; robust is by median and interquartile range."""
     max_categories: int = Field(default=50, ge=1, le=MAX_CATEGORIES)
     """The most frequent values of a categorical column that get a column of their own; others count as unknown, which
     is told with the share of rows."""
+    numeric: dict[str, NumberSettings] = Field(default_factory=dict)
+    """Columns of numbers that are imputed or scaled otherwise: ``income: {scale: log}``."""
+    categorical: dict[str, CategorySettings] = Field(default_factory=dict)
+    """Categorical columns that are encoded otherwise: ``merchant: {encode: frequency}``."""
     dates: dict[str, DateSettings] = Field(default_factory=dict)
     """What columns that ``data.columns`` declares date become; year, month, day and weekday where nothing is said."""
 
@@ -326,12 +360,15 @@ def unknown_categories(spec: Spec, context: StageContext) -> list[Finding]:
     findings = []
     for name, (distinct, share) in zip(table.features.categorical, uncovered, strict=True):
         if share:
-            limit = spec.preprocess.max_categories
-            message = (
-                f"has {distinct:,} different values and preprocess.max_categories is {limit:,}: {share:.1%} of the "
-            )
+            own = spec.preprocess.categorical.get(name)
+            key, limit = "preprocess.max_categories", spec.preprocess.max_categories
+            if own is not None and own.limit is not None:
+                key, limit = f"preprocess.categorical.{name}.max_categories", own.limit
+            message = f"has {distinct:,} different values and {key} is {limit:,}: {share:.1%} of the "
             message += "training rows count as unknown"
-            hint = f"mlkit run RECIPE preprocess.max_categories={min(distinct, MAX_CATEGORIES)}"
+            hint = f"mlkit run RECIPE {key}={min(distinct, MAX_CATEGORIES)}"
+            if own is None:
+                hint += f"; or write preprocess.categorical: {{{name}: {{encode: frequency}}}}"
             findings.append(Finding(name, message, hint))
     return findings
 

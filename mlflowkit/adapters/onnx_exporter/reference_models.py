@@ -120,6 +120,8 @@ def _rounding(preprocess: FittedPreprocessing, features: np.ndarray) -> np.ndarr
     if count:
         center, scale = preprocess.center.astype(np.float64), preprocess.scale.astype(np.float64)
         changes[:, :count] += NUDGE * np.abs(center) / scale
+    for curve in preprocess.curves:  # a curve may be steep
+        changes[:, curve.column] = np.inf
     changes = np.minimum(changes, LARGEST_NUDGE * np.nanstd(features, axis=0))
     changes[:, count:] = 0  # categories are exact
     return changes

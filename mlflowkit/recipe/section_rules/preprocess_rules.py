@@ -50,6 +50,27 @@ def _age(view: RecipeView, name: str, dates: list[str]) -> Iterator[Problem]:
         yield Problem(path, f"{since!r} is no date and no column that is declared date", hint)
 
 
+def _columns(view: RecipeView) -> Iterator[Problem]:
+    """Settings of columns that are no features, or of another kind."""
+    kinds, orders = view.mapping("data", "columns"), view.mapping("data", "orders")
+    kinds = {**dict.fromkeys(orders, "categorical"), **kinds}
+    gone = {name: "dropped" for name in view.items("data", "drop") if isinstance(name, str)}
+    gone[view.text("data", "target")] = "the target"
+    for kind in ("numeric", "categorical"):
+        for name, setting in view.mapping("preprocess", kind).items():
+            path = ("preprocess", kind, name)
+            if name in gone:
+                yield Problem(path, f"{name!r} is {gone[name]}: it is no feature", "remove it", at_key=True)
+            elif kinds.get(name, kind) != kind:
+                message = f"{name!r} is declared {kinds[name]} in data.columns"
+                yield Problem(path, message, f"write {name}: {kind} there, or remove it here", at_key=True)
+            elif name in orders and isinstance(setting, dict) and setting.get("encode") == "frequency":
+                message = f"{name!r} has an order, which its frequency would hide"
+                yield Problem((*path, "encode"), message, f"remove it, or {name} from data.orders")
+            if view.has(*path, "knots") and view.text(*path, "scale") != "quantile":
+                yield Problem((*path, "knots"), "knots are of scale: quantile", "write scale: quantile", at_key=True)
+
+
 def _imported(view: RecipeView) -> Iterator[Problem]:
     """Dates of an imported graph, which takes numbers and texts as they are."""
     if view.text("model", "kind") == "onnx":
@@ -59,4 +80,4 @@ def _imported(view: RecipeView) -> Iterator[Problem]:
             yield Problem(("data", "columns", name), message, hint)
 
 
-RULES: tuple[Rule, ...] = (_dates, _imported)
+RULES: tuple[Rule, ...] = (_dates, _columns, _imported)
