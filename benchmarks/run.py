@@ -38,6 +38,8 @@ NAMES = (
     "rollouts",
     "sequential",
     "drift_rates",
+    "fairness",
+    "data_checks",
 )
 RESULTS = Path(__file__).parent / "results"
 

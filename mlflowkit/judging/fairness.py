@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mlflowkit.judging import stats
@@ -117,6 +118,7 @@ def count(rate: GroupRate, group: str, predictions: LabelledPredictions) -> Grou
     return GroupCount(group, int((rows & hits).sum()), int(rows.sum()))
 
 
+@lru_cache(maxsize=4096)
 def exact_bounds(hits: int, trials: int, confidence: float) -> Bounds:
     """Interval of a proportion that is never wrong more often than it says (Clopper, Pearson, Biometrika 26, 1934).
 
