@@ -16,7 +16,7 @@ from typing import Literal
 from mlflowkit.errors import UsageError, closest_match
 from mlflowkit.pipeline.change_reasons import be, change_reason, is_unchanged
 from mlflowkit.pipeline.fingerprint import FileDigests, collect_ingredients, fingerprint, origins
-from mlflowkit.pipeline.lineage.data_snapshot import data_snapshot, same_data
+from mlflowkit.pipeline.lineage.data_snapshot import commit_note, data_snapshot
 from mlflowkit.ports import Journal, ObjectStore, StatePorts
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.text import join_words
@@ -141,9 +141,10 @@ def build_plan(
     planner = StepPlanner(loaded, journal, store, services, frozenset(force), ingredients, champion)
     for stage in stages:
         planner.add(stage)
-    if snapshot is not None and (reused := planner.results.get("data")) is not None:
+    if snapshot is not None and (last := planner.results.get("data") or journal.latest(planner.name, "data")):
         data = planner.steps["data"]
-        planner.steps["data"] = replace(data, reason=data.reason + same_data(snapshot, reused, journal))
+        note = commit_note(snapshot, last, journal, reused=data.action == "reuse")
+        planner.steps["data"] = replace(data, reason=data.reason + note)
     return ExecutionPlan(tuple(planner.steps.values()), planner, snapshot)
 
 

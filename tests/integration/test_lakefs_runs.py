@@ -131,9 +131,10 @@ def test_an_unrelated_commit_reuses_and_a_changed_object_is_named(world: LakeWor
     assert step.reason.endswith(f"commit {unrelated[:8]} has the same data as {first.lineage.data_commit[:8]}")
     assert world.run().run == first.run, "nothing ran"
     world.repository.put("main", "loans/month=2/a.csv", rows(5))
-    world.repository.commit("main")
+    now = world.repository.commit("main")
     step = world.plan().steps[0]
-    assert (step.action, step.reason) == ("run", "data.source: month=2/a.csv changed (1 of 3 files)")
+    moved = f"main moved from {first.lineage.data_commit[:8]} to {now[:8]}"
+    assert (step.action, step.reason) == ("run", f"data.source: month=2/a.csv changed (1 of 3 files): {moved}")
 
 
 def test_a_commit_named_in_place_of_its_branch_changes_nothing(world: LakeWorld) -> None:

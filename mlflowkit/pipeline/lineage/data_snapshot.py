@@ -44,15 +44,18 @@ def planned_probe(loaded: LoadedRecipe, state: Path, commit: str) -> dict[str, J
     return None if probe is None else probe.to_json()
 
 
-def same_data(snapshot: DataSnapshot, result: StepResult, journal: Journal) -> str:
-    """What a plan adds to the reason to reuse a table that was read from another commit with the same files."""
+def commit_note(snapshot: DataSnapshot, last: StepResult, journal: Journal, *, reused: bool) -> str:
+    """What a plan adds to its reason where the last table was read from another commit."""
     try:
-        before = journal.run(result.run).lineage.data_commit
+        before = journal.run(last.run).lineage.data_commit
     except UsageError:  # the run was collected
         return ""
     if not before or not snapshot.version or before == snapshot.version:
         return ""
-    return f": commit {snapshot.version[:SHOWN]} has the same data as {before[:SHOWN]}"
+    old, new = before[:SHOWN], snapshot.version[:SHOWN]
+    if reused:
+        return f": commit {new} has the same data as {old}"
+    return f": {snapshot.asked} moved from {old} to {new}" if snapshot.asked != snapshot.version else ""
 
 
 def fetcher(
