@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlflowkit.system.entry_points import OWN, SOURCES
 from tests.support import ROOT, docs_page
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -181,7 +182,8 @@ def test_the_schema_has_its_keys(acme: Acme) -> None:
 def test_a_similar_name_is_offered(acme: Acme) -> None:
     done = acme.mlkit("validate", "recipe.yaml", "data.source.kind=sqlit", "--json")
     (fault,) = json.loads(done.stdout)["errors"]
-    assert "csv, parquet, python, sqlite" in fault["message"]
+    own = ", ".join(sorted(OWN[SOURCES]))
+    assert f"csv, parquet, python, {own}, sqlite" in fault["message"]
     assert fault["hint"] == "did you mean sqlite?"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mlflowkit.errors import UsageError
 from mlflowkit.recipe.explain import explain
+from mlflowkit.system.entry_points import OWN, SOURCES
 
 RECIPE = """\
 defaults:
@@ -68,7 +69,7 @@ def test_a_required_key_that_is_not_set(recipe: Path) -> None:
 def test_the_values_that_are_allowed(recipe: Path) -> None:
     assert explain(recipe, "train.optimizer.name").allowed == ("adamw", "adam", "sgd")
     assert explain(recipe, "data.source.kind").allowed == ("csv",)
-    assert explain(recipe, "data.source").allowed == ("csv", "parquet", "python")
+    assert explain(recipe, "data.source").allowed == ("csv", "parquet", "python", *sorted(OWN[SOURCES]))
 
 
 @pytest.mark.parametrize("key", ["gates.0.min", "gates[0].min"])
