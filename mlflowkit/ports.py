@@ -100,12 +100,15 @@ class Checker(Protocol):
 class FileChecker(Protocol):
     """Evaluates one check whose rules stand in a file of another tool."""
 
-    def check(self, table: pd.DataFrame, check: Any, folder: Path, evidence: Path) -> Sequence[CheckResult]:
+    def check(
+        self, table: pd.DataFrame, check: Any, folder: Path, evidence: Path, previous: Path | None = None
+    ) -> Sequence[CheckResult]:
         """Evaluate a check (judging.file_checks.check_sections) on a table whose index are rows of the source.
 
         ``folder`` is the recipe's; the tool's own answer is written into ``evidence``, an empty folder, without cell
-        values beyond those that the results show. Rules that cannot be evaluated are results with ``error``, never
-        passed. Raises DataError for a file that cannot be used, UserCodeError for code that raises.
+        values beyond those that the results show; ``previous`` is the parent of that folder in the last run. Rules that
+        cannot be evaluated are results with ``error``, never passed. Raises DataError for a file that cannot be used,
+        UserCodeError for code that raises.
         """
 
 
@@ -631,7 +634,7 @@ class Ports(Protocol):
     def profiler(self) -> Profiler: ...
 
     def file_checker(self, kind: str) -> FileChecker:
-        """The checker of a kind of files with rules (expectations, pandera)."""
+        """The checker of a kind of files with rules (expectations, pandera, tfdv)."""
 
     @property
     def runtime(self) -> Runtime: ...

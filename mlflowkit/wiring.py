@@ -71,7 +71,11 @@ class Wiring:
         return PanderaChecker()
 
     def file_checker(self, kind: str) -> FileChecker:
-        checkers = {"expectations": self.checker_expectations, "pandera": self.checker_pandera}
+        checkers: dict[str, Callable[[], FileChecker]] = {
+            "expectations": self.checker_expectations,
+            "pandera": self.checker_pandera,
+            "tfdv": self.checker_tfdv,
+        }
         if kind not in checkers:
             raise UsageError(f"no checker for files of kind {kind!r}", hint=f"use {' or '.join(checkers)}")
         return checkers[kind]()
@@ -85,6 +89,11 @@ class Wiring:
         from mlflowkit.adapters.data_checks.pandera_schemas import PanderaSchemas
 
         return PanderaSchemas()
+
+    def checker_tfdv(self) -> FileChecker:
+        from mlflowkit.adapters.data_checks.tfdv_schemas import TfdvSchemas
+
+        return TfdvSchemas()
 
     @cached_property
     def profiler(self) -> Profiler:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import StoreError
-from mlflowkit.judging.file_checks.check_sections import ExpectationsCheck, PanderaCheck
+from mlflowkit.judging.file_checks.check_sections import ExpectationsCheck, PanderaCheck, TfdvCheck
 from mlflowkit.sections import Section
 from mlflowkit.values import Json
 
@@ -116,7 +116,7 @@ TableCheck = SchemaCheck | RangeCheck | NullsCheck | UniqueCheck | AllowedCheck
 """Checks of columns that the recipe itself declares."""
 WholeTableCheck = RowsCheck | LeakageCheck | DriftCheck
 """Checks of the table as a whole: its parts, and the version before it."""
-RulesFileCheck = ExpectationsCheck | PanderaCheck
+RulesFileCheck = ExpectationsCheck | PanderaCheck | TfdvCheck
 """Checks that stand in a file of another tool."""
 Check = Annotated[TableCheck | WholeTableCheck | RulesFileCheck, Field(discriminator="kind")]
 

@@ -95,11 +95,13 @@ def check_by_files(table: pd.DataFrame, checks: Sequence[Check], context: StageC
     """Results of the checks whose rules stand in files. Each writes its evidence to a folder of the scratch folder."""
     results: list[CheckResult] = []
     shutil.rmtree(context.scratch / EVIDENCE, ignore_errors=True)
+    previous = context.previous / EVIDENCE if context.previous is not None else None
     for index, check in enumerate(checks):
         if isinstance(check, FileCheck):
             evidence = context.scratch / EVIDENCE / f"{index}-{check.kind}"
             evidence.mkdir(parents=True)
-            results += context.ports.file_checker(check.kind).check(table, check, context.folder, evidence)
+            checker = context.ports.file_checker(check.kind)
+            results += checker.check(table, check, context.folder, evidence, previous)
     return results
 
 

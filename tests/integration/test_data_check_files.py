@@ -342,3 +342,117 @@ def test_faults_of_a_suite_by_the_installed_great_expectations(recipe: Path) -> 
         "s.json:10:3: expect_column_values_to_be_between takes no argument 'colunm' (did you mean column?)" in told[1]
     )
     assert "needs an argument 'column'" in told[2]
+
+
+TFDV = pytest.mark.skipif(find_spec("tensorflow_metadata") is None, reason="pip install 'mlflowkit[tfdv]'")
+SCHEMA = """feature {
+  name: "x" type: FLOAT
+  presence { min_fraction: LEAST }
+}
+feature { name: "n" type: INT int_domain { max: 7 } drift_comparator { jensen_shannon_divergence { threshold: 0.1 } } }
+feature { name: "s" type: BYTES string_domain { value: "a" } drift_comparator { infinity_norm { threshold: 0.1 } } }
+feature { name: "id" type: INT }
+feature { name: "y" type: BYTES presence { min_count: 1 } not_in_environment: "SERVING" }
+default_environment: "TRAINING"
+default_environment: "SERVING"
+"""
+
+
+@TFDV
+def test_anomalies_of_a_tfdv_schema_name_rows_and_are_kept_in_its_format(folder: Path) -> None:
+    from google.protobuf import text_format
+    from tensorflow_metadata.proto.v0 import anomalies_pb2
+
+    (folder / "schema.pbtxt").write_text(SCHEMA.replace("LEAST", "1"))
+    with pytest.raises(DataError) as refused:
+        check(folder, kind="tfdv", schema="schema.pbtxt", environment="TRAINING")
+    source = pd.read_parquet(folder / "t.parquet")
+    lines = refused.value.message.splitlines()
+    assert lines[0] == "3 checks of the data failed"
+    missing, above = source.index[source["x"].isna()], source.index[source["n"] > 7]
+    assert lines[1].startswith("  tfdv x: FEATURE_TYPE_LOW_FRACTION_PRESENT: ")
+    assert lines[1].endswith(f"minimum fraction = 1.000000, actual = 0.995000: 1 row: row {missing[0]}: missing")
+    assert f"INT_TYPE_BIG_INT: Unexpectedly large value: 8: {len(above)} rows: row {above[0]}: 8" in lines[2]
+    assert "ENUM_TYPE_UNEXPECTED_STRING_VALUES" in lines[3]
+    assert "(~" in lines[3]
+    kept = folder / "scratch" / "evidence" / "0-tfdv" / "anomalies.pbtxt"
+    answer = text_format.Parse(kept.read_text(), anomalies_pb2.Anomalies())
+    assert set(answer.anomaly_info) == {"x", "n", "s"}
+    assert [reason.type for reason in answer.anomaly_info["n"].reason] == [anomalies_pb2.AnomalyInfo.INT_TYPE_BIG_INT]
+
+
+@TFDV
+def test_drift_by_a_tfdv_schema_is_against_the_last_version_and_keeps_no_cell(tmp_path: Path) -> None:
+    schema = SCHEMA.replace("LEAST", "0").replace("max: 7", "max: 99").replace('value: "a"', 'value: "a" value: "b"')
+    section = {"kind": "tfdv", "schema": "schema.pbtxt"}
+    first, second = (prepare(tmp_path / name, frame(**columns)) for name, columns in (
+        ("first", {}), ("second", {"s": ["b", "b", "b", "a"] * 50, "n": range(200)}))
+    )  # fmt: skip
+    for place in (first, second):
+        (place / "schema.pbtxt").write_text(schema)
+    results = check(first, **section)
+    notes = {item["column"]: item["message"] for item in results}
+    assert notes["s"] == "no anomalies; its drift is not judged: there is no earlier version"
+    kept = (first / "validate" / "evidence" / "0-tfdv" / "statistics.json").read_text()
+    assert '"a"' not in kept
+    with pytest.raises(DataError) as refused:
+        run(second, [section], previous=first / "validate")
+    words = refused.value.message
+    assert "tfdv s: COMPARATOR_L_INFTY_HIGH: The Linfty distance between current and previous is 0.2" in words
+    assert "tfdv n: COMPARATOR_JENSEN_SHANNON_DIVERGENCE_HIGH" in words
+    assert "Without any change 200 and 200 values give about" in words
+
+
+@TFDV
+def test_skew_by_a_tfdv_schema_is_against_the_rows_that_were_served(folder: Path) -> None:
+    schema = SCHEMA.replace("LEAST", "0").replace("max: 7", "max: 99").replace('value: "a"', 'value: "a" value: "b"')
+    (folder / "skew.pbtxt").write_text(schema.replace("drift_comparator { inf", "skew_comparator { inf"))
+    source = pd.read_parquet(folder / "t.parquet")
+    source.to_parquet(folder / "served.parquet")
+    assert all(item["passed"] for item in check(folder, kind="tfdv", schema="skew.pbtxt", serving="served.parquet"))
+    source.assign(s="b").to_parquet(folder / "served.parquet")
+    with pytest.raises(DataError, match="COMPARATOR_L_INFTY_HIGH: The Linfty distance between training and serving"):
+        check(folder, kind="tfdv", schema="skew.pbtxt", serving="served.parquet")
+
+
+@TFDV
+def test_faults_of_a_tfdv_schema_are_told_with_their_lines(recipe: Path) -> None:
+    def told(text: str, more: str = "") -> list[str]:
+        (recipe.parent / "s.pbtxt").write_text(text)
+        return [item.partition(" ")[2] for item in faults(recipe, f"{{kind: tfdv, schema: s.pbtxt{more}}}")]
+
+    good = SCHEMA.replace("LEAST", "1")
+    assert told(good, ", environment: TRAINING") == []
+    assert told(good, ", environment: TRAIN") == [
+        "s.pbtxt:1:1: the schema knows no environment 'TRAIN' (did you mean TRAINING?)"
+    ]
+    assert told(good.replace("presence {", "presense {")) == [
+        's.pbtxt:3:3: Message type "tensorflow.metadata.v0.Feature" has no field named "presense". '
+        "(did you mean presence?)"
+    ]
+    assert "s.pbtxt:2:19: Enum type" in told(good.replace("FLOAT", "FLOATS"))[0]
+    language = told(good.replace("int_domain { max: 7 }", "natural_language_domain { vocabulary: 'v' }"))
+    assert ["natural_language_domain is not judged" in item for item in language] == [True]
+    assert language[0].startswith("s.pbtxt:5:31: ")
+    twice = good + 'sparse_feature {\n  name: "z"\n}\nsparse_feature { name: "q" }\n'
+    assert [item.partition(" is ")[0] for item in told(twice)] == [
+        "s.pbtxt:12:1: sparse_feature",
+        "s.pbtxt:15:1: sparse_feature",
+    ]
+    number = good.replace("jensen_shannon_divergence", "infinity_norm")
+    assert "s.pbtxt:5:1: infinity_norm of 'n', a number, is 0 whatever the values are" in told(number)[0]
+    skew = good.replace("drift_comparator { inf", "skew_comparator { inf")
+    assert "s.pbtxt:6:65: skew_comparator compares with rows that were served" in told(skew)[0]
+    assert "no file none.parquet" in told(skew, ", serving: none.parquet")[0]
+    mixed = told(good.replace("type: FLOAT", "type: INT float_domain {}"))
+    assert mixed == ["s.pbtxt:1:1: feature 'x' is INT and has a float_domain (a float_domain is for FLOAT or BYTES)"]
+    absent = good + 'feature { name: "xx" type: INT presence { min_count: 1 } }\n'
+    assert "s.pbtxt:12:1: the table has no column 'xx' (did you mean 'x'?)" in told(absent)[0]
+    assert "always pass" in told("")[0]
+
+
+@TFDV
+def test_a_schema_that_is_not_judged_is_refused_by_the_stage_too(folder: Path) -> None:
+    (folder / "mid.pbtxt").write_text('feature { name: "x" type: BYTES mid_domain {} }')
+    with pytest.raises(DataError, match=r"mid\.pbtxt:1:33: mid_domain is not judged"):
+        check(folder, kind="tfdv", schema="mid.pbtxt")

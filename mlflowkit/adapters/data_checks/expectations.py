@@ -37,7 +37,7 @@ class ExpectationSuites:
         self._seconds = seconds
 
     def check(
-        self, table: pd.DataFrame, check: ExpectationsCheck, folder: Path, evidence: Path
+        self, table: pd.DataFrame, check: ExpectationsCheck, folder: Path, evidence: Path, previous: Path | None = None
     ) -> Sequence[CheckResult]:
         """One result per expectation of the suite, in its order.
 

@@ -26,7 +26,9 @@ MAX_WORDS = 200
 class PanderaSchemas:
     """The FileChecker port."""
 
-    def check(self, table: pd.DataFrame, check: PanderaCheck, folder: Path, evidence: Path) -> Sequence[CheckResult]:
+    def check(
+        self, table: pd.DataFrame, check: PanderaCheck, folder: Path, evidence: Path, previous: Path | None = None
+    ) -> Sequence[CheckResult]:
         """One result per failure, and one per column (or the table) without a failure."""
         schema = load_schema(check, folder)
         with usercode.translate_user_errors(str(check.schema), folder):

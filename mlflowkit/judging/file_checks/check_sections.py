@@ -10,7 +10,7 @@ from pydantic import Field
 from mlflowkit.sections import Section
 from mlflowkit.values import Json
 
-warnings.filterwarnings("ignore", 'Field name "schema" in "PanderaCheck"', UserWarning)  # a method of pydantic 1
+warnings.filterwarnings("ignore", 'Field name "schema" in "(Pandera|Tfdv)Check"', UserWarning)  # a method of pydantic 1
 
 MAX_FILE_BYTES = 16 << 20
 """Largest file of rules that is read."""
@@ -59,6 +59,21 @@ class PanderaCheck(FileCheck):
 
     def code_references(self) -> tuple[str, ...]:
         return () if self.is_file else (str(self.schema),)
+
+
+class TfdvCheck(FileCheck):
+    """A schema of TensorFlow Data Validation."""
+
+    kind: Literal["tfdv"]
+    schema: str = Field(min_length=1)  # type: ignore[assignment]
+    """File of the schema in text format (schema.pbtxt)."""
+    environment: str = ""
+    """Environment whose features are required; without it, those of all."""
+    serving: str = ""
+    """Parquet file of rows that were served, which skew_comparator compares with."""
+
+    def files(self) -> tuple[str, ...]:
+        return (str(self.schema), *([self.serving] if self.serving else []))
 
 
 def bounded_cell(value: Json, limit: int = 80) -> Json:

@@ -10,11 +10,12 @@ from mlflowkit.errors import closest_match
 from mlflowkit.judging.file_checks.expectation_suite import read_suite
 from mlflowkit.judging.file_checks.file_problem import FileProblem, RulesFile, read_rules_file
 from mlflowkit.judging.file_checks.pandera_file import read_pandera_file
+from mlflowkit.judging.file_checks.tfdv_schema import read_schema
 from mlflowkit.recipe.column_rules import header_names
 from mlflowkit.recipe.reference_rules import reference_problems
 from mlflowkit.recipe.rule import Problem, RecipeView
 from mlflowkit.recipe.yaml_tree import KeyPath
-from mlflowkit.system.text import format_list
+from mlflowkit.system.text import format_list, shell_word
 from mlflowkit.values import Json
 
 MAX_PROBLEMS = 20
@@ -23,6 +24,7 @@ MAX_PROBLEMS = 20
 Reader = Callable[[str, Mapping[str, Any]], RulesFile]
 READERS: Mapping[str, tuple[str, Reader]] = {
     "expectations": ("suite", lambda text, check: read_suite(text, _parameters(check), str(check.get("suite")))),
+    "tfdv": ("schema", lambda text, check: read_schema(text, **_texts(check, "environment", "serving"))),
     "pandera": ("schema", lambda text, _: read_pandera_file(text)),
 }
 """The key that names the file, and what reads it, of each kind of check."""
@@ -47,11 +49,22 @@ def _of_kind(view: RecipeView, kind: str, folder: Path) -> Iterator[Problem]:
             shown = rules.problems[:MAX_PROBLEMS]
             yield from (Problem(path, item.located(name), item.hint) for item in shown)
             yield from _columns(view, rules, name, path, folder)
+            yield from _served_rows(view, ("data", "checks", index, "serving"), folder)
+
+
+def _served_rows(view: RecipeView, path: KeyPath, folder: Path) -> Iterator[Problem]:
+    name = view.text(*path)
+    if name and not (folder / name).is_file():
+        yield Problem(path, f"there is no file {name}", f"ls {shell_word((folder / name).parent)} shows the files")
 
 
 def _parameters(check: Mapping[str, Any]) -> Mapping[str, Any]:
     parameters = check.get("parameters")
     return parameters if isinstance(parameters, dict) else {}
+
+
+def _texts(check: Mapping[str, Any], *keys: str) -> dict[str, str]:
+    return {key: value for key in keys if isinstance(value := check.get(key), str)}
 
 
 def _code(name: str, path: KeyPath, folder: Path) -> Iterator[Problem]:
