@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 import mlflowkit as mk
-from mlflowkit.errors import DataError, RecipeError, UserCodeError
+from mlflowkit.errors import DataError, EngineError, RecipeError, UserCodeError
 from tests.integration.test_validate_stage import frame, prepare, read, run
 
 SCHEMAS = """
@@ -436,18 +437,18 @@ def test_faults_of_a_tfdv_schema_are_told_with_their_lines(recipe: Path) -> None
     assert language[0].startswith("s.pbtxt:5:31: ")
     twice = good + 'sparse_feature {\n  name: "z"\n}\nsparse_feature { name: "q" }\n'
     assert [item.partition(" is ")[0] for item in told(twice)] == [
-        "s.pbtxt:12:1: sparse_feature",
-        "s.pbtxt:15:1: sparse_feature",
+        "s.pbtxt:11:1: sparse_feature",
+        "s.pbtxt:14:1: sparse_feature",
     ]
     number = good.replace("jensen_shannon_divergence", "infinity_norm")
     assert "s.pbtxt:5:1: infinity_norm of 'n', a number, is 0 whatever the values are" in told(number)[0]
     skew = good.replace("drift_comparator { inf", "skew_comparator { inf")
-    assert "s.pbtxt:6:65: skew_comparator compares with rows that were served" in told(skew)[0]
+    assert "s.pbtxt:6:62: skew_comparator compares with rows that were served" in told(skew)[0]
     assert "no file none.parquet" in told(skew, ", serving: none.parquet")[0]
     mixed = told(good.replace("type: FLOAT", "type: INT float_domain {}"))
     assert mixed == ["s.pbtxt:1:1: feature 'x' is INT and has a float_domain (a float_domain is for FLOAT or BYTES)"]
     absent = good + 'feature { name: "xx" type: INT presence { min_count: 1 } }\n'
-    assert "s.pbtxt:12:1: the table has no column 'xx' (did you mean 'x'?)" in told(absent)[0]
+    assert "s.pbtxt:11:1: the table has no column 'xx' (did you mean 'x'?)" in told(absent)[0]
     assert "always pass" in told("")[0]
 
 
@@ -456,3 +457,59 @@ def test_a_schema_that_is_not_judged_is_refused_by_the_stage_too(folder: Path) -
     (folder / "mid.pbtxt").write_text('feature { name: "x" type: BYTES mid_domain {} }')
     with pytest.raises(DataError, match=r"mid\.pbtxt:1:33: mid_domain is not judged"):
         check(folder, kind="tfdv", schema="mid.pbtxt")
+
+
+@TFDV
+def test_a_type_that_changed_is_told_as_a_type_with_its_rows_and_not_as_drift(tmp_path: Path) -> None:
+    schema = 'feature { name: "n" type: INT drift_comparator { jensen_shannon_divergence { threshold: 0.1 } } }\n'
+    schema += "".join(f'feature {{ name: "{name}" type: {kind} }}\n' for name, kind in
+                      (("x", "FLOAT"), ("s", "BYTES"), ("id", "INT"), ("y", "BYTES")))  # fmt: skip
+    first = prepare(tmp_path / "first", frame())
+    second = prepare(tmp_path / "second", frame(n=[" 36 months", "36"] * 100))
+    for place in (first, second):
+        (place / "schema.pbtxt").write_text(schema)
+    section = {"kind": "tfdv", "schema": "schema.pbtxt"}
+    assert all(item["passed"] for item in check(first, **section))
+    with pytest.raises(DataError) as refused:
+        run(second, [section], previous=first / "validate")
+    lines = refused.value.message.splitlines()
+    assert lines[0] == "1 check of the data failed"
+    expected = "UNEXPECTED_DATA_TYPE: Expected data of type: INT but got STRING: 100 rows: row 0: ' 36 months', row 2:"
+    assert expected in lines[1]
+
+
+@GX
+def test_an_expectation_without_a_result_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflowkit.adapters.data_checks.expectations import ExpectationSuites
+
+    (folder / "two.json").write_text(suite(*(expect("column_to_exist", column=name) for name in "xn")))
+    held = {"index": 0, "type": "expect_column_to_exist", "success": True, "error": "", "counts": {}, "rows": []}
+    answer = {"version": "1.24", "results": [{**held, "observed": None}]}
+    monkeypatch.setattr(ExpectationSuites, "_evaluate", lambda *_: answer)
+    with pytest.raises(EngineError, match="evaluated 1 of 2 expectations"):
+        check(folder, kind="expectations", suite="two.json")
+
+
+@GX
+def test_the_evidence_of_a_suite_has_no_cell_but_those_that_are_shown(folder: Path) -> None:
+    listed = [
+        expect("column_values_to_be_between", column="id", max_value=3, mostly=0.01),
+        expect("column_distinct_values_to_be_in_set", column="id", value_set=list(range(200))),
+    ]
+    (folder / "ids.json").write_text(suite(*listed))
+    check(folder, kind="expectations", suite="ids.json")
+    evidence = json.loads((folder / "validate" / "evidence" / "0-expectations" / "results.json").read_text())
+    first, second = evidence["results"]
+    assert first["rows"] == [[row, row] for row in range(4, 14)]
+    assert first["counts"]["unexpected_count"] == 196
+    assert second["observed"] is None or len(second["observed"]) <= 10
+
+
+@GX
+def test_plan_and_validate_do_not_import_great_expectations(recipe: Path) -> None:
+    (recipe.parent / "s.json").write_text(suite(expect("column_to_exist", column="x")))
+    assert faults(recipe, "{kind: expectations, suite: s.json}") == []
+    code = "import sys, mlflowkit as mk; mk.plan(sys.argv[1], state=sys.argv[2])"
+    code += "; print('great_expectations' in sys.modules)"
+    command = [sys.executable, "-c", code, str(recipe), str(recipe.parent / "state")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"

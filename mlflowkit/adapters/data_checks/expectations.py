@@ -124,7 +124,7 @@ def _convert(item: Mapping[str, Any], result: Mapping[str, Any]) -> CheckResult:
     unexpected = int(counts.get("unexpected_count") or 0)
     failures = tuple((row, value) for row, value in result["rows"])
     words = []
-    if "unexpected_count" in counts:
+    if "unexpected_count" in counts and "element_count" in counts:
         share = counts.get("unexpected_percent") or 0.0
         words.append(f"{unexpected:,} of {counts['element_count']:,} rows unexpected ({share:.2f} %)")
         words += [f"mostly {kwargs['mostly']:g}"] if isinstance(kwargs.get("mostly"), int | float) else []

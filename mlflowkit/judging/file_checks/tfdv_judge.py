@@ -287,6 +287,11 @@ def _compared(
         yield TfdvAnomaly(name, "COMPARATOR_CONTROL_DATA_MISSING", f"{control} data missing", text)
         return
     ours = _summary(series, categorical=is_categorical(feature))
+    if isinstance(ours["counts"], Mapping) != isinstance(theirs["counts"], Mapping):
+        if data_type(series) == type_name(feature):  # else its type is the anomaly
+            text = f"{control} data is of another type."
+            yield TfdvAnomaly(name, "COMPARATOR_CONTROL_DATA_MISSING", f"{control} data missing", text)
+        return
     treatment = {"previous": "current", "serving": "training"}[control]
     measures: tuple[tuple[str, str, str, Callable[..., float]], ...] = (
         ("infinity_norm", "COMPARATOR_L_INFTY_HIGH", "Linfty distance", l_infinity),
@@ -332,9 +337,7 @@ def jensen_shannon(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
 
 def _aligned(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """Shares of the same values or bins of both; each bin's mass is spread evenly over its width, as in TFDV."""
-    if isinstance(ours["counts"], Mapping) or isinstance(theirs["counts"], Mapping):
-        if not (isinstance(ours["counts"], Mapping) and isinstance(theirs["counts"], Mapping)):
-            return [1.0, 0.0], [0.0, 1.0]
+    if isinstance(ours["counts"], Mapping):
         shares = [_shares(item) for item in (ours, theirs)]
         keys = sorted({*shares[0], *shares[1]})
         return [shares[0].get(key, 0.0) for key in keys], [shares[1].get(key, 0.0) for key in keys]
