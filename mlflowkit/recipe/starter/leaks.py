@@ -9,8 +9,8 @@ import pandas as pd
 
 from mlflowkit.bundle import TextRule
 from mlflowkit.features.cells import number_of
-from mlflowkit.features.single_feature import MIN_ROWS, target_means
 from mlflowkit.recipe.starter.column_facts import FileFacts
+from mlflowkit.stages.validation.single_feature import MIN_ROWS, target_means
 
 ROWS = 4000
 """Rows of the test, drawn with a fixed seed."""

@@ -150,7 +150,7 @@ def _sortable(column: pd.Series) -> np.ndarray | None:
 
 
 def _check_features(most: float, table: PartedTable) -> list[CheckResult]:
-    from mlflowkit.features.single_feature import MIN_OF_CLASS, MIN_ROWS, leaking_score
+    from mlflowkit.stages.validation.single_feature import MIN_OF_CLASS, MIN_ROWS, leaking_score
 
     target = _target_values(table)
     results, scored, best = [], 0, ("", 0.0)
