@@ -12,6 +12,7 @@ from mlflowkit.judging.file_checks import tfdv_judge, tfdv_schema
 from mlflowkit.judging.file_checks.check_sections import TfdvCheck, bounded_cell
 from mlflowkit.judging.file_checks.number_texts import as_numbers
 from mlflowkit.judging.file_checks.tfdv_judge import ComparedTable, TfdvAnomaly
+from mlflowkit.system.text import shell_word
 from mlflowkit.values import CheckResult
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _served(path: Path, schema: Any, numbers: Sequence[str]) -> ComparedTable:
     try:
         table = as_numbers(pd.read_parquet(path), numbers)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} cannot be read as Parquet: {error}", hint=f"ls -l {path}") from error
+        raise DataError(f"{path.name} cannot be read as Parquet: {error}", hint=f"ls -l {shell_word(path)}") from error
     return ComparedTable(len(table), tfdv_judge.count_values(table, schema))
 
 

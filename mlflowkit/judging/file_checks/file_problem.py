@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflowkit.judging.file_checks.check_sections import MAX_FILE_BYTES
+from mlflowkit.system.text import shell_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,11 @@ def read_rules_file(path: Path) -> str | FileProblem:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            return FileProblem("this is no file", f"ls -l {path.parent}")
+            return FileProblem("this is no file", f"ls -l {shell_word(path.parent)}")
         if size > MAX_FILE_BYTES:
             return FileProblem(f"the file has {size >> 20} MiB; {MAX_FILE_BYTES >> 20} MiB are allowed")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return FileProblem("there is no such file", f"ls {path.parent} shows the files")
+        return FileProblem("there is no such file", f"ls {shell_word(path.parent)} shows the files")
     except (OSError, UnicodeDecodeError) as error:
         return FileProblem(f"cannot be read: {error}", "a file of rules is text in UTF-8")
