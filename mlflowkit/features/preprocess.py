@@ -5,7 +5,7 @@ that repeat it in the graph, bit for bit in float32::
 
     numeric       x = fill where x is NaN; (x - center) / scale      [rows, k] -> [rows, k]
                   before that x = x - offset in double precision, where a column has an offset; and between the
-                  two the curve of a column that has one (mlflowkit.features.number_curves)
+                  two the curve of a column that has one (mlflowkit.features.numbers.number_curves)
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
                   of a column with an order, 1 where equal or above: its first column says that the value is known
                   of a column by frequency, one number for each category  [rows, 1]
@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 
 from mlflowkit.errors import DataError, EngineError, StoreError, UsageError
-from mlflowkit.features.column_fits import category_limits, fit_frequencies, fit_number, own_settings
 from mlflowkit.features.dates.date_parts import DateFeature, date_features, plan_dates
 from mlflowkit.features.dates.date_terms import Zone
-from mlflowkit.features.number_curves import NumberCurve, apply_curves
+from mlflowkit.features.numbers.column_fits import category_limits, fit_frequencies, fit_number, own_settings
+from mlflowkit.features.numbers.number_curves import NumberCurve, apply_curves
 from mlflowkit.features.tensors import categorical_matrix, class_codes, numeric_matrix
 
 TRUSTED_ROOT = "sklearn."

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from mlflowkit.adapters.onnx_exporter.date_graph import date_features
 from mlflowkit.adapters.onnx_exporter.graph_parts import FEATURES, ML, GraphPart
-from mlflowkit.features.number_curves import NumberCurve, rank_pieces
+from mlflowkit.features.numbers.number_curves import NumberCurve, rank_pieces
 from mlflowkit.features.preprocess import FittedPreprocessing, order_matrix
 
 

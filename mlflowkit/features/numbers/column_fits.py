@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlflowkit.errors import UsageError
-from mlflowkit.features.number_curves import NumberCurve, apply_curve, fit_rank
+from mlflowkit.features.numbers.number_curves import NumberCurve, apply_curve, fit_rank
 
 
 class ColumnNames(Protocol):
