@@ -10,6 +10,7 @@ Layout, below ``STATE/sources``::
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -94,6 +95,16 @@ class ObjectCache:
             os.replace(self.folder / "parts" / f"{identity}.part", path)
         entry = {"sha256": sha256, "size": item.size, "path": item.path, "digest": item.digest}
         replace_file(self.folder / "known" / f"{identity}.json", json.dumps(entry).encode(), durable=False)
+        return path
+
+    def add(self, uri: str, item: DataObject, content: bytes) -> Path:
+        """Make bytes an object, such as what a store tells of its files. Raises StoreError."""
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._object(digest, item.path)
+        replace_file(path, content)
+        entry = {"sha256": digest, "size": len(content), "path": item.path, "digest": item.digest}
+        known = self.folder / "known" / f"{self.identity(uri, item)}.json"
+        replace_file(known, json.dumps(entry).encode(), durable=False)
         return path
 
     def _object(self, digest: str, path: str) -> Path:

@@ -27,6 +27,7 @@ GROUPS = (SOURCES, METRICS, PASSES, TARGETS, CONNECTIONS)
 """The entry point groups."""
 OWN: Mapping[str, Mapping[str, str]] = {
     SOURCES: {
+        "delta": "mlflowkit.adapters.data_sources.delta_source:DeltaSource",
         "dvc": "mlflowkit.adapters.data_sources.dvc_source:DvcSource",
         "huggingface": "mlflowkit.adapters.data_sources.huggingface_source:HuggingfaceSource",
         "lakefs": "mlflowkit.adapters.data_sources.lakefs_source:LakefsSource",

@@ -52,7 +52,7 @@ def commit_note(snapshot: DataSnapshot, last: StepResult, journal: Journal, *, r
         return ""
     if not before or not snapshot.version or before == snapshot.version:
         return ""
-    old, new = before[:SHOWN], snapshot.version[:SHOWN]
+    old, new = short_version(before), short_version(snapshot.version)
     if reused:
         return f": commit {new} has the same data as {old}"
     return f": {snapshot.asked} moved from {old} to {new}" if snapshot.asked != snapshot.version else ""
@@ -74,7 +74,7 @@ def fetcher(
         probe = source.head_probe(access, snapshot)
         newer = current_version(probe, loaded.folder) if probe is not None else ""
         if newer and newer != snapshot.version:
-            used, now = snapshot.version[:SHOWN], newer[:SHOWN]
+            used, now = short_version(snapshot.version), short_version(newer)
             message = f"{snapshot.asked} is now at {now}; this run uses {used}, as planned: run again for the new one"
             progress(Event("data", "warning", message))
         return files
@@ -95,10 +95,20 @@ def describe_snapshot(snapshot: DataSnapshot, now: float | None = None) -> str:
     when, author = snapshot.details.get("time", ""), snapshot.details.get("author", "")
     if when or author:
         facts.append(" ".join(filter(None, (_age(when, now), f"by {author}" if author else ""))))
-    version = snapshot.version[:SHOWN] if len(snapshot.version) > 2 * SHOWN else snapshot.version
+    version = short_version(snapshot.version)
     place = snapshot.details.get("shown", "") or f"{snapshot.uri} {snapshot.asked}".strip()
     resolved = f"{place} -> {version}" if version and snapshot.asked != version else place
     return f"{resolved} ({', '.join(facts)})"
+
+
+def short_version(version: str) -> str:
+    """A version as people see it: a digest or an id by its beginning, the number behind it whole.
+
+    >>> short_version("3f2a9c41" * 8), short_version("35dc331f-d725-4500-ba73-cc8a741ad72e@12"), short_version("v2")
+    ('3f2a9c41', '35dc331f@12', 'v2')
+    """
+    name, separator, number = version.partition("@")
+    return f"{name[:SHOWN]}{separator}{number}" if len(name) > 2 * SHOWN else version
 
 
 def snapshot_summary(snapshot: DataSnapshot) -> dict[str, Json]:
