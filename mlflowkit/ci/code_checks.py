@@ -65,11 +65,17 @@ def run_checks(
 ) -> CodeCheckReport:
     """Run the checks of a recipe's delivery section, or the default ones, and write ``checks.xml`` into ``out``.
 
-    A faulty recipe is a check that failed; the training is then left out.
+    A faulty recipe is a check that failed; the training is then left out. Raises UsageError for an ``out`` inside the
+    checkout that git does not ignore.
     """
     from mlflowkit.ci.delivery_check import check_delivery
+    from mlflowkit.ci.recipe_facts import check_output_folder
+    from mlflowkit.pipeline.lineage.git_command import ask_git
     from mlflowkit.recipe.check import load
 
+    place = ask_git(Path(os.path.realpath(recipe)).parent, "rev-parse", "--show-toplevel")
+    if place.ok:
+        check_output_folder(out, Path(place.text.rstrip("\n")).resolve(), XML)
     out.mkdir(parents=True, exist_ok=True)
     loaded: LoadedRecipe | None = None
     started = time.monotonic()

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from mlflowkit.ci.judge_report import (
     ReportedVerdict,
     report_bytes,
 )
-from mlflowkit.ci.recipe_facts import repository_root
+from mlflowkit.ci.recipe_facts import check_output_folder, repository_root
 from mlflowkit.errors import BundleError, Fault, MlkitError, RecipeError, UsageError
 from mlflowkit.pipeline.lineage.checkout import Checkout, read_checkout
 from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
@@ -78,7 +77,7 @@ def judge(request: JudgeRequest, progress: RunProgress) -> Judgement:
     repository without a commit.
     """
     root = repository_root(request.recipe.resolve().parent)
-    _check_out(request.out, root)
+    check_output_folder(request.out, root, REPORT)
     (request.out / REPORT).unlink(missing_ok=True)  # a run that is killed leaves no earlier judgement behind
     head = _head_of_change()
     git = read_checkout(request.recipe.resolve().parent)
@@ -182,16 +181,6 @@ def _trigger_key(request: JudgeRequest, loaded: LoadedRecipe) -> str:
     from mlflowkit.ci.pipeline_trigger import has_claimed_triggers, trigger_key
 
     return trigger_key(request.recipe, loaded, request.state) if has_claimed_triggers(loaded) else ""
-
-
-def _check_out(out: Path, root: Path) -> None:
-    """Raise UsageError for an output folder that would make the checkout dirty."""
-    folder = Path(os.path.abspath(out))
-    if not folder.is_relative_to(root):
-        return
-    if not ask_git(root, "check-ignore", "-q", str(folder / REPORT)).ok:
-        message = f"--out {out} lies in the checkout and git does not ignore it: the outputs would make it dirty"
-        raise UsageError(message, hint=f"--out {shell_word(Path(tempfile.gettempdir()) / 'mlkit-out')}")
 
 
 def _check_environment(request: JudgeRequest, environments: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 from mlflowkit.delivery.delivery_plan import RecipeFacts
@@ -36,3 +38,13 @@ def repository_root(folder: Path) -> Path:
     if answer.problem:
         raise UsageError(f"{folder} is not in a usable git repository: {answer.problem}", hint=answer.hint)
     return Path(answer.text.rstrip("\n")).resolve()
+
+
+def check_output_folder(out: Path, root: Path, file: str) -> None:
+    """Raise UsageError for a folder of outputs (``file`` is one of them) that would make the checkout dirty."""
+    folder = Path(os.path.abspath(out))
+    if not folder.is_relative_to(root):
+        return
+    if not ask_git(root, "check-ignore", "-q", str(folder / file)).ok:
+        message = f"--out {out} lies in the checkout and git does not ignore it: the outputs would make it dirty"
+        raise UsageError(message, hint=f"--out {shell_word(Path(tempfile.gettempdir()) / 'mlkit-out')}")

@@ -170,6 +170,10 @@ def test_approval_credentials_and_verdicts() -> None:
     assert "message 'Promote my-model to production?'" in production
     assert text.count("credentialsId: 'DB_URL'") == 3  # trigger, check and judge, and no other stage
     assert "unstable('INCONCLUSIVE" in text
+    fork = text[text.index("stage('fork')") : text.index("stage('model')")]
+    assert "env.CHANGE_FORK != null" in fork
+    assert "catchError(buildResult: 'NOT_BUILT'" in fork
+    assert "agent" not in fork, "no code of a fork is checked out"
     strict = replace(delivery_plans()["pipeline"], steps=tuple(
         replace(step, exit_codes=(0,)) for step in delivery_plans()["pipeline"].steps))  # fmt: skip
     assert "unstable(" not in target("jenkins").render(strict)[FILE]

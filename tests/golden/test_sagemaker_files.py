@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,15 @@ def test_the_service_models_take_the_requests_and_moto_has_one_of_each(
     done = subprocess.run([python, str(MOTO), str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == (problem == ""), done.stderr
     assert problem in done.stderr
+
+
+def test_a_machine_without_boto3_is_told_what_to_install(tmp_path: Path) -> None:
+    files = target("sagemaker").render(delivery_plans()["aws"])
+    for path, text in files.items():
+        file = tmp_path / Path(path).name
+        file.write_text(text)
+    (tmp_path / "boto3.py").write_text("raise ImportError('none')\n")
+    command = [sys.executable, str(tmp_path / "deliver.py"), "define"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: boto3 is not installed: python -m pip install boto3\n"

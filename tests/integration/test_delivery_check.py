@@ -12,7 +12,7 @@ import pytest
 
 from mlflowkit.ci.code_checks import run_checks
 from mlflowkit.ci.recipe_export import export_recipe
-from mlflowkit.errors import RecipeError
+from mlflowkit.errors import RecipeError, UsageError
 from tests.support.export_project import make_project
 
 CHECKS = "checks: {format: false, lint: false, smoke_rows: 0}"
@@ -25,7 +25,9 @@ def _validate(recipe: Path, *options: str) -> tuple[int, dict[str, list[dict[str
 
 
 def test_targets_that_the_recipe_names_are_asked(tmp_path: Path) -> None:
-    recipe = make_project(tmp_path, f"{CHECKS}\ntargets: [gitlab]\ntriggers: [{{on: schedule, cron: 5 4 * * 1}}]")
+    recipe = make_project(
+        tmp_path / "project", f"{CHECKS}\ntargets: [gitlab]\ntriggers: [{{on: schedule, cron: 5 4 * * 1}}]"
+    )
     code, answer = _validate(recipe)
     faults = {fault["key"]: fault for fault in answer["errors"]}
     assert code == 2
@@ -86,3 +88,13 @@ def test_the_lock_is_there_and_is_one_that_pip_takes(
     if fault:
         with pytest.raises(RecipeError, match=r"requirements"):
             export_recipe(recipe, write=False)
+
+
+def test_outputs_in_the_checkout_are_refused_before_they_make_it_dirty(tmp_path: Path) -> None:
+    recipe = make_project(tmp_path, CHECKS)
+    with pytest.raises(UsageError, match="lies in the checkout") as error:
+        run_checks(recipe, tmp_path / "out")
+    assert error.value.hint.startswith("--out ")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / ".gitignore").write_text("/out/\n")
+    assert run_checks(recipe, tmp_path / "out").exit_code == 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlflowkit.delivery.regeneration.export_lock import LOCK
 from mlflowkit.delivery.targets import BUILT_IN
@@ -155,6 +156,29 @@ def test_a_project_in_a_folder_of_a_repository(tmp_path: Path) -> None:
     assert (tmp_path / ".github" / "workflows" / "mlkit-rows.yml").is_file()
     assert not (tmp_path / "models" / "cells" / ".git").exists()
     assert "-r models/cells/requirements.txt" in (tmp_path / ".github" / "workflows" / "mlkit-rows.yml").read_text()
+
+
+def test_a_new_project_on_gitlab_has_the_file_that_gitlab_reads(tmp_path: Path) -> None:
+    done = _mlkit(tmp_path, "init", "--ci", "gitlab", "project")
+    assert done.returncode == 0, done.stderr
+    project = tmp_path / "project"
+    written = yaml.safe_load((project / ".gitlab-ci.yml").read_text())
+    (included,) = [entry["local"] for entry in written["include"]]
+    jobs = yaml.safe_load((project / included).read_text())
+    assert not {"workflow", "stages", "default", "include"} & set(jobs), "an included file has jobs only"
+    assert {rule["auto_cancel"]["on_new_commit"] for rule in written["workflow"]["rules"]} == {"interruptible", "none"}
+    (project / ".gitlab-ci.yml").write_text("own: {script: [make]}\n")
+    again = _mlkit(tmp_path, "init", "--ci", "gitlab", "project", "--force")
+    assert f"add local: {included}" in again.stderr
+    assert (project / ".gitlab-ci.yml").read_text() == "own: {script: [make]}\n"
+
+
+def test_kept_edits_are_not_said_to_be_as_generated(project: Path) -> None:
+    _mlkit(project, "export", "recipe.yaml")
+    assert _mlkit(project, "export", "recipe.yaml").stderr == "every file is as it is generated\n"
+    (project / MAIN).write_text((project / MAIN).read_text().replace("timeout-minutes: 120", "timeout-minutes: 7"))
+    done = _mlkit(project, "export", "recipe.yaml")
+    assert done.stderr == "every file is as it is generated, but for your edits in 1 file\n"
 
 
 def test_an_unknown_system_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -92,6 +92,29 @@ def test_theirs_takes_the_generated_text_and_mine_keeps_the_file_for_good(root: 
     assert _actions(root, OLD) == {"ci.yml": "update"}
 
 
+def test_markers_of_an_unresolved_merge_are_no_edit_that_is_kept(root: Path) -> None:
+    _edit(root, "line 3\n", "<<<<<<< HEAD\nline 3\n=======\nmine\n>>>>>>> branch\n")
+    before = tree(root)
+    line = (root / "ci.yml").read_text().splitlines().index("<<<<<<< HEAD") + 1
+    for text in (OLD, NEW):
+        (change,) = export_texts(root, {"ci.yml": text}).conflicts
+        assert change.reason.startswith(f"line {line} is a marker")
+    assert tree(root) == before
+    assert _actions(root, NEW, choice="theirs") == {"ci.yml": "update"}
+
+
+def test_theirs_of_a_file_that_is_no_longer_generated_says_that_it_goes(root: Path) -> None:
+    export_texts(root, {"ci.yml": OLD, "x.yml": OLD})
+    (root / "x.yml").write_text("mine\n")
+    (conflict,) = export_texts(root, {"ci.yml": OLD}).conflicts
+    assert conflict.is_removal
+    changes = {change.path: change for change in export_texts(root, {"ci.yml": OLD}, {"x.yml": "theirs"}).changes}
+    assert changes["x.yml"].action == "removed"
+    assert "your edits go with it" in changes["x.yml"].reason
+    assert not changes["ci.yml"].is_removal
+    assert not (root / "x.yml").exists()
+
+
 def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "ci.yml").write_text("theirs: 1\n")
     before = tree(tmp_path)

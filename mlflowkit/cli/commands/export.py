@@ -79,7 +79,9 @@ def _print(result: ExportResult, *, diff: bool, writes: bool) -> None:
     if writes and result.conflicts:
         note("nothing was written")
     elif writes and not any(change.writes for change in result.changes):
-        note("every file is as it is generated")
+        yours = sum(bool(change.kept) or change.action == "owned" for change in result.changes)
+        own = f", but for your edits in {format_count(yours, 'file')}" if yours else ""
+        note(f"every file is as it is generated{own}")
 
 
 def _detail(change: FileChange) -> str:
@@ -93,7 +95,8 @@ def _hints(result: ExportResult, words: list[str], *, check: bool) -> None:
     for change in result.conflicts:
         path = shell_word(change.path)
         note(f"error: {change.path}: {change.reason}")
-        note(f"hint: {command} --theirs {path} takes the generated text, --mine {path} keeps yours and owns the file")
+        theirs = "removes the file with your edits" if change.is_removal else "takes the generated text"
+        note(f"hint: {command} --theirs {path} {theirs}, --mine {path} keeps yours and owns the file")
     if check and result.stale and not result.conflicts:
         note(f"error: the generated files are not those of {words[-1]}")
         note(f"hint: {command}")

@@ -147,8 +147,29 @@ def _export(directory: Path, recipe: Path) -> tuple[str, ...]:
             f"{path} is there already, and was not generated",
             hint=f"mlkit export {shell_word(recipe)} --theirs {shell_word(path)} replaces it",
         )
-    written = [result.root / change.path for change in result.changes if change.writes]
+    written = [
+        *_include(result.root, recipe),
+        *(result.root / change.path for change in result.changes if change.writes),
+    ]
     return tuple(os.path.relpath(path, Path.cwd()) for path in written)
+
+
+def _include(root: Path, recipe: Path) -> tuple[Path, ...]:
+    """GitLab reads one file: write it, with the generated one included, or say what is to be added to the one there."""
+    from mlflowkit.recipe.check import load
+    from mlflowkit.recipe.starter.ci_project import gitlab_text
+
+    loaded, file = load(recipe).recipe, root / ".gitlab-ci.yml"
+    if loaded.delivery is None or "gitlab" not in loaded.delivery.targets:
+        return ()
+    text = gitlab_text(loaded.name)
+    if not file.exists():
+        file.write_text(text, encoding="utf-8")
+        return (file,)
+    local = text.splitlines()[1].strip().removeprefix("- ")
+    if local.partition(": ")[2] not in file.read_text(encoding="utf-8", errors="replace"):
+        note(f"{file} is there already: add {local} to its include")
+    return ()
 
 
 def _recipe_for(csv: Path, target: str, name: str | None, directory: Path) -> tuple[RecipeChoices, str]:

@@ -20,7 +20,6 @@ from typing import Literal
 from mlflowkit.delivery.image.registry_credentials import credentials_document, given_credentials
 from mlflowkit.errors import ServiceError, UsageError
 from mlflowkit.system.files import private_opener
-from mlflowkit.system.text import shell_word
 
 BUILD_SECONDS = 3600.0
 BuilderName = Literal["buildah", "docker"]
@@ -127,13 +126,13 @@ def _digest(folder: Path, *, push: bool) -> str:
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Run a builder with its output on standard error. Raises ServiceError."""
-    line = " ".join(map(shell_word, command))
+    hint = "mlkit image build RECIPE --dry-run shows what is built; the builder's own words are above"
     try:
         process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, timeout=BUILD_SECONDS, env=environment,
                                  check=False)  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ServiceError(f"{command[0]} did not end within {BUILD_SECONDS:g} s", hint=line) from error
+        raise ServiceError(f"{command[0]} did not end within {BUILD_SECONDS:g} s", hint=hint) from error
     except OSError as error:
-        raise ServiceError(f"{command[0]} cannot be run: {error.strerror}", hint=line) from error
+        raise ServiceError(f"{command[0]} cannot be run: {error.strerror}", hint=hint) from error
     if process.returncode != 0:
-        raise ServiceError(f"{command[0]} {command[1]} failed with exit code {process.returncode}", hint=line)
+        raise ServiceError(f"{command[0]} {command[1]} failed with exit code {process.returncode}", hint=hint)

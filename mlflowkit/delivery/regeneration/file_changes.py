@@ -52,6 +52,11 @@ class FileChange:
         """Whether the file itself is written or removed."""
         return self.action in ("new", "update", "merged", "removed")
 
+    @property
+    def is_removal(self) -> bool:
+        """Whether the file is no longer generated."""
+        return not self.generated
+
     def diff(self) -> str:
         """The change as a unified diff; of a conflict, from the user's text to the generated one; "" for none."""
         if not self.writes and self.action != "conflict":
@@ -91,6 +96,9 @@ def decide(rendered: RenderedFile, entry: LockEntry | None, current: bytes | Non
     if choice == "theirs":
         return change
     base = _base(entry, yours.line, yours.body)
+    marker = _conflict_marker(current)
+    if marker and not isinstance(base, str) and not _conflict_marker(base):
+        base = f"line {marker} is a marker of a merge that was not resolved"
     if isinstance(base, str):
         return replace(change, action="conflict", content=None, entry=entry, reason=base)
     if yours.body == base:
@@ -112,7 +120,7 @@ def decide_removed(path: str, entry: LockEntry, current: bytes | None, choice: C
     if current is None or entry.owned or choice == "mine":
         return replace(change, action="owned" if current is not None else "unchanged")
     if choice == "theirs":
-        return change
+        return replace(change, reason="it is no longer generated, and your edits go with it")
     plain = _to_lf(current) if _has_crlf(current) else current
     yours = split_header(plain, entry.header)
     if digest_of(yours.body) == entry.body:
@@ -152,6 +160,14 @@ def _base(entry: LockEntry | None, line: bytes, body: bytes) -> bytes | str:
         return entry.base()
     except ValueError as error:
         return str(error)
+
+
+def _conflict_marker(body: bytes) -> int:
+    """The line, from 1, of a first conflict marker of git that an end follows; 0 where there is none."""
+    lines = body.splitlines()
+    begins = [number for number, line in enumerate(lines, 1) if line.startswith(b"<<<<<<< ")]
+    ends = any(line.startswith(b">>>>>>> ") for line in lines)
+    return begins[0] if begins and ends else 0
 
 
 def _edited_lines(base: bytes, yours: bytes) -> int:

@@ -27,7 +27,7 @@ class GitlabCi(DeliveryTarget):
     """GitLab CI."""
 
     name = "gitlab"
-    version = 1
+    version = 2
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
         secrets = {("secrets", name): reference for name, reference in plan.secrets.items()}
@@ -67,10 +67,9 @@ class GitlabCi(DeliveryTarget):
 
 
 def _pipeline(plan: DeliveryPlan) -> dict[str, Any]:
-    return {
-        "workflow": {"rules": _workflow_rules(plan)},
-        **{name: job for step in plan.steps for name, job in _jobs(plan, step).items()},
-    }
+    """Jobs only: an included file says nothing of the pipelines of its project. The rules of each job put it into
+    one pipeline a change: of the merge request while there is one, of the branch once it is merged."""
+    return {name: job for step in plan.steps for name, job in _jobs(plan, step).items()}
 
 
 def _jobs(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:
@@ -111,16 +110,6 @@ def _pushes(plan: DeliveryPlan) -> list[str]:
 
 def _calls(plan: DeliveryPlan) -> list[str]:
     return [CALLED] if any(trigger.on in ("data", "drift") for trigger in plan.triggers) else []
-
-
-def _workflow_rules(plan: DeliveryPlan) -> list[Any]:
-    """One pipeline a change: of a merge request while there is one, of the branch once it is merged."""
-    cancelled = {"auto_cancel": {"on_new_commit": "interruptible"}}
-    kept = {"auto_cancel": {"on_new_commit": "none"}}
-    return [
-        *({"if": rule, **cancelled} for rule in _merge_requests(plan)),
-        *({"if": rule, **kept} for rule in (*_pushes(plan), *_calls(plan))),
-    ]
 
 
 def _job(plan: DeliveryPlan, step: DeliveryStep) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class JenkinsPipeline(DeliveryTarget):
     """Jenkins."""
 
     name = "jenkins"
-    version = 1
+    version = 2
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:
         secrets = {("secrets", name): reference for name, reference in plan.secrets.items()}
@@ -72,7 +72,7 @@ def _schedule_faults(plan: DeliveryPlan) -> Iterator[Unsupported]:
 
 
 def _pipeline(plan: DeliveryPlan) -> list[str]:
-    stages = [*_model(plan)]
+    stages = [*_fork(plan), *_model(plan)]
     for environment in plan.environments:
         stages += [*_bake(plan, environment), "", *_environment(plan, environment)]
     options = [
@@ -142,6 +142,18 @@ def _events(plan: DeliveryPlan) -> list[str]:
                 "allOf", [f"branch {groovy_string(branch)}", *groovy_block("anyOf", _claimed_events(plan))]
             )
     return lines or ["triggeredBy cause: 'UserIdCause'"]
+
+
+def _fork(plan: DeliveryPlan) -> list[str]:
+    """A build of a fork's pull request says that nobody judged it, instead of being green without a stage."""
+    if not _branches(plan, "pull_request"):
+        return []
+    when = groovy_block("when", ["expression { env.CHANGE_FORK != null }"])
+    text = "not judged: a fork's code would run with the credentials of this job; push its branch here to judge it"
+    caught = groovy_block(
+        "catchError(buildResult: 'NOT_BUILT', stageResult: 'NOT_BUILT')", [f"error({groovy_string(text)})"]
+    )
+    return [*_stage("fork", 5, when, groovy_block("steps", caught)), ""]
 
 
 def _model(plan: DeliveryPlan) -> list[str]:

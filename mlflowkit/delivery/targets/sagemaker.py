@@ -34,7 +34,7 @@ class SagemakerDelivery(DeliveryTarget):
     """SageMaker's pipelines and endpoints."""
 
     name = "sagemaker"
-    version = 1
+    version = 2
     steps: ClassVar[frozenset[str]] = frozenset(("check", "judge"))
 
     def unsupported(self, plan: DeliveryPlan) -> Iterator[Unsupported]:

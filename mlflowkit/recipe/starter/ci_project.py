@@ -49,6 +49,24 @@ delivery:
 """
 
 
+def gitlab_text(name: str) -> str:
+    """A project's ``.gitlab-ci.yml`` that includes the generated file.
+
+    >>> print(gitlab_text("my_model").splitlines()[1])
+      - local: .gitlab/mlkit-my-model.yml
+    """
+    return f"""\
+include:
+  - local: .gitlab/mlkit-{name.replace("_", "-")}.yml
+workflow:
+  rules:
+    - if: $CI_PIPELINE_SOURCE == 'merge_request_event'
+      auto_cancel: {{on_new_commit: interruptible}}
+    - if: $CI_COMMIT_BRANCH
+      auto_cancel: {{on_new_commit: none}}    # never a half-done promotion
+"""
+
+
 def allow_no_champion(recipe: str) -> str:
     """A recipe whose gates against a champion let the first version pass: a new pipeline has no champion yet.
 
