@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlflowkit import api, usercode
 from mlflowkit.bundle import open_bundle
+from mlflowkit.ci.environments.environment_file import FILE
+from mlflowkit.ci.recipe_facts import recipe_facts
+from mlflowkit.delivery.delivery_plan import delivery_plan
+from mlflowkit.delivery.manifests.image_digests import FILE as IMAGES
 from mlflowkit.errors import UsageError
 from mlflowkit.pipeline.fingerprint import file_checks
 from mlflowkit.pipeline.lineage.checkout import read_checkout
@@ -75,7 +79,7 @@ def rebind_blessing(request: RebindRequest, progress: RunProgress) -> RebindResu
     checkout = read_checkout(loaded.folder)
     ingredients = [_code(loaded)] if plan is None else [step.ingredients for step in plan.steps]
     changes = uncommitted_inputs(checkout, run_inputs(loaded, ingredients)).changes
-    require_same_source(manifest, checkout, changes, loaded)
+    require_same_source(manifest, checkout, changes, loaded, _promotion_files(loaded, checkout.prefix))
     action = "unchanged" if manifest.git_commit == checkout.commit else "rebound"
     target, judged_at = source, blessing.rebound_from or blessing.git_commit
     if not request.dry_run and request.out is not None:
@@ -83,7 +87,7 @@ def rebind_blessing(request: RebindRequest, progress: RunProgress) -> RebindResu
     elif not request.dry_run and action == "rebound" and plan is not None:
         from mlflowkit.report.run.run_page import render
 
-        rebind_result(loaded, request.state, wiring, plan.results["package"], render, progress)
+        rebind_result(loaded, request.state, wiring, plan.results["package"], checkout.tree, render, progress)
         target = _folder(wiring, reused_plan(loaded, wiring))
     return RebindResult(
         action, manifest.identity, manifest.version, str(target), checkout.commit, checkout.tree, manifest.git_commit,
@@ -95,6 +99,15 @@ def _folder(wiring: Wiring, plan: ExecutionPlan | None) -> Path:
     """The bundle of a plan whose package step is reused."""
     assert plan is not None
     return wiring.objects.path(plan.results["package"].published.digest) / "bundle"
+
+
+def _promotion_files(loaded: LoadedRecipe, prefix: str) -> frozenset[str]:
+    """What promotions and settlements commit below the recipe's folder, by path from there."""
+    if loaded.recipe.delivery is None:
+        return frozenset()
+    plan = delivery_plan(loaded.recipe.delivery, recipe_facts(loaded))
+    files = [PurePosixPath(item.path, name) for item in plan.environments for name in (FILE, IMAGES)]
+    return frozenset(str(file.relative_to(prefix)) for file in files if file.is_relative_to(prefix))
 
 
 def _code(loaded: LoadedRecipe) -> dict[str, str]:

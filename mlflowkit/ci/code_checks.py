@@ -70,8 +70,8 @@ def run_checks(
     """
     from mlflowkit.ci.delivery_check import check_delivery
     from mlflowkit.ci.recipe_facts import check_output_folder
-    from mlflowkit.pipeline.lineage.git_command import ask_git
     from mlflowkit.recipe.check import load
+    from mlflowkit.system.git.git_command import ask_git
 
     place = ask_git(Path(os.path.realpath(recipe)).parent, "rev-parse", "--show-toplevel")
     if place.ok:

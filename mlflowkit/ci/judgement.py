@@ -31,7 +31,6 @@ from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_input
 from mlflowkit.ports import RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system.files import replace_file
-from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.machine import describe_machine
 from mlflowkit.system.text import shell_word, truncate
 from mlflowkit.values import Json

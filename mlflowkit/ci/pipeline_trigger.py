@@ -21,6 +21,7 @@ from mlflowkit.delivery.gitops.trigger_claims import (
     TriggerTerms,
     claim_trigger,
     finish_trigger,
+    give_up_trigger,
 )
 from mlflowkit.errors import UsageError
 from mlflowkit.system.digests import digest_json
@@ -104,6 +105,14 @@ def finish(
     """Note that the training of a key is done. Raises UsageError for an unknown key."""
     with _store(Path(os.path.realpath(recipe)).parent, state, claim) as store:
         return finish_trigger(store, key, dry_run=dry_run)
+
+
+def give_up(
+    recipe: Path, key: str, state: Path, *, claim: ClaimPlace | None = None, dry_run: bool = False
+) -> TriggerAnswer:
+    """Take the claim of a key away, whatever its state. Raises UsageError for an unknown key."""
+    with _store(Path(os.path.realpath(recipe)).parent, state, claim) as store:
+        return give_up_trigger(store, key, dry_run=dry_run)
 
 
 @contextmanager

@@ -254,9 +254,9 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     return (
         *((_trigger(section, recipe),) if claims else ()),
         *_judging_steps(section, recipe, minutes, claims),
-        *((_finish(recipe, report),) if claims else ()),
         comment,
         _image(section, recipe, report),
+        *((_finish(recipe, report),) if claims else ()),
         *_environment_steps(section, recipe, minutes),
     )
 
@@ -329,11 +329,12 @@ def _secrets_of(section: DeliverySection, step: str) -> tuple[str, ...]:
 
 
 def _finish(recipe: RecipeFacts, report: str) -> DeliveryStep:
-    """What ends the claim of `trigger`, once there is a verdict: else it ends with its lease."""
+    """What ends the claim of `trigger`, once there is a verdict, and where it is good an image: else the claim ends
+    with its lease, and the next event tries again."""
     return DeliveryStep(
         "finish",
         ("mlkit", "trigger", recipe.path, "--finished", report),
-        ("trigger", "judge"),
+        ("trigger", "judge", "image"),
         permissions=("read-code", "write-trigger"),
         timeout_minutes=10,
         retries=2,

@@ -27,6 +27,10 @@ data:
 model: {kind: sklearn, module: "model:Model"}
 optimize: {candidates: [onnx]}
 gates: [{metric: roc_auc, min: 0.6}]
+serve: {service: rows}
+delivery:
+  registry: {image: ghcr.io/acme/rows}
+  environments: {staging: {path: models/deploy}}
 """
 CODE = """
 from sklearn.linear_model import LogisticRegression as Model
@@ -164,6 +168,25 @@ def test_another_tree_is_refused_and_what_differs_is_said(
     code, answer, _ = shallow.bless(*options)
     assert (code, answer["error"]["hint"]) == (2, f"git -C {shallow.root} fetch --unshallow")
     assert not (tmp_path / "new").exists()
+
+
+def test_promotions_into_the_recipes_folder_change_nothing_that_a_bundle_is_made_from(
+    merged: tuple[SquashProject, dict[str, Any]], tmp_path: Path
+) -> None:
+    project, branch = merged
+    other = SquashProject.__new__(SquashProject)
+    other.root, other.state = tmp_path / "other", tmp_path / "none"
+    subprocess.run(["git", "clone", "-q", str(project.root), str(other.root)], check=True)
+    other.write("models/deploy/delivery.yaml", "service: rows\n")
+    other.write("models/deploy/images/kustomization.yaml", "images: []\n")
+    commit = other.commit("a promotion")
+    code, answer, stderr = other.bless("--bundle", branch["bundle"], "--out", str(tmp_path / "new"))
+    assert (code, answer.get("git_commit")) == (0, commit), (answer, stderr)
+    other.write("models/deploy/other.yaml", "a: 1\n")
+    other.commit("something else")
+    code, answer, _ = other.bless("--bundle", branch["bundle"], "--out", str(tmp_path / "newer"))
+    assert code == 2
+    assert "deploy/other.yaml (added)" in answer["error"]["message"]
 
 
 def test_altered_and_unblessed_bundles_are_refused(

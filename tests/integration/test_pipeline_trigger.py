@@ -17,7 +17,8 @@ import pytest
 
 from mlflowkit.ci import pipeline_trigger
 from mlflowkit.ci.judge_report import JudgeReport, report_bytes
-from mlflowkit.ci.pipeline_trigger import ClaimPlace, finish, finish_judged, trigger
+from mlflowkit.ci.pipeline_trigger import ClaimPlace, finish, finish_judged, give_up, trigger
+from mlflowkit.delivery.gitops import trigger_claims
 from mlflowkit.delivery.gitops.trigger_claims import (
     ClaimStore,
     TriggerAnswer,
@@ -89,6 +90,43 @@ def test_a_killed_owner_is_taken_over_once(clones: list[Path], place: ClaimPlace
     assert trigger(recipe, "data", state, claim=place, now=1e9).action == "done"
     with pytest.raises(UsageError, match="there is no claim"):
         finish(recipe, "b" * 64, state, claim=place)
+
+
+@pytest.mark.parametrize("place", ["git", "journal"])
+def test_a_claim_that_two_owners_did_not_finish_is_given_up_by_the_command_that_is_named(
+    clones: list[Path], place: ClaimPlace
+) -> None:
+    recipe, state = clones[0], clones[0].parent / ".mlkit"
+    for now in (1000.0, 2000.0):
+        assert trigger(recipe, "data", state, claim=place, lease=100, now=now).action == "started"
+    stuck = trigger(recipe, "data", state, claim=place, now=3000.0)
+    assert (stuck.action, f"--give-up {stuck.key}" in stuck.reason) == ("budget", True)
+    assert give_up(recipe, stuck.key, state, claim=place, dry_run=True).action == "given-up"
+    assert trigger(recipe, "data", state, claim=place, now=3000.0).action == "budget"
+    command = [sys.executable, "-m", "mlflowkit.cli", "trigger", str(recipe), "--give-up", stuck.key, "--claim", place]
+    done = subprocess.run([*command, "--state", str(state), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["action"] == "given-up"
+    assert trigger(recipe, "data", state, claim=place, now=3000.0).action == "started"
+    with pytest.raises(UsageError, match="there is no claim"):
+        give_up(recipe, "b" * 64, state, claim=place)
+
+
+@pytest.mark.parametrize("place", ["git", "journal"])
+def test_old_claims_do_not_pile_up(clones: list[Path], place: ClaimPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_claims, "KEPT_CLAIMS", 2)
+    recipe, state = clones[0], clones[0].parent / ".mlkit"
+    keys = []
+    for number in range(4):
+        (recipe.parent / "rows.csv").write_text(f"a,bad\n1,0\n{number},1\n")
+        answer = trigger(recipe, "data", state, claim=place, now=1000.0 + number)
+        assert answer.action == "started"
+        keys.append(answer.key)
+        if number:  # the first one is running, and stays
+            finish(recipe, answer.key, state, claim=place)
+    with pytest.raises(UsageError, match="there is no claim"):
+        finish(recipe, keys[1], state, claim=place)
+    assert finish(recipe, keys[0], state, claim=place).action == "done"
+    assert finish(recipe, keys[3], state, claim=place).action == "done"
 
 
 def test_the_same_event_five_times_and_late_ticks_start_one(clones: list[Path]) -> None:

@@ -31,6 +31,10 @@ def trigger(
         Path | None,
         typer.Option("--finished", metavar="REPORT", help="Note that the training of this report.json is done."),
     ] = None,
+    give_up: Annotated[
+        str | None,
+        typer.Option("--give-up", metavar="KEY", help="Take the claim of this key away: whoever asks next trains it."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Answer without claiming.")] = False,
     state: StateOption = None,
     json: JsonOption = False,
@@ -53,6 +57,8 @@ def trigger(
         answer = pipeline_trigger.finish_judged(recipe, read_report(finished), folder, claim=claim, dry_run=dry_run)
     elif finish is not None:
         answer = pipeline_trigger.finish(recipe, finish, folder, claim=claim, dry_run=dry_run)
+    elif give_up is not None:
+        answer = pipeline_trigger.give_up(recipe, give_up, folder, claim=claim, dry_run=dry_run)
     elif because is None:
         raise UsageError(
             "name the event that asks, or the training that is done",

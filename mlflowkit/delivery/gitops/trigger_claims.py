@@ -18,8 +18,12 @@ from mlflowkit.ports import ControlRecords
 from mlflowkit.system.text import parse_json
 
 TriggerReason = Literal["schedule", "data", "merge", "drift"]
-TriggerAction = Literal["started", "running", "done", "nothing-changed", "cooldown", "budget"]
+TriggerAction = Literal["started", "running", "done", "nothing-changed", "cooldown", "budget", "given-up"]
 MAX_CLAIMS = 2000
+KEPT_CLAIMS = 1000
+"""Claims that stay; a new one takes the oldest beyond them away, unless they are running."""
+MAX_REMOVED = 20
+"""Claims that one caller takes away at most."""
 MAX_CLAIM_BYTES = 4096
 MAX_TRIES = 20
 REFS = "refs/mlkit/triggers/"
@@ -92,6 +96,8 @@ class ClaimStore(Protocol):
 
     def write(self, claim: TriggerClaim, version: str | None) -> None: ...
 
+    def remove(self, key: str, version: str) -> None: ...
+
 
 def decide_trigger(
     wanted: TriggerClaim, claims: Sequence[TriggerClaim], terms: TriggerTerms, now: float
@@ -111,7 +117,7 @@ def decide_trigger(
         return answer("running", f"since {now - own.started:.0f} s", own.owner)
     if own is not None:
         if own.fence >= terms.attempts:
-            remedy = f"git push origin --delete {REFS}{own.key} gives it up"
+            remedy = f"mlkit trigger RECIPE --give-up {own.key} lets another try"
             return answer("budget", f"{own.fence} owners did not finish it; {remedy}", own.owner)
         taken = replace(wanted, fence=own.fence + 1)
         reason = f"taken over from {own.owner}, which did not finish in time"
@@ -143,8 +149,32 @@ def claim_trigger(
             store.write(claim, known[wanted.key][1] if wanted.key in known else None)
         except ConflictError:
             continue
+        _prune(store, {key: item for key, item in known.items() if key != claim.key}, now)
         return answer
     raise ConflictError(f"the claim {wanted.key[:12]} changed at each try", hint="run the same command again")
+
+
+def _prune(store: ClaimStore, known: Mapping[str, tuple[TriggerClaim, str]], now: float) -> None:
+    """Take the oldest claims away that are beyond those kept; one that somebody changed meanwhile stays."""
+    oldest = sorted(known.values(), key=lambda item: item[0].started)[: max(0, len(known) + 1 - KEPT_CLAIMS)]
+    over = [(claim, version) for claim, version in oldest if claim.state == "done" or claim.expires <= now]
+    for claim, version in over[:MAX_REMOVED]:
+        try:
+            store.remove(claim.key, version)
+        except (ConflictError, ServiceError):  # the claim that was asked for stands
+            return
+
+
+def give_up_trigger(store: ClaimStore, key: str, *, dry_run: bool = False) -> TriggerAnswer:
+    """Take a claim away: whoever asks next trains it. Raises UsageError for an unknown key."""
+    known = store.claims().get(key)
+    if known is None:
+        raise UsageError(f"there is no claim {key!r}", hint="mlkit trigger RECIPE --because data --json prints its key")
+    claim, version = known
+    if not dry_run:
+        store.remove(key, version)
+    was = "it was done" if claim.state == "done" else f"{claim.fence} had it"
+    return TriggerAnswer("given-up", key, f"{was}; whoever asks next trains it", claim.owner)
 
 
 def finish_trigger(store: ClaimStore, key: str, *, dry_run: bool = False) -> TriggerAnswer:
@@ -175,6 +205,9 @@ class RecordClaims:
 
     def write(self, claim: TriggerClaim, version: str | None) -> None:
         self._records.put_if(f"triggers/{claim.key}.json", claim.to_bytes(), version)
+
+    def remove(self, key: str, version: str) -> None:
+        self._records.delete(f"triggers/{key}.json", version=version)
 
 
 class GitClaims:
@@ -213,3 +246,8 @@ class GitClaims:
             raise ServiceError(
                 f"the claim could not be pushed: {error.message}", hint=f"{error.hint}; or --claim journal"
             ) from error
+
+    def remove(self, key: str, version: str) -> None:
+        reference = REFS + key
+        self._repository.git("push", "--quiet", "--porcelain", f"--force-with-lease={reference}:{version}", "--",
+                             self._repository.url, f":{reference}")  # fmt: skip

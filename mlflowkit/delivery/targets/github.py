@@ -181,8 +181,11 @@ def _condition(plan: DeliveryPlan, step: DeliveryStep) -> str:
         return " && ".join([*parts, *_no_fork(plan)])
     if step.id == "judge":  # after a skipped trigger, which would skip all that follow
         return "!cancelled() && needs.check.result == 'success'" if "trigger" in plan.step("check").needs else ""
-    if step.id == "finish":  # whatever the verdict is: the training is done
-        return "!cancelled() && needs.trigger.outputs.action == 'started' && needs.judge.result != 'skipped'"
+    if step.id == "finish":  # a verdict ends the claim; a good one once its image is there
+        judged = (
+            "needs.judge.outputs.code != '' && (needs.judge.outputs.code != '0' || needs.image.result == 'success')"
+        )
+        return f"!cancelled() && needs.trigger.outputs.action == 'started' && {judged}"
     if "--baked" in step.command:
         ready = f"needs.baked-{step.environment}.outputs.action == 'promoted'"
         return ready if step.needs else BY_HAND_ON_DEFAULT_BRANCH

@@ -162,7 +162,7 @@ def _rules(plan: DeliveryPlan, step: DeliveryStep) -> list[Any]:
     changes, calls = _merge_requests(plan), _calls(plan)
     if step.id == "trigger":
         return [{"if": rule} for rule in calls]
-    if step.id == "finish":  # whatever the verdict is: the training is done
+    if step.id == "finish":  # its script looks whether there is a verdict, and an image for a good one
         return [{"if": rule, "when": "always"} for rule in calls]
     if step.id == "comment":
         return [{"if": rule, "when": "always"} for rule in changes]
@@ -246,6 +246,10 @@ def _script(plan: DeliveryPlan, step: DeliveryStep) -> str:
     lines = []
     if _calls(plan) and step.id != "comment":
         lines += ['if [ "${MLKIT_ACTION:-started}" != started ]; then echo "no work: $MLKIT_ACTION"; exit 0; fi']
+    if step.id == "finish":
+        unbuilt = f'{{ [ "${{MLKIT_CODE:-0}}" = 0 ] && [ ! -f {FOLDER}/out/image.json ]; }}'
+        missing = f"[ ! -f {FOLDER}/out/report.json ] || {unbuilt}"
+        lines += [f"if {missing}; then echo 'no verdict or no image: the claim ends with its lease'; exit 0; fi"]
     if step.id == "image":
         lines += [f'if [ "${{MLKIT_CODE:-0}}" = {NEUTRAL} ]; then exit {NEUTRAL}; fi  # INCONCLUSIVE: not delivered']
     record = f'echo "MLKIT_CODE=$code" > {FOLDER}/judge.env; rm -rf "$MLKIT_STATE/trials"'

@@ -164,9 +164,9 @@ def _model(plan: DeliveryPlan) -> list[str]:
         *([_trigger(plan, plan.step("trigger"))] if has_trigger else []),
         _check(plan, plan.step("check"), has_trigger=has_trigger),
         _judge(plan, plan.step("judge"), has_trigger=has_trigger),
-        *([_finish(plan, plan.step("finish"))] if has_trigger else []),
         *([_comment(plan, plan.step("comment"))] if _branches(plan, "pull_request") else []),
         _image(plan, plan.step("image")),
+        *([_finish(plan, plan.step("finish"))] if has_trigger else []),  # not reached where the image failed
     ]
     body = [
         _agent(plan),
@@ -287,7 +287,7 @@ def _judge(plan: DeliveryPlan, step: DeliveryStep, *, has_trigger: bool) -> list
 
 
 def _finish(plan: DeliveryPlan, step: DeliveryStep) -> list[str]:
-    """The end of the claim, whatever the verdict is: the training is done."""
+    """The end of the claim, whatever the verdict is, and for a good one after its image."""
     when = groovy_block("when", ["expression { env.MLKIT_ACTION == 'started' && env.MLKIT_CODE != null }"])
     lines = _with_credentials(plan, step, groovy_shell(_script(plan, step)))
     return _stage(step.id, step.timeout_minutes, when, groovy_block("steps", lines))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mlflowkit.bundle import BLESSING, MANIFEST, Bundle, Manifest, open_bundle, rebind
@@ -23,17 +23,21 @@ from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.sections import Section
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import disk_errors, make_folder
-from mlflowkit.system.git.git_command import ask_git
+from mlflowkit.system.git.git_command import GitAnswer, ask_git
 from mlflowkit.system.text import join_words, limited, shell_word
 from mlflowkit.values import RunRecord, StageResult, StepResult
 
 WORDS = {"A": "added", "D": "deleted", "M": "modified", "T": "of another type"}
 
 
-def require_same_source(manifest: Manifest, checkout: Checkout, changes: tuple[str, ...], loaded: LoadedRecipe) -> None:
+def require_same_source(
+    manifest: Manifest, checkout: Checkout, changes: tuple[str, ...], loaded: LoadedRecipe,
+    written: Collection[str] = (),
+) -> None:  # fmt: skip
     """Raise UsageError unless the checkout's commit has the files and the recipe that a bundle was made from.
 
-    ``changes`` are the inputs that differ from the commit.
+    ``changes`` are the inputs that differ from the commit; ``written`` are files, from the recipe's folder, that
+    promotions and settlements commit there: no bundle is made from them, so that they may differ.
     """
     again = f"mlkit run {shell_word(loaded.path)} --force package"
     if not checkout.commit:
@@ -50,7 +54,7 @@ def require_same_source(manifest: Manifest, checkout: Checkout, changes: tuple[s
     if not manifest.git_tree:
         message = f"bundle {manifest.version} does not name the git tree that it was made from"
         raise UsageError(message, hint=again)
-    if manifest.git_tree != checkout.tree:
+    if manifest.git_tree != checkout.tree and not _differ_in(manifest, checkout, written):
         what, hint = _difference(manifest, checkout)
         message = (
             f"bundle {manifest.version} was made from tree {manifest.git_tree[:12]} of the recipe's folder, and commit "
@@ -62,13 +66,26 @@ def require_same_source(manifest: Manifest, checkout: Checkout, changes: tuple[s
         raise UsageError(message, hint=f"mlkit plan {shell_word(loaded.path)}")
 
 
+def _differ_in(manifest: Manifest, checkout: Checkout, written: Collection[str]) -> bool:
+    """Whether git knows that the bundle's tree and the commit's differ in these files only."""
+    if not checkout.tree or not written:
+        return False
+    answer = _tree_difference(manifest, checkout)
+    return answer.ok and set(answer.text.split("\0")[1::2]) <= set(written)
+
+
+def _tree_difference(manifest: Manifest, checkout: Checkout) -> GitAnswer:
+    trees = (manifest.git_tree, checkout.tree)
+    options = ("-r", "-z", "--no-renames", "--name-status")
+    return ask_git(Path(checkout.root), "diff-tree", *options, "--end-of-options", *trees)
+
+
 def _difference(manifest: Manifest, checkout: Checkout) -> tuple[str, str]:
     """What differs between the bundle's tree and the commit's; and a command, where git lacks the bundle's."""
     root = Path(checkout.root)
     if not checkout.tree:
         return "there is nothing to compare", ""
-    trees = (manifest.git_tree, checkout.tree)
-    answer = ask_git(root, "diff-tree", "-r", "-z", "--no-renames", "--name-status", "--end-of-options", *trees)
+    answer = _tree_difference(manifest, checkout)
     if answer.ok:
         return limited(list(_changed_files(answer.text))), ""
     shallow = ask_git(root, "rev-parse", "--is-shallow-repository").text.strip() == "true"
@@ -120,14 +137,17 @@ def reused_plan(loaded: LoadedRecipe, ports: RunPorts) -> ExecutionPlan:
 
 
 def rebind_result(
-    loaded: LoadedRecipe, state: Path, ports: RunPorts, earlier: StepResult, reporter: Reporter, progress: RunProgress
-) -> RunRecord:
-    """Replace the package step's result by one that names the checkout's commit; the other steps are reused."""
+    loaded: LoadedRecipe, state: Path, ports: RunPorts, earlier: StepResult, tree: str, reporter: Reporter,
+    progress: RunProgress,
+) -> RunRecord:  # fmt: skip
+    """Replace the package step's result by one that names the checkout's commit; the other steps are reused.
+
+    ``tree`` is that of the checkout which `require_same_source` compared.
+    """
     source = ports.objects.path(earlier.published.digest) / "bundle"
-    manifest = open_bundle(source, blessed=True).manifest
 
     def package(spec: Section, context: StageContext) -> StageResult:
-        if context.lineage.git_dirty or context.lineage.git_tree != manifest.git_tree:
+        if context.lineage.git_dirty or context.lineage.git_tree != tree:
             raise UsageError("the checkout changed meanwhile", hint=f"mlkit run {shell_word(loaded.path)}")
         rebind_folder(source, context.out / "bundle", context.lineage.git_commit)
         return earlier.result
