@@ -29,6 +29,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     SOURCES: {
         "delta": "mlflowkit.adapters.data_sources.delta_source:DeltaSource",
         "dvc": "mlflowkit.adapters.data_sources.dvc_source:DvcSource",
+        "files": "mlflowkit.adapters.data_sources.files_source:FilesSource",
         "huggingface": "mlflowkit.adapters.data_sources.huggingface_source:HuggingfaceSource",
         "lakefs": "mlflowkit.adapters.data_sources.lakefs_source:LakefsSource",
         "sql": "mlflowkit.adapters.data_sources.sql_source:SqlSource",

@@ -136,7 +136,7 @@ VAGUE = re.compile(r"(see|check|look|inspect) (?!.*[`=(])|is (it|the|another) |i
 """Beginnings that tell to look and not how."""
 OTHER_OPTIONS = {
     "--help", "--upgrade", "--force-reinstall", "--head", "--port", "--global", "--add", "--unshallow",
-    "--rev", "--all-commits", "--cached",
+    "--rev", "--all-commits", "--cached", "--bucket", "--key", "--restore-request", "--versioning-configuration",
 }  # fmt: skip
 """Options of other programs, git among them, and of a command that only some machines have."""
 
