@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,10 +62,10 @@ class LakeWorld:
     def plan(self, *overrides: str) -> ExecutionPlan:
         return preview(load(self.path, overrides), Wiring(self.state), until="data")
 
-    def run(self, *overrides: str) -> RunRecord:
+    def run(self, *overrides: str, until: str = "data") -> RunRecord:
         self.events = []
         loaded = load(self.path, overrides)
-        return execute(loaded, self.state, Wiring(self.state), self.events.append, until="data")
+        return execute(loaded, self.state, Wiring(self.state), self.events.append, until=until)
 
     def table(self, record: RunRecord) -> dict[str, Any]:
         folder = Wiring(self.state).objects.path(record.steps[0].digest)
@@ -135,6 +136,28 @@ def test_an_unrelated_commit_reuses_and_a_changed_object_is_named(world: LakeWor
     step = world.plan().steps[0]
     moved = f"main moved from {first.lineage.data_commit[:8]} to {now[:8]}"
     assert (step.action, step.reason) == ("run", f"data.source: month=2/a.csv changed (1 of 3 files): {moved}")
+
+
+def test_objects_of_other_bytes_but_the_same_rows_run_the_data_step_alone(world: LakeWorld) -> None:
+    first = world.run(until="validate")
+    world.repository.put("main", "loans/month=2/a.csv", FILES["loans/month=2/a.csv"] + b"\n")
+    commit = world.repository.commit("main")
+    record = world.run(until="validate")
+    assert [step.action for step in record.steps] == ["run", "reuse"]
+    assert record.steps[1].reason == "data was made anew with the same content"
+    assert record.lineage.data_commit == commit != first.lineage.data_commit
+
+
+def test_a_local_copy_of_the_objects_gives_the_same_table_and_repeats_nothing_after_it(world: LakeWorld) -> None:
+    first = world.run(until="validate")
+    for name, content in FILES.items():
+        (world.folder / name).parent.mkdir(parents=True)
+        (world.folder / name).write_bytes(content)
+    source = re.sub("source: .*", "source: {kind: csv, path: loans}", world.path.read_text())
+    world.path.write_text(source)
+    record = world.run(until="validate")
+    assert [step.action for step in record.steps] == ["run", "reuse"]
+    assert record.lineage.data_version == first.lineage.data_version
 
 
 def test_a_commit_named_in_place_of_its_branch_changes_nothing(world: LakeWorld) -> None:
