@@ -18,6 +18,7 @@ from tests.support.hub_fake import DATASET, FakeHub
 from tests.support.lakefs_fake import KEY, SECRET, FakeLakefs
 
 pytest.importorskip("lakefs_client", reason="pip install 'mlflowkit[lakefs]'")
+deltalake = pytest.importorskip("deltalake", reason="pip install 'mlflowkit[delta]'")
 
 ROWS = 2000
 RECIPE = """name: lending
@@ -47,6 +48,7 @@ SOURCES = {
         "{kind: sql, connection: warehouse, query: select * from lending, order_by: [rownames], "
         "watermark: select count(*) from lending}"
     ),
+    "delta": "{kind: delta, url: table, version: 0, order_by: [rownames]}",
 }
 
 TEXTS = "missing: [NA]"
@@ -54,7 +56,7 @@ TEXTS = "missing: [NA]"
 
 
 class CopiedTable:
-    """The lending table in a folder, a lakeFS repository, a DVC repository, a Hub and a database."""
+    """The lending table in a folder, a lakeFS repository, a DVC repository, a Hub, a database and a Delta table."""
 
     def __init__(self, folder: Path, lake: FakeLakefs, hub: FakeHub) -> None:
         self.folder, self.lake, self.hub = folder, lake, hub
@@ -74,9 +76,10 @@ class CopiedTable:
         versioned.add_file("data/lending.csv", csv)
         versioned.commit("the table")
         hub.commit({"data/lending.parquet": parquet.getvalue()})
-        shuffled = table.sample(frac=1, random_state=1)  # a database has no order of rows
+        shuffled = table.sample(frac=1, random_state=1)  # a database has no order of rows, nor has a Delta table
         with sqlite3.connect(folder / "lending.db") as database:
             shuffled.to_sql("lending", database, index=False)
+        deltalake.write_deltalake(str(folder / "table"), shuffled.reset_index(drop=True))
 
     def run(self, kind: str) -> Any:
         """What a run over one of the copies says of itself."""
@@ -112,4 +115,4 @@ def test_a_table_is_the_same_wherever_it_is_kept_and_is_trained_on_once(copies: 
     assert len({answer["identity"] for answer in answers.values()}) == 1
     commits = {kind: answer["lineage"]["data_commit"] for kind, answer in answers.items()}
     assert commits["lakefs"] == copies.lake.repository().branches["main"].head
-    assert all(commits[kind] for kind in ("dvc", "huggingface", "sql")), commits
+    assert all(commits[kind] for kind in ("dvc", "huggingface", "sql", "delta")), commits
