@@ -46,6 +46,7 @@ ALLOWED = {
     "cli/app.py": "looks for state folders below the working directory",
     "cli/commands/bench.py": "writes the page that its user named",
     "cli/commands/feedback.py": "reads the file that its user named",
+    "cli/commands/init.py": "reads the project's own .gitlab-ci.yml",
     "cli/commands/monitor.py": "writes the page that its user named",
     "cli/commands/predict.py": "reads the file that its user named",
     "cli/commands/report.py": "writes the page of a run",

@@ -156,6 +156,7 @@ def _export(directory: Path, recipe: Path) -> tuple[str, ...]:
 
 def _include(root: Path, recipe: Path) -> tuple[Path, ...]:
     """GitLab reads one file: write it, with the generated one included, or say what is to be added to the one there."""
+    from mlflowkit.cli.output_file import write_text
     from mlflowkit.recipe.check import load
     from mlflowkit.recipe.starter.ci_project import gitlab_text
 
@@ -164,7 +165,7 @@ def _include(root: Path, recipe: Path) -> tuple[Path, ...]:
         return ()
     text = gitlab_text(loaded.name)
     if not file.exists():
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
         return (file,)
     local = text.splitlines()[1].strip().removeprefix("- ")
     if local.partition(": ")[2] not in file.read_text(encoding="utf-8", errors="replace"):
