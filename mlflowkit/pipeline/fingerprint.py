@@ -42,7 +42,7 @@ from mlflowkit.system.own_modules import adapter_modules, own_modules, read_impo
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import STAGE_INPUTS, DataSnapshot, Json
 
-SEEDED: tuple[str, ...] = ("data", "train", "export", "optimize")
+SEEDED: tuple[str, ...] = ("data", "validate", "train", "export", "optimize")
 """Stages that draw random numbers."""
 
 IRRELEVANT = ("pydantic", "typing_extensions", "mlflowkit")
@@ -209,7 +209,7 @@ def _spec_ingredients(spec: Section, left_out: Sequence[str]) -> dict[str, str]:
 def _environment_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDigests) -> dict[str, str]:
     recipe = loaded.recipe
     ingredients: dict[str, str] = {}
-    if stage in SEEDED and not (stage == "data" and recipe.data.split.kind == "time"):
+    if stage in SEEDED and not _draws_nothing(stage, recipe):
         ingredients["seed"] = str(recipe.seed)
     if stage == "data":
         ingredients |= _source_ingredients(loaded, digests)
@@ -235,6 +235,13 @@ def _rules_ingredients(loaded: LoadedRecipe, digests: FileDigests) -> dict[str, 
         files = digests.look_up([loaded.folder / name for name in check.files()])
         ingredients |= {f"content:{name}": files[loaded.folder / name] for name in check.files()}
     return ingredients
+
+
+def _draws_nothing(stage: str, recipe: RecipeSchema) -> bool:
+    """Whether a stage of SEEDED draws no random numbers with this recipe."""
+    if stage == "validate":  # draws the sample that the next version is compared with
+        return all(check.kind != "drift" for check in recipe.data.checks)
+    return stage == "data" and recipe.data.split.kind == "time"
 
 
 def _model_files(loaded: LoadedRecipe) -> list[Path]:

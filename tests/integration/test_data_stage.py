@@ -325,7 +325,7 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
     "all-null": ({"n": None, "x": "", "z": ""}, {}, ["columns 'x', 'z' have no value"], "data.drop: [x, z]"),
     "inf": ({"x": [1.0] * 58 + [INF, -INF]}, {}, ["'x' in 2 rows (row 58: inf, row 59: -inf)"], "missing values"),
     "huge": ({"x": [1.0] * 59 + [1e39]}, {}, ["beyond float32", "row 59: 1e+39"], ""),
-    "dates": ({"d": "2024-01-01"}, {}, ["column 'd' has times"], "data.drop: [d]"),
+    "dates": ({"d": "2024-01-01"}, {}, ["column 'd' has times"], "data.columns: {d: date}"),
     "not-numbers": (
         {"s": ["1"] * 58 + ["many", "?"]},
         {"columns": {"s": "numeric"}},

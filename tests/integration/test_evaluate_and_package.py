@@ -611,7 +611,7 @@ def test_a_model_that_answers_nan_is_never_blessed(world: EvaluationWorld) -> No
     ("gate", "words"),
     [
         ({"metric": "rmse", "max": 1}, "no such metric"),
-        ({"metric": "roc_auc"}, "neither min nor max nor against"),
+        ({"metric": "roc_auc"}, "no limit: min, max, against or fair"),
         ({"metric": "roc_auc", "min": 0.5, "slice": {"column": "age"}}, "no column 'age'"),
         ({"metric": "latency_p99_ms", "against": "champion"}, "against the champion as latency_ratio"),
         ({"metric": "roc_auc", "against": "float"}, "only latency_ratio is against the float graph"),

@@ -156,6 +156,14 @@ def test_seed_leaves_a_split_by_time_alone(world: PipelineWorld) -> None:
     assert steps["train"].reason == "seed 7 -> 8"
 
 
+def test_seed_draws_the_sample_that_a_drift_check_keeps(world: PipelineWorld) -> None:
+    checked = {"data.split": {"kind": "time", "column": "x"}, "data.checks": [{"kind": "drift", "max": 0.1}]}
+    world.run(checked)
+    steps = planned(world, {**checked, "seed": 8})
+    assert steps["data"].action == "reuse"
+    assert steps["validate"].reason == "seed 7 -> 8"
+
+
 def test_library_upgrade_is_named(world: PipelineWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.run()
     installed = dict(usercode.installed())
