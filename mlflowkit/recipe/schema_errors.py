@@ -199,8 +199,10 @@ def _unknown_tag(kind: str, path: KeyPath, shape: Shape, node: Node, task: str) 
         return fault_at(node, (*path, tag), message, f"add {tag}: {names[0]}", value="nothing", at_key=True)
     close, plugins = closest_match(str(tag_node.value), names), schema_tree.plugin_union(shape)
     hint = f"did you mean {close}?" if close else f"write {tag}: {names[0]}"
-    if plugins is not None and not close and isinstance(tag_node.value, str):
-        hint = f"{hint}, or {entry_points.install_hint(plugins.group, tag_node.value)}"
+    is_typo = bool(close) and abs(len(close) - len(str(tag_node.value))) <= 1  # sqlite is no slip of the pen for sql
+    if plugins is not None and not is_typo and isinstance(tag_node.value, str):
+        mark = "" if close else ","
+        hint = f"{hint}{mark} or {entry_points.install_hint(plugins.group, tag_node.value)}"
     if path == ("model",) and tag_node.value in UNSUPPORTED:
         message, hint = f"{tag_node.value} is not supported", unsupported_hint(str(tag_node.value), task)
         return fault_at(tag_node, (*path, tag), message, hint)
