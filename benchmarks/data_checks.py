@@ -51,10 +51,10 @@ def drifted_columns(rows: int, largest: float, runs: int, seed: int, scale: floa
     with tempfile.TemporaryDirectory() as name:
         previous = VersionRecord("1" * 64, rows, Path(name) / "sample.parquet")
         for _ in range(runs):
-            whole = table(2 * rows, rng)
+            both_halves = table(2 * rows, rng)
             order = rng.permutation(2 * rows)
-            write_version(Path(name), previous, whole.take(order[:rows]))
-            after = whole.take(order[rows:])
+            write_version(Path(name), previous, both_halves.take(order[:rows]))
+            after = both_halves.take(order[rows:])
             after = after.set_column(0, "c0", pa.array(np.asarray(after.column("c0")) * scale))
             results = check_drift(check, after, "2" * 64, previous)
             yield [result.column for result in results if not result.passed]
@@ -69,10 +69,10 @@ def main() -> None:
     for rows, largest in CASES:
         flagged = sum(bool(columns) for columns in drifted_columns(rows, largest, options.runs, seed=3)) / options.runs
         runs = max(options.runs // 10, 10)
-        found = sum("c0" in columns for columns in drifted_columns(rows, largest, runs, seed=4, scale=2.0)) / runs
+        detected = sum("c0" in columns for columns in drifted_columns(rows, largest, runs, seed=4, scale=2.0)) / runs
         print(f"{rows:5} rows, max {largest:g}: {flagged:.1%} of runs flagged without drift; "
-              f"one column of 100 doubled: found in {found:.1%}", flush=True)  # fmt: skip
-        results.append({"rows": rows, "max": largest, "flagged_without_drift": flagged, "found": found})
+              f"one column of 100 doubled: found in {detected:.1%}", flush=True)  # fmt: skip
+        results.append({"rows": rows, "max": largest, "flagged_without_drift": flagged, "detected": detected})
     if options.out is not None:
         options.out.write_text(
             json.dumps({"runs": options.runs, "columns": COLUMNS, "results": results}, indent=1) + "\n"

@@ -80,7 +80,7 @@ def _is_beyond(verdict: Verdict) -> bool:
 def cases() -> list[Case]:
     sizes = (UNEVEN, (1000, 30), (40,) * 6, (5000, 5000))
     limits: tuple[dict[str, float], ...] = ({"max_difference": 0.1}, {"max_difference": 0.01}, {"min_ratio": 0.8})
-    found = [
+    equal_groups = [
         Case(metric, groups, (rate,) * len(groups), limit, positive=0.05 if metric == "equalized_odds" else 0.3)
         for metric in ("selection_rate", "recall", "equalized_odds")
         for groups in sizes
@@ -88,13 +88,13 @@ def cases() -> list[Case]:
         for rate in (0.02, 0.1, 0.5)
     ]
     apart = ((0.5, 0.5, 0.3, 0.3), (0.3, 0.1, 0.3, 0.1), (0.9, 0.7, 0.9, 0.9))
-    planted = [
+    unequal_groups = [
         Case(metric, UNEVEN, rates, {"max_difference": limit}, positive=0.5)
         for metric in ("selection_rate", "recall", "equalized_odds")
         for rates in apart
         for limit in (0.05, 0.1)
     ]
-    return found + planted
+    return equal_groups + unequal_groups
 
 
 def describe(case: Case) -> str:

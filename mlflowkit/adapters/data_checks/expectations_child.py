@@ -80,10 +80,10 @@ def _validate(
         suite = ExpectationSuite(name="suite", expectations=[copy(built[index]) for index in indices])
         options = {"result_format": {"result_format": "COMPLETE"}, "expectation_parameters": dict(parameters)}
         results = batch.validate(suite, **options).results
-        known = {result.expectation_config.meta[INDEX]: result for result in results}
-        if len(results) != len(indices) or set(known) != set(indices):
+        by_index = {result.expectation_config.meta[INDEX]: result for result in results}
+        if len(results) != len(indices) or set(by_index) != set(indices):
             raise RuntimeError(f"{len(indices)} expectations gave {len(results)} results")
-        return known
+        return by_index
 
     try:
         return evaluate_together(list(built)) if built else {}, {}

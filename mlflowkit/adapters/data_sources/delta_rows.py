@@ -51,12 +51,14 @@ def read_delta_files(
     schema = pa.schema(Schema.from_json(json.dumps(description["schema"])))
     _require_columns(schema.names, skip, "data.drop")
     _require_columns(schema.names, order_by, "data.source.order_by")
-    wanted = pa.schema([field for field in schema if field.name not in skip or field.name in order_by])
+    read_schema = pa.schema([field for field in schema if field.name not in skip or field.name in order_by])
     partitions = description["partitions"]
     parts = [
-        _read_file(path, file, wanted, partitions.get(path, {})) for path, file in files.items() if path != TABLE_FILE
+        _read_file(path, file, read_schema, partitions.get(path, {}))
+        for path, file in files.items()
+        if path != TABLE_FILE
     ]
-    table = pa.concat_tables(parts) if parts else wanted.empty_table()
+    table = pa.concat_tables(parts) if parts else read_schema.empty_table()
     if order_by:
         table = _ordered(table, order_by)
     return read_texts(table.select([name for name in table.column_names if name not in skip]), plan)

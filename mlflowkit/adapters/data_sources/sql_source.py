@@ -135,8 +135,8 @@ class SqlSource(RemoteSource):
         """The type and text of each value of the watermark's row. Raises DataError for none, and for several."""
         rows = self._reader(opened, _without_end(self.watermark)).rows(2)
         if len(rows) != 1 or not any(value is not None for value in rows[0]):
-            found = "no value" if len(rows) == 1 else "no row" if not rows else "several rows"
-            message = f"data.source.watermark gives {found}: it must be one row that changes when the rows do"
+            given = "no value" if len(rows) == 1 else "no row" if not rows else "several rows"
+            message = f"data.source.watermark gives {given}: it must be one row that changes when the rows do"
             raise DataError(message, hint='for example watermark: "select max(updated_at), count(*) from loans"')
         return [(type(value).__name__, str(value)) for value in rows[0]]
 

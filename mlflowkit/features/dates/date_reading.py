@@ -64,10 +64,10 @@ def read_dates(values: Iterable[str | float | None]) -> ReadDates:
     for row, value in enumerate(values):
         read = math.nan
         if isinstance(value, str):
-            found = DATE_FORM.fullmatch(text) if len(text := value.strip()) <= LONGEST else None
-            if found is not None:
+            parsed = DATE_FORM.fullmatch(text) if len(text := value.strip()) <= LONGEST else None
+            if parsed is not None:
                 read = _text_seconds(text)
-                (offset if found.group(1) else naive).append(row)
+                (offset if parsed.group(1) else naive).append(row)
             elif text and len(text) <= LONGEST and _NUMBER.fullmatch(text):
                 read = date_number(float(text))
             elif not text:
