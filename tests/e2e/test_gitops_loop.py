@@ -90,9 +90,9 @@ def test_a_promotion_is_rolled_out_in_the_gateway_and_recorded(
 ) -> None:
     world.promote(reports["second"])
     world.sync()
+    gateway.wait_record("the rollout", candidate=identity["second"], action="none", progress=lambda text: text)
+    assert world.settle(gateway.url).action == "undecided"  # nothing is decided before anybody asks
     with SteadyTraffic(gateway.url) as traffic:
-        gateway.wait_record("the rollout", candidate=identity["second"], action="none", progress=lambda text: text)
-        assert world.settle(gateway.url).action == "undecided"
         gateway.wait_record("the promotion", 240, candidate=identity["second"], champion=lambda _: True,
                             reason=lambda text: "is promoted here" in text)  # fmt: skip
         assert world.settle(gateway.url).action == "settled"
