@@ -65,7 +65,7 @@ check: install
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-# Checkers of generated files, and act; in an environment of their own, for their versions do not fit our pins.
+# Checkers of generated files, act, and moto's S3; in an environment of their own, for their versions do not fit our pins.
 tools: .tools/.installed
 
 .tools/.installed: tests/tools.txt

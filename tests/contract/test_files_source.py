@@ -31,8 +31,7 @@ KEY = "AKIACANARY0000000000"
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """A server of moto, which is a process with libraries of its own."""
-    pytest.importorskip("boto3")
-    tool = require_tool("moto_server", "python -m venv .tools && .tools/bin/pip install 'moto[server,s3]'")
+    tool = require_tool("moto_server")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -225,7 +224,6 @@ def test_keys_that_cannot_be_right(keys: dict[str, Any], message: str) -> None:
 
 
 def test_credentials_that_expire_are_read_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("boto3")
     from botocore.exceptions import ClientError
 
     from mlflowkit.adapters.data_sources.s3_store import S3Store
