@@ -10,6 +10,9 @@ EXTRAS ?= all,$(RUNTIME),tensorrt-rtx,examples,test,dev,docs
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
 
+# Images of containers often set it; without bytecode each process compiles torch and Ray anew, for seconds of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo run test-fast test test-slow test-all mutants check docs tools clients bench wheel clean
 .DEFAULT_GOAL := install
 
