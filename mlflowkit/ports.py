@@ -677,6 +677,7 @@ class StageContext:
     recipe     the recipe's file, absolute; None for a bundle that is deployed without one
     overrides  those of the run
     fetch      fetches the planned version of a remote data source: its files by path; None for any other source
+    failure    folder of the run, not made yet, for what a stage that refuses its input judged by; None outside a run
     """
 
     inputs: Mapping[str, Path]
@@ -695,3 +696,4 @@ class StageContext:
     recipe: Path | None = None
     overrides: tuple[str, ...] = ()
     fetch: Callable[[], Mapping[str, Path]] | None = None
+    failure: Path | None = None

@@ -23,7 +23,7 @@ from mlflowkit.errors import (
     WorldError,
 )
 from mlflowkit.judging.gates import is_blocking
-from mlflowkit.pipeline import client_changes
+from mlflowkit.pipeline import RUNS, client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage.checkout import read_checkout
 from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
@@ -298,7 +298,7 @@ class _RunSession:
         return EngineError(f"{self.stage} raised {type(error).__name__}: {error}", hint=hint)
 
     def _run_folder(self) -> Path:
-        return self.state / "runs" / self.recorder.record.run
+        return self.state / RUNS / self.recorder.record.run
 
 
 def _update_tracker(journal: Journal, store: ObjectStore, ports: Ports) -> str:

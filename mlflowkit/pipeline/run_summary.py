@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlflowkit.judging.coverage import recipe_warnings
-from mlflowkit.pipeline import OBJECTS
+from mlflowkit.pipeline import OBJECTS, RUNS
 from mlflowkit.pipeline.storage.codec import strict
 from mlflowkit.values import Json, RunRecord, StepRecord
 
@@ -37,7 +37,7 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "status": record.status,
         "seconds": None if record.finished is None else round(record.finished - record.started, 3),
         "started": record.started,
-        "steps": [_step(step) for step in record.steps],
+        "steps": [_step(step, state / RUNS / record.run) for step in record.steps],
         "bundle": None if bundle is None else str(bundle),
         "version": record.bundle[:12] or None,
         "identity": record.bundle or None,
@@ -61,7 +61,7 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
 
 def _report(record: RunRecord, state: Path) -> str:
     """The report of this state folder, also after it was copied or moved; "" when the run has none."""
-    own = state / "runs" / record.run / "report.html"
+    own = state / RUNS / record.run / "report.html"
     return str(own) if record.report and own.is_file() else record.report
 
 
@@ -75,9 +75,20 @@ def _decision(export: StepRecord | None) -> Json:
     return None if export is None or export.result is None else export.result.summary.get("decision")
 
 
-def _step(step: StepRecord) -> dict[str, Json]:
+def kept_folder(step: StepRecord, run_folder: Path) -> Path | None:
+    """The folder with what a step that failed judged by, such as ``checks.json`` of validate; None where it kept none.
+
+    ``run_folder`` is that of the run, below RUNS.
+    """
+    folder = run_folder / step.stage
+    return folder if step.status == "failed" and folder.is_dir() else None
+
+
+def _step(step: StepRecord, run_folder: Path) -> dict[str, Json]:
     shown = {name: getattr(step, name) for name in ("stage", "action", "status", "reason", "fingerprint", "digest")}
     shown["remeasure"] = step.result is not None and step.result.remeasure
     findings = None if step.result is None else step.result.summary.get("findings")
     extra = {"findings": findings} if findings else {}
+    kept = kept_folder(step, run_folder)
+    extra |= {} if kept is None else {"kept": str(kept)}
     return {**shown, "seconds": round(step.seconds, 3), **extra, **({"error": step.error} if step.error else {})}

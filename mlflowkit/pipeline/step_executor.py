@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflowkit.errors import StoreError
+from mlflowkit.pipeline import RUNS
 from mlflowkit.pipeline.lineage.data_snapshot import fetcher
 from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem, monitor_problem
 from mlflowkit.pipeline.run_recorder import RunRecorder
@@ -164,6 +165,7 @@ class StepExecutor:
             recipe=self.loaded.path,
             overrides=self.loaded.overrides,
             fetch=fetcher(self.loaded, self.state, self.plan.snapshot, self._stage_progress),
+            failure=self.state / RUNS / record.run / step.stage,
         )
 
     def _stage_progress(self, event: Event) -> None:

@@ -16,6 +16,7 @@ from mlflowkit.sections import Section
 from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, WholeTableCheck, read_table_info, write_json
 from mlflowkit.stages.validation.table_checks import CheckedTable, run_table_checks, sample_of
 from mlflowkit.stages.validation.version_record import read_version, write_version
+from mlflowkit.system.files import make_folder
 from mlflowkit.system.text import parse_json
 from mlflowkit.values import CheckResult, Event, Json, StageResult
 
@@ -44,7 +45,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     """Run the checks on the table, and write its schema and reference profile for later runs and the service.
 
     A schema check without columns requires ``schema.json`` of ``context.previous``; the first run infers it. Raises
-    DataError that lists every failed check.
+    DataError that lists every failed check; ``checks.json`` is in ``context.failure`` then.
     """
     folder = context.inputs["data"]
     info = read_table_info(folder)
@@ -87,6 +88,7 @@ def _check(
     results += run_table_checks(checks, checked)
     results += check_by_files(table, checks, context)
     _tell(results, context)
+    _keep_failure(results, context)
     require_passed(results)
     return results
 
@@ -105,8 +107,18 @@ def check_by_files(table: pd.DataFrame, checks: Sequence[Check], context: StageC
     return results
 
 
+def _keep_failure(results: Sequence[CheckResult], context: StageContext) -> None:
+    """Keep with the run what ends it: the results of all checks, and the evidence of those by files."""
+    if context.failure is None or all(result.passed or not result.blocking for result in results):
+        return
+    make_folder(context.failure)
+    write_json(context.failure / "checks.json", [asdict(result) for result in results])
+    if (context.scratch / EVIDENCE).exists():
+        shutil.copytree(context.scratch / EVIDENCE, context.failure / EVIDENCE, dirs_exist_ok=True)
+
+
 def _keep_evidence(context: StageContext) -> None:
-    """Publish the evidence of checks that passed; that of a failure stays in the scratch folder."""
+    """Publish the evidence of checks that passed."""
     if (context.scratch / EVIDENCE).exists():
         shutil.copytree(context.scratch / EVIDENCE, context.out / EVIDENCE)
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import mlflowkit as mk
+from mlflowkit.cli.app import main
 from mlflowkit.errors import DataError, EngineError, RecipeError, UserCodeError
 from tests.integration.test_validate_stage import frame, prepare, read, run
 
@@ -233,6 +234,34 @@ def test_a_changed_file_of_rules_runs_validate_again_and_nothing_before_it(recip
     with (recipe.parent / "schemas.py").open("a") as file:
         file.write("# more\n")
     assert actions()["validate"] == "run code: schemas.py changed"
+
+
+def test_what_ends_a_run_is_kept_with_it_and_shown(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recipe.parent / "bad.yaml").write_text(YAML.format(minimum=5))
+    checks = "{kind: nulls, column: s, max_share: 0}\n    - {kind: pandera, schema: bad.yaml}"
+    assert faults(recipe, checks) == []
+    state = recipe.parent / "state"
+    with pytest.raises(DataError):
+        mk.run(mk.load(recipe), state=state, until="validate")
+
+    def mlkit(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            main([*words, "--state", str(state)])
+        return capsys.readouterr().out
+
+    steps = {step["stage"]: step for step in json.loads(mlkit("show", "--json"))["steps"]}
+    kept = Path(steps["validate"]["kept"])
+    assert "kept" not in steps["data"]
+    assert f"its results: {kept}" in mlkit("show")
+    results = json.loads((kept / "checks.json").read_text())
+    assert [result["passed"] for result in results if result["check"] == "nulls"] == [True]
+    row, value = next(result for result in results if not result["passed"])["failures"][0]
+    page = Path(mlkit("report").strip()).read_text()
+    assert "Not reached: the table was not checked" not in page
+    assert f"row {row}: {value}" in page
+    (recipe.parent / "bad.yaml").write_text(YAML.format(minimum=0))
+    mk.run(mk.load(recipe), state=state, until="validate")
+    assert all("kept" not in step for step in json.loads(mlkit("show", "--json"))["steps"])
 
 
 GX = pytest.mark.skipif(find_spec("great_expectations") is None, reason="pip install 'mlflowkit[gx]'")

@@ -40,13 +40,23 @@ def report(
     wiring = Wiring(folder := state_folder(state))
     with wiring.open_journal(create=False) as journal:
         record = journal.run(run)
+    folders = {**_published_folders(record, wiring.objects), **_kept_folders(record, folder)}
     own = Path(record.report) if record.report else folder / "reports" / f"{record.run}.html"
     path = own if output is None else output.expanduser().resolve()
-    replace_file(path, render(record, _published_folders(record, wiring.objects)).encode(), shared=output is not None)
+    replace_file(path, render(record, folders).encode(), shared=output is not None)
     value = {"run": record.run, "name": record.name, "status": record.status, "report": str(path)}
     print_result(value, str(path), json)
     if open_it and not webbrowser.open(path.as_uri()):
         raise WorldError("no browser is available", hint=f"open {path.as_uri()} yourself")
+
+
+def _kept_folders(record: RunRecord, state: Path) -> dict[str, Path]:
+    """What stages that failed kept."""
+    from mlflowkit.pipeline import RUNS
+    from mlflowkit.pipeline.run_summary import kept_folder
+
+    kept = {step.stage: kept_folder(step, state / RUNS / record.run) for step in record.steps}
+    return {stage: folder for stage, folder in kept.items() if folder is not None}
 
 
 def _published_folders(record: RunRecord, store: ObjectStore) -> dict[str, Path]:

@@ -49,6 +49,8 @@ def _print(value: dict[str, Json]) -> None:
         echo(f"  {step['stage']:<9} {step['status']:<11} {step['action']:<6}{seconds}  {step['reason']}")
         if step.get("error"):
             echo(f"            {step['error']}")
+        if step.get("kept"):
+            echo(f"            its results: {step['kept']}")
     for name, metric in value["metrics"].items():
         echo(f"  {name:<24} {metric:.6g}" if metric is not None else f"  {name:<24} undefined")
     if decision := value.get("decision"):

@@ -25,8 +25,9 @@ def render(record: RunRecord, folders: Mapping[str, Path]) -> str:
     """Render the page of a run as HTML; deterministic.
 
     ``folders`` maps each stage to its published folder (formats: mlflowkit.stages); a missing stage is shown as not
-    reached, so failed and partial runs have a page too. Data is escaped, and the page's Content-Security-Policy forbids
-    scripts and requests. Raises StoreError if a published file is not JSON.
+    reached, so failed and partial runs have a page too; a stage that failed may have a folder with what it judged by.
+    Data is escaped, and the page's Content-Security-Policy forbids scripts and requests. Raises StoreError if a
+    published file is not JSON.
     """
     evidence = read(folders)
     overview, sections = run_views.overview(record, evidence), run_views.sections(record, evidence)
