@@ -9,6 +9,8 @@ RUNTIME ?= cpu
 EXTRAS ?= all,$(RUNTIME),tensorrt-rtx,examples,test,dev,docs
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
+# Images of Python often set it; each process then compiles all that it imports anew, which doubles the time of tests.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Images of containers often set it; without bytecode each process compiles torch and Ray anew, for seconds of CPU.
 unexport PYTHONDONTWRITEBYTECODE

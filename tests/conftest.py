@@ -1,5 +1,7 @@
 """Environment of every test: quiet vendors, no telemetry, one thread per library, no state outside the test's folder.
 
+Bytecode is written, whatever the environment says: without it each process of hundreds compiles what it imports.
+
 Marks come from the folder of a test (unit, property, golden, contract, integration, faults, e2e, benchmarks). Three are
 set by hand, for a module by ``pytestmark`` or for a test:
 
@@ -35,7 +37,8 @@ pytest.register_assert_rewrite("tests.support")
 from mlflowkit.system import telemetry  # noqa: E402
 from tests.support.golden import Golden, assert_golden  # noqa: E402
 
-os.environ.update(telemetry.SETTINGS, OMP_NUM_THREADS="1")
+os.environ.update(telemetry.SETTINGS, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="")
+sys.dont_write_bytecode = False
 
 TESTS = Path(__file__).parent
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
