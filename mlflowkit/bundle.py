@@ -15,11 +15,14 @@
                          performance are made from; see mlflowkit.judging.performance); bundles of version 0.1 have
                          neither
       blessing.json      Blessing: present only when the gates passed
+      withheld.json      Withheld: present only in a copy that left out evidence with values of rows
 
 The **identity** of a bundle is the digest of ``model.onnx``, ``signature.json`` and ``engine.json`` (if present).
 Evidence has its own digest; the blessing binds identity, evidence, git commit and tree, data version and policy.
 
 Verification guarantees that no file was changed, removed, added or linked from outside since the bundle was written.
+Evidence that ``withheld.json`` names is missing in a copy that was published without it: its digests stay bound by the
+blessing, and what needs it does without, as for a bundle of an earlier version.
 It detects accidents and swapped files, not an attacker who can rewrite the whole bundle with new digests.
 """
 
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -44,7 +47,11 @@ FORMAT = 1
 IDENTITY_FILES = ("model.onnx", "signature.json")
 ENGINE = "engine.json"
 """Part of the identity where present."""
-MANIFEST, BLESSING = "manifest.json", "blessing.json"
+MANIFEST, BLESSING, WITHHELD = "manifest.json", "blessing.json", "withheld.json"
+PUBLIC_EVIDENCE = tuple(
+    f"evidence/{name}.json" for name in ("candidates", "decision", "latency", "machine", "parity", "verdicts")
+)
+"""Evidence without values of the data's rows; all other may be withheld from a copy."""
 ADDED_FIELDS = ("git_tree", "rebound_from", "data_source", "data_commit")
 """Fields of manifest and blessing that bundles of earlier versions do not have."""
 RESTORE = "restore the bundle from the store, or make it again: mlkit run RECIPE --force package"
@@ -180,6 +187,13 @@ class Manifest(_ChecksummedFile):
     data_commit: str = ""
 
 
+class Withheld(_ChecksummedFile):
+    """The evidence that a copy of a bundle left out."""
+
+    identity: str
+    files: tuple[str, ...]
+
+
 class Bundle(_FrozenModel):
     """A verified bundle: every digest was recomputed before parsing."""
 
@@ -189,6 +203,12 @@ class Bundle(_FrozenModel):
     blessing: Blessing | None
     engine: Engine = Engine()
     """The runtime of the graph; a service gives it at least ``serve.threads`` threads."""
+    withheld: tuple[str, ...] = ()
+    """Evidence that this copy was published without."""
+
+    def has(self, name: str) -> bool:
+        """Whether a file is here."""
+        return name in self.manifest.files and name not in self.withheld
 
     @property
     def model(self) -> Path:
@@ -196,6 +216,9 @@ class Bundle(_FrozenModel):
 
     def read(self, name: str) -> bytes:
         """Read a file and verify it again. Raises BundleError when it was altered or is not in the manifest."""
+        if name in self.withheld:
+            message = f"{self.path} was published without {name}, which holds values of the data's rows"
+            raise BundleError(message, hint="take the bundle from the state folder that made it")
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: no file {name}", hint=f"it has {', '.join(sorted(self.manifest.files))}")
         try:
@@ -262,11 +285,12 @@ def rebind(path: Path, *, git_commit: str) -> Bundle:
 def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
     """Verify and read a bundle. Raises BundleError.
 
-    It is invalid when a file is missing, unlisted, altered or a link, when manifest or blessing do not bind this
-    identity and evidence, or when ``blessed`` is required and the blessing is absent.
+    It is invalid when a file is missing (but for withheld evidence), unlisted, altered or a link, when manifest or
+    blessing do not bind this identity and evidence, or when ``blessed`` is required and the blessing is absent.
     """
     manifest = _read_checksummed(path / MANIFEST, Manifest)
-    _verify_files(path, manifest)
+    withheld = _read_withheld(path, manifest)
+    _verify_files(path, manifest, withheld)
     signature = _parse(path / "signature.json", (path / "signature.json").read_bytes(), Signature)
     blessing = _read_checksummed(path / BLESSING, Blessing) if (path / BLESSING).exists() else None
     if blessing is not None:
@@ -274,7 +298,17 @@ def open_bundle(path: Path, *, blessed: bool = False) -> Bundle:
     elif blessed:
         message = f"{path}: bundle {manifest.version} is not blessed: its gates did not pass"
         raise BundleError(message, hint="a gateway serves blessed bundles only; `mlkit show last` lists the verdicts")
-    return Bundle(path=path, manifest=manifest, signature=signature, blessing=blessing, engine=read_engine(path))
+    engine = read_engine(path)
+    return Bundle(
+        path=path, manifest=manifest, signature=signature, blessing=blessing, engine=engine, withheld=withheld
+    )  # fmt: skip
+
+
+def withheld_record(bundle: Bundle) -> bytes:
+    """``withheld.json`` of a copy of a bundle without all evidence that may hold values of the data's rows."""
+    names = (name for name in bundle.manifest.files if name.startswith("evidence/") and name not in PUBLIC_EVIDENCE)
+    record = Withheld(identity=bundle.manifest.identity, files=tuple(sorted(names)))
+    return _canonical(record.model_copy(update={"checksum": record.compute_checksum()}).model_dump(mode="json"))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -311,14 +345,29 @@ def _list_files(path: Path) -> list[str]:
         if file.is_symlink() or not (file.is_file() or file.is_dir()):
             kind = "a link" if file.is_symlink() else "no regular file"
             raise BundleError(f"{path}: {name} is {kind}; a bundle holds regular files only", hint=RESTORE)
-        if file.is_file() and name not in (MANIFEST, BLESSING):
+        if file.is_file() and name not in (MANIFEST, BLESSING, WITHHELD):
             names.append(name)
     return names
 
 
-def _verify_files(path: Path, manifest: Manifest) -> None:
+def _read_withheld(path: Path, manifest: Manifest) -> tuple[str, ...]:
+    """The evidence that is rightly missing. Raises BundleError for a record of another bundle, or of other files."""
+    if not (path / WITHHELD).exists():
+        return ()
+    record = _read_checksummed(path / WITHHELD, Withheld)
+    public = [name for name in record.files if not name.startswith("evidence/") or name in PUBLIC_EVIDENCE]
+    strange = [name for name in record.files if name not in manifest.files]
+    if record.identity != manifest.identity or public or strange:
+        named = (public or strange or [f"bundle {record.identity[:12]}"])[0]
+        raise BundleError(f"{path}: {WITHHELD} names {named}, which cannot be withheld from it", hint=RESTORE)
+    return record.files
+
+
+def _verify_files(path: Path, manifest: Manifest, withheld: Collection[str]) -> None:
     present = _list_files(path)
-    for name in sorted(set(manifest.files) | set(present)):
+    if both := sorted(set(withheld) & set(present)):
+        raise BundleError(f"{path}: {both[0]} is there, and {WITHHELD} says that it is not", hint=RESTORE)
+    for name in sorted((set(manifest.files) | set(present)) - set(withheld)):
         if name not in present:
             raise BundleError(f"{path}: {name} is missing", hint=RESTORE)
         if name not in manifest.files:

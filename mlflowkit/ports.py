@@ -351,6 +351,25 @@ class RemoteModels(Protocol):
         """
 
 
+class ModelRegistry(Protocol):
+    """Keeps blessed bundles by identity, for other machines to fetch."""
+
+    def push(self, bundle: Path) -> str:
+        """Store a blessed bundle; returns the reference by which `pull` fetches it. One identity is one version.
+
+        Raises BundleError for a bundle that is not blessed, UsageError for refused credentials, ServiceError when the
+        registry fails; nothing half-stored can be pulled.
+        """
+
+    def pull(self, reference: str, folder: Path) -> Path:
+        """Fetch a bundle into a new folder, which appears whole, verified and blessed, or not at all.
+
+        A folder with this very bundle is left as it is. Raises UsageError for a reference that names none, BundleError
+        for a bundle that does not verify, is not blessed or is another than the reference names, ServiceError when the
+        registry fails.
+        """
+
+
 class Tracker(Protocol):
     """Mirrors runs and blessed bundles into a tracking server and model registry. The journal is the truth."""
 
@@ -623,6 +642,16 @@ class StatePorts(Protocol):
     def objects(self) -> ObjectStore: ...
 
 
+class LookupPorts(StatePorts, Protocol):
+    """The ports by which a model is looked up."""
+
+    def model_registry(self, section: Any, folder: Path, connections: Mapping[str, Any]) -> ModelRegistry:
+        """The registry of a section (data_access.registry_sections); paths of secret files are relative to ``folder``.
+
+        Raises UsageError for a connection that is missing, or of another kind.
+        """
+
+
 class Ports(Protocol):
     """The ports of a run. Each adapter is imported and made on first use."""
 
@@ -658,7 +687,7 @@ class Ports(Protocol):
         """A model-based search over more candidates than ``trials``. Raises UsageError when Optuna is missing."""
 
 
-class RunPorts(Ports, StatePorts, Protocol):
+class RunPorts(Ports, LookupPorts, Protocol):
     """The ports with which a recipe is run; its stages see `Ports` only."""
 
 

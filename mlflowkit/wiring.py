@@ -16,6 +16,8 @@ from mlflowkit.errors import UsageError
 
 if TYPE_CHECKING:
     from mlflowkit.bench.timings import DeviceClock
+    from mlflowkit.data_access.connections import ConnectionSection
+    from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, ModelRegistrySection
     from mlflowkit.graphs.candidates import Candidate, Engine
     from mlflowkit.monitoring.export.evidently_report import SampleReports
     from mlflowkit.monitoring.export.whylabs_upload import ProfileUploads, StampingProfiler
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         Exporter,
         FileChecker,
         Journal,
+        ModelRegistry,
         ObjectStore,
         Passes,
         Platform,
@@ -185,6 +188,23 @@ class Wiring:
         from mlflowkit.adapters.mlflow import MlflowTracker
 
         return MlflowTracker(self.state)
+
+    def model_registry(
+        self, section: ModelRegistrySection, folder: Path, connections: Mapping[str, ConnectionSection]
+    ) -> ModelRegistry:
+        if section.kind == "oci":
+            from mlflowkit.delivery.image.bundle_artifact import OciBundles
+
+            return OciBundles(section.repository)
+        return self.registry_huggingface(section, folder, connections)
+
+    def registry_huggingface(
+        self, section: HuggingfaceRegistry, folder: Path, connections: Mapping[str, ConnectionSection]
+    ) -> ModelRegistry:
+        from mlflowkit.adapters.model_registries.huggingface_registry import HubModels
+        from mlflowkit.data_access.registry_sections import hub_connection
+
+        return HubModels(section, hub_connection(section, connections), folder, self.state)
 
     @cached_property
     def platform(self) -> Platform:

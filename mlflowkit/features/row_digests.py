@@ -70,7 +70,7 @@ def write(path: Path, seen: np.ndarray) -> None:
 
 def read(bundle: Bundle) -> np.ndarray | None:
     """The digests in a bundle; None when it has none. Raises BundleError when they are damaged."""
-    if EVIDENCE not in bundle.manifest.files:
+    if not bundle.has(EVIDENCE):
         return None
     try:
         seen = np.lib.format.read_array(io.BytesIO(bundle.read(EVIDENCE)), allow_pickle=False)

@@ -104,7 +104,7 @@ class PerformanceMonitoring:
 
         try:
             bundle = open_bundle(path)
-            if EVIDENCE not in bundle.manifest.files:
+            if not bundle.has(EVIDENCE):
                 return None
             document = json.loads(bundle.read(EVIDENCE))
             kind = ErrorTable if document["task"] == "regression" else Calibrator

@@ -142,7 +142,7 @@ def compare_with_bundle(
 
 def read_reference(bundle: Bundle) -> Reference:
     """The reference in a bundle. Raises UsageError for an older bundle without one, BundleError for a damaged one."""
-    if EVIDENCE not in bundle.manifest.files:
+    if not bundle.has(EVIDENCE):
         message = f"bundle {bundle.manifest.version} of {bundle.manifest.name} holds no reference"
         raise UsageError(message, hint="mlkit run RECIPE packages it again, with its reference")
     try:

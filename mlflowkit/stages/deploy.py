@@ -20,7 +20,7 @@ from mlflowkit.ports import Platform, StageContext
 from mlflowkit.rollout.settings import Rollout
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import write_json
-from mlflowkit.system.text import parse_json
+from mlflowkit.system.text import join_words, parse_json
 from mlflowkit.values import Affinity, Event, RoutingTable, ServiceStatus, StageResult, Variant
 
 if TYPE_CHECKING:
@@ -422,6 +422,14 @@ def _check_sample_rows(
     from mlflowkit.service_state import http_client
 
     digest = bundle.manifest.identity
+    if bundle.withheld:
+        message = (
+            f"this copy of the bundle was published without {join_words(bundle.withheld)}: its sample rows are not "
+            "checked, and what needs the others is not monitored"
+        )
+        context.progress(Event("deploy", "warning", message))
+        columns = [column for tensor in bundle.signature.inputs for column in tensor.columns]
+        return [dict.fromkeys(columns)]  # missing values, for the example of a request
     sample = parse_json((bundle.path / "evidence" / "sample.json").read_bytes())
     rows = list(sample["rows"])
     table, header, auth = files.table(), spec.serve.routing.override_header, spec.serve.auth

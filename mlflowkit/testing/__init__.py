@@ -9,6 +9,7 @@ Each suite is a class of pytest tests. Subclass it in a test module and override
 
 from mlflowkit.testing.delivery_suite import DeliveryTargetContract, delivery_plans
 from mlflowkit.testing.plugin_suites import MetricContract, PassContract, SourceContract
+from mlflowkit.testing.registry_suites import ModelRegistryContract
 from mlflowkit.testing.runtime_suites import (
     PROFILED_ROWS,
     ProfilerContract,
@@ -27,6 +28,7 @@ __all__ = [
     "DeliveryTargetContract",
     "JournalContract",
     "MetricContract",
+    "ModelRegistryContract",
     "ObjectStoreContract",
     "PassContract",
     "ProfilerContract",

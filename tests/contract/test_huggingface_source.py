@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.adapters.data_sources.huggingface_source import HUB, HuggingfaceSource, own_token
+from mlflowkit.adapters.data_sources.huggingface_source import HuggingfaceSource
 from mlflowkit.data_access.connections import CredentialReference, HuggingfaceConnection
 from mlflowkit.data_access.head_probe import current_version
+from mlflowkit.data_access.hub_repository import HUB, own_token
 from mlflowkit.data_access.remote_source import RemoteAccess, fetch_remote, resolve_remote
 from mlflowkit.errors import DataError
 from mlflowkit.testing import RemoteSourceContract

@@ -1,4 +1,4 @@
-"""The dataset part of a Hugging Face Hub in this process: what it was never seen to be asked is an error.
+"""A Hugging Face Hub in this process, its datasets and models: what it was never seen to be asked is an error.
 
 Its files are served as the real one serves them: those of LFS by a redirect to another server (a content network, which
 must never be sent a token), the others directly. ``switch`` makes a request fail, by its number from 0 and its path.
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tests.support.hub_models import LFS_ENDS, FakeModels
 
 TOKEN = "hf_canary0123456789abcdefTOKEN"
 DATASET = "org/loans"
@@ -46,6 +48,7 @@ class FakeHub:
     switch: Callable[[int, str], HubFault | None] | None = None
     requests: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    models: FakeModels = field(default_factory=FakeModels)
 
     def __post_init__(self) -> None:
         self.servers = [_server(self, handler) for handler in (_HubHandler, _NetworkHandler)]
@@ -126,6 +129,24 @@ class _FakeHandler(BaseHTTPRequestHandler):
             self.close_connection = True
         return None
 
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+
+    def parse(self) -> tuple[list[str], dict[str, str]]:
+        """The parts of the path, and the query."""
+        parts = urlsplit(self.path)
+        segments = [unquote(part) for part in parts.path.split("/")[1:]]
+        return segments, dict(parse_qsl(parts.query, keep_blank_values=True))
+
+    def fail(self) -> HubFault | None:
+        """Do what a fault does, and answer with its status if it has one."""
+        fault = self.fault()
+        if fault is not None and fault.act is not None:
+            fault.act()
+        if fault is not None and fault.status:
+            self.send(fault.status, b"{}", **{key.replace("-", "_"): v for key, v in fault.headers.items()})
+        return fault
+
     def fault(self) -> HubFault | None:
         number = len(self.hub.requests)
         self.hub.requests.append(self.path)
@@ -144,23 +165,44 @@ class _NetworkHandler(_FakeHandler):
             return self.violate("not signed")
         if fault is not None and fault.status:
             return self.send(fault.status, b"", **{key.replace("-", "_"): v for key, v in fault.headers.items()})
-        for files in self.hub.commits.values():
+        models = self.hub.models.contents()
+        for files in [*self.hub.commits.values(), *models]:
             for content in files.values():
                 if hashlib.sha256(content).hexdigest() == parts.path[1:]:
                     return self.send_range(content, fault)
         return self.send(404, b"")
 
+    def do_PUT(self) -> None:
+        content = self.body()
+        fault = self.fault()
+        if "Authorization" in self.headers:
+            return self.violate("the token was sent to another server")
+        if fault is not None and fault.status:
+            return self.send(fault.status, b"")
+        parts = urlsplit(self.path)
+        if parts.query != f"signature={SIGNATURE}":
+            return self.violate("not signed")
+        if hashlib.sha256(content).hexdigest() != parts.path.removeprefix("/upload/"):
+            return self.violate("the content has another digest than the place")
+        self.hub.models.uploaded[parts.path.removeprefix("/upload/")] = content
+        return self.send(200, b"")
+
 
 class _HubHandler(_FakeHandler):
+    def do_POST(self) -> None:
+        content = self.body()
+        segments, query = self.parse()
+        fault = self.fail()
+        if fault is None or not fault.status:
+            self.hub.models.post(self, segments, query, content)
+
     def do_GET(self) -> None:
-        fault = self.fault()
-        if fault is not None and fault.act is not None:
-            fault.act()
+        fault = self.fail()
         if fault is not None and fault.status:
-            return self.send(fault.status, b"{}", **{key.replace("-", "_"): v for key, v in fault.headers.items()})
-        parts = urlsplit(self.path)
-        segments = [unquote(part) for part in parts.path.split("/")[1:]]
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+            return None
+        segments, query = self.parse()
+        if segments[:2] == ["api", "models"] or segments[2:3] == ["resolve"]:
+            return self.hub.models.get(self, segments, query, fault)
         if segments[:1] == ["api"]:
             dataset, rest = "/".join(segments[2:4]), segments[4:]
             verb, asked = rest[0] if rest else "", rest[1:]
@@ -185,9 +227,9 @@ class _HubHandler(_FakeHandler):
         if not re.fullmatch(r"[0-9a-f]{40}", asked[0]):
             return self.violate("read by a name that moves")
         if verb == "tree":
-            return self._tree(commit, "/".join(asked[1:]), query)
+            return self.tree(self.hub.commits[commit], commit, "/".join(asked[1:]), query)
         if verb == "resolve" and not query:
-            return self._resolve(commit, "/".join(asked[1:]), fault)
+            return self.resolve(self.hub.commits[commit], commit, "/".join(asked[1:]), fault)
         return self.violate("unknown route")
 
     def _may_read(self, dataset: str) -> bool:
@@ -203,12 +245,17 @@ class _HubHandler(_FakeHandler):
             return True
         return False
 
-    def _tree(self, commit: str, folder: str, query: dict[str, str]) -> None:
-        if set(query) - {"recursive", "expand", "cursor"} or query.get("recursive") != "true":
+    def is_lfs(self, path: str, content: bytes) -> bool:
+        """Whether a file is kept apart from git: a large one of a dataset, a model's by the end of its name."""
+        is_model = self.path.startswith("/api/models/") or not self.path.startswith(("/api/", "/datasets/"))
+        return path.endswith(LFS_ENDS) if is_model else len(content) >= self.hub.lfs_from
+
+    def tree(self, contents: Mapping[str, bytes], commit: str, folder: str, query: dict[str, str]) -> None:
+        if set(query) - {"recursive", "expand", "cursor"} or query.get("recursive", "").lower() != "true":
             return self.violate(f"query {query}")
         below = f"{folder}/" if folder else ""
-        files = {path: content for path, content in self.hub.commits[commit].items() if path.startswith(below)}
-        if not files:
+        files = {path: content for path, content in contents.items() if path.startswith(below)}
+        if not files and folder:
             return self.refuse(404, "EntryNotFound", f"{folder} does not exist on {commit}")
         folders = sorted({path.rpartition("/")[0] for path in files if "/" in path})
         entries: list[dict[str, Any]] = [
@@ -216,7 +263,7 @@ class _HubHandler(_FakeHandler):
         ]
         for path, content in sorted(files.items()):
             pointer = f"version https://git-lfs\n{hashlib.sha256(content).hexdigest()}".encode()
-            is_lfs = len(content) >= self.hub.lfs_from
+            is_lfs = self.is_lfs(path, content)
             stored = pointer if is_lfs else content
             entry = {"type": "file", "path": path, "size": len(content)}
             entry["oid"] = hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
@@ -231,12 +278,12 @@ class _HubHandler(_FakeHandler):
         headers = {"Link": f'<{following}>; rel="next"'} if more else {}
         return self.answer(entries[start : start + self.hub.page], **headers)
 
-    def _resolve(self, commit: str, path: str, fault: HubFault | None) -> None:
-        content = self.hub.commits[commit].get(path)
+    def resolve(self, contents: Mapping[str, bytes], commit: str, path: str, fault: HubFault | None) -> None:
+        content = contents.get(path)
         if content is None:
             return self.refuse(404, "EntryNotFound", "Entry not found")
         digest = hashlib.sha256(content).hexdigest()
-        if len(content) >= self.hub.lfs_from:
+        if self.is_lfs(path, content):
             place = f"{self.hub.network}/{digest}?signature={SIGNATURE}"
             headers = {"X_Repo_Commit": commit, "X_Linked_Etag": f'"{digest}"', "X_Linked_Size": str(len(content))}
             return self.send(302, b"", Location=place, **headers)

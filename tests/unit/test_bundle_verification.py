@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflowkit.bundle import Bundle, Manifest, Signature, TensorSpec, open_bundle, write
+from mlflowkit.bundle import WITHHELD, Bundle, Manifest, Signature, TensorSpec, open_bundle, withheld_record, write
 from mlflowkit.errors import BundleError, StoreError
 from mlflowkit.values import Lineage
 
@@ -60,7 +60,9 @@ def reseal(folder: Path, file: str, **changes: object) -> None:
     """Rewrite a manifest or blessing with a checksum that holds, as someone who knows the format could."""
     from mlflowkit import bundle
 
-    model = Manifest if file == "manifest.json" else bundle.Blessing
+    models: dict[str, type[Manifest | bundle.Blessing | bundle.Withheld]]
+    models = {"manifest.json": Manifest, "blessing.json": bundle.Blessing, WITHHELD: bundle.Withheld}
+    model = models[file]
     value = model.model_validate_json((folder / file).read_bytes()).model_copy(update=changes)
     sealed = value.model_copy(update={"checksum": value.compute_checksum()})
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
@@ -327,3 +329,41 @@ def test_a_document_deeper_than_the_reader_goes_is_refused(name: str, text: str,
     path.write_text(text)
     with pytest.raises(BundleError):
         open_bundle(made.path, blessed=True)
+
+
+def withhold(folder: Path) -> None:
+    """Make a folder the copy that is published without values of rows."""
+    (folder / WITHHELD).write_bytes(withheld_record(open_bundle(folder)))
+    for name in ("evaluation.json", "reference.whylogs"):
+        (folder / "evidence" / name).unlink()
+
+
+def test_a_copy_without_values_of_rows_is_still_the_blessed_bundle(folder: Path) -> None:
+    manifest = open_bundle(folder, blessed=True).manifest
+    withhold(folder)
+    copy = open_bundle(folder, blessed=True)
+    assert copy.manifest == manifest
+    assert copy.withheld == ("evidence/evaluation.json", "evidence/reference.whylogs")
+    assert not copy.has("evidence/reference.whylogs")
+    with pytest.raises(BundleError, match="published without"):
+        copy.read("evidence/reference.whylogs")
+    assert copy.has("model.onnx")
+
+
+def test_a_record_of_what_is_withheld_excuses_nothing_else(folder: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", model=GRAPH + b"2")
+    whole = withheld_record(open_bundle(folder))
+    (folder / WITHHELD).write_bytes(whole)
+    refused(folder, "evaluation.json is there, and withheld.json says that it is not")
+    (folder / WITHHELD).write_bytes(withheld_record(other))
+    refused(folder, f"names bundle {other.manifest.version}")
+    (folder / WITHHELD).write_bytes(whole.replace(b"evaluation.json", b"evaluation.jsom"))
+    refused(folder, "its checksum does not hold")
+    for name in ("model.onnx", "evidence/verdicts.json", "evidence/unknown.json"):
+        (folder / WITHHELD).write_bytes(whole)
+        reseal(folder, WITHHELD, files=(name,))
+        refused(folder, f"names {name}, which cannot be withheld")
+    (folder / WITHHELD).unlink()
+    withhold(folder)
+    (folder / "model.onnx").unlink()
+    refused(folder, "model.onnx is missing")

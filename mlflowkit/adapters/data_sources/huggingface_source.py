@@ -1,35 +1,29 @@
 """The Hugging Face source: files of a dataset's repository on the Hub, at a commit.
 
-Plain HTTP, and not huggingface_hub: that retries by itself past any deadline, and has returned folders that lack files
-as whole ones. A snapshot here is whole or an error, since each file of the list is held against the Hub's SHA-256, or
-git's digest where the Hub does not keep it apart.
+A snapshot is whole or an error, since each file of the list is held against the Hub's SHA-256, or git's digest where
+the Hub does not keep it apart.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import ClassVar, Literal
 from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
 
-from mlflowkit.data_access.connections import CredentialReference, HuggingfaceConnection
+from mlflowkit.data_access.connections import HuggingfaceConnection
 from mlflowkit.data_access.head_probe import HeadProbe
-from mlflowkit.data_access.http_store import HttpBody, HttpRefusal, HttpStore, open_store
+from mlflowkit.data_access.http_store import HttpBody, open_store
+from mlflowkit.data_access.hub_repository import COMMIT, HubRepository, own_token
 from mlflowkit.data_access.object_patterns import ENDS, listed_prefix, select_objects
 from mlflowkit.data_access.remote_source import FileTreeSource, RemoteAccess
-from mlflowkit.data_access.transfer import ObjectOpener, TransientError
+from mlflowkit.data_access.transfer import ObjectOpener
 from mlflowkit.errors import DataError, closest_match
 from mlflowkit.values import DataObject, DataSnapshot
-
-HUB = "https://huggingface.co"
-COMMIT = re.compile(r"[0-9a-f]{40}")
-MAX_OBJECTS = 200_000
 
 
 class HuggingfaceSource(FileTreeSource):
@@ -125,14 +119,17 @@ class HuggingfaceSource(FileTreeSource):
         return HeadProbe(url, "sha", snapshot.version, bearer=token.model_dump() if token else None)
 
     @contextmanager
-    def _hub(self, access: RemoteAccess) -> Iterator[DatasetHub]:
+    def _hub(self, access: RemoteAccess) -> Iterator[HubRepository]:
         connection = self._connection(access)
         reference = connection.token or own_token(connection.endpoint)
         token = access.secrets.read(reference) if reference is not None else ""
         seconds = access.limits.read_seconds
         key = "data.source.kind: huggingface"
         with open_store(connection.endpoint, token, seconds, extra="hub", key=key) as store:
-            yield DatasetHub(store, self, bool(token))
+            yield HubRepository(
+                store, "datasets", self.dataset, self.revision, self.files, bool(token), self._name_a_token(),
+                self._token_place(), "mlkit plan RECIPE data.source.revision={}",
+            )  # fmt: skip
 
     def _connection(self, access: RemoteAccess) -> HuggingfaceConnection:
         if self.connection is None:
@@ -147,142 +144,12 @@ class HuggingfaceSource(FileTreeSource):
         folder = self.files.rstrip("/")
         return DataError(message, hint=f"for files in its folders: files: {folder}/**/*.{self.format}")
 
-
-def own_token(endpoint: str) -> CredentialReference | None:
-    """Where Hugging Face's own tools keep the token of this user, for their Hub only; None for nowhere."""
-    if endpoint != HUB:
-        return None
-    if os.environ.get("HF_TOKEN", "").strip():
-        return CredentialReference(env="HF_TOKEN")
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
-    return CredentialReference(file=str(file.absolute())) if file.is_file() else None
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetHub:
-    """The requests that a source makes."""
-
-    store: HttpStore
-    source: HuggingfaceSource
-    has_token: bool
-
-    def commit(self, revision: str) -> str:
-        """The commit that a revision stands for. Raises DataError."""
-        answer, _ = self.store.json(self._api("revision", revision), self._refusal)
-        commit = answer.get("sha") if isinstance(answer, dict) else None
-        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-            raise self._strange("the answer has no commit")
-        if COMMIT.fullmatch(revision) and commit != revision:
-            raise self._strange(f"the server answered {commit} for commit {revision}")
-        return commit
-
-    def files(self, commit: str, prefix: str) -> Iterator[DataObject]:
-        """The files of a commit in the folder of ``prefix``, and below it. Raises DataError for a list that is none."""
-        folder = prefix[: prefix.rfind("/")] if "/" in prefix else ""
-        url = self._api("tree", commit, *(folder.split("/") if folder else ()))
-        url, pages = f"{url}?recursive=true&expand=false", set[str]()
-        seen: set[str] = set()
-        while url:
-            if url in pages:
-                raise self._strange("its list of files leads back to a page")
-            pages.add(url)
-            entries, headers = self.store.json(url, self._refusal)
-            if not isinstance(entries, list):
-                raise self._strange("its list of files is none")
-            for entry in entries:
-                item = self._file(entry)
-                if item is None:
-                    continue
-                if item.path in seen:
-                    raise self._strange(f"its list of files has {item.path!r} twice")
-                seen.add(item.path)
-                yield item
-            if len(seen) > MAX_OBJECTS:
-                message = f"{self._where()}: more than {MAX_OBJECTS:,} files begin with {prefix!r}"
-                raise DataError(message, hint="begin data.source.files with the folder that holds the table's files")
-            following = re.search(r'<([^<>]+)>;\s*rel="next"', headers.get("link", ""))
-            url = following[1] if following else ""
-
-    @contextmanager
-    def open(self, commit: str, path: str, start: int) -> Iterator[HttpBody]:
-        """The bytes of a file from an offset. Raises DataError and TransientError."""
-        place = "/".join(quote(part, safe="") for part in path.split("/"))
-        url = f"{self.store.origin}/datasets/{self.source.dataset}/resolve/{commit}/{place}"
-        with self.store.open(url, start, lambda refusal: self._refusal(refusal, path)) as body:
-            answered = body.headers.get("x-repo-commit", commit)
-            if answered != commit:
-                raise self._strange(f"it answered with {path} of commit {answered}, not of {commit}")
-            yield body
-
-    def _api(self, *parts: str) -> str:
-        path = "/".join(quote(part, safe="") for part in parts)
-        return f"{self.store.origin}/api/datasets/{self.source.dataset}/{path}"
-
-    def _file(self, entry: Any) -> DataObject | None:
-        """A file of a list; None for a folder."""
-        try:
-            if entry["type"] != "file":
-                return None
-            path, lfs = str(entry["path"]), entry.get("lfs")
-            size = int(lfs["size"] if lfs else entry["size"])
-            digest = f"sha256:{lfs['oid']}" if lfs else f"git-sha1:{entry['oid']}"
-        except (LookupError, TypeError, ValueError, AttributeError):
-            raise self._strange("an entry of its list of files lacks path, size or oid") from None
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}", digest):
-            raise self._strange(f"{path!r} has the digest {digest[:80]!r}")
-        return DataObject(path, size, digest, path)
-
-    def _refusal(self, refusal: HttpRefusal, path: str = "") -> Exception:
-        code, words = refusal.headers.get("x-error-code", ""), f"{refusal.status}: {refusal.words}"
-        where = f"{self._where()}{f'/{path}' if path else ''}"
-        page = f"{self.store.origin}/datasets/{self.source.dataset}"
-        if code == "GatedRepo":  # before the others: its statuses are theirs
-            token = "with the account of the token" if self.has_token else f"then {self._name_a_token()}"
-            return DataError(f"{where} is gated ({words})", hint=f"accept its terms on {page}, {token}")
-        if code == "RevisionNotFound":
-            return self._no_revision(words)
-        if code == "EntryNotFound":
-            message = f"{where} has no {path or self.source.files} at {self.source.revision} ({words})"
-            return DataError(message, hint=f"{page}/tree/{self.source.revision} shows what there is")
-        if refusal.status in (401, 403) and self.has_token and code != "RepoNotFound":
-            refused = "does not know the token" if refusal.status == 401 else "does not allow the token to read"
-            return DataError(f"{self.store.origin} {refused} ({words})", hint=self._token_place())
-        if code == "RepoNotFound" or refusal.status in (401, 403, 404):
-            reason = "or the token may not see it" if self.has_token else "or it is private and there is no token"
-            hint = (
-                self._token_place()
-                if self.has_token
-                else f"{page} shows a public one; for a private one {self._name_a_token()}"
-            )
-            return DataError(f"{where}: there is no such dataset, {reason} ({words})", hint=hint)
-        return DataError(f"{where}: the server answered {words}", hint="mlkit explain RECIPE data.source")
-
-    def _no_revision(self, words: str) -> DataError:
-        """The error for a revision that is not there, with the nearest that is."""
-        message = f"{self._where()} has no branch, tag or commit {self.source.revision!r} ({words})"
-        try:
-            answer, _ = self.store.json(self._api("refs"), lambda refusal: DataError(refusal.words))
-            groups = [answer.get(group) or [] for group in ("branches", "tags")]
-            names = [str(item["name"]) for group in groups for item in group]
-        except (DataError, TransientError, LookupError, TypeError, AttributeError):
-            names = []
-        near = closest_match(self.source.revision, names) or (names[0] if names else "main")
-        return DataError(message, hint=f"mlkit plan RECIPE data.source.revision={near}")
-
     def _name_a_token(self) -> str:
-        name = self.source.connection or "hub"
-        written = "" if self.source.connection else f", and data.source.connection: {name}"
+        name = self.connection or "hub"
+        written = "" if self.connection else f", and data.source.connection: {name}"
         return f"name a token: connections: {{{name}: {{kind: huggingface, token: {{env: HF_TOKEN}}}}}}{written}"
 
     def _token_place(self) -> str:
-        if self.source.connection is None:
+        if self.connection is None:
             return "hf auth whoami tells whose token it is: that of HF_TOKEN, or of hf auth login"
-        return f"mlkit explain RECIPE connections.{self.source.connection} shows where the token is kept"
-
-    def _strange(self, reason: str) -> DataError:
-        message = f"{self._where()}: {reason}"
-        return DataError(message, hint="is connections' endpoint a Hugging Face Hub? else run the same command again")
-
-    def _where(self) -> str:
-        return f"hf://datasets/{self.source.dataset}"
+        return f"mlkit explain RECIPE connections.{self.connection} shows where the token is kept"

@@ -25,7 +25,8 @@ BundleArgument = Annotated[
     str,
     typer.Argument(
         metavar="BUNDLE",
-        help="A blessed bundle: its folder, REPOSITORY@sha256:DIGEST of a registry, or models:/NAME/VERSION of MLflow.",
+        help="A blessed bundle: its folder, REPOSITORY@sha256:DIGEST of a registry, hf://ORG/NAME@REVISION of the Hub, "
+        "or models:/NAME/VERSION of MLflow.",
         show_default=False,
     ),
 ]
@@ -61,7 +62,10 @@ def deploy(
     from mlflowkit.wiring import Wiring
 
     if not is_remote(bundle) and not Path(bundle).expanduser().is_dir():
-        hint = "mlkit deploy BUNDLE: the folder with manifest.json, REPOSITORY@sha256:DIGEST or models:/NAME/VERSION"
+        names = (
+            "the folder with manifest.json, REPOSITORY@sha256:DIGEST, hf://ORG/NAME@REVISION or models:/NAME/VERSION"
+        )
+        hint = f"mlkit deploy BUNDLE: {names}"
         raise UsageError(f"there is no folder {bundle}", hint=hint)
     folder = state_folder(state, recipe)
     wiring = Wiring(folder)

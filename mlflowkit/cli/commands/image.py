@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -86,27 +87,88 @@ def build(
 @group.command("push")
 def push_(
     bundle: BundleArgument,
-    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="Such as ghcr.io/acme/lending-bundle.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPOSITORY", help="Such as ghcr.io/acme/lending-bundle, or hf://acme/lending.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Of hf://: a repository that everybody may read.")] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of hf://: the licence on the card, such as apache-2.0.")
+    ] = None,
+    send_values: Annotated[
+        bool,
+        typer.Option("--send-values", help="Of hf://: also the evidence with values of rows (profiles, sample rows)."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say the reference; push nothing.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Push a bundle as an artifact of its own; prints its reference by digest."""
+    """Push a bundle as an artifact of its own; prints its reference: by digest, or by its tag on the Hub.
+
+    On the Hub it is one commit with a card, private unless --public; the token is HF_TOKEN or that of hf auth login.
+    """
+    from mlflowkit.data_access.registry_sections import HUB_SCHEME
+
+    if repository.startswith(HUB_SCHEME):
+        reference = _push_to_hub(bundle, repository, public, license, send_values, dry_run)
+        print_result({"bundle": reference}, reference, json)
+        return
+    if public or license is not None or send_values:
+        message = "--public, --license and --send-values are of the Hugging Face Hub"
+        raise UsageError(message, hint="name a repository there, hf://ORG/NAME, or leave them out")
     from mlflowkit.delivery.image.bundle_artifact import bundle_reference, push_bundle
 
     reference = bundle_reference(bundle, repository) if dry_run else push_bundle(bundle, repository)
     print_result({"bundle": reference}, reference, json)
 
 
+def _push_to_hub(
+    bundle: Path, repository: str, public: bool, license: str | None, send_values: bool, dry_run: bool
+) -> str:
+    """Push a bundle to the Hub, or say how it would be named there. Raises UsageError for a wrong name."""
+    from pydantic import ValidationError
+
+    from mlflowkit.bundle import open_bundle
+    from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, hub_reference
+    from mlflowkit.wiring import Wiring
+
+    try:
+        section = HuggingfaceRegistry(
+            kind="huggingface",
+            repository=repository.removeprefix("hf://"),
+            private=not public,
+            license=license,
+            send_values=send_values,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        message = f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}"
+        raise UsageError(message, hint="name a repository as hf://ORG/NAME, and a licence as apache-2.0") from None
+    if dry_run:
+        return str(hub_reference(section, open_bundle(bundle, blessed=True).manifest.identity))
+    with tempfile.TemporaryDirectory(prefix="mlkit-push-") as state:
+        return Wiring(Path(state)).model_registry(section, Path.cwd(), {}).push(bundle)
+
+
 @group.command()
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="repository@sha256:digest.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="repository@sha256:digest, or hf://org/name@revision.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the bundle.")],
     json: JsonOption = False,
 ) -> None:
-    """Fetch a bundle by digest, verified before it appears."""
-    from mlflowkit.delivery.image.bundle_artifact import pull_bundle
+    """Fetch a bundle by digest, or from the Hub, verified before it appears."""
+    from mlflowkit.data_access.registry_sections import HUB_SCHEME
 
-    pulled = pull_bundle(reference, folder)
+    if reference.startswith(HUB_SCHEME):
+        from mlflowkit.pipeline.lineage.model_reference import hub_registry
+        from mlflowkit.wiring import Wiring
+
+        with tempfile.TemporaryDirectory(prefix="mlkit-pull-") as state:
+            pulled = hub_registry(reference, Wiring(Path(state))).pull(reference, folder)
+    else:
+        from mlflowkit.delivery.image.bundle_artifact import pull_bundle
+
+        pulled = pull_bundle(reference, folder)
     print_result({"bundle": reference, "folder": str(pulled)}, str(pulled), json)
 
 

@@ -18,7 +18,7 @@ def lineage(
         typer.Argument(
             metavar="MODEL",
             help="A bundle's folder, a version, a run, a recipe's name (its champion), models:/NAME/VERSION, "
-            "models:/NAME@ALIAS or runs:/ID of MLflow, or REPOSITORY@sha256:DIGEST.",
+            "models:/NAME@ALIAS or runs:/ID of MLflow, REPOSITORY@sha256:DIGEST, or hf://ORG/NAME@REVISION.",
         ),
     ],
     recipe: RecipeOption = None,

@@ -32,7 +32,8 @@ SourceOption = Annotated[
     typer.Option(
         "--from",
         metavar="BUNDLE",
-        help="Serve this blessed bundle: REPOSITORY@sha256:DIGEST of a registry, models:/NAME/VERSION, or a folder.",
+        help="Serve this blessed bundle: REPOSITORY@sha256:DIGEST of a registry, hf://ORG/NAME@REVISION, "
+        "models:/NAME/VERSION, or a folder.",
     ),
 ]
 

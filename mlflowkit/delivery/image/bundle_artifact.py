@@ -14,6 +14,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ ARTIFACT_TYPE = "application/vnd.mlflowkit.bundle.v1"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 ROOT = "bundle"
+OCI_SCHEME = "oci://"
 MAX_BUNDLE_BYTES = 16 << 30
 MAX_FILES = 10_000
 
@@ -64,11 +66,14 @@ def bundle_reference(folder: Path, repository: str) -> str:
         return str(parse_reference(repository).at(digest_of(_documents(folder, layer)[1])))
 
 
-def pull_bundle(reference: str, folder: Path, *, transport: httpx.BaseTransport | None = None) -> Path:
+def pull_bundle(
+    reference: str, folder: Path, *, blessed: bool = False, transport: httpx.BaseTransport | None = None
+) -> Path:
     """Fetch a bundle into a new folder, which appears whole or not at all; returns the folder.
 
     A folder with this very bundle is left as it is. Raises UsageError for a reference without a digest, and BundleError
-    for content that has another digest, is too large, or is anything but a bundle of regular files.
+    for content that has another digest, is too large, is anything but a bundle of regular files, or is not blessed
+    where ``blessed`` is required.
     """
     source = parse_reference(reference, pinned=True)
     if folder.exists():
@@ -83,11 +88,28 @@ def pull_bundle(reference: str, folder: Path, *, transport: httpx.BaseTransport 
             client.pull_blob(layer, staging / "layer.tar")
         with disk_errors(staging):
             _unpack(staging / "layer.tar", staging / "unpacked", reference)
-            open_bundle(staging / "unpacked" / ROOT)
+            open_bundle(staging / "unpacked" / ROOT, blessed=blessed)
             (staging / "unpacked" / ROOT).rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+@dataclass(frozen=True)
+class OciBundles:
+    """The ModelRegistry port for a repository of a registry of artifacts."""
+
+    repository: str
+    transport: httpx.BaseTransport | None = None
+
+    def push(self, bundle: Path) -> str:
+        """Store a blessed bundle; returns ``oci://repository@sha256:digest``."""
+        open_bundle(bundle, blessed=True)
+        return OCI_SCHEME + push_bundle(bundle, self.repository, transport=self.transport)
+
+    def pull(self, reference: str, folder: Path) -> Path:
+        """Fetch a blessed bundle of any repository by its digest."""
+        return pull_bundle(reference.removeprefix(OCI_SCHEME), folder, blessed=True, transport=self.transport)
 
 
 @contextmanager
@@ -107,7 +129,7 @@ def _bundle_files(folder: Path) -> list[str]:
     """Names of a bundle's files and folders, sorted. Raises BundleError unless it verifies and is within bounds."""
     bundle = open_bundle(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    size = sum((folder / name).stat().st_size for name in bundle.manifest.files)
+    size = sum((folder / name).stat().st_size for name in bundle.manifest.files if bundle.has(name))
     if len(names) > MAX_FILES or size > MAX_BUNDLE_BYTES:
         message = (
             f"{folder} has {len(names)} entries of {size} bytes; at most {MAX_FILES} of {MAX_BUNDLE_BYTES} are pushed"

@@ -8,6 +8,7 @@
     20261123-183912-2fb3                a run
     models:/lending/3  models:/lending@champion  runs:/RUN_ID     MLflow
     ghcr.io/acme/lending-bundle@sha256:DIGEST                     a registry of artifacts
+    hf://org/lending@v-3f9a2c41d0e5b7                             the Hugging Face Hub
 """
 
 from __future__ import annotations
@@ -38,16 +39,19 @@ from mlflowkit.pipeline.lineage.model_reference import (
 from mlflowkit.values import RunRecord
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import Journal, StatePorts, Tracker
+    from mlflowkit.ports import Journal, LookupPorts, Tracker
 
 IDENTITY = re.compile(r"[0-9a-f]{8,64}")
-KINDS = "a bundle's folder, a version, a run, a recipe's name, models:/NAME/VERSION or REPOSITORY@sha256:DIGEST"
+KINDS = (
+    "a bundle's folder, a version, a run, a recipe's name, models:/NAME/VERSION, REPOSITORY@sha256:DIGEST or "
+    "hf://ORG/NAME@REVISION"
+)
 
 
 class ModelLookup:
     """Looks models up in one state folder and in registries."""
 
-    def __init__(self, state: StatePorts, tracker: Tracker) -> None:
+    def __init__(self, state: LookupPorts, tracker: Tracker) -> None:
         self.state, self.tracker = state, tracker
 
     def origin(self, reference: str) -> ModelOrigin:

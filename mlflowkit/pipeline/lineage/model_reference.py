@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflowkit.bundle import MANIFEST, Bundle, open_bundle
+from mlflowkit.data_access.registry_sections import HUB_SCHEME, HuggingfaceRegistry, parse_hub_reference
 from mlflowkit.errors import BundleError, UsageError
 from mlflowkit.values import RunRecord
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import StatePorts, Tracker
+    from mlflowkit.ports import LookupPorts, ModelRegistry, StatePorts, Tracker
 
 MLFLOW = re.compile(r"(models|runs):/\S+")
 REGISTRY = re.compile(r"(?:oci://)?[\w.:-]+/\S+@sha256:[0-9a-f]{64}")
@@ -23,14 +24,15 @@ REGISTRY = re.compile(r"(?:oci://)?[\w.:-]+/\S+@sha256:[0-9a-f]{64}")
 def is_remote(reference: str) -> bool:
     """Whether a reference names something outside of the file system.
 
-    >>> is_remote("models:/lending@champion"), is_remote("bundles/lending")
-    (True, False)
+    >>> is_remote("models:/lending@champion"), is_remote("bundles/lending"), is_remote("hf://org/lending@main")
+    (True, False, True)
     """
-    return bool(MLFLOW.fullmatch(reference) or REGISTRY.fullmatch(reference) or reference.startswith("oci://"))
+    is_named = MLFLOW.fullmatch(reference) or REGISTRY.fullmatch(reference)
+    return bool(is_named or reference.startswith(("oci://", HUB_SCHEME)))
 
 
 @contextmanager
-def opened_bundle(reference: str, state: StatePorts, tracker: Tracker, *, blessed: bool = False) -> Iterator[Bundle]:
+def opened_bundle(reference: str, state: LookupPorts, tracker: Tracker, *, blessed: bool = False) -> Iterator[Bundle]:
     """The verified bundle of a reference; one that was fetched is removed afterwards.
 
     Raises UsageError for a reference without a digest and one that names nothing, BundleError for a bundle that does
@@ -44,6 +46,9 @@ def opened_bundle(reference: str, state: StatePorts, tracker: Tracker, *, blesse
                 _registered_folder(reference, identity, state, tracker, Path(temporary)), blessed=blessed
             )
             _check_identity(bundle, identity, reference)
+        elif reference.startswith(HUB_SCHEME):
+            registry = hub_registry(reference, state)
+            bundle = open_bundle(registry.pull(reference, Path(temporary) / "bundle"), blessed=blessed)
         elif is_remote(reference):
             from mlflowkit.delivery.image.bundle_artifact import pull_bundle
 
@@ -52,6 +57,12 @@ def opened_bundle(reference: str, state: StatePorts, tracker: Tracker, *, blesse
         else:
             bundle = open_bundle(_inner_folder(Path(reference).expanduser().resolve()), blessed=blessed)
         yield bundle
+
+
+def hub_registry(reference: str, ports: LookupPorts) -> ModelRegistry:
+    """The registry of a reference to the Hub, read with the token of Hugging Face's own tools. Raises UsageError."""
+    repository = parse_hub_reference(reference).repository
+    return ports.model_registry(HuggingfaceRegistry(kind="huggingface", repository=repository), Path.cwd(), {})
 
 
 def registered_identity(reference: str, tags: Mapping[str, str]) -> str:

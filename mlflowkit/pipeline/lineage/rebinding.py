@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mlflowkit.bundle import BLESSING, MANIFEST, Bundle, Manifest, open_bundle, rebind
+from mlflowkit.bundle import BLESSING, MANIFEST, WITHHELD, Bundle, Manifest, open_bundle, rebind
 from mlflowkit.errors import UsageError
 from mlflowkit.pipeline.lineage.checkout import Checkout
 from mlflowkit.pipeline.plan import ExecutionPlan, preview
@@ -116,7 +116,9 @@ def rebind_folder(source: Path, target: Path, commit: str) -> Bundle:
     staging = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
         with disk_errors(staging):
-            for name in (*open_bundle(source, blessed=True).manifest.files, MANIFEST, BLESSING):
+            opened = open_bundle(source, blessed=True)
+            own = (MANIFEST, BLESSING, *([WITHHELD] if opened.withheld else []))
+            for name in (*filter(opened.has, opened.manifest.files), *own):
                 make_folder((staging / name).parent)  # not copytree: the store's folders may not be written
                 shutil.copyfile(source / name, staging / name)
             rebind(staging, git_commit=commit)

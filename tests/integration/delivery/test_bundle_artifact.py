@@ -9,12 +9,14 @@ import os
 import tarfile
 from pathlib import Path
 
+import httpx
 import pytest
 
-from mlflowkit.bundle import open_bundle
-from mlflowkit.delivery.image.bundle_artifact import bundle_reference, pull_bundle, push_bundle
+from mlflowkit.bundle import Bundle, open_bundle
+from mlflowkit.delivery.image.bundle_artifact import OciBundles, bundle_reference, pull_bundle, push_bundle
 from mlflowkit.delivery.image.registry_client import digest_of
 from mlflowkit.errors import BundleError, MlkitError, ServiceError, UsageError
+from mlflowkit.testing import ModelRegistryContract
 from tests.support.lending_bundle import make_bundle
 from tests.support.registries import FakeRegistry, real_registry
 
@@ -24,6 +26,32 @@ REPOSITORY = "registry.example.org/acme/lending-bundle"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("made") / "bundle").path
+
+
+class TestOciBundles(ModelRegistryContract):
+    @pytest.fixture(autouse=True)
+    def _server(self) -> None:
+        self.server = FakeRegistry()
+        self.transport = self.server.transport
+
+    def registry(self) -> OciBundles:
+        return OciBundles(REPOSITORY, self.transport)
+
+    def make(self, folder: Path, seed: int, *, blessed: bool = True) -> Bundle:
+        return make_bundle(folder, seed, blessed=blessed)
+
+    def versions(self) -> int:
+        return len(self.server.manifests)
+
+    def damage(self) -> None:
+        for digest, content in self.server.blobs.items():
+            self.server.lies[digest] = b"0" * len(content)
+
+    def stop(self) -> None:
+        def refuse(request: httpx.Request) -> httpx.Response:
+            raise httpx.ConnectError("refused", request=request)
+
+        self.transport = httpx.MockTransport(refuse)
 
 
 def test_a_pushed_bundle_comes_back_byte_for_byte(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Registries of models: where blessed bundles are pushed to and pulled from."""
