@@ -167,6 +167,31 @@ def test_more_categories_than_the_default_are_kept(tmp_path: Path) -> None:
     assert recipe_of(tmp_path)["preprocess"]["max_categories"] == 120
 
 
+def test_dates_are_features_but_the_one_that_orders_the_rows(tmp_path: Path) -> None:
+    days = [date(1990, 1, 1) + timedelta(days=number * 37 % 9000) for number in range(ROWS)]
+    mixed = [f"2024-01-0{1 + number % 9}T10:00:00{'Z' * (number % 2)}" for number in range(ROWS)]
+    few = ["2024-01-31", "2024-02-29"] * (ROWS // 2)
+    table = used_cars(built=days, checked=few, moved=mixed)
+    assert init(tmp_path / "new", write(tmp_path / "t.csv", table), "sold") == 0
+    recipe, text = load(tmp_path / "new" / "recipe.yaml").recipe, (tmp_path / "new" / "recipe.yaml").read_text()
+    columns = recipe_of(tmp_path / "new")["data"]["columns"]
+    assert (columns["seen"], columns["built"], columns["checked"]) == ("time", "date", "date")
+    assert "built: date" in text
+    assert "dates, such as 1990-01-01: year, month, day and weekday are features" in text
+    assert "dates, such as 2024-01-01: kept for the split, no feature" in text
+    assert "dates with and without an offset from UTC, such as 2024-01-01T10:00:00: write all with one, or none" in text
+    assert "moved" in recipe.data.drop
+    assert recipe.data.split.kind == "time"
+
+
+def test_a_date_that_is_the_only_feature_is_one(tmp_path: Path) -> None:
+    alone = {name: values for name, values in used_cars().items() if name in ("seen", "sold")}
+    assert init(tmp_path / "new", write(tmp_path / "t.csv", alone), "sold") == 0
+    written = recipe_of(tmp_path / "new")["data"]
+    assert written["columns"] == {"seen": "date"}
+    assert written["split"]["kind"] == "stratified"
+
+
 def test_json_has_the_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv = write(tmp_path / "t.csv", used_cars())
     assert init(tmp_path, csv, "sold", "--json") == 0

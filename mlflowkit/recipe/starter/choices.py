@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlflowkit.errors import UsageError, closest_match
@@ -25,6 +25,9 @@ POSITIVE = ("1", "true", "yes", "y", "bad", "positive", "default", "churned", "f
 """Texts, in lower case, of a class that is usually the one to be detected."""
 WHOLE = re.compile(r"-?(?:[1-9]\d{0,14}|0)\.0*")
 """A class that the data stage reads as a whole number: 1.0 is 1."""
+MIN_TIMES = 10
+"""Different dates from which on a column orders rows in time."""
+AS_FEATURES = "year, month, day and weekday are features"
 RARE = 0.1
 """Share of the positive class below which precision matters beside the ranking."""
 
@@ -34,7 +37,7 @@ class ColumnChoice:
     """What a recipe does with one column, and why. ``warning`` asks the reader to decide."""
 
     name: str
-    role: Literal["numeric", "categorical", "time", "drop"]
+    role: Literal["numeric", "categorical", "date", "time", "drop"]
     reason: str
     warning: str = ""
 
@@ -96,11 +99,12 @@ def choose(facts: FileFacts, target: str, alone: Mapping[str, tuple[str, float]]
     classification, reason = is_classification(column)
     classes = _classes(facts, target) if classification else {}
     positive, positive_reason = _positive(classes) if len(classes) == 2 else (None, "")
-    choices = tuple(_choose_column(item, alone.get(item.name)) for item in facts.columns if item.name != target)
+    choices = [_choose_column(item, alone.get(item.name)) for item in facts.columns if item.name != target]
+    time_column = _time_column(facts, choices)
+    choices = [_as_time(item) if item.name == time_column else item for item in choices]
     _require_feature(facts, target, choices)
     categories = [facts.column(item.name).distinct for item in choices if item.role == "categorical"]
     widest = max(categories, default=0)
-    times = [item.name for item in choices if item.role == "time"]
     return RecipeChoices(
         facts=facts,
         target=target,
@@ -109,15 +113,28 @@ def choose(facts: FileFacts, target: str, alone: Mapping[str, tuple[str, float]]
         classes=classes,
         positive=positive,
         positive_reason=positive_reason,
-        columns=choices,
+        columns=tuple(choices),
         max_categories=widest if widest > MAX_CATEGORIES else None,
-        time_column=times[0] if times and facts.column(times[0]).distinct >= 10 else None,
+        time_column=time_column,
     )
+
+
+def _time_column(facts: FileFacts, choices: Sequence[ColumnChoice]) -> str | None:
+    """The first column of dates that tells rows apart in time, where the others leave a feature."""
+    if sum(item.role != "drop" for item in choices) < 2:
+        return None
+    dates = (item.name for item in choices if item.role == "date" and facts.column(item.name).distinct >= MIN_TIMES)
+    return next(dates, None)
+
+
+def _as_time(column: ColumnChoice) -> ColumnChoice:
+    reason = column.reason.replace(AS_FEATURES, "kept for the split, no feature")
+    return replace(column, role="time", reason=reason)
 
 
 def _require_feature(facts: FileFacts, target: str, choices: Sequence[ColumnChoice]) -> None:
     """Raise UsageError when every column but the target is left out: there is nothing to predict it from."""
-    if all(choice.role in ("drop", "time") for choice in choices):
+    if all(choice.role == "drop" for choice in choices):
         reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:5]) or "it is the only column"
         message = f"{facts.path} has no feature to predict {target!r} from ({reasons})"
         raise UsageError(message, hint=f"head -3 {shell_word(facts.path)}")
@@ -149,10 +166,13 @@ def _choose_column(column: ColumnFacts, alone: tuple[str, float] | None) -> Colu
         return ColumnChoice(column.name, "drop", reason)
     if column.other_dates >= NEARLY_ALL:
         example = column.examples[0]
-        reason = f"dates that are not written year first, such as {example}: write 2024-01-31 to split by time"
+        reason = f"dates that are not written year first, such as {example}: write 2024-01-31 to use them"
         return ColumnChoice(column.name, "drop", reason)
     if column.dates >= NEARLY_ALL:
-        return ColumnChoice(column.name, "time", f"dates, such as {column.examples[0]}: kept for the split, no feature")
+        if column.mixed_clocks:
+            example = f"dates with and without an offset from UTC, such as {column.examples[0]}"
+            return ColumnChoice(column.name, "drop", f"{example}: write all with one, or none, to use them")
+        return ColumnChoice(column.name, "date", f"dates, such as {column.examples[0]}: {AS_FEATURES}")
     warning = ""
     if alone is not None and alone[1] >= ALONE:
         score = f"{alone[0]} {alone[1]:.3f}"

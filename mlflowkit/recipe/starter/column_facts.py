@@ -36,7 +36,7 @@ _WRITTEN = tuple(
 )
 NUMBER_RULES = (*_WRITTEN, *(rule.model_copy(update={"units": UNITS}) for rule in _WRITTEN))
 """Ways of writing numbers, the plainest first."""
-DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?")
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(?P<offset>Z|[+-]\d{2}:?\d{2})?)?")
 NEARLY_ALL = 0.9
 """Share of a column's values that must be numbers before the rest are taken for missing values."""
 MAX_TOKENS = 5
@@ -53,6 +53,7 @@ class ColumnFacts:
     numbers     share that are numbers by the file's rule
     codes       share that are numbers with a leading zero, such as 02116
     dates       share that are ISO 8601 dates or times
+    mixed_clocks whether some dates have an offset from UTC, and some have none
     other_dates share that look like dates or times of another form, such as 31/01/2024
     booleans    share that are true or false
     whole       whether all numbers are whole
@@ -70,6 +71,7 @@ class ColumnFacts:
     numbers: float
     codes: float
     dates: float
+    mixed_clocks: bool
     other_dates: float
     booleans: float
     whole: bool
@@ -233,6 +235,7 @@ def _column_facts(column: pd.Series, rule: TextRule) -> ColumnFacts:
     present = [text for text in texts if text not in empty and text not in tokens]
     values = int(counts[present].sum()) if present else 0
 
+    dates = {text: date for text in present if (date := DATE.fullmatch(stripped[text]))}
     codes = {text for text in numbers if CODE.match(stripped[text])}
 
     def share(matching: set[str]) -> float:
@@ -248,10 +251,9 @@ def _column_facts(column: pd.Series, rule: TextRule) -> ColumnFacts:
         distinct=len(present),
         numbers=share(numbers),
         codes=share(codes),
-        dates=share({text for text in present if DATE.fullmatch(stripped[text])}),
-        other_dates=share(
-            {text for text in present if LOOSE_DATE.match(text) and not DATE.fullmatch(stripped[text])} - numbers
-        ),
+        dates=share(set(dates)),
+        mixed_clocks=len({bool(date["offset"]) for date in dates.values()}) > 1,
+        other_dates=share({text for text in present if LOOSE_DATE.match(text) and text not in dates} - numbers),
         booleans=share({text for text in present if stripped[text].lower() in ("true", "false")}),
         whole=bool(len(series)) and bool((series == np.floor(series)).all()),
         rising=len(series) > 1 and bool((np.diff(series) > 0).all()),
