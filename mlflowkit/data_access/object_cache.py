@@ -4,6 +4,7 @@ Layout, below ``STATE/sources``::
 
     objects/<sha256><suffix>   a complete object; the suffix is that of its path (.csv.gz, .parquet)
     parts/<identity>.part      what has been received of an object; locked by who receives it
+    fetches/<digest>.json      the objects that the fetch of a version used (`cached_files`)
     known/<identity>.json      the SHA-256 that an object turned out to have, by where it is and its store's digest
 """
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from mlflowkit.data_access.cached_files import remember_fetch
 from mlflowkit.data_access.connections import ConnectionSection, OpenSecrets
 from mlflowkit.data_access.object_cache import FOLDER, ObjectCache
 from mlflowkit.data_access.snapshot_memory import SnapshotMemory
@@ -200,7 +201,9 @@ def resolve_remote(source: RemoteSource, access: RemoteAccess) -> DataSnapshot:
 def fetch_remote(source: RemoteSource, access: RemoteAccess, snapshot: DataSnapshot) -> Mapping[str, Path]:
     """The objects of a snapshot as local files by path, every byte of them checked. Raises DataError and StoreError."""
     with access.secrets.guarded(snapshot.uri):
-        return source.fetch(access, snapshot)
+        files = source.fetch(access, snapshot)
+    remember_fetch(access.state, snapshot, files.values())
+    return files
 
 
 def _with_deadline(source: RemoteSource, access: RemoteAccess) -> DataSnapshot:

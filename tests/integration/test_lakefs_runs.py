@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from mlflowkit.pipeline.noop_cache import NoopKey, look_up, snapshot_inputs, wri
 from mlflowkit.pipeline.plan import ExecutionPlan, preview
 from mlflowkit.pipeline.run import execute
 from mlflowkit.pipeline.run_summary import summarize
+from mlflowkit.pipeline.storage.collector import Collector
+from mlflowkit.pipeline.storage.garbage import Keeping
+from mlflowkit.pipeline.storage.step_lease import this_owner
 from mlflowkit.recipe.check import load
 from mlflowkit.values import Event, RunRecord
 from mlflowkit.wiring import Wiring
@@ -276,3 +280,55 @@ def test_the_commands_show_the_commit_and_no_secret(world: LakeWorld, monkeypatc
     assert "does not know these credentials" in json.loads(refused.stdout)["error"]["message"]
     for text in (shown.stdout, shown.stderr, refused.stdout, refused.stderr):
         assert not any(secret in text for secret in (KEY, SECRET, "wrong-canary"))
+
+
+def test_collecting_removes_objects_that_no_kept_run_read(world: LakeWorld) -> None:
+    repository, keeping = world.repository, Keeping(runs=1, since=float("inf"))
+    world.run()
+    repository.replace_all("main", {**FILES, "loans/month=3/a.csv": rows(7)})
+    kept = world.run()
+    repository.replace_all("main", {**FILES, "loans/month=3/a.csv": rows(7), "other/note.txt": b"x"})
+    pinned = world.run(until="validate")  # reuses the table of the other commit: nothing was fetched for this one
+    (sources := world.state / "sources").joinpath("parts").mkdir(exist_ok=True)
+    (sources / "parts" / "cut.part").write_bytes(b"abc")
+    with Wiring(world.state).open_journal() as journal:
+        for record in journal.untracked():
+            journal.mark_tracked(record.run)
+    objects = {path.name: path.read_bytes() for path in (sources / "objects").iterdir()}
+    assert sorted(objects.values()) == sorted([*FILES.values(), rows(7)])
+    planned = Collector(world.state).plan(keeping)
+    assert {path.name for path in (sources / "objects").iterdir()} == set(objects), "a plan changes nothing"
+    (gone,) = (name for name, content in objects.items() if content == FILES["loans/month=3/a.csv"])
+    removed = {item.name: item for item in planned.removed if item.kind == "source"}
+    assert {name for name in removed if name.startswith(("objects/", "parts/"))} == {
+        f"objects/{gone}",
+        "parts/cut.part",
+    }
+    assert removed[f"objects/{gone}"].bytes == len(objects[gone])
+    assert {item.reason for item in removed.values()} == {"remote data that no kept run read"}
+    stays = next(item for item in planned.kept if item.name.startswith("objects/"))
+    assert stays.reason == f"run {pinned.run} read it"
+    assert Collector(world.state).collect(keeping) == planned
+    assert {path.name for path in (sources / "objects").iterdir()} == set(objects) - {gone}
+    known = [json.loads(path.read_bytes())["sha256"] for path in (sources / "known").iterdir()]
+    assert sorted(known) == sorted(name.partition(".")[0] for name in set(objects) - {gone})
+    assert not Collector(world.state).collect(keeping).removed, "all that went is gone at once"
+    asked = len(world.lake.asked(OBJECT))
+    again = world.run(f"data.source.ref={pinned.lineage.data_commit}", "data.split.test=0.3")
+    assert again.steps[0].action == "run"
+    assert len(world.lake.asked(OBJECT)) == asked, "what a kept run read is here"
+    assert kept.lineage.data_commit != pinned.lineage.data_commit
+
+
+def test_nothing_of_remote_data_goes_while_a_run_is_active_or_was_used_lately(world: LakeWorld) -> None:
+    record = world.run()
+    keeping = Keeping(runs=0, since=0.0)
+    assert not [item for item in Collector(world.state).plan(keeping).removed if item.kind == "source"]
+    with Wiring(world.state).open_journal() as journal:
+        journal.start_run(replace(record, run="20990101-000000-aaaa", status="running"), this_owner())
+    planned = Collector(world.state).plan(Keeping(runs=0, since=float("inf")))
+    files = [item for item in planned.kept if item.kind == "source"]
+    assert {item.reason for item in files} == {"a run is active, which may read it"}
+    assert {path.name for path in (world.state / "sources" / "objects").iterdir()} <= {
+        item.name.partition("/")[2] for item in files
+    }

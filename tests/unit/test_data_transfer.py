@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlflowkit.data_access.cached_files import cached_files
 from mlflowkit.data_access.object_cache import ObjectCache
 from mlflowkit.data_access.remote_source import RemoteAccess, fetch_remote, resolve_remote
 from mlflowkit.data_access.transfer import TransferLimits, TransientError
@@ -253,3 +254,28 @@ def test_an_unknown_connection_is_told_with_the_nearest(tmp_path: Path) -> None:
 
 def test_errors_of_mlflowkit_keep_their_kind() -> None:
     assert issubclass(StoreError, MlkitError)
+
+
+def test_of_a_store_without_versions_the_last_fetch_is_needed(tmp_path: Path, store: MemoryStore) -> None:
+    place = store_uri = ""
+    for content in (b"a\n1\n", b"a\n2\n"):
+        STORES["s"] = MemoryStore({"a.csv": content}, version="")
+        asked = access(tmp_path)
+        snapshot = resolve_remote(SOURCE, asked)
+        place = fetch_remote(SOURCE, asked, snapshot)["a.csv"].name
+        store_uri = snapshot.uri
+    files = cached_files(tmp_path / "state")
+    objects = {name: file.versions for name, file in files.items() if name.startswith("objects/")}
+    assert objects.pop(f"objects/{place}") == {(store_uri, "")}
+    assert list(objects.values()) == [frozenset()]
+
+
+def test_a_link_among_the_sources_is_not_followed(tmp_path: Path) -> None:
+    elsewhere, sources = tmp_path / "elsewhere", tmp_path / "state" / "sources"
+    elsewhere.mkdir()
+    (elsewhere / "a.csv").write_bytes(b"precious")
+    sources.mkdir(parents=True)
+    (sources / "objects").symlink_to(elsewhere)
+    (sources / "parts").mkdir()
+    (sources / "parts" / "a.part").symlink_to(elsewhere / "a.csv")
+    assert cached_files(tmp_path / "state") == {}

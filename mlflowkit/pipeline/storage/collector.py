@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflowkit.data_access.cached_files import cached_files, remove_cached
 from mlflowkit.pipeline import OBJECTS
 from mlflowkit.pipeline.storage.garbage import Collection, Folder, Inventory, Keeping, plan_collection
 from mlflowkit.pipeline.storage.journal import SqliteJournal
@@ -68,6 +69,7 @@ class Collector:
             pages=self._folders("runs"),
             scratches=self._folders("scratch"),
             trials=self._folders("trials"),
+            sources=cached_files(self.state),
         )
 
     def _folders(self, name: str) -> dict[str, Folder]:
@@ -87,10 +89,13 @@ class Collector:
                     yield digest.decode()
 
     def _set_aside(self, collection: Collection) -> None:
-        """Move what goes out of sight."""
+        """Move folders that go out of sight, and remove files of remote data."""
         places = {"run": "runs", "object": OBJECTS, "checkpoint": "scratch", "trial": "trials"}
         make_folder(self.state / "tmp")
+        remove_cached(self.state, collection.names("source"))
         for item in collection.removed:
+            if item.kind not in places:
+                continue
             path = self.state / places[item.kind] / item.name
             with contextlib.suppress(FileNotFoundError):  # a run without a page, or removed by a run meanwhile
                 path.rename(self.state / "tmp" / f"{TRASH}.{item.kind}.{item.name}.{os.urandom(4).hex()}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
+from mlflowkit.data_access.cached_files import CachedFile, DataVersion
+
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
@@ -17,6 +19,8 @@ class StoredRun:
     tracked: bool
     fingerprints: frozenset[str]
     digests: frozenset[str]
+    data: DataVersion = ("", "")
+    """The version of remote data that it read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Inventory:
     """Checkpoints of unfinished steps, by fingerprint."""
     trials: Mapping[str, Folder] = field(default_factory=dict)
     """Cached measurements of candidates."""
+    sources: Mapping[str, CachedFile] = field(default_factory=dict)
+    """What is kept of remote data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ class Keeping:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something in a state folder and why it goes, or stays. ``kind`` is run, object, checkpoint or trial."""
+    """Something in a state folder and why it goes, or stays. ``kind`` is run, object, checkpoint, trial or
+    source."""
 
     kind: str
     name: str
@@ -110,7 +117,7 @@ def plan_collection(inventory: Inventory, keeping: Keeping) -> Collection:
     removed: list[Item] = []
     kept: list[Item] = []
 
-    def sort(kind: str, folder: Folder, why: str, otherwise: str) -> bool:
+    def sort(kind: str, folder: Folder | CachedFile, why: str, otherwise: str) -> bool:
         why = why or ("used lately" if folder.used > keeping.since else "")
         (kept if why else removed).append(Item(kind, folder.name, folder.bytes, why or otherwise))
         return bool(why)
@@ -136,6 +143,8 @@ def plan_collection(inventory: Inventory, keeping: Keeping) -> Collection:
         sort("checkpoint", folder, why, "its run is gone")
     for folder in inventory.trials.values():
         sort("trial", folder, "a run is active" if inventory.live else "", "unused measurements")
+    for file in inventory.sources.values():
+        sort("source", file, _needs_source(file, inventory, runs), "remote data that no kept run read")
     gone = {digest for digest in inventory.objects if digest not in needed}
     results = frozenset(result.fingerprint for result in inventory.results if result.digest in gone)
     dropped = frozenset((alias.name, alias.alias) for alias in inventory.aliases if alias not in aliases)
@@ -164,6 +173,14 @@ def _is_needed(alias: StoredAlias, inventory: Inventory, runs: Mapping[str, str]
     """Whether an alias stays: champion and challenger do, a replaced champion while a service remembers it."""
     remembered = {alias.identity, *alias.digests} & inventory.mentioned
     return alias.alias in ("champion", "challenger") or alias.run in runs or bool(remembered)
+
+
+def _needs_source(file: CachedFile, inventory: Inventory, runs: Mapping[str, str]) -> str:
+    """Why a file of remote data stays: the store may have lost the version that a kept run read."""
+    if any(run.active for run in inventory.runs):
+        return "a run is active, which may read it"
+    readers = (run.run for run in inventory.runs if run.run in runs and run.data in file.versions)
+    return next((f"run {run} read it" for run in readers), "")
 
 
 def _needed_objects(inventory: Inventory, runs: Mapping[str, str], aliases: Iterable[StoredAlias]) -> dict[str, str]:

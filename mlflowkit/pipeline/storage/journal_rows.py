@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from sqlalchemy import Connection, Row, Table, select
 
+from mlflowkit.data_access.cached_files import DataVersion
 from mlflowkit.errors import StoreError
 from mlflowkit.pipeline.storage import codec
 from mlflowkit.pipeline.storage.garbage import StoredAlias, StoredResult, StoredRun
@@ -158,6 +159,7 @@ def inventory_rows(
             tracked=bool(row.tracked),
             fingerprints=frozenset(step.fingerprint for step in own.get(row.run, ())),
             digests=frozenset(step.digest for step in own.get(row.run, ()) if step.digest),
+            data=_data_version(row),
         )
         for row in connection.execute(select(runs))
     ]
@@ -170,6 +172,11 @@ def inventory_rows(
         for row in connection.execute(select(aliases))
     ]
     return tuple(stored_runs), tuple(stored_results), tuple(stored_aliases)
+
+
+def _data_version(row: Row[Any]) -> DataVersion:
+    lineage = Lineage.from_json(_object(row.lineage, "runs.lineage"))
+    return lineage.data_source, lineage.data_commit
 
 
 def _identity(row: Row[Any]) -> str:
