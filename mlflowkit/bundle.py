@@ -77,6 +77,17 @@ class TensorSpec(_FrozenModel):
     columns: tuple[str, ...] = ()
 
 
+class TokenRule(_FrozenModel):
+    """How a column of free text is taken apart before the graph; `features.texts.text_tokens` applies it."""
+
+    analyzer: Literal["word", "char"] = "word"
+    """Whether its tokens are words or characters."""
+    lowercase: bool = True
+    """Whether letters become small ones first."""
+    max_tokens: int = 1000
+    """Tokens of a text that are read."""
+
+
 class TextRule(_FrozenModel):
     """What a text is, in a file, a request and a sample row alike; `features.cells` applies it.
 
@@ -99,11 +110,13 @@ class TextRule(_FrozenModel):
     dates: dict[str, Literal["naive", "offset"]] = {}
     """Columns of dates, read as ISO 8601 text or as seconds since 1970; whether their texts have an offset from UTC.
     Left out where there is none, so that older bundles keep their identity."""
+    tokens: dict[str, TokenRule] = {}
+    """Columns of free text, whose tokens are hashed, and what a token is. Left out where there is none."""
 
     @model_serializer(mode="wrap")
-    def _without_no_dates(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         value: dict[str, Any] = handler(self)
-        return value if self.dates else {name: item for name, item in value.items() if name != "dates"}
+        return {name: item for name, item in value.items() if item or name not in ("dates", "tokens")}
 
 
 class Signature(_FrozenModel):

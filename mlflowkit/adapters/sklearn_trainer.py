@@ -43,7 +43,7 @@ class SklearnTrainer:
 
         Raises DataError, UsageError, UserCodeError, EngineError or StoreError.
         """
-        table = open_table(context.inputs["data"])
+        table = open_table(context.inputs["data"], spec.preprocess)
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
         estimator = make_estimator(spec, context.folder, context.seed)

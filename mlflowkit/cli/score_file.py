@@ -120,6 +120,7 @@ def _score(
     if request.out is not None:
         value |= {"out": str(request.out), "ignored": list(summary.ignored), "unseen": summary.unseen}
         value |= {"no_dates": dict(summary.no_dates)} if summary.no_dates else {}
+        value |= {"shortened": dict(summary.shortened)} if summary.shortened else {}
         if not request.json:
             note(f"{summary.rows:,} rows scored by version {predictor.version}: {request.out}")
     if request.json:
@@ -196,5 +197,7 @@ def _report(summary: ScoringSummary) -> None:
         note(f"warning: {name}: {count:,} rows ({count / summary.rows:.1%}) have a category that training never saw")
     for name, count in summary.no_dates.items():
         note(f"warning: {name}: {count:,} rows ({count / summary.rows:.1%}) are no dates, and count as missing")
+    for name, count in summary.shortened.items():
+        note(f"warning: {name}: {count:,} rows ({count / summary.rows:.1%}) are longer texts than the model reads")
     if summary.undefined:
         note(f"warning: {summary.undefined:,} rows have no finite prediction; it is null")

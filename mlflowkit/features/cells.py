@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
-from mlflowkit.bundle import Signature, TextRule
+from mlflowkit.bundle import Signature, TextRule, TokenRule
+from mlflowkit.features.texts.text_tokens import canonical_text
 
 DEFAULT_MISSING = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL", "NaN",
@@ -46,16 +47,31 @@ class CategoryRule:
 
     missing: frozenset[str] = frozenset()
     trim: bool = False
+    tokens: TokenRule | None = None
+    """Of free text, which becomes its canonical form."""
 
     @property
     def is_identity(self) -> bool:
         """Whether every text stands for itself."""
-        return not (self.missing or self.trim)
+        return not (self.missing or self.trim or self.tokens)
 
     def text(self, cell: str) -> str:
         """The category of a cell; "" for a missing value."""
         text = cell.strip() if self.trim else cell
-        return "" if text in self.missing or (self.missing and text.isspace()) else text
+        text = "" if text in self.missing or (self.missing and text.isspace()) else text
+        return text if self.tokens is None else canonical_text(text, self.tokens)[0]
+
+    def texts(self, cells: Sequence[str]) -> tuple[list[str], int]:
+        """The categories of cells, and how many of them are free texts with more tokens than are read.
+
+        >>> CategoryRule(tokens=TokenRule(max_tokens=2)).texts(["so far so good", "so far"])
+        (['so far', 'so far'], 1)
+        """
+        if self.tokens is None:
+            return [self.text(cell) for cell in cells], 0
+        plain = CategoryRule(self.missing, self.trim)
+        read = [canonical_text(plain.text(cell), self.tokens) for cell in cells]
+        return [text for text, _ in read], sum(shortened for _, shortened in read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,10 @@ class ReadingPlan:
 def category_rules(rule: TextRule, columns: Iterable[str]) -> dict[str, CategoryRule]:
     """The rule of each categorical column."""
     tokens, verbatim = frozenset(rule.missing), frozenset(rule.verbatim)
-    return {name: CategoryRule(frozenset() if name in verbatim else tokens, rule.trim) for name in columns}
+    return {
+        name: CategoryRule(frozenset() if name in verbatim else tokens, rule.trim, rule.tokens.get(name))
+        for name in columns
+    }
 
 
 def categorical_columns(signature: Signature) -> tuple[str, ...]:

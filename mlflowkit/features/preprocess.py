@@ -9,6 +9,7 @@ that repeat it in the graph, bit for bit in float32::
     categorical   one column for each category, 1 where equal        [rows, m] -> [rows, categories of all columns]
                   of a column with an order, 1 where equal or above: its first column says that the value is known
                   of a column by frequency, one number for each category  [rows, 1]
+    free text     one column for each bucket of its terms, by features.texts.text_hashing   [rows, features]
     dates         numbers by features.dates.date_parts, then as numeric  [rows, t] -> [rows, features of all dates]
 
 The matrix has the numeric columns first, then the features of dates. A value that is not among the categories of its
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,13 @@ from mlflowkit.features.dates.date_terms import Zone
 from mlflowkit.features.numbers.column_fits import category_limits, fit_frequencies, fit_number, own_settings
 from mlflowkit.features.numbers.number_curves import NumberCurve, apply_curves
 from mlflowkit.features.tensors import categorical_matrix, class_codes, numeric_matrix
+from mlflowkit.features.texts.text_hashing import (
+    TextHash,
+    canonical_matrix,
+    fit_hashes,
+    hash_texts,
+    require_memory,
+)
 
 TRUSTED_ROOT = "sklearn."
 TRUSTED_TYPES = ("numpy.dtype",)
@@ -49,6 +57,8 @@ class Features:
     orders: tuple[tuple[str, ...], ...] = ()
     dates: tuple[str, ...] = ()
     zones: tuple[Zone, ...] = ()
+    texts: tuple[str, ...] = ()
+    """Those of the categorical ones that are free text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,8 @@ class Table:
     features: Features
     classes: tuple[str | int, ...]
     target_offset: float = 0.0
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    """Of the columns of free text: the rules (bundle.TokenRule) by which they are read."""
 
     @property
     def target_scale(self) -> dict[str, Any] | None:
@@ -96,8 +108,15 @@ class Table:
         if self.features.dates:
             inputs["dates"] = numeric_matrix(frame, self.features.dates, np.float64)
         if self.features.categorical:
-            inputs["categorical"] = categorical_matrix(frame, self.features.categorical)
+            texts = categorical_matrix(frame, self.features.categorical)
+            inputs["categorical"] = canonical_matrix(texts, self.features.categorical, self.tokens)
         return Part(inputs, self._target(frame[self.target], part))
+
+    def texts(self, part: Literal["train", "validation", "test"], name: str) -> list[str]:
+        """A column of free text as it stands in a part, "" where missing."""
+        frame = pd.read_parquet(self.folder / f"{part}.parquet", columns=[name])
+        texts: list[str] = categorical_matrix(frame, [name])[:, 0].tolist()
+        return texts
 
     def _target(self, values: Any, part: str) -> np.ndarray:
         if self.task == "classification":
@@ -110,13 +129,18 @@ class Table:
         return target
 
 
-def open_table(folder: Path) -> Table:
-    """Read ``table.json`` of the data stage's folder."""
+def open_table(folder: Path, section: Any = None) -> Table:
+    """Read ``table.json`` of the data stage's folder. Free texts are read by a stages.train.PreprocessSettings, or stay
+    as they are without one."""
     info = json.loads((folder / "table.json").read_text())
     columns = {
         kind: tuple(column["name"] for column in info["features"] if column["kind"] == kind)
-        for kind in ("numeric", "categorical", "date")
+        for kind in ("numeric", "categorical", "date", "text")
     }
+    texts = columns.pop("text")
+    columns["categorical"] = tuple(
+        column["name"] for column in info["features"] if column["kind"] in ("categorical", "text")
+    )
     if not any(columns.values()):
         raise DataError("the table has no feature columns", hint="mlkit explain RECIPE data.columns shows what is used")
     offsets = tuple(column.get("offset", 0.0) for column in info["features"] if column["kind"] == "numeric")
@@ -124,9 +148,10 @@ def open_table(folder: Path) -> Table:
     ordered = tuple(tuple(orders.get(name, ())) for name in columns["categorical"]) if orders else ()
     dates = columns.pop("date")
     zones = tuple(info["texts"]["dates"][name] for name in dates)
-    features = Features(**columns, offsets=offsets, orders=ordered, dates=dates, zones=zones)
+    features = Features(**columns, offsets=offsets, orders=ordered, dates=dates, zones=zones, texts=texts)
     classes = tuple(info["classes"])
-    return Table(folder, info["task"], info["target"], features, classes, info.get("target_offset", 0.0))
+    tokens = {} if section is None else {name: section.text(name).rule for name in texts}
+    return Table(folder, info["task"], info["target"], features, classes, info.get("target_offset", 0.0), tokens)
 
 
 def _require_finite(matrix: np.ndarray, columns: Sequence[str], part: str) -> None:
@@ -161,6 +186,8 @@ class FittedPreprocessing:
     codes: tuple[tuple[float, ...], ...] = ()
     """Of the categorical columns: () for one-hot columns, else the number that stands for each category, and last that
     of all other values. Empty where all are one-hot."""
+    hashes: tuple[TextHash | None, ...] = ()
+    """Of the categorical columns: how free texts are hashed, None for categories. Empty where there is no free text."""
 
     @property
     def is_double(self) -> bool:
@@ -176,8 +203,14 @@ class FittedPreprocessing:
         """The numbers of a categorical column; () where it is one-hot."""
         return self.codes[index] if self.codes else ()
 
+    def hash_of(self, index: int) -> TextHash | None:
+        """How a categorical column is hashed; None for categories."""
+        return self.hashes[index] if self.hashes else None
+
     def columns_of(self, index: int) -> int:
         """The columns of the matrix that a categorical column becomes."""
+        if hashing := self.hash_of(index):
+            return hashing.features
         return 1 if self.codes_of(index) else len(self.categories[index])
 
 
@@ -210,14 +243,18 @@ def fit_preprocess(
     texts = inputs.get("categorical", np.empty((0, 0), object))
     orders = names.orders or ((),) * texts.shape[1]
     limits = category_limits(section, names, texts.shape[1])
+    hashes = fit_hashes(section, names)
     categories = tuple(
-        tuple(order) or _most_frequent(texts[:, index], limits[index]) for index, order in enumerate(orders)
+        () if hashes and hashes[index] else tuple(order) or _most_frequent(texts[:, index], limits[index])
+        for index, order in enumerate(orders)
     )
     ordered = tuple(bool(order) for order in orders) if any(orders) else ()
     codes = fit_frequencies(texts, categories, section, names)
-    return FittedPreprocessing(
-        fill.copy(), center.copy(), scale.copy(), categories, offset, ordered, dates, curves, codes
+    fitted_all = FittedPreprocessing(
+        fill.copy(), center.copy(), scale.copy(), categories, offset, ordered, dates, curves, codes, hashes
     )
+    require_memory(len(next(iter(inputs.values()), ())), fitted_all.width, hashes)
+    return fitted_all
 
 
 def order_matrix(categories: int) -> np.ndarray:
@@ -254,6 +291,9 @@ def uncovered_categories(preprocess: FittedPreprocessing, inputs: Mapping[str, n
     """For each categorical column its number of different values, and the share of rows whose value is not kept."""
     covered = []
     for index, categories in enumerate(preprocess.categories):
+        if preprocess.hash_of(index):
+            covered.append((0, 0.0))
+            continue
         values = pd.Series(inputs["categorical"][:, index])
         if any(preprocess.ordered[index : index + 1]):
             values = values[values != ""]  # the data stage refuses other values that the order does not list
@@ -272,6 +312,10 @@ def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray],
         filled = apply_curves(filled, preprocess.curves)
         matrix[:, :start] = (filled - preprocess.center.astype(dtype)) / preprocess.scale.astype(dtype)
     for index, categories in enumerate(preprocess.categories):
+        if hashing := preprocess.hash_of(index):
+            hash_texts(inputs["categorical"][:, index], hashing, matrix[:, start : start + hashing.features])
+            start += hashing.features
+            continue
         values = pd.Index(inputs["categorical"][:, index], dtype=object)
         codes = pd.Index(categories, dtype=object).get_indexer(values)
         if numbers := preprocess.codes_of(index):
@@ -299,6 +343,8 @@ def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
         content["curves"] = [asdict(curve) for curve in preprocess.curves]
     if preprocess.codes:
         content["codes"] = preprocess.codes
+    if preprocess.hashes:
+        content["hashes"] = [hashing and asdict(hashing) for hashing in preprocess.hashes]
     if preprocess.dates:
         content["dates"] = [asdict(feature) for feature in preprocess.dates]
     (trained / "preprocess.json").write_text(json.dumps(content, ensure_ascii=False, allow_nan=False))
@@ -316,7 +362,11 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
         for item in content.get("curves", ())
     )
     codes = tuple(map(tuple, content.get("codes", ())))
-    return FittedPreprocessing(fill, center, scale, categories, offset, ordered, dates, curves, codes)
+    hashes = tuple(
+        item and TextHash(item["features"], tuple(item["ngrams"]), item["analyzer"], item["norm"])
+        for item in content.get("hashes", ())
+    )
+    return FittedPreprocessing(fill, center, scale, categories, offset, ordered, dates, curves, codes, hashes)
 
 
 def save_sklearn(value: Any, path: Path) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from mlflowkit.bundle import Signature
 from mlflowkit.errors import DataError
+from mlflowkit.features.texts.text_hashing import canonical_matrix
 from mlflowkit.system.text import category_text
 
 
@@ -61,7 +62,8 @@ def categorical_matrix(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarra
 
 
 def inputs_from_table(signature: Signature, table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The inputs of a graph by name: FP32 and FP64 by `numeric_matrix`, BYTES by `categorical_matrix`.
+    """The inputs of a graph by name: FP32 and FP64 by `numeric_matrix`, BYTES by `categorical_matrix`, free texts in
+    their canonical form.
 
     Ignores columns that the signature does not name. Raises DataError when one is missing.
     """
@@ -69,7 +71,7 @@ def inputs_from_table(signature: Signature, table: pd.DataFrame) -> dict[str, np
     inputs = {}
     for tensor in signature.inputs:
         if tensor.datatype == "BYTES":
-            inputs[tensor.name] = categorical_matrix(table, tensor.columns)
+            inputs[tensor.name] = _text_matrix(signature, table, tensor.columns)
         elif tensor.datatype in numbers:
             inputs[tensor.name] = numeric_matrix(table, tensor.columns, numbers[tensor.datatype])
         else:
@@ -84,8 +86,15 @@ def double_inputs(signature: Signature, table: pd.DataFrame) -> dict[str, np.nda
     for tensor in signature.inputs:
         is_text = tensor.datatype == "BYTES"
         columns = tensor.columns
-        inputs[tensor.name] = categorical_matrix(table, columns) if is_text else numeric_matrix(table, columns, float)
+        inputs[tensor.name] = (
+            _text_matrix(signature, table, columns) if is_text else numeric_matrix(table, columns, float)
+        )
     return inputs
+
+
+def _text_matrix(signature: Signature, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Categories, and the canonical forms of free texts."""
+    return canonical_matrix(categorical_matrix(table, columns), columns, signature.texts.tokens)
 
 
 def class_codes(values: pd.Series, classes: Sequence[str | int]) -> np.ndarray:

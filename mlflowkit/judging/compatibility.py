@@ -157,6 +157,9 @@ def _text_changes(champion: Signature, candidate: Signature) -> Iterable[Signatu
         if before.dates[column] != now.dates[column]:
             message = f"dates of {column} were {ZONES[before.dates[column]]} and are {ZONES[now.dates[column]]}"
             yield SignatureChange("texts", column, True, message)
+    for column in before.tokens.keys() | now.tokens.keys():
+        if before.tokens.get(column) != now.tokens.get(column):
+            yield SignatureChange("texts", column, False, f"the text of {column} is taken apart otherwise than before")
     if (before.missing, before.verbatim, before.trim) != (now.missing, now.verbatim, now.trim):
         message = "other texts count as missing, or are kept as they are, than before"
         yield SignatureChange("texts", "missing", False, message)

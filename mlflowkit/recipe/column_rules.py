@@ -56,7 +56,7 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str, bool]]:
     for key in ("columns", "orders"):
         for name in view.mapping("data", key):
             yield ("data", key, name), name, True
-    for kind in ("numeric", "categorical", "dates"):
+    for kind in ("numeric", "categorical", "dates", "texts"):
         for name in view.mapping("preprocess", kind):
             yield ("preprocess", kind, name), name, True
     for name in view.mapping("monitor", "columns"):

@@ -16,6 +16,7 @@ from mlflowkit.features.cells import DEFAULT_MISSING, categorical_columns, categ
 from mlflowkit.features.dates.date_columns import column_seconds
 from mlflowkit.features.tensors import numeric_matrix
 from mlflowkit.features.text_columns import category_texts, clean_texts, without_marks
+from mlflowkit.features.texts.text_hashing import canonical_column
 from mlflowkit.serving.protocol.categories import known_spelling
 
 _BOOLEANS = {"true": "1", "false": "0"}
@@ -46,9 +47,11 @@ def feature_frame(
     start: int,
     categories: Mapping[str, Collection[str]] | None,
     no_dates: Counter[str] | None = None,
+    shortened: Counter[str] | None = None,
 ) -> pd.DataFrame:
     """The feature columns of a batch: float64 for numeric inputs (NaN is missing), text for categories ("" is missing),
-    seconds since 1970 for dates (NaN is missing). Values that are no dates are added to ``no_dates``, by column.
+    seconds since 1970 for dates (NaN is missing), the canonical form of free texts. Values that are no dates are added
+    to ``no_dates``, and free texts with more tokens than are read to ``shortened``, by column.
 
     Texts are read as the training data were, by the signature's rule; a number or a boolean is the spelling that
     ``categories`` (values of the training data by column, where known) have of it, as in a request. With None for
@@ -72,6 +75,11 @@ def feature_frame(
                 known = () if categories is None else categories.get(name, ())
                 texts, _ = clean_texts(_categories(column, name, known), rules[name])
                 columns[name] = texts.fill_null("").to_numpy(zero_copy_only=False)
+                if name in signature.texts.tokens:
+                    forms, longer = canonical_column(columns[name].tolist(), signature.texts.tokens[name])
+                    columns[name] = np.array(forms, dtype=object)
+                    if longer and shortened is not None:
+                        shortened[name] += longer
             elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 columns[name] = _parse_numbers(column.cast(pa.string()), name, signature.texts, start)
             else:

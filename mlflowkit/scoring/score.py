@@ -45,6 +45,7 @@ class ScoringSummary:
     undefined    rows for which the model has no finite prediction; null in the result
     unseen       rows by column with a category that was not in the training data
     no_dates     rows by column with a value that is no date, which counts as missing
+    shortened    rows by column with a free text that has more words or characters than are read
     """
 
     rows: int = 0
@@ -53,6 +54,7 @@ class ScoringSummary:
     undefined: int = 0
     unseen: dict[str, int] = field(default_factory=dict)
     no_dates: Counter[str] = field(default_factory=Counter)
+    shortened: Counter[str] = field(default_factory=Counter)
 
 
 def score(
@@ -75,8 +77,9 @@ def score(
         for name in absent:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
         frame = feature_frame(
-            table, signature, start=summary.rows, categories=options.categories, no_dates=summary.no_dates
-        )
+            table, signature, start=summary.rows, categories=options.categories,
+            no_dates=summary.no_dates, shortened=summary.shortened,
+        )  # fmt: skip
         predictions = prediction_table(predictor.predict(frame), signature.classes, options.prefix)
         for name, count in unseen_counts(frame, options.categories or {}).items():
             summary.unseen[name] = summary.unseen.get(name, 0) + count

@@ -125,7 +125,7 @@ class Column(Section):
     """A feature column."""
 
     name: str
-    kind: Literal["numeric", "categorical", "date"]
+    kind: Literal["numeric", "categorical", "date", "text"]
     offset: float = 0.0
     """Subtracted in double precision before a number becomes float32; see mlflowkit.features.precision."""
 
@@ -163,7 +163,8 @@ class TableInfo(Section):
 
     @property
     def categorical(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.features if column.kind == "categorical")
+        """The columns that a graph takes as text: categories and free texts."""
+        return tuple(column.name for column in self.features if column.kind in ("categorical", "text"))
 
 
 PARTS = ("train", "validation", "test")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PORTS = ("tables",)
 """Ports that the result depends on."""
 
-ColumnKind = Literal["numeric", "categorical", "date", "time", "group", "ignore"]
+ColumnKind = Literal["numeric", "categorical", "date", "text", "time", "group", "ignore"]
 
 
 class RandomSplit(Section):
@@ -92,8 +92,9 @@ class DataSection(Section):
     """The positive class of a binary task; without it, the last in sorted order."""
     columns: dict[str, ColumnKind] = Field(default_factory=dict)
     """Kind of columns by name. A categorical column is read as text and never parsed: 02116, NA and 1E5 are categories.
-    A date is a feature, ISO 8601 text or seconds since 1970 (see preprocess.dates); a time only orders rows. Columns
-    left out are inferred: numbers and booleans are numeric, other texts categorical."""
+    A date is a feature, ISO 8601 text or seconds since 1970 (see preprocess.dates); a time only orders rows. A text is
+    free text, whose words are hashed (see preprocess.texts). Columns left out are inferred: numbers and booleans are
+    numeric, other texts categorical."""
     orders: dict[str, Annotated[list[str | int | float], Field(min_length=2)]] = Field(default_factory=dict)
     """Categorical columns whose values have an order, from the least to the greatest: ``size: [S, M, L]``. Encoded as
     equal or above, so that a model sees the order; a value that is not listed is refused."""
@@ -207,7 +208,9 @@ def _prepare(spec: Spec, read: TableRead, rule: TextRule) -> PreparedTable:
     from mlflowkit.stages import tabular
 
     categories = tabular.dictionary_columns(read.table)
-    declared = {name for name, kind in spec.columns.items() if kind == "categorical"} & set(read.table.column_names)
+    declared = {name for name, kind in spec.columns.items() if kind in ("categorical", "text")} & set(
+        read.table.column_names
+    )
     texts = declared | (categories - set(spec.columns))
     table = tabular.canonical(tabular.as_categories(read.table, sorted(texts)))
     slice_columns, features = _columns_by_role(spec, table)
@@ -235,7 +238,7 @@ def reading_plan(spec: Spec) -> ReadingPlan:
     """What a source is to do with the texts of each column: categories, groups and classes stay text."""
     roles: dict[str, Role] = {}
     for name, kind in spec.columns.items():
-        if kind in ("categorical", "group", "date"):
+        if kind in ("categorical", "group", "date", "text"):
             roles[name] = "text"
         elif kind == "numeric":
             roles[name] = "number"
@@ -428,7 +431,7 @@ def _summary(spec: Spec, table: pa.Table, info: TableInfo, parts: np.ndarray) ->
             "kind": feature.kind,
             "missing": column.null_count / table.num_rows,
         }
-        if feature.kind == "categorical":
+        if feature.kind in ("categorical", "text"):
             entry["distinct"] = len(column.unique().drop_null())
         columns.append(entry)
     balance = {}

@@ -125,7 +125,9 @@ def _decide(section: DecisionSection, signature: Signature, context: StageContex
 
 def _with_text_rule(out: Path, data: Path) -> Signature:
     """The exporter's signature, with what the table's texts mean: the service reads them as the data stage did."""
-    signature = read_signature(out).model_copy(update={"texts": read_table_info(data).texts})
+    exported = read_signature(out)
+    texts = read_table_info(data).texts.model_copy(update={"tokens": exported.texts.tokens})
+    signature = exported.model_copy(update={"texts": texts})
     (out / "signature.json").write_text(signature.model_dump_json(indent=1))
     return signature
 

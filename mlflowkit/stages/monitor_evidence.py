@@ -24,6 +24,8 @@ SEGMENT_VALUES = 8
 """Values of a column that are a segment each, the most frequent of the training rows."""
 DATE_CELLS = Cells("number", edges=(-62_135_596_800.0, 253_402_300_800.0))
 """One cell for all dates: they move on by themselves, and what is judged is how many are missing."""
+TEXT_CELLS = Cells("text", complete=False)
+"""One cell for all free texts, which are seldom twice the same: what is judged is how many are missing."""
 MIN_OUTLIER_ROWS = 200
 """Training rows from which an outlier model is fitted."""
 T = TypeVar("T")
@@ -48,7 +50,7 @@ def model_reference(
         parts, rows = _time_parts(part, time_column), _segment_rows(part, names)
         for name in present:
             values = outputs[name] if part is test else feature_values(part, name, features[name])
-            cells = DATE_CELLS if name in signature.texts.dates else None
+            cells = _fixed_cells(name, signature)
             columns[name] = _column(name, values, parts, shares, cells)
             _add_segments(counts, columns[name], name, values, rows)
     return Reference(columns, counts)
@@ -70,7 +72,7 @@ def outlier_model(
         name: tensor.datatype
         for tensor in signature.inputs
         for name in tensor.columns
-        if name not in signature.texts.dates  # later rows are later, and no outliers for it
+        if _fixed_cells(name, signature) is None  # later rows are later, and no outliers for it
     }
     train = {name: feature_values(data / "train.parquet", name, datatype) for name, datatype in features.items()}
     rows = max(map(len, train.values()), default=0)
@@ -120,6 +122,13 @@ def output_columns(predictions: Path, signature: Signature) -> dict[str, np.ndar
         return {"output.prediction": numeric_matrix(table, ["prediction"], "f8" if wide else "f4")[:, 0]}
     columns = {"output.label": categorical_matrix(table, ["prediction"])[:, 0]}
     return columns | ({"output.score": numeric_matrix(table, [score])[:, 0]} if binary else {})
+
+
+def _fixed_cells(name: str, signature: Signature) -> Cells | None:
+    """The cells of columns of which only missing values are judged; None for others."""
+    if name in signature.texts.dates:
+        return DATE_CELLS
+    return TEXT_CELLS if name in signature.texts.tokens else None
 
 
 def _column(

@@ -24,8 +24,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from mlflowkit.bundle import TokenRule
 from mlflowkit.features.dates.date_terms import DEFAULT_PARTS, AgeUnit, Cycle, DatePart, Zone
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
@@ -37,13 +38,17 @@ if TYPE_CHECKING:
 PORTS = ("trainer",)
 """Ports that the result depends on."""
 
-ADDED_SETTINGS = ("dates", "numeric", "categorical")
+ADDED_SETTINGS = ("dates", "numeric", "categorical", "texts")
 """Keys of preprocess that earlier versions did not have."""
 MAX_FREQUENT = 200_000
 """The most values of a categorical column that have a frequency."""
 Impute = Literal["median", "mean", "most_frequent"]
 MAX_CATEGORIES = 10_000
 """The most columns that a categorical column may become."""
+MAX_TEXT_FEATURES = 16_384
+"""The most columns that a column of free text may become."""
+MAX_TOKENS = 10_000
+"""The most tokens of a text that are read: the graph holds all of them, of all rows that it is asked at once."""
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 SMALL_ENSEMBLE = 10
 """Members of an ensemble in the rehearsal."""
@@ -174,6 +179,41 @@ class CategorySettings(Section):
         return MAX_FREQUENT if self.max_categories is None and self.encode == "frequency" else self.max_categories
 
 
+class TextSettings(Section):
+    """The numbers that a column of free text becomes: its words, hashed as scikit-learn's HashingVectorizer does."""
+
+    features: int = Field(default=256, ge=2, le=MAX_TEXT_FEATURES)
+    """Buckets, each a number that the model sees. Different words may share one, which is told."""
+    ngrams: list[Annotated[int, Field(ge=1, le=8)]] = Field(default_factory=lambda: [1, 1], min_length=2, max_length=2)
+    """The fewest and the most tokens of a term: [1, 2] takes words and pairs of them, [3, 5] of analyzer: char runs of
+    three to five characters."""
+    analyzer: Literal["word", "char"] = "word"
+    """word: runs of two and more letters, digits and underscores. char: every character."""
+    lowercase: bool = True
+    """Whether capital letters count as small ones."""
+    norm: Literal["l2", "none"] = "l2"
+    """l2: counts are divided by their length, so that long texts count as short ones do. none: counts."""
+    max_tokens: int = Field(default=1000, ge=1, le=MAX_TOKENS)
+    """Words (of analyzer: char, characters) of a text that are read; the share of longer texts is told."""
+
+    @property
+    def tokens(self) -> str:
+        """What its tokens are, in words."""
+        return "words" if self.analyzer == "word" else "characters"
+
+    @property
+    def rule(self) -> TokenRule:
+        """How its texts are read, before the graph."""
+        return TokenRule(analyzer=self.analyzer, lowercase=self.lowercase, max_tokens=self.max_tokens)
+
+    @field_validator("ngrams")
+    @classmethod
+    def _ascends(cls, value: list[int]) -> list[int]:
+        if value[0] > value[1]:
+            raise ValueError(f"the fewest tokens, {value[0]}, are more than the most, {value[1]}")
+        return value
+
+
 class PreprocessSettings(Section):
     """Fitted on the training rows only and exported inside the graph."""
 
@@ -190,6 +230,12 @@ class PreprocessSettings(Section):
     """Categorical columns that are encoded otherwise: ``merchant: {encode: frequency}``."""
     dates: dict[str, DateSettings] = Field(default_factory=dict)
     """What columns that ``data.columns`` declares date become; year, month, day and weekday where nothing is said."""
+    texts: dict[str, TextSettings] = Field(default_factory=dict)
+    """What columns that ``data.columns`` declares text become; 256 numbers by their words where nothing is said."""
+
+    def text(self, name: str) -> TextSettings:
+        """The settings of a column of free text."""
+        return self.texts.get(name, TextSettings())
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -298,6 +344,8 @@ class FeatureNames(Section):
     dates: tuple[str, ...] = ()
     zones: tuple[Zone, ...] = ()
     """Of the dates: whether their texts have an offset from UTC."""
+    texts: tuple[str, ...] = ()
+    """Those of the categorical columns that are free text."""
 
 
 class FitResult(Section):
@@ -337,7 +385,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         mode="json",
         include={"epochs", "best_epoch", "parameters", "device", "precision", "resumed_from", "width", "outputs"},
     )
-    findings = [] if isinstance(spec.model, OnnxModel) else unknown_categories(spec, context)
+    findings = []
+    if not isinstance(spec.model, OnnxModel):
+        findings = [*unknown_categories(spec, context), *hashed_texts(spec, context)]
     for finding in findings:
         context.progress(Event("train", "warning", str(finding)))
     listed = [finding.to_json() for finding in findings]
@@ -373,6 +423,37 @@ def unknown_categories(spec: Spec, context: StageContext) -> list[Finding]:
     return findings
 
 
+def hashed_texts(spec: Spec, context: StageContext) -> list[Finding]:
+    """How many terms of the training rows share a bucket, and how many texts are longer than what is read."""
+    from mlflowkit.features import preprocess
+    from mlflowkit.features.column_findings import Finding
+    from mlflowkit.features.texts import text_hashing
+
+    table = preprocess.open_table(context.inputs["data"])
+    findings = []
+    for name in table.features.texts:
+        setting, key = spec.preprocess.text(name), f"preprocess.texts.{name}"
+        fitted = text_hashing.text_hash(setting)
+        texts, shortened = text_hashing.canonical_column(table.texts("train", name), setting.rule)
+        counted = text_hashing.collisions(texts, fitted)
+        if not counted.terms:
+            message = f"holds no {setting.tokens} in the training rows: a model learns nothing from it"
+            findings.append(Finding(name, message, f"{key}.analyzer=char, or leave it out: data.drop=[{name}]"))
+        if counted.sharing:
+            message = (
+                f"has {counted.terms:,} different terms in {setting.features:,} buckets: {counted.share:.1%} share"
+            )
+            more = min(MAX_TEXT_FEATURES, 1 << (4 * counted.terms - 1).bit_length())
+            hint = f"mlkit run RECIPE {key}.features={more}" if more > setting.features else "use a graph of your own"
+            findings.append(Finding(name, f"{message} theirs with another", hint))
+        if shortened:
+            message = f"{shortened:,} of {len(texts):,} texts ({shortened / len(texts):.1%}) have more than"
+            longer = min(MAX_TOKENS, 4 * setting.max_tokens)
+            hint = f"mlkit run RECIPE {key}.max_tokens={longer}" if longer > setting.max_tokens else ""
+            findings.append(Finding(name, f"{message} {setting.max_tokens:,} {setting.tokens}, which are read", hint))
+    return findings
+
+
 def _fit(spec: Spec, context: StageContext) -> FitResult:
     """Fit, and write ``spec.json`` beside what the Trainer wrote."""
     result = FitResult.model_validate(context.ports.trainer(spec.model.kind).fit(spec, context))
@@ -380,7 +461,7 @@ def _fit(spec: Spec, context: StageContext) -> FitResult:
         "spec": spec.model_dump(mode="json"),
         **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
     }
-    for name in ("offsets", "orders", "dates", "zones"):
+    for name in ("offsets", "orders", "dates", "zones", "texts"):
         if not any(getattr(result.features, name)):
             del description["features"][name]
     (context.out / "spec.json").write_text(json.dumps(description, ensure_ascii=False, indent=1))

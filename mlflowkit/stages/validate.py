@@ -60,8 +60,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     _keep_evidence(context)
     context.progress(Event("validate", "progress", "reference profile", 0.6))
     profiler = context.ports.profiler
-    profile = profiler.profile(features_of(table.iloc[: info.rows["train"]], info))
-    reference = profiler.summary(profile)
+    profile = profiler.profile(_without_texts(features_of(table.iloc[: info.rows["train"]], info), info))
+    reference = _without_values(profiler.summary(profile), info)
     (context.out / "reference.whylogs").write_bytes(profile)
     write_json(context.out / "reference.json", reference)
     write_json(context.out / "schema.json", expected)
@@ -194,13 +194,30 @@ def features_of(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
         if feature.kind == "numeric" and column.dtype != np.float64:
             numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
             column = pd.Series(numbers, index=table.index, copy=False)
-        elif feature.kind == "categorical" and not isinstance(column.dtype, pd.StringDtype):
+        elif feature.kind in ("categorical", "text") and not isinstance(column.dtype, pd.StringDtype):
             text = categorical_matrix(table, [feature.name])[:, 0]
             column = pd.Series(text, index=table.index, dtype="str")
-        if feature.kind == "categorical" and (empty := column == "").any():
+        if feature.kind in ("categorical", "text") and (empty := column == "").any():
             column = column.mask(empty)
         columns[feature.name] = column
     return pd.DataFrame(columns, copy=False)
+
+
+def _without_texts(features: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
+    """Features whose free texts, which may be what people wrote, are replaced by a mark: a profile goes with the
+    bundle."""
+    texts = {column.name: features[column.name] for column in info.features if column.kind == "text"}
+    return features.assign(**{name: column.where(column.isna(), "(text)") for name, column in texts.items()})
+
+
+def _without_values(profile: Mapping[str, Json], info: TableInfo) -> dict[str, Json]:
+    """A summary that says of free texts how many there are, and no values."""
+    texts = {column.name for column in info.features if column.kind == "text"}
+    columns = {
+        name: {key: item for key, item in summary.items() if name not in texts or key not in ("frequent", "unique")}
+        for name, summary in profile["columns"].items()
+    }
+    return {**profile, "columns": columns}
 
 
 def require_passed(results: Sequence[CheckResult]) -> None:

@@ -83,7 +83,7 @@ def test_names_of_the_users_own(recipe: Path) -> None:
     hidden, grade = explain(recipe, "model.args.hidden.1"), explain(recipe, "data.columns.grade")
     assert hidden.set_by is not None
     assert hidden.set_by.value == 4
-    assert grade.expected == "numeric, categorical, date, time, group or ignore"
+    assert grade.expected == "numeric, categorical, date, text, time, group or ignore"
 
 
 def test_a_section_lists_its_keys(recipe: Path) -> None:

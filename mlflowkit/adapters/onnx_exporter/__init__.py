@@ -16,7 +16,7 @@ from mlflowkit.adapters.onnx_exporter import (
     torch_trace,
 )
 from mlflowkit.adapters.onnx_exporter.trained_model import TrainedModel, read_trained
-from mlflowkit.bundle import Signature, TensorSpec
+from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import EngineError
 from mlflowkit.features.preprocess import load_preprocess, load_sklearn
 from mlflowkit.ports import ReferenceModel
@@ -44,9 +44,10 @@ class OnnxExporter:
         if model.kind == "onnx":
             content = external_model.wrap_external(external_model.read_external(trained), *values)
         else:
-            network = _network_part(model, folder) if model.kind == "torch" else _estimator_part(model)
-            parts = [preprocessing_graph.preprocessing(load_preprocess(trained)), network]
-            content = graph_parts.assemble("mlflowkit", parts, *values, width=model.width)
+            before = preprocessing_graph.preprocessing(load_preprocess(trained))
+            opset = before.opsets[""]
+            network = _network_part(model, folder, opset) if model.kind == "torch" else _estimator_part(model, opset)
+            content = graph_parts.assemble("mlflowkit", [before, network], *values, width=model.width)
         (out / "model.onnx").write_bytes(content)
         (out / "signature.json").write_text(signature.model_dump_json(indent=1))
 
@@ -79,7 +80,8 @@ def signature_of(model: TrainedModel) -> Signature:
             TensorSpec(name="label", datatype=label, shape=(-1,)),
             TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(model.classes))),
         ]
-    return Signature(task=model.task, inputs=tuple(inputs), outputs=tuple(outputs), classes=model.classes)
+    texts = TextRule(tokens=dict(model.tokens))
+    return Signature(task=model.task, inputs=tuple(inputs), outputs=tuple(outputs), classes=model.classes, texts=texts)
 
 
 def _value_info(tensor: TensorSpec) -> Any:
@@ -87,10 +89,11 @@ def _value_info(tensor: TensorSpec) -> Any:
     return helper.make_tensor_value_info(tensor.name, ELEMENTS[tensor.datatype], shape)
 
 
-def _network_part(model: TrainedModel, folder: Path) -> Any:
+def _network_part(model: TrainedModel, folder: Path, opset: int) -> Any:
     from mlflowkit.models import load_trained
 
-    part = graph_parts.part_from_model(torch_trace.convert(load_trained(model.folder, folder), model.width, folder))
+    traced = torch_trace.convert(load_trained(model.folder, folder), model.width, folder)
+    part = graph_parts.part_from_model(traced, opset)
     if model.task == "classification":
         graph_parts.add_class_outputs(part, model.classes, scores="network/scores")
     else:
@@ -98,11 +101,11 @@ def _network_part(model: TrainedModel, folder: Path) -> Any:
     return part
 
 
-def _estimator_part(model: TrainedModel) -> Any:
+def _estimator_part(model: TrainedModel, opset: int) -> Any:
     fitted = load_sklearn(model.folder / "model.skops")
     remedy = sklearn_remedies.remedy(type(fitted).__name__, model.task, len(model.classes))
     if model.task == "regression":
-        part = graph_parts.estimator(fitted, model.width, remedy)
+        part = graph_parts.estimator(fitted, model.width, remedy, opset)
         graph_parts.add_value_output(part, "network/variable", model.mean, model.scale, double=model.double_target)
         return part
     if not hasattr(fitted, "predict_proba"):
@@ -115,7 +118,7 @@ def _estimator_part(model: TrainedModel) -> Any:
             f"{type(fitted).__name__} was fitted on {len(fitted.classes_)} of {len(model.classes)} classes",
             hint="a class has no training row: use a stratified split or drop the class",
         )
-    part = graph_parts.estimator(fitted, model.width, remedy)
+    part = graph_parts.estimator(fitted, model.width, remedy, opset)
     part.add("Identity", ["network/probabilities"], "probabilities")
     graph_parts.add_class_outputs(part, model.classes, codes="network/label")
     return part

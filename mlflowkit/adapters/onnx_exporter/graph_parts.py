@@ -21,6 +21,10 @@ from mlflowkit.system.text import first_line
 OPSET = 17
 ML_OPSET = 3
 IR_VERSION = 8
+TEXT_OPSET = 20
+"""First opset with StringConcat, for graphs that hash texts."""
+RUNTIME = "com.microsoft"
+"""ONNX Runtime's own operators, of which Tokenizer and MurmurHash3 have no form in ONNX."""
 ML = "ai.onnx.ml"
 NETWORK = onnx_file.NETWORK_PREFIX
 """Name prefix of the model's own nodes; passes change only these."""
@@ -45,7 +49,7 @@ class GraphPart:
         return name
 
 
-def estimator(fitted: Any, width: int, remedy: str) -> GraphPart:
+def estimator(fitted: Any, width: int, remedy: str, opset: int = OPSET) -> GraphPart:
     """A scikit-learn estimator from FEATURES: ``network/label`` and ``network/probabilities``, or ``network/variable``.
 
     Raises EngineError with the hint ``remedy`` when skl2onnx has no converter for it.
@@ -63,7 +67,7 @@ def estimator(fitted: Any, width: int, remedy: str) -> GraphPart:
             f"skl2onnx cannot convert {type(fitted).__name__}: {first_line(error)}",
             hint=remedy,
         ) from error
-    return part_from_model(model)
+    return part_from_model(model, opset)
 
 
 def _with_float_thresholds(fitted: Any) -> Any:
@@ -84,11 +88,11 @@ def _with_float_thresholds(fitted: Any) -> Any:
     return fitted
 
 
-def part_from_model(model: Any) -> GraphPart:
-    """A converted model's graph with names prefixed by NETWORK, at OPSET or later."""
+def part_from_model(model: Any, opset: int = OPSET) -> GraphPart:
+    """A converted model's graph with names prefixed by NETWORK, at ``opset`` or later."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("", OPSET) < OPSET:
-        model = version_converter.convert_version(model, OPSET)
+    if opsets.get("", OPSET) < opset:
+        model = version_converter.convert_version(model, opset)
         opsets = {entry.domain: entry.version for entry in model.opset_import}
     prefixed = compose.add_prefix(model, NETWORK)
     opsets.setdefault(ML, ML_OPSET)

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from mlflowkit.adapters.onnx_exporter.date_graph import date_features
 from mlflowkit.adapters.onnx_exporter.graph_parts import FEATURES, ML, GraphPart
+from mlflowkit.adapters.onnx_exporter.text_graph import hashed_text
 from mlflowkit.features.numbers.number_curves import NumberCurve, rank_pieces
 from mlflowkit.features.preprocess import FittedPreprocessing, order_matrix
 
@@ -102,7 +103,7 @@ def _curve(part: GraphPart, name: str, curve: NumberCurve) -> str:
 
 def _categorical(part: GraphPart, fitted: FittedPreprocessing) -> str:
     """One OneHotEncoder per column, cumulative for an ordered one; unknown values give all zeros. A LabelEncoder where
-    a column is encoded by frequency."""
+    a column is encoded by frequency, and a hash of the tokens of free text."""
     categories, ordered = fitted.categories, fitted.ordered
     columns = [f"categorical/{index}" for index in range(len(categories))]
     if len(columns) == 1:
@@ -112,6 +113,9 @@ def _categorical(part: GraphPart, fitted: FittedPreprocessing) -> str:
         part.add("Split", ["categorical", sizes], columns, axis=1)
     parts = []
     for index, (column, texts) in enumerate(zip(columns, categories, strict=True)):
+        if hashing := fitted.hash_of(index):
+            parts.append(hashed_text(part, column, hashing, f"categorical/{index}"))
+            continue
         if numbers := fitted.codes_of(index):
             keys = {"keys_strings": list(texts), "values_floats": list(numbers[:-1]), "default_float": numbers[-1]}
             part.add("LabelEncoder", [column], f"categorical/{index}/frequency", domain=ML, **keys)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from mlflowkit.bundle import TokenRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class TrainedModel:
     double_target: bool = False
     """Whether it gives predictions as FP64."""
     dates: tuple[str, ...] = ()
+    tokens: Mapping[str, TokenRule] = field(default_factory=dict)
+    """How the columns of free text are read."""
 
     def labels(self, codes: np.ndarray) -> np.ndarray:
         """The classes at these indices; object [rows] for text, else int64."""
@@ -53,4 +58,15 @@ def read_trained(trained: Path) -> TrainedModel:
         double_inputs=any(info["features"].get("offsets", ())),
         double_target=bool(target.get("double")),
         dates=tuple(info["features"].get("dates", ())),
+        tokens=_token_rules(info),
     )
+
+
+def _token_rules(info: Mapping[str, Any]) -> dict[str, TokenRule]:
+    names = info["features"].get("texts", ())
+    settings = info["spec"].get("preprocess", {}).get("texts", {})
+    keys = TokenRule.model_fields
+    return {
+        name: TokenRule.model_validate({key: item for key, item in settings.get(name, {}).items() if key in keys})
+        for name in names
+    }

@@ -56,7 +56,7 @@ class RayTorchTrainer:
                 f"train.batch_size {spec.train.batch_size} is smaller than train.workers {spec.train.workers}",
                 hint=f"train.batch_size={spec.train.workers * 32}",
             )
-        table = open_table(context.inputs["data"])
+        table = open_table(context.inputs["data"], spec.preprocess)
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
         preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features)

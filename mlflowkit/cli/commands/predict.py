@@ -191,7 +191,7 @@ def _csv(text: str, client: _Client, where: str) -> list[dict[str, Any]]:
     ignored = [column for column in header if column not in columns] if columns else []
     if ignored:
         note(f"ignored, because the model does not take them: {format_list(ignored, 12)}")
-    categories = category_rules(rule, header)
+    categories = category_rules(rule.model_copy(update={"tokens": {}}), header)  # the service takes texts apart
     rows = []
     for number, fields in lines:
         if len(fields) != len(header):

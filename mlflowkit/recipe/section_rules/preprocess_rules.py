@@ -12,9 +12,9 @@ from mlflowkit.recipe.rule import Problem, RecipeView, Rule
 DATES = ("preprocess", "dates")
 
 
-def _declared(view: RecipeView) -> list[str]:
-    """The columns that are declared dates."""
-    return [name for name, kind in view.mapping("data", "columns").items() if kind == "date"]
+def _declared(view: RecipeView, wanted: str = "date") -> list[str]:
+    """The columns that are declared to be of a kind."""
+    return [name for name, kind in view.mapping("data", "columns").items() if kind == wanted]
 
 
 def _dates(view: RecipeView) -> Iterator[Problem]:
@@ -50,6 +50,19 @@ def _age(view: RecipeView, name: str, dates: list[str]) -> Iterator[Problem]:
         yield Problem(path, f"{since!r} is no date and no column that is declared date", hint)
 
 
+def _texts(view: RecipeView) -> Iterator[Problem]:
+    """Settings of columns that are no free text."""
+    texts = _declared(view, "text")
+    for name in view.mapping("preprocess", "texts"):
+        if name not in texts:
+            message = f"{name!r} is not declared a text"
+            yield Problem(("preprocess", "texts", name), message, f"write data.columns: {{{name}: text}}", at_key=True)
+    for name in view.mapping("data", "orders"):
+        if name in texts:
+            message = f"{name!r} is declared text, which has no order"
+            yield Problem(("data", "orders", name), message, f"write {name}: categorical there", at_key=True)
+
+
 def _columns(view: RecipeView) -> Iterator[Problem]:
     """Settings of columns that are no features, or of another kind."""
     kinds, orders = view.mapping("data", "columns"), view.mapping("data", "orders")
@@ -78,6 +91,9 @@ def _imported(view: RecipeView) -> Iterator[Problem]:
             message = f"an imported graph takes numbers and texts, and {name!r} is declared date"
             hint = f"write {name}: numeric (seconds) or {name}: ignore"
             yield Problem(("data", "columns", name), message, hint)
+        for name in _declared(view, "text"):
+            message = f"an imported graph reads texts itself, and {name!r} is declared text"
+            yield Problem(("data", "columns", name), message, f"write {name}: categorical, which takes it as it stands")
 
 
-RULES: tuple[Rule, ...] = (_dates, _columns, _imported)
+RULES: tuple[Rule, ...] = (_dates, _texts, _columns, _imported)

@@ -273,6 +273,10 @@ def translate(inputs: Tensors, source: Schema, target: Schema) -> Tensors:
             origin, index = source.columns[column]
             if (origin.datatype == "BYTES") != (tensor.datatype == "BYTES"):
                 raise EngineError(f"column {column} is {origin.datatype} in the request and {tensor.datatype} here")
+            if source.signature.texts.tokens.get(column) != target.signature.texts.tokens.get(column):
+                raise EngineError(
+                    f"the text of {column} is read otherwise by this version, and requests hold it as read"
+                )
             cells.append(inputs[origin.name][:, index])
         stacked = np.stack(cells, axis=1)
         translated[tensor.name] = stacked if tensor.datatype == "BYTES" else stacked.astype(DTYPES[tensor.datatype])

@@ -38,6 +38,8 @@ _NULL: type = type(None)
 NULLS: Mapping[str, Any] = {**dict.fromkeys(FLOATING, np.nan), "BYTES": ""}
 """The missing value of the datatypes that have one."""
 _NO_RAW: Mapping[str, Buffer] = {}
+SHORTENED = "shortened_texts"
+"""The note of a response: cells, by column, that hold more words or characters than are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Query:
     classes   outputs to send as their top classes, with how many
     notes     what the client should know: cells by column, by note. ``unseen_categories`` have a category that was not
               in the training data, ``ignored_columns`` a column that the model does not know, ``missing_columns`` no
-              value because the request had none
+              value because the request had none, ``shortened_texts`` a free text with more tokens than are read
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -104,7 +106,8 @@ class Schema:
         self.widths = {tensor.name: tuple(tensor.shape[1:]) for tensor in signature.inputs}
         self._exact = ExactTensors(signature.inputs)
         self.by_rows = all(tensor.columns for tensor in signature.inputs)
-        self.categories = dict(categories or {})
+        hashed = signature.texts.tokens
+        self.categories = {column: known for column, known in (categories or {}).items() if column not in hashed}
         self._known = {
             tensor.name: tuple(self.categories.get(column, NONE_KNOWN) for column in tensor.columns)
             for tensor in signature.inputs
@@ -138,7 +141,7 @@ class Schema:
         notes: dict[str, dict[str, int]] = {}
         exact = None if raw else self._exact.parse(tensors, limit)
         inputs, rows = exact or self._parse_named(tensors, raw, limit, columns, notes)
-        self._apply_rules(inputs)
+        self._apply_rules(inputs, notes)
         self._count_unseen(inputs, notes)
         query = Query(inputs, rows, notes=notes)
         if "outputs" in document or "parameters" in document:
@@ -214,18 +217,20 @@ class Schema:
             else:
                 array = _parse_cells(cells, tensor)
             inputs[tensor.name] = array.reshape(len(rows), *self.widths[tensor.name])
-        self._apply_rules(inputs)
+        self._apply_rules(inputs, notes)
         return inputs
 
-    def _apply_rules(self, inputs: dict[str, np.ndarray]) -> None:
-        """Replace texts that say that a value is missing by "", as the data stage did in the training rows."""
+    def _apply_rules(self, inputs: dict[str, np.ndarray], notes: dict[str, dict[str, int]]) -> None:
+        """Replace texts that say that a value is missing by "", and free texts by their canonical form, as was done
+        with the training rows."""
         for name, columns in self._ruled_columns.items():
             matrix = inputs[name].reshape(len(inputs[name]), -1)
             changed = {}
             for column, index in columns:
-                rule = self._rules[column]
                 cells = matrix[:, index].tolist()
-                texts = [rule.text(cell) for cell in cells]
+                texts, shortened = self._rules[column].texts(cells)
+                if shortened:
+                    notes.setdefault(SHORTENED, {})[column] = shortened
                 if texts != cells:
                     changed[index] = texts
             if changed:  # a tensor of a binary request may be read-only
