@@ -14,6 +14,7 @@
     │   │   └── TrialError           3   one candidate crashed, hung or raised
     │   ├── StoreError               3   the store, the journal, the disk
     │   ├── BundleError              3   a bundle is corrupt, altered or not blessed
+    │   ├── DeliveryRefusedError     3   another system refused a finished run, and will again
     │   └── ServiceError             3   the gateway, a port, the network
     │       └── ConflictError        3   a control record changed since it was read
     └── InterruptedRunError        130   Ctrl-C or SIGTERM; the state is resumable
@@ -149,6 +150,12 @@ class StoreError(WorldError):
 
 class BundleError(WorldError):
     kind = "bundle"
+
+
+class DeliveryRefusedError(WorldError):
+    """A system refused what a finished run delivers to it, and will until a person has changed something."""
+
+    kind = "delivery-refused"
 
 
 class ServiceError(WorldError):

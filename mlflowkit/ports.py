@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from mlflowkit.values import (
         Alias,
         CheckResult,
+        DeliveryStatus,
         Event,
         HeldLease,
         Lineage,
         Owner,
         Published,
         RoutingTable,
+        RunDelivery,
         RunEnd,
         RunRecord,
         ServiceStatus,
@@ -407,6 +409,50 @@ class Tracker(Protocol):
         """End what a call started. A later call starts it again."""
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that has ended, as targets are given it; ``folders`` has the published folder of each finished stage."""
+
+    record: RunRecord
+    folders: Mapping[str, Path]
+
+
+class RunTarget(Protocol):
+    """A system outside of the state folder to which finished runs are delivered: a tracker, a registry, a data store.
+
+    What a run owes is written to the journal in the transaction that ends it, and delivered after that: by the run, and
+    where that fails by later ones, until it succeeds, is refused, or was tried too often. So a system that is down
+    costs no model. A process may be killed after the system took a delivery and before the journal knows: `deliver`
+    asks the system, by the key, how far an earlier call came, and does the rest.
+
+    A target is made by `wiring.Wiring.run_targets` from a recipe; it reads secrets inside `deliver`, and imports its
+    vendor there.
+    """
+
+    @property
+    def name(self) -> str:
+        """Which system, and where in it (``lakefs lending/main``): unique in a recipe, stable, at most 200 characters,
+        without secrets. The journal keeps it."""
+
+    def key(self, run: RunRecord) -> str:
+        """What of a run is delivered, such as the identity of its bundle; "" for nothing. Pure, and asks nobody.
+
+        Equal keys are delivered once. At most 200 characters.
+        """
+
+    def deliver(self, run: FinishedRun) -> str:
+        """Deliver a run, or what of it the system lacks; returns a receipt for people: a URL, a version, a commit.
+
+        Raises DeliveryRefusedError for what a person must change first, any other WorldError for what may pass.
+        """
+
+    def defer(self) -> bool:
+        """Have pending deliveries made by a process of its own, so that a command need not wait; most return False."""
+
+    def close(self) -> None:
+        """End what `deliver` started. A later call starts it again."""
+
+
 class Platform(Protocol):
     """Starts, updates and stops gateways."""
 
@@ -531,11 +577,18 @@ class RunHistory(Protocol):
     def sweep(self) -> tuple[str, ...]:
         """Mark runs whose process is dead as interrupted; returns their ids."""
 
-    def untracked(self) -> tuple[RunRecord, ...]:
-        """Finished runs that the tracker lacks, oldest first."""
 
-    def mark_tracked(self, run: str, *, tracked: bool = True) -> None:
-        """Mark whether the tracker has a run."""
+class Outbox(Protocol):
+    """What finished runs owe to systems outside of the state folder: rows that outlive a kill (see `RunTarget`)."""
+
+    def deliveries(self, *statuses: DeliveryStatus) -> tuple[RunDelivery, ...]:
+        """Deliveries of these statuses (of any, where none is named), oldest first."""
+
+    def owe(self, deliveries: Sequence[RunDelivery], *, again: bool = False) -> None:
+        """Insert deliveries, but those whose target and key are known; ``again`` makes these pending, as if new."""
+
+    def save_delivery(self, delivery: RunDelivery) -> None:
+        """Update a delivery, by its target and key, after an attempt."""
 
 
 class StepResults(Protocol):
@@ -581,7 +634,7 @@ class VersionAliases(Protocol):
         """Insert or replace an alias. A replaced champion keeps its `candidate_alias`."""
 
 
-class Journal(RunHistory, StepResults, VersionAliases, AbstractContextManager["Journal"], Protocol):
+class Journal(RunHistory, StepResults, VersionAliases, Outbox, AbstractContextManager["Journal"], Protocol):
     """What ran, with which result, under whose lease. Closed at the end of its context; raises StoreError."""
 
     @property
@@ -689,6 +742,9 @@ class Ports(Protocol):
 
 class RunPorts(Ports, LookupPorts, Protocol):
     """The ports with which a recipe is run; its stages see `Ports` only."""
+
+    def run_targets(self, recipe: Any, folder: Path) -> Sequence[RunTarget]:
+        """The systems to which finished runs of a recipe (a recipe.schema.RecipeSchema) in ``folder`` are delivered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,6 +253,34 @@ class StepRecord:
 RunStatus = Literal["running", "done", "failed", "gate-failed", "inconclusive", "interrupted"]
 
 
+TRACKING_TARGET = "mlflow"
+"""The target of deliveries to the tracker. Every run is delivered there, by its id."""
+
+DeliveryStatus = Literal["pending", "delivered", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunDelivery:
+    """What a finished run owes to a system outside of the state folder. Times are seconds since the epoch.
+
+    ``target`` names the system, ``key`` what is delivered there: of one target and key there is one delivery, whichever
+    runs owe it; ``run`` is the first. A ``failed`` delivery is not tried again unless a person asks for it.
+    """
+
+    run: str
+    target: str
+    key: str
+    status: DeliveryStatus = "pending"
+    attempts: int = 0
+    error: str = ""
+    """What the last attempt met; "" before the first, and after one that succeeded."""
+    receipt: str = ""
+    """Where the system has it."""
+    created: float = 0.0
+    tried: float = 0.0
+    """When the last attempt ended; 0 before the first."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """One run in the journal. Times are seconds since the epoch."""
@@ -274,6 +302,7 @@ class RunRecord:
     endpoint: str = ""
     report: str = ""
     error: str = ""
+    deliveries: tuple[RunDelivery, ...] = ()
 
 
 EventKind = Literal["planned", "started", "progress", "warning", "done", "reused", "failed"]
@@ -464,8 +493,8 @@ class RunEnd:
     endpoint: str = ""
     report: str = ""
     error: str = ""
-    track: bool = False
-    """Whether the tracker has yet to record the run."""
+    deliveries: tuple[RunDelivery, ...] = ()
+    """What the run owes to other systems, written with its end; those that are known already stay as they are."""
 
 
 def candidate_alias(identity: str) -> str:

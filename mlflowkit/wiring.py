@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Passes,
         Platform,
         Profiler,
+        RunTarget,
         Runtime,
         Search,
         Session,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Trainer,
         Trials,
     )
+    from mlflowkit.recipe.schema import RecipeSchema
 
 
 class Wiring:
@@ -205,6 +207,18 @@ class Wiring:
         from mlflowkit.data_access.registry_sections import hub_connection
 
         return HubModels(section, hub_connection(section, connections), folder, self.state)
+
+    @cached_property
+    def tracker_target(self) -> RunTarget:
+        from mlflowkit.pipeline.outbox.tracker_target import TrackerTarget
+
+        return TrackerTarget(self.tracker, self)
+
+    def run_targets(self, recipe: RecipeSchema, folder: Path) -> Sequence[RunTarget]:
+        """The systems to which finished runs of a recipe in ``folder`` are delivered."""
+        from mlflowkit.pipeline.requirements import is_tracked
+
+        return (self.tracker_target,) if is_tracked() else ()
 
     @cached_property
     def platform(self) -> Platform:

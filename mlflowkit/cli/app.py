@@ -18,9 +18,9 @@ from mlflowkit.system.files import FULL, disk_error
 from mlflowkit.system.text import printable, printable_json, printable_line
 
 COMMANDS = (
-    "init", "validate", "plan", "run", "runs", "show", "diff", "drift", "report", "explain", "schema", "predict",
-    "feedback", "key", "engines", "status", "rollout", "monitor", "retrain", "simulate", "replay", "bench", "up",
-    "serve", "down", "deploy", "gc", "export", "ci", "gitops", "trigger", "image", "bless", "lineage",
+    "init", "validate", "plan", "run", "runs", "show", "deliveries", "diff", "drift", "report", "explain", "schema",
+    "predict", "feedback", "key", "engines", "status", "rollout", "monitor", "retrain", "simulate", "replay", "bench",
+    "up", "serve", "down", "deploy", "gc", "export", "ci", "gitops", "trigger", "image", "bless", "lineage",
 )  # fmt: skip
 """Modules of `cli.commands`, one a command; imported on demand."""
 

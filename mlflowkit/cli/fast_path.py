@@ -136,7 +136,7 @@ def _unchanged_run(arguments: Sequence[str]) -> int | None:
 
 def format_run(value: Mapping[str, Json]) -> str:
     """Format the summary of a run in a few lines."""
-    from mlflowkit.pipeline.run_summary import nothing_ran
+    from mlflowkit.pipeline.run_summary import delivery_line, nothing_ran
 
     done = [step for step in value["steps"] if step["status"] == "done"]
     ran = sum(step["action"] == "run" for step in done)
@@ -160,6 +160,8 @@ def format_run(value: Mapping[str, Json]) -> str:
     elif value.get("rollout"):
         lines.append(f"  rollout      {value['rollout']}; mlkit rollout status {value['service']} shows its progress")
     lines += [f"  warning      {warning}" for warning in value.get("warnings", ())]
+    troubled = [item for item in value.get("deliveries", ()) if item["error"] and "error" not in value]
+    lines += [f"  delivery     {delivery_line(item)}; mlkit deliveries" for item in troubled]
     if value["curl"]:
         lines.append(f"  try it       {value['curl']}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflowkit.pipeline import JOURNAL, OBJECTS
-from mlflowkit.values import Json, ServiceStatus
+from mlflowkit.values import Json, RunDelivery, ServiceStatus
 
 if TYPE_CHECKING:
     from mlflowkit.recipe.schema import LoadedRecipe
@@ -91,7 +91,11 @@ def look_up(key: NoopKey, services: Callable[[], Sequence[ServiceStatus]] | None
     if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
         return None
     try:
-        return dict(receipt["answer"]) if _unchanged(key, receipt, services) else None
+        if not _unchanged(key, receipt, services):
+            return None
+        answer = dict(receipt["answer"])
+        deliveries = _deliveries(key.state, str(answer["run"]))
+        return None if deliveries is None else {**answer, "deliveries": deliveries}
     except (LookupError, TypeError, ValueError, AttributeError):  # damaged: the planner decides
         return None
 
@@ -222,6 +226,24 @@ def _is_at_head(remote: Mapping[str, Json] | None, folder: Path) -> bool:
 
     probe = HeadProbe.from_json(remote)
     return current_version(probe, folder) == probe.value
+
+
+def _deliveries(state: Path, run: str) -> list[dict[str, Json]] | None:
+    """The deliveries of a run as they are now; None where one of any run failed and is to be tried again."""
+    from mlflowkit.pipeline.run_summary import delivery_json
+
+    connection = sqlite3.connect(state / JOURNAL, timeout=5)
+    connection.row_factory = sqlite3.Row
+    try:
+        retried = "SELECT 1 FROM deliveries WHERE status = 'pending' AND attempts > 0 LIMIT 1"
+        if connection.execute(retried).fetchone() is not None:
+            return None
+        rows = connection.execute("SELECT * FROM deliveries WHERE run = ? ORDER BY created, target, key", (run,))
+        return [delivery_json(RunDelivery(**dict(row))) for row in rows]
+    except sqlite3.Error:
+        return None
+    finally:
+        connection.close()
 
 
 def _champion(state: Path, name: str) -> list[str] | None:

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -27,21 +28,22 @@ from mlflowkit.pipeline import RUNS, client_changes
 from mlflowkit.pipeline.gate_hints import gate_hint
 from mlflowkit.pipeline.lineage.checkout import read_checkout
 from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_inputs
+from mlflowkit.pipeline.outbox.delivery_schedule import owed_deliveries
+from mlflowkit.pipeline.outbox.run_deliveries import DeliveryRound, earlier_problems
 from mlflowkit.pipeline.plan import ChampionState, ExecutionPlan, build_plan
-from mlflowkit.pipeline.promotion import deferred_problem, record_runs
 from mlflowkit.pipeline.requirements import is_tracked, require_installed
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.step_executor import ACTIVITIES, Stage, StepExecutor
 from mlflowkit.pipeline.storage.permissions import close_state
 from mlflowkit.pipeline.storage.step_lease import this_owner
 from mlflowkit.pipeline.storage.store import storage_lock
-from mlflowkit.ports import Journal, ObjectStore, Ports, RunPorts, RunProgress
+from mlflowkit.ports import Journal, RunPorts, RunProgress, RunTarget
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.system import failpoint
 from mlflowkit.system.digests import digest_json
 from mlflowkit.system.files import FULL, disk_error, replace_file
 from mlflowkit.system.text import limited, shell_word
-from mlflowkit.values import STAGES, Event, Lineage, Outcome, RunRecord, RunStatus, Step, StepRecord
+from mlflowkit.values import STAGES, TRACKING_TARGET, Event, Lineage, Outcome, RunRecord, RunStatus, Step, StepRecord
 
 Reporter = Callable[[RunRecord, Mapping[str, Path]], str]
 
@@ -84,7 +86,7 @@ def execute(
         )
         earlier = _earlier_run(loaded, journal, plan)
         if earlier is not None:
-            return replace(earlier, error=_update_tracker(journal, store, ports))
+            return _deliver_earlier(loaded, earlier, journal, ports)
         require_installed(loaded.recipe, [step.stage for step in plan.steps if step.action == "run"])
         recorder = RunRecorder(_new_record(loaded, plan), journal, store, progress)
         executor = StepExecutor(loaded, state, plan, ports, stages or {}, frozenset(force), recorder)
@@ -147,7 +149,7 @@ class _RunSession:
 
     loaded: LoadedRecipe
     state: Path
-    ports: Ports
+    ports: RunPorts
     plan: ExecutionPlan
     recorder: RunRecorder
     executor: StepExecutor
@@ -173,11 +175,9 @@ class _RunSession:
             except Exception as error:
                 problem = self._translate(error)
                 self.recorder.fail(self.stage, "failed", problem.message)
-                if (
-                    self.stage and self._packages()
-                ):  # MLflow's process was started for it; an interrupted run is mirrored by the next one
+                if self.stage:  # an interrupted run is delivered by the next one
                     with contextlib.suppress(MlkitError):  # of the same full disk: keep the first error
-                        _update_tracker(self.recorder.journal, self.recorder.store, self.ports)
+                        self._deliver()
                 if problem is error:
                     raise
                 raise problem from error
@@ -216,12 +216,11 @@ class _RunSession:
         if stale and is_tracked():
             if self._packages():
                 self.ports.tracker.prewarm()
-            if problem := deferred_problem(self.state):
-                warning = f"earlier runs are not in MLflow yet: {problem}"
-                self.recorder.emit(self.plan.steps[0].stage, "warning", warning)
         elif stale:
             message = "not mirrored into MLflow, which is not installed: pip install 'mlflowkit[track]'"
             self.recorder.emit(self.plan.steps[0].stage, "progress", message)
+        for problem in earlier_problems(self.recorder.journal) if stale else ():
+            self.recorder.emit(self.plan.steps[0].stage, "warning", problem)
 
     def _visit_steps(self) -> RunStatus:
         for planned in self.plan.steps:
@@ -266,9 +265,24 @@ class _RunSession:
         recorder = self.recorder
         recorder.record = replace(recorder.record, status=status, finished=time.time())
         report_problem = self._write_report(reporter) if reporter is not None else ""
-        recorder.finish(status, report_problem)
-        tracker_problem = _update_tracker(recorder.journal, recorder.store, self.ports) if self._packages() else ""
-        return replace(recorder.record, error="; ".join(filter(None, (report_problem, tracker_problem))))
+        recorder.finish(status, report_problem, owed_deliveries(recorder.record, self.targets))
+        problem = "; ".join(filter(None, (report_problem, self._deliver())))
+        return replace(recorder.record, error=problem, deliveries=recorder.journal.run(recorder.record.run).deliveries)
+
+    @cached_property
+    def targets(self) -> Sequence[RunTarget]:
+        """The systems to which the run is delivered."""
+        return self.ports.run_targets(self.loaded.recipe, self.loaded.folder)
+
+    def _deliver(self) -> str:
+        """Make the deliveries that are due. A run that goes as far as a bundle starts MLflow's process for them.
+
+        Returns what went wrong, or "".
+        """
+        journal, with_tracker = self.recorder.journal, self._packages() and is_tracked()
+        return DeliveryRound(
+            self.ports, journal, self.targets, lambda name: with_tracker or name != TRACKING_TARGET
+        ).deliver()
 
     def _write_report(self, reporter: Reporter) -> str:
         """Write the report page. Returns what went wrong, or "": the results are safe without a report."""
@@ -301,16 +315,16 @@ class _RunSession:
         return self.state / RUNS / self.recorder.record.run
 
 
-def _update_tracker(journal: Journal, store: ObjectStore, ports: Ports) -> str:
-    """Have the finished runs that the tracker lacks recorded. Returns what went wrong, or ""."""
-    if not is_tracked() or not journal.untracked():  # without a library, the run said so when it began
-        return ""
-    if ports.tracker.defer():
-        return ""
-    try:
-        return record_runs(journal, store, ports.tracker)
-    finally:
-        ports.tracker.close()
+def _deliver_earlier(loaded: LoadedRecipe, earlier: RunRecord, journal: Journal, ports: RunPorts) -> RunRecord:
+    """An earlier run with what its deliveries met now: also to targets that the recipe has named since."""
+    targets = ports.run_targets(loaded.recipe, loaded.folder)
+    known = {(item.target, item.key) for item in journal.deliveries()}
+    owed = [item for item in owed_deliveries(earlier, targets) if (item.target, item.key) not in known]
+    if owed:
+        journal.owe(owed)
+    tracked = is_tracked()  # without the library, the run said so when it began
+    problem = DeliveryRound(ports, journal, targets, lambda name: tracked or name != TRACKING_TARGET).deliver()
+    return replace(earlier, error=problem, deliveries=journal.run(earlier.run).deliveries)
 
 
 @contextlib.contextmanager

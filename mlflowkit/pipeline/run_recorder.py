@@ -9,9 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflowkit.errors import StoreError
+from mlflowkit.pipeline.outbox.delivery_schedule import owed_deliveries
 from mlflowkit.pipeline.plan import bundle_identity
 from mlflowkit.ports import Journal, ObjectStore, RunProgress
-from mlflowkit.values import STAGE_INPUTS, Event, EventKind, RunEnd, RunRecord, RunStatus, Step, StepRecord, StepResult
+from mlflowkit.values import (
+    STAGE_INPUTS,
+    Event,
+    EventKind,
+    RunDelivery,
+    RunEnd,
+    RunRecord,
+    RunStatus,
+    Step,
+    StepRecord,
+    StepResult,
+)
 
 
 @dataclass
@@ -84,12 +96,13 @@ class RunRecorder:
             for step in self.record.steps:
                 if step.stage == stage and step.status != "done":
                     self.journal.finish_step(self.record.run, replace(step, status=status, error=message))
-            self.journal.finish_run(self.record.run, self._final_state(status, message, track=True))
+            end = self._final_state(status, message, owed_deliveries(self.record, ()))
+            self.journal.finish_run(self.record.run, end)
 
-    def finish(self, status: RunStatus, error: str) -> None:
-        """Record the end of the run."""
-        self.journal.finish_run(self.record.run, self._final_state(status, error, track=True))
+    def finish(self, status: RunStatus, error: str, owed: tuple[RunDelivery, ...]) -> None:
+        """Record the end of the run, and what it owes to other systems."""
+        self.journal.finish_run(self.record.run, self._final_state(status, error, owed))
 
-    def _final_state(self, status: RunStatus, error: str, *, track: bool) -> RunEnd:
+    def _final_state(self, status: RunStatus, error: str, owed: tuple[RunDelivery, ...]) -> RunEnd:
         record = self.record
-        return RunEnd(status, record.bundle, record.blessed, record.endpoint, record.report, error, track)
+        return RunEnd(status, record.bundle, record.blessed, record.endpoint, record.report, error, owed)

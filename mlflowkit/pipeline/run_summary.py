@@ -9,16 +9,18 @@ from pathlib import Path
 
 from mlflowkit.judging.coverage import recipe_warnings
 from mlflowkit.pipeline import OBJECTS, RUNS
+from mlflowkit.pipeline.outbox.delivery_schedule import next_attempt
 from mlflowkit.pipeline.storage.codec import strict
-from mlflowkit.values import Json, RunRecord, StepRecord
+from mlflowkit.system.text import format_count
+from mlflowkit.values import Json, RunDelivery, RunRecord, StepRecord
 
 
 def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
     """A run as plain JSON.
 
     ``bundle`` is the bundle's folder, ``blessing`` the content of its blessing (or null), ``curl`` a request to its
-    service; ``warnings`` say what neither its gates nor its rollout judge; ``rollout`` is the state and ``experiment``
-    the id of the rollout that the run started (or null).
+    service; ``warnings`` say what neither its gates nor its rollout judge; ``deliveries`` are those to other systems;
+    ``rollout`` is the state and ``experiment`` the id of the rollout that the run started (or null).
     """
     steps = {step.stage: step for step in record.steps}
     package = steps.get("package")
@@ -54,9 +56,28 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "report": _report(record, state) or None,
         "lineage": asdict(record.lineage),
         "warnings": list(recipe_warnings(record.recipe)),
+        "deliveries": [delivery_json(delivery) for delivery in record.deliveries],
         "error": {"message": record.error} if record.error else None,
     }
     return {key: strict(item) for key, item in summary.items() if not (key == "error" and item is None)}
+
+
+def delivery_json(delivery: RunDelivery) -> dict[str, Json]:
+    """A delivery as plain JSON; ``next`` is when a run tries it again, null where none does."""
+    value = {name: item for name, item in asdict(delivery).items() if name != "tried"}
+    waits = delivery.status == "pending" and delivery.attempts > 0
+    return {**value, "tried": delivery.tried or None, "next": next_attempt(delivery) if waits else None}
+
+
+def delivery_line(delivery: Mapping[str, Json]) -> str:
+    """A delivery of `delivery_json` for people."""
+    if delivery["status"] == "delivered":
+        return f"{delivery['target']}: delivered {delivery['receipt']}".rstrip()
+    state = "not tried yet" if delivery["status"] == "pending" else "given up"
+    if delivery["attempts"]:
+        tries = format_count(delivery["attempts"], "attempt")
+        state = f"{'pending' if delivery['status'] == 'pending' else 'failed'} after {tries}: {delivery['error']}"
+    return f"{delivery['target']}: {state}"
 
 
 def _report(record: RunRecord, state: Path) -> str:

@@ -20,15 +20,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m mlflowkit.processes.tracker_main STATE\n")
         return 2
-    from mlflowkit.pipeline.promotion import record_deferred
+    from mlflowkit.pipeline.outbox.run_deliveries import deliver_deferred
     from mlflowkit.wiring import Wiring
 
-    state = Path(arguments[0])
-    wiring = Wiring(state)
-    try:
-        return 1 if record_deferred(state, wiring, wiring.tracker) else 0
-    finally:
-        wiring.tracker.close()
+    wiring = Wiring(Path(arguments[0]))
+    return 1 if deliver_deferred(wiring, [wiring.tracker_target]) else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ VARIABLE = "MLKIT_FAILPOINT"
 
 TRANSITIONS: tuple[str, ...] = (
     "start-run", "take-lease", "begin-step", "publish", "finish-step", "release-lease", "set-lineage", "finish-run",
-    "mark-tracked",
+    "save-delivery",
 )  # fmt: skip
 """Writes of a run to the journal; each has a point before it and one after its commit."""
 

@@ -19,6 +19,7 @@ from mlflowkit.values import (
     Lineage,
     Owner,
     Published,
+    RunDelivery,
     RunEnd,
     RunRecord,
     StageResult,
@@ -282,16 +283,36 @@ class JournalContract:
             journal.finish_step(record.run, done)
             lineage = Lineage("abc", git_dirty=True, data_version="v1", recipe_digest="r")
             journal.set_lineage(record.run, lineage)
-            end = RunEnd("done", bundle="b" * 64, blessed=True, endpoint="http://x", track=True)
+            end = RunEnd("done", bundle="b" * 64, blessed=True, endpoint="http://x")
             journal.finish_run(record.run, end)
         with self.open(tmp_path) as journal:
             read = journal.run(record.run[:12])
             assert (read.status, read.bundle, read.blessed, read.endpoint) == ("done", "b" * 64, True, "http://x")
             assert (read.steps[0], read.lineage, read.recipe) == (done, lineage, record.recipe)
             assert read.finished is not None
-            assert [run.run for run in journal.untracked()] == [record.run]
-            journal.mark_tracked(record.run)
-            assert journal.untracked() == ()
+
+    def test_what_a_run_owes_is_written_with_its_end_and_once(self, tmp_path: Path) -> None:
+        first, second = (run_record(f"2026010{number}-000000-aaaa", started=float(number)) for number in (1, 2))
+        owed = [RunDelivery(run.run, "mlflow", run.run, created=run.started) for run in (first, second)]
+        shared = [RunDelivery(run.run, "hub org/m", "identity", created=run.started) for run in (first, second)]
+        with self.open(tmp_path) as journal:
+            for run, *deliveries in zip((first, second), owed, shared, strict=True):
+                journal.start_run(run, self.this_owner())
+                assert not [item for item in journal.deliveries() if item.run == run.run]
+                journal.finish_run(run.run, RunEnd("done", deliveries=tuple(deliveries)))
+            assert journal.deliveries() == (shared[0], owed[0], owed[1]), "one of one target and key"
+            assert journal.run(first.run).deliveries == (shared[0], owed[0])
+            tried = replace(owed[0], status="failed", attempts=2, error="bad \ud800 answer", receipt="", tried=7.0)
+            journal.save_delivery(tried)
+            (read,) = journal.deliveries("failed")
+            assert read == replace(tried, error="bad \\ud800 answer")
+            assert journal.deliveries("pending") == (shared[0], owed[1])
+            journal.owe([owed[0], shared[1]])
+            assert len(journal.deliveries()) == 3
+            assert journal.deliveries("failed") == (read,), "what is known stays as it is"
+            journal.owe([owed[0]], again=True)
+            assert journal.deliveries("pending") == (shared[0], owed[0], owed[1])
+            assert journal.deliveries("delivered") == ()
 
     def test_runs_are_listed_newest_first_and_found_by_what_they_published(self, tmp_path: Path) -> None:
         with self.open(tmp_path) as journal:

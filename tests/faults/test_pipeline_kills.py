@@ -79,7 +79,7 @@ def test_killed_run_is_taken_up_by_the_next(drilled: dict[str, Any], point: str)
     assert cut["again"]["digests"] == whole["again"]["digests"]
     assert cut["again"]["bundle"] == cut["champion"] == cut["challenger"] == whole["champion"]
     assert cut["left"] == []
-    assert cut["untracked"] == 0
+    assert cut["undelivered"] == 0
     assert cut["again"]["run"] in cut["recorded"]
     assert "running" not in cut["statuses"]
 

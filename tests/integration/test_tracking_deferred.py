@@ -72,9 +72,9 @@ def recorded(folder: Path) -> list[str]:
     return [str(value) for (value,) in rows]
 
 
-def untracked(folder: Path) -> list[str]:
+def undelivered(folder: Path) -> list[str]:
     with SqliteJournal(folder / ".mlkit") as journal:
-        return [record.run for record in journal.untracked()]
+        return [delivery.run for delivery in journal.deliveries("pending", "failed")]
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_run_hands_over_to_a_process_that_ends_and_shorter_runs_start_none(fol
     second = run(folder, "--until", "package")
     wait_for(lambda: not children_of(folder), 240)
     assert recorded(folder) == sorted([first["run"], second["run"]])
-    assert untracked(folder) == []
+    assert undelivered(folder) == []
     assert [name for name in VENDORS if (folder / f"{name} ran").exists()] == []
 
 
@@ -95,7 +95,7 @@ def test_what_could_not_be_recorded_is_told_by_the_next_run_which_records_it(fol
     (folder / ".mlkit" / "mlflow.db").write_text("this is no database " * 100)
     first = run(folder, "--until", "package")
     wait_for(lambda: not children_of(folder), 240)
-    assert untracked(folder) == [first["run"]]
+    assert undelivered(folder) == [first["run"]]
     (folder / ".mlkit" / "mlflow.db").unlink()
     second = run(folder, "--until", "package", "seed=8")
     assert f"earlier runs are not in MLflow yet: the tracker did not record run {first['run']}" in second["stderr"]

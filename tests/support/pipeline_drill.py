@@ -69,7 +69,7 @@ def aftermath(folder: Path) -> dict[str, Any]:
         "champion": champion.identity if champion else "",
         "challenger": challenger.identity if challenger else "",
         "left": sorted(path.name for part in ("tmp", "scratch") for path in (state / part).glob("*")),
-        "untracked": len(journal.untracked()),
+        "undelivered": len(journal.deliveries("pending", "failed")),
         "recorded": PipelineWorld(folder).noted("recorded"),
     }
     journal.close()

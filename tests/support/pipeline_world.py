@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mlflowkit.errors import MlkitError
+from mlflowkit.pipeline.outbox.tracker_target import TrackerTarget
 from mlflowkit.pipeline.run import execute, raise_for
 from mlflowkit.pipeline.storage.journal import SqliteJournal
 from mlflowkit.pipeline.storage.store import FolderStore
-from mlflowkit.ports import Journal, ObjectStore, StageContext
+from mlflowkit.ports import Journal, ObjectStore, RunTarget, StageContext
 from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema
 from mlflowkit.values import Event, Outcome, RunRecord, ServiceStatus, StageResult, Variant, Verdict
 from tests.support.waiting import wait_for
@@ -88,6 +89,8 @@ class PipelineWorld:
         self.hold = hold
         """Whether training waits after its first epoch, until `let_go`."""
         self.tracker_fails = False
+        self.targets: tuple[RunTarget, ...] = ()
+        """Those besides the tracker."""
         self.stages: dict[str, Callable[[Any, StageContext], StageResult]] = {
             "data": self.data,
             "validate": self.plain("validate"),
@@ -192,6 +195,10 @@ class PipelineWorld:
     @property
     def tracker(self) -> PipelineWorld:
         return self
+
+    def run_targets(self, recipe: Any, folder: Path) -> Sequence[RunTarget]:
+        tracker: Any = self
+        return (TrackerTarget(tracker, self), *self.targets)
 
     def prewarm(self, service: Any = None) -> None:
         """Of platform and tracker alike; the section is the platform's."""

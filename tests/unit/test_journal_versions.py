@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def typed(hint: str, folder: Path) -> None:
         ("", "its version is ''"),
         ("９", "its version is '９'"),
         ("1" * 5000, "its version is '1111"),
-        ("2", "was written by a newer mlflowkit (journal 2; this one reads 1)"),
+        ("3", "was written by a newer mlflowkit (journal 3; this one reads 2)"),
     ],
 )
 def test_a_version_that_is_none_of_ours_is_refused(state: Path, value: str, message: str) -> None:
@@ -134,16 +135,16 @@ def journal_alias() -> Alias:
 
 @pytest.fixture
 def next_versions(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    def second(connection: Connection) -> None:
+    def third(connection: Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT ''")
 
-    def third(connection: Connection) -> None:
-        connection.exec_driver_sql("UPDATE runs SET note = 'version 3'")
+    def fourth(connection: Connection) -> None:
+        connection.exec_driver_sql("UPDATE runs SET note = 'version 4'")
 
     def reach(version: int) -> None:
         monkeypatch.setattr(journal_tables, "VERSION", version)
 
-    monkeypatch.setattr(journal_migrations, "MIGRATIONS", {1: second, 2: third})
+    monkeypatch.setattr(journal_migrations, "MIGRATIONS", {2: third, 3: fourth})
     return reach
 
 
@@ -156,15 +157,15 @@ def notes(state: Path) -> list[str]:
 def test_an_older_journal_is_brought_up_to_date_and_kept(
     state: Path, next_versions: Callable[[int], None], create: bool
 ) -> None:
-    next_versions(2)
-    with SqliteJournal(state, create):
-        pass
-    assert notes(state) == [""]
     next_versions(3)
     with SqliteJournal(state, create):
         pass
-    assert notes(state) == ["version 3"]
-    for version, has_note in ((1, False), (2, True)):
+    assert notes(state) == [""]
+    next_versions(4)
+    with SqliteJournal(state, create):
+        pass
+    assert notes(state) == ["version 4"]
+    for version, has_note in ((2, False), (3, True)):
         copy = state / f"journal.db.version-{version}"
         assert ("note" in layout(copy)) == has_note
         assert not copy.stat().st_mode & 0o077
@@ -173,16 +174,16 @@ def test_an_older_journal_is_brought_up_to_date_and_kept(
 def test_a_migration_that_fails_changes_nothing(
     state: Path, next_versions: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    next_versions(3)
+    next_versions(4)
 
     def broken(connection: Connection) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(journal_migrations.MIGRATIONS, 2, broken)  # type: ignore[arg-type]
+    monkeypatch.setitem(journal_migrations.MIGRATIONS, 3, broken)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         SqliteJournal(state)
     assert "note" not in layout(state / "journal.db")
-    next_versions(1)
+    next_versions(2)
     with SqliteJournal(state) as journal:
         assert len(journal.runs()) == 1
 
@@ -192,9 +193,9 @@ import sys
 from pathlib import Path
 from mlflowkit.pipeline.storage import journal_migrations, journal_tables
 from mlflowkit.pipeline.storage.journal import SqliteJournal
-journal_tables.VERSION = 2
+journal_tables.VERSION = 3
 statement = "ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT ''"
-journal_migrations.MIGRATIONS = {1: lambda connection: connection.exec_driver_sql(statement)}
+journal_migrations.MIGRATIONS = {2: lambda connection: connection.exec_driver_sql(statement)}
 with SqliteJournal(Path(sys.argv[1])) as journal:
     print(len(journal.runs()))
 """
@@ -255,3 +256,15 @@ def test_the_hint_may_be_typed_for_any_path(tmp_path: Path) -> None:
     assert shlex.quote(str(state / "journal.db")) in raised.value.hint
     typed(raised.value.hint, tmp_path)
     assert sorted(path.name for path in state.iterdir()) == [".gitignore", "damaged"]
+
+
+def test_runs_that_the_tracker_lacks_are_owed_to_it(state: Path) -> None:
+    """Of version 1, where a run's row says whether the tracker has it: also by a process that still runs."""
+    run = SqliteJournal(state).run("last").run
+    change(state, "DROP TABLE deliveries", "UPDATE meta SET value = '1'", "UPDATE runs SET tracked = 0")
+    with SqliteJournal(state) as journal:
+        assert [(item.target, item.key, item.status) for item in journal.deliveries()] == [("mlflow", run, "pending")]
+        journal.save_delivery(replace(journal.deliveries()[0], status="delivered"))
+        change(state, "DELETE FROM deliveries", "UPDATE runs SET tracked = 0")
+        journal.sweep()
+        assert [item.run for item in journal.deliveries("pending")] == [run]

@@ -19,6 +19,7 @@ def runs(
     json: JsonOption = False,
 ) -> None:
     """List runs, newest first."""
+    from mlflowkit.pipeline.outbox.delivery_schedule import troubled
     from mlflowkit.pipeline.run_summary import summarize
     from mlflowkit.wiring import Wiring
 
@@ -36,4 +37,6 @@ def runs(
         bundle = f"  {record.bundle[:12]}{' blessed' if record.blessed else ''}" if record.bundle else ""
         overrides = f"  {' '.join(record.overrides)}" if record.overrides else ""
         steps = f"{ran} run {reused} reused"
-        echo(f"{record.run}  {when}  {record.name:<12} {record.status:<12} {steps}{bundle}{overrides}")
+        late = [delivery.target for delivery in troubled(record.deliveries)]
+        undelivered = f"  not delivered to {', '.join(late)}: mlkit deliveries" if late else ""
+        echo(f"{record.run}  {when}  {record.name:<12} {record.status:<12} {steps}{bundle}{overrides}{undelivered}")

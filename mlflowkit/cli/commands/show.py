@@ -34,6 +34,8 @@ def show(
 
 
 def _print(value: dict[str, Json]) -> None:
+    from mlflowkit.pipeline.run_summary import delivery_line
+
     lineage = value["lineage"]
     tree = f", tree {lineage['git_tree'][:12]}" if lineage.get("git_tree") else ""
     changes = f": {lineage['git_changes']}" if lineage.get("git_changes") else ""
@@ -64,6 +66,8 @@ def _print(value: dict[str, Json]) -> None:
     for name in ("bundle", "endpoint", "report"):
         if value[name]:
             echo(f"{name:<10} {value[name]}")
+    for delivery in value["deliveries"]:
+        echo(f"delivery   {delivery_line(delivery)}")
     for warning in value["warnings"]:
         echo(f"warning    {warning}")
     if "error" in value:

@@ -34,7 +34,7 @@ WatchOption = Annotated[
 def status(
     service: ServiceArgument = None, state: StateOption = None, watch: WatchOption = False, json: JsonOption = False
 ) -> None:
-    """Show the services, or one of them: endpoints, served versions, rollouts."""
+    """Show the services, or one of them: endpoints, served versions, rollouts; and what runs could not deliver."""
     if watch and json:
         raise UsageError("--watch and --json do not go together", hint="mlkit status --json prints once")
     folder = state_folder(state)
@@ -48,11 +48,14 @@ def status(
             }
             for service, view in read()
         ]
-        emit_json({"services": services})
+        emit_json({"services": services, "deliveries": undelivered(folder)})
     elif watch:
         _watch(folder, read)
     else:
         echo("\n".join(lines(folder, read())))
+        for item in undelivered(folder):
+            counts = ", ".join(f"{item[status]} {status}" for status in ("pending", "failed") if item[status])
+            echo(f"undelivered  {item['target']}: {counts}; mlkit deliveries")
 
 
 def _snapshot_reader(folder: Path, only: str | None = None) -> Callable[[], Sequence[ServiceStatusView]]:
@@ -118,6 +121,19 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
             output.append("  next  mlkit up RECIPE starts it with the version it served last")
     output.append(WORDS)
     return output
+
+
+def undelivered(folder: Path) -> list[dict[str, Any]]:
+    """What runs could not deliver to other systems so far: a count by target, and what its first one met last."""
+    from mlflowkit.pipeline.outbox.delivery_schedule import troubled
+    from mlflowkit.pipeline.storage.journal import SqliteJournal
+
+    targets: dict[str, dict[str, Any]] = {}
+    with SqliteJournal(folder, create=False) as journal:
+        for item in troubled(journal.deliveries("pending", "failed")):
+            first = {"target": item.target, "pending": 0, "failed": 0, "error": item.error}
+            targets.setdefault(item.target, first)[item.status] += 1
+    return list(targets.values())
 
 
 def monitor_word(folder: Path, service: str) -> str:

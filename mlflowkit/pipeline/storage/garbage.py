@@ -10,13 +10,13 @@ from mlflowkit.data_access.cached_files import CachedFile, DataVersion
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run. ``active`` says that its process is not known to be dead; ``tracked`` that the tracker has it."""
+    """A run. ``active``: its process is not known to be dead. ``delivered``: no delivery of it is pending."""
 
     run: str
     name: str
     started: float
     active: bool
-    tracked: bool
+    delivered: bool
     fingerprints: frozenset[str]
     digests: frozenset[str]
     data: DataVersion = ("", "")
@@ -165,8 +165,8 @@ def _kept_runs(inventory: Inventory, keeping: Keeping) -> Iterator[tuple[str, st
             yield run.run, "it is recent"
         elif run.run in standing:
             yield run.run, f"it made the {standing[run.run].alias} of {run.name}"
-        elif not run.tracked:
-            yield run.run, "MLflow does not have it yet"
+        elif not run.delivered:
+            yield run.run, "a delivery of it is pending (mlkit deliveries)"
 
 
 def _is_needed(alias: StoredAlias, inventory: Inventory, runs: Mapping[str, str]) -> bool:

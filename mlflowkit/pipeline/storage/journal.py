@@ -35,7 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mlflowkit.errors import StoreError, UsageError
 from mlflowkit.pipeline import JOURNAL
-from mlflowkit.pipeline.storage import codec, journal_tables
+from mlflowkit.pipeline.storage import codec, delivery_rows, journal_tables
 from mlflowkit.pipeline.storage import journal_migrations as migrations
 from mlflowkit.pipeline.storage.garbage import StoredAlias, StoredResult, StoredRun
 from mlflowkit.pipeline.storage.journal_rows import (
@@ -51,16 +51,19 @@ from mlflowkit.pipeline.storage.journal_rows import (
     step_result,
     step_row,
 )
-from mlflowkit.pipeline.storage.journal_tables import aliases, file_digests, leases, results, runs, steps
+from mlflowkit.pipeline.storage.journal_tables import aliases, deliveries, file_digests, leases, results, runs, steps
 from mlflowkit.pipeline.storage.step_lease import is_alive
 from mlflowkit.system import failpoint
 from mlflowkit.system.files import disk_errors, make_folder, private_opener, replace_file
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import (
+    TRACKING_TARGET,
     Alias,
+    DeliveryStatus,
     HeldLease,
     Lineage,
     Owner,
+    RunDelivery,
     RunEnd,
     RunRecord,
     StepLease,
@@ -159,9 +162,10 @@ class SqliteJournal:
                 return record
         return None
 
-    def untracked(self) -> tuple[RunRecord, ...]:
-        """Finished runs that the tracker lacks, oldest first."""
-        return self._run_records(select(runs).where(runs.c.tracked.is_(False)).order_by(runs.c.started))
+    def deliveries(self, *statuses: DeliveryStatus) -> tuple[RunDelivery, ...]:
+        """Deliveries of these statuses (of any, where none is named), oldest first."""
+        with self._read() as connection, damaged_rows(self.state / JOURNAL, "a delivery"):
+            return delivery_rows.read(connection, *statuses)
 
     def held_lease(self, fingerprint: str) -> HeldLease | None:
         """The lease of a fingerprint, if it is held."""
@@ -260,32 +264,44 @@ class SqliteJournal:
         self._update(update(steps).where(*where).values(values), "finish-step", step.stage)
 
     def finish_run(self, run: str, finish: RunEnd) -> None:
-        """Update a run with its final state."""
-        values: dict[str, Any] = {**asdict(finish), "finished": time.time(), "tracked": not finish.track}
-        del values["track"]
-        self._update(update(runs).where(runs.c.run == run).values(values), "finish-run")
+        """Update a run with its final state, and insert what it owes to other systems."""
+        values: dict[str, Any] = {**asdict(finish), "finished": time.time()}
+        del values["deliveries"]
+        with self._write("finish-run") as connection:
+            connection.execute(update(runs).where(runs.c.run == run).values(values))
+            delivery_rows.owe(connection, finish.deliveries)
 
     def put_alias(self, alias: Alias) -> None:
         """Insert or replace an alias."""
         with self._write() as connection:
             _put_alias(connection, alias)
 
-    def mark_tracked(self, run: str, *, tracked: bool = True) -> None:
-        """Mark whether the tracker has a run."""
-        self._update(update(runs).where(runs.c.run == run).values(tracked=tracked), "mark-tracked")
+    def owe(self, deliveries: Sequence[RunDelivery], *, again: bool = False) -> None:
+        """Insert deliveries, but those whose target and key are known; ``again`` makes these pending, as if new."""
+        with self._write() as connection:
+            delivery_rows.owe(connection, deliveries, again=again)
+
+    def save_delivery(self, delivery: RunDelivery) -> None:
+        """Update a delivery, by its target and key, after an attempt."""
+        with self._write("save-delivery") as connection:
+            delivery_rows.save(connection, delivery)
 
     def sweep(self) -> tuple[str, ...]:
         """Mark runs whose process is dead as interrupted; returns their ids."""
         running = select(runs.c.run, runs.c.owner).where(runs.c.status == "running")
         with self._read() as connection:
             rows = connection.execute(running).all()
+            marked = connection.scalar(select(func.count()).select_from(runs).where(runs.c.tracked.is_(False)))
+        if marked:
+            with self._write() as connection:
+                delivery_rows.adopt_untracked(connection)
         with damaged_rows(self.state / JOURNAL, "the owner of a run"):
             dead = tuple(row.run for row in rows if is_alive(Owner.parse(row.owner)) is False)
         if dead:
             with self._write() as connection:
-                ended: dict[str, Any] = {"status": "interrupted", "finished": time.time(), "tracked": False}
-                ended["error"] = "the process was killed"
+                ended = {"status": "interrupted", "finished": time.time(), "error": "the process was killed"}
                 connection.execute(update(runs).where(runs.c.run.in_(dead)).values(ended))
+                delivery_rows.owe(connection, [RunDelivery(run, TRACKING_TARGET, run) for run in dead])
                 cut = (steps.c.run.in_(dead), steps.c.status == "running")
                 connection.execute(update(steps).where(*cut).values(status="interrupted"))
         return dead
@@ -300,6 +316,7 @@ class SqliteJournal:
         with self._write() as connection:
             for run in gone:
                 connection.execute(delete(steps).where(steps.c.run == run))
+                connection.execute(delete(deliveries).where(deliveries.c.run == run))
                 connection.execute(delete(runs).where(runs.c.run == run))
             for fingerprint in fingerprints:
                 connection.execute(delete(results).where(results.c.fingerprint == fingerprint))
@@ -324,7 +341,8 @@ class SqliteJournal:
             for row in connection.execute(query).all():
                 own = select(steps).where(steps.c.run == row.run).order_by(steps.c.position)
                 with damaged_rows(self.state / JOURNAL, f"the run {row.run}"):
-                    records.append(run_record(row, tuple(map(step_record, connection.execute(own)))))
+                    owed = delivery_rows.read(connection, run=row.run)
+                    records.append(run_record(row, tuple(map(step_record, connection.execute(own))), owed))
         return tuple(records)
 
     def _first(self, query: Select[Any]) -> Row[Any] | None:

@@ -16,15 +16,23 @@ from pathlib import Path
 from sqlalchemy import Connection, insert, select, update
 
 from mlflowkit.errors import StoreError
-from mlflowkit.pipeline.storage import journal_tables
+from mlflowkit.pipeline.storage import delivery_rows, journal_tables
 from mlflowkit.pipeline.storage.journal_rows import start_over
 from mlflowkit.pipeline.storage.journal_tables import meta
 from mlflowkit.system import failpoint
 from mlflowkit.system.files import private_opener
 
 FIRST_VERSION = 1
-MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {}
-"""Functions by the version that they start from. Empty: no journal is older than FIRST_VERSION."""
+
+
+def _add_deliveries(connection: Connection) -> None:
+    """Version 2: an outbox for every system, in place of a mark for the tracker alone."""
+    journal_tables.deliveries.create(connection)
+    delivery_rows.adopt_untracked(connection)
+
+
+MIGRATIONS: Mapping[int, Callable[[Connection], None]] = {1: _add_deliveries}
+"""Functions by the version that they start from."""
 
 
 def journal_version(connection: Connection, path: Path) -> int | None:

@@ -16,7 +16,7 @@ from mlflowkit.data_access.cached_files import DataVersion
 from mlflowkit.errors import StoreError
 from mlflowkit.pipeline.storage import codec
 from mlflowkit.pipeline.storage.garbage import StoredAlias, StoredResult, StoredRun
-from mlflowkit.pipeline.storage.journal_tables import aliases, leases, results, runs, steps
+from mlflowkit.pipeline.storage.journal_tables import aliases, deliveries, leases, results, runs, steps
 from mlflowkit.pipeline.storage.step_lease import is_alive
 from mlflowkit.values import (
     Alias,
@@ -25,6 +25,7 @@ from mlflowkit.values import (
     Lineage,
     Owner,
     Published,
+    RunDelivery,
     RunRecord,
     RunStatus,
     StageResult,
@@ -80,8 +81,8 @@ def run_row(record: RunRecord) -> dict[str, Json]:
     return row
 
 
-def run_record(row: Row[Any], own: tuple[StepRecord, ...]) -> RunRecord:
-    """A run with its steps; one that is running though its process is dead counts as interrupted."""
+def run_record(row: Row[Any], own: tuple[StepRecord, ...], owed: tuple[RunDelivery, ...] = ()) -> RunRecord:
+    """A run with its steps and deliveries; one that is running though its process is dead counts as interrupted."""
     values = _checked(row, runs)
     owner = Owner.parse(values.pop("owner"))
     del values["tracked"]
@@ -90,7 +91,7 @@ def run_record(row: Row[Any], own: tuple[StepRecord, ...]) -> RunRecord:
     values["lineage"] = Lineage.from_json(_object(row.lineage, "runs.lineage"))
     values["recipe"] = _object(row.recipe, "runs.recipe")
     values["overrides"] = tuple(_object(row.overrides, "runs.overrides", list))
-    record = RunRecord(**values, steps=own)
+    record = RunRecord(**values, steps=own, deliveries=owed)
     if record.status == "running" and is_alive(owner) is False:
         return replace(record, status="interrupted", error="the process was killed")
     return record
@@ -150,13 +151,14 @@ def inventory_rows(
     own: dict[str, list[Any]] = {}
     for row in connection.execute(select(steps.c.run, steps.c.fingerprint, steps.c.digest)):
         own.setdefault(row.run, []).append(row)
+    pending = set(connection.scalars(select(deliveries.c.run).where(deliveries.c.status == "pending")))
     stored_runs = [
         StoredRun(
             run=row.run,
             name=row.name,
             started=float(row.started),
             active=row.status == "running" and is_alive(Owner.parse(row.owner)) is not False,
-            tracked=bool(row.tracked),
+            delivered=row.run not in pending and bool(row.tracked),
             fingerprints=frozenset(step.fingerprint for step in own.get(row.run, ())),
             digests=frozenset(step.digest for step in own.get(row.run, ()) if step.digest),
             data=_data_version(row),

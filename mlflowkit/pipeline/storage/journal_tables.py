@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-VERSION = 1
+VERSION = 2
 """Version of this layout. A journal with a larger one was written by a newer mlflowkit."""
 
 metadata = MetaData()
@@ -33,7 +33,7 @@ runs = Table(
     *_columns(Boolean, "blessed", default=False),
     *_columns(Text, "endpoint", "report", "error", default=""),
     *_columns(Text, "owner"),
-    *_columns(Boolean, "tracked", default=True),
+    *_columns(Boolean, "tracked", default=True),  # of version 1, whose processes may end a run here: see `deliveries`
     Index("runs_by_name", "name", "started"),
 )
 
@@ -93,4 +93,19 @@ file_digests = Table(
     Column("path", Text, primary_key=True),
     *_columns(Text, "stat"),
     *_columns(String(64), "digest"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("target", String(200), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    *_columns(String(32), "run"),
+    *_columns(String(16), "status"),
+    *_columns(Integer, "attempts", default=0),
+    *_columns(Text, "error", "receipt", default=""),
+    *_columns(Float, "created"),
+    *_columns(Float, "tried", default=0.0),
+    Index("deliveries_by_run", "run"),
+    Index("deliveries_by_status", "status", "created"),
 )
