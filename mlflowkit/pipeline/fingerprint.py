@@ -35,7 +35,7 @@ from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema, stage_specs
 from mlflowkit.sections import Section, used_plugins
 from mlflowkit.stages.optimize import search_plan
 from mlflowkit.stages.sources import content_names, resolve_source
-from mlflowkit.stages.train import OnnxModel
+from mlflowkit.stages.train import HOW, OnnxModel
 from mlflowkit.system import machine
 from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.system.own_modules import adapter_modules, own_modules, read_imports
@@ -79,7 +79,7 @@ def collect_ingredients(
     """
     return {
         stage: {
-            **_spec_ingredients(spec, location_keys(stage, loaded.recipe)),
+            **_spec_ingredients(spec, left_out_keys(stage, loaded.recipe)),
             **_plugin_ingredients(spec, digests),
             **_own_ingredients(_root_modules(stage, loaded.recipe), digests),
             **_environment_ingredients(stage, loaded, digests),
@@ -89,11 +89,15 @@ def collect_ingredients(
     }
 
 
-def location_keys(stage: str, recipe: RecipeSchema) -> tuple[str, ...]:
-    """Keys of a stage's Spec that say only where something lies, whose content is an ingredient instead."""
+def left_out_keys(stage: str, recipe: RecipeSchema) -> tuple[str, ...]:
+    """Keys of a stage's Spec that are no ingredients: they say only where something lies, whose content is one, or
+    how a result is computed that does not depend on it."""
     if stage == "data":
         return tuple(f"source.{key}" for key in recipe.data.source.location_keys)
-    return ("model.path",) if stage == "train" and isinstance(recipe.model, OnnxModel) else ()
+    if stage == "train":
+        how = tuple(f"train.{key}" for key in HOW)
+        return (*how, "model.path") if isinstance(recipe.model, OnnxModel) else how
+    return ()
 
 
 def origins(ingredients: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -211,8 +211,6 @@ class _RunSession:
         if "deploy" in stale:
             serve = self.loaded.recipe.serve
             self.ports.platform.prewarm(None if serve is None else serve.beside(self.loaded.folder))
-        elif "train" in stale and self.loaded.recipe.train.workers > 0:
-            self.ports.platform.prewarm()
         if stale and is_tracked():
             if self._packages():
                 self.ports.tracker.prewarm()

@@ -19,8 +19,9 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
     """A run as plain JSON.
 
     ``bundle`` is the bundle's folder, ``blessing`` the content of its blessing (or null), ``curl`` a request to its
-    service; ``warnings`` say what neither its gates nor its rollout judge; ``deliveries`` are those to other systems;
-    ``rollout`` is the state and ``experiment`` the id of the rollout that the run started (or null).
+    service; ``metrics`` are of the test rows, ``validation`` of the validation rows; ``warnings`` say what neither its
+    gates nor its rollout judge; ``deliveries`` are those to other systems; ``rollout`` is the state and ``experiment``
+    the id of the rollout that the run started (or null).
     """
     steps = {step.stage: step for step in record.steps}
     package = steps.get("package")
@@ -46,6 +47,7 @@ def summarize(record: RunRecord, state: Path) -> dict[str, Json]:
         "blessing": json.loads(blessing.read_bytes()) if blessing is not None and blessing.exists() else None,
         "verdicts": [{**asdict(verdict), "verdict": str(verdict.outcome)} for verdict in verdicts],
         "metrics": {} if evaluation is None else dict(evaluation.metrics),
+        "validation": _validation_metrics(steps.get("train")),
         "decision": _decision(steps.get("export")),
         "importance": None if evaluation is None else evaluation.summary.get("importance"),
         "service": serve.get("service") if record.endpoint else None,
@@ -89,6 +91,12 @@ def _report(record: RunRecord, state: Path) -> str:
 def nothing_ran(summary: Mapping[str, Json]) -> bool:
     """Whether every step of a run was reused."""
     return all(step["action"] == "reuse" for step in summary["steps"] if step["status"] == "done")
+
+
+def _validation_metrics(train: StepRecord | None) -> dict[str, float]:
+    """The metrics of the kept epoch on the validation rows; {} for a model that was not trained here."""
+    metrics = {} if train is None or train.result is None else train.result.metrics
+    return {name: value for name, value in metrics.items() if name.startswith("val_")}
 
 
 def _decision(export: StepRecord | None) -> Json:

@@ -24,7 +24,7 @@ from mlflowkit.system.entry_points import METRICS
 from mlflowkit.values import Json
 
 TORCH_ONLY = ("epochs", "batch_size", "optimizer", "schedule", "early_stopping", "clip_norm", "precision",
-              "workers", "max_failures", "checkpoint_every")  # fmt: skip
+              "shards", "workers", "max_failures", "checkpoint_every")  # fmt: skip
 """Keys of train that scikit-learn ignores."""
 OUTPUT_ROLES = tuple(role for roles in ROLES.values() for role in roles)
 """Output roles of imported graphs, of any task."""
@@ -375,10 +375,20 @@ def _train(view: RecipeView) -> Iterator[Problem]:
                 yield Problem(("train", name), message, hint, at_key=True)
         return
     yield from _ignored_settings(view)
+    yield from _division_of_batches(view)
+
+
+def _division_of_batches(view: RecipeView) -> Iterator[Problem]:
+    """More shards than rows of a batch, or more workers than shards."""
     batch, workers = view.number("train", "batch_size"), view.number("train", "workers")
-    if batch is not None and workers is not None and batch < workers:
-        message = f"{format_value(workers)} workers share batches of {format_value(batch)} rows: some get none"
-        yield Problem(("train", "batch_size"), message, f"write {format_value(workers)} or more")
+    shards = view.number("train", "shards")
+    parts, unit = (workers, "workers") if shards is None else (shards, "shards")
+    if batch is not None and parts is not None and batch < parts:
+        message = f"{format_value(parts)} {unit} share batches of {format_value(batch)} rows: some get none"
+        yield Problem(("train", "batch_size"), message, f"write {format_value(parts)} or more")
+    if shards is not None and workers is not None and workers > shards:
+        message = f"{format_value(workers)} workers share {format_value(shards)} shards of each batch: some get none"
+        yield Problem(("train", "workers"), message, f"write {format_value(shards)} or fewer, or raise train.shards")
 
 
 def _unused_training(view: RecipeView) -> Iterator[Problem]:

@@ -77,7 +77,9 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
     specs: dict[str, Section] = {
         "data": data_stage.Spec.model_validate({"task": task, **table}),
         "validate": validate_stage.Spec(checks=[_with_time(check, time_column) for check in recipe.data.checks]),
-        "train": train_stage.Spec(task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train),
+        "train": train_stage.Spec(
+            task=task, model=recipe.model, preprocess=recipe.preprocess, train=recipe.train.with_shards()
+        ),
         "export": export_stage.Spec(export=recipe.export, decision=recipe.decision),
         "optimize": optimize_stage.Spec(task=task, optimize=recipe.optimize),
         "evaluate": evaluate_stage.Spec(task=task, gates=recipe.gates, latency=recipe.latency),

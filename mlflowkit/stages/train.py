@@ -2,9 +2,9 @@
 
 Published files:
 
-spec.json          ``spec`` (the Spec) · ``features`` {numeric: [names], categorical: [names]} · ``classes`` (labels in
-                   the order of the outputs; [] for a regression) · ``width`` (columns after preprocessing) ·
-                   ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale, double} or null
+spec.json          ``spec`` (the Spec without `HOW`) · ``features`` {numeric: [names], categorical: [names]} ·
+                   ``classes`` (labels in the order of the outputs; [] for a regression) · ``width`` (columns after
+                   preprocessing) · ``outputs`` (classes, or 1) · ``target_scale`` {mean, scale, double} or null
 preprocess.json    fill, center and scale of the numeric columns, categories of the others; see
 mlflowkit.features.preprocess
 model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
@@ -22,7 +22,7 @@ train.class_weights.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -298,12 +298,24 @@ class TrainSection(Section):
     """Weight of each class in the loss; balanced weighs by inverse frequency. Classification only."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32. fp16 needs a GPU."""
+    shards: int | None = Field(default=None, ge=1)
+    """Parts of each batch whose gradients are added in a fixed order, so that any number of workers up to it gives the
+    same model, bit for bit on CPUs; null: one a worker (torch). More than one costs time where a step is short."""
     workers: int = Field(default=0, ge=0)
-    """0 fits in this process; N fits with N workers (DDP) on Ray."""
+    """0 fits in this process; N fits with N workers on Ray. The model does not depend on it, only on shards."""
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced before the run fails (workers > 0)."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; a killed run resumes at the last."""
+
+    @property
+    def shard_count(self) -> int:
+        """The shards of each batch."""
+        return self.shards or max(self.workers, 1)
+
+    def with_shards(self) -> Self:
+        """These settings with the number of shards written out: it is part of what is computed."""
+        return self.model_copy(update={"shards": self.shard_count})
 
     @model_validator(mode="before")
     @classmethod
@@ -314,8 +326,12 @@ class TrainSection(Section):
         return value
 
 
+HOW = ("workers", "max_failures", "checkpoint_every")
+"""Keys of train that say how it is computed, not what: its result does not depend on them."""
+
+
 class Spec(Section):
-    """Inputs of the train stage's result, besides its input folder, the model's code and the seed."""
+    """Inputs of the train stage's result, besides its input folder, the model's code and the seed, and `HOW`."""
 
     task: Literal["classification", "regression"]
     model: Model
@@ -458,7 +474,7 @@ def _fit(spec: Spec, context: StageContext) -> FitResult:
     """Fit, and write ``spec.json`` beside what the Trainer wrote."""
     result = FitResult.model_validate(context.ports.trainer(spec.model.kind).fit(spec, context))
     description = {
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json", exclude={"train": set(HOW)}),
         **result.model_dump(mode="json", include={"features", "classes", "width", "outputs", "target_scale"}),
     }
     for name in ("offsets", "orders", "dates", "zones", "texts"):

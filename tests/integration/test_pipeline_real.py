@@ -238,6 +238,7 @@ def test_failed_check_names_rows(recipe: Path, run_command: CommandRunner) -> No
 def test_sweep_runs_once_for_each_value(recipe: Path, run_command: CommandRunner) -> None:
     code, swept = run_command("run", str(recipe), "export.parity_rows=50,60", "--multirun", "--until", "export")
     assert code == 0
+    assert all(set(run["validation"]) == {"val_loss", "val_roc_auc"} for run in swept["runs"])
     assert [run["overrides"] for run in swept["runs"]] == [["export.parity_rows=50"], ["export.parity_rows=60"]]
     assert [step["action"] for step in swept["runs"][1]["steps"]] == ["reuse", "reuse", "reuse", "run"]
 

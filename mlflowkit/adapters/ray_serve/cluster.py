@@ -17,6 +17,7 @@ from pathlib import Path
 from mlflowkit.adapters.ray_serve import ownership, ray_logs, starting
 from mlflowkit.adapters.ray_serve.ownership import ProcessKey, temp_dir
 from mlflowkit.errors import EngineError, ServiceError
+from mlflowkit.service_state.ray_cluster import check_address
 from mlflowkit.service_state.records import process_started, read_json, write_json
 from mlflowkit.system.child_process import SAFE_PATH, module_command, python_path
 from mlflowkit.system.files import create_private_file, make_folder, private_opener
@@ -155,7 +156,7 @@ def spawn(state: Path, runtime: str, sidecars: Sequence[str] = ()) -> None:
         if read(state) is not None:
             return
         address = os.environ.get("RAY_ADDRESS", "")
-        starting.check_address(address)
+        check_address(address)
         starting.first_seconds()  # raises here rather than in the supervisor
         owned = not address
         _remove_leftovers(state, read_record(state), spare=True)

@@ -1,4 +1,4 @@
-"""How long Ray may take to start, what is said meanwhile, and whether an address can answer. Imports no Ray.
+"""How long Ray may take to start, and what is said meanwhile. Imports no Ray.
 
 A busy machine starts Ray several times slower than an idle one, and Ray's own limits (30 s for its raylet, as long for
 the raylet's agent) then end it. So each try has limits of its own, and the next one twice as long.
@@ -7,11 +7,9 @@ the raylet's agent) then end it. So each try has limits of its own, and the next
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
-from mlflowkit.errors import EngineError, UsageError
+from mlflowkit.errors import UsageError
 
 SETTING = "MLKIT_RAY_START_SECONDS"
 """Environment variable: the seconds that the first of TRIES may take."""
@@ -21,8 +19,6 @@ TRY = "MLKIT_RAY_TRY"
 """Environment variable of a reconciler: which try it is."""
 FAILED_START = 75
 """Exit code of a reconciler whose Ray did not start, but may the next time."""
-ADDRESS_SECONDS = 3.0
-DEFAULT_PORT = 6379
 ORDINALS = ("first", "second", "third")
 
 
@@ -87,24 +83,3 @@ def ray_limits(number: int) -> Mapping[str, str]:
 def this_try() -> int:
     """The number of this reconciler's try."""
     return int(os.environ.get(TRY, "1"))
-
-
-def check_address(address: str) -> None:
-    """Raise EngineError when RAY_ADDRESS names a host and port where nothing answers. ``auto`` is left to Ray."""
-    if not address or address in ("auto", "local"):
-        return
-    if address.startswith(("http://", "https://")):
-        raise EngineError(
-            f"RAY_ADDRESS names {address}, a dashboard; services need the cluster's own address",
-            hint=f"export RAY_ADDRESS={urlsplit(address).hostname or 'HOST'}:{DEFAULT_PORT}, or unset RAY_ADDRESS",
-        )
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        host, port = parts.hostname or "", parts.port or (10001 if parts.scheme == "ray" else DEFAULT_PORT)
-        with socket.create_connection((host, port), ADDRESS_SECONDS):
-            return
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"RAY_ADDRESS names {address}, where nothing answers ({error}): unset it, or start that cluster",
-            hint=f"unset RAY_ADDRESS, or: ray start --head --port={DEFAULT_PORT}",
-        ) from error

@@ -1,4 +1,4 @@
-"""Torch training: in this process with ``train.workers: 0``, else by N workers (DDP) under Ray Train.
+"""Torch training: in this process with ``train.workers: 0``, else by N workers under Ray Train.
 
 Both run the same loop (`loop.train`). Without workers Ray is not imported: TorchTrainer's own in-process mode
 (``num_workers=0``) would call the same function after 0.75 s of imports (ray and ray.train.torch after torch and
@@ -7,6 +7,7 @@ scikit-learn, 2 cores).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,7 +31,7 @@ from mlflowkit.features.preprocess import (
     transform,
 )
 from mlflowkit.ports import StageContext
-from mlflowkit.service_state.records import process_started, read_json
+from mlflowkit.service_state.ray_cluster import ray_environment
 from mlflowkit.system.child_process import set_environment
 from mlflowkit.system.files import replace_file
 from mlflowkit.values import Event
@@ -51,11 +52,7 @@ class RayTorchTrainer:
         Raises DataError, UsageError, UserCodeError, EngineError or StoreError; the checkpoint in ``context.scratch``
         stays, and the next call resumes from it.
         """
-        if spec.train.batch_size < spec.train.workers:
-            raise UsageError(
-                f"train.batch_size {spec.train.batch_size} is smaller than train.workers {spec.train.workers}",
-                hint=f"train.batch_size={spec.train.workers * 32}",
-            )
+        _check_division(spec.train)
         table = open_table(context.inputs["data"], spec.preprocess)
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
@@ -85,31 +82,29 @@ class RayTorchTrainer:
         if spec.train.workers == 0:
             fitted = loop.train(job, data, loop.WorkerGroup(), report)
         else:
-            environment = ray_environment(self.state)
+            environment = None if os.environ.get("RAY_ADDRESS") else ray_environment(self.state)
             with set_environment(environment or {}):
                 from mlflowkit.adapters.ray_train.ray_workers import train_on_ray
 
-                fitted = train_on_ray(job, data, environment, report)
+                def warn(message: str) -> None:
+                    context.progress(Event("train", "warning", message))
+
+                fitted = train_on_ray(job, data, environment, report, warn)
         save_preprocess(preprocess, context.out)
         replace_file(context.out / "model.safetensors", save(dict(fitted.weights)))
         standardised = {"mean": mean, "scale": scale, "double": bool(table.target_offset)}
         return _fit_result(fitted, job, table, None if table.classes else standardised)
 
 
-def ray_environment(state: Path) -> Mapping[str, str] | None:
-    """Environment variables for joining the Ray that serves this state folder; None when none is up.
-
-    The serving platform writes them, RAY_ADDRESS among them, to ``<state>/ray/cluster.json``. They must be set before
-    Ray is imported.
-    """
-    record = read_json(state / "ray" / "cluster.json")
-    if not isinstance(record, dict) or record.get("state") != "ready":
-        return None
-    supervisor = record["steward"]
-    if process_started(supervisor["pid"]) != supervisor["started"]:
-        return None
-    environment: Mapping[str, str] = record["environment"]
-    return environment if environment.get("RAY_ADDRESS") else None
+def _check_division(train: Any) -> None:
+    """Refuse more shards than rows of a batch, and more workers than shards. Raises UsageError."""
+    if train.batch_size < train.shard_count:
+        of = "train.shards" if train.shards else "train.workers"
+        message = f"train.batch_size {train.batch_size} is smaller than {of} {train.shard_count}"
+        raise UsageError(message, hint=f"train.batch_size={train.shard_count * 32}")
+    if train.workers > train.shard_count:
+        message = f"train.workers {train.workers} is larger than train.shards {train.shard_count}"
+        raise UsageError(message, hint=f"train.workers={train.shard_count}")
 
 
 def make_reporter(context: StageContext, epochs: int) -> loop.ReportEpoch:

@@ -1,10 +1,10 @@
 """The training loop, the same for any number of workers.
 
-Runs are reproducible and resumable: the order of rows and the noise of an epoch depend on (seed, epoch, rank) alone, so
-a checkpoint between epochs is complete.
+Runs are reproducible and resumable: the order of rows depends on (seed, epoch), the noise on (seed, epoch) or, with
+several shards, on (seed, epoch, step, shard), so a checkpoint between epochs is complete.
 
-The loss of a batch is a weighted mean over the rows of *all* workers. Each worker divides the loss of its own rows by
-the weight of the whole batch and multiplies by the number of workers, so DDP's mean over workers equals that mean.
+The loss of a batch is a weighted mean over its rows. Each shard's loss is divided by the weight of the whole batch, and
+the shards' gradients are added in a fixed order (`shards`), so the weights have the same bits on any number of workers.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mlflowkit import usercode
 from mlflowkit.adapters.ray_train import checkpoint, torch_objective
+from mlflowkit.adapters.ray_train.shards import ShardedStep
 from mlflowkit.errors import EngineError, UserCodeError
 from mlflowkit.models import build
 
@@ -89,13 +90,9 @@ class WorkerGroup:
         self.rank, self.size = rank, size
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """Wrap the model so that gradients are averaged over the workers; ``unused``: some parameters have none."""
-        return model
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Sum over the workers."""
-        return value
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """The tensors of all workers, of one shape, by rank."""
+        return [rows]
 
     def broadcast(self, value: Tensor) -> Tensor:
         """The first worker's value, on every worker."""
@@ -169,21 +166,36 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def batches(order: Tensor, size: int, workers: int) -> list[Tensor]:
-    """Split an epoch's order into batches; a remainder of fewer than two rows per worker joins the batch before it.
+def batches(order: Tensor, size: int, shards: int) -> list[Tensor]:
+    """Split an epoch's order into batches; a remainder of fewer than two rows per shard joins the batch before it.
 
     >>> [batch.tolist() for batch in batches(torch.arange(7), 3, 1)]
     [[0, 1, 2], [3, 4, 5, 6]]
     """
     parts = list(order.split(size))
-    if len(parts) > 1 and len(parts[-1]) < 2 * workers:
+    if len(parts) > 1 and len(parts[-1]) < 2 * shards:
         remainder = parts.pop()
         parts[-1] = torch.cat([parts[-1], remainder])
     return parts
 
 
+def check_same_weights(model: nn.Module, group: WorkerGroup) -> None:
+    """Raise UserCodeError on a worker whose model does not begin with the first worker's weights and buffers."""
+    if group.size == 1:
+        return
+    digest = hashlib.sha256()
+    for name, value in checkpoint.weights_of(model).items():
+        digest.update(name.encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    own = torch.tensor(list(digest.digest()), device=group.device)
+    if not torch.equal(own, group.broadcast(own.clone())):
+        raise UserCodeError(
+            f"{type(model).__name__} begins with other weights on worker {group.rank} than on worker 0",
+            hint="draw initial weights by torch, numpy or random without a seed of their own: mlflowkit seeds them",
+        )
+
+
 class _UserModel(nn.Module):  # type: ignore[misc]  # mypy does not read torch
-    """Wraps a user's module so that its errors become UserCodeErrors with its own line; errors of DDP do not."""
+    """Wraps a user's module so that its errors become UserCodeErrors with its own line."""
 
     def __init__(self, model: nn.Module, job: TrainingJob) -> None:
         super().__init__()
@@ -208,18 +220,21 @@ class _TrainingLoop:
         model = build(job.reference, job.folder, job.args, features=job.features, outputs=job.outputs)
         self.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         multiplications = sum(p.numel() for p in model.parameters())  # frozen parameters included
-        if multiplications * min(job.train.batch_size, len(data.y)) < SMALL_STEP:
+        small = multiplications * min(job.train.batch_size, len(data.y)) < SMALL_STEP
+        if small or job.train.shard_count > 1:  # another number of threads adds in another order
             torch.set_num_threads(1)
         self.model = model.to(group.device)
         self.user_model = _UserModel(self.model, job)
         weights = torch.tensor(job.class_weights, device=group.device) if job.class_weights else None
         self.objective = torch_objective.Objective(job.task, weights)
-        unused = self._check_model()
+        self._check_model()
+        check_same_weights(self.model, group)
+        shards = job.train.shard_count
+        self.sharded = ShardedStep(self.model, shards, group) if shards > 1 else None
         self.optimizer = torch_objective.optimizer(job.train.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=precision == "fp16")
-        self.wrapped = group.wrap(self.user_model, unused=unused)
         self.metric = torch_objective.metric_name(job.task, data.y_validation, job.outputs)
-        self.steps = len(batches(torch.arange(len(data.y)), job.train.batch_size, group.size))
+        self.steps = len(batches(torch.arange(len(data.y)), job.train.batch_size, shards))
         self.progress = checkpoint.TrainingProgress()
         self.best: dict[str, Tensor] = {}
 
@@ -255,41 +270,52 @@ class _TrainingLoop:
 
     def _train_epoch(self, number: int) -> tuple[float, float]:
         """One pass over the training rows; returns the mean loss and the last learning rate."""
-        job, group = self.job, self.group
-        seed_everything(derive_seed("noise", job.seed, number, group.rank))
+        job, device = self.job, self.group.device
+        seed_everything(derive_seed("noise", job.seed, number))
         generator = torch.Generator().manual_seed(derive_seed("order", job.seed, number))
-        order = torch.randperm(len(self.data.y), generator=generator).to(group.device)
-        sums = torch.zeros(2, dtype=torch.float64, device=group.device)
-        self.wrapped.train()
+        order = torch.randperm(len(self.data.y), generator=generator).to(device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.user_model.train()
         rate = 0.0
-        for index, rows in enumerate(batches(order, job.train.batch_size, group.size)):
+        for index, rows in enumerate(batches(order, job.train.batch_size, job.train.shard_count)):
             step = (number - 1) * self.steps + index
             optimizer = job.train.optimizer
             rate = torch_objective.learning_rate(job.train.schedule, optimizer.lr, step, self.steps, job.train.epochs)
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
-            sums += self._step(rows)
-        loss, weight = group.sum(sums).tolist()
+            sums += self._step(rows, number, index)
+        loss, weight = sums.tolist()
         return loss / weight, rate
 
-    def _step(self, rows: Tensor) -> Tensor:
-        """One optimiser step; returns this worker's sums of losses and of weights."""
-        group = self.group
+    def _step(self, rows: Tensor, epoch: int, index: int) -> Tensor:
+        """One optimiser step; returns the batch's sums of losses and of weights."""
         weight = self.objective.weight(self.data.y[rows])
-        own_rows = rows[group.rank :: group.size]
-        x, y = self.data.x[own_rows], self.data.y[own_rows]
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        with torch.autocast(group.device.type, dtype=dtype, enabled=self.precision != "fp32"):
-            outputs = self.wrapped(x)
-        loss = self.objective.loss(outputs, y)
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss * (group.size / weight)).backward()
+        if self.sharded is None:
+            self.optimizer.zero_grad()
+            loss = self._backward(rows, weight)
+        else:
+            shards = self.job.train.shard_count
+
+            def compute(shard: int) -> Tensor:
+                seed_everything(derive_seed("noise", self.job.seed, epoch, index, shard))
+                return self._backward(rows[shard::shards], weight)
+
+            loss = self.sharded.backward(compute)
         if self.job.train.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.job.train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return torch.stack([loss.detach().double(), weight.double() / group.size])
+        return torch.stack([loss.double(), weight.double()])
+
+    def _backward(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Add the gradients of the loss over some rows of a batch of this weight; returns the sum of the losses."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(self.group.device.type, dtype=dtype, enabled=self.precision != "fp32"):
+            outputs = self.user_model(self.data.x[rows])
+        loss = self.objective.loss(outputs, self.data.y[rows])
+        self.scaler.scale(loss * (1 / weight)).backward()
+        return loss.detach()
 
     def _validate(self) -> tuple[float, float]:
         """Loss and metric on the validation rows."""
@@ -303,8 +329,8 @@ class _TrainingLoop:
             return loss, 0.0
         return loss, torch_objective.metric(self.metric, outputs, target, self.job.target_scale)
 
-    def _check_model(self) -> bool:
-        """Check the outputs for two rows; returns whether some parameters get no gradient."""
+    def _check_model(self) -> None:
+        """Check the outputs for two rows."""
         rows = self.data.x[:2]
         self.model.eval()
         outputs = self.user_model(rows)
@@ -322,9 +348,7 @@ class _TrainingLoop:
         if outputs.dtype == torch.float64:
             raise UserCodeError(f"{name} returned float64; expected float32", hint="return answers.float()")
         self.objective.loss(outputs, self.data.y[:2]).backward()
-        unused = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
         self.model.zero_grad()
-        return unused
 
     def _check_finite(self, part: str, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,15 @@ from ray.job_config import JobConfig
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from mlflowkit import errors
 from mlflowkit.adapters.ray_train import checkpoint, loop
 from mlflowkit.errors import EngineError, MlkitError
+from mlflowkit.service_state.ray_cluster import check_address
 from mlflowkit.system.child_process import SAFE_PATH, set_environment
 from mlflowkit.system.files import private_opener, replace_file
+from mlflowkit.system.text import first_line
 
 RAY_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -56,6 +58,10 @@ FAILURE_WAIT_SECONDS = 2.0
 """How long a failed worker waits for the others to fail too."""
 
 
+def _ignore(message: str) -> None:
+    """Tell nobody."""
+
+
 class RayWorkerGroup(loop.WorkerGroup):
     """The group of this Ray Train worker."""
 
@@ -63,32 +69,46 @@ class RayWorkerGroup(loop.WorkerGroup):
         context = get_context()
         super().__init__(context.get_world_rank(), context.get_world_size(), get_device())
 
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
-
-    def sum(self, value: Tensor) -> Tensor:
-        distributed.all_reduce(value)
-        return value
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        gathered = [torch.empty_like(rows) for _ in range(self.size)]
+        distributed.all_gather(gathered, rows)
+        return gathered
 
     def broadcast(self, value: Tensor) -> Tensor:
         distributed.broadcast(value, src=0)
         return value
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # mypy does not read ray
+    """A TorchTrainer that leaves SIGINT alone.
+
+    Ray's (2.60) installs a handler for it that ends the process with 1, and never puts back the one before: Ctrl-C in a
+    later stage then asks a Ray that is gone. Without it KeyboardInterrupt leaves `fit`, and the end of this process's
+    connection ends the controller, the workers and their placement group.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Register nothing."""
+
+
 def train_on_ray(
-    job: loop.TrainingJob, data: loop.TrainingData, environment: Mapping[str, str] | None, report: loop.ReportEpoch
+    job: loop.TrainingJob,
+    data: loop.TrainingData,
+    environment: Mapping[str, str] | None,
+    report: loop.ReportEpoch,
+    notify: Callable[[str], None],
 ) -> loop.FittedModel:
     """`loop.train` on ``job.train.workers`` workers, with the same errors, and EngineError when Ray fails.
 
-    ``environment`` locates a running local Ray, if any (see `ray_train.ray_environment`).
+    ``environment`` locates a running local Ray, if any (see `service_state.ray_cluster`); ``notify`` is told when
+    another is started although there is one.
     """
     files = _ScratchFiles(job.scratch)
     files.prepare(data)
     resources = {"CPU": WORKER_CPUS}
     failures = FailureConfig(max_failures=job.train.max_failures)
-    with local_ray(environment, job.train.workers):
-        trainer = TorchTrainer(
+    with local_ray(environment, job.train.workers, notify):
+        trainer = _Trainer(
             run_worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
@@ -213,12 +233,15 @@ def _forward_progress(files: _ScratchFiles, report: loop.ReportEpoch) -> Iterato
 
 
 @contextmanager
-def local_ray(environment: Mapping[str, str] | None, workers: int) -> Iterator[None]:
-    """Connect to a Ray with CPUs for the workers: the current one, that of ``environment``, or a new one.
+def local_ray(
+    environment: Mapping[str, str] | None, workers: int, notify: Callable[[str], None] = _ignore
+) -> Iterator[None]:
+    """Connect to a Ray with CPUs for the workers: the current one, that of ``environment`` (which serves), that of the
+    variable RAY_ADDRESS, or a new one. ``notify`` gets the reason where a new one is started although another serves.
 
     A Ray connected or started here is left at the end, and this process's environment is as before: what it starts
     later must not inherit ``PYTHONSAFEPATH``. Ray's messages about lost workers go to stderr, as stdout is for results.
-    Raises EngineError when Ray does not start.
+    Raises EngineError when Ray does not start, and when that of ``RAY_ADDRESS`` cannot be used.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     defaults = {name: value for name, value in RAY_DEFAULTS.items() if name not in os.environ}
@@ -226,7 +249,10 @@ def local_ray(environment: Mapping[str, str] | None, workers: int) -> Iterator[N
         if ray.is_initialized():
             yield
             return
-        if environment is None or not _connect(environment["RAY_ADDRESS"], workers):
+        given = os.environ.get("RAY_ADDRESS", "")
+        if environment is None and given not in ("", "local"):
+            _connect_given(given, workers)
+        elif environment is None or not _connect_serving(environment["RAY_ADDRESS"], workers, notify):
             _start_ray(workers)
         try:
             yield
@@ -234,16 +260,48 @@ def local_ray(environment: Mapping[str, str] | None, workers: int) -> Iterator[N
             ray.shutdown()
 
 
-def _connect(address: str, workers: int) -> bool:
-    """Connect to a running Ray; False (and disconnected) when it is gone or lacks free CPUs."""
+def _connect_serving(address: str, workers: int, notify: Callable[[str], None]) -> bool:
+    """Connect to the Ray that serves; False (and disconnected, and told) when it is gone or lacks free CPUs."""
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config())
-    except (ConnectionError, RuntimeError):
+        _connect(address)
+    except (ConnectionError, RuntimeError) as error:
+        notify(f"the Ray that serves does not answer ({first_line(error)}): a Ray is started for training")
         return False
-    if ray.available_resources().get("CPU", 0) >= workers * WORKER_CPUS:
+    free = ray.available_resources().get("CPU", 0)
+    if free >= workers * WORKER_CPUS:
         return True
     ray.shutdown()
+    needed = f"{free:g} of the {workers * WORKER_CPUS:g} CPUs that {workers} workers need"
+    notify(f"the Ray that serves has {needed} free: a Ray is started for training, on the same CPUs")
     return False
+
+
+def _connect_given(address: str, workers: int) -> None:
+    """Connect to the Ray of the environment variable RAY_ADDRESS. Raises EngineError when it cannot be used."""
+    check_address(address)
+    try:
+        _connect(address)
+    except (ConnectionError, RuntimeError) as error:
+        message = f"RAY_ADDRESS is {address}, and connecting fails: {first_line(error)}"
+        raise EngineError(message, hint="unset RAY_ADDRESS: training then starts a Ray of its own") from error
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) > 1:
+        ray.shutdown()
+        raise EngineError(
+            f"the Ray at RAY_ADDRESS {address} has {len(alive)} machines, and the workers of a training share a folder",
+            hint="unset RAY_ADDRESS: training then starts a Ray on this machine",
+        )
+    total = ray.cluster_resources().get("CPU", 0)
+    if total < workers * WORKER_CPUS:
+        ray.shutdown()
+        raise EngineError(
+            f"the Ray at RAY_ADDRESS {address} has {total:g} CPUs; {workers} workers need {workers * WORKER_CPUS:g}",
+            hint=f"train.workers={max(1, int(total / WORKER_CPUS))}",
+        )
+
+
+def _connect(address: str) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config())
 
 
 class _NoPaths(list[str]):

@@ -88,6 +88,7 @@ def _sweep(recipe: Path, overrides: Sequence[str], folder: Path, until: str, for
         emit_json({"runs": values})
         return worst
     for job, value in zip(jobs, values, strict=True):
-        metrics = ", ".join(f"{name} {figure:.4g}" for name, figure in list(value["metrics"].items())[:4])
+        metrics = ", ".join(f"{name} {figure:.4g}" for name, figure in value["validation"].items())
         echo(f"{value['run']}  {value['status']:<12} {' '.join(job)}  {metrics}")
+    note("figures are of the validation rows: the best of several on test rows would look better than it is")
     return worst
