@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +20,14 @@ from mlflowkit.adapters.onnxruntime import OnnxRuntime
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.errors import DataError, RecipeError
 from mlflowkit.features.tensors import inputs_from_table
+from mlflowkit.service_state.records import Desired, GatewaySettings, ServiceFiles
 from mlflowkit.serving.protocol.csv_rows import csv_rows
 from mlflowkit.serving.protocol.http_error import RequestError
 from mlflowkit.serving.protocol.input_schema import Schema
+from mlflowkit.values import RoutingTable, Variant
+from tests.support import ROOT
+from tests.support.processes import free_port
+from tests.support.waiting import wait_for
 
 RECIPE = """\
 name: rents
@@ -111,6 +121,61 @@ def test_every_form_of_a_request_is_answered_alike(bundle: Bundle) -> None:
     ]
     assert [answers(bundle, form.inputs) for form in forms] == [expected] * len(forms)
     assert not any(form.notes for form in forms)
+
+
+@pytest.fixture(scope="module")
+def gateway(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A gateway in a process of its own."""
+    files = ServiceFiles(tmp_path_factory.mktemp("state") / "services" / "rents")
+    files.write_desired(Desired(1, True, GatewaySettings("rents", port=(port := free_port()), log=False)))
+    champion = Variant("champion", bundle.manifest.version, bundle.manifest.identity, str(bundle.path))
+    files.write_table(RoutingTable("rents", 1, (champion,)))
+    command = [sys.executable, "-m", "tests.support.replica_process", str(files.folder), "r1", ""]
+    process = subprocess.Popen(command, cwd=ROOT)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+        def is_ready() -> bool:
+            assert process.poll() is None, "the gateway has ended"
+            with contextlib.suppress(httpx.TransportError):
+                return client.get("/v2/health/ready").status_code == 200
+            return False
+
+        try:
+            wait_for(is_ready, 120, "the gateway", poll=0.1)
+            yield client
+        finally:
+            process.kill()
+            process.wait()
+
+
+def assert_same_predictions(reply: httpx.Response, expected: np.ndarray) -> None:
+    """A reply writes a number with as many digits as tell FP32 numbers apart."""
+    answered = np.array([row["prediction"] for row in reply.json()["predictions"]], dtype=np.float32)
+    np.testing.assert_array_equal(answered, expected)
+
+
+def test_a_gateway_process_answers_the_texts_of_the_file_as_the_run_did(bundle: Bundle, gateway: httpx.Client) -> None:
+    """The test rows of the source, as they are written there, against what the run predicted for them."""
+    state = bundle.path.parents[2]
+    source = pd.read_csv(state.parent / "rows.csv", dtype={"signed": str, "born": str}, keep_default_na=False)
+    (split,), (predicted,) = state.glob("objects/*/split.npy"), state.glob("objects/*/predictions.parquet")
+    test = source.iloc[np.flatnonzero(np.load(split) == 2)]
+    unreadable, missing = int((test["signed"] == "soon").sum()), int((test["born"] == "").sum())
+    assert min(unreadable, missing) > 0
+    expected = pd.read_parquet(predicted)["prediction"].to_numpy(np.float32)
+    assert len(set(expected.tolist())) > 100
+    rows = test.drop(columns="price").to_dict(orient="records")
+    reply = gateway.post("/predict", json={"rows": rows})
+    assert reply.status_code == 200, reply.text
+    assert_same_predictions(reply, expected)
+    assert reply.json()["notes"] == {"unreadable_dates": {"signed": unreadable}}
+    body = test.drop(columns="price").to_csv(index=False)
+    reply = gateway.post("/invocations", content=body, headers={"Content-Type": "text/csv"})
+    assert reply.status_code == 200, reply.text
+    assert_same_predictions(reply, expected)
+    refused = gateway.post("/predict", json={"rows": [{**rows[0], "born": "1960-05-01T00:00:00Z"}]})
+    assert refused.status_code == 400
+    assert "row 0, column born" in refused.text
 
 
 def dates(datatype: str, data: list[Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ from mlflowkit.serving.observer.panes import PaneReading, list_panes, read_panes
 from mlflowkit.system import failpoint
 from mlflowkit.values import RoutingTable, Variant
 from tests.support.lending_bundle import make_bundle
+from tests.support.processes import free_port
 from tests.support.waiting import wait_for
 
 PURPOSES = ("car", "home", "other")
@@ -55,7 +55,7 @@ class KillDrill:
         self.replied: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
         self.refused = 0
-        self._port, self._profiler = _free_port(), profiler
+        self._port, self._profiler = free_port(), profiler
         self._settings = GatewaySettings(
             "lending", port=self._port, log=log, pane_seconds=pane_seconds, segments=("purpose",)
         )
@@ -187,9 +187,3 @@ class KillDrill:
 
     def _ended(self) -> bool:
         return self._gateway is not None and self._gateway.poll() is not None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
