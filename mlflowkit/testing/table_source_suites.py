@@ -113,6 +113,7 @@ class RemoteTableContract(RemoteSourceSupport):
         self.put(list(ROWS))
         snapshot = self.resolved(tmp_path)
         if self.stop():
+            self.resolve_seconds = 2.0
             for action in (lambda: self.resolved(tmp_path), lambda: self.rows(tmp_path, snapshot)):
                 error = refusal(MlkitError, action)
                 assert error.hint

@@ -19,6 +19,7 @@ import pytest
 from mlflowkit.adapters.data_sources.files_source import FilesSource
 from mlflowkit.data_access.connections import CredentialReference, S3Connection
 from mlflowkit.data_access.remote_source import RemoteAccess, fetch_remote, resolve_remote
+from mlflowkit.data_access.transfer import TransferLimits
 from mlflowkit.errors import DataError
 from mlflowkit.testing import RemoteSourceContract
 from mlflowkit.testing.source_suites import HASTE
@@ -66,6 +67,7 @@ class TestVersionedBucket(RemoteSourceContract):
     """Objects are held to their versions: what was planned is read though it was replaced."""
 
     pinned_by = "versions"
+    limits = TransferLimits(read_seconds=20.0, stall_seconds=60.0, first_wait=0.01, last_wait=0.05)
 
     @pytest.fixture(autouse=True)
     def _bucket(self, endpoint: str, request: pytest.FixtureRequest) -> None:
