@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,6 +150,27 @@ Connection = Annotated[
     Field(discriminator="kind"),
     PluginUnion(CONNECTIONS, ConnectionSection),
 ]
+
+
+class HeldSecrets:
+    """The secrets that a client holds, in the order of their references. They are read again once: credentials expire
+    while a run goes on, and what is kept in their place is renewed by others."""
+
+    def __init__(self, secrets: OpenSecrets, *references: CredentialReference) -> None:
+        self._secrets, self._references, self._lock = secrets, references, threading.Lock()
+        self._renewed = False
+        self.values = self._read()
+
+    def renew(self, refused: Sequence[str]) -> bool:
+        """Whether a call that the store refused may be repeated: there are other secrets now. Raises DataError."""
+        with self._lock:
+            if self.values == tuple(refused) and not self._renewed:
+                self._renewed = True
+                self.values = self._read()
+            return self.values != tuple(refused)
+
+    def _read(self) -> tuple[str, ...]:
+        return tuple(self._secrets.read(reference) for reference in self._references)
 
 
 class OpenSecrets:

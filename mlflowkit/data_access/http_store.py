@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from mlflowkit.data_access.connections import HeldSecrets
 from mlflowkit.data_access.transfer import TransientError
 from mlflowkit.errors import DataError
 from mlflowkit.system.extras import require_extra
@@ -58,11 +59,15 @@ class HttpBody:
 
 @dataclass(frozen=True, slots=True)
 class HttpStore:
-    """Requests to the server at ``origin``: a token goes to no other one, whatever it answers."""
+    """Requests to the server at ``origin``: a token goes to no other one, whatever it answers.
+
+    A token that the server does not know (401) is read again once.
+    """
 
     client: Any
     origin: str
     read_seconds: float
+    token: HeldSecrets | None
 
     def json(self, url: str, refuse: RefusalError) -> tuple[Json, Mapping[str, str]]:
         """The JSON at a URL of this server, and the headers.
@@ -94,9 +99,8 @@ class HttpStore:
             message = f"{self.origin} leads to another server, {urlsplit(url).hostname}"
             raise DataError(message, hint="mlkit explain RECIPE connections shows what set its address")
         timeout = httpx.Timeout(wait, connect=CONNECT_SECONDS)
-        request = self.client.build_request("GET", url, headers=dict(headers), timeout=timeout)
         try:
-            response = self.client.send(request, stream=True)
+            response = self._send(url, headers, timeout)
         except httpx.InvalidURL:
             raise DataError(f"{self.origin}: a URL is wrong", hint="mlkit explain RECIPE connections") from None
         except (httpx.HTTPError, OSError) as error:
@@ -108,12 +112,24 @@ class HttpStore:
         finally:
             response.close()
 
+    def _send(self, url: str, headers: Mapping[str, str], timeout: Any) -> Any:
+        while True:
+            used = self.token.values if self.token is not None else ()
+            authorization = {"Authorization": f"Bearer {used[0]}"} if used else {}
+            request = self.client.build_request("GET", url, headers={**headers, **authorization}, timeout=timeout)
+            response = self.client.send(request, stream=True)
+            if response.status_code != 401 or self.token is None or not self.token.renew(used):
+                return response
+            response.close()
+
     def _is_own(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self.origin)[:2]
 
 
 @contextmanager
-def open_store(origin: str, token: str, read_seconds: float, *, extra: str, key: str) -> Iterator[HttpStore]:
+def open_store(
+    origin: str, token: HeldSecrets | None, read_seconds: float, *, extra: str, key: str
+) -> Iterator[HttpStore]:
     """A client of a server. Redirects to other servers (of a content network) are followed without the token.
 
     Raises UsageError where httpx is not installed: ``extra`` has it, and ``key`` of the recipe needs it.
@@ -122,10 +138,8 @@ def open_store(origin: str, token: str, read_seconds: float, *, extra: str, key:
     import httpx
 
     headers = {"Accept-Encoding": "identity", "User-Agent": "mlflowkit"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
     with httpx.Client(headers=headers, follow_redirects=True, max_redirects=MAX_REDIRECTS) as client:
-        yield HttpStore(client, origin, read_seconds)
+        yield HttpStore(client, origin, read_seconds, token)
 
 
 def _problem(response: Any, refuse: RefusalError) -> Exception:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlflowkit.adapters.data_sources.huggingface_source import HuggingfaceSource
-from mlflowkit.data_access.connections import CredentialReference, HuggingfaceConnection
+from mlflowkit.data_access.connections import CredentialReference, HuggingfaceConnection, OpenSecrets
 from mlflowkit.data_access.head_probe import current_version
 from mlflowkit.data_access.hub_repository import HUB, own_token
 from mlflowkit.data_access.remote_source import RemoteAccess, fetch_remote, resolve_remote
@@ -246,3 +246,26 @@ def test_the_token_of_this_user_goes_to_its_hub_only(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert own_token(HUB) == CredentialReference(env="HF_TOKEN")
     assert own_token("https://hub.example") is None
+
+
+def test_a_token_that_was_renewed_meanwhile_is_read_again(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.access = "private"
+    monkeypatch.setenv("RENEWED", "expired")
+    snapshot = resolve_remote(source(), access(hub, tmp_path / "other"))
+    given, asked = access(hub, tmp_path, token="RENEWED"), len(hub.requests)
+    read = OpenSecrets.read
+
+    def renew(self: OpenSecrets, reference: CredentialReference) -> str:
+        secret = read(self, reference)
+        monkeypatch.setenv("RENEWED", TOKEN)
+        return secret
+
+    monkeypatch.setattr(OpenSecrets, "read", renew)
+    files = fetch_remote(source(), given, snapshot)
+    assert {path: file.read_bytes() for path, file in files.items()} == {
+        "a.csv": FILES["data/a.csv"],
+        "b.csv": FILES["data/b.csv"],
+    }
+    assert len(hub.requests) > asked + len(files)

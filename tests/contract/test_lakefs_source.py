@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -410,3 +411,51 @@ def test_no_interleaving_of_commits_mixes_two_versions(lake: FakeLakefs, tmp_pat
         done.set()
         thread.join()
     assert not lake.moving_reads()
+
+
+def renewed(folder: Path, secret: str) -> None:
+    """Put another secret into the file, at once, as mounted secrets are replaced."""
+    new = folder / secrets.token_hex(8)
+    new.write_text(secret)
+    new.chmod(0o600)
+    new.replace(folder / "secret")
+
+
+def held_in_files(lake: FakeLakefs, folder: Path) -> RemoteAccess:
+    """Access by a key and a secret that are kept in files, which others renew."""
+    for name, value in (("key", KEY), ("secret", "expired")):
+        (folder / name).write_text(value)
+        (folder / name).chmod(0o600)
+    key, secret = CredentialReference(file="key"), CredentialReference(file="secret")
+    connection = LakefsConnection(kind="lakefs", url=lake.url, access_key=key, secret=secret)
+    return RemoteAccess(folder, folder / "state", {"lake": connection}, limits=LIMITS, resolve_seconds=5.0)
+
+
+@pytest.mark.parametrize("stage", ["plan", "fetch"])
+def test_credentials_that_were_renewed_meanwhile_are_read_again(lake: FakeLakefs, tmp_path: Path, stage: str) -> None:
+    repository = lake.repository()
+    repository.replace_all("main", {f"loans/{name}.csv": name.encode() for name in "abcdef"})
+    planned = resolve_remote(source(), access(lake, tmp_path / "other"))
+    given = held_in_files(lake, tmp_path)
+    before = len(lake.requests)
+
+    lake.switch = lambda number, asked: Switch(act=lambda: renewed(tmp_path, SECRET))
+    if stage == "plan":
+        assert resolve_remote(source(), given).version == planned.version
+        assert len(lake.requests) == before + 3, "a commit and a page of objects, and the first of them twice"
+    else:
+        files = fetch_remote(source(), given, planned)
+        assert {path: file.read_bytes() for path, file in files.items()} == {
+            f"{name}.csv": name.encode() for name in "abcdef"
+        }
+
+
+def test_credentials_that_are_refused_again_are_told_after_one_more_call(lake: FakeLakefs, tmp_path: Path) -> None:
+    given = held_in_files(lake, tmp_path)
+    with pytest.raises(DataError, match="does not know these credentials"):
+        resolve_remote(source(), given)
+    assert len(lake.requests) == 1, "the same secret is not tried twice"
+    lake.switch = lambda number, asked: Switch(act=lambda: renewed(tmp_path, f"expired {number}"))
+    with pytest.raises(DataError, match="does not know these credentials"):
+        resolve_remote(source(), given)
+    assert len(lake.requests) == 3

@@ -135,7 +135,7 @@ class FilesSource(FileTreeSource):
         parts = urlsplit(self.url)
         seconds = access.limits.read_seconds
         origin = f"{parts.scheme}://{parts.netloc}"
-        with open_store(origin, "", seconds, extra="hub", key="data.source.url: https://") as store:
+        with open_store(origin, None, seconds, extra="hub", key="data.source.url: https://") as store:
             yield store
 
     def _connection(self, access: RemoteAccess) -> S3Connection:

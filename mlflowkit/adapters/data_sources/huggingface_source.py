@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
 
-from mlflowkit.data_access.connections import HuggingfaceConnection
+from mlflowkit.data_access.connections import HeldSecrets, HuggingfaceConnection
 from mlflowkit.data_access.head_probe import HeadProbe
 from mlflowkit.data_access.http_store import HttpBody, open_store
 from mlflowkit.data_access.hub_repository import COMMIT, HubRepository, own_token
@@ -122,12 +122,12 @@ class HuggingfaceSource(FileTreeSource):
     def _hub(self, access: RemoteAccess) -> Iterator[HubRepository]:
         connection = self._connection(access)
         reference = connection.token or own_token(connection.endpoint)
-        token = access.secrets.read(reference) if reference is not None else ""
+        token = HeldSecrets(access.secrets, reference) if reference is not None else None
         seconds = access.limits.read_seconds
         key = "data.source.kind: huggingface"
         with open_store(connection.endpoint, token, seconds, extra="hub", key=key) as store:
             yield HubRepository(
-                store, "datasets", self.dataset, self.revision, self.files, bool(token), self._name_a_token(),
+                store, "datasets", self.dataset, self.revision, self.files, token is not None, self._name_a_token(),
                 self._token_place(), "mlkit plan RECIPE data.source.revision={}",
             )  # fmt: skip
 

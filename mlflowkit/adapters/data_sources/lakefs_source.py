@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from urllib.parse import quote
 
 from pydantic import Field, field_validator
 
-from mlflowkit.data_access.connections import LakefsConnection
+from mlflowkit.data_access.connections import HeldSecrets, LakefsConnection
 from mlflowkit.data_access.head_probe import HeadProbe
 from mlflowkit.data_access.object_patterns import listed_prefix, select_objects
 from mlflowkit.data_access.remote_source import FileTreeSource, RemoteAccess
@@ -181,20 +182,35 @@ def _server(source: LakefsSource, access: RemoteAccess) -> Iterator[LakefsServer
     import lakefs_client
 
     connection = access.connection(source.connection, LakefsConnection)
-    user, password = access.secrets.read(connection.access_key), access.secrets.read(connection.secret)
-    configuration = lakefs_client.Configuration(host=f"{connection.url}/api/v1", username=user, password=password)
+    secrets = HeldSecrets(access.secrets, connection.access_key, connection.secret)
+    used = _UsedSecrets()
+    configuration = lakefs_client.Configuration(host=f"{connection.url}/api/v1", username="", password="")
+    configuration.get_basic_auth_token = used.authorization  # asked for within each call, by its thread
     configuration.retries = False  # the transfer's own: the client's heed no deadline, and no 429 without Retry-After
     configuration.connection_pool_maxsize = access.limits.streams
     with lakefs_client.ApiClient(configuration) as client:
-        yield LakefsServer(client, source, access.limits.read_seconds)
+        yield LakefsServer(client, source, secrets, used, access.limits.read_seconds)
+
+
+class _UsedSecrets(threading.local):
+    """The key and secret of the call that a thread makes."""
+
+    values: tuple[str, ...] = ()
+
+    def authorization(self) -> str:
+        import urllib3
+
+        return str(urllib3.make_headers(basic_auth=":".join(self.values))["authorization"])
 
 
 @dataclass(frozen=True, slots=True)
 class LakefsServer:
-    """The requests that a source makes."""
+    """The requests that a source makes. Credentials that the server does not know (401) are read again once."""
 
     client: Any
     source: LakefsSource
+    secrets: HeldSecrets
+    used: _UsedSecrets
     read_seconds: float
 
     def commit(self, reference: str) -> dict[str, Json]:
@@ -288,8 +304,15 @@ class LakefsServer:
         import lakefs_client
         import urllib3
 
+        options |= {"_preload_content": False, "_request_timeout": (CONNECT_SECONDS, wait)}
         try:
-            return call(*arguments, _preload_content=False, _request_timeout=(CONNECT_SECONDS, wait), **options)
+            while True:
+                self.used.values = self.secrets.values
+                try:
+                    return call(*arguments, **options)
+                except lakefs_client.ApiException as error:
+                    if error.status != 401 or not self.secrets.renew(self.used.values):
+                        raise
         except lakefs_client.ApiException as error:
             raise self._problem(error, arguments) from None
         except urllib3.exceptions.HTTPError as error:

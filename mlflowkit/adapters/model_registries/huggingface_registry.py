@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from mlflowkit.adapters.model_registries.hub_upload import PUSH_AGAIN, run_upload
 from mlflowkit.adapters.model_registries.model_card import MARK, model_card
 from mlflowkit.bundle import BLESSING, MANIFEST, PUBLIC_EVIDENCE, WITHHELD, Bundle, open_bundle, withheld_record
-from mlflowkit.data_access.connections import HuggingfaceConnection, OpenSecrets
+from mlflowkit.data_access.connections import HeldSecrets, HuggingfaceConnection, OpenSecrets
 from mlflowkit.data_access.http_store import HttpBody, open_store
 from mlflowkit.data_access.hub_repository import HUB, HubRepository, own_token
 from mlflowkit.data_access.object_cache import ObjectCache
@@ -221,13 +221,13 @@ class HubModels:
         reference = self.connection.token or _hub_token(self.connection.endpoint)
         try:
             with values.guarded(shown):
-                token = values.read(reference) if reference is not None else ""
+                token = HeldSecrets(values, reference) if reference is not None else None
                 key = "registries.kind: huggingface"
                 read_seconds = self.limits.transfer.read_seconds
                 with open_store(self.connection.endpoint, token, read_seconds, extra="hub", key=key) as store:
                     yield (
                         HubRepository(
-                            store, "models", self.section.repository, revision, FOLDER, bool(token),
+                            store, "models", self.section.repository, revision, FOLDER, token is not None,
                             self._no_token_hint(), self._token_hint(),
                             f"the reference is hf://{self.section.repository}@{{}}",
                         ),
