@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflowkit.delivery.delivery_plan import RecipeFacts
 from mlflowkit.errors import UsageError
 from mlflowkit.recipe.schema import LoadedRecipe
+from mlflowkit.recipe.section_rules.delivery_rules import is_own_variable
 from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.text import shell_word
 
@@ -27,7 +28,15 @@ def recipe_facts(loaded: LoadedRecipe) -> RecipeFacts:
         grpc_port=0 if serve is None else serve.grpc_port or 0,
         affinity="request_id" if serve is None else serve.routing.affinity,
         rollout=None if serve is None else serve.rollout.model_dump(mode="json"),
+        secrets=_secret_variables(loaded),
     )
+
+
+def _secret_variables(loaded: LoadedRecipe) -> tuple[str, ...]:
+    """Environment variables from which connections read secrets, without those that a pipeline sets by itself."""
+    references = [secret for connection in loaded.recipe.connections.values() for secret in connection.secrets()]
+    names = sorted({reference.env for reference in references if reference.env is not None})
+    return tuple(name for name in names if not is_own_variable(name))
 
 
 def repository_root(folder: Path) -> Path:

@@ -79,6 +79,8 @@ class RecipeFacts:
     """The fixed port of gRPC; 0 for none."""
     affinity: str = "request_id"
     """What keeps a client on one version (``serve.routing.affinity``)."""
+    secrets: tuple[str, ...] = ()
+    """Environment variables from which its connections read secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ def delivery_plan(section: DeliverySection, recipe: RecipeFacts, *, default_base
         images=images,
         steps=_steps(section, recipe),
         triggers=tuple(section.triggers),
-        secrets=dict(section.secrets),
+        secrets=_secret_references(section, recipe),
         environments=tuple(
             Environment(
                 name,
@@ -261,9 +263,15 @@ def _steps(section: DeliverySection, recipe: RecipeFacts) -> tuple[DeliveryStep,
     )
 
 
-def _general_secrets(section: DeliverySection) -> tuple[str, ...]:
+def _secret_references(section: DeliverySection, recipe: RecipeFacts) -> dict[str, SecretReference]:
+    """Where each secret is kept: what the section says, and for one of a connection a secret of the same name."""
+    of_connections = {name: SecretReference(env=name) for name in recipe.secrets if name not in section.secrets}
+    return {**section.secrets, **of_connections}
+
+
+def _general_secrets(section: DeliverySection, recipe: RecipeFacts) -> tuple[str, ...]:
     """The secrets of training and judging: all that belong to no other step."""
-    return tuple(name for name in section.secrets if name not in STEP_SECRETS)
+    return tuple(name for name in _secret_references(section, recipe) if name not in STEP_SECRETS)
 
 
 def _resources(section: DeliverySection) -> Resources:
@@ -275,7 +283,7 @@ def _trigger(section: DeliverySection, recipe: RecipeFacts) -> DeliveryStep:
         "trigger",
         ("mlkit", "trigger", recipe.path, "--because", BECAUSE, "--json"),
         permissions=("read-code", "read-image", "read-env-repo", "write-trigger"),
-        secrets=_general_secrets(section),
+        secrets=_general_secrets(section, recipe),
         timeout_minutes=15,
     )
 
@@ -290,7 +298,7 @@ def _judging_steps(
         "check",
         ("mlkit", "ci", "check", recipe.path, "--out", OUTPUT),
         ("trigger",) if claims else (),
-        secrets=_general_secrets(section),
+        secrets=_general_secrets(section, recipe),
         resources=_resources(section),
         timeout_minutes=min(minutes, 30),
         outputs=("checks.xml",),
@@ -299,7 +307,7 @@ def _judging_steps(
         "judge",
         ("mlkit", "ci", "judge", recipe.path, *against, "--out", OUTPUT),
         ("check",),
-        secrets=_general_secrets(section),
+        secrets=_general_secrets(section, recipe),
         permissions=("read-code", "read-image", "read-env-repo"),
         resources=_resources(section),
         timeout_minutes=minutes,

@@ -50,6 +50,39 @@ def test_no_value_of_a_secret_is_in_a_generated_file(tmp_path: Path, name: str) 
         assert "DB_URL" in everything
 
 
+CONNECTIONS = """
+connections:
+  lake: {kind: lakefs, url: "https://lake.example", access_key: {env: LAKE_KEY}, secret: {env: LAKE_SECRET}}
+  bucket: {kind: s3, access_key: {env: LAKE_KEY}, secret: {file: s3-secret}}
+  images: {kind: huggingface, token: {env: GITHUB_TOKEN}}
+"""
+
+
+def test_a_pipeline_gives_its_steps_the_secrets_of_connections(tmp_path: Path) -> None:
+    """By name, but those that the pipeline's system has of its own; where the recipe says another place, from there."""
+    text = RECIPES["forges and clusters"] + "  secrets: {LAKE_SECRET: {env: LAKE_SECRET_OF_CI}}\n" + CONNECTIONS
+    recipe = write_recipe(tmp_path / "project", text)
+    command = export_command(recipe, tmp_path / "out")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"LAKE_KEY": LITERAL})
+    assert done.returncode == 0, done.stderr
+    files = {path: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    workflows = "\n".join(text for path, text in files.items() if path.parent.name == "workflows")
+    assert "LAKE_KEY: ${{ secrets.LAKE_KEY }}" in workflows
+    assert "LAKE_SECRET: ${{ secrets.LAKE_SECRET_OF_CI }}" in workflows
+    assert "secrets.GITHUB_TOKEN" not in workflows
+    jenkins = "\n".join(text for path, text in files.items() if "jenkins" in path.name.lower())
+    assert "string(credentialsId: 'LAKE_KEY', variable: 'LAKE_KEY')" in jenkins
+    assert not [path for path, text in files.items() if LITERAL in text]
+
+
+def test_a_cluster_is_told_where_the_secret_of_a_connection_is(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "project", RECIPES["orchestrators"] + CONNECTIONS)
+    done = subprocess.run(export_command(recipe, tmp_path / "out"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "delivery.secrets.LAKE_KEY.env: target airflow: a pod reads Secrets of Kubernetes" in done.stderr
+    assert "write kubernetes: {name: SECRET, key: KEY}" in done.stderr
+
+
 def _unpacked(lock: str) -> str:
     """The texts that the lock keeps compressed."""
     texts = re.findall(r'"text": \[(.*?)\]', lock, re.S)

@@ -188,6 +188,15 @@ def secret_kind(text: str) -> str:
     return next((kind for pattern, kind in _SECRETS if pattern.search(text)), "")
 
 
+def is_own_variable(name: str) -> bool:
+    """Whether a pipeline, its system or a shell gives a variable its value.
+
+    >>> is_own_variable("MLKIT_STATE"), is_own_variable("GITHUB_TOKEN"), is_own_variable("LAKEFS_KEY")
+    (True, True, False)
+    """
+    return name in OWN_VARIABLES or name in PIPELINE_VARIABLES or name.startswith(OWN_PREFIXES)
+
+
 def _durations(view: RecipeView) -> Iterator[Problem]:
     try:
         seconds = seconds_of(view.text(*DELIVERY, "runner", "timeout"))
@@ -200,8 +209,7 @@ def _durations(view: RecipeView) -> Iterator[Problem]:
 def _secret_names(view: RecipeView) -> Iterator[Problem]:
     """A secret takes no name that a pipeline or its shell gives a value of its own."""
     for name in view.mapping(*DELIVERY, "secrets"):
-        own = name in OWN_VARIABLES or name in PIPELINE_VARIABLES
-        if own or (isinstance(name, str) and name.startswith(OWN_PREFIXES)):
+        if isinstance(name, str) and is_own_variable(name):
             message = f"{name} is a variable that pipelines set themselves, and no name of a secret"
             yield Problem(
                 (*DELIVERY, "secrets", name), message, f"write SECRET_{name}, and read that in the code", True
