@@ -734,7 +734,7 @@ class Ports(Protocol):
     def platform(self) -> Platform: ...
 
     def trainer(self, kind: str) -> Trainer:
-        """The trainer of a model kind (torch, sklearn or onnx)."""
+        """The trainer of a model kind (torch, sklearn, onnx or bundle)."""
 
     def search(self, candidates: Sequence[Candidate], trials: int, seed: int) -> Search:
         """A model-based search over more candidates than ``trials``. Raises UsageError when Optuna is missing."""
@@ -763,6 +763,7 @@ class StageContext:
     overrides  those of the run
     fetch      fetches the planned version of a remote data source: its files by path; None for any other source
     failure    folder of the run, not made yet, for what a stage that refuses its input judged by; None outside a run
+    fetch_model  fetches the bundle that is the recipe's model, verified and blessed; None for any other model
     """
 
     inputs: Mapping[str, Path]
@@ -782,3 +783,4 @@ class StageContext:
     overrides: tuple[str, ...] = ()
     fetch: Callable[[], Mapping[str, Path]] | None = None
     failure: Path | None = None
+    fetch_model: Callable[[], Path] | None = None

@@ -229,7 +229,12 @@ class Wiring:
         )
 
     def trainer(self, kind: str) -> Trainer:
-        trainers = {"torch": self.trainer_torch, "sklearn": self.trainer_sklearn, "onnx": self.trainer_onnx}
+        trainers = {
+            "torch": self.trainer_torch,
+            "sklearn": self.trainer_sklearn,
+            "onnx": self.trainer_onnx,
+            "bundle": self.trainer_bundle,
+        }
         if kind not in trainers:
             raise UsageError(f"no trainer for model.kind {kind!r}", hint=f"use {' or '.join(trainers)}")
         return trainers[kind]()
@@ -248,6 +253,11 @@ class Wiring:
         from mlflowkit.adapters.onnx_exporter.external_model import OnnxImporter
 
         return OnnxImporter()
+
+    def trainer_bundle(self) -> Trainer:
+        from mlflowkit.adapters.onnx_exporter.bundle_model import BundleImporter
+
+        return BundleImporter()
 
 
 def device_clock() -> DeviceClock[Any]:

@@ -20,7 +20,7 @@ from mlflowkit.pipeline.lineage.uncommitted import run_inputs, uncommitted_input
 from mlflowkit.pipeline.plan import ExecutionPlan
 from mlflowkit.ports import RunProgress
 from mlflowkit.recipe.schema import LoadedRecipe
-from mlflowkit.stages.train import OnnxModel
+from mlflowkit.stages.train import IMPORTED
 from mlflowkit.system.text import shell_word
 from mlflowkit.values import Json
 from mlflowkit.wiring import Wiring
@@ -114,7 +114,7 @@ def _code(loaded: LoadedRecipe) -> dict[str, str]:
     """The recipe's code as ingredients; where a bundle comes from elsewhere, the data need not be here."""
     model = loaded.recipe.model
     references = [*loaded.recipe.data.source.code_references()]
-    references += [] if isinstance(model, OnnxModel) else [model.module]
+    references += [] if isinstance(model, IMPORTED) else [model.module]
     references += [reference for check in file_checks(loaded.recipe) for reference in check.code_references()]
     closures = [usercode.source_closure(reference, loaded.folder) for reference in references]
     return {f"code:{name}": "" for closure in closures for name in closure.files}

@@ -97,6 +97,35 @@ def hub_reference(section: HuggingfaceRegistry, identity: str) -> HubReference:
     return HubReference(section.repository, f"v-{identity[:14]}")
 
 
+def is_remote_reference(reference: str) -> bool:
+    """Whether a recipe's reference names a bundle in a registry, and not a folder."""
+    in_registry = re.fullmatch(r"[\w.:-]+/\S+@sha256:[0-9a-f]{64}", reference)
+    return bool(in_registry) or reference.startswith(("models:/", "runs:/", HUB_SCHEME, "oci://"))
+
+
+def require_one_version(reference: str) -> None:
+    """Raise ValueError for a reference to a registry that may name another bundle tomorrow: an alias, a branch, a tag.
+
+    A path is none.
+
+    >>> require_one_version("models:/lending/3")
+    >>> require_one_version("models:/lending@champion")
+    Traceback (most recent call last):
+    ValueError: an alias moves: name a version, such as models:/lending/3
+    """
+    if reference.startswith("models:/"):
+        if not re.fullmatch(r"models:/[^/@\s]+/[1-9]\d*", reference):
+            name = re.split("[/@]", reference.removeprefix("models:/"))[0] or "NAME"
+            raise ValueError(f"an alias moves: name a version, such as models:/{name}/3")
+    elif reference.startswith(HUB_SCHEME):
+        matched = _HUB_REFERENCE.fullmatch(reference)
+        revision = matched["revision"] if matched else ""
+        if not IDENTITY_TAG.fullmatch(revision) and not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise ValueError("name the tag of a push, hf://org/name@v-DIGITS, or a commit of 40 digits: a branch moves")
+    elif reference.startswith("oci://") and not re.search(r"@sha256:[0-9a-f]{64}$", reference):
+        raise ValueError("a tag moves: name a digest, oci://host/name@sha256:DIGEST")
+
+
 def parse_hub_reference(reference: str) -> HubReference:
     """Raises UsageError for anything but ``hf://org/name@revision``."""
     matched = _HUB_REFERENCE.fullmatch(reference)

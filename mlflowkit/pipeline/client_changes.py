@@ -53,8 +53,8 @@ def _candidate_signature(
 ) -> Signature | None:
     if "optimize" in results:
         return read_signature(store.path(results["optimize"].published.digest))
-    if "data" not in results or loaded.recipe.model.kind == "onnx":  # an imported graph has a signature of its own
-        return None
+    if "data" not in results or loaded.recipe.model.kind in ("onnx", "bundle"):
+        return None  # an imported graph has a signature of its own
     try:
         return expected_signature(read_table_info(store.path(results["data"].published.digest)))
     except StoreError:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflowkit import usercode
+from mlflowkit.bundle import MANIFEST
 from mlflowkit.data_access.remote_source import RemoteSource
 from mlflowkit.errors import DataError
 from mlflowkit.graphs.onnx_file import external_files
@@ -35,7 +36,7 @@ from mlflowkit.recipe.schema import LoadedRecipe, RecipeSchema, stage_specs
 from mlflowkit.sections import Section, used_plugins
 from mlflowkit.stages.optimize import search_plan
 from mlflowkit.stages.sources import content_names, resolve_source
-from mlflowkit.stages.train import HOW, OnnxModel
+from mlflowkit.stages.train import HOW, IMPORTED, ImportedBundle, OnnxModel
 from mlflowkit.system import machine
 from mlflowkit.system.digests import digest_file, digest_json
 from mlflowkit.system.own_modules import adapter_modules, own_modules, read_imports
@@ -95,9 +96,15 @@ def left_out_keys(stage: str, recipe: RecipeSchema) -> tuple[str, ...]:
     if stage == "data":
         return tuple(f"source.{key}" for key in recipe.data.source.location_keys)
     if stage == "train":
-        how = tuple(f"train.{key}" for key in HOW)
-        return (*how, "model.path") if isinstance(recipe.model, OnnxModel) else how
+        return (*(f"train.{key}" for key in HOW), *_model_keys(recipe))
     return ()
+
+
+def _model_keys(recipe: RecipeSchema) -> tuple[str, ...]:
+    """The key that says where a model is that is not trained here; a reference to a registry is what it is."""
+    if isinstance(recipe.model, OnnxModel):
+        return ("model.path",)
+    return ("model.reference",) if isinstance(recipe.model, ImportedBundle) and recipe.model.path else ()
 
 
 def origins(ingredients: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -115,7 +122,7 @@ def input_files(loaded: LoadedRecipe) -> list[Path]:
     recipe, folder = loaded.recipe, loaded.folder
     source = recipe.data.source
     references = list(source.code_references())
-    references += [recipe.model.module] if not isinstance(recipe.model, OnnxModel) else []
+    references += [recipe.model.module] if not isinstance(recipe.model, IMPORTED) else []
     references += [reference for check in file_checks(recipe) for reference in check.code_references()]
     code = [folder / name for reference in references for name in usercode.source_closure(reference, folder).files]
     for plugin in used_plugins(recipe):
@@ -219,12 +226,12 @@ def _environment_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDige
         ingredients |= _source_ingredients(loaded, digests)
     if stage == "validate":
         ingredients |= _rules_ingredients(loaded, digests)
-    if stage == "train" and not isinstance(recipe.model, OnnxModel):
+    if stage == "train" and not isinstance(recipe.model, IMPORTED):
         ingredients |= _code_ingredients(recipe.model.module, loaded.folder, digests)
     elif stage == "train":
-        graph, *external = _model_files(loaded)
-        files = digests.look_up([graph, *external])
-        ingredients |= {f"content:{_relative(path, graph.parent)}": digest for path, digest in files.items()}
+        files = digests.look_up(_model_files(loaded))
+        first = next(iter(files), loaded.folder)
+        ingredients |= {f"content:{_relative(path, first.parent)}": digest for path, digest in files.items()}
     if stage == "optimize":
         ingredients["machine"] = machine.describe_machine()
     return ingredients
@@ -249,8 +256,14 @@ def _draws_nothing(stage: str, recipe: RecipeSchema) -> bool:
 
 
 def _model_files(loaded: LoadedRecipe) -> list[Path]:
-    """The imported graph of a recipe and its external data files. Raises EngineError for an invalid graph."""
+    """The imported graph of a recipe and its external data files; the manifest of a bundle, which has the digests of
+    all its files; nothing for a bundle in a registry, whose reference names one version. Raises EngineError for an
+    invalid graph."""
     model = loaded.recipe.model
+    if isinstance(model, ImportedBundle):
+        folder = loaded.folder / model.path
+        inner = folder / "bundle" / MANIFEST
+        return [inner if inner.is_file() else folder / MANIFEST] if model.path else []
     if not isinstance(model, OnnxModel):
         return []
     path = loaded.folder / model.path
@@ -314,7 +327,7 @@ def _root_modules(stage: str, recipe: RecipeSchema) -> list[str]:
     roots = [f"stages.{stage}", *(module for factory in factories for module in adapters[factory])]
     if stage == "data" and isinstance(recipe.data.source, RemoteSource):
         roots.append(type(recipe.data.source).__module__.removeprefix("mlflowkit."))
-    if stage == "train" and not isinstance(model, OnnxModel) and model.module.startswith("mlflowkit."):
+    if stage == "train" and not isinstance(model, IMPORTED) and model.module.startswith("mlflowkit."):
         roots.append(model.module.partition(":")[0].removeprefix("mlflowkit."))
     return roots
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from mlflowkit.errors import StoreError
 from mlflowkit.pipeline import RUNS
 from mlflowkit.pipeline.lineage.data_snapshot import fetcher
+from mlflowkit.pipeline.lineage.model_reference import model_fetcher
 from mlflowkit.pipeline.plan import ExecutionPlan, bundle_identity, deploy_problem, monitor_problem
 from mlflowkit.pipeline.run_recorder import RunRecorder
 from mlflowkit.pipeline.storage.step_lease import Heartbeat, LeaseWatcher, this_owner
 from mlflowkit.pipeline.storage.store import storage_lock
-from mlflowkit.ports import Ports, StageContext
+from mlflowkit.ports import RunPorts, StageContext
 from mlflowkit.recipe.schema import LoadedRecipe, stage_specs
 from mlflowkit.system import failpoint
 from mlflowkit.values import (
@@ -54,7 +55,7 @@ class StepExecutor:
     loaded: LoadedRecipe
     state: Path
     plan: ExecutionPlan
-    ports: Ports
+    ports: RunPorts
     stages: Mapping[str, Stage]
     """Replacements of mlflowkit's own stages."""
     force: frozenset[str]
@@ -166,6 +167,7 @@ class StepExecutor:
             overrides=self.loaded.overrides,
             fetch=fetcher(self.loaded, self.state, self.plan.snapshot, self._stage_progress),
             failure=self.state / RUNS / record.run / step.stage,
+            fetch_model=model_fetcher(self.loaded, self.ports, store.scratch(step.fingerprint)),
         )
 
     def _stage_progress(self, event: Event) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from mlflowkit.bundle import MANIFEST
+from mlflowkit.data_access.registry_sections import is_remote_reference
 from mlflowkit.errors import DataError, EngineError, closest_match
 from mlflowkit.graphs import imported_graph as imported
 from mlflowkit.graphs.onnx_file import load_checked
@@ -27,7 +29,8 @@ GIVEN_TO_TORCH = ("features", "outputs")
 def problems(values: Json, folder: Path) -> list[Problem]:
     """Missing or unsuitable references of a recipe in ``folder``."""
     view = RecipeView(values)
-    return [problem for rule in (_source, _declared_files, _function, _model, _graph) for problem in rule(view, folder)]
+    rules = (_source, _declared_files, _function, _model, _graph, _bundle)
+    return [problem for rule in rules for problem in rule(view, folder)]
 
 
 def _source(view: RecipeView, folder: Path) -> Iterator[Problem]:
@@ -112,6 +115,17 @@ def _graph(view: RecipeView, folder: Path) -> Iterator[Problem]:
     outputs = {role: text for role, text in view.mapping("model", "outputs").items() if isinstance(text, str)}
     for mismatch in imported.find_incompatibilities(graph, view.task, columns, outputs):
         yield Problem(mismatch.key, mismatch.message, mismatch.hint, at_key=mismatch.at_key)
+
+
+def _bundle(view: RecipeView, folder: Path) -> Iterator[Problem]:
+    """A bundle that is the model and is not there, or does another task. Its files are verified when it is fetched."""
+    reference, key = view.text("model", "reference"), ("model", "reference")
+    if view.text("model", "kind") != "bundle" or not reference or is_remote_reference(reference):
+        return
+    path = folder / reference
+    if not any((place / MANIFEST).is_file() for place in (path, path / "bundle")):
+        message = f"there is no bundle in {path}: it has no {MANIFEST}"
+        yield Problem(key, message, "name the folder of a bundle: mlkit lineage NAME shows that of a champion")
 
 
 def _arguments(

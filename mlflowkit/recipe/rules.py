@@ -364,7 +364,7 @@ def _train(view: RecipeView) -> Iterator[Problem]:
             if weight is not None and weight <= 0:
                 path = ("train", "class_weights", name)
                 yield Problem(path, f"expected a weight > 0, found {format_value(weight)}", "write a number above 0")
-    if view.text("model", "kind") == "onnx":
+    if view.text("model", "kind") in ("onnx", "bundle"):
         yield from _unused_training(view)
         return
     if view.text("model", "kind") == "sklearn":

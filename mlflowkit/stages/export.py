@@ -74,7 +74,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     if model.kind == "onnx" and (fault := invalid_reason(model.predict(inputs), signature.classes)):
         raise EngineError(f"the graph's predictions of validation rows are invalid: {fault}", hint=EXTERNAL_MODEL_HINT)
     (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
-    decision = None if spec.decision is None else _decide(spec.decision, signature, context)
+    section = spec.decision or _bundle_decision(context)
+    decision = None if section is None else _decide(section, signature, context)
     metrics = {
         "parity_max_abs_difference": parity.max_abs_difference,
         "parity_rows": float(parity.rows),
@@ -85,6 +86,17 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         summary["decision"] = asdict(decision)
         metrics["decision_threshold"] = decision.threshold
     return StageResult(metrics=metrics, summary=summary)
+
+
+def _bundle_decision(context: StageContext) -> DecisionSection | None:
+    """The threshold of the bundle that is the model, which a recipe without a decision leaves as it is."""
+    path = context.inputs["train"] / "bundle.json"
+    threshold = json.loads(path.read_bytes())["threshold"] if path.exists() else None
+    if threshold is None:
+        return None
+    message = f"the decision threshold is the bundle's, {threshold:g}; decision: {{...}} chooses another"
+    context.progress(Event("export", "progress", message))
+    return DecisionSection(threshold=threshold)
 
 
 def _decide(section: DecisionSection, signature: Signature, context: StageContext) -> Decision:

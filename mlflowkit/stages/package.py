@@ -60,6 +60,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
 
     Raises StoreError when an input lacks a file and BundleError when the written bundle does not verify.
     """
+    import numpy as np
+
     from mlflowkit.features import row_digests
 
     out = context.out / "bundle"
@@ -75,6 +77,8 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     context.progress(Event("package", "progress", "digesting the rows that the model was trained on", fraction=0.3))
     data, signature = context.inputs["data"], read_signature(out)
     digests = row_digests.training_row_digests(data, signature, read_table_info(data).target)
+    if (context.inputs["export"] / row_digests.FILE).exists():  # of a bundle that is the model
+        digests = np.union1d(digests, np.load(context.inputs["export"] / row_digests.FILE, allow_pickle=False))
     row_digests.write(out / row_digests.EVIDENCE, digests)
     context.progress(Event("package", "progress", "counting the rows that live traffic is compared with", fraction=0.4))
     reference = _write_reference(spec, context, out, signature)

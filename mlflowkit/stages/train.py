@@ -8,7 +8,9 @@ spec.json          ``spec`` (the Spec without `HOW`) · ``features`` {numeric: [
 preprocess.json    fill, center and scale of the numeric columns, categories of the others; see
 mlflowkit.features.preprocess
 model.safetensors  torch: the state dict of the kept epoch, see mlflowkit.models.load_trained
-model.onnx         onnx: a copy of the graph with its weights inside; no preprocess.json, and curves are empty
+model.onnx         onnx, bundle: a copy of the graph with its weights inside; no preprocess.json, and curves are empty
+bundle.json        bundle: name, version and identity of the bundle, and the columns of its inputs
+seen_rows.npy      bundle: the digests of the rows that it was trained on, where it has them
 model.skops        sklearn: the estimator alone, fitted on the preprocessed matrix; a classifier's classes are the
                    indices 0 .. C-1 into ``classes``
 curves.json        {"epoch": [1, ...], "train_loss": [...], "val_loss": [...], "val_<metric>": [...], "lr": [...]}
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from mlflowkit.bundle import TokenRule
+from mlflowkit.data_access.registry_sections import is_remote_reference, require_one_version
 from mlflowkit.features.dates.date_terms import DEFAULT_PARTS, AgeUnit, Cycle, DatePart, Zone
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
@@ -124,11 +127,35 @@ class OnnxModel(Section):
     """The classes in the order of the graph's scores; without it sorted, as scikit-learn has them."""
 
 
-Model = Annotated[TorchModel | SklearnModel | OnnxModel, Field(discriminator="kind")]
+class ImportedBundle(Section):
+    """A blessed bundle: its graph, with its own preprocessing, is judged, optimised and served; nothing is trained."""
+
+    kind: Literal["bundle"]
+    reference: str = Field(min_length=1, max_length=1000)
+    """One version of it: its folder, relative to the recipe, oci://HOST/NAME@sha256:DIGEST, hf://ORG/NAME@v-DIGITS, or
+    models:/NAME/VERSION. It is fetched and verified when the run needs it."""
+
+    @field_validator("reference")
+    @classmethod
+    def _names_one_version(cls, value: str) -> str:
+        require_one_version(value)
+        return value
+
+    @property
+    def path(self) -> str:
+        """The folder, "" where it is in a registry."""
+        return "" if is_remote_reference(self.reference) else self.reference
 
 
-def model_label(model: TorchModel | SklearnModel | OnnxModel) -> str:
-    """Display name of a model: its class, or its file."""
+IMPORTED = (OnnxModel, ImportedBundle)
+"""Models that are not trained here."""
+Model = Annotated[TorchModel | SklearnModel | OnnxModel | ImportedBundle, Field(discriminator="kind")]
+
+
+def model_label(model: TorchModel | SklearnModel | OnnxModel | ImportedBundle) -> str:
+    """Display name of a model: its class, its file, or what names it."""
+    if isinstance(model, ImportedBundle):
+        return model.reference
     return model.path if isinstance(model, OnnxModel) else model.module
 
 
@@ -392,7 +419,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     it costs anything. Raises what the Trainer and the Exporter raise: DataError, UsageError, UserCodeError,
     EngineError, StoreError.
     """
-    advice = None if isinstance(spec.model, OnnxModel) else _rehearse(spec, context)
+    advice = None if isinstance(spec.model, IMPORTED) else _rehearse(spec, context)
     if advice is not None:
         context.progress(Event("train", "warning", ": ".join(advice)))
     result = _fit(spec, context)
@@ -402,7 +429,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         include={"epochs", "best_epoch", "parameters", "device", "precision", "resumed_from", "width", "outputs"},
     )
     findings = []
-    if not isinstance(spec.model, OnnxModel):
+    if not isinstance(spec.model, IMPORTED):
         findings = [*unknown_categories(spec, context), *hashed_texts(spec, context)]
     for finding in findings:
         context.progress(Event("train", "warning", str(finding)))
@@ -489,7 +516,7 @@ def _rehearse(spec: Spec, context: StageContext) -> tuple[str, str] | None:
     from mlflowkit.graphs.rehearsal import rehearse
 
     model, settings = spec.model, spec.train.model_copy(update={"epochs": 1, "workers": 0, "early_stopping": None})
-    assert not isinstance(model, OnnxModel)
+    assert not isinstance(model, IMPORTED)
     small = {name: min(value, SMALL_ENSEMBLE) for name, value in model.args.items() if _counts_members(name, value)}
     update = {"model": model.model_copy(update={"args": {**model.args, **small}}), "train": settings}
     smaller = spec.model_copy(update=update if isinstance(model, SklearnModel) else {"train": settings})

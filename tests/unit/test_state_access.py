@@ -65,7 +65,8 @@ NAMES = {
 SAME_NAMES = {
     "service.json": ("stages/deploy.py", "the result of the deploy stage"),
     "table.json": (
-        "stages/data.py stages/base.py pipeline/run_recorder.py features/preprocess.py graphs/rehearsal.py",
+        "stages/data.py stages/base.py pipeline/run_recorder.py features/preprocess.py graphs/rehearsal.py "
+        "adapters/onnx_exporter/bundle_model.py",
         "the result of the data stage",
     ),
     "evidence": (

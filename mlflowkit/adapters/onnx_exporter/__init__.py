@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from mlflowkit.adapters.onnx_exporter import (
 from mlflowkit.adapters.onnx_exporter.trained_model import TrainedModel, read_trained
 from mlflowkit.bundle import Signature, TensorSpec, TextRule
 from mlflowkit.errors import EngineError
+from mlflowkit.features import row_digests
 from mlflowkit.features.preprocess import load_preprocess, load_sklearn
 from mlflowkit.ports import ReferenceModel
 
@@ -34,7 +36,8 @@ class OnnxExporter:
     """Converts with ONNX operators (preprocessing), torch (networks) and skl2onnx (estimators)."""
 
     def export(self, trained: Path, folder: Path, out: Path) -> None:
-        """Write ``model.onnx`` and ``signature.json`` into ``out``; the same bytes for the same model.
+        """Write ``model.onnx`` and ``signature.json`` into ``out``; the same bytes for the same model. The digests of
+        the rows that a bundle was trained on go with it.
 
         Raises EngineError when a part of the model has no ONNX form.
         """
@@ -50,6 +53,8 @@ class OnnxExporter:
             content = graph_parts.assemble("mlflowkit", [before, network], *values, width=model.width)
         (out / "model.onnx").write_bytes(content)
         (out / "signature.json").write_text(signature.model_dump_json(indent=1))
+        if (trained / row_digests.FILE).exists():
+            shutil.copyfile(trained / row_digests.FILE, out / row_digests.FILE)
 
     def reference(self, trained: Path, folder: Path) -> ReferenceModel:
         """The Python model or the external graph, with its outputs under the bundle's names and types."""

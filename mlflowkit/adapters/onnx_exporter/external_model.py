@@ -27,7 +27,7 @@ from mlflowkit.graphs.imported_graph import ColumnMapping, GraphIO
 from mlflowkit.ports import StageContext
 from mlflowkit.system.text import first_line
 
-MODEL = "model.onnx"
+MODEL, BUNDLE_KEYS = "model.onnx", "bundle.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,45 +63,62 @@ class OnnxImporter:
         Raises EngineError for an invalid ONNX file or one the runtime cannot load, UsageError for a graph that cannot
         be a recipe's model, DataError when it does not fit the table.
         """
-        section, source = spec.model, context.folder / spec.model.path
-        model = onnx_file.load_checked(source)
-        try:
-            onnx.checker.check_model(model)
-        except onnx.checker.ValidationError as error:
-            raise EngineError(f"{source} is not valid ONNX: {first_line(error)}", hint="export it again") from error
+        section = spec.model
         outputs = section.outputs.model_dump(exclude_none=True) if section.outputs is not None else {}
-        graph = imported_graph.read_interface(model)
-        for fault in imported_graph.find_incompatibilities(graph, spec.task, section.inputs, outputs):
-            raise UsageError(f"{'.'.join(fault.key)}: {fault.message}", hint=fault.hint)
-        table = open_table(context.inputs["data"])
-        mappings = imported_graph.map_columns(graph, section.inputs, table.features.numeric, table.features.categorical)
-        _check_missing_values(mappings, table)
-        if spec.task == "classification":
-            order = imported_graph.class_order(section.classes, table.classes)
-            _check_class_outputs(imported_graph.assign_outputs(graph, spec.task, outputs), order)
-        if sum(len(constant.raw_data) for constant in model.graph.initializer) > onnx_file.MAX_FILE_BYTES:
-            hint = "a bundle holds one file: halve them (FP16)"
-            raise EngineError(f"{source} has more than 2 GB of weights", hint=hint)
-        onnx_file.write(model, context.out / MODEL)
-        context.ports.runtime.load(context.out / MODEL)  # reports unsupported operators
-        return {
-            "epochs": 0,
-            "best_epoch": 0,
-            "metrics": {},
-            "curves": {},
-            "parameters": sum(int(np.prod(constant.dims)) for constant in model.graph.initializer),
-            "features": asdict(table.features),
-            "classes": table.classes,
-            "width": sum(len(mapping.columns) for mapping in mappings),
-            "outputs": len(table.classes) or 1,
-            "target_scale": table.target_scale and {**table.target_scale, "mean": 0.0},
-        }
+        keys = GraphKeys(section.inputs, outputs, section.classes)
+        return import_graph(context.folder / section.path, spec.task, keys, context)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphKeys:
+    """What a recipe says of a graph: columns by input, outputs by role, and the classes in the order of its scores."""
+
+    inputs: Mapping[str, Sequence[str]] | None
+    outputs: Mapping[str, str]
+    classes: Sequence[str | int] | None
+
+
+def import_graph(source: Path, task: str, keys: GraphKeys, context: StageContext) -> Mapping[str, Any]:
+    """Store a checked copy of a graph; returns the fields of a FitResult. Raises as `OnnxImporter.fit` does."""
+    model = onnx_file.load_checked(source)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise EngineError(f"{source} is not valid ONNX: {first_line(error)}", hint="export it again") from error
+    graph = imported_graph.read_interface(model)
+    for fault in imported_graph.find_incompatibilities(graph, task, keys.inputs, keys.outputs):
+        raise UsageError(f"{'.'.join(fault.key)}: {fault.message}", hint=fault.hint)
+    table = open_table(context.inputs["data"])
+    mappings = imported_graph.map_columns(graph, keys.inputs, table.features.numeric, table.features.categorical)
+    _check_missing_values(mappings, table)
+    if task == "classification":
+        order = imported_graph.class_order(keys.classes, table.classes)
+        _check_class_outputs(imported_graph.assign_outputs(graph, task, keys.outputs), order)
+    if sum(len(constant.raw_data) for constant in model.graph.initializer) > onnx_file.MAX_FILE_BYTES:
+        hint = "a bundle holds one file: halve them (FP16)"
+        raise EngineError(f"{source} has more than 2 GB of weights", hint=hint)
+    onnx_file.write(model, context.out / MODEL)
+    context.ports.runtime.load(context.out / MODEL)  # reports unsupported operators
+    return {
+        "epochs": 0,
+        "best_epoch": 0,
+        "metrics": {},
+        "curves": {},
+        "parameters": sum(int(np.prod(constant.dims)) for constant in model.graph.initializer),
+        "features": asdict(table.features),
+        "classes": table.classes,
+        "width": sum(len(mapping.columns) for mapping in mappings),
+        "outputs": len(table.classes) or 1,
+        "target_scale": table.target_scale and {**table.target_scale, "mean": 0.0},
+    }
 
 
 def read_external(trained: Path) -> ExternalModel:
-    """Read the train stage's folder as written by `OnnxImporter`."""
+    """Read the train stage's folder as written by `OnnxImporter`, or by `bundle_model.BundleImporter`."""
     info = json.loads((trained / "spec.json").read_text())
     section, task, features = info["spec"]["model"], info["spec"]["task"], info["features"]
+    if (trained / BUNDLE_KEYS).exists():
+        section = json.loads((trained / BUNDLE_KEYS).read_text())
     graph = imported_graph.read_interface(onnx_file.load_checked(trained / MODEL, weights=False))
     outputs = {role: name for role, name in (section["outputs"] or {}).items() if name is not None}
     return ExternalModel(

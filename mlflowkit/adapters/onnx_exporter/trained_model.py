@@ -47,7 +47,7 @@ def read_trained(trained: Path) -> TrainedModel:
     target = info.get("target_scale") or {}
     return TrainedModel(
         folder=trained,
-        kind=info["spec"]["model"]["kind"],
+        kind="onnx" if info["spec"]["model"]["kind"] == "bundle" else info["spec"]["model"]["kind"],
         task=info["spec"]["task"],
         numeric=tuple(info["features"]["numeric"]),
         categorical=tuple(info["features"]["categorical"]),

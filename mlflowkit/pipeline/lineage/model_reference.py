@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING
 from mlflowkit.bundle import MANIFEST, Bundle, open_bundle
 from mlflowkit.data_access.registry_sections import HUB_SCHEME, HuggingfaceRegistry, parse_hub_reference
 from mlflowkit.errors import BundleError, UsageError
+from mlflowkit.stages.train import ImportedBundle
+from mlflowkit.system.files import disk_errors
 from mlflowkit.values import RunRecord
 
 if TYPE_CHECKING:
-    from mlflowkit.ports import LookupPorts, ModelRegistry, StatePorts, Tracker
+    from mlflowkit.ports import LookupPorts, ModelRegistry, RunPorts, StatePorts, Tracker
+    from mlflowkit.recipe.schema import LoadedRecipe
 
 MLFLOW = re.compile(r"(models|runs):/\S+")
 REGISTRY = re.compile(r"(?:oci://)?[\w.:-]+/\S+@sha256:[0-9a-f]{64}")
@@ -63,6 +67,23 @@ def hub_registry(reference: str, ports: LookupPorts) -> ModelRegistry:
     """The registry of a reference to the Hub, read with the token of Hugging Face's own tools. Raises UsageError."""
     repository = parse_hub_reference(reference).repository
     return ports.model_registry(HuggingfaceRegistry(kind="huggingface", repository=repository), Path.cwd(), {})
+
+
+def model_fetcher(loaded: LoadedRecipe, ports: RunPorts, scratch: Path) -> Callable[[], Path] | None:
+    """What fetches the bundle that is a recipe's model into ``scratch``, verified; None for another kind of model."""
+    model = loaded.recipe.model
+    if not isinstance(model, ImportedBundle):
+        return None
+    reference = str(loaded.folder / model.path) if model.path else model.reference
+
+    def fetch() -> Path:
+        folder = scratch / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        with opened_bundle(reference, ports, ports.tracker, blessed=True) as bundle, disk_errors(folder):
+            shutil.copytree(bundle.path, folder)
+        return folder
+
+    return fetch
 
 
 def registered_identity(reference: str, tags: Mapping[str, str]) -> str:

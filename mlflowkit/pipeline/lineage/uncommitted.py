@@ -31,7 +31,7 @@ from mlflowkit.errors import MlkitError
 from mlflowkit.pipeline.lineage.checkout import Checkout, StatusEntry
 from mlflowkit.recipe.schema import LoadedRecipe
 from mlflowkit.stages.sources import content_names, resolve_source
-from mlflowkit.stages.train import OnnxModel
+from mlflowkit.stages.train import ImportedBundle, OnnxModel
 from mlflowkit.system.git.git_command import ask_git
 from mlflowkit.system.text import limited, shell_word
 from mlflowkit.usercode import parse_source
@@ -100,6 +100,7 @@ def _content_paths(loaded: LoadedRecipe, name: str) -> list[Path]:
     model, source = loaded.recipe.model, loaded.recipe.data.source
     roots = [*source.roots(loaded.folder)]
     roots += [(loaded.folder / model.path).parent] if isinstance(model, OnnxModel) else []
+    roots += [loaded.folder / model.path] if isinstance(model, ImportedBundle) and model.path else []
     plain = re.sub(r"#\d+$", "", name)
     if isinstance(source, RemoteSource):
         return [path for root in roots if os.path.lexists(path := root / name)]

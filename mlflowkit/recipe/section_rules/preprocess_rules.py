@@ -86,7 +86,7 @@ def _columns(view: RecipeView) -> Iterator[Problem]:
 
 def _imported(view: RecipeView) -> Iterator[Problem]:
     """Dates of an imported graph, which takes numbers and texts as they are."""
-    if view.text("model", "kind") == "onnx":
+    if view.text("model", "kind") in ("onnx", "bundle"):
         for name in _declared(view):
             message = f"an imported graph takes numbers and texts, and {name!r} is declared date"
             hint = f"write {name}: numeric (seconds) or {name}: ignore"

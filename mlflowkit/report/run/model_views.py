@@ -33,7 +33,7 @@ def training(record: RunRecord, evidence: RunEvidence) -> View | None:
     facts += [(name.replace("_", " ").capitalize(), value) for name, value in details.items() if value]
     names = [name for name in curves if name != "epoch"]
     rows = list(zip(epochs, *(curves[name] for name in names), strict=True)) if len(epochs) > 1 else []
-    text = parity(evidence, imported=model.get("kind") == "onnx")
+    text = parity(evidence, imported=model.get("kind") in ("onnx", "bundle"))
     return {"facts": facts, "figures": figures, "parity": text, "names": names, "rows": rows}
 
 
