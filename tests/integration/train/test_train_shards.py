@@ -9,57 +9,34 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.training_workers import FIT, JOBS, make_job, prepare_folder, start_workers
 from mlflowkit.adapters.ray_train import loop
 from mlflowkit.adapters.ray_train.shards import ShardedStep
-from tests.support.gloo_workers import SIZES, make_job, train_in_processes
 
 pytestmark = pytest.mark.heavy
 
-NET = """
-import torch
-from torch import nn
-
-class Recurrent(nn.Module):
-    '''A GRU with dropout, a frozen layer, and a layer that only some batches use.'''
-
-    def __init__(self, features, outputs):
-        super().__init__()
-        self.gru = nn.GRU(2, 8, num_layers=2, dropout=0.3, batch_first=True)
-        self.rare, self.frozen, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, outputs)
-        self.frozen.requires_grad_(False)
-
-    def forward(self, x):
-        state = self.frozen(self.gru(x.reshape(len(x), -1, 2))[0][:, -1])
-        if x[0, 0] > 0:
-            state = state + self.rare(state)
-        return self.last(state)
-"""
-FIT = {"epochs": 3, "batch_size": 32, "shards": 4, "clip_norm": 1.0, "optimizer": {"name": "adamw", "lr": 0.01},
-       "early_stopping": {"patience": 3}}  # fmt: skip
-JOBS: dict[str, dict[str, Any]] = {
-    "dropout": {"module": "mlflowkit.models:TabularMLP", "args": {"dropout": 0.3}, "features": 6},
-    "statistics": {"module": "mlflowkit.models:SmallCNN", "args": {"image": [1, 4, 4], "channels": [4]},
-                   "features": 16},
-    "recurrent": {"module": "net:Recurrent", "args": {}, "features": 6},
-}  # fmt: skip
-
-
-def settings(name: str, **changes: Any) -> dict[str, Any]:
-    return {**JOBS[name], "train": {**FIT, **changes}}
+SIZES = (2, 3)
+"""Numbers of workers for four shards; of three, one computes two."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shards")
-    (path / "net.py").write_text(NET)
+    prepare_folder(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path) -> Path:
-    """The weights of each job by 2 and 3 processes (of which one computes two of the four shards)."""
-    train_in_processes(folder, {name: settings(name) for name in JOBS})
+    """The weights of each job by 2 and by 3 processes."""
+    processes = start_workers(folder, folder / "store", SIZES)
+    failed = [(process.wait(240), process.communicate()[1].decode()) for process in processes]
+    assert all(code == 0 for code, _ in failed), "\n".join(text for _, text in failed)
     return folder
+
+
+def settings(name: str, **changes: Any) -> dict[str, Any]:
+    return {**JOBS[name], "train": {**FIT, "epochs": 2, **changes}}
 
 
 def train_alone(folder: Path, scratch: Path, job_settings: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -86,7 +63,7 @@ def test_a_training_that_is_cut_off_ends_with_the_same_bits(folder: Path, tmp_pa
     job, data = make_job(folder, tmp_path / "cut", settings(name))
 
     def stop(epoch: int, metrics: Any) -> None:
-        if epoch == 2:
+        if epoch == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
