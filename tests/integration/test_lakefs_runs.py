@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 pytest.importorskip("lakefs_client", reason="pip install 'mlflowkit[lakefs]'")
 
+from mlflowkit.cli.app import main
 from mlflowkit.errors import DataError
 from mlflowkit.pipeline import noop_cache
 from mlflowkit.pipeline.lineage import data_snapshot as snapshots
@@ -280,6 +283,44 @@ def test_the_commands_show_the_commit_and_no_secret(world: LakeWorld, monkeypatc
     assert "does not know these credentials" in json.loads(refused.stdout)["error"]["message"]
     for text in (shown.stdout, shown.stderr, refused.stdout, refused.stderr):
         assert not any(secret in text for secret in (KEY, SECRET, "wrong-canary"))
+
+
+def test_a_tag_that_was_moved_is_told_with_both_commits(world: LakeWorld) -> None:
+    repository = world.repository
+    before = repository.create_tag("v1", "main")
+    world.run("data.source.ref=v1")
+    repository.replace_all("main", {**FILES, "loans/month=3/a.csv": rows(7)})
+    del repository.tags["v1"]
+    after = repository.create_tag("v1", "main")
+    step = world.plan("data.source.ref=v1").steps[0]
+    moved = f"v1 moved from {before[:8]} to {after[:8]}"
+    assert (step.action, step.reason) == ("run", f"data.source: month=3/a.csv changed (1 of 3 files): {moved}")
+    del repository.tags["v1"]
+    assert world.plan(f"data.source.ref={before}").steps[0].action == "reuse", "what was pinned needs no tag"
+
+
+def test_no_command_tells_a_secret(
+    world: LakeWorld, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of runs that end well and of runs that the server refuses; files of the state are searched by the fixture."""
+
+    def mlkit(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            main([*words, "--state", str(world.state)])
+        return "".join(capfd.readouterr())
+
+    recipe, wrong = str(world.path), "canary/wrong+secret=of_lake"
+    told = [mlkit("run", recipe, "--until", "validate"), mlkit("run", recipe, "--until", "validate", "--json")]
+    monkeypatch.setenv("LAKE_SECRET", wrong)
+    told += [mlkit(command, recipe, *form) for command in ("plan", "run") for form in ((), ("--json",))]
+    told += [mlkit("show", "--json"), mlkit("runs", "--json"), mlkit("report"), mlkit("gc", "--dry-run", "--json")]
+    assert "does not know these credentials" in told[2]
+    assert json.loads(told[3])["error"]["kind"] == "data"
+    secrets = [KEY, SECRET, wrong]
+    secrets += [base64.b64encode(f"{KEY}:{secret}".encode()).decode() for secret in secrets[1:]]
+    contents = [*told, *(path.read_text(errors="replace") for path in world.state.rglob("*") if path.is_file())]
+    forms = [form for secret in secrets for form in (secret, quote(secret), quote(secret, safe=""))]
+    assert not [form for form in forms if any(form in content for content in contents)]
 
 
 def test_collecting_removes_objects_that_no_kept_run_read(world: LakeWorld) -> None:
