@@ -24,7 +24,7 @@ from mlflowkit.system.files import use_private_umask
 from mlflowkit.system.logs import configure_logging
 from mlflowkit.system.machine import is_stopped
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 2.5
 STOPPED_POLLS = 4
 """A supervisor found stopped this often in a row is killed."""
 SHORT_SECONDS = 10.0

@@ -14,7 +14,7 @@ from mlflowkit.system.machine import is_stopped
 RAY_ENDED = 76
 """Exit code of a reconciler whose Ray has ended or hangs: the supervisor starts both again."""
 POLL_SECONDS = 0.25
-STOPPED_SECONDS = 20.0
+STOPPED_SECONDS = 10.0
 """How long one of Ray's processes may be stopped (SIGSTOP)."""
 PING_SECONDS = 5.0
 HUNG_SECONDS = 60.0

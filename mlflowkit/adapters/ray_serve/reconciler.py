@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from mlflowkit.system.text import first_line
 from mlflowkit.values import Json, Variant
 
 POLL_SECONDS = 0.1
+RAYLET_SECONDS = 0.25
+"""Interval at which a raylet that is awaited is looked for."""
 LINGER_SECONDS = 15.0
 """How long an isolated variant outlives the last table that has it."""
 RETRY_SECONDS = 2.0
@@ -120,7 +124,8 @@ def _connect(state: Path, temp_dir: Path, owned: bool) -> dict[str, Any]:
 def _be_patient(seconds: float) -> None:
     """Let the raylet take ``seconds`` to register: Ray waits for 30 (ray 2.60, ``ray/_private/node.py``), then fails.
 
-    Ray looks the node up until then, so a look-up that waits makes it wait. One whose raylet has ended does not.
+    Ray looks the node up until then, so a look-up that waits makes it wait. One whose raylet has ended does not: Ray
+    would ask again after a RuntimeError, but not after an EngineError.
     """
     from ray._private import services
 
@@ -129,13 +134,30 @@ def _be_patient(seconds: float) -> None:
     def get_node(*arguments: Any) -> Any:
         while True:
             try:
-                return look_up(*arguments)
+                return _while_raylet_runs(partial(look_up, *arguments))
             except RuntimeError:
-                if time.monotonic() > deadline or not _has_raylet():
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
 
     services.get_node = get_node
+
+
+def _while_raylet_runs(look_up: Callable[[], Any]) -> Any:
+    """What ``look_up`` returns or raises; EngineError once no raylet runs, which a look-up would wait for in vain."""
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(look_up())
+        except Exception as error:  # noqa: BLE001 - raised where the answer is awaited
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="mlkit-ray-node", daemon=True).start()
+    while not wait([answer], RAYLET_SECONDS).done:
+        if not _has_raylet():
+            raise EngineError("Ray's raylet ended while it started")
+    return answer.result()
 
 
 def _has_raylet() -> bool:

@@ -38,7 +38,7 @@ RECONCILER_STOP_SECONDS = 15.0
 SIDECAR_STOP_SECONDS = 3.0
 RECONCILER = "mlflowkit.adapters.ray_serve.reconciler"
 KEEPER = "mlflowkit.adapters.ray_serve.keeper"
-STOPPED_SECONDS = 20.0
+STOPPED_SECONDS = 10.0
 """A process that somebody stopped (SIGSTOP) is killed after this long, and started again."""
 _log = logging.getLogger("mlflowkit.supervisor")
 

@@ -34,7 +34,7 @@ from mlflowkit.service_state.records import DELIVERY, ServiceFiles
 from mlflowkit.system.text import printable_line, shell_word, truncate
 from mlflowkit.values import Json
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 0.5
 FIRST_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 60.0
 RECORD_SECONDS = 10.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +123,36 @@ def test_logs_of_the_last_crashes_are_kept_and_no_more(state: Path, monkeypatch:
         shutil.rmtree(folder)
 
 
+def raylet_of(supervisor: int) -> int | None:
+    """The raylet below a supervisor, if there is one."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(supervisor).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() == "raylet":
+                    return int(child.pid)
+    return None
+
+
+@contextlib.contextmanager
+def without_raylet(supervisor: int) -> Iterator[None]:
+    """Stop each raylet below a supervisor (SIGSTOP): Ray is not ready, however fast the machine is."""
+    ended = threading.Event()
+
+    def stop_raylets() -> None:
+        while not ended.wait(0.01):
+            if (pid := raylet_of(supervisor)) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop_raylets)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.mark.slow
 def test_a_raylet_that_dies_while_ray_starts_is_told_and_ray_is_tried_again(
     state: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,18 +160,13 @@ def test_a_raylet_that_dies_while_ray_starts_is_told_and_ray_is_tried_again(
     platform = RayServePlatform(state)
     platform.prewarm()
     supervisor = wait_for(lambda: clusters.read(state)).pid
-
-    def raylet() -> int | None:
-        names = {child.pid: child.name() for child in psutil.Process(supervisor).children(recursive=True)}
-        return next((pid for pid, name in names.items() if name == "raylet"), None)
-
-    first = wait_for(raylet, 60)
+    first = wait_for(lambda: raylet_of(supervisor), 240, "a raylet")
     os.kill(first, signal.SIGKILL)
     messages: list[str] = []
     cluster = clusters.wait(state, progress=messages.append)
     assert cluster.pid == supervisor
-    assert len(messages) == 1
     assert "second try, up to 120 s" in messages[0]
+    assert len(set(messages)) == len(messages)
     assert not alive(first)
     assert [path.name for path in (state / "ray" / "crashes").iterdir()], "the logs of the first try are kept"
     assert clusters.stop(state)
@@ -150,7 +177,9 @@ def test_when_no_try_succeeds_the_cause_and_the_setting_are_named(state: Path, m
     monkeypatch.setenv(starting.SETTING, "1")
     platform = RayServePlatform(state)
     platform.prewarm()
-    with pytest.raises(EngineError, match=r"did not start: Ray and Serve were not ready after \d s") as refused:
+    supervisor = wait_for(lambda: clusters.read(state)).pid
+    with without_raylet(supervisor), pytest.raises(EngineError, match=r"were not ready after \d+ s") as refused:
         clusters.wait(state, 300)
+    assert "did not start: Ray and Serve" in refused.value.message
     assert refused.value.hint.startswith(f"give it more time: export {starting.SETTING}=2")
     assert str(clusters.log_path(state)) in refused.value.hint
