@@ -7,7 +7,7 @@ set by hand, for a module by ``pytestmark`` or for a test:
 
 - `heavy`: a unit, property or golden test that imports torch, Ray or MLflow, or starts processes that do.
 - `simulation`: thousands of simulated runs against a statistical promise, more than about two seconds.
-- `slow`: more than twenty seconds; left out of `make test`.
+- `slow`: more than twenty seconds; left out of `make test`. Ended after SLOW_SECONDS unless it says otherwise.
 
 `make test-fast` leaves out all three, and with ``--fast`` does not even import modules marked as a whole, so it runs
 where torch and Ray are not installed; a run with ``--fast`` fails when anything has imported them.
@@ -43,6 +43,7 @@ sys.dont_write_bytecode = False
 TESTS = Path(__file__).parent
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 FAST_EXAMPLES = 25
+SLOW_SECONDS = 900
 NOT_FAST = re.compile(r"^pytestmark = .*\bmark\.(heavy|simulation|slow)\b", re.M)
 HEAVY_LIBRARIES = ("torch", "ray", "mlflow")
 HEAVY_IMPORTS = pytest.StashKey[dict[str, str]]()
@@ -99,6 +100,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(TESTS):
             item.add_marker(item.path.relative_to(TESTS).parts[0])
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
         test = getattr(item, "obj", None)
         if PROFILE == "fast" and hypothesis.is_hypothesis_test(test):
             own = test._hypothesis_internal_use_settings

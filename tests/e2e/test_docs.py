@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from mlflowkit.errors import MlkitError
 from mlflowkit.recipe.check import load
 from tests.support import ROOT, docs_page
 from tests.support.docs_page import Block
+from tests.support.ports import free_port
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -30,14 +30,8 @@ FRAGMENTS = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", WALKED, ids=lambda page: page.stem)
 def test_a_page_can_be_typed_in(page: Path, tmp_path: Path) -> None:
     port = str(free_port())

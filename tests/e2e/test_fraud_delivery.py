@@ -20,6 +20,7 @@ from mlflowkit.ci.judge_report import read_report
 from mlflowkit.delivery.gitops.desired_delivery import DesiredDelivery, parse_delivery
 from tests.support.fake_forge import TOKEN, FakeForge, fake_forge
 from tests.support.gitops_world import FollowingGateway, MountedFile, SteadyTraffic
+from tests.support.ports import free_port
 from tests.support.registries import FakeRegistry, served_registry
 from tests.support.waiting import wait_for
 
@@ -132,7 +133,7 @@ class DeliveredRecipe:
         """Promote a version, as soon as it has baked in the environment before."""
         report = str(self.out(name) / "report.json")
         command = ("gitops", "promote", "recipes/fraud.yaml", "--environment", environment, "--from", report)
-        wait_for(lambda: "has been champion of" not in self.refusal(*command), 60, "baking", poll=0.2)
+        wait_for(lambda: "has been champion of" not in self.refusal(*command), what="baking", poll=0.2)
         answer = self.mlkit(*command)
         self.sync(environment)
         return answer
@@ -143,7 +144,7 @@ class DeliveredRecipe:
         return "" if done.returncode == 0 else str(json.loads(done.stdout)["error"]["message"])
 
     def settle(self, environment: str) -> dict[str, Any]:
-        where = ("--environment", environment, "--gateway", self.gateways[environment].url, "--wait", "300s")
+        where = ("--environment", environment, "--gateway", self.gateways[environment].url, "--wait", "600s")
         answer = self.mlkit("gitops", "settle", "recipes/fraud.yaml", *where)
         self.sync(environment)
         return answer
@@ -156,10 +157,10 @@ class DeliveredRecipe:
         path = f"deploy/overlays/{environment}/delivery.yaml"
         self.mounted[environment].replace(run(["git", "-C", str(self.environments), "show", f"main:{path}"]))
 
-    def start(self, environment: str, port: int) -> None:
+    def start(self, environment: str) -> None:
         folder = self.folder / environment
         folder.mkdir()
-        self.gateways[environment] = FollowingGateway(self.mounted[environment].file, port, folder)
+        self.gateways[environment] = FollowingGateway(self.mounted[environment].file, free_port(), folder)
         self.gateways[environment].wait_ready()
 
     def deliver(self, environment: str, name: str, rows: Sequence[dict[str, Any]], outcome: str) -> dict[str, Any]:
@@ -247,9 +248,9 @@ def first_version(world: DeliveredRecipe) -> None:
     first = world.judge("first")  # of an environment whose file in git names no version
     assert "judged as the first version" in first["warnings"][0]
     world.push_bundle("first")
-    for number, environment in enumerate(ENVIRONMENTS):
+    for environment in ENVIRONMENTS:
         assert world.promote(environment, "first")["action"] == "promoted"
-        world.start(environment, 21500 + 100 * number + os.getpid() % 90)
+        world.start(environment)
         world.gateways[environment].wait_record("the first look", action="none")
         assert world.settle(environment)["action"] == "settled"
 

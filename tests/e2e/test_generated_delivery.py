@@ -25,7 +25,7 @@ from tests.support.git_project import GitProject
 from tests.support.image_world import ImageWorld, image_world
 from tests.support.lending_bundle import make_bundle
 
-pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.delivery, pytest.mark.heavy, pytest.mark.slow, pytest.mark.timeout(900)]
 WORKFLOW = ".github/workflows/mlkit-lending.yml"
 OVERLAY = "deploy/overlays/staging"
 
@@ -79,7 +79,7 @@ class DeliveryRunner:
         env = {name: self.images.environment[name] for name in settings}
         env |= {name: value for name, value in CANARIES.items() if not name.startswith(("GITHUB_", "MLKIT_"))}
         workflow = self.act.alone(WORKFLOW, job)
-        done = self.act.run(workflow, "push", env=env, secrets=CANARIES, timeout=400)
+        done = self.act.run(workflow, "push", env=env, secrets=CANARIES, timeout=600)
         self.logs.append(done.stdout + done.stderr)
         return done.returncode
 

@@ -79,7 +79,7 @@ def test_the_core_judges_and_says_what_a_run_lacks(wheel: Path, tmp_path: Path) 
     run(tools / "mlkit", "init", "start", cwd=tmp_path)
     run(tools / "mlkit", "validate", "start/recipe.yaml", cwd=tmp_path)
     command = [tools / "mlkit", "run", "start/recipe.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 3
     assert "pip install 'mlflowkit[train,serve,cpu]'" in done.stderr
     assert not list((tmp_path / "start").glob(".mlkit/runs/*"))

@@ -99,7 +99,7 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def until(self, found: Callable[[list[tuple[int, str, str]]], Any], seconds: float = 60.0) -> None:
+    def until(self, found: Callable[[list[tuple[int, str, str]]], Any], seconds: float = 240.0) -> None:
         """Wait until what was seen from now on is as ``found`` says."""
         begin = len(self.seen)
         wait_for(lambda: found(self.seen[begin:]), seconds)

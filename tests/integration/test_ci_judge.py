@@ -46,7 +46,7 @@ class Project:
         """Exit code, report and stderr of the command."""
         folder = self.base / out
         command = [sys.executable, "-P", "-m", "mlflowkit.cli", "ci", "judge", recipe, *arguments, "--out", str(folder)]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=250)
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=600)
         report = folder / "report.json"
         return done.returncode, json.loads(report.read_bytes()) if report.exists() else {}, done.stderr
 
@@ -98,7 +98,7 @@ def test_a_killed_judgement_leaves_no_earlier_report(project: Project) -> None:
     process = subprocess.Popen([*command, "train.epochs=40"], cwd=project.folder, stderr=subprocess.DEVNULL)
     wait_for(lambda: not (out / "report.json").exists() or process.poll() is not None, 120)
     process.kill()
-    process.wait(30)
+    process.wait(240)
     assert list(out.iterdir()) == []
 
 

@@ -156,7 +156,7 @@ def kill_in_training(recipe: Path) -> None:
     command = [*MLKIT, "run", str(recipe), "--until", "package"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as cut:
         files = recipe.parent / ".mlkit" / "scratch"
-        wait_for(lambda: list(files.glob("*/*.safetensors")) or cut.poll() is not None, 60, "a checkpoint", poll=0.002)
+        wait_for(lambda: list(files.glob("*/*.safetensors")) or cut.poll() is not None, what="a checkpoint", poll=0.002)
         assert cut.poll() is None
         cut.kill()
 

@@ -78,7 +78,7 @@ class ActWorld:
 
     def run(
         self, workflow: str, event: str, *, job: str = "", payload: Mapping[str, Any] | None = None,
-        env: Mapping[str, str] | None = None, secrets: Mapping[str, str] | None = None, timeout: float = 300,
+        env: Mapping[str, str] | None = None, secrets: Mapping[str, str] | None = None, timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a workflow (or one job and what it needs) for an event. No secret is hidden in the log."""
         file = self.folder / "event.json"

@@ -135,7 +135,7 @@ class FollowingGateway:
         value: dict[str, Any] = reply.json() if reply.status_code == 200 else {}
         return value
 
-    def wait_record(self, what: str, seconds: float = 120.0, **expected: Any) -> dict[str, Any]:
+    def wait_record(self, what: str, seconds: float = 240.0, **expected: Any) -> dict[str, Any]:
         """Wait until the record, or what is served in it, has some values; a callable judges its value."""
 
         def reached() -> dict[str, Any] | None:
@@ -156,7 +156,7 @@ class FollowingGateway:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(120)
+        return self.process.wait(240)
 
 
 class SteadyTraffic:

@@ -67,7 +67,7 @@ class ImageWorld:
         """Run `mlkit image ...`."""
         command = [sys.executable, "-m", "mlflowkit.cli", "image", *arguments]
         everything = {**self.environment, **(environment or {})}
-        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=everything, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=everything, check=False)
 
     def git(self, *arguments: str) -> str:
         command = ["git", "-C", str(self.root), *arguments]

@@ -24,7 +24,7 @@ from tests.support.lending_bundle import make_bundle
 from tests.support.registries import FakeRegistry
 from tests.support.tools import require_tool
 
-pytestmark = [pytest.mark.delivery, pytest.mark.slow, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.delivery, pytest.mark.slow, pytest.mark.timeout(900)]
 WORKFLOW = {
     "GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "acme/lending", "GITHUB_RUN_ID": "77",
     "GITHUB_WORKFLOW_REF": "acme/lending/.github/workflows/mlkit-lending.yml@refs/heads/main",

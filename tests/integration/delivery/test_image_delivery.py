@@ -14,7 +14,7 @@ from mlflowkit.system.digests import digest_file
 from tests.support.image_world import LOCK, ImageWorld, image_world, signing_key
 from tests.support.lending_bundle import make_bundle
 
-pytestmark = [pytest.mark.delivery, pytest.mark.slow, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.delivery, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def test_a_search_by_optuna_keeps_to_its_trials_and_measures_the_best_together(
 @pytest.mark.slow
 def test_what_a_cut_run_made_and_measured_is_not_made_again(copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     world = copy(MLP)
-    options = {"candidates": BOTH, "max_metric_drop": 1.0, "metric": "accuracy"}
+    options = {"candidates": BOTH, "max_metric_drop": 1.0, "metric": "accuracy", "search": {"stop_early": False}}
     world.optimize(**options)
     first = published(world, "latency.json")
     shutil.rmtree(world.base / "optimize")

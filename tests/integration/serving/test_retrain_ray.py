@@ -136,11 +136,11 @@ def test_drift_is_answered_by_one_run_when_the_data_have_changed(live: LiveServi
     assert "is the champion's" in view.retrain.reason
     assert any(alert.column == "amount" for alert in view.alerts)
     looked = view.windows[-1].start
-    live.settled("two more windows", 120, lambda view: view.windows[-1].start >= looked + 10)
+    live.settled("two more windows", 240, lambda view: view.windows[-1].start >= looked + 10)
     assert live.attempts() == []
     live.write_rows(2.0)
     view = live.settled("another champion", 400, lambda view: view.version != first)
-    wait_for(lambda: live.attempts() == ["promoted"], 60, "the end of the episode", poll=0.5)
+    wait_for(lambda: live.attempts() == ["promoted"], what="the end of the episode", poll=0.5)
     (episode,) = episodes.read_episodes(live.files)
     assert episode.ending == "promoted"
     table = live.files.table()

@@ -28,10 +28,11 @@ from mlflowkit.system.machine import parent_ids
 from tests.support import ROOT
 from tests.support.cluster_manifests import cluster_plan
 from tests.support.lending_bundle import ROWS, make_bundle
+from tests.support.ports import free_port
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
-PORT = 21300 + os.getpid() % 50
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+PORT = free_port()
 
 
 def test_the_rayservice_imports_an_application_with_arguments_that_it_takes() -> None:
@@ -118,7 +119,7 @@ class _Deployed:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
         for process in self._processes:
-            process.wait(150)
+            process.wait(240)
         self._processes.clear()
 
     def close(self) -> None:
@@ -190,7 +191,7 @@ def test_ray_serve_builds_the_application_and_it_answers_a_prediction(deployed: 
     load = _Load()
     load.start()
     deployed.serve(2, service="lending", bundle=str(bundle.path))  # another size, as KubeRay applies it
-    wait_for(lambda: len([one for one in files.reports() if one.state == "serving"]) == 2, 120, "a second gateway")
+    wait_for(lambda: len([one for one in files.reports() if one.state == "serving"]) == 2, 240, "a second gateway")
     load.ended.set()
     load.join()
     assert load.failed == []
@@ -198,7 +199,7 @@ def test_ray_serve_builds_the_application_and_it_answers_a_prediction(deployed: 
     assert set(before) <= set(_serving(state)), "the service was replaced"
     assert len(_nodes_of([report.pid for report in files.reports()])) == 2, "both gateways are on one node"
     deployed.end()
-    wait_for(lambda: not _serving(state), 90, "the end of mlkit serve", poll=0.2)
+    wait_for(lambda: not _serving(state), what="the end of mlkit serve", poll=0.2)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", PORT), 1):
         pass
 
