@@ -29,6 +29,8 @@ from traffic import Row, Sender, call, next_window, run_recipe, say, wait_until
 RECIPE = Path(__file__).parent / "fraud.yaml"
 LABELS_AT_ONCE = 500
 EVENTS = ("alarm", "retrain", "canary", "promotion")
+LATE = 0.1
+"""The part of a day by which its last answer may be late and the next day still follow at once."""
 HISTORY = 12
 """Days of transactions that a training looks back on."""
 
@@ -188,7 +190,10 @@ class Watcher:
 
 
 def replay(plan: Plan, service: Mapping[str, Any], calendar: Path) -> Watcher:
-    """Send all days, in the time that they take; returns what was seen."""
+    """Send all days, in the time that they take; returns what was seen.
+
+    Where the service answers more slowly, the next day waits for the window that begins after the last answer.
+    """
     sender, labels, watcher = (
         Sender(service["endpoint"], "fraud"),
         Labels(service["endpoint"]),
@@ -206,6 +211,9 @@ def replay(plan: Plan, service: Mapping[str, Any], calendar: Path) -> Watcher:
             labels.expect(item)
             wait_until(begin + item.at * plan.day_seconds)
             sender.work.put(item.request)
+        sender.work.join()
+        if time.monotonic() > begin + (day + 1 + LATE) * plan.day_seconds:
+            begin = next_window(plan.day_seconds) - (day + 1) * plan.day_seconds
         known = labels.post_due(day + 1)
         tell(day, sender, known, watcher)
         if plan.until in watcher.events:

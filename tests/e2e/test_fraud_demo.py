@@ -20,6 +20,8 @@ from tests.support.browser import FACTS, WANTED, Browser
 pytestmark = [WANTED, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+QUICK = ("serve.port=0", "monitor.performance.realised.mature=10s")
+"""Outcomes count after two days. The ring begins on the fourth, and the monitor judges after a week."""
 MLKIT = [sys.executable, "-c", "from mlflowkit.cli import main; main()"]
 
 
@@ -40,8 +42,8 @@ class Replay:
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
     """Replay days until the version that was trained again is the champion."""
     state = tmp_path_factory.mktemp("fraud")
-    command = [sys.executable, str(RECIPES / "drive_fraud.py"), "--days", "150", "--day", "6s", "--until", "promotion"]
-    command += ["--onset", "10", "--state", str(state), "serve.port=0"]
+    command = [sys.executable, str(RECIPES / "drive_fraud.py"), "--days", "150", "--day", "5s", "--until", "promotion"]
+    command += ["--rows", "1000", "--onset", "4", "--delay", "1", "--state", str(state), *QUICK]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
@@ -55,7 +57,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
 def test_alarm_is_followed_by_one_retraining_a_canary_and_a_promotion(replay: Replay) -> None:
     days = dict(re.findall(r"(alarm|retrain|canary|promotion) on day (\d+)", replay.printed))
     assert list(days) == ["alarm", "retrain", "canary", "promotion"], replay.printed[-3000:]
-    assert 10 <= int(days["alarm"]) <= int(days["promotion"])
+    assert 4 <= int(days["alarm"]) <= int(days["promotion"])
     assert re.search(r"monitor: train: .*recall", replay.printed), "the retraining does not say what asked for it"
     runs = replay.record()["retrain"]["runs"]
     assert len(runs) == 1, runs

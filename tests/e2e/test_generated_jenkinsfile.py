@@ -33,19 +33,27 @@ def _stage(project: Path, stage: str) -> subprocess.CompletedProcess[str]:
     script.chmod(0o755)
     path = f"{project.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "WORKSPACE_TMP": str(project.parent / "project@tmp")}
-    return subprocess.run([str(script)], cwd=project, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run([str(script)], cwd=project, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_a_new_project_is_checked_judged_and_told_by_the_scripts_in_order(tmp_path: Path) -> None:
-    project = tmp_path / "project"
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new project in a checkout, with what its pipeline installs and keeps from build to build beside it."""
+    project = tmp_path_factory.mktemp("workspace") / "project"
     _mlkit("init", "--ci", "jenkins", str(project))
     (project / "requirements.txt").write_text("")  # the packages are those of the test's own environment
     _git(project, "add", "-A")
     _git(project, "commit", "-qm", "A model")
-    for stage in ("install", "check", "judge"):
+    done = _stage(project, "install")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return project
+
+
+def test_a_new_project_is_checked_judged_and_told_by_the_scripts_in_order(tmp_path: Path, project: Path) -> None:
+    for stage in ("check", "judge"):
         done = _stage(project, stage)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    out = tmp_path / "project@tmp" / "mlkit" / "out"
+    out = project.parent / "project@tmp" / "mlkit" / "out"
     report = json.loads((out / "report.json").read_bytes())
     identity = open_bundle(out / "bundle").manifest.identity
     assert identity == report["identity"]
@@ -58,16 +66,11 @@ def test_a_new_project_is_checked_judged_and_told_by_the_scripts_in_order(tmp_pa
     assert json.loads((tmp_path / "local" / "report.json").read_bytes())["identity"] == identity
 
 
-def test_a_model_that_is_not_good_enough_ends_the_judges_script_with_its_verdict(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    _mlkit("init", "--ci", "jenkins", str(project))
+def test_a_model_that_is_not_good_enough_ends_the_judges_script_with_its_verdict(project: Path) -> None:
     recipe = project / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("{metric: roc_auc, min: 0.9}", "{metric: roc_auc, min: 0.9999999}"))
-    (project / "requirements.txt").write_text("")
-    _git(project, "add", "-A")
-    _git(project, "commit", "-qm", "A model")
-    assert _stage(project, "install").returncode == 0
+    _git(project, "commit", "-qam", "Ask too much")
     judged = _stage(project, "judge").returncode
     assert judged in (1, 4)
-    report = json.loads((tmp_path / "project@tmp" / "mlkit" / "out" / "report.json").read_bytes())
+    report = json.loads((project.parent / "project@tmp" / "mlkit" / "out" / "report.json").read_bytes())
     assert report["exit_code"] == judged

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from mlflowkit.errors import UsageError, UserCodeError
 from mlflowkit.pipeline.storage.journal import SqliteJournal
 from mlflowkit.service_state.ray_cluster import ray_environment
 from mlflowkit.service_state.records import process_started
-from mlflowkit.values import Event
 from tests.support.train_world import TrainWorld
 from tests.support.waiting import wait_for
 
@@ -28,15 +28,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NET = """
 import os
+import time
 from pathlib import Path
 from torch import nn
 
 class Net(nn.Module):
-    def __init__(self, features, outputs, pids="", fail_at=0):
+    def __init__(self, features, outputs, pids="", fail_at=0, wait_at=0):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(features, 12), nn.Tanh(), nn.Linear(12, outputs))
         self.idle = nn.Linear(2, 2)
-        self.fail_at, self.calls = fail_at, 0
+        self.fail_at, self.wait_at, self.calls = fail_at, wait_at, 0
+        self.waiting, self.go_on = Path(pids, "..", "waiting", str(os.getpid())), Path(pids, "..", "go on")
         if pids:
             (Path(pids) / str(os.getpid())).touch()
 
@@ -44,8 +46,14 @@ class Net(nn.Module):
         self.calls += self.training
         if self.training and self.calls == self.fail_at:
             raise ZeroDivisionError("the third step is one too many")
+        while self.training and self.calls == self.wait_at and not self.go_on.exists():
+            self.waiting.touch()
+            time.sleep(0.01)
         return self.layers(x)
 """
+
+WAIT_AT = 45
+"""The step at which workers wait for the kill: the fifth of the fifth epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -60,40 +68,44 @@ def two_cpus() -> Iterator[None]:
     assert "PYTHONSAFEPATH" not in added, "processes that are started later inherit it"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
 def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(
     world: TrainWorld, binary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pids = world.base / "pids"
+    pids, waiting, go_on = (world.base / name for name in ("pids", "waiting", "go on"))
     pids.mkdir()
-    killed: list[tuple[int, float]] = []
+    waiting.mkdir()
+    go_on.touch()
 
-    def kill_one(event: Event) -> None:
-        if not killed and event.metrics["epoch"] > 3:
-            victim = max({int(path.name) for path in pids.iterdir()} - {os.getpid()})
-            killed.append((victim, event.metrics["epoch"]))
+    def kill_one() -> int:
+        try:
+            wait_for(lambda: len(list(waiting.iterdir())) == 2, 240, "two workers in the fifth epoch")
+            victim = max(int(path.name) for path in waiting.iterdir())
             os.kill(victim, signal.SIGKILL)
+            return victim
+        finally:
+            go_on.touch()
 
     world.module(NET)
     fit = {
-        "epochs": 120,
+        "epochs": 12,
         "batch_size": 31,
         "class_weights": "balanced",
         "optimizer": {"name": "sgd", "lr": 0.02},
         "checkpoint_every": 3,
         "max_failures": 1,
     }
-    model = {"kind": "torch", "module": "net:Net", "args": {"pids": str(pids)}}
+    model = {"kind": "torch", "module": "net:Net", "args": {"pids": str(pids), "wait_at": WAIT_AT}}
     alone = world.train(binary, model, {**fit, "shards": 2})
-    for path in pids.iterdir():
+    for path in (*pids.iterdir(), go_on):
         path.unlink()
-    together = world.train(binary, model, {**fit, "shards": 2, "workers": 2}, progress=kill_one)
-    (victim, epoch), *_ = killed
-    assert epoch < 120
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_one)
+        together = world.train(binary, model, {**fit, "shards": 2, "workers": 2})
+        victim = killed.result()
     assert process_started(victim) is None
     assert len(list(pids.iterdir())) >= 3, "no worker took the place of the killed one"
-    assert together.result.summary["resumed_from"] >= epoch - 3
+    assert together.result.summary["resumed_from"] == 3
     assert capsys.readouterr().out == "", "stdout is for results"
     assert together.curves == alone.curves
     assert together.weights == alone.weights
@@ -101,14 +113,13 @@ def test_two_workers_survive_a_kill_and_learn_what_one_process_learns(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C in a later stage is not Ray's"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
 def test_an_error_in_a_worker_reaches_the_user_with_its_line(world: TrainWorld, binary: Path) -> None:
     world.module(NET)
     model = {"kind": "torch", "module": "net:Net", "args": {"fail_at": 3}}
     with pytest.raises(UserCodeError) as caught:
         world.train(binary, model, {"epochs": 2, "batch_size": 64, "workers": 2, "max_failures": 1})
-    assert "net.py:18: net:Net raised ZeroDivisionError: the third step is one too many" in caught.value.message
+    assert "net.py:20: net:Net raised ZeroDivisionError: the third step is one too many" in caught.value.message
 
 
 def test_a_batch_smaller_than_the_group_is_refused_before_ray_starts(world: TrainWorld, binary: Path) -> None:
