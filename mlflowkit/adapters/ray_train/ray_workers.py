@@ -44,8 +44,10 @@ RAY_DEFAULTS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     **SAFE_PATH,
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # delay until a lost worker, or the end, is noticed; default 2
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes longer than the 30 s that Ray allows
+    "RAY_agent_register_timeout_ms": "120000",
 }
-"""Default environment variables for Ray Train."""
+"""Default environment variables for Ray Train, and for a Ray that is started for it."""
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Shared memory of a Ray started here; small, because data passes through files, not the object store."""
 WORKER_CPUS = 0.5
