@@ -17,7 +17,7 @@ from mlflowkit.errors import UsageError
 if TYPE_CHECKING:
     from mlflowkit.bench.timings import DeviceClock
     from mlflowkit.data_access.connections import ConnectionSection
-    from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, ModelRegistrySection
+    from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, OciRegistry
     from mlflowkit.graphs.candidates import Candidate, Engine
     from mlflowkit.monitoring.export.evidently_report import SampleReports
     from mlflowkit.monitoring.export.whylabs_upload import ProfileUploads, StampingProfiler
@@ -192,7 +192,7 @@ class Wiring:
         return MlflowTracker(self.state)
 
     def model_registry(
-        self, section: ModelRegistrySection, folder: Path, connections: Mapping[str, ConnectionSection]
+        self, section: HuggingfaceRegistry | OciRegistry, folder: Path, connections: Mapping[str, ConnectionSection]
     ) -> ModelRegistry:
         if section.kind == "oci":
             from mlflowkit.delivery.image.bundle_artifact import OciBundles
@@ -216,9 +216,17 @@ class Wiring:
 
     def run_targets(self, recipe: RecipeSchema, folder: Path) -> Sequence[RunTarget]:
         """The systems to which finished runs of a recipe in ``folder`` are delivered."""
+        from mlflowkit.pipeline.outbox.registry_target import RegistryTarget
         from mlflowkit.pipeline.requirements import is_tracked
 
-        return (self.tracker_target,) if is_tracked() else ()
+        registries = [section for section in recipe.registries if section.kind != "mlflow"]
+        return (
+            *((self.tracker_target,) if is_tracked() else ()),
+            *(
+                RegistryTarget(section, self.model_registry(section, folder, recipe.connections))
+                for section in registries
+            ),
+        )
 
     @cached_property
     def platform(self) -> Platform:

@@ -47,7 +47,27 @@ class OciRegistry(Section):
     """The repository, such as ghcr.io/acme/lending-bundle."""
 
 
-ModelRegistrySection = Annotated[HuggingfaceRegistry | OciRegistry, Field(discriminator="kind")]
+class MlflowRegistry(Section):
+    """MLflow (MLFLOW_TRACKING_URI, or the state folder's own database), where every run is recorded and every blessed
+    bundle registered anyway: listed here, a run without MLflow installed is refused."""
+
+    kind: Literal["mlflow"]
+
+
+ModelRegistrySection = Annotated[HuggingfaceRegistry | OciRegistry | MlflowRegistry, Field(discriminator="kind")]
+
+
+def describe_registry(section: HuggingfaceRegistry | OciRegistry | MlflowRegistry) -> str:
+    """Where a blessed bundle goes, in words.
+
+    >>> describe_registry(HuggingfaceRegistry(kind="huggingface", repository="org/lending"))
+    'hf://org/lending (private, without values of rows)'
+    """
+    if isinstance(section, HuggingfaceRegistry):
+        seen = "private" if section.private else "public"
+        values = "with" if section.send_values else "without"
+        return f"{HUB_SCHEME}{section.repository} ({seen}, {values} values of rows)"
+    return f"oci://{section.repository}" if isinstance(section, OciRegistry) else "MLflow"
 
 
 def hub_connection(section: HuggingfaceRegistry, connections: Mapping[str, ConnectionSection]) -> HuggingfaceConnection:

@@ -9,15 +9,22 @@ from mlflowkit.errors import EngineError
 from mlflowkit.recipe.schema import RecipeSchema
 from mlflowkit.system.extras import missing_distributions
 
+_EXTRAS = {"huggingface": "hub", "oci": "delivery", "mlflow": "track"}
+"""The extra of each kind of registry."""
+
 
 def require_installed(recipe: RecipeSchema, stages: Collection[str]) -> None:
     """Raise EngineError when a distribution that one of ``stages`` imports is not installed.
 
-    ``deploy`` needs the extra ``serve``, every other stage the extra ``train``; PyTorch only for ``model.kind: torch``.
+    ``deploy`` needs the extra ``serve``, every other stage the extra ``train``, and those of the recipe's registries;
+    PyTorch only for ``model.kind: torch``.
     """
     offline = [stage for stage in stages if stage != "deploy"]
     ignore = () if recipe.model.kind == "torch" else ("torch",)
     missing = {"train": missing_distributions("train", ignore=ignore)} if offline else {}
+    if "package" in stages:
+        registries = {_EXTRAS[section.kind] for section in recipe.registries}
+        missing |= {extra: missing_distributions(extra) for extra in sorted(registries)}
     if "deploy" in stages:
         missing["serve"] = missing_distributions("serve")
     if stages and find_spec("onnxruntime") is None:

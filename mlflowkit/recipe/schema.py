@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from mlflowkit.data_access.connections import Connection
+from mlflowkit.data_access.registry_sections import ModelRegistrySection
 from mlflowkit.delivery.delivery_settings import DeliverySection
 from mlflowkit.judging.decision_rule import DecisionSection
 from mlflowkit.monitoring.monitor_settings import MonitorSection, RetrainSection
@@ -65,6 +66,8 @@ class RecipeSchema(Section):
     """What is watched in the service's traffic; nothing by default."""
     retrain: RetrainSection | None = None
     """When the recipe is run again; never by default."""
+    registries: list[ModelRegistrySection] = Field(default_factory=list)
+    """Where a blessed bundle is pushed to at the end of its run; a push that fails is made by a later run."""
     delivery: DeliverySection | None = None
     """CI/CD: what `mlkit export` generates; nothing by default."""
 

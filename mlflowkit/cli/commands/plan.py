@@ -20,6 +20,8 @@ from mlflowkit.cli.app import (
 if TYPE_CHECKING:
     from mlflowkit.values import Step
 
+UP_TO_BUNDLE = ("package", "deploy")
+"""Stages that a run has to reach for a bundle."""
 UntilOption = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
 ForceOption = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage again.")]
 BreakingOption = Annotated[
@@ -48,6 +50,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Print each step with run or reuse, the reason, and what changes for a service's clients. Changes nothing."""
+    from mlflowkit.data_access.registry_sections import describe_registry
     from mlflowkit.judging.coverage import recipe_warnings
     from mlflowkit.pipeline.client_changes import find_changes
     from mlflowkit.pipeline.lineage.data_snapshot import describe_snapshot, snapshot_summary
@@ -76,6 +79,8 @@ def plan(
     lines += [f"warning: {'breaks clients: ' if change.breaking else ''}{change.message}" for change in changes or ()]
     warnings = recipe_warnings(loaded.composed)
     lines += [f"warning: {warning}" for warning in warnings]
+    registries = [describe_registry(section) for section in loaded.recipe.registries if until in (None, *UP_TO_BUNDLE)]
+    lines += [f"a blessed bundle is pushed to {name}" for name in registries]
     lines.append(_outlook(steps))
     value = {
         "recipe": str(loaded.path),
@@ -83,6 +88,7 @@ def plan(
         "steps": rows,
         "data": None if planned.snapshot is None else snapshot_summary(planned.snapshot),
         "warnings": list(warnings),
+        "registries": registries,
         "signature_changes": None if changes is None else [change.to_json() for change in changes],
     }
     print_result(value, "\n".join(lines), json)

@@ -83,7 +83,10 @@ def _deploy_from(source: str, wiring: Wiring, loaded: LoadedRecipe, section: Ser
     from mlflowkit.cli.commands.deploy import deploy_bundle, print_deployed
     from mlflowkit.pipeline.lineage.model_reference import opened_bundle
 
-    with closing(wiring.tracker) as tracker, opened_bundle(source, wiring, tracker, blessed=True) as bundle:
+    with (
+        closing(wiring.tracker) as tracker,
+        opened_bundle(source, wiring, tracker, blessed=True, loaded=loaded) as bundle,
+    ):
         manifest = bundle.manifest
         if manifest.name != loaded.recipe.name:
             message = f"{source} is a model of {manifest.name}, and {loaded.path} is the recipe of {loaded.recipe.name}"

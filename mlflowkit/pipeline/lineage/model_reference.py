@@ -36,8 +36,12 @@ def is_remote(reference: str) -> bool:
 
 
 @contextmanager
-def opened_bundle(reference: str, state: LookupPorts, tracker: Tracker, *, blessed: bool = False) -> Iterator[Bundle]:
+def opened_bundle(
+    reference: str, state: LookupPorts, tracker: Tracker, *, blessed: bool = False, loaded: LoadedRecipe | None = None
+) -> Iterator[Bundle]:
     """The verified bundle of a reference; one that was fetched is removed afterwards.
+
+    ``loaded`` is a recipe, whose registries say with which token a repository of the Hub is read.
 
     Raises UsageError for a reference without a digest and one that names nothing, BundleError for a bundle that does
     not verify, is not blessed where it must be, or is not the model that the registry's tags name, EngineError and
@@ -51,7 +55,7 @@ def opened_bundle(reference: str, state: LookupPorts, tracker: Tracker, *, bless
             )
             _check_identity(bundle, identity, reference)
         elif reference.startswith(HUB_SCHEME):
-            registry = hub_registry(reference, state)
+            registry = hub_registry(reference, state, loaded)
             bundle = open_bundle(registry.pull(reference, Path(temporary) / "bundle"), blessed=blessed)
         elif is_remote(reference):
             from mlflowkit.delivery.image.bundle_artifact import pull_bundle
@@ -63,10 +67,16 @@ def opened_bundle(reference: str, state: LookupPorts, tracker: Tracker, *, bless
         yield bundle
 
 
-def hub_registry(reference: str, ports: LookupPorts) -> ModelRegistry:
-    """The registry of a reference to the Hub, read with the token of Hugging Face's own tools. Raises UsageError."""
+def hub_registry(reference: str, ports: LookupPorts, loaded: LoadedRecipe | None = None) -> ModelRegistry:
+    """The registry of a reference to the Hub: as a recipe's registries have it, else with the token of Hugging Face's
+    own tools. Raises UsageError."""
     repository = parse_hub_reference(reference).repository
-    return ports.model_registry(HuggingfaceRegistry(kind="huggingface", repository=repository), Path.cwd(), {})
+    section = HuggingfaceRegistry(kind="huggingface", repository=repository)
+    if loaded is None:
+        return ports.model_registry(section, Path.cwd(), {})
+    sections = [item for item in loaded.recipe.registries if isinstance(item, HuggingfaceRegistry)]
+    named = next((item for item in sections if item.repository == repository), section)
+    return ports.model_registry(named, loaded.folder, loaded.recipe.connections)
 
 
 def model_fetcher(loaded: LoadedRecipe, ports: RunPorts, scratch: Path) -> Callable[[], Path] | None:
@@ -79,7 +89,7 @@ def model_fetcher(loaded: LoadedRecipe, ports: RunPorts, scratch: Path) -> Calla
     def fetch() -> Path:
         folder = scratch / "model"
         shutil.rmtree(folder, ignore_errors=True)
-        with opened_bundle(reference, ports, ports.tracker, blessed=True) as bundle, disk_errors(folder):
+        with opened_bundle(reference, ports, ports.tracker, blessed=True, loaded=loaded) as bundle, disk_errors(folder):
             shutil.copytree(bundle.path, folder)
         return folder
 

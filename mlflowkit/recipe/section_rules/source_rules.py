@@ -36,14 +36,25 @@ def secret_kind(path: KeyPath, text: str) -> str:
 
 
 def _connection(view: RecipeView) -> Iterator[Problem]:
-    """A source names a connection of the recipe."""
-    path: KeyPath = ("data", "source", "connection")
-    name = view.text(*path)
+    """A source, and a registry, names a connection of the recipe."""
+    yield from _named_connection(view, ("data", "source", "connection"), view.text("data", "source", "kind"))
+    for index, section in enumerate(view.items("registries")):
+        path: KeyPath = ("registries", index, "connection")
+        name = section.get("connection") if isinstance(section, dict) else None
+        kind = view.text("connections", str(name), "kind")
+        if isinstance(name, str):
+            yield from _named_connection(view, path, "huggingface", name)
+        if kind and kind != "huggingface":
+            message = f"connection {name!r} is of kind {kind}, and a registry takes one of kind huggingface"
+            yield Problem(path, message, "name another, or leave it out: the token is then HF_TOKEN")
+
+
+def _named_connection(view: RecipeView, path: KeyPath, kind: str, name: str = "") -> Iterator[Problem]:
+    name = name or view.text(*path)
     names = [str(key) for key in view.mapping("connections")]
     if not name or name in names:
         return
     near = closest_match(name, names)
-    kind = view.text("data", "source", "kind")
     hint = f"did you mean {near}?" if near else f"add connections: {{{name}: {{kind: {kind}, ...}}}}"
     listed = f"; there are {', '.join(names)}" if names else ", and no connections at all"
     yield Problem(path, f"there is no connection {name!r}{listed}", hint)
