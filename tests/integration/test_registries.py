@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 import mlflowkit as mk
 from mlflowkit.bundle import open_bundle
+from mlflowkit.cli.app import main
 from mlflowkit.data_access.registry_sections import OciRegistry
 from mlflowkit.errors import DeliveryRefusedError, RecipeError, ServiceError, UsageError, WorldError
 from mlflowkit.pipeline.outbox.registry_target import RegistryTarget
@@ -88,6 +90,20 @@ def test_a_blessed_bundle_is_pushed_by_its_run_or_by_a_later_one_and_once(
         assert (owed.status, owed.receipt) == ("delivered", f"hf://{NAME}@v-{identity[:14]}")
     left = [path for path in tmp_path.rglob("*") if path.is_file() and WRITE_TOKEN.encode() in path.read_bytes()]
     assert left == []
+
+
+def test_the_plan_lists_where_a_blessed_bundle_goes(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, hub, more="  - {kind: oci, repository: ghcr.io/acme/loans}\n  - {kind: mlflow}\n")
+    with pytest.raises(SystemExit):
+        main(["plan", str(recipe), "--json"])
+    named = ["hf://acme/loans (private, without values of rows)", "oci://ghcr.io/acme/loans", "MLflow"]
+    assert json.loads(capsys.readouterr().out)["registries"] == named
+    with pytest.raises(SystemExit):
+        main(["plan", str(recipe), "--until", "train"])
+    assert "is pushed to" not in capsys.readouterr().out
+    assert hub.requests == []
 
 
 def test_what_is_not_blessed_is_not_pushed(hub: FakeHub, tmp_path: Path) -> None:
