@@ -153,7 +153,8 @@ class DataSnapshot:
     objects: tuple[DataObject, ...]
     details: Mapping[str, str] = field(default_factory=dict)
     """What else is known of the version, for people: ``author``, ``time`` (seconds since the epoch), ``message``,
-    ``shown`` (the place with what was asked for, as the store writes it)."""
+    ``shown`` (the place with what was asked for, as the store writes it), ``credentials`` (whose were used, where the
+    recipe names none)."""
 
     @property
     def tree(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -102,17 +102,23 @@ def plain_url(value: str) -> str:
 
 
 class LakefsConnection(ConnectionSection):
-    """A lakeFS server."""
+    """A lakeFS server. Without keys, the credentials of lakectl for it."""
 
     kind: Literal["lakefs"]
     url: str = Field(min_length=1)
     """Its address, such as https://lake.example; a recipe holds no password."""
-    access_key: CredentialReference
+    access_key: CredentialReference | None = None
     """The access key id."""
-    secret: CredentialReference
+    secret: CredentialReference | None = None
     """The secret access key."""
 
     _url = field_validator("url")(plain_url)
+
+    @model_validator(mode="after")
+    def _names_both(self) -> LakefsConnection:
+        if (self.access_key is None) != (self.secret is None):
+            raise ValueError("name both access_key and secret, or none of them for the credentials of lakectl")
+        return self
 
 
 class S3Connection(ConnectionSection):
@@ -156,10 +162,14 @@ class HeldSecrets:
     """The secrets that a client holds, in the order of their references. They are read again once: credentials expire
     while a run goes on, and what is kept in their place is renewed by others."""
 
-    def __init__(self, secrets: OpenSecrets, *references: CredentialReference) -> None:
-        self._secrets, self._references, self._lock = secrets, references, threading.Lock()
-        self._renewed = False
-        self.values = self._read()
+    def __init__(self, read: Callable[[], tuple[str, ...]]) -> None:
+        self._read, self._lock, self._renewed = read, threading.Lock(), False
+        self.values = read()
+
+    @classmethod
+    def of(cls, secrets: OpenSecrets, *references: CredentialReference) -> HeldSecrets:
+        """Those of references. Raises DataError."""
+        return cls(lambda: tuple(secrets.read(reference) for reference in references))
 
     def renew(self, refused: Sequence[str]) -> bool:
         """Whether a call that the store refused may be repeated: there are other secrets now. Raises DataError."""
@@ -168,9 +178,6 @@ class HeldSecrets:
                 self._renewed = True
                 self.values = self._read()
             return self.values != tuple(refused)
-
-    def _read(self) -> tuple[str, ...]:
-        return tuple(self._secrets.read(reference) for reference in self._references)
 
 
 class OpenSecrets:

@@ -20,6 +20,7 @@ from mlflowkit.data_access.connections import CredentialReference, LakefsConnect
 from mlflowkit.data_access.remote_source import RemoteAccess, fetch_remote, resolve_remote
 from mlflowkit.data_access.transfer import TransferLimits
 from mlflowkit.errors import DataError, MlkitError
+from mlflowkit.pipeline.lineage.data_snapshot import describe_snapshot
 from mlflowkit.testing import RemoteSourceContract
 from mlflowkit.values import DataSnapshot
 from tests.support.lakefs_fake import KEY, SECRET, Asked, FakeLakefs, Switch
@@ -459,3 +460,69 @@ def test_credentials_that_are_refused_again_are_told_after_one_more_call(lake: F
     with pytest.raises(DataError, match="does not know these credentials"):
         resolve_remote(source(), given)
     assert len(lake.requests) == 3
+
+
+def lakectl_file(folder: Path, endpoint: str, secret: str = SECRET) -> Path:
+    path = folder / "lakectl.yaml"
+    credentials = f"credentials:\n  access_key_id: {KEY}\n  secret_access_key: {secret}\n"
+    path.write_text(f"{credentials}server:\n  endpoint_url: {endpoint}\n")
+    return path
+
+
+@pytest.fixture
+def by_lakectl(lake: FakeLakefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteAccess:
+    """Access by a connection without keys, where lakectl has them."""
+    monkeypatch.setenv("LAKECTL_CONFIG_FILE", str(lakectl_file(tmp_path, f"{lake.url}/api/v1")))
+    lake.repository().replace_all("main", {"loans/a.csv": b"x\n1\n"})
+    connection = LakefsConnection(kind="lakefs", url=lake.url)
+    return RemoteAccess(tmp_path, tmp_path / "state", {"lake": connection}, limits=LIMITS, resolve_seconds=5.0)
+
+
+def test_a_connection_without_keys_has_those_of_lakectl_and_says_so(by_lakectl: RemoteAccess, tmp_path: Path) -> None:
+    snapshot = resolve_remote(source(), by_lakectl)
+    assert f"credentials of lakectl ({tmp_path / 'lakectl.yaml'})" in describe_snapshot(snapshot)
+    assert fetch_remote(source(), by_lakectl, snapshot)["a.csv"].read_bytes() == b"x\n1\n"
+    assert source().head_probe(by_lakectl, snapshot) is None
+    left = [path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    assert not any(secret.encode() in content for content in left for secret in (KEY, SECRET))
+
+
+def test_variables_of_lakectl_come_before_its_file(
+    by_lakectl: RemoteAccess, lake: FakeLakefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lakectl_file(tmp_path, lake.url, "old")
+    monkeypatch.setenv("LAKECTL_CREDENTIALS_SECRET_ACCESS_KEY", SECRET)
+    assert resolve_remote(source(), by_lakectl).objects
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "lakectl has no server.endpoint_url"),
+        ("credentials: [1]\nserver: {endpoint_url: URL}", "lakectl has no credentials.access_key_id"),
+        (
+            "server: {endpoint_url: 'https://other.example/api/v1'}\nKEYS",
+            "are for other.example, and the connection is",
+        ),
+        ("server: {endpoint_url: 'http://127.0.0.1.other.example'}\nKEYS", "are for 127.0.0.1.other.example"),
+        ("credentials: {access_key_id: [", "cannot be read"),
+    ],
+)
+def test_credentials_of_lakectl_go_to_their_server_only(
+    by_lakectl: RemoteAccess, lake: FakeLakefs, tmp_path: Path, content: str | None, message: str
+) -> None:
+    keys = f"credentials: {{access_key_id: {KEY}, secret_access_key: '{SECRET}'}}"
+    path = tmp_path / "lakectl.yaml"
+    path.unlink()
+    if content is not None:
+        path.write_text(content.replace("URL", lake.url).replace("KEYS", keys))
+    with pytest.raises(DataError, match=message) as caught:
+        resolve_remote(source(), by_lakectl)
+    assert caught.value.hint
+    assert not any(secret in f"{caught.value.message}{caught.value.hint}" for secret in (KEY, SECRET))
+    assert not lake.requests
+
+
+def test_one_key_of_two_is_a_fault() -> None:
+    with pytest.raises(ValueError, match="name both access_key and secret"):
+        LakefsConnection(kind="lakefs", url="https://lake.example", access_key=CredentialReference(env="LAKE_KEY"))

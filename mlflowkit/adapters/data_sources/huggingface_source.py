@@ -122,7 +122,7 @@ class HuggingfaceSource(FileTreeSource):
     def _hub(self, access: RemoteAccess) -> Iterator[HubRepository]:
         connection = self._connection(access)
         reference = connection.token or own_token(connection.endpoint)
-        token = HeldSecrets(access.secrets, reference) if reference is not None else None
+        token = HeldSecrets.of(access.secrets, reference) if reference is not None else None
         seconds = access.limits.read_seconds
         key = "data.source.kind: huggingface"
         with open_store(connection.endpoint, token, seconds, extra="hub", key=key) as store:

@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from pydantic import Field, field_validator
 
-from mlflowkit.data_access.connections import HeldSecrets, LakefsConnection
+from mlflowkit.adapters.data_sources.lakectl import config_file, lakectl_credentials
+from mlflowkit.data_access.connections import HeldSecrets, LakefsConnection, OpenSecrets
 from mlflowkit.data_access.head_probe import HeadProbe
 from mlflowkit.data_access.object_patterns import listed_prefix, select_objects
 from mlflowkit.data_access.remote_source import FileTreeSource, RemoteAccess
@@ -102,7 +103,7 @@ class LakefsSource(FileTreeSource):
         with _server(self, access) as server:
             commit = server.commit(self.ref)
             version = str(commit["id"])
-            details = {**_details(commit), "shown": self.describe()}
+            details = {**_details(commit), "shown": self.describe(), **self._credentials_shown(access)}
             known = access.memory.version(place, version)
             if known is not None:
                 return replace(known, asked=self.ref, details=details)
@@ -131,6 +132,8 @@ class LakefsSource(FileTreeSource):
         if self.is_pinned():
             return None
         connection = access.connection(self.connection, LakefsConnection)
+        if connection.access_key is None or connection.secret is None:
+            return None  # a probe reads variables and files of secrets, and not lakectl's
         return HeadProbe(
             url=f"{connection.url}/api/v1/repositories/{self.repository}/commits/{quote(self.ref, safe='')}",
             field="id",
@@ -138,6 +141,10 @@ class LakefsSource(FileTreeSource):
             user=connection.access_key.model_dump(),
             password=connection.secret.model_dump(),
         )
+
+    def _credentials_shown(self, access: RemoteAccess) -> dict[str, str]:
+        named = access.connection(self.connection, LakefsConnection).access_key is not None
+        return {} if named else {"credentials": f"credentials of lakectl ({config_file()})"}
 
     def _nothing(self, version: str, names: dict[str, DataObject]) -> DataError:
         where = f"lakefs://{self.repository}/{self.ref}/{self.path} (commit {version[:12]})"
@@ -182,7 +189,7 @@ def _server(source: LakefsSource, access: RemoteAccess) -> Iterator[LakefsServer
     import lakefs_client
 
     connection = access.connection(source.connection, LakefsConnection)
-    secrets = HeldSecrets(access.secrets, connection.access_key, connection.secret)
+    secrets = HeldSecrets(lambda: _credentials(connection, access.secrets))
     used = _UsedSecrets()
     configuration = lakefs_client.Configuration(host=f"{connection.url}/api/v1", username="", password="")
     configuration.get_basic_auth_token = used.authorization  # asked for within each call, by its thread
@@ -190,6 +197,15 @@ def _server(source: LakefsSource, access: RemoteAccess) -> Iterator[LakefsServer
     configuration.connection_pool_maxsize = access.limits.streams
     with lakefs_client.ApiClient(configuration) as client:
         yield LakefsServer(client, source, secrets, used, access.limits.read_seconds)
+
+
+def _credentials(connection: LakefsConnection, secrets: OpenSecrets) -> tuple[str, str]:
+    """The key and the secret of a connection, or those of lakectl. Raises DataError."""
+    if connection.access_key is not None and connection.secret is not None:
+        return secrets.read(connection.access_key), secrets.read(connection.secret)
+    pair = lakectl_credentials(connection.url)
+    secrets.add(*pair)
+    return pair
 
 
 class _UsedSecrets(threading.local):

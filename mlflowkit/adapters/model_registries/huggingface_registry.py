@@ -221,7 +221,7 @@ class HubModels:
         reference = self.connection.token or _hub_token(self.connection.endpoint)
         try:
             with values.guarded(shown):
-                token = HeldSecrets(values, reference) if reference is not None else None
+                token = HeldSecrets.of(values, reference) if reference is not None else None
                 key = "registries.kind: huggingface"
                 read_seconds = self.limits.transfer.read_seconds
                 with open_store(self.connection.endpoint, token, read_seconds, extra="hub", key=key) as store:

@@ -95,6 +95,8 @@ def describe_snapshot(snapshot: DataSnapshot, now: float | None = None) -> str:
     when, author = snapshot.details.get("time", ""), snapshot.details.get("author", "")
     if when or author:
         facts.append(" ".join(filter(None, (_age(when, now), f"by {author}" if author else ""))))
+    if credentials := snapshot.details.get("credentials"):
+        facts.append(credentials)
     version = short_version(snapshot.version)
     place = snapshot.details.get("shown", "") or f"{snapshot.uri} {snapshot.asked}".strip()
     resolved = f"{place} -> {version}" if version and snapshot.asked != version else place
