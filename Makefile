@@ -9,8 +9,6 @@ RUNTIME ?= cpu
 EXTRAS ?= all,$(RUNTIME),tensorrt-rtx,examples,test,dev,docs
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
-# Images of Python often set it; each process then compiles all that it imports anew, which doubles the time of tests.
-export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo run test-fast test test-slow test-all mutants check docs tools clients bench wheel clean
 .DEFAULT_GOAL := install

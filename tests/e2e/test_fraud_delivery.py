@@ -23,6 +23,7 @@ from tests.support.gitops_world import FollowingGateway, MountedFile, SteadyTraf
 from tests.support.ports import free_port
 from tests.support.registries import FakeRegistry, served_registry
 from tests.support.waiting import wait_for
+from tests.support.warm_commands import warm_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -87,7 +88,7 @@ class DeliveredRecipe:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command as a pipeline runs it."""
         return subprocess.run(
-            [sys.executable, "-m", "mlflowkit.cli", *arguments, "--json"],
+            [*warm_command("mlflowkit.cli"), *arguments, "--json"],
             cwd=self.checkout, capture_output=True, text=True, timeout=500, check=False,
             env={**os.environ, "MLKIT_STATE": str(self.state)},
         )  # fmt: skip

@@ -13,12 +13,13 @@ import pytest
 
 from mlflowkit.bundle import open_bundle
 from tests.support.jenkins_scripts import jenkins_scripts
+from tests.support.warm_commands import warm_command
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 
 def _mlkit(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "mlflowkit.cli", *arguments], check=True, capture_output=True)
+    subprocess.run([*warm_command("mlflowkit.cli"), *arguments], check=True, capture_output=True)
 
 
 def _git(folder: Path, *arguments: str) -> str:

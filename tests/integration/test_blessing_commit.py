@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from mlflowkit.bundle import open_bundle
 from tests.support.git_project import GitProject
+from tests.support.warm_commands import warm_command
 
 RECIPE = """
 name: rows
@@ -56,7 +56,7 @@ class SquashProject(GitProject):
 
     def mlkit(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
         """Exit code, JSON and stderr of a command."""
-        command = [sys.executable, "-P", "-m", "mlflowkit.cli", *arguments, "--json"]
+        command = [*warm_command("mlflowkit.cli"), *arguments, "--json"]
         environment = {**os.environ, "MLKIT_STATE": str(self.state)}
         done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=250, env=environment)
         return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr

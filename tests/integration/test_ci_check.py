@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlflowkit.ci.code_checks import run_checks
+from tests.support.warm_commands import warm_command
 
 RECIPE = """\
 name: cells
@@ -66,7 +66,7 @@ def _outcomes(folder: Path, out: Path) -> dict[str, str]:
 
 def test_a_sound_project_passes_and_stays_as_it_was(project: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "mlflowkit.cli", "ci", "check", str(project / "cells.yaml"), "--json"]
+    command = [*warm_command("mlflowkit.cli"), "ci", "check", str(project / "cells.yaml"), "--json"]
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)

@@ -20,6 +20,7 @@ from mlflowkit.delivery.gitops.git_repository import FileReplacement, open_repos
 from mlflowkit.delivery.image import bundle_artifact
 from tests.support.registries import FakeRegistry
 from tests.support.waiting import wait_for
+from tests.support.warm_commands import warm_command
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = ("optimize.candidates=[onnx]", "train.epochs=2")
@@ -45,7 +46,7 @@ class Project:
     def judge(self, *arguments: str, out: str = "out", recipe: str = "lending.yaml") -> tuple[int, dict[str, Any], str]:
         """Exit code, report and stderr of the command."""
         folder = self.base / out
-        command = [sys.executable, "-P", "-m", "mlflowkit.cli", "ci", "judge", recipe, *arguments, "--out", str(folder)]
+        command = [*warm_command("mlflowkit.cli"), "ci", "judge", recipe, *arguments, "--out", str(folder)]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=600)
         report = folder / "report.json"
         return done.returncode, json.loads(report.read_bytes()) if report.exists() else {}, done.stderr

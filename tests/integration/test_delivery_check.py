@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,12 +13,13 @@ from mlflowkit.ci.code_checks import run_checks
 from mlflowkit.ci.recipe_export import export_recipe
 from mlflowkit.errors import RecipeError, UsageError
 from tests.support.export_project import make_project
+from tests.support.warm_commands import warm_command
 
 CHECKS = "checks: {format: false, lint: false, smoke_rows: 0}"
 
 
 def _validate(recipe: Path, *options: str) -> tuple[int, dict[str, list[dict[str, object]]]]:
-    command = [sys.executable, "-m", "mlflowkit.cli", "validate", recipe.name, "--json", *options]
+    command = [*warm_command("mlflowkit.cli"), "validate", recipe.name, "--json", *options]
     done = subprocess.run(command, cwd=recipe.parent, capture_output=True, text=True, check=False, timeout=120)
     return done.returncode, json.loads(done.stdout)
 

@@ -13,6 +13,7 @@ import yaml
 from mlflowkit.delivery.regeneration.export_lock import LOCK
 from mlflowkit.delivery.targets import BUILT_IN
 from tests.support.export_project import make_project, tree
+from tests.support.warm_commands import warm_command
 from tests.unit.test_imports import VENDORS
 
 MAIN = ".github/workflows/mlkit-lending.yml"
@@ -38,7 +39,7 @@ print(json.dumps([seconds, [name for name in json.loads(sys.argv[2]) if name in 
 
 
 def _mlkit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlflowkit.cli", *arguments]
+    command = [*warm_command("mlflowkit.cli"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
 
 

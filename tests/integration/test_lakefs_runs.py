@@ -32,6 +32,7 @@ from mlflowkit.recipe.check import load
 from mlflowkit.values import Event, RunRecord
 from mlflowkit.wiring import Wiring
 from tests.support.lakefs_fake import KEY, SECRET, Asked, FakeLakefs, Switch
+from tests.support.warm_commands import warm_command
 
 RECIPE = """name: loans
 task: classification
@@ -265,7 +266,7 @@ def test_a_run_with_nothing_to_do_asks_at_most_once_and_imports_no_client(
 
 
 def mlkit(world: LakeWorld, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlflowkit.cli", *arguments, "--state", str(world.state)]
+    command = [*warm_command("mlflowkit.cli"), *arguments, "--state", str(world.state)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=world.folder)
 
 

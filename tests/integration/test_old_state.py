@@ -11,7 +11,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,9 @@ import pytest
 
 from mlflowkit.pipeline.storage import journal_migrations, journal_tables
 from mlflowkit.pipeline.storage.step_lease import this_owner
+from tests.support.warm_commands import warm_command
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "data").glob("state_*.tar.gz"))
-MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 
 
 @pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.partition(".")[0])
@@ -44,7 +43,7 @@ def as_of_this_machine(journal: Path) -> None:
 
 def mlkit(folder: Path, *arguments: str) -> Any:
     """What a command answers; a traceback fails the test."""
-    command = [*MLKIT, *arguments, "--json"]
+    command = [*warm_command("mlflowkit.cli"), *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0, (arguments, done.stdout, done.stderr)

@@ -21,6 +21,7 @@ from mlflowkit.cli.app import main
 from mlflowkit.cli.fast_path import nothing_to_do
 from mlflowkit.pipeline.storage.journal import SqliteJournal
 from tests.support.waiting import wait_for
+from tests.support.warm_commands import warm_command
 
 MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 VENDORS = ("torch", "ray", "pandas", "numpy", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib", "whylogs")
@@ -43,7 +44,7 @@ def lay_out(folder: Path) -> Path:
 
 def run(recipe: Path, *arguments: str, failpoint: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MLKIT_FAILPOINT": failpoint}
-    command = [*MLKIT, "run", str(recipe), "--until", "package", "--json", *arguments]
+    command = [*warm_command("mlflowkit.cli"), "run", str(recipe), "--until", "package", "--json", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

@@ -30,6 +30,7 @@ from mlflowkit.delivery.gitops.trigger_claims import (
 from mlflowkit.errors import UsageError
 from tests.support.export_project import make_project
 from tests.support.trigger_asking import ask, ask_at_once
+from tests.support.warm_commands import warm_command
 
 CLAIM = TriggerClaim("a" * 64, "p1", "lending", "me", "data", 1000.0, 2000.0)
 TERMS = TriggerTerms(1000.0, attempts=2, cooldown=100.0, budget_runs=2, budget_seconds=10_000.0)
@@ -103,7 +104,7 @@ def test_a_claim_that_two_owners_did_not_finish_is_given_up_by_the_command_that_
     assert (stuck.action, f"--give-up {stuck.key}" in stuck.reason) == ("budget", True)
     assert give_up(recipe, stuck.key, state, claim=place, dry_run=True).action == "given-up"
     assert trigger(recipe, "data", state, claim=place, now=3000.0).action == "budget"
-    command = [sys.executable, "-m", "mlflowkit.cli", "trigger", str(recipe), "--give-up", stuck.key, "--claim", place]
+    command = [*warm_command("mlflowkit.cli"), "trigger", str(recipe), "--give-up", stuck.key, "--claim", place]
     done = subprocess.run([*command, "--state", str(state), "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["action"] == "given-up"
     assert trigger(recipe, "data", state, claim=place, now=3000.0).action == "started"
@@ -163,7 +164,7 @@ def test_a_repository_that_lies_about_claims_is_no_claim(clones: list[Path]) -> 
 
 
 def test_the_command_prints_the_answer(clones: list[Path]) -> None:
-    command = [sys.executable, "-m", "mlflowkit.cli", "trigger", str(clones[0]), "--because", "data", "--json"]
+    command = [*warm_command("mlflowkit.cli"), "trigger", str(clones[0]), "--because", "data", "--json"]
     answers = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(2)]
     assert [answer["action"] for answer in answers] == ["started", "running"]
     assert answers[0]["key"] == answers[1]["key"]
@@ -229,7 +230,7 @@ def test_a_verdict_ends_the_claim_whatever_it_is_and_an_error_does_not(clones: l
 
 
 def test_the_command_asks_for_an_event_or_a_report(clones: list[Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mlflowkit.cli", "trigger", str(clones[0]), "--json"]
+    command = [*warm_command("mlflowkit.cli"), "trigger", str(clones[0]), "--json"]
     neither = subprocess.run(command, capture_output=True, check=False)
     assert neither.returncode == 2
     assert "name the event" in json.loads(neither.stdout)["error"]["message"]

@@ -28,6 +28,7 @@ from mlflowkit.system import telemetry
 from mlflowkit.values import RoutingTable, Variant
 from tests.support.export_world import ExportWorld, write_data
 from tests.support.gateways import InProcess
+from tests.support.warm_commands import warm_command
 
 MLKIT = (sys.executable, "-c", "from mlflowkit.cli import main; main()")
 OWN_CACHE = Path(".cache/mlflowkit")
@@ -70,9 +71,11 @@ class Case:
         (self.folder / "data.csv").write_text("\n".join([header, *rows]) + "\n")
 
     def mlkit(self, *arguments: str, env: Mapping[str, str | None] | None = None) -> Answer:
+        """Run a command; with ``env``, which changes its environment, from the start of Python on."""
         environment = {**os.environ, **(env or {})}
+        words = MLKIT if env else warm_command("mlflowkit.cli")
         ended = subprocess.run(
-            [*MLKIT, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=280,
+            [*words, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=280,
             env={name: value for name, value in environment.items() if value is not None},
         )  # fmt: skip
         return Answer(ended.returncode, ended.stdout, ended.stderr)

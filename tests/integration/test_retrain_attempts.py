@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +22,10 @@ from mlflowkit.monitoring.retrain.steady_clock import this_moment
 from mlflowkit.service_state.records import ServiceFiles, write_json
 from mlflowkit.values import Variant
 from tests.support import retrain_drill as drill
+from tests.support.warm_commands import warm_command
 
 pytestmark = pytest.mark.heavy
+RETRAIN = "mlflowkit.processes.retrain_main"
 ROWS = 400
 RECIPE = """
 name: fraud
@@ -79,8 +80,7 @@ class Place:
             self.files, MonitorSettings(MonitorSection(window="60s"), RetrainSection(), episode.recipe, (), "fraud")
         )
         episodes.write_episode(self.files, episode.with_attempt(Attempt("look", 1, this_moment())))
-        words = ["-m", "mlflowkit.processes.retrain_main", str(self.state), "fraud", id, "look-1"]
-        subprocess.run([sys.executable, *words], check=True, timeout=240)
+        subprocess.run([*warm_command(RETRAIN), str(self.state), "fraud", id, "look-1"], check=True, timeout=240)
         result = episodes.read_result(self.files, id, "look-1")
         assert result is not None
         return result
@@ -128,8 +128,7 @@ def test_a_copied_folder_runs_no_recipe(place: Place, tmp_path: Path, capsys: py
     files = ServiceFiles(copy / "services" / "fraud")
     forged = replace(episodes.read_episode(files, "e6"), id="e7")  # type: ignore[type-var]
     episodes.write_episode(files, forged.with_attempt(Attempt("look", 1, this_moment())))
-    words = ["-m", "mlflowkit.processes.retrain_main", str(copy), "fraud", "e7", "look-1"]
-    subprocess.run([sys.executable, *words], check=True, timeout=240)
+    subprocess.run([*warm_command(RETRAIN), str(copy), "fraud", "e7", "look-1"], check=True, timeout=240)
     result = episodes.read_result(files, "e7", "look-1")
     assert result is not None
     assert (result.code, result.data_version) == (3, "")
@@ -146,8 +145,7 @@ def test_a_recipe_that_was_not_deployed_is_not_run(place: Place) -> None:
     assert episode is not None
     forged = replace(episode, id="e9", recipe=str(other)).with_attempt(Attempt("look", 1, this_moment()))
     episodes.write_episode(place.files, forged)
-    words = ["-m", "mlflowkit.processes.retrain_main", str(place.state), "fraud", "e9", "look-1"]
-    subprocess.run([sys.executable, *words], check=True, timeout=240)
+    subprocess.run([*warm_command(RETRAIN), str(place.state), "fraud", "e9", "look-1"], check=True, timeout=240)
     result = episodes.read_result(place.files, "e9", "look-1")
     assert result is not None
     assert (result.code, "is not run" in result.message) == (3, True)

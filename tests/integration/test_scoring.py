@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mlflowkit.scoring.reading import RowFile, rows_of_json
 from mlflowkit.scoring.score import ScoringOptions, score
 from mlflowkit.serving.protocol.input_schema import Schema
 from tests.support.lending_bundle import CATEGORIES, NUMERIC, expected, make_bundle
+from tests.support.warm_commands import warm_command
 
 ROWS: list[dict[str, Any]] = [
     {"id": 70 + number, "age": age, "income": income, "debt": debt, "term": term, "purpose": purpose, "paid": "good"}
@@ -49,7 +49,7 @@ def features(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def predict(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from mlflowkit.cli.app import main; main()", "predict", *map(str, arguments)]
+    command = [*warm_command("mlflowkit.cli"), "predict", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False)
 
 

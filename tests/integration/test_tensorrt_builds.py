@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from mlflowkit.graphs.cuda_device import detect_gpu
 from mlflowkit.graphs.engine_store import EngineStore
 from tests.support.file_limit import failing_writes
 from tests.support.onnx_graphs import foreign, mlp, outside, quantised_mlp, save, strings
+from tests.support.warm_commands import warm_command
 
 RTX = "tensorrt-rtx"
-MLKIT = [sys.executable, "-c", "from mlflowkit.cli import main; main()", "engines"]
 SMALL = RowCounts(1, 8, 32)
 
 
@@ -143,7 +142,17 @@ def test_an_engine_of_another_gpu_library_or_model_is_refused(
 
 def test_builders_in_several_processes_build_once(store: Path, tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
-    command = [*MLKIT, "build", str(model), "--target", "89", "--json", "--store", str(store)]
+    command = [
+        *warm_command("mlflowkit.cli"),
+        "engines",
+        "build",
+        str(model),
+        "--target",
+        "89",
+        "--json",
+        "--store",
+        str(store),
+    ]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     replies = [json.loads(process.communicate(timeout=60)[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
@@ -242,16 +251,28 @@ def test_the_command_lists_what_it_built(tmp_path: Path) -> None:
     model = mlp(tmp_path / "model.onnx")
     options = ["--store", str(tmp_path / "store"), "--json"]
     targets = ["--target", "89", "--target", "120", "--rows", "1,8,32"]
-    built = json.loads(subprocess.check_output([*MLKIT, "build", str(model), *targets, *options], text=True))
+    built = json.loads(
+        subprocess.check_output(
+            [*warm_command("mlflowkit.cli"), "engines", "build", str(model), *targets, *options], text=True
+        )
+    )
     assert [row["target"] for row in built["engines"]] == ["89", "120"]
-    listed = json.loads(subprocess.check_output([*MLKIT, "list", *options], text=True))
+    listed = json.loads(
+        subprocess.check_output([*warm_command("mlflowkit.cli"), "engines", "list", *options], text=True)
+    )
     assert {row["path"] for row in listed["engines"]} == {row["path"] for row in built["engines"]}
     assert {row["key"]["target"] for row in listed["engines"]} == {"89", "120"}
-    failed = subprocess.run([*MLKIT, "build", str(model), "--target", "42", *options], capture_output=True, text=True)
+    failed = subprocess.run(
+        [*warm_command("mlflowkit.cli"), "engines", "build", str(model), "--target", "42", *options],
+        capture_output=True,
+        text=True,
+    )
     assert failed.returncode == 2
     assert "compute capability 42" in json.loads(failed.stdout)["error"]["message"]
     damaged = Path(built["engines"][0]["path"])
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    listed = subprocess.run([*MLKIT, "list", *options], capture_output=True, text=True)
+    listed = subprocess.run(
+        [*warm_command("mlflowkit.cli"), "engines", "list", *options], capture_output=True, text=True
+    )
     assert listed.returncode == 3, "a damaged engine is not passed over"
     assert [bool(row["fault"]) for row in json.loads(listed.stdout)["engines"]].count(True) == 1

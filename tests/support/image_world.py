@@ -24,6 +24,7 @@ from mlflowkit.delivery.image.image_builder import ImageBuild, build_image
 from tests.support.export_project import make_project
 from tests.support.registries import CountingProxy, real_registry
 from tests.support.tools import require_tool
+from tests.support.warm_commands import warm_command
 
 PACKAGES = {"acme_scores": "1.4.0", "Acme.Tables": "2.0.1", "small": "0.1"}
 """Wheels that the base image has; the lock names the first two."""
@@ -65,7 +66,7 @@ class ImageWorld:
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run `mlkit image ...`."""
-        command = [sys.executable, "-m", "mlflowkit.cli", "image", *arguments]
+        command = [*warm_command("mlflowkit.cli"), "image", *arguments]
         everything = {**self.environment, **(environment or {})}
         return subprocess.run(command, capture_output=True, text=True, timeout=600, env=everything, check=False)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support.fake_aws import FakeAws
+from tests.support.warm_commands import warm_command
 
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 IMAGE = f"{REGISTRY}/cells@sha256:{'7' * 64}"
@@ -57,7 +57,6 @@ def table() -> pd.DataFrame:
     size = generator.normal(size=4000) + 3 * (kinds == "rare")
     return pd.DataFrame({"id": np.arange(4000), "size": size, "kind": kinds})
 '''
-MLKIT = [sys.executable, "-P", "-m", "mlflowkit.cli"]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -66,7 +65,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def mlkit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*MLKIT, *arguments]
+    command = [*warm_command("mlflowkit.cli"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
 
 

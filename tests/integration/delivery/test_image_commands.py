@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from tests.support.image_world import signing_key
 from tests.support.lending_bundle import make_bundle
 from tests.support.registries import real_registry
 from tests.support.tools import require_tool
+from tests.support.warm_commands import warm_command
 
 
 def _mlkit(*arguments: str, group: str = "image") -> Any:
-    command = [sys.executable, "-m", "mlflowkit.cli", group, *arguments, "--json"]
+    command = [*warm_command("mlflowkit.cli"), group, *arguments, "--json"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return json.loads(process.stdout)
 

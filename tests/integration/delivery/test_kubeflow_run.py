@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.kfp_runner import KfpRun
+from tests.support.warm_commands import warm_command
 
 RECIPE = """\
 name: cells
@@ -46,7 +47,6 @@ def table() -> pd.DataFrame:
     size = generator.normal(size=4000) + 3 * (kinds == "rare")
     return pd.DataFrame({"id": np.arange(4000), "size": size, "kind": kinds})
 '''
-MLKIT = [sys.executable, "-P", "-m", "mlflowkit.cli"]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -69,14 +69,16 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_run_judges_the_version_that_this_machine_makes(project: Path, tmp_path: Path) -> None:
-    exported = subprocess.run([*MLKIT, "export", "cells.yaml"], cwd=project, capture_output=True, text=True)
+    exported = subprocess.run(
+        [*warm_command("mlflowkit.cli"), "export", "cells.yaml"], cwd=project, capture_output=True, text=True
+    )
     assert exported.returncode == 0, exported.stderr
     text = (project / "pipelines" / "mlkit-cells.yaml").read_text()
 
     binaries = tmp_path / "bin"
     binaries.mkdir()
     images = tmp_path / "images"  # an image is not built here: its base is not to be had without a network
-    command = " ".join(f"'{word}'" for word in MLKIT)
+    command = shlex.join(warm_command("mlflowkit.cli"))
     recorded = f'echo "$@" > {images}; echo {{}} > "$MLKIT_OUT/image.json"; exit 0'
     (binaries / "mlkit").write_text(f'#!/bin/sh\nif [ "$1" = image ]; then {recorded}; fi\nexec {command} "$@"\n')
     (binaries / "mlkit").chmod(0o755)
@@ -98,7 +100,7 @@ def test_a_run_judges_the_version_that_this_machine_makes(project: Path, tmp_pat
     read = tmp_path / "run" / "image" / "inputs" / "out" / "report.json"
     assert images.read_text().split() == ["image", "build", "cells.yaml", "--push", "--from", str(read)]
 
-    local = [*MLKIT, "ci", "judge", "cells.yaml", "--out", str(tmp_path / "local")]
+    local = [*warm_command("mlflowkit.cli"), "ci", "judge", "cells.yaml", "--out", str(tmp_path / "local")]
     done = subprocess.run(local, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "local" / "report.json").read_bytes())["identity"] == report["identity"]
@@ -124,7 +126,9 @@ def test_what_kubeflow_cannot_express_has_a_place(
     (project / "cells.yaml").write_text(recipe)
     before, _, _ = recipe.partition(place)
     line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-    done = subprocess.run([*MLKIT, "export", "cells.yaml"], cwd=project, capture_output=True, text=True)
+    done = subprocess.run(
+        [*warm_command("mlflowkit.cli"), "export", "cells.yaml"], cwd=project, capture_output=True, text=True
+    )
     assert done.returncode == 2
     [fault] = [text for text in done.stderr.splitlines() if message in text]
     assert f"cells.yaml:{line}:{column}:" in fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,13 +16,13 @@ from tests.support.fake_aws import FakeAws
 from tests.support.sagemaker_project import (
     CODE,
     IMAGE,
-    MLKIT,
     RECIPE,
     DeliveryCommands,
     git,
     make_sagemaker_project,
     mlkit,
 )
+from tests.support.warm_commands import warm_command
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def run_job(aws: FakeAws, folder: Path, step: dict[str, Any], parameters: dict[s
     out.mkdir(parents=True)
     binaries = place / "bin"
     binaries.mkdir()
-    (binaries / "mlkit").write_text(f'#!/bin/sh\nexec {" ".join(MLKIT)} "$@"\n')
+    (binaries / "mlkit").write_text(f'#!/bin/sh\nexec {shlex.join(warm_command("mlflowkit.cli"))} "$@"\n')
     (binaries / "mlkit").chmod(0o755)
     container = arguments["AppSpecification"]
     words = [value(item) for item in (*container["ContainerEntrypoint"], *container["ContainerArguments"])]

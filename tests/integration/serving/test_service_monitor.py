@@ -30,6 +30,7 @@ from mlflowkit.monitoring.monitor_view import AlertView, MonitorView, read_view
 from mlflowkit.rollout.webhooks import verify
 from tests.support.pane_kills import KillDrill
 from tests.support.waiting import wait_for
+from tests.support.warm_commands import warm_command
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -116,7 +117,7 @@ def controller(drill: KillDrill) -> Iterator[None]:
 
 
 def mlkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from mlflowkit.cli import main; main()", *arguments]
+    command = [*warm_command("mlflowkit.cli"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from mlflowkit.serving.replica import Replica
 from tests.support.gateways import InProcess
 from tests.support.lending_bundle import ROWS, table
 from tests.support.waiting import wait_for
+from tests.support.warm_commands import warm_command
 
 from .test_serving_gateway import tensors
 from .test_serving_versions import report, service
@@ -109,9 +109,8 @@ def problems(files: ServiceFiles) -> list[str]:
     state = str(files.folder.parent.parent)
     found = []
     for command in (["status"], ["rollout", "status"]):
-        code = "from mlflowkit.cli.app import main; main()"
         done = subprocess.run(
-            [sys.executable, "-c", code, *command, "--state", state, "--json"], capture_output=True, check=True
+            [*warm_command("mlflowkit.cli"), *command, "--state", state, "--json"], capture_output=True, check=True
         )
         found.append(json.loads(done.stdout)["services"][0]["problems"])
     assert found[0] == found[1]

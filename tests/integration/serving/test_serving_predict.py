@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ import pytest
 
 from mlflowkit.bundle import TextRule
 from mlflowkit.features.cells import DEFAULT_MISSING
+from tests.support.warm_commands import warm_command
 
 COLUMNS = (("numeric", "FP32", ["age"]), ("categorical", "BYTES", ["city"]))
 
@@ -68,7 +68,7 @@ def service() -> Iterator[_Service]:
 
 
 def predict(*arguments: str | Path, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-c", "from mlflowkit.cli.app import main; main()", "predict", *map(str, arguments)]
+    command = [*warm_command("mlflowkit.cli"), "predict", *map(str, arguments)]
     return subprocess.run(command, input=given, capture_output=True, timeout=60, env=dict(os.environ), check=False)
 
 
