@@ -47,7 +47,7 @@ class SklearnTrainer:
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
         estimator = make_estimator(spec, context.folder, context.seed)
-        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features, context.folder)
         x, x_validation = transform(preprocess, train.inputs), transform(preprocess, validation.inputs)
         y, y_validation = (part.target - table.target_offset if table.target_offset else part.target
                            for part in (train, validation))  # fmt: skip

@@ -11,9 +11,10 @@ that repeat it in the graph, bit for bit in float32::
                   of a column by frequency, one number for each category  [rows, 1]
     free text     one column for each bucket of its terms, by features.texts.text_hashing   [rows, features]
     dates         numbers by features.dates.date_parts, then as numeric  [rows, t] -> [rows, features of all dates]
+    transformers  numbers of features.numbers.own_transforms, of numeric columns, then as numeric
 
-The matrix has the numeric columns first, then the features of dates. A value that is not among the categories of its
-column encodes to zeros.
+The matrix has the numeric columns first, then the features of dates, then the numbers of transformers. A value that
+is not among the categories of its column encodes to zeros.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mlflowkit.features.dates.date_parts import DateFeature, date_features, plan
 from mlflowkit.features.dates.date_terms import Zone
 from mlflowkit.features.numbers.column_fits import category_limits, fit_frequencies, fit_number, own_settings
 from mlflowkit.features.numbers.number_curves import NumberCurve, apply_curves
+from mlflowkit.features.numbers.own_transforms import OwnTransform, apply_transforms, fit_transforms, load_transforms
 from mlflowkit.features.tensors import categorical_matrix, class_codes, numeric_matrix
 from mlflowkit.features.texts.text_hashing import (
     TextHash,
@@ -188,6 +190,8 @@ class FittedPreprocessing:
     of all other values. Empty where all are one-hot."""
     hashes: tuple[TextHash | None, ...] = ()
     """Of the categorical columns: how free texts are hashed, None for categories. Empty where there is no free text."""
+    transforms: tuple[OwnTransform, ...] = ()
+    """Whose numbers follow those of dates in ``fill``, ``center`` and ``scale``."""
 
     @property
     def is_double(self) -> bool:
@@ -215,10 +219,11 @@ class FittedPreprocessing:
 
 
 def fit_preprocess(
-    inputs: Mapping[str, np.ndarray], section: Any, features: Features | None = None
+    inputs: Mapping[str, np.ndarray], section: Any, features: Features | None = None, folder: Path | None = None
 ) -> FittedPreprocessing:
     """Fit on the training rows by the settings of a stages.train.PreprocessSettings, with the offsets, orders and dates
-    of ``features``; the categories of a column with an order are those of the order.
+    of ``features``; the categories of a column with an order are those of the order. ``folder``, the recipe's, has the
+    code of its transformers.
 
     standard scales by mean and (population) standard deviation, minmax to [0, 1]. A constant column is only centred; a
     column without values becomes 0. Categories are the most frequent values (ties by value), sorted; a missing value
@@ -235,7 +240,8 @@ def fit_preprocess(
     width = inputs["numeric"].shape[1] if "numeric" in inputs else 0
     offset = np.asarray(names.offsets or np.zeros(width), np.float64)
     dates = plan_dates(names.dates, names.zones, section.dates) if names.dates else ()
-    numbers = _numbers(inputs, offset, dates, np.float32)
+    transforms = fit_transforms(inputs.get("numeric", np.empty((0, 0))), section, names.numeric, names.offsets, folder)
+    numbers = _numbers(inputs, offset, dates, transforms, np.float32)
     own = own_settings(section, names)
     fitted = [fit_number(index, numbers[:, index], section, own.get(index)) for index in range(numbers.shape[1])]
     fill, center, scale = np.array([item.parameters for item in fitted], dtype=np.float32).reshape(-1, 3).T
@@ -251,7 +257,17 @@ def fit_preprocess(
     ordered = tuple(bool(order) for order in orders) if any(orders) else ()
     codes = fit_frequencies(texts, categories, section, names)
     fitted_all = FittedPreprocessing(
-        fill.copy(), center.copy(), scale.copy(), categories, offset, ordered, dates, curves, codes, hashes
+        fill.copy(),
+        center.copy(),
+        scale.copy(),
+        categories,
+        offset,
+        ordered,
+        dates,
+        curves,
+        codes,
+        hashes,
+        transforms,
     )
     require_memory(len(next(iter(inputs.values()), ())), fitted_all.width, hashes)
     return fitted_all
@@ -267,15 +283,19 @@ def order_matrix(categories: int) -> np.ndarray:
 
 
 def _numbers(
-    inputs: Mapping[str, np.ndarray], offset: np.ndarray, dates: Sequence[DateFeature], dtype: Any
-) -> np.ndarray:
-    """Numbers minus their offset, subtracted in double precision, and the features of dates; [rows, k + d]."""
+    inputs: Mapping[str, np.ndarray], offset: np.ndarray, dates: Sequence[DateFeature],
+    transforms: Sequence[OwnTransform], dtype: Any,
+) -> np.ndarray:  # fmt: skip
+    """Numbers minus their offset, subtracted in double precision, the features of dates and the numbers of
+    transformers; [rows, k + d + u]."""
     parts = []
     if "numeric" in inputs:
         numeric = inputs["numeric"]
         parts.append((numeric.astype(np.float64) - offset if offset.any() else numeric).astype(dtype))
     if dates:
         parts.append(date_features(inputs["dates"], dates, dtype))
+    if transforms:
+        parts += apply_transforms(inputs["numeric"], transforms, dtype)
     return np.concatenate(parts, axis=1) if parts else np.empty((0, 0), dtype)
 
 
@@ -307,7 +327,7 @@ def transform(preprocess: FittedPreprocessing, inputs: Mapping[str, np.ndarray],
     matrix = np.zeros((rows, preprocess.width), dtype=dtype)
     start = len(preprocess.fill)
     if start:
-        numeric = _numbers(inputs, preprocess.offset, preprocess.dates, dtype)
+        numeric = _numbers(inputs, preprocess.offset, preprocess.dates, preprocess.transforms, dtype)
         filled = np.where(np.isnan(numeric), preprocess.fill.astype(dtype), numeric)
         filled = apply_curves(filled, preprocess.curves)
         matrix[:, :start] = (filled - preprocess.center.astype(dtype)) / preprocess.scale.astype(dtype)
@@ -343,6 +363,8 @@ def save_preprocess(preprocess: FittedPreprocessing, trained: Path) -> None:
         content["curves"] = [asdict(curve) for curve in preprocess.curves]
     if preprocess.codes:
         content["codes"] = preprocess.codes
+    if preprocess.transforms:
+        content["transforms"] = [asdict(transform) for transform in preprocess.transforms]
     if preprocess.hashes:
         content["hashes"] = [hashing and asdict(hashing) for hashing in preprocess.hashes]
     if preprocess.dates:
@@ -355,7 +377,9 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
     content = json.loads((trained / "preprocess.json").read_text())
     fill, center, scale = (np.array(content[name], dtype=np.float32) for name in ("fill", "center", "scale"))
     dates = tuple(DateFeature(**item) for item in content.get("dates", ()))
-    offset = np.array(content.get("offset", [0.0] * (len(fill) - len(dates))), dtype=np.float64)
+    transforms = load_transforms(content.get("transforms", ()))
+    others = len(dates) + sum(transform.numbers for transform in transforms)
+    offset = np.array(content.get("offset", [0.0] * (len(fill) - others)), dtype=np.float64)
     categories, ordered = tuple(map(tuple, content["categories"])), tuple(content.get("ordered", ()))
     curves = tuple(
         NumberCurve(item["column"], item["kind"], tuple(item["knots"]), tuple(item["levels"]))
@@ -366,7 +390,9 @@ def load_preprocess(trained: Path) -> FittedPreprocessing:
         item and TextHash(item["features"], tuple(item["ngrams"]), item["analyzer"], item["norm"])
         for item in content.get("hashes", ())
     )
-    return FittedPreprocessing(fill, center, scale, categories, offset, ordered, dates, curves, codes, hashes)
+    return FittedPreprocessing(
+        fill, center, scale, categories, offset, ordered, dates, curves, codes, hashes, transforms
+    )
 
 
 def save_sklearn(value: Any, path: Path) -> None:

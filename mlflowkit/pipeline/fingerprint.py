@@ -122,7 +122,7 @@ def input_files(loaded: LoadedRecipe) -> list[Path]:
     recipe, folder = loaded.recipe, loaded.folder
     source = recipe.data.source
     references = list(source.code_references())
-    references += [recipe.model.module] if not isinstance(recipe.model, IMPORTED) else []
+    references += _training_code(recipe)
     references += [reference for check in file_checks(recipe) for reference in check.code_references()]
     code = [folder / name for reference in references for name in usercode.source_closure(reference, folder).files]
     for plugin in used_plugins(recipe):
@@ -130,6 +130,13 @@ def input_files(loaded: LoadedRecipe) -> list[Path]:
         code += [*(site / name for name in closure.files), *([plugin.registered] if plugin.registered else [])]
     rules = [folder / name for check in file_checks(recipe) for name in check.files()]
     return [*code, *rules, *resolve_source(source, folder).files, *_model_files(loaded)]
+
+
+def _training_code(recipe: RecipeSchema) -> list[str]:
+    """References of the model and of the transformers of its columns."""
+    if isinstance(recipe.model, IMPORTED):
+        return []
+    return [recipe.model.module, *(transform.module for transform in recipe.preprocess.transforms)]
 
 
 def file_checks(recipe: RecipeSchema) -> list[FileCheck]:
@@ -227,7 +234,8 @@ def _environment_ingredients(stage: str, loaded: LoadedRecipe, digests: FileDige
     if stage == "validate":
         ingredients |= _rules_ingredients(loaded, digests)
     if stage == "train" and not isinstance(recipe.model, IMPORTED):
-        ingredients |= _code_ingredients(recipe.model.module, loaded.folder, digests)
+        for reference in _training_code(recipe):
+            ingredients |= _code_ingredients(reference, loaded.folder, digests)
     elif stage == "train":
         files = digests.look_up(_model_files(loaded))
         first = next(iter(files), loaded.folder)

@@ -59,6 +59,10 @@ def _named_columns(view: RecipeView) -> Iterator[tuple[KeyPath, str, bool]]:
     for kind in ("numeric", "categorical", "dates", "texts"):
         for name in view.mapping("preprocess", kind):
             yield ("preprocess", kind, name), name, True
+    for place, _ in enumerate(view.items("preprocess", "transforms")):
+        for index, name in enumerate(view.items("preprocess", "transforms", place, "columns")):
+            if isinstance(name, str):
+                yield ("preprocess", "transforms", place, "columns", index), name, False
     for name in view.mapping("monitor", "columns"):
         yield ("monitor", "columns", name), name, True
     for path in (("data", "drop"), ("monitor", "segments")):

@@ -29,7 +29,7 @@ GIVEN_TO_TORCH = ("features", "outputs")
 def problems(values: Json, folder: Path) -> list[Problem]:
     """Missing or unsuitable references of a recipe in ``folder``."""
     view = RecipeView(values)
-    rules = (_source, _declared_files, _function, _model, _graph, _bundle)
+    rules = (_source, _declared_files, _function, _model, _transforms, _graph, _bundle)
     return [problem for rule in rules for problem in rule(view, folder)]
 
 
@@ -89,6 +89,15 @@ def _model(view: RecipeView, folder: Path) -> Iterator[Problem]:
         problems = list(_reference(reference, path, folder))
     given = GIVEN_TO_TORCH if kind == "torch" else ()
     yield from problems or _arguments(view, reference, ("model", "args"), path, folder, given=given)
+
+
+def _transforms(view: RecipeView, folder: Path) -> Iterator[Problem]:
+    """Classes of ``preprocess.transforms``."""
+    for index, _ in enumerate(view.items("preprocess", "transforms")):
+        key = ("preprocess", "transforms", index)
+        if (reference := view.text(*key, "module")).count(":") == 1:
+            problems = list(_reference(reference, (*key, "module"), folder, functions_only=True))
+            yield from problems or _arguments(view, reference, (*key, "args"), (*key, "module"), folder, given=())
 
 
 def _graph(view: RecipeView, folder: Path) -> Iterator[Problem]:

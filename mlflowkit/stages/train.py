@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PORTS = ("trainer",)
 """Ports that the result depends on."""
 
-ADDED_SETTINGS = ("dates", "numeric", "categorical", "texts")
+ADDED_SETTINGS = ("dates", "numeric", "categorical", "texts", "transforms")
 """Keys of preprocess that earlier versions did not have."""
 MAX_FREQUENT = 200_000
 """The most values of a categorical column that have a frequency."""
@@ -241,6 +241,18 @@ class TextSettings(Section):
         return value
 
 
+class OwnTransformer(Section):
+    """Numbers of your own: a class with ``fit(values) -> parameters`` and ``graph(parameters)``, whose ONNX graph
+    computes them in training and in the service."""
+
+    module: str = Field(pattern=REFERENCE)
+    """``module:Class`` beside the recipe."""
+    columns: list[str] = Field(min_length=1)
+    """The columns of numbers that it takes, in this order; they stay features themselves."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+
+
 class PreprocessSettings(Section):
     """Fitted on the training rows only and exported inside the graph."""
 
@@ -259,6 +271,9 @@ class PreprocessSettings(Section):
     """What columns that ``data.columns`` declares date become; year, month, day and weekday where nothing is said."""
     texts: dict[str, TextSettings] = Field(default_factory=dict)
     """What columns that ``data.columns`` declares text become; 256 numbers by their words where nothing is said."""
+
+    transforms: list[OwnTransformer] = Field(default_factory=list)
+    """Further numbers, made of columns of numbers by classes of your own."""
 
     def text(self, name: str) -> TextSettings:
         """The settings of a column of free text."""

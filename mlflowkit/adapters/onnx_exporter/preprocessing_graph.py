@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from mlflowkit.adapters.onnx_exporter.date_graph import date_features
 from mlflowkit.adapters.onnx_exporter.graph_parts import FEATURES, ML, GraphPart
+from mlflowkit.adapters.onnx_exporter.own_graph import own_numbers
 from mlflowkit.adapters.onnx_exporter.text_graph import hashed_text
 from mlflowkit.features.numbers.number_curves import NumberCurve, rank_pieces
 from mlflowkit.features.preprocess import FittedPreprocessing, order_matrix
@@ -44,12 +45,15 @@ def _numeric(part: GraphPart, fitted: FittedPreprocessing) -> str:
         offset = part.constant("numeric/offset", fitted.offset, np.float64)
         part.add("Sub", [value, offset], value := "numeric/shifted")
         part.add("Cast", [value], value := "numeric/single", to=TensorProto.FLOAT)
+    parts = [value] if len(fitted.offset) else []
     if fitted.dates:
-        features = date_features(part, fitted.dates)
-        if len(fitted.offset):
-            part.add("Concat", [value, features], value := "numeric/all", axis=1)
-        else:
-            value = features
+        parts.append(date_features(part, fitted.dates))
+    for index, transform in enumerate(fitted.transforms):
+        parts.append(own_numbers(part, value, transform, f"numeric/transform/{index}"))
+    if len(parts) == 1:
+        value = parts[0]
+    else:
+        part.add("Concat", parts, value := "numeric/all", axis=1)
     part.add("Imputer", [value], "numeric/imputed", domain=ML, **options)
     value = _curved(part, "numeric/imputed", fitted.curves, len(fitted.fill))
     if not fitted.center.any() and (fitted.scale == 1).all():

@@ -56,7 +56,7 @@ class RayTorchTrainer:
         table = open_table(context.inputs["data"], spec.preprocess)
         train, validation = table.read("train"), table.read("validation")
         check_target(table, train)
-        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features)
+        preprocess = fit_preprocess(train.inputs, spec.preprocess, table.features, context.folder)
         mean, scale = (0.0, 1.0) if table.classes else (float(np.mean(train.target)), float(np.std(train.target)))
 
         def target(part: Part) -> torch.Tensor:

@@ -84,6 +84,24 @@ def _columns(view: RecipeView) -> Iterator[Problem]:
                 yield Problem((*path, "knots"), "knots are of scale: quantile", "write scale: quantile", at_key=True)
 
 
+def _transforms(view: RecipeView) -> Iterator[Problem]:
+    """Transformers of columns that are no features, or no numbers."""
+    kinds = {**dict.fromkeys(view.mapping("data", "orders"), "categorical"), **view.mapping("data", "columns")}
+    gone = {name: "dropped" for name in view.items("data", "drop") if isinstance(name, str)}
+    gone[view.text("data", "target")] = "the target"
+    for place, _ in enumerate(view.items("preprocess", "transforms")):
+        key = ("preprocess", "transforms", place)
+        if view.text("model", "kind") in ("onnx", "bundle"):
+            yield Problem(key, "an imported graph is served as it is, without transformers", "remove it")
+        for index, name in enumerate(view.items(*key, "columns")):
+            if isinstance(name, str) and (name in gone or kinds.get(name, "numeric") != "numeric"):
+                is_what = gone.get(name) or f"declared {kinds[name]}"
+                message = f"{name!r} is {is_what}: a transformer takes columns of numbers"
+                yield Problem(
+                    (*key, "columns", index), message, f"remove it, or write data.columns: {{{name}: numeric}}"
+                )
+
+
 def _imported(view: RecipeView) -> Iterator[Problem]:
     """Dates of an imported graph, which takes numbers and texts as they are."""
     if view.text("model", "kind") in ("onnx", "bundle"):
@@ -96,4 +114,4 @@ def _imported(view: RecipeView) -> Iterator[Problem]:
             yield Problem(("data", "columns", name), message, f"write {name}: categorical, which takes it as it stands")
 
 
-RULES: tuple[Rule, ...] = (_dates, _texts, _columns, _imported)
+RULES: tuple[Rule, ...] = (_dates, _texts, _columns, _transforms, _imported)
