@@ -84,6 +84,11 @@ def _require_same_texts(bundle: Bundle, rule: TextRule) -> None:
     """Raise DataError where a text of the table means something else to the bundle; one of version 0.1 has no rule."""
     if not bundle.signature.has_text_rule:
         return
+    if hashed := bundle.signature.texts.tokens:
+        message = (
+            f"bundle {bundle.manifest.version} of {bundle.manifest.name} takes {format_list(list(hashed))} as free text"
+        )
+        raise DataError(f"{message}, which only its own recipe can give", hint="retrain it: mlkit run RECIPE")
     theirs, ours = bundle.signature.texts.model_dump(), rule.model_dump()
     for key in sorted({*theirs, *ours}):
         if theirs.get(key) != ours.get(key):
