@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflowkit.bench.timings import DeviceClock
     from mlflowkit.data_access.connections import ConnectionSection
     from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, OciRegistry
+    from mlflowkit.data_access.write_back import WriteBackSection
     from mlflowkit.graphs.candidates import Candidate, Engine
     from mlflowkit.monitoring.export.evidently_report import SampleReports
     from mlflowkit.monitoring.export.whylabs_upload import ProfileUploads, StampingProfiler
@@ -219,14 +220,26 @@ class Wiring:
         from mlflowkit.pipeline.outbox.registry_target import RegistryTarget
         from mlflowkit.pipeline.requirements import is_tracked
 
-        registries = [section for section in recipe.registries if section.kind != "mlflow"]
-        return (
-            *((self.tracker_target,) if is_tracked() else ()),
-            *(
-                RegistryTarget(section, self.model_registry(section, folder, recipe.connections))
-                for section in registries
-            ),
-        )
+        targets: list[RunTarget] = [self.tracker_target] if is_tracked() else []
+        for section in recipe.registries:
+            if section.kind != "mlflow":
+                targets.append(RegistryTarget(section, self.model_registry(section, folder, recipe.connections)))
+        if recipe.data.write_back is not None:
+            targets.append(self.write_back_target(recipe, folder, recipe.data.write_back))
+        return targets
+
+    def write_back_target(self, recipe: RecipeSchema, folder: Path, section: WriteBackSection) -> RunTarget:
+        """What writes results back to the store of a recipe's data. Raises UsageError for one that has no branches."""
+        from mlflowkit import __version__
+        from mlflowkit.adapters.data_sources.lakefs_source import LakefsSource
+        from mlflowkit.adapters.data_sources.lakefs_write_back import LakefsWriteBack
+        from mlflowkit.data_access.remote_source import RemoteAccess
+
+        source = recipe.data.source
+        if not isinstance(source, LakefsSource):
+            message = f"data.write_back needs a source of kind lakefs, not {source.kind}"
+            raise UsageError(message, hint="mlkit validate RECIPE")
+        return LakefsWriteBack(source, section, RemoteAccess(folder, self.state, recipe.connections), __version__)
 
     @cached_property
     def platform(self) -> Platform:

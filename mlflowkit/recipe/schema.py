@@ -76,7 +76,7 @@ def stage_specs(recipe: RecipeSchema) -> Mapping[str, Section]:
     """The Spec of each stage, keyed by stage; deploy is absent when the recipe has no ``serve``."""
     task, split = recipe.task, recipe.data.split
     time_column = split.column if split.kind == "time" else ""
-    table = recipe.data.model_dump(exclude={"checks"})
+    table = recipe.data.model_dump(exclude={"checks", "write_back"})
     specs: dict[str, Section] = {
         "data": data_stage.Spec.model_validate({"task": task, **table}),
         "validate": validate_stage.Spec(checks=[_with_time(check, time_column) for check in recipe.data.checks]),

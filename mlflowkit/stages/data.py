@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mlflowkit.bundle import TextRule
+from mlflowkit.data_access.write_back import WriteBackSection
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import ReadingPlan, Role
 from mlflowkit.features.dates.date_terms import Zone
@@ -104,6 +105,9 @@ class DataSection(Section):
     """How rows are divided into train, validation and test."""
     checks: list[Check] = Field(default_factory=list)
     """Checks that the table must pass before training."""
+    write_back: WriteBackSection | None = None
+    """Commit results to the lakeFS repository that the data came from, on a branch of their own, merged once blessed.
+    """
 
 
 class Spec(Section):

@@ -62,6 +62,9 @@ PANE_POINTS = (
 panes: before and after one is written, before and after several are merged, and after each that was merged is removed.
 """
 
+WRITE_BACK_POINTS = ("writeback.branched", "writeback.uploaded", "writeback.committed", "writeback.merged")
+"""Points of a write-back: its branch is there; after each object; after the commit and the merge, none recorded."""
+
 _PATTERN = re.compile(
     r"(?:(enospc|edquot|raise|segv|hang):)?([a-z-]+(?:\.[a-z]+)?)(?:@([a-z](?:[a-z0-9-]*[a-z0-9])?))?(?::(\d+))?"
 )
@@ -87,7 +90,7 @@ def parse(text: str) -> Mapping[str, str]:
     match = _PATTERN.fullmatch(text)
     points = (
         *POINTS, *ROLLOUT_POINTS, *RETRAIN_POINTS, *MONITOR_POINTS, *TRIAL_POINTS, *STATE_POINTS, *PANE_POINTS,
-        *EXPORT_POINTS,
+        *EXPORT_POINTS, *WRITE_BACK_POINTS,
     )  # fmt: skip
     if match is None or match[2] not in points:
         raise ValueError(f"{VARIABLE}={text}: no such failpoint; there are {', '.join(points)}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mlflowkit.data_access.object_patterns import listed_prefix
+from mlflowkit.data_access.write_back import overlaps
 from mlflowkit.errors import closest_match
 from mlflowkit.recipe.rule import Problem, RecipeView, Rule
 from mlflowkit.recipe.section_rules import delivery_rules
@@ -60,5 +62,22 @@ def _named_connection(view: RecipeView, path: KeyPath, kind: str, name: str = ""
     yield Problem(path, f"there is no connection {name!r}{listed}", hint)
 
 
-RULES: tuple[Rule, ...] = (_connection,)
+def _write_back(view: RecipeView) -> Iterator[Problem]:
+    """Results are written back to a store with branches, outside of what the source reads."""
+    path: KeyPath = ("data", "write_back")
+    if not view.mapping(*path):
+        return
+    kind = view.text("data", "source", "kind")
+    if kind and kind != "lakefs":
+        message = f"a source of kind {kind} has no branches to write results back to"
+        yield Problem(path, message, "use a source of kind lakefs, or take write_back out")
+        return
+    folder, source = view.text(*path, "path"), view.text("data", "source", "path") or ""
+    if folder and overlaps(listed_prefix(source), folder):
+        where = f"what the source reads ({source})" if source else "the whole repository, which the source reads"
+        hint = "write a path beside it, such as _mlkit/" if source else "set data.source.path to the table's folder"
+        yield Problem((*path, "path"), f"{folder} lies in {where}: results would become data", hint)
+
+
+RULES: tuple[Rule, ...] = (_connection, _write_back)
 """All rules for connections and remote sources."""
