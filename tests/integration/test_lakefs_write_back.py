@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("lakefs_client", reason="pip install 'mlflowkit[lakefs]'")
 
+from mlflowkit.cli.app import main
 from mlflowkit.errors import DeliveryRefusedError, MlkitError, RecipeError, ServiceError
 from mlflowkit.pipeline.run import execute
 from mlflowkit.ports import FinishedRun, RunTarget
@@ -185,6 +186,12 @@ def test_an_unblessed_result_stays_on_its_branch_until_it_is_blessed(world: Back
     assert target.key(unblessed.record) != target.key(blessed.record)
     target.deliver(blessed)
     assert is_whole(world)
+
+
+def test_a_plan_names_where_results_go(world: BackWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", str(world.folder / "recipe.yaml"), "--until", "data"])
+    assert "written back to lakefs lending/main _mlkit/lending/" in capsys.readouterr().out
 
 
 def test_never_merges_nothing(world: BackWorld) -> None:

@@ -81,12 +81,16 @@ def plan(
     lines += [f"warning: {warning}" for warning in warnings]
     registries = [describe_registry(section) for section in loaded.recipe.registries if until in (None, *UP_TO_BUNDLE)]
     lines += [f"a blessed bundle is pushed to {name}" for name in registries]
+    if (section := loaded.recipe.data.write_back) is not None:
+        target = wiring.write_back_target(loaded.recipe, loaded.folder, section)
+        lines.append(f"results are written back to {target.name}")
     lines.append(_outlook(steps))
     value = {
         "recipe": str(loaded.path),
         "name": loaded.recipe.name,
         "steps": rows,
         "data": None if planned.snapshot is None else snapshot_summary(planned.snapshot),
+        "write_back": None if section is None else section.model_dump(mode="json"),
         "warnings": list(warnings),
         "registries": registries,
         "signature_changes": None if changes is None else [change.to_json() for change in changes],
