@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflowkit.bench.timings import DeviceClock
     from mlflowkit.data_access.connections import ConnectionSection
     from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, OciRegistry
-    from mlflowkit.data_access.write_back import WriteBackSection
+    from mlflowkit.data_access.results.write_back import WriteBackSection
     from mlflowkit.graphs.candidates import Candidate, Engine
     from mlflowkit.monitoring.export.evidently_report import SampleReports
     from mlflowkit.monitoring.export.whylabs_upload import ProfileUploads, StampingProfiler

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mlflowkit.bundle import TextRule
-from mlflowkit.data_access.write_back import WriteBackSection
+from mlflowkit.data_access.results.write_back import WriteBackSection
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import ReadingPlan, Role
 from mlflowkit.features.dates.date_terms import Zone

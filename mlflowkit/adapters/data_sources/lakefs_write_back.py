@@ -20,7 +20,7 @@ from typing import Any
 from mlflowkit.adapters.data_sources.lakefs_source import ANSWER_SECONDS, CONNECT_SECONDS, MAX_ANSWER, LakefsSource
 from mlflowkit.data_access.connections import LakefsConnection
 from mlflowkit.data_access.remote_source import RemoteAccess
-from mlflowkit.data_access.write_back import (
+from mlflowkit.data_access.results.write_back import (
     WriteBackSection,
     branch_name,
     commit_metadata,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mlflowkit.data_access.object_patterns import listed_prefix
-from mlflowkit.data_access.write_back import overlaps
+from mlflowkit.data_access.results.write_back import overlaps
 from mlflowkit.errors import closest_match
 from mlflowkit.recipe.rule import Problem, RecipeView, Rule
 from mlflowkit.recipe.section_rules import delivery_rules

@@ -1,0 +1,1 @@
+"""What runs write to the stores that their data came from."""
