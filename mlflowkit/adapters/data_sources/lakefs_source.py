@@ -189,7 +189,7 @@ def _server(source: LakefsSource, access: RemoteAccess) -> Iterator[LakefsServer
     import lakefs_client
 
     connection = access.connection(source.connection, LakefsConnection)
-    secrets = HeldSecrets(lambda: _credentials(connection, access.secrets))
+    secrets = HeldSecrets(lambda: read_credentials(connection, access.secrets))
     used = _UsedSecrets()
     configuration = lakefs_client.Configuration(host=f"{connection.url}/api/v1", username="", password="")
     configuration.get_basic_auth_token = used.authorization  # asked for within each call, by its thread
@@ -199,7 +199,7 @@ def _server(source: LakefsSource, access: RemoteAccess) -> Iterator[LakefsServer
         yield LakefsServer(client, source, secrets, used, access.limits.read_seconds)
 
 
-def _credentials(connection: LakefsConnection, secrets: OpenSecrets) -> tuple[str, str]:
+def read_credentials(connection: LakefsConnection, secrets: OpenSecrets) -> tuple[str, str]:
     """The key and the secret of a connection, or those of lakectl. Raises DataError."""
     if connection.access_key is not None and connection.secret is not None:
         return secrets.read(connection.access_key), secrets.read(connection.secret)

@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflowkit.adapters.data_sources.lakefs_source import ANSWER_SECONDS, CONNECT_SECONDS, MAX_ANSWER, LakefsSource
+from mlflowkit.adapters.data_sources.lakefs_source import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    MAX_ANSWER,
+    LakefsSource,
+    read_credentials,
+)
 from mlflowkit.data_access.connections import LakefsConnection
 from mlflowkit.data_access.remote_source import RemoteAccess
 from mlflowkit.data_access.results.write_back import (
@@ -128,7 +134,7 @@ class LakefsWriteBack:
         import lakefs_client
 
         connection = self.access.connection(self.source.connection, LakefsConnection)
-        user, password = (self.access.secrets.read(part) for part in (connection.access_key, connection.secret))
+        user, password = read_credentials(connection, self.access.secrets)
         configuration = lakefs_client.Configuration(host=f"{connection.url}/api/v1", username=user, password=password)
         configuration.retries = False  # the client repeats requests that the server may have carried out
         with lakefs_client.ApiClient(configuration) as client:
