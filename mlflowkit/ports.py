@@ -80,8 +80,21 @@ class Tables(Protocol):
     def from_pandas(self, holder: list[pd.DataFrame], source: str, *, skip: Sequence[str] = ()) -> pa.Table:
         """Convert the only frame in ``holder``, emptying ``holder`` so that columns are not held twice."""
 
+    def on_disk(self, folder: Path) -> Tables:
+        """The port whose `read_parquet_by_plan` keeps columns as files of ``folder``, with the same values.
+
+        The table that it reads has those methods of pa.Table that the data stage uses.
+        """
+
     def write_parquet(self, table: pa.Table, rows: np.ndarray, path: Path) -> None:
         """Write the rows where the mask ``rows`` is true. Deterministic: equal input gives equal bytes."""
+
+
+class NamedColumns(Protocol):
+    """Columns by name: a DataFrame, or columns that are read where they are asked for."""
+
+    def items(self) -> Iterable[tuple[Any, pd.Series]]:
+        """Names and columns, in order; each may be forgotten before the next."""
 
 
 class Checker(Protocol):
@@ -95,7 +108,7 @@ class Checker(Protocol):
         Failures name rows by the table's index, whose labels must be unique integers.
         """
 
-    def infer(self, table: pd.DataFrame) -> Mapping[str, Mapping[str, Any]]:
+    def infer(self, table: NamedColumns) -> Mapping[str, Mapping[str, Any]]:
         """Infer ``{column: {dtype, nullable}}``; dtype is int, float, string, bool or datetime."""
 
 
@@ -117,7 +130,7 @@ class FileChecker(Protocol):
 class Profiler(Protocol):
     """Summarises a table as a mergeable profile."""
 
-    def profile(self, table: pd.DataFrame) -> bytes:
+    def profile(self, table: NamedColumns) -> bytes:
         """A serialised profile of the table's columns."""
 
     def summary(self, profile: bytes) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.api import types
 
+from mlflowkit.ports import NamedColumns
 from mlflowkit.values import CheckResult
 
 MAX_LISTED_ROWS = 10
@@ -37,12 +38,13 @@ class PanderaChecker:
                 results.append(_CHECKS[check.kind](table, check))
         return results
 
-    def infer(self, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    def infer(self, table: NamedColumns) -> dict[str, dict[str, Any]]:
         """The table's schema as ``{column: {dtype, nullable}}``."""
-        return {
-            str(name): {"dtype": _dtype_name(table[name]), "nullable": bool(table[name].isna().any())}
-            for name in table.columns
-        }
+        schema = {}
+        for name, values in table.items():
+            schema[str(name)] = {"dtype": _dtype_name(values), "nullable": bool(values.isna().any())}
+            del values
+        return schema
 
 
 def _check_range(table: pd.DataFrame, check: Any) -> CheckResult:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mlflowkit.errors import DataError
+from mlflowkit.ports import NamedColumns
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 HISTOGRAM_BINS = 20
@@ -34,7 +35,7 @@ class WhylogsProfiler:
     Numbers and booleans are profiled as numbers, everything else as text; None, NaN and NaT are missing.
     """
 
-    def profile(self, table: pd.DataFrame) -> bytes:
+    def profile(self, table: NamedColumns) -> bytes:
         """The serialised whylogs profile of a table.
 
         Passes whole columns to whylogs, counted with NumPy and pandas: the summary equals that of ``track(df)``,
@@ -43,12 +44,14 @@ class WhylogsProfiler:
         core = _import_whylogs()
         schema = core.DatasetSchema()
         profile = core.DatasetProfile(schema, dataset_timestamp=_EPOCH, creation_timestamp=_EPOCH)
-        for label in table.columns:
-            name, column = str(label), _preprocess(table[label])
+        for label, values in table.items():
+            name, column = str(label), _preprocess(values)
+            del values
             kind = str if column.pandas.strings is not None else float if column.numpy.ints is None else int
             schema.resolve(row={name: kind()})
             profile._initialize_new_columns((name,))
             _update_metrics(profile._columns[name]._metrics, column)
+            del column
         profile._track_count += 1
         return _canonical(profile.view().serialize())
 
@@ -153,7 +156,7 @@ def _build_kll(numbers: np.ndarray, like: Any) -> Any:
     ints, then the offset of each level, minimum, maximum, items) and deserialised.
     """
     k, m = like.get_k(), 8
-    ordered = np.sort(numbers.astype(np.float64))
+    ordered = np.sort(numbers.astype(np.float64, copy=False))
     count = len(ordered)
     top = max((count - 1) // k, 0).bit_length()
     sizes = [count >> level & 1 for level in range(top)] + [count >> top]

@@ -110,7 +110,8 @@ class TextColumn:
         """The values that were added; the reader forgets them."""
         kind = pa.string() if self.is_text else _TYPES.get(self._kind, pa.null())
         empty = pa.types.is_null(kind)
-        chunks = [pa.nulls(len(chunk)) if empty else chunk.cast(kind) for chunk in self._chunks]
+        safe = kind != pa.float64()  # whole numbers of many digits are rounded, as where they are read as fractions
+        chunks = [pa.nulls(len(chunk)) if empty else chunk.cast(kind, safe=safe) for chunk in self._chunks]
         self._chunks.clear()
         return pa.chunked_array(chunks, kind)
 
@@ -118,7 +119,7 @@ class TextColumn:
         """Read a batch as the type of the batches before it, or a wider one; False if it is text."""
         kinds = _WIDER.get(self._kind, (self._kind,))
         if self._number:
-            kinds = NUMERIC
+            kinds = tuple(kind for kind in kinds if kind in NUMERIC)
         if batch.null_count == len(batch):
             self._chunks.append(batch)
             return True
@@ -244,6 +245,11 @@ def _text_of(value: Any) -> str:
     return value.isoformat() if isinstance(value, date | time) else category_text(value)
 
 
+def _same_texts(values: pa.ChunkedArray, texts: pa.ChunkedArray, rule: TextRule) -> bool:
+    """Whether texts that were read are those before: none was trimmed, and none has come to be missing."""
+    return not rule.trim and values.null_count == texts.null_count
+
+
 def read_texts(table: pa.Table, plan: ReadingPlan) -> TableRead:
     """Apply a plan to the text columns of a table that has types: those declared numeric become numbers if they are.
 
@@ -270,6 +276,8 @@ def read_texts(table: pa.Table, plan: ReadingPlan) -> TableRead:
             for chunk in chunks:
                 reader.add(chunk)
         values = reader.values()
+        if values.type == table.schema.field(index).type and _same_texts(values, table.column(index), plan.rule):
+            continue
         if encoded and pa.types.is_string(values.type):  # the source stores it as categories
             values = values.dictionary_encode()
         table = table.set_column(index, name, values)

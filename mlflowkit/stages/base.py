@@ -169,6 +169,8 @@ class TableInfo(Section):
 
 PARTS = ("train", "validation", "test")
 """The parts of a split, in the order of their codes in ``split.npy``."""
+LARGE_BYTES = 1 << 28
+"""Size of a table from which on it is told what memory it takes."""
 DROPPED = 255
 """The code in ``split.npy`` of a source row that is in no part."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,7 @@ from mlflowkit.errors import DataError
 from mlflowkit.features.cells import ReadingPlan, Role
 from mlflowkit.features.dates.date_terms import Zone
 from mlflowkit.sections import Section
-from mlflowkit.stages.base import DROPPED, PARTS, Check, Column, TableInfo
+from mlflowkit.stages.base import DROPPED, LARGE_BYTES, PARTS, Check, Column, TableInfo
 from mlflowkit.stages.sources import Source, read_source, text_rule_of
 from mlflowkit.system.text import category_text, format_list
 from mlflowkit.values import Event, Json, StageResult
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
     from mlflowkit.features.column_findings import Finding
     from mlflowkit.features.text_columns import TableRead
-    from mlflowkit.ports import StageContext
+    from mlflowkit.ports import StageContext, Tables
 
 PORTS = ("tables",)
 """Ports that the result depends on."""
+COLUMNS = "columns"
+"""Folder of a table's columns, below the stage's scratch folder."""
 
 ColumnKind = Literal["numeric", "categorical", "date", "text", "time", "group", "ignore"]
 
@@ -140,19 +143,28 @@ class Spec(Section):
 def run(spec: Spec, context: StageContext) -> StageResult:
     """Read, check and split the table, and write its parts as Parquet.
 
-    ``split.npy`` holds the part of each source row, so that later stages can number rows as the source does. Raises
-    DataError for a faulty table and UserCodeError for a faulty python source.
+    ``split.npy`` holds the part of each source row, so that later stages can number rows as the source does. Columns of
+    Parquet files lie in the scratch folder meanwhile, and one is in memory at a time; a table of any other source is in
+    memory whole. Raises DataError for a faulty table and UserCodeError for a faulty python source.
     """
+    columns = context.scratch / COLUMNS
+    shutil.rmtree(columns, ignore_errors=True)
+    try:
+        return _read_and_split(spec, context, context.ports.tables.on_disk(columns))
+    finally:
+        shutil.rmtree(columns, ignore_errors=True)
+
+
+def _read_and_split(spec: Spec, context: StageContext, tables: Tables) -> StageResult:
     import numpy as np
 
     plan = reading_plan(spec)
-    read = read_source(spec.source, context.folder, context.ports.tables, plan, skip=spec.drop, fetch=context.fetch)
+    read = read_source(spec.source, context.folder, tables, plan, skip=spec.drop, fetch=context.fetch)
     if read.table.num_rows == 0:
         raise DataError(
             f"{spec.source.describe()} has no rows", hint="mlkit explain RECIPE data.source shows what set it"
         )
-    shape = f"{read.table.num_rows:,} rows, {read.table.num_columns} columns"
-    context.progress(Event("data", "progress", shape, 0.3))
+    context.progress(Event("data", "progress", _shape(read.table), 0.3))
     prepared = _prepare(spec, read, plan.rule)
     table, kept = prepared.table, prepared.kept
     findings = list(prepared.findings)
@@ -190,6 +202,17 @@ def run(spec: Spec, context: StageContext) -> StageResult:
         metrics={f"rows_{part}": float(rows) for part, rows in info.rows.items()},
         summary=_summary(spec, table, info, parts) | details,
     )
+
+
+def _shape(table: pa.Table) -> str:
+    """Rows and columns of a table, and where those of a large one are until the parts are written."""
+    import pyarrow as pa
+
+    shape = f"{table.num_rows:,} rows, {table.num_columns} columns"
+    if table.nbytes < LARGE_BYTES:
+        return shape
+    held = "in memory" if isinstance(table, pa.Table) else "in scratch files, one column in memory at a time"
+    return f"{shape}; {table.nbytes / 2**30:,.1f} GiB {held}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +372,7 @@ def _require_usable_parts(
     spec: Spec, table: pa.Table, kinds: Mapping[str, str], classes: Sequence[str | int], parts: np.ndarray
 ) -> None:
     """Raise DataError when a part is empty, lacks classes, or the training rows of a feature have no value."""
+    import numpy as np
     import pyarrow as pa
 
     from mlflowkit.stages import splitting, tabular
@@ -361,7 +385,7 @@ def _require_usable_parts(
     if classes:
         labels = tabular.codes(table.column(spec.target), classes)
         for code, part in enumerate(PARTS):
-            present = set(labels[parts == code].tolist())
+            present = set(np.flatnonzero(np.bincount(labels[parts == code])).tolist())
             lacking = [name for index, name in enumerate(classes) if index not in present]
             if lacking and (part == "train" or len(present) < 2):
                 message = f"the {kind} split leaves {part} without class {format_list(lacking)}"
@@ -385,18 +409,15 @@ def _precision_of(
 
     Raises DataError for a column of which float32 merges most values also after centring.
     """
-    import pyarrow as pa
-
     from mlflowkit.features import precision
     from mlflowkit.features.column_findings import Finding
-    from mlflowkit.stages import splitting
+    from mlflowkit.stages import splitting, tabular
 
-    train = table.filter(pa.array(parts == splitting.TRAIN))
+    train = parts == splitting.TRAIN
     names = [name for name, kind in kinds.items() if kind == "numeric"]
     offsets = {}
     for name in names if spec.task == "classification" else [*names, spec.target]:
-        values = train.column(name).drop_null().to_numpy()
-        held = precision.assess(values[values == values])
+        held = precision.assess(tabular.present_values(table.column(name), train))
         if held.example is None:
             continue
         role = "target" if name == spec.target else "column"
@@ -417,8 +438,9 @@ def _precision_of(
 
 
 def _all_missing(column: pa.ChunkedArray, rows: pa.Array) -> bool:
-    chosen = column.filter(rows)
-    return bool(chosen.null_count == len(chosen))
+    import pyarrow.compute as pc
+
+    return not pc.any(pc.and_(pc.is_valid(column), rows)).as_py()
 
 
 def _summary(spec: Spec, table: pa.Table, info: TableInfo, parts: np.ndarray) -> dict[str, Json]:

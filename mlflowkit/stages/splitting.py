@@ -14,7 +14,8 @@ def random_parts(rows: int, validation: float, test: float, seed: int) -> np.nda
     2
     """
     parts = np.full(rows, TRAIN, dtype=np.uint8)
-    order = np.random.default_rng(seed).permutation(rows)
+    order = np.arange(rows, dtype=_row_type(rows))
+    np.random.default_rng(seed).shuffle(order)
     in_test, in_validation = round(rows * test), round(rows * validation)
     parts[order[:in_test]] = TEST
     parts[order[in_test : in_test + in_validation]] = VALIDATION
@@ -33,7 +34,8 @@ def stratified_parts(labels: np.ndarray, validation: float, test: float, seed: i
     validations = np.minimum(_apportion(counts, validation), np.maximum(counts - tests - 1, 0))
     parts = np.full(len(labels), TRAIN, dtype=np.uint8)
     for label, in_test, in_validation in zip(classes, tests, validations, strict=True):
-        rows = generator.permutation(np.flatnonzero(labels == label))
+        rows = np.flatnonzero(labels == label).astype(_row_type(len(labels)))
+        generator.shuffle(rows)
         parts[rows[:in_test]] = TEST
         parts[rows[in_test : in_test + in_validation]] = VALIDATION
     return parts
@@ -65,6 +67,11 @@ def time_parts(times: np.ndarray, validation: float, test: float) -> np.ndarray:
     parts[order[first:second]] = VALIDATION
     parts[order[second:]] = TEST
     return parts
+
+
+def _row_type(rows: int) -> type[np.signedinteger]:
+    """The smaller type that numbers so many rows: what is drawn does not depend on it."""
+    return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
 
 
 def _apportion(counts: np.ndarray, share: float) -> np.ndarray:

@@ -33,7 +33,10 @@ def canonical(table: pa.Table) -> pa.Table:
     NaN becomes a missing value. Columns that have the type already are not copied.
     """
     for index, name in enumerate(table.column_names):
-        table = table.set_column(index, name, _canonical_column(table.column(index)))
+        column = table.column(index)
+        values = _canonical_column(column)
+        if values is not column:
+            table = table.set_column(index, name, values)
     return table.replace_schema_metadata(None)
 
 
@@ -186,7 +189,7 @@ def class_target(
     """
     _require_no_missing(table.column(target), f"target {target!r}", MISSING_TARGET_HINT)
     index = table.schema.get_field_index(target)
-    column = table.column(index)
+    column = original = table.column(index)
     if pa.types.is_string(column.type):
         column = _whole_numbers(column, target) if parsed else column
     elif pa.types.is_boolean(column.type):
@@ -195,7 +198,7 @@ def class_target(
         column = _integers(column, target)
     elif not pa.types.is_integer(column.type):
         raise DataError(f"target {target!r} holds {column.type}, not classes", hint="use whole numbers or text")
-    table = table.set_column(index, target, column)
+    table = table if column is original else table.set_column(index, target, column)
     counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
     classes = sorted(counts)
     if len(classes) < 2:
@@ -226,13 +229,28 @@ def number_target(table: pa.Table, target: str, rule: TextRule, missing: Sequenc
 
 
 def codes(column: pa.ChunkedArray, classes: Sequence[str | int]) -> np.ndarray:
-    """Index into ``classes`` of each value; int64 [rows]."""
-    indices: np.ndarray = pc.index_in(column, value_set=pa.array(list(classes), column.type)).to_numpy()
-    return indices.astype(np.int64)
+    """Index into ``classes`` of each value; int32 [rows]."""
+    values = pa.array(list(classes), column.type)
+    indices = np.empty(len(column), dtype=np.int32)
+    start = 0
+    for chunk in column.chunks:
+        indices[start : start + len(chunk)] = pc.index_in(chunk, value_set=values).to_numpy(zero_copy_only=False)
+        start += len(chunk)
+    return indices
+
+
+def present_values(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """The values of the rows where a mask is true, without missing ones; a chunk at a time."""
+    values, start = [], 0
+    for chunk in column.chunks:
+        chosen = chunk.filter(pa.array(rows[start : start + len(chunk)]))
+        values.append(chosen.drop_null().to_numpy(zero_copy_only=False))
+        start += len(chunk)
+    return np.concatenate(values)
 
 
 def group_codes(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """Number of each row's group, from 0 in order of appearance; int64 [rows]. Raises DataError for missing ones."""
+    """Number of each row's group, from 0 in order of appearance; int32 [rows]. Raises DataError for missing ones."""
     _require_no_missing(column, f"group column {name!r}", "give these rows a group, or leave them out at the source")
     return codes(column, column.unique().to_pylist())
 
@@ -262,7 +280,7 @@ def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_uint64(kind):
         return column.cast(pa.float64(), safe=False)
     if pa.types.is_integer(kind):
-        return column.cast(pa.int64())
+        return column if pa.types.is_int64(kind) else column.cast(pa.int64())
     if pa.types.is_float16(kind):
         column = column.cast(pa.float32())
     elif pa.types.is_decimal(kind):

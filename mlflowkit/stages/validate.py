@@ -6,22 +6,29 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mlflowkit.errors import DataError, StoreError
 from mlflowkit.judging.file_checks.check_sections import FileCheck
-from mlflowkit.judging.file_checks.number_texts import as_numbers
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
-from mlflowkit.stages.base import PARTS, Check, SchemaCheck, TableInfo, WholeTableCheck, read_table_info, write_json
+from mlflowkit.stages.base import (
+    LARGE_BYTES,
+    Check,
+    LeakageCheck,
+    SchemaCheck,
+    TableInfo,
+    WholeTableCheck,
+    read_table_info,
+    write_json,
+)
+from mlflowkit.stages.validation.column_checks import Schema, check_columns
+from mlflowkit.stages.validation.part_columns import FeatureColumns, PartColumns
 from mlflowkit.stages.validation.table_checks import CheckedTable, run_table_checks, sample_of
 from mlflowkit.stages.validation.version_record import read_version, write_version
 from mlflowkit.system.files import make_folder
-from mlflowkit.system.text import parse_json
+from mlflowkit.system.machine import memory
+from mlflowkit.system.text import format_list, parse_json
 from mlflowkit.values import CheckResult, Event, Json, StageResult
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PORTS = ("checker", "profiler")
 """Ports that the result depends on."""
@@ -31,8 +38,6 @@ EVIDENCE = "evidence"
 
 MAX_LISTED_CHECKS = 50
 """Failed checks that an error lists; all are counted."""
-
-Schema = Mapping[str, Mapping[str, Any]]
 
 
 class Spec(Section):
@@ -49,18 +54,18 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     """
     folder = context.inputs["data"]
     info = read_table_info(folder)
-    table = read_parts(folder)
-    inferred = context.ports.checker.infer(table)
+    columns = PartColumns(folder)
+    inferred = context.ports.checker.infer(columns)
     frozen = _frozen_schema(context.previous, info.dropped)
     expected = expected_schema(spec.checks, inferred, frozen)
-    context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {len(table):,} rows", 0.2))
-    sample = sample_of(spec.checks, table, info, context.seed)
-    checked = CheckedTable(table, info, read_version(context.previous), sample)
+    context.progress(Event("validate", "progress", f"{len(spec.checks)} checks of {columns.rows:,} rows", 0.2))
+    sample = sample_of(spec.checks, columns, info, context.seed)
+    checked = CheckedTable(columns, info, read_version(context.previous), sample)
     results = _check(spec.checks, checked, expected, context)
     _keep_evidence(context)
     context.progress(Event("validate", "progress", "reference profile", 0.6))
     profiler = context.ports.profiler
-    profile = profiler.profile(_without_texts(features_of(table.iloc[: info.rows["train"]], info), info))
+    profile = profiler.profile(FeatureColumns(PartColumns(folder, ("train",)), info.features, hide_texts=True))
     reference = _without_values(profiler.summary(profile), info)
     (context.out / "reference.whylogs").write_bytes(profile)
     write_json(context.out / "reference.json", reference)
@@ -82,18 +87,35 @@ def _check(
     checks: Sequence[Check], checked: CheckedTable, expected: Schema, context: StageContext
 ) -> list[CheckResult]:
     """The results of all checks. Raises DataError where one ends the run."""
-    table = checked.frame
     declared = [check for check in checks if not isinstance(check, FileCheck | WholeTableCheck)]
-    results = list(context.ports.checker.check(as_checked(table, declared, expected), declared, expected))
+    results = check_columns(context.ports.checker, declared, checked.columns, expected)
+    _require_memory(checks, checked.columns, context)
     results += run_table_checks(checks, checked)
-    results += check_by_files(table, checks, context)
+    results += check_by_files(checked, checks, context)
     _tell(results, context)
     _keep_failure(results, context)
     require_passed(results)
     return results
 
 
-def check_by_files(table: pd.DataFrame, checks: Sequence[Check], context: StageContext) -> list[CheckResult]:
+def _require_memory(checks: Sequence[Check], columns: PartColumns, context: StageContext) -> None:
+    """Tell the memory that checks of the whole table take. Raises DataError where the table is larger than what is
+    free."""
+    whole = list(dict.fromkeys(check.kind for check in checks if isinstance(check, LeakageCheck | FileCheck)))
+    needed = columns.memory() if whole else 0
+    if needed < LARGE_BYTES:
+        return
+    size = f"about {needed / 2**30:,.1f} GiB ({columns.rows:,} rows of {len(columns.names)} columns)"
+    free = memory("MemAvailable")
+    if free is not None and needed > free:
+        message = f"the check {format_list(whole)} needs the whole table in memory, {size}"
+        hint = "leave the check out, read fewer columns (data.drop), or use a machine with more memory"
+        raise DataError(f"{message}, and {free / 2**30:,.1f} GiB are free", hint=hint)
+    message = f"{format_list(whole)}: the whole table is read into memory for it, {size}, besides what the check takes"
+    context.progress(Event("validate", "progress", message, 0.3))
+
+
+def check_by_files(table: CheckedTable, checks: Sequence[Check], context: StageContext) -> list[CheckResult]:
     """Results of the checks whose rules stand in files. Each writes its evidence to a folder of the scratch folder."""
     results: list[CheckResult] = []
     shutil.rmtree(context.scratch / EVIDENCE, ignore_errors=True)
@@ -103,7 +125,7 @@ def check_by_files(table: pd.DataFrame, checks: Sequence[Check], context: StageC
             evidence = context.scratch / EVIDENCE / f"{index}-{check.kind}"
             evidence.mkdir(parents=True)
             checker = context.ports.file_checker(check.kind)
-            results += checker.check(table, check, context.folder, evidence, previous)
+            results += checker.check(table.frame, check, context.folder, evidence, previous)
     return results
 
 
@@ -123,29 +145,6 @@ def _keep_evidence(context: StageContext) -> None:
         shutil.copytree(context.scratch / EVIDENCE, context.out / EVIDENCE)
 
 
-def read_parts(folder: Path) -> pd.DataFrame:
-    """All rows of the data stage's folder: train, then validation, then test. The index is the row in the source.
-
-    Integers and booleans with missing values keep their type (Int64, boolean). Columns are read one by one, so that
-    the table is not in memory twice.
-    """
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    files = [parquet.ParquetFile(folder / f"{part}.parquet") for part in PARTS]
-    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-    columns = {}
-    for name in files[0].schema_arrow.names:
-        column = pa.concat_tables([file.read(columns=[name]) for file in files]).column(0)
-        kind = nullable.get(column.type) if column.null_count else None
-        columns[name] = column.to_pandas(types_mapper=(lambda _, kind=kind: kind) if kind is not None else None)
-    frame = pd.DataFrame(columns, copy=False)
-    frame.index = pd.Index(np.argsort(np.load(folder / "split.npy"), kind="stable")[: len(frame)])
-    return frame
-
-
 def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | None) -> Schema:
     """The schema that a schema check requires: the declared one, else the frozen one, else the inferred one.
 
@@ -162,52 +161,6 @@ def expected_schema(checks: Sequence[Check], inferred: Schema, frozen: Schema | 
     if declared:
         return {name: {"dtype": dtype, "nullable": True} for name, dtype in declared.items()}
     return frozen if frozen is not None else inferred
-
-
-def as_checked(table: pd.DataFrame, checks: Sequence[Check], schema: Schema) -> pd.DataFrame:
-    """The table as its checks see it: a category whose check is about numbers is compared by its number.
-
-    A column that is declared categorical is text (``"3"``), and a schema, a range or a list of values may say that its
-    texts are whole numbers. Columns with a text that is no number stay as they are, for the check to refuse.
-    """
-    numeric = {name for name, rule in schema.items() if rule["dtype"] in ("int", "float")}
-    numeric |= {check.column for check in checks if check.kind == "range"}
-    for check in checks:
-        if check.kind == "allowed" and not any(isinstance(value, str) for value in check.values):
-            numeric.add(check.column)
-    return as_numbers(table, numeric)
-
-
-def features_of(table: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
-    """The features as a model sees them: numbers as float64, categories as text, missing values kept.
-
-    Columns that have that form already are not copied.
-    """
-    import numpy as np
-    import pandas as pd
-
-    from mlflowkit.features.tensors import categorical_matrix
-
-    columns: dict[str, pd.Series] = {}
-    for feature in info.features:
-        column = table[feature.name]
-        if feature.kind == "numeric" and column.dtype != np.float64:
-            numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
-            column = pd.Series(numbers, index=table.index, copy=False)
-        elif feature.kind in ("categorical", "text") and not isinstance(column.dtype, pd.StringDtype):
-            text = categorical_matrix(table, [feature.name])[:, 0]
-            column = pd.Series(text, index=table.index, dtype="str")
-        if feature.kind in ("categorical", "text") and (empty := column == "").any():
-            column = column.mask(empty)
-        columns[feature.name] = column
-    return pd.DataFrame(columns, copy=False)
-
-
-def _without_texts(features: pd.DataFrame, info: TableInfo) -> pd.DataFrame:
-    """Features whose free texts, which may be what people wrote, are replaced by a mark: a profile goes with the
-    bundle."""
-    texts = {column.name: features[column.name] for column in info.features if column.kind == "text"}
-    return features.assign(**{name: column.where(column.isna(), "(text)") for name, column in texts.items()})
 
 
 def _without_values(profile: Mapping[str, Json], info: TableInfo) -> dict[str, Json]:

@@ -14,6 +14,7 @@ from mlflowkit.errors import DataError, StoreError
 from mlflowkit.ports import StageContext
 from mlflowkit.stages import data, validate
 from mlflowkit.stages.base import read_table_info
+from mlflowkit.stages.validation.part_columns import PartColumns
 from mlflowkit.values import Lineage, StageResult
 from mlflowkit.wiring import Wiring
 
@@ -165,7 +166,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
         when=pd.Timestamp("2024-01-01"),
     )
     folder = prepare(tmp_path_factory.mktemp("wide"), table, columns={"id": "ignore", "when": "ignore"}, drop=[])
-    return validate.read_parts(folder / "data"), folder
+    return PartColumns(folder / "data").frame(), folder
 
 
 @pytest.mark.parametrize("check", PASSING, ids=lambda check: f"{check['kind']}-{check.get('column', '')}")

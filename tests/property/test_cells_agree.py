@@ -42,6 +42,22 @@ def test_a_number_is_read_alike_in_a_cell_and_in_a_column(rule: TextRule, text: 
     assert read == number
 
 
+@given(RULES, st.lists(TEXTS, min_size=1, max_size=12), st.integers(1, 12))
+def test_numbers_are_read_alike_however_the_column_is_cut(rule: TextRule, texts: list[str], size: int) -> None:
+    def read(batches: list[list[str]]) -> pa.ChunkedArray:
+        column = TextColumn("x", ReadingPlan(rule, {"x": "number"}))
+        for batch in batches:
+            column.add(pa.array(batch, pa.string()))
+        if column.reread:
+            column = column.as_text()
+            for batch in batches:
+                column.add(pa.array(batch, pa.string()))
+        return column.values()
+
+    whole, cut = read([texts]), read([texts[start : start + size] for start in range(0, len(texts), size)])
+    assert (cut.type, cut.to_pylist()) == (whole.type, whole.to_pylist())
+
+
 @given(st.sampled_from([frozenset(), frozenset({"NA", "?"})]), st.booleans(), st.text(" NAx?\t\u00a0", max_size=4))
 def test_a_category_is_read_alike_in_a_cell_and_in_a_column(missing: frozenset[str], trim: bool, text: str) -> None:
     rule = CategoryRule(missing, trim)

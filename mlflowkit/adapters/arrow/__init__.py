@@ -17,18 +17,27 @@ from mlflowkit.adapters.arrow.file_columns import (
     require_same_columns,
     require_unique,
 )
+from mlflowkit.adapters.arrow.stored_table import BATCH_ROWS, ColumnFolder, StoredTable
 from mlflowkit.bundle import TextRule
 from mlflowkit.errors import DataError
 from mlflowkit.features.cells import DEFAULT_MISSING, ReadingPlan
 from mlflowkit.features.text_columns import TableRead, TextColumn, read_texts
 
-BATCH_ROWS = 65_536
-"""Rows filtered and written at a time."""
 Folders = Sequence[Mapping[str, str | None]]
 
 
 class ArrowTables:
-    """The Tables port. Each column is held in memory once, for any number of files or parts."""
+    """The Tables port. Each column is held in memory once, for any number of files or parts.
+
+    With a ``folder``, columns of Parquet files that are read by a plan are files there and not in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    def on_disk(self, folder: Path) -> ArrowTables:
+        """The port that keeps the columns of Parquet files in ``folder``."""
+        return ArrowTables(folder)
 
     def read_csv(self, files: Sequence[Path], *, separator: str = ",", skip: Sequence[str] = ()) -> pa.Table:
         """All rows of CSV files, read with the default texts of missing values."""
@@ -75,13 +84,18 @@ class ArrowTables:
         require_same_columns(files, headers)
         keys = [name for name in (folders[0] if folders else ()) if name not in headers[0]]
         names = remaining_columns(files[0], [*headers[0], *keys], skip)
-        table, rows = parquet_files.read_columns(files, [name for name in headers[0] if name in names])
+        table, rows = self._parquet_columns(files, [name for name in headers[0] if name in names])
         read = read_texts(table, plan)
         table, missing = read.table, dict(read.missing)
         for reader in _folder_columns(files, folders, rows, keys, names, plan):
             table = table.append_column(reader.name, reader.values())
             missing |= {reader.name: dict(reader.missing)} if reader.missing else {}
         return TableRead(table, missing)
+
+    def _parquet_columns(self, files: Sequence[Path], names: Sequence[str]) -> tuple[pa.Table | StoredTable, list[int]]:
+        if self._folder is None:
+            return parquet_files.read_columns(files, names)
+        return parquet_files.store_columns(files, names, ColumnFolder(self._folder))
 
     def from_pandas(self, holder: list[pd.DataFrame], source: str, *, skip: Sequence[str] = ()) -> pa.Table:
         """Convert a DataFrame, without its index, to an Arrow table.
@@ -108,7 +122,8 @@ class ArrowTables:
             for start in range(0, table.num_rows, BATCH_ROWS):
                 mask = rows[start : start + BATCH_ROWS]
                 if mask.any():
-                    writer.write_table(table.slice(start, BATCH_ROWS).filter(pa.array(mask)))
+                    rows_of_part = table.slice(start, BATCH_ROWS).filter(pa.array(mask))
+                    writer.write_table(rows_of_part.combine_chunks())
 
 
 def _folder_columns(

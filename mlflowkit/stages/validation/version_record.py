@@ -11,6 +11,7 @@ from mlflowkit.stages.base import write_json
 from mlflowkit.system.text import parse_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 RECORD, SAMPLE = "version.json", "sample.parquet"
@@ -28,14 +29,13 @@ class VersionRecord:
     """The rows that were kept, where a drift check asked for them."""
 
 
-def draw_sample(table: pa.Table, seed: int) -> pa.Table:
-    """Up to SAMPLE_ROWS rows, drawn without replacement, in order."""
+def drawn_rows(rows: int, seed: int) -> np.ndarray:
+    """The numbers of up to SAMPLE_ROWS of so many rows, drawn without replacement, in order."""
     import numpy as np
 
-    if table.num_rows <= SAMPLE_ROWS:
-        return table
-    rows = np.sort(np.random.default_rng(seed).choice(table.num_rows, SAMPLE_ROWS, replace=False))
-    return table.take(rows)
+    if rows <= SAMPLE_ROWS:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, SAMPLE_ROWS, replace=False))
 
 
 def write_version(folder: Path, record: VersionRecord, sample: pa.Table | None) -> None:
