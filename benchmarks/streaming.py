@@ -3,7 +3,7 @@
 Bars for 10^7 rows of 10 columns in 16 files: 300 MB beyond the imports, and the data version that the whole table in
 memory has. Each figure is a process of its own. Before its clock starts, a process runs both stages on 1,600 rows, so
 that what they import is there; memory is the kernel's high-water mark from then on, mapped files included, minus what
-the process had after its imports. The scan reads every batch of every file with ParquetFile.iter_batches and keeps
+the process had then. The scan reads every batch of every file with ParquetFile.iter_batches and keeps
 nothing. ``--memory`` adds the data stage with the whole table in memory.
 
     python -m benchmarks.streaming --rows 10000000 --rounds 3
@@ -102,12 +102,9 @@ def run_stage(name: str, folder: Path, *, whole: bool = False) -> str:
 
 def measure(step: str, folder: Path, small: Path) -> dict[str, Any]:
     """Seconds, the most memory (MB) beyond the imports, and the data version."""
-    __import__("pandera.pandas"), __import__("pyarrow.parquet")
-    for module in ("mlflowkit.adapters.arrow", "mlflowkit.adapters.whylogs", "mlflowkit.adapters.pandera"):
-        __import__(module)
-    before = _status("VmRSS")
     for name in ("data", "validate"):
         run_stage(name, small)
+    before = _status("VmRSS")
     work: Callable[[], Any] = {
         "scan": lambda: scan(folder),
         "data": lambda: run_stage("data", folder),
