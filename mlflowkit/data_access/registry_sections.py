@@ -74,7 +74,11 @@ def hub_connection(section: HuggingfaceRegistry, connections: Mapping[str, Conne
     """The connection of a registry; without one that of Hugging Face's own tools (HF_ENDPOINT). Raises UsageError."""
     if section.connection is None:
         endpoint = os.environ.get("HF_ENDPOINT", "").strip()
-        return HuggingfaceConnection(kind="huggingface", **({"endpoint": endpoint} if endpoint else {}))
+        try:
+            return HuggingfaceConnection(kind="huggingface", **({"endpoint": endpoint} if endpoint else {}))
+        except ValueError:  # not quoted: it may hold a password
+            message = "the environment variable HF_ENDPOINT is no URL such as https://huggingface.co"
+            raise UsageError(message, hint="unset HF_ENDPOINT, or export HF_ENDPOINT=https://...") from None
     connection = connections.get(section.connection)
     if isinstance(connection, HuggingfaceConnection):
         return connection

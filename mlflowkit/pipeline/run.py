@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -72,6 +71,7 @@ def execute(
         progress(Event("state", "warning", warning))
     store = ports.objects
     with ports.open_journal() as journal, contextlib.ExitStack() as planning:
+        targets = ports.run_targets(loaded.recipe, loaded.folder)  # what is wrong with one is known before it costs
         planning.enter_context(storage_lock(state))  # until the run's record protects what it reuses
         journal.sweep()
         store.sweep(journal.live_fingerprints, journal.finished_fingerprints)
@@ -86,12 +86,12 @@ def execute(
         )
         earlier = _earlier_run(loaded, journal, plan)
         if earlier is not None:
-            return _deliver_earlier(loaded, earlier, journal, ports)
+            return _deliver_earlier(earlier, journal, ports, targets)
         require_installed(loaded.recipe, [step.stage for step in plan.steps if step.action == "run"])
         recorder = RunRecorder(_new_record(loaded, plan), journal, store, progress)
         executor = StepExecutor(loaded, state, plan, ports, stages or {}, frozenset(force), recorder)
         failpoint.hit("run.planned")
-        return _RunSession(loaded, state, ports, plan, recorder, executor, planning.close).run(reporter)
+        return _RunSession(loaded, state, ports, targets, plan, recorder, executor, planning.close).run(reporter)
 
 
 def raise_for(record: RunRecord, options: Sequence[str] = ()) -> None:
@@ -150,6 +150,8 @@ class _RunSession:
     loaded: LoadedRecipe
     state: Path
     ports: RunPorts
+    targets: Sequence[RunTarget]
+    """The systems to which the run is delivered."""
     plan: ExecutionPlan
     recorder: RunRecorder
     executor: StepExecutor
@@ -267,11 +269,6 @@ class _RunSession:
         problem = "; ".join(filter(None, (report_problem, self._deliver())))
         return replace(recorder.record, error=problem, deliveries=recorder.journal.run(recorder.record.run).deliveries)
 
-    @cached_property
-    def targets(self) -> Sequence[RunTarget]:
-        """The systems to which the run is delivered."""
-        return self.ports.run_targets(self.loaded.recipe, self.loaded.folder)
-
     def _deliver(self) -> str:
         """Make the deliveries that are due. A run that goes as far as a bundle starts MLflow's process for them.
 
@@ -279,7 +276,11 @@ class _RunSession:
         """
         journal, with_tracker = self.recorder.journal, self._packages() and is_tracked()
         return DeliveryRound(
-            self.ports, journal, self.targets, lambda name: with_tracker or name != TRACKING_TARGET
+            self.ports,
+            journal,
+            self.targets,
+            lambda name: with_tracker or name != TRACKING_TARGET,
+            recipe=self.loaded.recipe.name,
         ).deliver()
 
     def _write_report(self, reporter: Reporter) -> str:
@@ -313,15 +314,16 @@ class _RunSession:
         return self.state / RUNS / self.recorder.record.run
 
 
-def _deliver_earlier(loaded: LoadedRecipe, earlier: RunRecord, journal: Journal, ports: RunPorts) -> RunRecord:
+def _deliver_earlier(earlier: RunRecord, journal: Journal, ports: RunPorts, targets: Sequence[RunTarget]) -> RunRecord:
     """An earlier run with what its deliveries met now: also to targets that the recipe has named since."""
-    targets = ports.run_targets(loaded.recipe, loaded.folder)
     known = {(item.target, item.key) for item in journal.deliveries()}
     owed = [item for item in owed_deliveries(earlier, targets) if (item.target, item.key) not in known]
     if owed:
         journal.owe(owed)
     tracked = is_tracked()  # without the library, the run said so when it began
-    problem = DeliveryRound(ports, journal, targets, lambda name: tracked or name != TRACKING_TARGET).deliver()
+    problem = DeliveryRound(
+        ports, journal, targets, lambda name: tracked or name != TRACKING_TARGET, recipe=earlier.name
+    ).deliver()
     return replace(earlier, error=problem, deliveries=journal.run(earlier.run).deliveries)
 
 

@@ -12,7 +12,7 @@ import pytest
 import mlflowkit as mk
 from mlflowkit.bundle import open_bundle
 from mlflowkit.cli.app import main
-from mlflowkit.data_access.registry_sections import OciRegistry
+from mlflowkit.data_access.registry_sections import HuggingfaceRegistry, OciRegistry, hub_connection
 from mlflowkit.errors import DeliveryRefusedError, RecipeError, ServiceError, UsageError, WorldError
 from mlflowkit.pipeline.outbox.registry_target import RegistryTarget
 from mlflowkit.ports import FinishedRun, ModelRegistry
@@ -150,3 +150,13 @@ def test_what_may_pass_is_tried_again_and_what_a_person_must_change_is_not(
     with pytest.raises(kind):
         target.deliver(run)
     assert target.name == "oci ghcr.io/acme/loans"
+
+
+def test_an_endpoint_of_the_environment_that_is_no_url_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "me:hunter2@hub.example")
+    section = HuggingfaceRegistry(kind="huggingface", repository=NAME)
+    with pytest.raises(UsageError, match="HF_ENDPOINT is no URL") as raised:
+        hub_connection(section, {})
+    assert "hunter2" not in raised.value.message + raised.value.hint

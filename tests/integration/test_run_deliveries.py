@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlflowkit.errors import DeliveryRefusedError, ServiceError, WorldError
+from mlflowkit.errors import DeliveryRefusedError, ServiceError, UsageError, WorldError
 from mlflowkit.pipeline.outbox import delivery_schedule, run_deliveries
 from mlflowkit.pipeline.run import raise_for
 from mlflowkit.pipeline.storage.journal import SqliteJournal
@@ -106,6 +106,71 @@ def test_a_system_that_is_down_costs_no_model_and_the_next_run_delivers(world: P
     raise_for(again)
     assert shelf.puts == [record.run, again.run]
     assert any("earlier runs are not in shelf a yet" in event.message for event in events)
+
+
+@pytest.mark.parametrize("raised", [KeyError("tags"), MemoryError(), ValueError("to https://me:hunter2@shelf/")])
+def test_an_exception_that_is_none_of_ours_is_a_failed_attempt(
+    world: PipelineWorld, shelf: Shelf, raised: Exception
+) -> None:
+    shelf.problem = lambda: raised
+    record = world.run()
+    assert (record.status, record.blessed) == ("done", True)
+    (item,) = deliveries(world)
+    assert (item.status, item.attempts) == ("pending", 1)
+    assert item.error.startswith(f"{type(raised).__name__}: ")
+    assert "hunter2" not in item.error
+    assert deliveries(world, "mlflow")[0].status == "delivered"
+    assert shelf.closed
+    shelf.problem = lambda: None
+    assert not world.run().error
+    assert shelf.puts == [record.run]
+
+
+def test_a_target_that_cannot_be_made_is_known_before_anything_runs(
+    world: PipelineWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(recipe: Any, folder: Path) -> Any:
+        raise UsageError("no such shelf")
+
+    monkeypatch.setattr(world, "run_targets", refuse)
+    with pytest.raises(UsageError, match="no such shelf"):
+        world.run()
+    assert world.calls() == []
+
+
+class TwoRecipes(PipelineWorld):
+    """Recipes by name, each with a target of the same name and other settings."""
+
+    def __init__(self, folder: Path, shelves: dict[str, Shelf]) -> None:
+        super().__init__(folder)
+        self.shelves = shelves
+
+    def run_targets(self, recipe: Any, folder: Path) -> Any:
+        if recipe.name not in self.shelves:
+            raise UsageError(f"no shelf for {recipe.name}")
+        return (*super().run_targets(recipe, folder), self.shelves[recipe.name])
+
+
+def test_a_run_of_another_recipe_is_delivered_as_its_own_recipe_says(world: PipelineWorld, tmp_path: Path) -> None:
+    shelves = {name: Shelf(tmp_path / name) for name in ("tiny", "other")}
+    for shelf in shelves.values():
+        shelf.folder.mkdir()
+    both = TwoRecipes(world.folder, shelves)
+    shelves["tiny"].problem = down
+    tiny = both.run()
+    shelves["tiny"].problem = lambda: None
+    other = both.run({"name": "other", "train.epochs": 4})
+    assert (shelves["tiny"].puts, shelves["other"].puts) == ([tiny.run], [other.run])
+
+
+def test_a_run_of_a_recipe_whose_target_is_gone_costs_no_other_run(world: PipelineWorld, tmp_path: Path) -> None:
+    shelves = {name: Shelf(tmp_path, problem=down) for name in ("tiny", "other")}
+    both = TwoRecipes(world.folder, shelves)
+    both.run()
+    del shelves["tiny"]
+    other = both.run({"name": "other", "train.epochs": 4})
+    assert other.status == "done"
+    assert deliveries(both)[0].error == "no shelf for tiny"
 
 
 def test_the_same_command_delivers_what_nothing_else_is_left_of(world: PipelineWorld, shelf: Shelf) -> None:

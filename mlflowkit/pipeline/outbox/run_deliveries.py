@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlflowkit.data_access.redaction import redact
 from mlflowkit.errors import DeliveryRefusedError, EngineError, InterruptedRunError, MlkitError
 from mlflowkit.pipeline.outbox.delivery_schedule import after_failure, after_success, due_deliveries, troubled
 from mlflowkit.ports import FinishedRun, Journal, RunPorts, RunTarget
 from mlflowkit.recipe.schema import RecipeSchema
 from mlflowkit.system.files import private_opener
+from mlflowkit.system.text import first_line
 from mlflowkit.values import TRACKING_TARGET, RunDelivery, RunRecord
 
 _log = logging.getLogger("mlflowkit.deliveries")
@@ -25,9 +27,10 @@ _log = logging.getLogger("mlflowkit.deliveries")
 class DeliveryRound:
     """One pass over the deliveries of a state folder.
 
-    ``targets`` are those of the recipe at hand, if there is one: they come before what the recipe of a delivery's own
-    run says, so that a corrected address or credential counts. ``selected`` says which targets are delivered to, by
-    name; with ``wait`` false, one that can defer is left to a process of its own.
+    ``targets`` are those of the recipe at hand, if there is one: for its runs they come before what the recipe of a
+    delivery's own run says, so that a corrected address or credential counts. Another recipe may name the same place on
+    another server, or allow more to leave: its runs are delivered as it says. ``selected`` says which targets are
+    delivered to, by name; with ``wait`` false, one that can defer is left to a process of its own.
     """
 
     ports: RunPorts
@@ -35,6 +38,8 @@ class DeliveryRound:
     targets: Sequence[RunTarget] = ()
     selected: Callable[[str], bool] = lambda name: True
     wait: bool = False
+    recipe: str = ""
+    """The name of the recipe at hand."""
     problems: list[str] = field(default_factory=list)
     """What went wrong, in words."""
 
@@ -54,11 +59,7 @@ class DeliveryRound:
         try:
             with target_lock(self.journal.state, name):
                 for delivery in self._still_pending(due):
-                    record = self.journal.run(delivery.run)
-                    target = current or _own_target(self.ports, record, name)
-                    if target is not None:
-                        opened.append(target)
-                    if not self._attempt(target, delivery, record):
+                    if not self._attempt(delivery, current, opened):
                         return
         finally:
             for target in opened:
@@ -69,15 +70,19 @@ class DeliveryRound:
         pending = self.journal.deliveries("pending")
         return (delivery for delivery in due if delivery in pending)
 
-    def _attempt(self, target: RunTarget | None, delivery: RunDelivery, record: RunRecord) -> bool:
-        """Deliver, and record what came of it. Returns whether the target is there for the next one."""
+    def _attempt(self, delivery: RunDelivery, current: RunTarget | None, opened: list[RunTarget]) -> bool:
+        """Deliver, and record what came of it. Returns whether the target is there for the next one.
+
+        What a target raises is a problem of this delivery, whatever it is: the results of its run are safe, and other
+        targets and runs are no worse for it.
+        """
         try:
-            if target is None:
-                raise _no_target(delivery.target)
+            target, record = self._target(delivery, current)
+            opened.append(target)
             receipt = target.deliver(FinishedRun(record, self._folders(record)))
         except InterruptedRunError:
             raise
-        except MlkitError as error:
+        except Exception as error:  # noqa: BLE001 - also a vendor's, or that of a defect: kept with the delivery
             refused = isinstance(error, DeliveryRefusedError)
             saved = after_failure(delivery, _words(error), time.time(), refused=refused)
             self.journal.save_delivery(saved)
@@ -86,6 +91,16 @@ class DeliveryRound:
             return refused
         self.journal.save_delivery(after_success(delivery, receipt, time.time()))
         return True
+
+    def _target(self, delivery: RunDelivery, current: RunTarget | None) -> tuple[RunTarget, RunRecord]:
+        """The target of a delivery, and its run. Raises DeliveryRefusedError where no recipe names it any more."""
+        record = self.journal.run(delivery.run)
+        if current is not None and (delivery.target == TRACKING_TARGET or record.name == self.recipe):
+            return current, record
+        target = _own_target(self.ports, record, delivery.target)
+        if target is None:
+            raise _no_target(delivery.target)
+        return target, record
 
     def _folders(self, record: RunRecord) -> Mapping[str, Path]:
         return {step.stage: self.ports.objects.path(step.digest) for step in record.steps if step.digest}
@@ -160,5 +175,8 @@ def _no_target(name: str) -> MlkitError:
     return DeliveryRefusedError(f"the recipe of its run names no {name}, or is not one of this mlflowkit")
 
 
-def _words(error: MlkitError) -> str:
-    return f"{error.message} ({error.hint})" if error.hint else error.message
+def _words(error: Exception) -> str:
+    if isinstance(error, MlkitError):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    _log.debug("a target raised", exc_info=error)
+    return redact(f"{type(error).__name__}: {first_line(error)}", ())
