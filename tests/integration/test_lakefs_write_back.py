@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +274,75 @@ def test_a_server_that_is_gone_and_one_that_hides_are_no_surprise(world: BackWor
     os.environ["LAKE_SECRET"] = SECRET
     world.lake.stop()
     assert "no answer" in refusal(world, ServiceError)
+
+
+@pytest.mark.parametrize("page", [b"<html>sign in</html>", b"{}", b'{"results": [{"id": "\\u001b[2J"}], "id": 1}'])
+@pytest.mark.parametrize(
+    "route",
+    ["POST /branches", "POST /objects", "POST /commits", "GET /{destinationBranch}", "POST /{destinationBranch}"],
+)
+def test_what_a_proxy_answers_is_no_delivery_and_made_up_for(world: BackWorld, route: str, page: bytes) -> None:
+    method, end = route.split()
+    asked: list[str] = []
+
+    def answer(number: int, request: Asked) -> Switch | None:
+        asked.append(request.route)
+        return Switch(page=page) if request.method == method and request.route.endswith(end) else None
+
+    world.lake.switch = answer
+    assert "the answer is none of lakeFS" in refusal(world, ServiceError)
+    assert asked[-1].endswith(end)
+    world.lake.switch = None
+    world.target().deliver(world.run())
+    assert is_whole(world)
+
+
+@pytest.mark.parametrize("end", ["/branches/{branch}", "/commits"])
+def test_a_page_in_place_of_what_was_made_before_is_no_refusal(world: BackWorld, end: str) -> None:
+    world.target().deliver(world.run())
+
+    def answer(number: int, request: Asked) -> Switch | None:
+        return Switch(page=b"{}") if request.method == "GET" and request.route.endswith(end) else None
+
+    world.lake.switch = answer
+    assert "the answer is none of lakeFS" in refusal(world, ServiceError)
+
+
+def test_a_result_that_the_state_folder_has_lost_is_not_delivered_in_part(world: BackWorld) -> None:
+    shutil.rmtree(world.folders["validate"])
+    assert "what validate made for run 20261130-120000-aaaa is not in the state folder" in refusal(world)
+    assert world.written() == []
+
+
+class _Flood(BaseHTTPRequestHandler):
+    """Answers each request with an error whose body has 64 MiB."""
+
+    sent = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(412)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                self.wfile.write(b"x" * (1 << 20))
+                _Flood.sent += 1
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+def test_the_body_of_an_error_is_read_within_bounds(world: BackWorld) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Flood)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    address = f"connections.lake.url=http://127.0.0.1:{server.server_port}"
+    try:
+        with pytest.raises(DeliveryRefusedError, match=r"answered 412 \(Precondition Failed\)"):
+            world.target(address).deliver(world.run())
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert _Flood.sent < 32
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ class Switch:
     """A cut body without Content-Length, so that the client cannot tell."""
     ignores_range: bool = False
     content: bytes | None = None
+    page: bytes | None = None
+    """Answered with 200 in place of anything else: the page of a proxy."""
     hang: bool = False
     act: Callable[[], object] | None = None
     """Done before the answer, which is then the usual one."""
@@ -197,6 +199,12 @@ class _LakefsHandler(BaseHTTPRequestHandler):
         if switch is not None and switch.hang:
             fake.released.wait(60)
             self.close_connection = True
+            return
+        if switch is not None and switch.page is not None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(switch.page)))
+            self.end_headers()
+            self.wfile.write(switch.page)
             return
         if switch is not None and switch.status:
             headers = {"Retry-After": switch.retry_after} if switch.retry_after else {}

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from pydantic import Field, field_validator
 
 from mlflowkit.adapters.data_sources.lakectl import config_file, lakectl_credentials
+from mlflowkit.adapters.data_sources.lakefs_answers import BoundedPool
 from mlflowkit.data_access.connections import HeldSecrets, LakefsConnection, OpenSecrets
 from mlflowkit.data_access.head_probe import HeadProbe
 from mlflowkit.data_access.object_patterns import listed_prefix, select_objects
@@ -196,6 +197,7 @@ def _server(source: LakefsSource, access: RemoteAccess) -> Iterator[LakefsServer
     configuration.retries = False  # the transfer's own: the client's heed no deadline, and no 429 without Retry-After
     configuration.connection_pool_maxsize = access.limits.streams
     with lakefs_client.ApiClient(configuration) as client:
+        client.rest_client.pool_manager = BoundedPool(client.rest_client.pool_manager, ANSWER_SECONDS)
         yield LakefsServer(client, source, secrets, used, access.limits.read_seconds)
 
 
@@ -331,7 +333,7 @@ class LakefsServer:
                         raise
         except lakefs_client.ApiException as error:
             raise self._problem(error, arguments) from None
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise TransientError(f"no answer: {first_line(error)}") from None
 
     def _problem(self, error: Any, arguments: tuple[Any, ...]) -> Exception:

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflowkit.adapters.data_sources.lakefs_answers import BoundedPool, read_answer
 from mlflowkit.adapters.data_sources.lakefs_source import (
     ANSWER_SECONDS,
+    COMMIT,
     CONNECT_SECONDS,
     MAX_ANSWER,
     LakefsSource,
@@ -49,6 +51,7 @@ LASTING = (400, 401, 403, 404, 405, 409, 410, 412, 413)
 """Statuses that another attempt does not change."""
 TRIES, LONGEST_PAUSE = 4, 5.0
 UPLOAD_SECONDS = 120.0
+TEXT = re.compile(r"\S+")
 
 
 @dataclass
@@ -114,7 +117,8 @@ class LakefsWriteBack:
         for commit in client.history(first):
             if commit["id"] == start:
                 return ""
-            if (commit.get("metadata") or {}).get("mlkit.fingerprint") == fingerprint:
+            metadata = commit.get("metadata")
+            if isinstance(metadata, dict) and metadata.get("mlkit.fingerprint") == fingerprint:
                 return str(commit["id"])
         raise DeliveryRefusedError(
             f"branch {branch} of {self.source.repository} is there, and does not begin at commit {start[:12]}",
@@ -138,6 +142,7 @@ class LakefsWriteBack:
         configuration = lakefs_client.Configuration(host=f"{connection.url}/api/v1", username=user, password=password)
         configuration.retries = False  # the client repeats requests that the server may have carried out
         with lakefs_client.ApiClient(configuration) as client:
+            client.rest_client.pool_manager = BoundedPool(client.rest_client.pool_manager, ANSWER_SECONDS)
             yield LakefsWriter(client, self.source.repository)
 
 
@@ -155,23 +160,28 @@ class LakefsWriter:
 
         call, what = BranchesApi(self.client).create_branch, f"branch {name} at commit {commit[:12]}"
         status, _ = self._ask(what, call, self.repository, BranchCreation(name=name, source=commit), accept=(409,))
-        return status != 409
+        if status not in (201, 409):  # its answer is no JSON: its status alone says that it was made
+            raise self._strange(what)
+        return status == 201
 
     def head(self, branch: str) -> str:
         """The commit of a branch."""
         from lakefs_client.api.branches_api import BranchesApi
 
-        _, reply = self._ask(f"branch {branch}", BranchesApi(self.client).get_branch, self.repository, branch)
-        return str(reply.get("commit_id", ""))
+        what, call = f"branch {branch}", BranchesApi(self.client).get_branch
+        return self._text(what, self._ask(what, call, self.repository, branch)[1], "commit_id")
 
     def history(self, commit: str) -> list[dict[str, Json]]:
         """A commit and those before it, newest first, as far as a page holds."""
         from lakefs_client.api.refs_api import RefsApi
 
         call = RefsApi(self.client).log_commits
-        _, reply = self._ask(f"commits before {commit[:12]}", call, self.repository, commit, amount=HISTORY)
-        results = reply.get("results") or []
-        return [item for item in results if isinstance(item, dict) and "id" in item]
+        what = f"commits before {commit[:12]}"
+        _, reply = self._ask(what, call, self.repository, commit, amount=HISTORY)
+        results = reply.get("results")
+        if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
+            raise self._strange(what)
+        return [item for item in results if self._text(what, item, "id")]
 
     def upload(self, branch: str, path: str, file: Path) -> None:
         """Stage an object on a branch."""
@@ -181,7 +191,8 @@ class LakefsWriter:
             with file.open("rb") as stream:
                 return ObjectsApi(self.client).upload_object(self.repository, branch, path, content=stream, **options)
 
-        self._ask(f"{path} on {branch}", call, wait=UPLOAD_SECONDS)
+        what = f"{path} on {branch}"
+        self._text(what, self._ask(what, call, wait=UPLOAD_SECONDS)[1], "checksum", TEXT)
 
     def commit(self, branch: str, message: str, metadata: dict[str, str]) -> str:
         """Commit what is staged; "" where nothing differs from the branch's head."""
@@ -189,18 +200,17 @@ class LakefsWriter:
         from lakefs_client.models import CommitCreation
 
         call, creation = CommitsApi(self.client).commit, CommitCreation(message=message, metadata=metadata)
-        status, reply = self._ask(
-            f"a commit on {branch}", call, self.repository, branch, creation, accept=(400,), words="no changes"
-        )
-        return "" if status == 400 else str(reply.get("id", ""))
+        what = f"a commit on {branch}"
+        status, reply = self._ask(what, call, self.repository, branch, creation, accept=(400,), words="no changes")
+        return "" if status == 400 else self._text(what, reply, "id")
 
     def merge_base(self, commit: str, branch: str) -> str:
         """The newest commit that a commit and a branch have in common."""
         from lakefs_client.api.refs_api import RefsApi
 
         call = RefsApi(self.client).find_merge_base
-        _, reply = self._ask(f"the merge base with {branch}", call, self.repository, commit, branch)
-        return str(reply.get("base_commit_id", ""))
+        what = f"the merge base with {branch}"
+        return self._text(what, self._ask(what, call, self.repository, commit, branch)[1], "base_commit_id", TEXT)
 
     def merge(self, commit: str, branch: str, message: str, metadata: dict[str, str]) -> None:
         """Merge a commit into a branch, without a strategy: a conflict is an error."""
@@ -209,7 +219,22 @@ class LakefsWriter:
 
         call, body = RefsApi(self.client).merge_into_branch, Merge(message=message, metadata=metadata)
         options = {"merge": body, "accept": (400,), "words": "no changes"}
-        self._ask(f"the merge into {branch}", call, self.repository, commit, branch, **options)
+        what = f"the merge into {branch}"
+        status, reply = self._ask(what, call, self.repository, commit, branch, **options)
+        if status != 400:
+            self._text(what, reply, "reference", TEXT)
+
+    def _text(self, what: str, reply: dict[str, Json], name: str, form: re.Pattern[str] = COMMIT) -> str:
+        """A text of an answer. Raises ServiceError for an answer without it, such as the page of a proxy."""
+        value = reply.get(name)
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise self._strange(what)
+        return value
+
+    def _strange(self, what: str) -> ServiceError:
+        return ServiceError(
+            f"lakeFS {self.repository}: {what}: the answer is none of lakeFS", hint="is url a lakeFS server?"
+        )
 
     def _ask(
         self,
@@ -229,9 +254,10 @@ class LakefsWriter:
         for attempt in range(1, TRIES + 1):
             try:
                 response = call(*arguments, **options)
-                content = response.read(MAX_ANSWER)
-                response.close()
-                return response.status, _json(content)
+                try:
+                    return response.status, _json(read_answer(response, MAX_ANSWER, wait))
+                finally:
+                    response.close()
             except lakefs_client.ApiException as error:
                 said = _message(error)
                 if error.status in accept and words in said:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from mlflowkit.errors import DeliveryRefusedError
 from mlflowkit.ports import FinishedRun
 from mlflowkit.sections import Section
 from mlflowkit.values import RunRecord
@@ -75,12 +76,19 @@ def overlaps(source_prefix: str, path: str) -> bool:
 
 
 def written_files(section: WriteBackSection, run: FinishedRun) -> dict[str, Path]:
-    """The files to write, by their paths in the repository."""
+    """The files to write, by their paths in the repository.
+
+    Raises DeliveryRefusedError where the state folder has lost a part: what is left of a result is not all of it.
+    """
     folder = f"{section.path}{evaluation_fingerprint(run.record)[:SHOWN]}"
     files: dict[str, Path] = {}
     for part in section.what:
         stage, names = PARTS[part]
-        paths = {name: run.folders[stage] / name for name in names if stage in run.folders}
+        if stage not in run.folders or not run.folders[stage].is_dir():
+            message = f"what {stage} made for run {run.record.run} is not in the state folder any more"
+            hint = f"mlkit run RECIPE --force {stage} makes it again, then: mlkit deliveries --retry"
+            raise DeliveryRefusedError(message, hint=hint)
+        paths = {name: run.folders[stage] / name for name in names}
         files |= {f"{folder}/{part}/{name}": path for name, path in paths.items() if path.is_file()}
     return files
 
