@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -70,6 +72,8 @@ def test_a_recipe_has_no_fault(page: Path, index: int, block: Block, tmp_path: P
         shutil.copy(ROOT / "recipes" / name, tmp_path)
     (tmp_path / "keys.json").write_text('{"keys": []}')
     (tmp_path / "loans.csv").write_text("id,grade,annual_income,interest_rate\n1,A,50000,5.5\n")
+    (tmp_path / "loans").mkdir()
+    pq.write_table(pa.table({"amount": [1.0], "default": ["no"]}), tmp_path / "loans" / "2026.parquet")
     base = {} if "name" in written else yaml.safe_load((ROOT / "recipes" / "lending.yaml").read_text())
     recipe = tmp_path / "recipe.yaml"
     rest = {key: value for key, value in base.items() if key not in written}

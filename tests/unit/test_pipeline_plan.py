@@ -332,7 +332,7 @@ def test_ports_of_a_stage_are_ingredients(stage: str) -> None:
 def test_every_adapter_that_a_stage_may_use_is_read_from_the_wiring() -> None:
     """A function that makes an adapter has the name by which the fingerprint asks for it."""
     outside = {"tracker", "platform", "device_clock", "engine_builder", "trial_child", "trial_once"}
-    outside |= {"live_profiler", "profile_uploads", "sample_reports", "registry_huggingface"}
+    outside |= {"live_profiler", "profile_uploads", "sample_reports", "registry_huggingface", "write_back_target"}
     ports = {port for stage in STAGES for port in stage_ports(stage)}
     factories = {name: modules for name, modules in adapter_modules().items() if modules}
     assert {name.partition("_")[0] for name in factories.keys() - outside} == ports
