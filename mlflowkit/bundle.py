@@ -48,10 +48,9 @@ IDENTITY_FILES = ("model.onnx", "signature.json")
 ENGINE = "engine.json"
 """Part of the identity where present."""
 MANIFEST, BLESSING, WITHHELD = "manifest.json", "blessing.json", "withheld.json"
-PUBLIC_EVIDENCE = tuple(
-    f"evidence/{name}.json" for name in ("candidates", "decision", "latency", "machine", "parity", "verdicts")
-)
-"""Evidence without values of the data's rows; all other may be withheld from a copy."""
+PUBLIC_EVIDENCE = tuple(f"evidence/{name}.json" for name in ("decision", "latency", "machine", "parity", "verdicts"))
+"""Evidence without values of the data's rows; all other may be withheld from a copy. That of the candidates is not
+among it: why one failed is said by a library, with paths of this machine or what it read."""
 ADDED_FIELDS = ("git_tree", "rebound_from", "data_source", "data_commit")
 """Fields of manifest and blessing that bundles of earlier versions do not have."""
 RESTORE = "restore the bundle from the store, or make it again: mlkit run RECIPE --force package"

@@ -134,8 +134,8 @@ def test_values_of_rows_stay_here_unless_the_recipe_sends_them(hub: FakeHub, tmp
     pulled = open_bundle(models.pull(models.push(judged.path), tmp_path / "pulled"), blessed=True)
     sent = [*hub.models.repositories[NAME].head.values(), *hub.models.uploaded.values()]
     assert not [content for content in sent if ROW_VALUE.encode() in content]
-    kept = ("evaluation.json", "outlier.json", "reference.json", "reference.whylogs", "sample.json", "seen_rows.npy")
-    assert pulled.withheld == tuple(f"evidence/{name}" for name in kept)
+    kept = ("candidates", "evaluation", "outlier", "reference", "reference.whylogs", "sample", "seen_rows.npy")
+    assert pulled.withheld == tuple(f"evidence/{name if '.' in name else f'{name}.json'}" for name in kept)
     assert pulled.has("evidence/verdicts.json")
     assert refused(lambda: pulled.read("evidence/sample.json"), BundleError).endswith("holds values of the data's rows")
     assert refused(lambda: models.push(pulled.path), BundleError).count("was published without")

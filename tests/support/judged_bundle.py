@@ -30,6 +30,7 @@ def make_judged_bundle(folder: Path, seed: int = 1, *, blessed: bool = True) -> 
         json.dumps({"metrics": {"roc_auc": asdict(measured)}, "slices": [{"value": ROW_VALUE}]})
     )
     (evidence / "verdicts.json").write_text(json.dumps([{**asdict(gate), "outcome": "PASSED"}]))
+    (evidence / "candidates.json").write_text(json.dumps([{"status": "failed", "reason": f"/home/me: {ROW_VALUE}"}]))
     (evidence / "reference.whylogs").write_bytes(ROW_VALUE.encode())
     (evidence / "outlier.json").write_text(json.dumps({"edges": [ROW_VALUE]}))
     np.save(evidence / "seen_rows.npy", np.array([1, 2, 3], dtype="<u8"))
