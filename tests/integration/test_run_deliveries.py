@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mlflowkit.cli.app import main
 from mlflowkit.errors import DeliveryRefusedError, ServiceError, UsageError, WorldError
 from mlflowkit.pipeline.outbox import delivery_schedule, run_deliveries
 from mlflowkit.pipeline.run import raise_for
@@ -278,3 +279,14 @@ def test_commands_show_retry_and_give_up(world: PipelineWorld, shelf: Shelf) -> 
     with SqliteJournal(world.folder / ".mlkit") as journal:
         journal.owe([replace(item, status="pending") for item in deliveries(world)], again=True)
     assert "shelf a: given up" in mlkit("deliveries", record.run, "--give-up")
+
+
+def test_services_are_shown_whatever_became_of_the_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "journal.db").write_bytes(b"no database" * 100)
+    for arguments in ([], ["--json"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["status", "--state", str(tmp_path), *arguments])
+        printed = capsys.readouterr()
+        assert "what is undelivered is unknown" in printed.err
+        assert "damaged" in printed.err
+    assert json.loads(printed.out) == {"services": [], "deliveries": None}

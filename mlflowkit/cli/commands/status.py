@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlflowkit.cli import findings_table
-from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, state_folder
+from mlflowkit.cli.app import JsonOption, StateOption, app, echo, emit_json, note, state_folder
 from mlflowkit.cli.service_lookup import WORDS, find_service
-from mlflowkit.errors import ServiceError, UsageError
+from mlflowkit.errors import ServiceError, StoreError, UsageError
 from mlflowkit.system.text import printable_line
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def status(
         _watch(folder, read)
     else:
         echo("\n".join(lines(folder, read())))
-        for item in undelivered(folder):
+        for item in undelivered(folder) or ():
             counts = ", ".join(f"{item[status]} {status}" for status in ("pending", "failed") if item[status])
             echo(f"undelivered  {item['target']}: {counts}; mlkit deliveries")
 
@@ -123,16 +123,24 @@ def lines(folder: Path, services: Sequence[ServiceStatusView]) -> list[str]:
     return output
 
 
-def undelivered(folder: Path) -> list[dict[str, Any]]:
-    """What runs could not deliver to other systems so far: a count by target, and what its first one met last."""
+def undelivered(folder: Path) -> list[dict[str, Any]] | None:
+    """What runs could not deliver to other systems so far: a count by target, and what its first one met last.
+
+    None where the journal cannot be read, which is told on stderr: services do without it, on a full disk, too.
+    """
     from mlflowkit.pipeline.outbox.delivery_schedule import troubled
     from mlflowkit.pipeline.storage.journal import SqliteJournal
 
     targets: dict[str, dict[str, Any]] = {}
-    with SqliteJournal(folder, create=False) as journal:
-        for item in troubled(journal.deliveries("pending", "failed")):
-            first = {"target": item.target, "pending": 0, "failed": 0, "error": item.error}
-            targets.setdefault(item.target, first)[item.status] += 1
+    try:
+        with SqliteJournal(folder, create=False) as journal:
+            owed = troubled(journal.deliveries("pending", "failed"))
+    except StoreError as error:
+        note(f"what is undelivered is unknown: {error.message} ({error.hint})")
+        return None
+    for item in owed:
+        first = {"target": item.target, "pending": 0, "failed": 0, "error": item.error}
+        targets.setdefault(item.target, first)[item.status] += 1
     return list(targets.values())
 
 
