@@ -105,7 +105,7 @@ def test_no_service_is_no_error_and_watching_in_json_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, "--state", tmp_path)[1].startswith("no services in")
-    assert json.loads(run(capsys, "--state", tmp_path, "--json")[1]) == {"services": []}
+    assert json.loads(run(capsys, "--state", tmp_path, "--json")[1]) == {"services": [], "deliveries": []}
     code, out = run(capsys, "--state", tmp_path, "--json", "--watch")
     assert code == 2
     assert json.loads(out)["error"]["kind"] == "usage"
