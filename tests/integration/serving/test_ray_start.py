@@ -72,14 +72,6 @@ def test_a_dead_address_is_named_before_anything_is_started(
     assert not clusters.record_path(state).exists()
 
 
-def test_the_address_of_a_dashboard_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineError, match="a dashboard") as refused:
-        starting.check_address("http://127.0.0.1:8265")
-    assert "RAY_ADDRESS=127.0.0.1:6379" in refused.value.hint
-    starting.check_address("")
-    starting.check_address("auto")
-
-
 @pytest.mark.parametrize("value", ["soon", "0", "1e9", "nan"])
 def test_a_setting_that_is_no_number_of_seconds_is_refused(
     state: Path, monkeypatch: pytest.MonkeyPatch, value: str

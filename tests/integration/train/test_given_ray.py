@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflowkit.errors import EngineError
+from mlflowkit.service_state.ray_cluster import check_address
 from tests.support.train_world import TrainWorld
 
 pytestmark = pytest.mark.heavy
@@ -29,5 +30,11 @@ def test_the_address_of_a_dashboard_is_told_apart(
     world: TrainWorld, binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    with pytest.raises(EngineError, match="a dashboard; Ray's own address is needed"):
+    with pytest.raises(EngineError, match="a dashboard; Ray's own address is needed") as caught:
         world.train(binary, {"kind": "torch"}, {"workers": 2})
+    assert "RAY_ADDRESS=127.0.0.1:6379" in caught.value.hint
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_addresses_without_a_host_are_left_to_ray(address: str) -> None:
+    check_address(address)
