@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("lakefs_client", reason="pip install 'mlflowkit[lakefs]'")
 
+from mlflowkit.adapters.data_sources.lakefs_answers import read_answer
 from mlflowkit.cli.app import main
 from mlflowkit.errors import DeliveryRefusedError, MlkitError, RecipeError, ServiceError
 from mlflowkit.pipeline.run import execute
@@ -382,3 +383,13 @@ def test_five_runs_over_a_branch_that_their_own_merges_move_train_once(world: Ba
     table = next(path for path in world.written() if path.endswith("split/table.json"))
     content = world.repository.blobs[world.repository.tree("main")[table].address]
     assert json.loads(content)["data_version"] == record.lineage.data_version
+
+
+def test_an_answer_that_comes_byte_by_byte_has_an_end() -> None:
+    class Dripping:
+        def read1(self, amount: int) -> bytes:
+            return b"x"
+
+    with pytest.raises(TimeoutError, match="was not whole after 0 s"):
+        read_answer(Dripping(), 1 << 30, 0.0)
+    assert read_answer(Dripping(), 3, 60.0) == b"xxx"

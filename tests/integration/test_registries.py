@@ -124,6 +124,13 @@ def test_a_registry_names_a_connection_of_its_kind(hub: FakeHub, tmp_path: Path)
         mk.load(tmp_path / "recipe.yaml")
 
 
+def test_a_repository_is_named_once_whichever_hub_has_it(hub: FakeHub, tmp_path: Path) -> None:
+    other = "  - {kind: huggingface, repository: acme/loans}\n"
+    with pytest.raises(RecipeError, match=r"huggingface acme/loans is registries\.0 already"):
+        mk.load(write_recipe(tmp_path, hub, more=other))
+    mk.load(write_recipe(tmp_path, hub, more=other.replace("loans", "other")))
+
+
 class RefusingRegistry:
     """A registry that answers everything with an error."""
 

@@ -51,6 +51,19 @@ def _connection(view: RecipeView) -> Iterator[Problem]:
             yield Problem(path, message, "name another, or leave it out: the token is then HF_TOKEN")
 
 
+def _registries(view: RecipeView) -> Iterator[Problem]:
+    """A place is one registry: deliveries go by its kind and repository, whichever connection it has."""
+    first: dict[tuple[str, str], int] = {}
+    for index, section in enumerate(view.items("registries")):
+        if not isinstance(section, dict):
+            continue
+        place = str(section.get("kind")), str(section.get("repository", ""))
+        if place in first:
+            message = f"{' '.join(place).strip()} is registries.{first[place]} already: one push would be left out"
+            yield Problem(("registries", index), message, "take one of them out, or name another repository")
+        first.setdefault(place, index)
+
+
 def _named_connection(view: RecipeView, path: KeyPath, kind: str, name: str = "") -> Iterator[Problem]:
     name = name or view.text(*path)
     names = [str(key) for key in view.mapping("connections")]
@@ -79,5 +92,5 @@ def _write_back(view: RecipeView) -> Iterator[Problem]:
         yield Problem((*path, "path"), f"{folder} lies in {where}: results would become data", hint)
 
 
-RULES: tuple[Rule, ...] = (_connection, _write_back)
-"""All rules for connections and remote sources."""
+RULES: tuple[Rule, ...] = (_connection, _registries, _write_back)
+"""All rules for connections, registries and remote sources."""
