@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from mlflowkit.bundle import Signature
-from mlflowkit.errors import DataError, EngineError
+from mlflowkit.errors import DataError, EngineError, UsageError
 from mlflowkit.judging.decision_rule import DecisionSection
 from mlflowkit.sections import Section
 from mlflowkit.stages.base import read_signature, read_table_info, sample_rows
@@ -74,7 +74,7 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     if model.kind == "onnx" and (fault := invalid_reason(model.predict(inputs), signature.classes)):
         raise EngineError(f"the graph's predictions of validation rows are invalid: {fault}", hint=EXTERNAL_MODEL_HINT)
     (context.out / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
-    section = spec.decision or _bundle_decision(context)
+    section = spec.decision or _bundle_decision(signature, context)
     decision = None if section is None else _decide(section, signature, context)
     metrics = {
         "parity_max_abs_difference": parity.max_abs_difference,
@@ -88,12 +88,22 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     return StageResult(metrics=metrics, summary=summary)
 
 
-def _bundle_decision(context: StageContext) -> DecisionSection | None:
-    """The threshold of the bundle that is the model, which a recipe without a decision leaves as it is."""
+def _bundle_decision(signature: Signature, context: StageContext) -> DecisionSection | None:
+    """The threshold of the bundle that is the model, which a recipe without a decision leaves as it is.
+
+    Raises UsageError where it is one of the other class's probability.
+    """
     path = context.inputs["train"] / "bundle.json"
-    threshold = json.loads(path.read_bytes())["threshold"] if path.exists() else None
+    keys: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"threshold": None}
+    threshold = keys["threshold"]
     if threshold is None:
         return None
+    theirs, ours = str(keys["classes"][-1]), str(signature.classes[-1])
+    if theirs != ours:
+        message = (
+            f"the bundle's decision threshold, {threshold:g}, is of {theirs!r}, and the positive class is {ours!r}"
+        )
+        raise UsageError(message, hint=f"write data.positive: {theirs!r}, or a decision: {{...}} of its own")
     message = f"the decision threshold is the bundle's, {threshold:g}; decision: {{...}} chooses another"
     context.progress(Event("export", "progress", message))
     return DecisionSection(threshold=threshold)

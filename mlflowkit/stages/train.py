@@ -33,6 +33,7 @@ from mlflowkit.data_access.registry_sections import is_remote_reference, require
 from mlflowkit.features.dates.date_terms import DEFAULT_PARTS, AgeUnit, Cycle, DatePart, Zone
 from mlflowkit.ports import StageContext
 from mlflowkit.sections import Section
+from mlflowkit.system.text import format_list
 from mlflowkit.values import Event, StageResult
 
 if TYPE_CHECKING:
@@ -445,7 +446,9 @@ def run(spec: Spec, context: StageContext) -> StageResult:
     )
     findings = []
     if not isinstance(spec.model, IMPORTED):
-        findings = [*unknown_categories(spec, context), *hashed_texts(spec, context)]
+        findings = [
+            *unknown_categories(spec, context), *hashed_texts(spec, context), *undefined_numbers(spec, context)
+        ]  # fmt: skip
     for finding in findings:
         context.progress(Event("train", "warning", str(finding)))
     listed = [finding.to_json() for finding in findings]
@@ -496,12 +499,14 @@ def hashed_texts(spec: Spec, context: StageContext) -> list[Finding]:
         counted = text_hashing.collisions(texts, fitted)
         if not counted.terms:
             message = f"holds no {setting.tokens} in the training rows: a model learns nothing from it"
-            findings.append(Finding(name, message, f"{key}.analyzer=char, or leave it out: data.drop=[{name}]"))
+            hint = f"mlkit run RECIPE {key}.analyzer=char; or write data.columns: {{{name}: ignore}}"
+            hint += f" and remove {key}" if name in spec.preprocess.texts else ""
+            findings.append(Finding(name, message, hint))
         if counted.sharing:
             message = (
                 f"has {counted.terms:,} different terms in {setting.features:,} buckets: {counted.share:.1%} share"
             )
-            more = min(MAX_TEXT_FEATURES, 1 << (4 * counted.terms - 1).bit_length())
+            more = min(MAX_TEXT_FEATURES, max(1 << (4 * counted.terms - 1).bit_length(), 2 * setting.features))
             hint = f"mlkit run RECIPE {key}.features={more}" if more > setting.features else "use a graph of your own"
             findings.append(Finding(name, f"{message} theirs with another", hint))
         if shortened:
@@ -509,6 +514,26 @@ def hashed_texts(spec: Spec, context: StageContext) -> list[Finding]:
             longer = min(MAX_TOKENS, 4 * setting.max_tokens)
             hint = f"mlkit run RECIPE {key}.max_tokens={longer}" if longer > setting.max_tokens else ""
             findings.append(Finding(name, f"{message} {setting.max_tokens:,} {setting.tokens}, which are read", hint))
+    return findings
+
+
+def undefined_numbers(spec: Spec, context: StageContext) -> list[Finding]:
+    """The share of training rows of which a transformer makes no number, though none of its columns is missing."""
+    from mlflowkit.features import preprocess
+    from mlflowkit.features.column_findings import Finding
+    from mlflowkit.features.numbers.own_transforms import undefined_share
+
+    if not spec.preprocess.transforms:
+        return []
+    table, findings = preprocess.open_table(context.inputs["data"]), []
+    numeric = table.read("train").inputs["numeric"]
+    for transform in preprocess.load_preprocess(context.out).transforms:
+        if share := undefined_share(numeric, transform):
+            names = [table.features.numeric[index] for index in transform.columns]
+            message = f"is complete with {format_list(names[1:])}" if names[1:] else "is not missing"
+            message += f" in {share:.1%} of the training rows of which {transform.module} makes no number"
+            hint = "they are imputed; keep negative numbers from Log, Sqrt and Pow: Abs, Max or Clip before them"
+            findings.append(Finding(names[0], message, hint))
     return findings
 
 

@@ -108,6 +108,7 @@ def test_a_linear_model_learns_what_a_transformer_makes_linear_and_is_served_wit
         ),
         ("y = Log (ratio)", "m = ReduceMax <axes = [0]> (ratio)\n y = Sub (ratio, m)", "others when it is asked alone"),
         ("bounded = Max (below, least)", "bounded = Sub (below, below)", "infinite numbers of"),
+        ("ratio = Div (above, bounded)", "ratio = Neg (bounded)", "makes no number in any of 50 training rows"),
         ('return f"""', 'return 5, f"""', "graph returned a tuple"),
     ],
 )
@@ -126,6 +127,20 @@ def test_faults_of_a_transformer_name_their_line(before: str, after: str, messag
     assert caught.value.hint
 
 
+def test_rows_of_which_a_transformer_makes_no_number_are_told_unless_an_input_is_missing(tmp_path: Path) -> None:
+    assert not told(mk.run(write(tmp_path), until="train"))
+    recipe = write(tmp_path, code=CODE.replace("ratio = Div (above, bounded)", "ratio = Sub (above, bounded)"))
+    (finding,) = told(mk.run(recipe, until="train"))
+    assert finding["column"] == "income"
+    train = pd.concat([pd.read_parquet(path) for path in tmp_path.rglob("train.parquet")])
+    share = (train["income"] <= train["debt"]).mean()
+    assert f"is complete with 'debt' in {share:.1%} of the training rows of which" in finding["message"]
+
+
+def told(run: mk.Run) -> list[Any]:
+    return [item for step in run.answer["steps"] for item in step.get("findings", ())]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -141,7 +156,8 @@ def test_faults_of_the_recipe(before: str, after: str, message: str, tmp_path: P
     assert before in RECIPE
     with pytest.raises(RecipeError) as caught:
         mk.load(write(tmp_path, recipe=RECIPE.replace(before, after)))
-    assert any(message in fault.message for fault in caught.value.faults), caught.value
+    (fault,) = [fault for fault in caught.value.faults if message in fault.message]
+    assert "price: numeric" not in fault.hint, "a target cannot be declared a feature"
 
 
 def test_recipes_without_transformers_have_the_same_settings() -> None:

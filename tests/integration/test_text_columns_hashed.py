@@ -171,8 +171,18 @@ def test_a_torch_model_takes_texts_too(tmp_path: Path) -> None:
 def test_a_column_without_words_is_told(tmp_path: Path) -> None:
     table = reviews(60).assign(review=["- ? !", "a b"] * 30)
     run = mk.run(write(tmp_path, table), until="train").raise_for_status()
-    told = [item["message"] for step in run.answer["steps"] for item in step.get("findings", ())]
-    assert "holds no words in the training rows: a model learns nothing from it" in told
+    told = {item["message"]: item["hint"] for step in run.answer["steps"] for item in step.get("findings", ())}
+    hint = told["holds no words in the training rows: a model learns nothing from it"]
+    assert hint.endswith("or write data.columns: {review: ignore} and remove preprocess.texts.review")
+    mk.load(
+        write(tmp_path, table, RECIPE.replace("review: text", "review: ignore").replace("texts: {", "numeric: {} #"))
+    )
+    recipe = write(tmp_path, reviews(60), RECIPE.replace("features: 128", "features: 2048"))
+    more = mk.run(recipe, until="train").answer
+    (shared,) = [
+        item["hint"] for step in more["steps"] for item in step.get("findings", ()) if "share" in item["message"]
+    ]
+    assert shared == "mlkit run RECIPE preprocess.texts.review.features=4096"
 
 
 @pytest.mark.parametrize(

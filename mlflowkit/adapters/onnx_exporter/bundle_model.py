@@ -38,6 +38,7 @@ class BundleImporter:
         table, info = open_table(data), json.loads((data / "table.json").read_text())
         _require_same_task(bundle, spec.task)
         _require_same_columns(bundle, table)
+        _require_same_classes(bundle, table)
         _require_same_texts(bundle, TextRule.model_validate(info.get("texts", {})))
         manifest, signature = bundle.manifest, bundle.signature
         words = f"bundle {manifest.version} of {manifest.name} is taken as it is: nothing is trained"
@@ -72,12 +73,21 @@ def _require_same_columns(bundle: Bundle, table: Table) -> None:
     given = {column: kind for kind, columns in kinds.items() for column in columns}
     if missing := [column for column in wanted if column not in given]:
         message = f"{name} takes {format_list(missing)}, which the table does not have as a feature"
-        raise DataError(message, hint="mlkit explain RECIPE data.columns shows what the table has")
+        raise DataError(message, hint=f"its features are {format_list(list(given))}; name them so at the source")
     if other := [column for column in wanted if given[column] != wanted[column]]:
         message = f"column {other[0]!r} is {given[other[0]]}, and {name} takes it as {wanted[other[0]]}"
         raise DataError(message, hint=f"declare data.columns: {{{other[0]}: {wanted[other[0]]}}}")
     if extra := [column for column in given if column not in wanted]:
         raise DataError(f"{name} does not take {format_list(extra)}", hint=f"data.drop: [{', '.join(extra)}]")
+
+
+def _require_same_classes(bundle: Bundle, table: Table) -> None:
+    """Raise DataError unless the target has the classes that the bundle answers."""
+    theirs, ours = bundle.signature.classes, table.classes
+    if sorted(map(str, theirs)) != sorted(map(str, ours)):
+        name = f"bundle {bundle.manifest.version} of {bundle.manifest.name}"
+        message = f"{name} answers {format_list(list(theirs))}, and the target has {format_list(list(ours))}"
+        raise DataError(message, hint="write the target with its classes at the source, or train a model of these")
 
 
 def _require_same_texts(bundle: Bundle, rule: TextRule) -> None:

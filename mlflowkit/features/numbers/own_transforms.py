@@ -82,6 +82,14 @@ def apply_transforms(numeric: np.ndarray, transforms: Sequence[OwnTransform], dt
     ]
 
 
+def undefined_share(numeric: np.ndarray, transform: OwnTransform) -> float:
+    """The share of rows, of [rows, columns], with all inputs of a transformer and not all of its numbers."""
+    values = numeric[:, transform.columns].astype(np.float32)
+    (numbers,) = apply_transforms(numeric, (transform,), np.float32)
+    undefined = np.isnan(numbers).any(axis=1) & ~np.isnan(values).any(axis=1)
+    return float(undefined.mean()) if len(undefined) else 0.0
+
+
 def _finite(numbers: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         single = numbers.astype(np.float32)
@@ -126,7 +134,11 @@ def _fit(values: np.ndarray, setting: Any, columns: tuple[int, ...], folder: Pat
     content = _checked_model(made, len(columns), where)
     numbers = _checked_numbers(content, values[:CHECKED_ROWS], where)
     with np.errstate(over="ignore"):
-        infinite = int(np.isinf(_evaluate(content, values).astype(np.float32)).any(axis=1).sum())
+        made = _evaluate(content, values).astype(np.float32)
+    if empty := np.flatnonzero(np.isnan(made).all(axis=0)).tolist():
+        message = f"{where}: its graph makes no number in any of {len(values):,} training rows (column {empty[0]} of y)"
+        raise UserCodeError(message, hint="keep negative numbers from Log, Sqrt and Pow: Abs, Max or Clip before them")
+    infinite = int(np.isinf(made).any(axis=1).sum())
     if infinite:
         message = f"{where}: its graph makes infinite numbers of {infinite:,} of {len(values):,} training rows"
         raise UserCodeError(message, hint="bound what it divides by, or takes the logarithm of: Max, Clip or Where")

@@ -97,9 +97,8 @@ def _transforms(view: RecipeView) -> Iterator[Problem]:
             if isinstance(name, str) and (name in gone or kinds.get(name, "numeric") != "numeric"):
                 is_what = gone.get(name) or f"declared {kinds[name]}"
                 message = f"{name!r} is {is_what}: a transformer takes columns of numbers"
-                yield Problem(
-                    (*key, "columns", index), message, f"remove it, or write data.columns: {{{name}: numeric}}"
-                )
+                hint = "remove it" if name in gone else f"remove it, or write data.columns: {{{name}: numeric}}"
+                yield Problem((*key, "columns", index), message, hint)
 
 
 def _imported(view: RecipeView) -> Iterator[Problem]:

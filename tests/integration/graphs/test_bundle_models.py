@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import mlflowkit as mk
 from mlflowkit.bundle import Bundle, open_bundle
 from mlflowkit.data_access.registry_sections import HuggingfaceRegistry
-from mlflowkit.errors import BundleError, DataError, MlkitError, RecipeError
+from mlflowkit.errors import BundleError, DataError, MlkitError, RecipeError, UsageError
 from mlflowkit.features.row_digests import read as read_seen_rows
 from mlflowkit.features.tensors import inputs_from_table
 from mlflowkit.wiring import Wiring
@@ -144,6 +145,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     [
         (("trim: true", "trim: false"), DataError, "was trained with trim: True of texts, and this table has False"),
         (("target: outcome", "target: outcome\n  drop: [purpose]"), DataError, "takes 'purpose', which the table"),
+        (("path: loans.csv", "path: other.csv"), DataError, "answers 'good', 'bad', and the target has 'fair', 'bad'"),
         (("reference: bundle", "reference: missing"), RecipeError, "there is no bundle in"),
         (("reference: bundle", "reference: models:/loans@champion"), RecipeError, "an alias moves"),
         (("reference: bundle", "reference: 'hf://acme/loans@main'"), RecipeError, "a branch moves"),
@@ -155,7 +157,20 @@ def test_a_bundle_that_does_not_fit_is_refused(
     world: Path, tmp_path: Path, change: tuple[str, str], kind: type[MlkitError], words: str
 ) -> None:
     recipe = again(world, tmp_path, AGAIN.replace(*change))
+    other = table().replace({"outcome": {"good": "fair"}})
+    other.to_csv(tmp_path / "other.csv", index=False)
     refused(lambda: mk.run(recipe, until="train"), kind, words)
+
+
+def test_the_threshold_of_one_class_is_not_that_of_the_other(world: Path, tmp_path: Path) -> None:
+    text = AGAIN.replace("positive: bad", "positive: good")
+    recipe = again(world, tmp_path, text)
+    error = refused(lambda: mk.run(recipe, until="export"), UsageError, "0.3, is of 'bad', and the positive class is")
+    assert "data.positive: 'bad'" in error.hint
+    recipe.write_text(text + "decision: {threshold: 0.7}\n")
+    mk.run(recipe, until="export").raise_for_status()
+    (decision,) = tmp_path.rglob("decision.json")
+    assert json.loads(decision.read_text())["threshold"] == pytest.approx(0.7)
 
 
 def test_a_damaged_bundle_is_refused_before_its_graph_is_read(world: Path, tmp_path: Path) -> None:
