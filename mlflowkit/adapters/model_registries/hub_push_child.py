@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlflowkit.system.files import use_private_umask
+
 STATUS_STALE, STATUS_TAKEN = 412, 409
 READ_SECONDS = 60.0
 
@@ -26,6 +28,7 @@ class PushRefusedError(Exception):
 
 def main(arguments: list[str]) -> int:
     """Push by one request; returns the exit code."""
+    use_private_umask()
     Path(arguments[0]).write_text(json.dumps(answer_request(json.load(sys.stdin))), encoding="utf-8")
     return 0
 
