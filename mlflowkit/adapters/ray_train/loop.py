@@ -208,6 +208,10 @@ class _UserModel(nn.Module):  # type: ignore[misc]  # mypy does not read torch
         except UserCodeError as error:
             if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
                 raise EngineError("the GPU has no memory left", hint="lower train.batch_size") from error
+            if self.training and len(x) == 1 and isinstance(error.__cause__, ValueError):
+                least = 2 * self.job.train.shard_count
+                hint = f"a shard of one row has no variance: train.batch_size={least} or more gives each two"
+                raise UserCodeError(error.message, hint=hint) from error
             raise
 
 

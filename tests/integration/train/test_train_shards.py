@@ -95,6 +95,18 @@ def test_running_statistics_change_by_the_mean_of_the_shards() -> None:
     assert int(model.num_batches_tracked) == 1, "a step is one batch, whatever its shards"
 
 
+def test_batch_normalisation_of_one_row_names_the_batch_that_shards_need(folder: Path, tmp_path: Path) -> None:
+    code = "from torch import nn\n\nclass Norm(nn.Sequential):\n    def __init__(self, features, outputs):\n"
+    code += "        super().__init__(nn.Linear(features, outputs), nn.BatchNorm1d(outputs))\n"
+    (folder / "norm.py").write_text(code)
+    job_settings = {**settings("dropout", epochs=1, batch_size=6), "module": "norm:Norm", "args": {}}
+    with pytest.raises(loop.UserCodeError, match="Expected more than 1 value per channel") as caught:
+        train_alone(folder, tmp_path / "small", job_settings)
+    assert "train.batch_size=8 or more" in caught.value.hint
+    job_settings["train"]["batch_size"] = 8
+    assert train_alone(folder, tmp_path / "enough", job_settings)
+
+
 def test_a_model_whose_weights_no_seed_governs_is_refused(folder: Path) -> None:
     class Others(loop.WorkerGroup):
         def broadcast(self, value: torch.Tensor) -> torch.Tensor:
