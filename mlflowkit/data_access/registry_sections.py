@@ -64,9 +64,9 @@ def describe_registry(section: HuggingfaceRegistry | OciRegistry | MlflowRegistr
     'hf://org/lending (private, without values of rows)'
     """
     if isinstance(section, HuggingfaceRegistry):
-        seen = "private" if section.private else "public"
+        visibility = "private" if section.private else "public"
         values = "with" if section.send_values else "without"
-        return f"{HUB_SCHEME}{section.repository} ({seen}, {values} values of rows)"
+        return f"{HUB_SCHEME}{section.repository} ({visibility}, {values} values of rows)"
     return f"oci://{section.repository}" if isinstance(section, OciRegistry) else "MLflow"
 
 

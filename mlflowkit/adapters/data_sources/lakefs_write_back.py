@@ -159,7 +159,7 @@ class LakefsWriter:
         from lakefs_client.models import BranchCreation
 
         call, what = BranchesApi(self.client).create_branch, f"branch {name} at commit {commit[:12]}"
-        status, _ = self._ask(what, call, self.repository, BranchCreation(name=name, source=commit), accept=(409,))
+        status, _ = self._request(what, call, self.repository, BranchCreation(name=name, source=commit), accept=(409,))
         if status not in (201, 409):  # its answer is no JSON: its status alone says that it was made
             raise self._strange(what)
         return status == 201
@@ -169,7 +169,7 @@ class LakefsWriter:
         from lakefs_client.api.branches_api import BranchesApi
 
         what, call = f"branch {branch}", BranchesApi(self.client).get_branch
-        return self._text(what, self._ask(what, call, self.repository, branch)[1], "commit_id")
+        return self._text(what, self._request(what, call, self.repository, branch)[1], "commit_id")
 
     def history(self, commit: str) -> list[dict[str, Json]]:
         """A commit and those before it, newest first, as far as a page holds."""
@@ -177,7 +177,7 @@ class LakefsWriter:
 
         call = RefsApi(self.client).log_commits
         what = f"commits before {commit[:12]}"
-        _, reply = self._ask(what, call, self.repository, commit, amount=HISTORY)
+        _, reply = self._request(what, call, self.repository, commit, amount=HISTORY)
         results = reply.get("results")
         if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
             raise self._strange(what)
@@ -192,7 +192,7 @@ class LakefsWriter:
                 return ObjectsApi(self.client).upload_object(self.repository, branch, path, content=stream, **options)
 
         what = f"{path} on {branch}"
-        self._text(what, self._ask(what, call, wait=UPLOAD_SECONDS)[1], "checksum", TEXT)
+        self._text(what, self._request(what, call, wait=UPLOAD_SECONDS)[1], "checksum", TEXT)
 
     def commit(self, branch: str, message: str, metadata: dict[str, str]) -> str:
         """Commit what is staged; "" where nothing differs from the branch's head."""
@@ -201,7 +201,7 @@ class LakefsWriter:
 
         call, creation = CommitsApi(self.client).commit, CommitCreation(message=message, metadata=metadata)
         what = f"a commit on {branch}"
-        status, reply = self._ask(what, call, self.repository, branch, creation, accept=(400,), words="no changes")
+        status, reply = self._request(what, call, self.repository, branch, creation, accept=(400,), words="no changes")
         return "" if status == 400 else self._text(what, reply, "id")
 
     def merge_base(self, commit: str, branch: str) -> str:
@@ -210,7 +210,7 @@ class LakefsWriter:
 
         call = RefsApi(self.client).find_merge_base
         what = f"the merge base with {branch}"
-        return self._text(what, self._ask(what, call, self.repository, commit, branch)[1], "base_commit_id", TEXT)
+        return self._text(what, self._request(what, call, self.repository, commit, branch)[1], "base_commit_id", TEXT)
 
     def merge(self, commit: str, branch: str, message: str, metadata: dict[str, str]) -> None:
         """Merge a commit into a branch, without a strategy: a conflict is an error."""
@@ -220,7 +220,7 @@ class LakefsWriter:
         call, body = RefsApi(self.client).merge_into_branch, Merge(message=message, metadata=metadata)
         options = {"merge": body, "accept": (400,), "words": "no changes"}
         what = f"the merge into {branch}"
-        status, reply = self._ask(what, call, self.repository, commit, branch, **options)
+        status, reply = self._request(what, call, self.repository, commit, branch, **options)
         if status != 400:
             self._text(what, reply, "reference", TEXT)
 
@@ -236,7 +236,7 @@ class LakefsWriter:
             f"lakeFS {self.repository}: {what}: the answer is none of lakeFS", hint="is url a lakeFS server?"
         )
 
-    def _ask(
+    def _request(
         self,
         what: str,
         call: Any,
@@ -259,20 +259,22 @@ class LakefsWriter:
                 finally:
                     response.close()
             except lakefs_client.ApiException as error:
-                said = _message(error)
-                if error.status in accept and words in said:
+                server_message = _message(error)
+                if error.status in accept and words in server_message:
                     return error.status, {}
                 if error.status not in BUSY or attempt == TRIES:
-                    raise _problem(self.repository, what, error.status, said) from None
+                    raise _problem(self.repository, what, error.status, server_message) from None
                 time.sleep(_pause(attempt, (error.headers or {}).get("Retry-After", "")))
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise ServiceError(f"lakeFS {self.repository}: {what}: no answer: {first_line(error)}") from None
         raise AssertionError("unreachable")
 
 
-def _problem(repository: str, what: str, status: int, said: str) -> Exception:
-    message = f"lakeFS {repository}: {what}: the server answered {status} ({said})"
-    staged = status == 400 and ("uncommitted" in said or "dirty" in said)  # somebody will commit it, or take it back
+def _problem(repository: str, what: str, status: int, server_message: str) -> Exception:
+    message = f"lakeFS {repository}: {what}: the server answered {status} ({server_message})"
+    staged = status == 400 and (
+        "uncommitted" in server_message or "dirty" in server_message
+    )  # somebody will commit it, or take it back
     if status not in LASTING or staged:
         return ServiceError(message)
     hints = {
