@@ -95,8 +95,8 @@ def _commit(api: Any, repository: str, head: str, folder: str, files: Mapping[st
     stale = [path for path in present if path.startswith(f"{folder}/") and path not in files]
     operations: list[Any] = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale]
     operations += [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()]
-    made = api.create_commit(repository, operations, commit_message=title, revision="main", parent_commit=head)
-    return str(made.oid)
+    commit = api.create_commit(repository, operations, commit_message=title, revision="main", parent_commit=head)
+    return str(commit.oid)
 
 
 def _require_complete(api: Any, repository: str, commit: str, files: Mapping[str, str]) -> None:

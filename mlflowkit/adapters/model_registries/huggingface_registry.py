@@ -92,17 +92,17 @@ class HubModels:
         Raises UsageError for a reference that names none, BundleError for one that does not verify, is not blessed or
         has another identity than its tag says, ServiceError when the Hub fails.
         """
-        asked = parse_hub_reference(reference)
+        requested = parse_hub_reference(reference)
         if folder.exists():
-            _require_identity(open_bundle(folder, blessed=True), asked)
-            if asked.identity:
+            _require_identity(open_bundle(folder, blessed=True), requested)
+            if requested.identity:
                 return folder
             raise UsageError(f"{folder} exists", hint="name a new folder")
         make_folder(folder.parent)
         staging = make_folder(folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
-            with self._reading(reference, asked.revision) as (hub, _):
-                commit = self._patiently(partial(hub.commit, asked.revision))
+            with self._reading(reference, requested.revision) as (hub, _):
+                commit = self._patiently(partial(hub.commit, requested.revision))
                 objects = self._patiently(lambda: _bundle_objects(hub, commit, reference))
                 received = self._transfer(hub, commit, objects)
             with disk_errors(staging):
@@ -111,7 +111,7 @@ class HubModels:
                     make_folder(target.parent)
                     shutil.copyfile(file, target)
             opened = open_bundle(staging / FOLDER, blessed=True)
-            _require_identity(opened, asked)
+            _require_identity(opened, requested)
             with disk_errors(folder):
                 (staging / FOLDER).rename(folder)
         finally:
@@ -289,11 +289,11 @@ def _bundle_objects(hub: HubRepository, commit: str, reference: str) -> list[Dat
     return objects
 
 
-def _require_identity(bundle: Bundle, asked: HubReference) -> None:
+def _require_identity(bundle: Bundle, requested: HubReference) -> None:
     identity = bundle.manifest.identity
-    if asked.identity and not identity.startswith(asked.identity):
+    if requested.identity and not identity.startswith(requested.identity):
         message = (
-            f"{asked} is bundle {bundle.manifest.version} of {bundle.manifest.name}, not the one that the tag names"
+            f"{requested} is bundle {bundle.manifest.version} of {bundle.manifest.name}, not the one that the tag names"
         )
         raise BundleError(message, hint="somebody moved the tag: name the commit of the push, or push the bundle again")
 

@@ -43,7 +43,7 @@ class BundleImporter:
         manifest, signature = bundle.manifest, bundle.signature
         words = f"bundle {manifest.version} of {manifest.name} is taken as it is: nothing is trained"
         context.progress(Event("train", "progress", words, fraction=0.5))
-        _tell_seen_rows(bundle, table, context)
+        _report_seen_rows(bundle, table, context)
         inputs = {tensor.name: list(tensor.columns) for tensor in signature.inputs}
         scores = "prediction" if spec.task == "regression" else "probabilities"
         classes = list(signature.classes) or None
@@ -69,15 +69,15 @@ def _require_same_columns(bundle: Bundle, table: Table) -> None:
         if tensor.name not in kinds:
             message = f"{name} takes {tensor.name} ({format_list(tensor.columns)}), which only its own recipe can give"
             raise DataError(message, hint="retrain it with its recipe: mlkit run RECIPE")
-    wanted = {column: tensor.name for tensor in bundle.signature.inputs for column in tensor.columns}
+    input_kinds = {column: tensor.name for tensor in bundle.signature.inputs for column in tensor.columns}
     given = {column: kind for kind, columns in kinds.items() for column in columns}
-    if missing := [column for column in wanted if column not in given]:
+    if missing := [column for column in input_kinds if column not in given]:
         message = f"{name} takes {format_list(missing)}, which the table does not have as a feature"
         raise DataError(message, hint=f"its features are {format_list(list(given))}; name them so at the source")
-    if other := [column for column in wanted if given[column] != wanted[column]]:
-        message = f"column {other[0]!r} is {given[other[0]]}, and {name} takes it as {wanted[other[0]]}"
-        raise DataError(message, hint=f"declare data.columns: {{{other[0]}: {wanted[other[0]]}}}")
-    if extra := [column for column in given if column not in wanted]:
+    if other := [column for column in input_kinds if given[column] != input_kinds[column]]:
+        message = f"column {other[0]!r} is {given[other[0]]}, and {name} takes it as {input_kinds[other[0]]}"
+        raise DataError(message, hint=f"declare data.columns: {{{other[0]}: {input_kinds[other[0]]}}}")
+    if extra := [column for column in given if column not in input_kinds]:
         raise DataError(f"{name} does not take {format_list(extra)}", hint=f"data.drop: [{', '.join(extra)}]")
 
 
@@ -109,16 +109,16 @@ def _require_same_texts(bundle: Bundle, rule: TextRule) -> None:
             raise DataError(message, hint="read the table as its recipe does: mlkit explain RECIPE data.source")
 
 
-def _tell_seen_rows(bundle: Bundle, table: Table, context: StageContext) -> None:
+def _report_seen_rows(bundle: Bundle, table: Table, context: StageContext) -> None:
     """Warn where test rows may have been training rows of the bundle, and keep the digests of those."""
-    seen = row_digests.read(bundle)
-    if seen is None:
+    seen_digests = row_digests.read(bundle)
+    if seen_digests is None:
         message = "the bundle does not say which rows it was trained on: test rows that it has seen flatter its metrics"
         context.progress(Event("train", "warning", message))
         return
-    row_digests.write(context.out / row_digests.FILE, seen)
+    row_digests.write(context.out / row_digests.FILE, seen_digests)
     digests = row_digests.digests_of(table.folder / "test.parquet", bundle.signature, table.target)
-    share = float(np.mean(row_digests.is_seen(digests, seen))) if len(digests) else 0.0
+    share = float(np.mean(row_digests.is_seen(digests, seen_digests))) if len(digests) else 0.0
     if share:
         message = (
             f"{share:.1%} of these test rows are among those that the bundle was trained on: they flatter its metrics"

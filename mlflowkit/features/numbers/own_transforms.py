@@ -129,16 +129,16 @@ def _fit(values: np.ndarray, setting: Any, columns: tuple[int, ...], folder: Pat
             message, hint="return finite numbers, texts, lists and dicts: float(x), x.tolist()"
         ) from error
     with usercode.translate_user_errors(reference, folder):
-        made = transformer.graph(parameters)
+        returned = transformer.graph(parameters)
     where = f"{_location(kind.graph)}: {reference}"
-    content = _checked_model(made, len(columns), where)
+    content = _checked_model(returned, len(columns), where)
     numbers = _checked_numbers(content, values[:CHECKED_ROWS], where)
     with np.errstate(over="ignore"):
-        made = _evaluate(content, values).astype(np.float32)
-    if empty := np.flatnonzero(np.isnan(made).all(axis=0)).tolist():
+        outputs = _evaluate(content, values).astype(np.float32)
+    if empty := np.flatnonzero(np.isnan(outputs).all(axis=0)).tolist():
         message = f"{where}: its graph makes no number in any of {len(values):,} training rows (column {empty[0]} of y)"
         raise UserCodeError(message, hint="keep negative numbers from Log, Sqrt and Pow: Abs, Max or Clip before them")
-    infinite = int(np.isinf(made).any(axis=1).sum())
+    infinite = int(np.isinf(outputs).any(axis=1).sum())
     if infinite:
         message = f"{where}: its graph makes infinite numbers of {infinite:,} of {len(values):,} training rows"
         raise UserCodeError(message, hint="bound what it divides by, or takes the logarithm of: Max, Clip or Where")
@@ -151,15 +151,15 @@ def _location(method: Any) -> str:
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code is not None else "graph"
 
 
-def _checked_model(made: Any, columns: int, where: str) -> bytes:
+def _checked_model(returned: Any, columns: int, where: str) -> bytes:
     """The serialised model of a user's graph. Raises UserCodeError for one that is not valid, random or unsuitable."""
     import onnx
     from onnx import checker, defs, helper, parser, shape_inference
 
     try:
-        graph = parser.parse_graph(made) if isinstance(made, str) else made
+        graph = parser.parse_graph(returned) if isinstance(returned, str) else returned
         if not isinstance(graph, onnx.GraphProto):
-            raise UserCodeError(f"{where}: graph returned a {type(made).__name__}", hint=f"return {WANTED}")
+            raise UserCodeError(f"{where}: graph returned a {type(returned).__name__}", hint=f"return {WANTED}")
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         checker.check_model(model, full_check=True)
